@@ -1,0 +1,145 @@
+"""The errors. Each carries its facts as attributes and survives pickle and copy with them.
+
+Wrong arguments stay TypeError, ValueError, IndexError and OverflowError.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+
+class GuestClockError(Exception):
+    """The root of guestclock's own errors.
+
+    `fields` become attributes: the numbers of both sides, for a program to act on. The message says the same for people.
+    """
+
+    def __init__(self, message: str, **fields: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.__dict__.update(fields)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        fields = {name: value for name, value in self.__dict__.items() if name != "message"}
+        return _rebuild, (type(self), self.message, fields)
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def _rebuild(cls: type[GuestClockError], message: str, fields: dict[str, Any]) -> GuestClockError:
+    return cls(message, **fields)
+
+
+class CheckpointError(GuestClockError, ValueError):
+    """Bytes that don't make a checkpoint."""
+
+
+class NotACheckpoint(CheckpointError):
+    """The bytes don't begin as a guestclock checkpoint does."""
+
+
+class TooLarge(CheckpointError):
+    """More bytes than a checkpoint may have."""
+
+    size: int
+    limit: int
+
+
+class Corrupt(CheckpointError):
+    """The checksum doesn't match: the bytes were damaged or cut short."""
+
+
+class Malformed(CheckpointError):
+    """Intact bytes that break the format's rules."""
+
+    offset: int
+
+
+class UnsupportedVersion(CheckpointError):
+    """An intact checkpoint of a version that this guestclock can't read."""
+
+    found: int
+    supported: int
+
+
+class UnsupportedFeature(CheckpointError):
+    """An intact checkpoint that needs a feature this guestclock doesn't know."""
+
+    feature: str
+
+
+class RestoreRefused(GuestClockError):
+    """The restore would have had to guess; the VM is as it was."""
+
+
+class FrequencyMismatch(RestoreRefused):
+    """The guest was saved with another counter frequency than this VM has."""
+
+    saved_hz: int
+    host_hz: int
+
+
+class CounterSkew(RestoreRefused):
+    """The guest's two counters differ, and one offset can't reproduce both."""
+
+    cntvct: int
+    cntpct: int
+
+
+class ClockWentBackwards(RestoreRefused):
+    """The wall clock here reads an earlier time than it did at the checkpoint."""
+
+    saved_ns: int
+    host_ns: int
+
+
+class ElapsedUnknown(RestoreRefused):
+    """Nobody vouches for how much time has passed since the checkpoint."""
+
+
+class TopologyMismatch(RestoreRefused):
+    """The VM hasn't the vCPUs or timers that the checkpoint has."""
+
+    saved: int
+    host: int
+
+
+class StalePlan(RestoreRefused):
+    """The VM changed after the plan was made."""
+
+
+class RestoreOpen(GuestClockError):
+    """A restore or pause of this VM isn't finished, so none of its vCPUs may run yet."""
+
+
+class CapabilityMissing(GuestClockError):
+    """The backend or host can't do what was asked."""
+
+    capability: str
+
+
+class KvmError(GuestClockError, OSError):
+    """What KVM answers with an errno."""
+
+    def __init__(self, message: str, *, errno: int, **fields: Any) -> None:
+        OSError.__init__(self, errno, os.strerror(errno))
+        super().__init__(message, **fields)
+        self.errno = errno
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        fields = {name: value for name, value in self.__dict__.items() if name != "message"}
+        return _rebuild, (type(self), self.message, {**fields, "errno": self.errno})
+
+
+class VcpuRunning(KvmError):
+    """A vCPU is in the guest (EBUSY)."""
+
+    vcpu: int | None
+
+
+class UnknownRegister(KvmError):
+    """The register isn't there (ENOENT)."""
+
+    reg: int

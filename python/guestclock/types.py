@@ -1,0 +1,74 @@
+"""Small immutable records that the native module returns."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """Whether something is to be had here, and why or why not. `ok` is None where nothing can tell."""
+
+    ok: bool | None
+    reason: str
+
+    def __bool__(self) -> bool:
+        """Only a certain yes counts as one."""
+        return self.ok is True
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a VM's backend can do for its clocks."""
+
+    counter_offset: Support
+    """One VM-wide offset for both counters (KVM_CAP_COUNTER_OFFSET)."""
+    physical_timer: Support
+    """The physical counter and timer can be saved and set (KVM_REG_ARM_PTIMER_*)."""
+    physical_offset_untrapped: Support
+    """A physical offset costs nothing: the CPU has CNTPOFF_EL2. Without it CNTPCT and the physical timer trap."""
+    quiescence_check: Support
+    """A running vCPU is found out before anything is read or written."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimerState:
+    """One timer at one instant, as its guest would see it."""
+
+    ctl: int
+    """CTL as a guest reads it: ENABLE, IMASK, and ISTATUS where the condition is met."""
+    cval: int
+    """The compare value, in guest ticks."""
+    tval: int
+    """CVAL - count as a signed 32-bit number: ticks left, negative when overdue."""
+    istatus: bool
+    """The condition is met: the guest's count has reached CVAL."""
+    line: bool
+    """The interrupt line: enabled, not masked, and the condition met."""
+    deadline: int | None
+    """The host count at which the line goes high by itself (now, if it is high); None if it never does."""
+
+
+@dataclass(frozen=True, slots=True)
+class CrossTimestamp:
+    """A host counter and the host's wall clock at one instant, and what vouches for it."""
+
+    count: int
+    """The host's counter, in ticks."""
+    frequency_hz: int
+    source: str
+    """Which counter: cntvct_el0, clock_monotonic_raw, clock_monotonic, tsc or manual."""
+    realtime_ns: int
+    """CLOCK_REALTIME, nanoseconds since 1970."""
+    width_ns: int
+    """How far apart the two may be, in nanoseconds: the whole width of the bracket."""
+    tai_offset_s: int | None
+    """TAI - UTC in seconds by the kernel; None where it doesn't know."""
+    synchronized: bool | None
+    """Whether the kernel believes its wall clock to be synchronised."""
+    max_error_ns: int | None
+    """The kernel's maximum error of its wall clock: a claim, not a proof."""
+    leap: str
+    """The leap-second state: none, insert, delete, in-progress, passed or unknown."""
+    machine_id: str | None
+    """/etc/machine-id, as hexadecimal."""
+    boot_id: str | None
+    """The kernel's boot id, as hexadecimal."""

@@ -1,0 +1,107 @@
+//! A guest's time as plain data: what is saved, apart from anything alive.
+
+use crate::counter::{CrossTimestamp, GuestCount};
+use crate::timer::Timer;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+/// The guest time of one VM at one instant.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Checkpoint {
+    /// The guest's CNTFRQ_EL0, in Hz; never 0.
+    pub cntfrq_hz: u32,
+    /// The VM's virtual counter when the host's read `host.count`. On nested vCPUs CNTVOFF_EL2 has been added back.
+    pub cntvct: GuestCount,
+    /// The VM's physical counter at the same instant.
+    pub cntpct: GuestCount,
+    /// Whether the VM owned its offset (`KVM_ARM_SET_COUNTER_OFFSET`): then both counters are exact at `host.count`.
+    pub owned: bool,
+    /// How far, in ticks, the two counters above may be from the truth at `host.count`: 0 where they were computed,
+    /// the width of the bracket where they were read.
+    pub width_ticks: u64,
+    /// The instant, by the host's counter and wall clock.
+    pub host: CrossTimestamp,
+    /// The host's count when the last vCPU left the guest, from a VMM that knows it.
+    pub stopped_at: Option<u64>,
+    /// How many vCPUs: the length of every column.
+    pub vcpus: usize,
+    /// A nested guest's CNTVOFF_EL2, one a vCPU; `None` for a guest without EL2.
+    pub cntvoff: Option<Vec<u64>>,
+    /// The timers, in the order of [`Timer::ALL`], without those the guest doesn't have.
+    pub timers: Vec<TimerColumns>,
+    /// Keys that this version doesn't know, byte for byte, to be written again.
+    pub unknown: Vec<UnknownKey>,
+}
+
+/// One timer of every vCPU.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TimerColumns {
+    /// Which one.
+    pub timer: Timer,
+    /// CVAL, one a vCPU.
+    pub cval: Vec<u64>,
+    /// CTL, one a vCPU.
+    pub ctl: CtlColumn,
+}
+
+/// A column of CTL values, as narrow as its values allow. ISTATUS is never in it: it is computed, not saved.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum CtlColumn {
+    /// Only ENABLE and IMASK are set anywhere: bits 1:0.
+    Bits(Vec<u8>),
+    /// Some value has bits above 2 set, which KVM stores until the vCPU's first run.
+    Wide(Vec<u64>),
+}
+
+impl CtlColumn {
+    /// The column of these values, ISTATUS dropped.
+    pub fn new(values: impl IntoIterator<Item = u64>) -> Self {
+        let mut narrow = Vec::new();
+        let mut values = values.into_iter().map(|ctl| ctl & !crate::timer::CTL_ISTATUS);
+        while let Some(ctl) = values.next() {
+            match u8::try_from(ctl) {
+                Ok(bits) if bits < 4 => narrow.push(bits),
+                _ => {
+                    let mut wide: Vec<u64> = narrow.into_iter().map(u64::from).collect();
+                    wide.push(ctl);
+                    wide.extend(values);
+                    return Self::Wide(wide);
+                }
+            }
+        }
+        Self::Bits(narrow)
+    }
+
+    /// The vCPU's value; `None` past the end.
+    #[must_use]
+    pub fn get(&self, vcpu: usize) -> Option<u64> {
+        match self {
+            Self::Bits(bits) => bits.get(vcpu).copied().map(u64::from),
+            Self::Wide(wide) => wide.get(vcpu).copied(),
+        }
+    }
+
+    /// How many values.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Bits(bits) => bits.len(),
+            Self::Wide(wide) => wide.len(),
+        }
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A key of the payload that this version doesn't know.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct UnknownKey {
+    /// Its name.
+    pub key: String,
+    /// Its value's CBOR, as it stood.
+    pub value: Vec<u8>,
+}
