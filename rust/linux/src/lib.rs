@@ -3,6 +3,7 @@
 //! - [`counter::HostCounter`] and [`monotonic::MonotonicCounter`] implement [`guestclock_core::counter::Counter`].
 //! - [`cross`] pairs a count with the wall clock and bounds their distance.
 //! - [`clock_state`] is what the kernel knows about the wall clock; [`host_id`] is which installation and boot this is.
+//! - [`kvm`] is for `guestclock doctor`: facts for people, on which no time depends.
 //!
 //! ```
 //! use guestclock_core::counter::Counter;
@@ -39,6 +40,7 @@ mod cntvct;
 pub mod counter;
 pub mod cross;
 pub mod host_id;
+pub mod kvm;
 pub mod monotonic;
 #[cfg(target_arch = "x86_64")]
 mod tsc;
