@@ -3,7 +3,7 @@
 //! - [`counter::HostCounter`] and [`monotonic::MonotonicCounter`] implement [`guestclock_core::counter::Counter`].
 //! - [`cross`] pairs a count with the wall clock and bounds their distance.
 //! - [`clock_state`] is what the kernel knows about the wall clock; [`host_id`] is which installation and boot this is.
-//! - [`kvm`] is for `guestclock doctor`: facts for people, on which no time depends.
+//! - [`kvm`] and [`read_cost`] are for `guestclock doctor`: facts for people, on which no time depends.
 //!
 //! ```
 //! use guestclock_core::counter::Counter;
@@ -42,5 +42,6 @@ pub mod cross;
 pub mod host_id;
 pub mod kvm;
 pub mod monotonic;
+pub mod read_cost;
 #[cfg(target_arch = "x86_64")]
 mod tsc;
