@@ -11,3 +11,4 @@ extern crate alloc;
 pub mod checkpoint;
 pub mod counter;
 pub mod timer;
+pub mod wire;
