@@ -23,3 +23,4 @@ pub mod restore;
 pub mod sysreg;
 pub mod timer;
 pub mod vm;
+pub mod wire;
