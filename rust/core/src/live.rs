@@ -3,7 +3,7 @@
 //! Changes take a lock. Reading a counter takes none: each vCPU's two offsets are mirrored in atomics, which is what the
 //! hardware does when it loads CNTVOFF_EL2.
 
-use crate::backend::{Backend, Model};
+use crate::backend::{Abilities, Backend, Model};
 use crate::capture::{Timers, capture};
 use crate::checkpoint::Checkpoint;
 use crate::counter::{Counter, CrossTimestamp, GuestCount, HostCount, Offset};
@@ -157,6 +157,11 @@ impl<C: Counter> LiveVm<C> {
     /// Whether it has opted in to one offset.
     pub fn owned(&self) -> bool {
         self.lock().vm.owned_offset().is_some()
+    }
+
+    /// What can be done for its clocks.
+    pub fn abilities(&self) -> Abilities {
+        Model { vm: &mut self.lock().vm, counter: &self.counter }.abilities()
     }
 
     /// What the vCPU's guest reads from a counter, now or at an injected count. Takes no lock.

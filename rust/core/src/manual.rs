@@ -15,6 +15,9 @@ pub struct ManualCounter {
 }
 
 impl ManualCounter {
+    /// What [`CrossTimestamp::source`] calls it.
+    pub const SOURCE: &str = "manual";
+
     /// A counter that reads `count` when its wall clock reads `realtime_ns`.
     #[must_use]
     pub const fn new(count: HostCount, frequency: Frequency, realtime_ns: i64) -> Self {
@@ -63,7 +66,7 @@ impl Counter for ManualCounter {
         CrossTimestamp {
             count,
             frequency: self.frequency,
-            source: String::from("manual"),
+            source: String::from(Self::SOURCE),
             realtime_ns: self.realtime_ns(count),
             width_ns: 0,
             tai_offset_s: None,

@@ -3,6 +3,7 @@
 use crate::backend::Abilities;
 use crate::checkpoint::Checkpoint;
 use crate::counter::{CrossTimestamp, Frequency, GuestCount, HostCount, NS_PER_S, Offset};
+use crate::manual::ManualCounter;
 use crate::timer::Timer;
 use alloc::format;
 use alloc::string::String;
@@ -229,7 +230,7 @@ impl Evidence {
     pub fn decides(&self, source: &str) -> bool {
         self.source
             && self.frequency
-            && (self.machine == Some(true) || self.machine.is_none() && source == "manual")
+            && (self.machine == Some(true) || self.machine.is_none() && source == ManualCounter::SOURCE)
             && self.forward
             && self.disagreement_ns <= self.allowed_ns
     }

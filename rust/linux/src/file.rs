@@ -13,8 +13,10 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
         _ => Path::new("."),
     };
     // As a new file of the user's would be: read-write, less the umask.
-    let mut temporary =
-        tempfile::Builder::new().prefix(".guestclock-").permissions(Permissions::from_mode(0o666)).tempfile_in(directory)?;
+    let mut temporary = tempfile::Builder::new()
+        .prefix(".guestclock-")
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(directory)?;
     temporary.write_all(bytes)?;
     temporary.as_file().sync_all()?;
     temporary.persist(path)?;
