@@ -216,10 +216,6 @@ impl CrossTimestamp {
         } else {
             -i128::try_from(self.frequency.ticks_to_ns(back)).ok()?
         };
-        Some(Self {
-            count,
-            realtime_ns: i64::try_from(i128::from(self.realtime_ns) + moved).ok()?,
-            ..self.clone()
-        })
+        Some(Self { count, realtime_ns: i64::try_from(i128::from(self.realtime_ns) + moved).ok()?, ..self.clone() })
     }
 }
