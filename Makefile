@@ -129,7 +129,8 @@ $(VENV)/.tools: requirements-dev.txt | $(VENV)/.made
 
 # An editable install: Python code runs from the work tree, and only a change in the Rust code or the metadata builds again.
 $(NATIVE): $(RUST) pyproject.toml $(VENV)/.tools | cargo
-	VIRTUAL_ENV=$(abspath $(VENV)) $(PY) -m maturin develop --release
+	@echo "Building the native module (release, link-time optimised): the first time takes a minute."
+	$(PY) -m pip install --quiet --no-build-isolation --no-deps --editable .
 	@touch $@
 
 .PHONY: cargo
