@@ -1,10 +1,9 @@
-"""The native module's types. The documentation stands at the definitions in Rust; `guestclock` re-exports these names."""
+"""The native module's types. Its documentation stands at the definitions in Rust; `guestclock` re-exports the names."""
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from os import PathLike
 from types import TracebackType
-from typing import Final, Literal, Self, SupportsIndex, TypeAlias, final
+from typing import Final, Literal, Self, SupportsIndex, TypeAlias, TypedDict, final, type_check_only
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,18 @@ DEBUG_BUILD: Final[bool]
 
 def reg_id(name: str) -> int: ...
 def sysreg(name: str) -> tuple[int, int, int, int, int]: ...
+def read_cost_ns(counter: Counter) -> int: ...
+
+@type_check_only
+class _KvmProbe(TypedDict):
+    present: bool
+    reason: str
+    api_version: int | None
+    arch: str
+    counter_offset: bool | None
+    el2: bool | None
+
+def kvm_probe() -> _KvmProbe: ...
 
 @final
 class HostCounter:

@@ -12,7 +12,7 @@ from typing import Any
 class GuestClockError(Exception):
     """The root of guestclock's own errors.
 
-    `fields` become attributes: the numbers of both sides, for a program to act on. The message says the same for people.
+    `fields` become attributes: the numbers of both sides, for a program to act on. The message says it for people.
     """
 
     def __init__(self, message: str, **fields: Any) -> None:
