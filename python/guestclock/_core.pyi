@@ -1,6 +1,5 @@
 """The native module's types. Its documentation stands at the definitions in Rust; `guestclock` re-exports the names."""
 
-from contextlib import AbstractContextManager
 from os import PathLike
 from types import TracebackType
 from typing import Final, Literal, Self, SupportsIndex, TypeAlias, TypedDict, final, type_check_only
@@ -8,7 +7,7 @@ from typing import Final, Literal, Self, SupportsIndex, TypeAlias, TypedDict, fi
 import numpy as np
 from numpy.typing import NDArray
 
-from guestclock.types import Capabilities, CrossTimestamp, TimerState
+from guestclock.types import Capabilities, CrossTimestamp, Support, TimerState
 
 Counter: TypeAlias = HostCounter | MonotonicCounter | ManualCounter
 Policy: TypeAlias = Freeze | Advance
@@ -23,12 +22,12 @@ def read_cost_ns(counter: Counter) -> int: ...
 
 @type_check_only
 class _KvmProbe(TypedDict):
-    present: bool
-    reason: str
-    api_version: int | None
     arch: str
-    counter_offset: bool | None
-    el2: bool | None
+    api_version: int | None
+    device: Support
+    counter_offset: Support
+    el2: Support
+    user_irq: Support
 
 def kvm_probe() -> _KvmProbe: ...
 
@@ -112,14 +111,19 @@ class Vm:
     ) -> None: ...
     def timer(self, vcpu: int, timer: int, *, now: int | None = None) -> TimerState: ...
     def next_deadline(self, vcpu: int, *, now: int | None = None) -> int | None: ...
-    def running(self, vcpu: int) -> AbstractContextManager[None]: ...
+    def running(self, vcpu: int) -> Running: ...
     def checkpoint(self, *, now: int | None = None, stopped_at: int | None = None) -> Checkpoint: ...
-    def paused(self, policy: Policy = ..., *, views: Views = "preserve") -> Paused: ...
+    def paused(self, policy: Policy | None = None, *, views: Views = "preserve") -> Paused: ...
+
+@final
+class Running:
+    def __enter__(self) -> None: ...
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None: ...
 
 @final
 class Paused:
-    """What `Vm.paused` returns: enter it to pause, leave it to go on."""
-
     @property
     def report(self) -> Report: ...
     def __enter__(self) -> Self: ...
@@ -149,11 +153,11 @@ class Checkpoint:
     def ctl(self, timer: int) -> NDArray[np.uint64]: ...
     def to_dict(self) -> dict[str, object]: ...
     def to_bytes(self) -> bytes: ...
-    @staticmethod
-    def from_bytes(data: bytes | bytearray | memoryview) -> Checkpoint: ...
+    @classmethod
+    def from_bytes(cls, data: bytes | bytearray | memoryview) -> Checkpoint: ...
     def save(self, path: str | PathLike[str]) -> None: ...
-    @staticmethod
-    def load(path: str | PathLike[str]) -> Checkpoint: ...
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Checkpoint: ...
 
 @final
 class Plan:
@@ -166,11 +170,11 @@ class Plan:
     @property
     def warnings(self) -> list[str]: ...
     def to_dict(self) -> dict[str, object]: ...
-    def prepare(self) -> Restore: ...
+    def prepare(self, *, now: int | None = None) -> Restore: ...
 
 @final
 class Restore:
-    def apply(self) -> None: ...
+    def apply(self, *, now: int | None = None) -> None: ...
     def release(self, *, now: int | None = None) -> Report: ...
 
 @final
@@ -191,6 +195,8 @@ class Report:
     def added_ns(self) -> int: ...
     @property
     def capped(self) -> bool: ...
+    @property
+    def error_bound_ticks(self) -> int: ...
     def resumed_at(self, count: int) -> Report: ...
     def to_dict(self) -> dict[str, object]: ...
 
@@ -198,16 +204,17 @@ def plan(
     checkpoint: Checkpoint,
     vm: Vm,
     *,
-    policy: Policy = ...,
+    policy: Policy | None = None,
     views: Views = "preserve",
     same_counter: bool | None = None,
     assume_error_ns: int | None = None,
+    now: int | None = None,
 ) -> Plan: ...
 def restore(
     checkpoint: Checkpoint,
     vm: Vm,
     *,
-    policy: Policy = ...,
+    policy: Policy | None = None,
     views: Views = "preserve",
     same_counter: bool | None = None,
     assume_error_ns: int | None = None,
