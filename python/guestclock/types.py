@@ -69,6 +69,6 @@ class CrossTimestamp:
     leap: str
     """The leap-second state: none, insert, delete, in-progress, passed or unknown."""
     machine_id: str | None
-    """/etc/machine-id, as hexadecimal."""
+    """The installation, made from /etc/machine-id for guestclock alone, as hexadecimal."""
     boot_id: str | None
     """The kernel's boot id, as hexadecimal."""
