@@ -1,4 +1,4 @@
-# The command surface. Every target works from a fresh clone: it makes .venv, installs the pinned tools, builds and runs.
+# The command surface. Each target works from a fresh clone: it makes .venv, installs the pinned tools, builds and runs.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
