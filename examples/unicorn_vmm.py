@@ -232,6 +232,8 @@ def save(directory: Path, mode: Mode, rounds: int) -> None:
     (directory / "memory.bin").write_bytes(vmm.uc.mem_read(RAM, RAM_SIZE))
     state = {
         "mode": mode,
+        "round": ROUND,
+        "counter": {"source": vmm.vm.counter.source, "frequency_hz": vmm.vm.frequency_hz},
         "registers": vmm.registers(),
         "host": {"samples": vmm.samples, "taken_at": taken_at},
         "irqs": vmm.irqs,
@@ -266,6 +268,7 @@ def restore(directory: Path, policy: Freeze | Advance, rounds: int, *, plant_fau
         "guest": log,
         "host": {"samples": vmm.samples, "released_at": [before, after] if now is None else [now, now]},
         "irqs": vmm.irqs,
+        "same_counter": the_plan.same_counter,
         "plan": the_plan.to_dict(),
         "report": report.to_dict(),
     }
