@@ -12,7 +12,7 @@ from typing import Any
 class GuestClockError(Exception):
     """The root of guestclock's own errors.
 
-    `fields` become attributes: the numbers of both sides, for a program to act on. The message says the same for people.
+    `fields` become attributes: the numbers of both sides, for a program to act on. The message says it for people.
     """
 
     def __init__(self, message: str, **fields: Any) -> None:
@@ -49,6 +49,9 @@ class TooLarge(CheckpointError):
 
 class Corrupt(CheckpointError):
     """The checksum doesn't match: the bytes were damaged or cut short."""
+
+    stored: int
+    computed: int
 
 
 class Malformed(CheckpointError):
@@ -89,25 +92,44 @@ class CounterSkew(RestoreRefused):
 
 
 class ClockWentBackwards(RestoreRefused):
-    """The wall clock here reads an earlier time than it did at the checkpoint."""
+    """A clock here reads less than it did at the checkpoint: `clock` says which, and in what unit."""
 
-    saved_ns: int
-    host_ns: int
+    clock: str
+    saved: int
+    host: int
 
 
 class ElapsedUnknown(RestoreRefused):
     """Nobody vouches for how much time has passed since the checkpoint."""
 
+    evidence: str
+
 
 class TopologyMismatch(RestoreRefused):
-    """The VM hasn't the vCPUs or timers that the checkpoint has."""
+    """The VM hasn't as many of `what` as the checkpoint has."""
 
+    what: str
     saved: int
     host: int
 
 
 class StalePlan(RestoreRefused):
     """The VM changed after the plan was made."""
+
+
+class OutOfOrder(RestoreRefused):
+    """The steps of a restore weren't taken in their order, once each."""
+
+    called: str
+
+
+class ReadBackMismatch(GuestClockError):
+    """A register doesn't read back as the restore wrote it: the VM must not run."""
+
+    vcpu: int
+    register: str
+    wrote: int
+    read: int
 
 
 class RestoreOpen(GuestClockError):

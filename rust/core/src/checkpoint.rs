@@ -1,7 +1,7 @@
 //! A guest's time as plain data: what is saved, apart from anything alive.
 
 use crate::counter::{CrossTimestamp, GuestCount};
-use crate::timer::Timer;
+use crate::timer::{CTL_ISTATUS, Timer};
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -33,6 +33,47 @@ pub struct Checkpoint {
     pub unknown: Vec<UnknownKey>,
 }
 
+impl Checkpoint {
+    /// Whether its parts fit together, as [`wire`](crate::wire) wants them; what is wrong, if they don't.
+    ///
+    /// `unknown` isn't looked at: it is whatever [`wire::decode`](crate::wire::decode) found.
+    pub fn validate(&self) -> Result<(), &'static str> {
+        if self.cntfrq_hz == 0 {
+            return Err("cntfrq_hz is 0");
+        }
+        if !is_source_name(&self.host.source) {
+            return Err("host.source isn't 1 to 32 characters of a-z, 0-9 and _");
+        }
+        if self.cntvoff.as_ref().is_some_and(|column| column.len() != self.vcpus) {
+            return Err("cntvoff hasn't one value a vCPU");
+        }
+        if !self.timers.is_sorted_by(|one, next| one.timer < next.timer) {
+            return Err("timers aren't in their numbers' order, each once");
+        }
+        // Every guest has it, and without a column nothing would bound `vcpus`.
+        if self.timers.first().is_none_or(|columns| columns.timer != Timer::Vtimer) {
+            return Err("timers is without vtimer");
+        }
+        for columns in &self.timers {
+            if columns.cval.len() != self.vcpus {
+                return Err("a timer's cval hasn't one value a vCPU");
+            }
+            if columns.ctl.len() != self.vcpus {
+                return Err("a timer's ctl hasn't one value a vCPU");
+            }
+            if !columns.ctl.is_canonical() {
+                return Err("a timer's ctl has ISTATUS set, or isn't in the narrowest column that holds it");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Names of counters are printed as they are, so a file must not bring its own escape sequences.
+fn is_source_name(name: &str) -> bool {
+    (1..=32).contains(&name.len()) && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'))
+}
+
 /// One timer of every vCPU.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TimerColumns {
@@ -57,7 +98,7 @@ impl CtlColumn {
     /// The column of these values, ISTATUS dropped.
     pub fn new(values: impl IntoIterator<Item = u64>) -> Self {
         let mut narrow = Vec::new();
-        let mut values = values.into_iter().map(|ctl| ctl & !crate::timer::CTL_ISTATUS);
+        let mut values = values.into_iter().map(|ctl| ctl & !CTL_ISTATUS);
         while let Some(ctl) = values.next() {
             match u8::try_from(ctl) {
                 Ok(bits) if bits < 4 => narrow.push(bits),
@@ -94,6 +135,15 @@ impl CtlColumn {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Whether it is as [`CtlColumn::new`] makes it: as narrow as its values allow, and without ISTATUS.
+    #[must_use]
+    pub fn is_canonical(&self) -> bool {
+        match self {
+            Self::Bits(bits) => bits.iter().all(|&ctl| ctl < 4),
+            Self::Wide(wide) => wide.iter().all(|ctl| ctl & CTL_ISTATUS == 0) && wide.iter().any(|&ctl| ctl >= 4),
+        }
     }
 }
 

@@ -172,6 +172,36 @@ pub enum Leap {
     Unknown,
 }
 
+impl Leap {
+    /// All of them.
+    pub const ALL: [Self; 6] = [Self::None, Self::Insert, Self::Delete, Self::InProgress, Self::Passed, Self::Unknown];
+
+    /// Its name: `none`, `insert`, `delete`, `in-progress`, `passed` or `unknown`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Insert => "insert",
+            Self::Delete => "delete",
+            Self::InProgress => "in-progress",
+            Self::Passed => "passed",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// The state of that name; `None` where there is none.
+    ///
+    /// ```
+    /// use guestclock_core::counter::Leap;
+    /// assert_eq!(Leap::from_name("insert"), Some(Leap::Insert));
+    /// assert_eq!(Leap::from_name("TIME_INS"), None);
+    /// ```
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|leap| leap.name() == name)
+    }
+}
+
 /// A count and a wall-clock reading that belong together, and what vouches for them.
 ///
 /// The wall clock read [`realtime_ns`](Self::realtime_ns) at some instant in the `width_ns` nanoseconds that end or begin
@@ -216,10 +246,6 @@ impl CrossTimestamp {
         } else {
             -i128::try_from(self.frequency.ticks_to_ns(back)).ok()?
         };
-        Some(Self {
-            count,
-            realtime_ns: i64::try_from(i128::from(self.realtime_ns) + moved).ok()?,
-            ..self.clone()
-        })
+        Some(Self { count, realtime_ns: i64::try_from(i128::from(self.realtime_ns) + moved).ok()?, ..self.clone() })
     }
 }

@@ -8,6 +8,19 @@
 #![forbid(unsafe_code)]
 extern crate alloc;
 
+pub mod backend;
+pub mod bank;
+pub mod capture;
 pub mod checkpoint;
 pub mod counter;
+mod display;
+#[cfg(feature = "std")]
+pub mod live;
+pub mod manual;
+pub mod measure;
+pub mod plan;
+pub mod restore;
+pub mod sysreg;
 pub mod timer;
+pub mod vm;
+pub mod wire;

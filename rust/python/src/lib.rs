@@ -1,9 +1,44 @@
-//! bindings
-use pyo3::prelude::*;
+//! The native module `guestclock._core`: bindings, and nothing else.
+#![allow(
+    clippy::needless_pass_by_value,
+    clippy::unused_self,
+    clippy::too_many_arguments,
+    reason = "the signatures are Python's"
+)]
 
-/// The native module.
-#[pymodule]
+mod checkpoint;
+mod counters;
+mod errors;
+mod host;
+mod policy;
+mod records;
+mod registers;
+mod restore;
+mod vm;
+
+#[pyo3::pymodule]
 mod _core {
+    use pyo3::prelude::*;
+
     #[pymodule_export]
-    const X: u64 = 1;
+    use super::checkpoint::PyCheckpoint;
+    #[pymodule_export]
+    use super::counters::{PyHostCounter, PyManualCounter, PyMonotonicCounter};
+    #[pymodule_export]
+    use super::host::{kvm_probe, read_cost_ns};
+    #[pymodule_export]
+    use super::policy::{PyAdvance, PyFreeze};
+    #[pymodule_export]
+    use super::registers::{reg_id, sysreg};
+    #[pymodule_export]
+    use super::restore::{PyPlan, PyReport, PyRestore, plan, restore};
+    #[pymodule_export]
+    use super::vm::{PyPaused, PyRunning, PyVm};
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        // A debug build is slow, so the package warns of it on import.
+        module.add("DEBUG_BUILD", cfg!(debug_assertions))
+    }
 }

@@ -1,0 +1,139 @@
+# The command surface. Every target works from a fresh clone: it makes .venv, installs the pinned tools, builds and runs.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+VENV := .venv
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+NATIVE := python/guestclock/_core.abi3.so
+RUST := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock
+# Where there is Python to check. Written out, so that a missing folder isn't passed over in silence.
+PYTHON_CODE := python/guestclock tests examples benches tools
+# asv keeps what it knows of the machine in the home folder; this one is its own.
+ASV := HOME=$(abspath benches/.asv) $(abspath $(PY)) -m asv
+
+# The first Python on PATH that is new enough; PYTHON=/path/to/python3 overrides it.
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$python"; break; }; done)
+
+# One interpreter for every cargo command, so that pyo3 isn't rebuilt when the caller's PATH changes.
+export PYO3_PYTHON := $(abspath $(PY))
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+##@ Use it
+.PHONY: demo
+demo: $(NATIVE) ## A real guest keeps its time across a checkpoint and a restore; the picture goes to out/
+	$(BIN)/guestclock demo
+
+.PHONY: doctor
+doctor: $(NATIVE) ## What this host offers: counter, wall clock, KVM
+	$(BIN)/guestclock doctor
+
+.PHONY: wheel
+wheel: $(VENV)/.tools | cargo ## The release wheel in dist/, its stable ABI and glibc level checked
+	rm -rf dist
+	$(PY) -m maturin build --release --compatibility pypi --out dist
+	$(PY) -m abi3audit --strict --verbose dist/*.whl
+	$(PY) tools/check_wheel.py dist
+
+.PHONY: setup
+setup: $(NATIVE) ## Only makes .venv, with the tools and the release build in it
+
+##@ Check it
+.PHONY: test
+test: test-rust test-python ## All tests, on the release build
+
+.PHONY: test-rust
+test-rust: $(VENV)/.tools | cargo ## The Rust crates' tests and doc tests
+	cargo test --workspace --exclude guestclock-python --locked
+
+.PHONY: test-python
+test-python: $(NATIVE) ## The Python suite
+	$(PY) -m pytest
+
+.PHONY: lint
+lint: $(VENV)/.tools | cargo ## rustfmt, clippy pedantic, the core without std, ruff
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo clippy --package guestclock-core --no-default-features --locked -- -D warnings
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+
+.PHONY: types
+types: $(NATIVE) ## mypy strict, and the stubs against the native module
+	$(PY) -m mypy $(PYTHON_CODE)
+	$(PY) -m mypy.stubtest guestclock --mypy-config-file pyproject.toml --allowlist tests/stubtest-allowlist.txt
+
+.PHONY: docs
+docs: $(NATIVE) ## Builds the Rust docs; runs the README's and the Rust docs' examples; follows every link inside the repo
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+	cargo test --doc --workspace --exclude guestclock-python --locked
+	$(PY) -m pytest tests/test_readme.py tests/test_links.py
+
+.PHONY: ci
+ci: ## All that CI runs
+	.ci/run
+
+##@ Measure it
+.PHONY: bench
+bench: $(NATIVE) ## What a call costs beside its siblings, as same-run ratios
+	$(PY) benches/ratios.py
+
+.PHONY: bench-asv
+bench-asv: $(NATIVE) ## The asv suite against this build; `cd benches && asv continuous main HEAD` compares two commits
+	cd benches && $(ASV) machine --yes && $(ASV) run --python=same --show-stderr
+
+.PHONY: bench-smoke
+bench-smoke: $(NATIVE) ## Proves that the benchmarks run; judges nothing
+	cd benches && $(ASV) machine --yes >/dev/null && $(ASV) run --python=same --quick --dry-run --show-stderr --strict
+	$(PY) benches/ratios.py --rounds 3 --round-ms 1
+
+##@ Keep it
+.PHONY: fmt
+fmt: $(VENV)/.tools | cargo ## Formats Rust and Python
+	cargo fmt --all
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+.PHONY: pins
+pins: | $(VENV)/.made ## Renews the tools' versions in requirements-dev.txt from pyproject.toml
+	$(PY) -m pip install --quiet uv
+	$(PY) -m uv pip compile pyproject.toml --quiet --upgrade --group dev --extra demo --universal --python-version 3.11 \
+		--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make pins" -o requirements-dev.txt
+
+.PHONY: clean
+clean: ## Removes whatever these targets made
+	rm -rf $(VENV) dist out target benches/.asv $(NATIVE) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find python tests benches examples -name __pycache__ -prune -exec rm -rf {} +
+
+.PHONY: help
+help: ## This list
+	@awk 'BEGIN { FS = ":.*## "; print "make TARGET, from a fresh clone, with nothing set up by hand:" } \
+		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# What the targets stand on: real files, so that nothing is done twice.
+$(VENV)/.made:
+	@test -n "$(PYTHON)" || { echo "guestclock needs Python 3.11 or newer, and there is none on PATH." \
+		"Name one with: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) can't make virtual environments." \
+		"On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	"$(PYTHON)" -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.tools: requirements-dev.txt | $(VENV)/.made
+	$(PY) -m pip install --quiet --requirement requirements-dev.txt
+	@touch $@
+
+# An editable install: Python code runs from the work tree, and only a change in the Rust code or the metadata builds again.
+$(NATIVE): $(RUST) pyproject.toml $(VENV)/.tools | cargo
+	@echo "Building the native module (release, link-time optimised): the first time takes a minute."
+	$(PY) -m pip install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+.PHONY: cargo
+cargo:
+	@command -v cargo >/dev/null || { echo "guestclock is built with Rust, and there is no cargo on PATH." \
+		"Install the toolchain (rustup, or your distribution's packages), 1.89 or newer." >&2; exit 1; }

@@ -1,0 +1,37 @@
+"""The checkpoints that the benchmarks encode, and their columns as plain arrays for the siblings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from guestclock import Checkpoint
+
+VCPUS = (1, 64, 1024)
+
+
+def checkpoint(vcpus: int) -> Checkpoint:
+    """A checkpoint whose every vCPU has both EL1 timers armed, each at another count."""
+    from guestclock import ManualCounter, Reg, Vm
+
+    vm = Vm(vcpus=vcpus, counter=ManualCounter(10**12))
+    vm.set_counter_offset(12345)
+    for vcpu in range(vcpus):
+        for cval, ctl in ((Reg.TIMER_CVAL, Reg.TIMER_CTL), (Reg.PTIMER_CVAL, Reg.PTIMER_CTL)):
+            vm.set_one_reg(vcpu, cval, 10**12 + vcpu)
+            vm.set_one_reg(vcpu, ctl, 1)
+    return vm.checkpoint()
+
+
+def arrays(source: Checkpoint) -> dict[str, NDArray[np.uint64]]:
+    """The same columns, for an encoder that knows numpy arrays or bytes."""
+    from guestclock import Timer
+
+    return {
+        f"{name}.{timer.name}": column(timer)
+        for timer in (Timer.VTIMER, Timer.PTIMER)
+        for name, column in (("cval", source.cval), ("ctl", source.ctl))
+    }

@@ -1,0 +1,17 @@
+"""How long an import takes in a fresh process, and how much of that is numpy's."""
+
+from __future__ import annotations
+
+
+class Import:
+    def timeraw_guestclock(self) -> str:
+        return "import guestclock"
+
+    def timeraw_guestclock_after_numpy(self) -> tuple[str, str]:
+        return "import guestclock", "import numpy"
+
+    def timeraw_numpy(self) -> str:
+        return "import numpy"
+
+    def timeraw_nothing(self) -> str:
+        return "pass"

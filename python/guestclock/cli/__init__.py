@@ -1,0 +1,31 @@
+"""The `guestclock` command. This page runs without the extras, to say which one is missing."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import TYPE_CHECKING
+
+from guestclock import extras
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def main() -> None:
+    """Run the command line; a missing extra exits 2 with the pip line that brings it."""
+    with needs("cli"):
+        from guestclock.cli.app import app
+    app(prog_name="guestclock")
+
+
+@contextlib.contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Turn a failed import of one of the extra's modules into the line that installs it, and exit 2."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if not extras.provides(extra, error.name):
+            raise
+        print(f"guestclock: this command needs extra packages: {extras.pip_line(extra)}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,170 @@
+"""What this host offers guestclock, as plain data: `examine` looks and changes nothing."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+from guestclock import _core, extras
+from guestclock.errors import GuestClockError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from guestclock.types import CrossTimestamp
+
+_SOURCES: Final[tuple[Literal["cntvct_el0", "clock_monotonic_raw", "tsc"], ...]] = (
+    "cntvct_el0",
+    "clock_monotonic_raw",
+    "tsc",
+)
+# The initial time namespace's inode number: PROC_TIME_INIT_INO of Linux's include/linux/proc_ns.h.
+_INITIAL_TIME_NAMESPACE: Final = "time:[4026531834]"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked for."""
+
+    subject: str
+    """What it is about: build, counter, wall_clock, host, kvm or extra."""
+    name: str
+    """Which fact of it, with its unit."""
+    value: str | int | bool | None
+    """What was found; None where nothing was."""
+    ok: bool | None
+    """Whether guestclock can build on it; None where nothing can tell."""
+    reason: str
+    """Why, or what follows from it."""
+
+
+def examine() -> list[Finding]:
+    """Look at the host, one subject after the other. What is missing is a finding, not an error."""
+    return [*_build(), *_counters(), *_host(), *_kvm(), *_extras()]
+
+
+def to_document(findings: Iterable[Finding]) -> dict[str, object]:
+    """Return a document for JSON: `{"schema", "findings": [{"subject", "name", "value", "ok", "reason"}, ...]}`."""
+    return {"schema": "guestclock.doctor/1", "findings": [asdict(finding) for finding in findings]}
+
+
+def _build() -> Iterator[Finding]:
+    reason = "a debug build: many times slower, never measure it" if _core.DEBUG_BUILD else "a release build"
+    yield Finding("build", "guestclock", _core.__version__, not _core.DEBUG_BUILD, reason)
+    yield Finding("build", "python", platform.python_version(), True, platform.python_implementation())
+
+
+def _counters() -> Iterator[Finding]:
+    try:
+        counter = _core.HostCounter()
+        stamp = counter.cross_timestamp()
+    except (GuestClockError, OSError) as error:
+        yield Finding("counter", "source", None, False, str(error))
+        return
+    yield Finding("counter", "source", counter.source, True, "what HostCounter() reads here")
+    yield Finding("counter", "frequency_hz", counter.frequency_hz, True, "as the kernel or the CPU states it")
+    yield Finding("counter", "read_cost_ns", _core.read_cost_ns(counter), True, "one read, in native code")
+    use = "how far apart the count and the wall clock of one sample may be"
+    yield Finding("counter", "cross_timestamp_width_ns", stamp.width_ns, True, use)
+    for source in _SOURCES:
+        if source != counter.source:
+            yield _other_source(source)
+    yield from _wall_clock(stamp)
+
+
+def _other_source(source: Literal["cntvct_el0", "clock_monotonic_raw", "tsc"]) -> Finding:
+    try:
+        frequency_hz = _core.HostCounter(source=source).frequency_hz
+    except (GuestClockError, OSError) as error:
+        return Finding("counter", f"{source}_hz", None, False, str(error))
+    return Finding("counter", f"{source}_hz", frequency_hz, True, f"HostCounter(source={source!r}) reads it")
+
+
+def _wall_clock(stamp: CrossTimestamp) -> Iterator[Finding]:
+    synchronised = {
+        True: "the kernel says so: Advance on another host can rest on it",
+        False: "the kernel says that nothing steers the clock: Advance on another host will not trust it",
+        None: "the kernel did not say",
+    }[stamp.synchronized]
+    yield Finding("wall_clock", "synchronised", stamp.synchronized, stamp.synchronized, synchronised)
+    error = None if stamp.max_error_ns is None else True
+    yield Finding("wall_clock", "max_error_ns", stamp.max_error_ns, error, "the kernel's claim, not a proof")
+    if stamp.tai_offset_s is None:
+        yield Finding("wall_clock", "tai_offset_s", None, None, "the kernel was never told TAI - UTC")
+    else:
+        yield Finding("wall_clock", "tai_offset_s", stamp.tai_offset_s, True, "TAI - UTC, as the kernel was told")
+    leap = None if stamp.leap == "unknown" else stamp.leap in {"none", "passed"}
+    yield Finding("wall_clock", "leap", stamp.leap, leap, "the kernel's leap-second state")
+    yield _identity("machine_id", stamp.machine_id, "/etc/machine-id", "tells this host from another")
+    yield _identity(
+        "boot_id", stamp.boot_id, "/proc/sys/kernel/random/boot_id", "shown beside the evidence for one counter"
+    )
+
+
+def _identity(name: str, found: str | None, path: str, use: str) -> Finding:
+    """Say that an id is there, not what it is: the doctor's output goes into bug reports."""
+    if found is None:
+        return Finding("host", name, None, False, f"{path} is missing or empty")
+    return Finding("host", name, "present", True, use)
+
+
+def _host() -> Iterator[Finding]:
+    yield Finding("host", "machine", platform.machine(), True, f"{platform.system()} {platform.release()}")
+    yield _time_namespace()
+
+
+def _time_namespace() -> Finding:
+    """In a time namespace CLOCK_MONOTONIC and CLOCK_MONOTONIC_RAW are shifted: time_namespaces(7)."""
+    try:
+        namespace = str(Path("/proc/self/ns/time").readlink())
+        offsets = Path("/proc/self/timens_offsets").read_text(encoding="ascii")
+    except FileNotFoundError:
+        return Finding("host", "time_namespace", None, True, "this kernel has none")
+    except OSError as error:
+        return Finding("host", "time_namespace", None, None, str(error))
+    if namespace == _INITIAL_TIME_NAMESPACE:
+        return Finding("host", "time_namespace", "initial", True, "the kernel's clocks are not shifted")
+    shifted = any(int(number) for line in offsets.splitlines() for number in line.split()[1:])
+    if not shifted:
+        return Finding("host", "time_namespace", namespace, True, "one of its own, its clocks not shifted")
+    reason = "its monotonic clocks are shifted: a counter of another namespace is not the same counter"
+    return Finding("host", "time_namespace", namespace, False, reason)
+
+
+def _kvm() -> Iterator[Finding]:
+    probe = _core.kvm_probe()
+    reason = probe["reason"]
+    yield Finding("kvm", "device", "/dev/kvm" if probe["present"] else None, probe["present"], reason)
+    if not probe["present"]:
+        return
+    yield Finding(
+        "kvm", "api_version", probe["api_version"], probe["api_version"] == 12, "12 is the only one there has been"
+    )
+    yield _kvm_capability("counter_offset", probe["counter_offset"], probe["arch"])
+    yield _kvm_capability("el2", probe["el2"], probe["arch"])
+
+
+_KVM_USES: Final = {
+    "counter_offset": "KVM_CAP_COUNTER_OFFSET: one VM-wide offset for both counters",
+    "el2": "KVM_CAP_ARM_EL2: nested virtualisation, where a vCPU has a CNTVOFF_EL2",
+}
+
+
+def _kvm_capability(name: str, found: bool | None, arch: str) -> Finding:  # noqa: FBT001 - the probe's own value
+    use = _KVM_USES[name]
+    if found is None and arch != "aarch64":
+        return Finding("kvm", name, None, False, f"{use}; only arm64 has it, and this is {arch}")
+    return Finding("kvm", name, found, found, use)
+
+
+def _extras() -> Iterator[Finding]:
+    for extra in extras.EXTRAS:
+        found = extras.installed(extra)
+        missing = [name for name, version in found.items() if version is None]
+        if missing:
+            yield Finding("extra", extra, None, False, f"{', '.join(missing)} missing: {extras.pip_line(extra)}")
+        else:
+            versions = ", ".join(f"{name} {version}" for name, version in found.items())
+            yield Finding("extra", extra, versions, True, "installed")

@@ -1,0 +1,103 @@
+//! Counters by value: finding out an offset that can't be read, and setting one that can't be written.
+//!
+//! For a VM that never opted in: Linux before 6.4, and every VM whose VMM doesn't call `KVM_ARM_SET_COUNTER_OFFSET`.
+
+use crate::backend::{Backend, count_reg};
+use crate::counter::{GuestCount, HostCount, Offset};
+use crate::sysreg::View;
+
+/// How many bracketed reads one measurement intersects.
+const ROUNDS: usize = 8;
+
+/// How many times a count is set before its offset is taken as it is.
+const ATTEMPTS: usize = 16;
+
+/// An offset known to lie between `low` and `low + width` (modulo 2^64).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OffsetInterval {
+    /// The lowest it can be.
+    pub low: Offset,
+    /// How much more it can be, in ticks.
+    pub width: u64,
+}
+
+impl OffsetInterval {
+    /// The offset, known exactly.
+    #[must_use]
+    pub const fn exact(offset: Offset) -> Self {
+        Self { low: offset, width: 0 }
+    }
+
+    /// From one read of a guest counter, bracketed by two of the host's.
+    #[must_use]
+    pub const fn bracketed(before: HostCount, guest: GuestCount, after: HostCount) -> Self {
+        Self { low: Offset::between(before, guest), width: after.since(before) }
+    }
+
+    /// Whether the offset may be this one.
+    #[must_use]
+    pub const fn contains(self, offset: Offset) -> bool {
+        offset.0.wrapping_sub(self.low.0) <= self.width
+    }
+
+    /// What both allow; `None` where they contradict each other, so that the offset has moved between them.
+    #[must_use]
+    pub fn intersect(self, other: Self) -> Option<Self> {
+        let (first, second) = if self.contains(other.low) { (self, other) } else { (other, self) };
+        let skipped = second.low.0.wrapping_sub(first.low.0);
+        (skipped <= first.width).then(|| Self { low: second.low, width: second.width.min(first.width - skipped) })
+    }
+
+    /// The farthest that the offset can be from `wanted`, in ticks, either way.
+    #[must_use]
+    pub fn farthest(self, wanted: Offset) -> u64 {
+        let low = self.low.0.wrapping_sub(wanted.0).cast_signed();
+        let high = low.saturating_add_unsigned(self.width);
+        low.unsigned_abs().max(high.unsigned_abs())
+    }
+}
+
+/// Measures the offset of one of the VM's counters by bracketed reads on vCPU 0.
+pub fn measure<B: Backend + ?Sized>(backend: &mut B, view: View) -> Result<OffsetInterval, B::Error> {
+    let mut known: Option<OffsetInterval> = None;
+    for _ in 0..ROUNDS {
+        let before = backend.counter().count();
+        let guest = GuestCount(backend.get_one_reg(0, count_reg(view))?);
+        let after = backend.counter().count();
+        let round = OffsetInterval::bracketed(before, guest, after);
+        // A contradiction means that the offset moved: what was known before is no longer true.
+        let now = known.and_then(|known| known.intersect(round)).unwrap_or(round);
+        known = Some(now);
+        if now.width == 0 {
+            break;
+        }
+    }
+    Ok(known.unwrap_or(OffsetInterval { low: Offset(0), width: u64::MAX }))
+}
+
+/// Brings a counter's offset to within `tolerance` ticks of `wanted` by setting the count on vCPU 0, and returns what the
+/// offset is known to be afterwards.
+///
+/// Nothing is written where the offset may be right already, so that a counter which need not move doesn't: a
+/// stray physical offset of a few ticks would make CNTPCT_EL0 trap for good.
+pub fn set_offset_by_value<B: Backend + ?Sized>(
+    backend: &mut B,
+    view: View,
+    wanted: Offset,
+    tolerance: u64,
+) -> Result<OffsetInterval, B::Error> {
+    let mut known = measure(backend, view)?;
+    // How far the guest is ahead of the host's count by the time that the kernel uses it: learnt from the last attempt.
+    let mut lead = 0;
+    for _ in 0..ATTEMPTS {
+        if known.contains(wanted) || known.farthest(wanted) <= tolerance {
+            break;
+        }
+        let value = backend.counter().count().after(lead).guest(wanted);
+        backend.set_one_reg(0, count_reg(view), value.0)?;
+        known = measure(backend, view)?;
+        // The kernel subtracts from a later count than ours, so the offset comes out too large by the delay.
+        lead = known.low.0.wrapping_sub(wanted.0).wrapping_add(lead);
+    }
+    Ok(known)
+}

@@ -1,0 +1,499 @@
+//! The model VM: KVM's rules for the arm64 timer, without KVM.
+//!
+//! Pure state and rules: every operation that depends on time takes the host's count. What each kernel does differently is
+//! a line of [`Behaviours`]. Sources: arch/arm64/kvm/arch_timer.c and guest.c, api.rst 4.138, and what was observed on
+//! running kernels.
+
+use crate::bank::TimerBank;
+use crate::counter::{Frequency, GuestCount, HostCount, Offset};
+use crate::sysreg::{Encoding, Role, SYSREGS, Sysreg, View};
+use crate::timer::{self, CTL_ENABLE, CTL_IMASK, CTL_ISTATUS, Timer};
+use alloc::vec::Vec;
+
+/// How many vCPUs a VM may have: KVM_MAX_VCPUS, which is VGIC_V3_MAX_CPUS (arch/arm64/include/asm/kvm_host.h).
+pub const MAX_VCPUS: usize = 512;
+
+/// What GET_ONE_REG of a CTL register answers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CtlReadback {
+    /// The low 32 bits of what was stored, with ISTATUS computed whatever ENABLE says (Linux up to 6.17).
+    Computed,
+    /// What is stored, all 64 bits: ISTATUS only as the last run left it (Linux 6.18 and later).
+    Stored,
+}
+
+/// In what order the timer registers are listed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ListOrder {
+    /// Virtual then physical, each CTL, CNT, CVAL, ahead of the system registers (Linux up to 6.17).
+    Grouped,
+    /// Among the system registers, in the order of the architecture's encodings (Linux 6.18 and later).
+    ByEncoding,
+}
+
+/// The differences between kernels that a VMM can see.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Behaviours {
+    /// KVM_CAP_COUNTER_OFFSET: the VM-wide offset ioctl exists. Without it, EINVAL.
+    pub counter_offset: bool,
+    /// The KVM_REG_ARM_PTIMER_* registers exist. Without them, ENOENT.
+    pub physical_timer: bool,
+    /// How CTL is read back.
+    pub ctl_readback: CtlReadback,
+    /// In what order registers are listed.
+    pub list_order: ListOrder,
+    /// KVM_ARM_VCPU_INIT zeroes CVAL, and not only CTL.
+    pub init_zeroes_cval: bool,
+}
+
+/// The presets: a kernel's name and what it does.
+pub const KERNELS: [(&str, Behaviours); 3] = [
+    (
+        "6.1",
+        Behaviours {
+            counter_offset: false,
+            physical_timer: false,
+            ctl_readback: CtlReadback::Computed,
+            list_order: ListOrder::Grouped,
+            init_zeroes_cval: false,
+        },
+    ),
+    (
+        "6.12",
+        Behaviours {
+            counter_offset: true,
+            physical_timer: true,
+            ctl_readback: CtlReadback::Computed,
+            list_order: ListOrder::Grouped,
+            init_zeroes_cval: false,
+        },
+    ),
+    (
+        "7.3",
+        Behaviours {
+            counter_offset: true,
+            physical_timer: true,
+            ctl_readback: CtlReadback::Stored,
+            list_order: ListOrder::ByEncoding,
+            init_zeroes_cval: true,
+        },
+    ),
+];
+
+impl Behaviours {
+    /// The preset of this name.
+    #[must_use]
+    pub fn named(kernel: &str) -> Option<Self> {
+        KERNELS.iter().find(|(name, _)| *name == kernel).map(|(_, behaviours)| *behaviours)
+    }
+}
+
+/// What the model refuses, as KVM would.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VmError {
+    /// There is no such vCPU.
+    #[error("there is no vCPU {vcpu}: the VM has {vcpus}")]
+    NoSuchVcpu {
+        /// The one asked for.
+        vcpu: usize,
+        /// How many there are.
+        vcpus: usize,
+    },
+    /// The counter is too fast for a guest.
+    #[error("a guest's CNTFRQ_EL0 has 32 bits, and {hz} Hz don't fit: use a slower counter")]
+    FrequencyTooHigh {
+        /// The counter's frequency.
+        hz: u64,
+    },
+    /// The VM is full (EINVAL).
+    #[error("the VM has {MAX_VCPUS} vCPUs, as many as KVM allows")]
+    TooManyVcpus,
+    /// A vCPU is in the guest (EBUSY).
+    #[error("vCPU {vcpu} is running: stop it, or leave its running() block, and try again")]
+    Running {
+        /// Which one.
+        vcpu: usize,
+    },
+    /// There is no such register id (ENOENT).
+    #[error("KVM has no register {id:#018x} on this vCPU")]
+    NoSuchOneReg {
+        /// The id.
+        id: u64,
+    },
+    /// There is no such system register, or not with this access: an undefined instruction in the guest.
+    #[error("{}", undefined(*encoding, *write))]
+    NoSuchSysreg {
+        /// Its encoding.
+        encoding: Encoding,
+        /// Whether it was to be written.
+        write: bool,
+    },
+    /// The kernel hasn't the offset ioctl (EINVAL).
+    #[error("this kernel has no KVM_CAP_COUNTER_OFFSET (Linux 6.4 and later have): set the counters by value instead")]
+    NoCounterOffset,
+}
+
+fn undefined(encoding: Encoding, write: bool) -> alloc::string::String {
+    let Encoding(op0, op1, crn, crm, op2) = encoding;
+    let name = Sysreg::at(encoding).map_or("an unknown register", |row| row.name);
+    let access = if write { "written" } else { "read" };
+    alloc::format!("{name} (S{op0}_{op1}_C{crn}_C{crm}_{op2}) can't be {access} here: it is undefined for this guest")
+}
+
+/// The offsets that a vCPU's two counters are under.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Offsets {
+    /// Of CNTVCT_EL0.
+    pub virt: Offset,
+    /// Of CNTPCT_EL0.
+    pub phys: Offset,
+}
+
+impl Offsets {
+    /// The one asked for.
+    #[must_use]
+    pub const fn of(self, view: View) -> Offset {
+        match view {
+            View::Virtual => self.virt,
+            View::Physical => self.phys,
+        }
+    }
+}
+
+/// The counter that a timer compares with.
+#[must_use]
+pub const fn view_of(timer: Timer) -> View {
+    match timer {
+        Timer::Vtimer | Timer::Hvtimer => View::Virtual,
+        Timer::Ptimer | Timer::Hptimer => View::Physical,
+    }
+}
+
+/// One timer at one instant, as its guest would see it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TimerState {
+    /// CTL as the guest reads it.
+    pub ctl: u64,
+    /// CVAL.
+    pub cval: u64,
+    /// TVAL as the guest reads it.
+    pub tval: u32,
+    /// The interrupt line.
+    pub line: bool,
+    /// The host count at which the line goes high by itself, or [`NO_DEADLINE`](crate::bank::NO_DEADLINE).
+    pub deadline: u64,
+}
+
+/// A VM without a hypervisor inside: two counters, and two timers on every vCPU.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Vm {
+    behaviours: Behaviours,
+    cntfrq_hz: u32,
+    /// KVM_ARCH_FLAG_VM_COUNTER_OFFSET: set by the first offset written, never cleared.
+    owned: bool,
+    offsets: Offsets,
+    /// Whether each vCPU is in the guest.
+    running: Vec<bool>,
+    /// The offsets each running vCPU was loaded with.
+    loaded: Vec<Offsets>,
+    cntkctl: Vec<u64>,
+    timers: [TimerBank; 2],
+    /// Counts the changes of state, so that a plan can tell whether it is stale.
+    generation: u64,
+}
+
+/// The timers of a guest without EL2.
+pub const EL1_TIMERS: [Timer; 2] = [Timer::Vtimer, Timer::Ptimer];
+
+impl Vm {
+    /// A VM without vCPUs, whose guest's CNTFRQ_EL0 is the host's frequency.
+    pub fn new(frequency: Frequency, behaviours: Behaviours) -> Result<Self, VmError> {
+        let cntfrq_hz = frequency.cntfrq().ok_or(VmError::FrequencyTooHigh { hz: frequency.hz() })?;
+        Ok(Self {
+            behaviours,
+            cntfrq_hz,
+            owned: false,
+            offsets: Offsets::default(),
+            running: Vec::new(),
+            loaded: Vec::new(),
+            cntkctl: Vec::new(),
+            timers: [TimerBank::default(), TimerBank::default()],
+            generation: 0,
+        })
+    }
+
+    /// What its kernel does.
+    #[must_use]
+    pub const fn behaviours(&self) -> Behaviours {
+        self.behaviours
+    }
+
+    /// CNTFRQ_EL0, in Hz: the frequency of both counters, and of the host's.
+    #[must_use]
+    pub const fn cntfrq_hz(&self) -> u32 {
+        self.cntfrq_hz
+    }
+
+    /// How many vCPUs.
+    #[must_use]
+    pub fn vcpus(&self) -> usize {
+        self.running.len()
+    }
+
+    /// The VM-wide offset, once it is owned.
+    #[must_use]
+    pub fn owned_offset(&self) -> Option<Offset> {
+        self.owned.then_some(self.offsets.virt)
+    }
+
+    /// Grows with every change of state.
+    #[must_use]
+    pub const fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The first vCPU that is in the guest.
+    #[must_use]
+    pub fn first_running(&self) -> Option<usize> {
+        self.running.iter().position(|running| *running)
+    }
+
+    /// KVM_CREATE_VCPU. Without an owned offset this moves every vCPU's virtual counter to 0 and the physical one to the
+    /// host's (`kvm_timer_vcpu_init`).
+    pub fn create_vcpu(&mut self, now: HostCount) -> Result<usize, VmError> {
+        if self.vcpus() == MAX_VCPUS {
+            return Err(VmError::TooManyVcpus);
+        }
+        if !self.owned {
+            self.offsets = Offsets { virt: Offset(now.0), phys: Offset(0) };
+        }
+        self.running.push(false);
+        self.loaded.push(self.offsets);
+        self.cntkctl.push(0);
+        for timer in &mut self.timers {
+            timer.push();
+        }
+        self.generation += 1;
+        Ok(self.vcpus() - 1)
+    }
+
+    /// KVM_ARM_VCPU_INIT: turns the timers off; the offsets stay.
+    pub fn init_vcpu(&mut self, vcpu: usize) -> Result<(), VmError> {
+        self.stopped(vcpu)?;
+        self.cntkctl[vcpu] = 0;
+        for timer in &mut self.timers {
+            timer.ctl[vcpu] = 0;
+            if self.behaviours.init_zeroes_cval {
+                timer.cval[vcpu] = 0;
+            }
+        }
+        self.generation += 1;
+        Ok(())
+    }
+
+    /// KVM_ARM_SET_COUNTER_OFFSET: one offset for both counters of every vCPU, now and later. There is no way back to
+    /// setting counters by value.
+    pub fn set_counter_offset(&mut self, offset: Offset) -> Result<(), VmError> {
+        if !self.behaviours.counter_offset {
+            return Err(VmError::NoCounterOffset);
+        }
+        if let Some(vcpu) = self.first_running() {
+            return Err(VmError::Running { vcpu });
+        }
+        self.owned = true;
+        self.offsets = Offsets { virt: offset, phys: offset };
+        self.generation += 1;
+        Ok(())
+    }
+
+    /// The vCPU enters the guest (KVM_RUN): it is loaded with the offsets of this moment.
+    pub fn enter(&mut self, vcpu: usize) -> Result<(), VmError> {
+        self.stopped(vcpu)?;
+        self.running[vcpu] = true;
+        self.loaded[vcpu] = self.offsets;
+        for timer in &mut self.timers {
+            // The hardware has no other bits, so what was stored there is gone.
+            timer.ctl[vcpu] &= CTL_ENABLE | CTL_IMASK;
+        }
+        self.generation += 1;
+        Ok(())
+    }
+
+    /// The vCPU leaves the guest. A kernel that stores CTL keeps the ISTATUS that the hardware shows now.
+    pub fn exit(&mut self, vcpu: usize, now: HostCount) -> Result<(), VmError> {
+        self.exists(vcpu)?;
+        if self.behaviours.ctl_readback == CtlReadback::Stored {
+            for timer in EL1_TIMERS {
+                let guest = self.count(vcpu, view_of(timer), now)?;
+                let TimerBank { cval, ctl } = &mut self.timers[timer.index()];
+                if ctl[vcpu] & CTL_ENABLE != 0 {
+                    ctl[vcpu] = timer::ctl_read(ctl[vcpu], cval[vcpu], guest);
+                }
+            }
+        }
+        self.running[vcpu] = false;
+        self.generation += 1;
+        Ok(())
+    }
+
+    /// The offsets that the vCPU's counters are under: a running vCPU keeps those it was loaded with.
+    pub fn offsets(&self, vcpu: usize) -> Result<Offsets, VmError> {
+        self.exists(vcpu)?;
+        Ok(if self.running[vcpu] { self.loaded[vcpu] } else { self.offsets })
+    }
+
+    /// What the vCPU's guest reads from a counter.
+    pub fn count(&self, vcpu: usize, view: View, now: HostCount) -> Result<GuestCount, VmError> {
+        Ok(now.guest(self.offsets(vcpu)?.of(view)))
+    }
+
+    /// The ids of the timer registers, in KVM_GET_REG_LIST's order.
+    pub fn reg_list(&self, vcpu: usize) -> Result<Vec<u64>, VmError> {
+        self.exists(vcpu)?;
+        let mut rows: Vec<&Sysreg> = SYSREGS.iter().filter(|row| self.has_one_reg(row)).collect();
+        if self.behaviours.list_order == ListOrder::Grouped {
+            rows.sort_by_key(|row| match row.role {
+                Role::Ctl(timer) => (timer.index(), 0),
+                Role::Count(view) => (usize::from(view == View::Physical), 1),
+                Role::Cval(timer) => (timer.index(), 2),
+                _ => (usize::MAX, 0),
+            });
+        }
+        Ok(rows.into_iter().filter_map(Sysreg::one_reg_id).collect())
+    }
+
+    /// KVM_GET_ONE_REG. On KVM it would wait until the vCPU leaves the guest; here a running vCPU is refused.
+    pub fn get_one_reg(&self, vcpu: usize, id: u64, now: HostCount) -> Result<u64, VmError> {
+        self.stopped(vcpu)?;
+        match self.one_reg(id)?.role {
+            Role::Count(view) => Ok(now.guest(self.offsets.of(view)).0),
+            Role::Cval(timer) => Ok(self.timers[timer.index()].cval[vcpu]),
+            Role::Ctl(timer) => {
+                let TimerBank { cval, ctl } = &self.timers[timer.index()];
+                match self.behaviours.ctl_readback {
+                    CtlReadback::Stored => Ok(ctl[vcpu]),
+                    CtlReadback::Computed => {
+                        let guest = now.guest(self.offsets.of(view_of(timer)));
+                        let met = timer::condition_met(cval[vcpu], guest);
+                        Ok(ctl[vcpu] & 0xffff_ffff | if met { CTL_ISTATUS } else { 0 })
+                    }
+                }
+            }
+            Role::Cntkctl => Ok(self.cntkctl[vcpu]),
+            _ => Err(VmError::NoSuchOneReg { id }),
+        }
+    }
+
+    /// KVM_SET_ONE_REG. A count moves the VM's offset, for every vCPU from its next entry on, unless the VM's offset is
+    /// owned: then it is ignored, without an error.
+    pub fn set_one_reg(&mut self, vcpu: usize, id: u64, value: u64, now: HostCount) -> Result<(), VmError> {
+        self.stopped(vcpu)?;
+        match self.one_reg(id)?.role {
+            Role::Count(_) if self.owned => return Ok(()),
+            Role::Count(view) => {
+                let offset = Offset::between(now, GuestCount(value));
+                match view {
+                    View::Virtual => self.offsets.virt = offset,
+                    View::Physical => self.offsets.phys = offset,
+                }
+            }
+            Role::Cval(timer) => self.timers[timer.index()].cval[vcpu] = value,
+            Role::Ctl(timer) => self.timers[timer.index()].ctl[vcpu] = value & !CTL_ISTATUS,
+            Role::Cntkctl => self.cntkctl[vcpu] = value,
+            _ => return Err(VmError::NoSuchOneReg { id }),
+        }
+        self.generation += 1;
+        Ok(())
+    }
+
+    /// What the vCPU's guest reads with MRS at EL1.
+    pub fn read_sysreg(&self, vcpu: usize, encoding: Encoding, now: HostCount) -> Result<u64, VmError> {
+        self.exists(vcpu)?;
+        let undefined = VmError::NoSuchSysreg { encoding, write: false };
+        match Sysreg::at(encoding).ok_or(undefined)?.role {
+            Role::Frequency => Ok(self.cntfrq_hz.into()),
+            Role::Count(view) => Ok(self.count(vcpu, view, now)?.0),
+            Role::Ctl(timer) if EL1_TIMERS.contains(&timer) => Ok(self.timer(vcpu, timer, now)?.ctl),
+            Role::Cval(timer) if EL1_TIMERS.contains(&timer) => Ok(self.timers[timer.index()].cval[vcpu]),
+            Role::Tval(timer) if EL1_TIMERS.contains(&timer) => Ok(self.timer(vcpu, timer, now)?.tval.into()),
+            Role::Cntkctl => Ok(self.cntkctl[vcpu]),
+            _ => Err(undefined),
+        }
+    }
+
+    /// What the vCPU's guest does with MSR at EL1.
+    pub fn write_sysreg(&mut self, vcpu: usize, encoding: Encoding, value: u64, now: HostCount) -> Result<(), VmError> {
+        self.exists(vcpu)?;
+        let undefined = VmError::NoSuchSysreg { encoding, write: true };
+        match Sysreg::at(encoding).ok_or(undefined)?.role {
+            Role::Ctl(timer) if EL1_TIMERS.contains(&timer) => {
+                self.timers[timer.index()].ctl[vcpu] = value & (CTL_ENABLE | CTL_IMASK);
+            }
+            Role::Cval(timer) if EL1_TIMERS.contains(&timer) => self.timers[timer.index()].cval[vcpu] = value,
+            Role::Tval(timer) if EL1_TIMERS.contains(&timer) => {
+                let guest = self.count(vcpu, view_of(timer), now)?;
+                let tval = (value & 0xffff_ffff) as u32;
+                self.timers[timer.index()].cval[vcpu] = timer::tval_write(tval, guest);
+            }
+            Role::Cntkctl => self.cntkctl[vcpu] = value,
+            _ => return Err(undefined),
+        }
+        self.generation += 1;
+        Ok(())
+    }
+
+    /// One timer, as the vCPU's guest would see it.
+    pub fn timer(&self, vcpu: usize, timer: Timer, now: HostCount) -> Result<TimerState, VmError> {
+        let guest = self.count(vcpu, view_of(timer), now)?;
+        // KVM's ids name the EL2 timers too; this guest hasn't got them.
+        let bank = self
+            .timers
+            .get(timer.index())
+            .ok_or(VmError::NoSuchOneReg { id: crate::sysreg::one_reg_id(Role::Cval(timer)) })?;
+        let (ctl, cval) = (bank.ctl[vcpu], bank.cval[vcpu]);
+        Ok(TimerState {
+            ctl: timer::ctl_read(ctl, cval, guest),
+            cval,
+            tval: timer::tval_read(cval, guest),
+            line: timer::line(ctl, cval, guest),
+            deadline: bank.deadline(vcpu, now, guest),
+        })
+    }
+
+    /// The earliest deadline of the vCPU's timers: `now` where a line is high, or
+    /// [`NO_DEADLINE`](crate::bank::NO_DEADLINE).
+    pub fn next_deadline(&self, vcpu: usize, now: HostCount) -> Result<u64, VmError> {
+        let mut earliest = crate::bank::NO_DEADLINE;
+        for timer in EL1_TIMERS {
+            earliest = earliest.min(self.timer(vcpu, timer, now)?.deadline);
+        }
+        Ok(earliest)
+    }
+
+    fn exists(&self, vcpu: usize) -> Result<(), VmError> {
+        let vcpus = self.vcpus();
+        if vcpu < vcpus { Ok(()) } else { Err(VmError::NoSuchVcpu { vcpu, vcpus }) }
+    }
+
+    fn stopped(&self, vcpu: usize) -> Result<(), VmError> {
+        self.exists(vcpu)?;
+        if self.running[vcpu] { Err(VmError::Running { vcpu }) } else { Ok(()) }
+    }
+
+    fn has_one_reg(&self, row: &Sysreg) -> bool {
+        match row.role {
+            _ if row.kvm.is_none() => false,
+            Role::Ctl(Timer::Ptimer) | Role::Cval(Timer::Ptimer) | Role::Count(View::Physical) => {
+                self.behaviours.physical_timer
+            }
+            Role::Ctl(timer) | Role::Cval(timer) => EL1_TIMERS.contains(&timer),
+            Role::Count(View::Virtual) | Role::Cntkctl => true,
+            _ => false,
+        }
+    }
+
+    fn one_reg(&self, id: u64) -> Result<&'static Sysreg, VmError> {
+        Sysreg::with_one_reg_id(id).filter(|row| self.has_one_reg(row)).ok_or(VmError::NoSuchOneReg { id })
+    }
+}

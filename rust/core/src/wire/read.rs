@@ -1,0 +1,258 @@
+//! From a payload to its checkpoint.
+
+use super::{KEYS, MAX_KEY_BYTES, MAX_KEYS, U8_ARRAY, U64_LE_ARRAY, WireError, malformed};
+use crate::checkpoint::{Checkpoint, CtlColumn, TimerColumns, UnknownKey};
+use crate::counter::{CrossTimestamp, Frequency, GuestCount, HostCount, Leap};
+use crate::timer::Timer;
+use alloc::vec::Vec;
+use minicbor::data::Tag;
+use minicbor::decode::{self, Decoder};
+
+/// A decoder whose errors say what was expected, and where.
+pub(super) struct Reader<'b>(Decoder<'b>);
+
+impl<'b> Reader<'b> {
+    pub(super) fn new(bytes: &'b [u8], start: usize) -> Self {
+        let mut d = Decoder::new(bytes);
+        d.set_position(start);
+        Self(d)
+    }
+
+    pub(super) fn position(&self) -> usize {
+        self.0.position()
+    }
+
+    fn get<T>(
+        &mut self,
+        what: &'static str,
+        read: impl FnOnce(&mut Decoder<'b>) -> Result<T, decode::Error>,
+    ) -> Result<T, WireError> {
+        let at = self.position();
+        read(&mut self.0).map_err(|_| malformed(at, what))
+    }
+
+    pub(super) fn u64(&mut self, what: &'static str) -> Result<u64, WireError> {
+        self.get(what, Decoder::u64)
+    }
+
+    fn bool(&mut self, what: &'static str) -> Result<bool, WireError> {
+        self.get(what, Decoder::bool)
+    }
+
+    fn text(&mut self, what: &'static str) -> Result<&'b str, WireError> {
+        self.get(what, Decoder::str)
+    }
+
+    pub(super) fn bytes(&mut self, what: &'static str) -> Result<&'b [u8], WireError> {
+        self.get(what, Decoder::bytes)
+    }
+
+    fn any_tag(&mut self, what: &'static str) -> Result<Tag, WireError> {
+        self.get(what, Decoder::tag)
+    }
+
+    pub(super) fn tag(&mut self, tag: Tag, what: &'static str) -> Result<(), WireError> {
+        let at = self.position();
+        if self.any_tag(what)? == tag { Ok(()) } else { Err(malformed(at, what)) }
+    }
+
+    /// The number of pairs.
+    fn map(&mut self, what: &'static str) -> Result<u64, WireError> {
+        let at = self.position();
+        self.get(what, Decoder::map)?.ok_or(malformed(at, what))
+    }
+
+    /// A machine or boot id.
+    fn id(&mut self, what: &'static str) -> Result<[u8; 16], WireError> {
+        let at = self.position();
+        self.bytes(what)?.try_into().map_err(|_| malformed(at, what))
+    }
+
+    fn u64s(&mut self, what: &'static str) -> Result<Vec<u64>, WireError> {
+        self.tag(U64_LE_ARRAY, what)?;
+        self.u64_elements(what)
+    }
+
+    fn u64_elements(&mut self, what: &'static str) -> Result<Vec<u64>, WireError> {
+        let at = self.position();
+        let (values, rest) = self.bytes(what)?.as_chunks::<8>();
+        if !rest.is_empty() {
+            return Err(malformed(at, what));
+        }
+        Ok(values.iter().copied().map(u64::from_le_bytes).collect())
+    }
+
+    fn ctl(&mut self) -> Result<CtlColumn, WireError> {
+        let what = "a timer's ctl is neither a u8 array (tag 64) nor a u64 array (tag 71)";
+        let at = self.position();
+        match self.any_tag(what)? {
+            U8_ARRAY => Ok(CtlColumn::Bits(self.bytes(what)?.into())),
+            U64_LE_ARRAY => Ok(CtlColumn::Wide(self.u64_elements(what)?)),
+            _ => Err(malformed(at, what)),
+        }
+    }
+
+    /// A value of any kind, as it stands.
+    fn value(&mut self) -> Result<&'b [u8], WireError> {
+        let at = self.position();
+        self.get("this isn't CBOR", Decoder::skip)?;
+        Ok(&self.0.input()[at..self.position()])
+    }
+
+    pub(super) fn finish(self) -> Result<(), WireError> {
+        let at = self.position();
+        if at == self.0.input().len() { Ok(()) } else { Err(malformed(at, "the file goes on after the checksum")) }
+    }
+}
+
+/// The payload's map, which [`Deterministic::check`] has passed: keys are in order and none is there twice.
+pub(super) fn read_payload(mut r: Reader<'_>) -> Result<Checkpoint, WireError> {
+    let start = r.position();
+    let missing = |what| move || malformed(start, what);
+    let (mut cntfrq_hz, mut virtual_count, mut physical_count, mut owned, mut width_ticks) =
+        (None, None, None, None, None);
+    let (mut host, mut stopped_at, mut vcpus, mut cntvoff, mut timers) = (None, None, None, None, None);
+    let mut unknown = Vec::new();
+
+    let keys = r.map("the payload isn't a map")?;
+    if keys > MAX_KEYS as u64 {
+        return Err(malformed(start, "the payload has too many keys"));
+    }
+    for _ in 0..keys {
+        let at = r.position();
+        match r.text("a key of the payload isn't text")? {
+            // No known key sorts before it, so what it names is refused before anything is taken for what it was.
+            "crit" => return Err(read_crit(&mut r)),
+            "host" => host = Some(read_host(&mut r)?),
+            "owned" => owned = Some(r.bool("owned isn't true or false")?),
+            "vcpus" => {
+                let what = "vcpus isn't an unsigned integer that a column could be as long as";
+                let at = r.position();
+                vcpus = Some(usize::try_from(r.u64(what)?).map_err(|_| malformed(at, what))?);
+            }
+            "cntpct" => physical_count = Some(r.u64("cntpct isn't an unsigned integer")?),
+            "cntvct" => virtual_count = Some(r.u64("cntvct isn't an unsigned integer")?),
+            "timers" => timers = Some(read_timers(&mut r)?),
+            "cntvoff" => cntvoff = Some(r.u64s("cntvoff isn't a u64 array (tag 71)")?),
+            "cntfrq_hz" => {
+                cntfrq_hz = Some(r.get("cntfrq_hz isn't an unsigned integer of 32 bits", Decoder::u32)?);
+            }
+            "stopped_at" => stopped_at = Some(r.u64("stopped_at isn't an unsigned integer")?),
+            "width_ticks" => width_ticks = Some(r.u64("width_ticks isn't an unsigned integer")?),
+            key if key.len() > MAX_KEY_BYTES => return Err(malformed(at, "a key of the payload is too long")),
+            key => unknown.push(UnknownKey { key: key.into(), value: r.value()?.into() }),
+        }
+    }
+    Ok(Checkpoint {
+        cntfrq_hz: cntfrq_hz.ok_or_else(missing("cntfrq_hz is missing"))?,
+        cntvct: GuestCount(virtual_count.ok_or_else(missing("cntvct is missing"))?),
+        cntpct: GuestCount(physical_count.ok_or_else(missing("cntpct is missing"))?),
+        owned: owned.ok_or_else(missing("owned is missing"))?,
+        width_ticks: width_ticks.ok_or_else(missing("width_ticks is missing"))?,
+        host: host.ok_or_else(missing("host is missing"))?,
+        stopped_at,
+        vcpus: vcpus.ok_or_else(missing("vcpus is missing"))?,
+        cntvoff,
+        timers: timers.ok_or_else(missing("timers is missing"))?,
+        unknown,
+    })
+}
+
+/// Version 1 has nothing to put into `crit`, so where it is there, the file is refused: for the key that it names, or for
+/// naming none that a reader of version 1 may miss.
+fn read_crit(r: &mut Reader<'_>) -> WireError {
+    let at = r.position();
+    let names = match r.get("crit isn't an array of text", Decoder::array) {
+        Ok(names) => names.unwrap_or(0),
+        Err(error) => return error,
+    };
+    for _ in 0..names {
+        let at = r.position();
+        match r.text("crit isn't an array of text") {
+            Ok(name) if name.len() > MAX_KEY_BYTES => return malformed(at, "a name in crit is too long for a key"),
+            Ok(name) if !KEYS.contains(&name) => return WireError::UnsupportedFeature { feature: name.into() },
+            Ok(_) => {}
+            Err(error) => return error,
+        }
+    }
+    malformed(at, "crit names no key beyond those of version 1, which every reader knows")
+}
+
+fn read_host(r: &mut Reader<'_>) -> Result<CrossTimestamp, WireError> {
+    let start = r.position();
+    let missing = |what| move || malformed(start, what);
+    let (mut count, mut frequency, mut source, mut realtime_ns) = (None, None, None, None);
+    let (mut width_ns, mut leap) = (None, None);
+    let (mut tai_offset_s, mut synchronized, mut max_error_ns) = (None, None, None);
+    let (mut machine_id, mut boot_id) = (None, None);
+    for _ in 0..r.map("host isn't a map")? {
+        let at = r.position();
+        match r.text("a key of host isn't text")? {
+            "leap" => {
+                let what = "host.leap isn't none, insert, delete, in-progress, passed or unknown";
+                let at = r.position();
+                leap = Some(Leap::from_name(r.text(what)?).ok_or(malformed(at, what))?);
+            }
+            "count" => count = Some(r.u64("host.count isn't an unsigned integer")?),
+            "source" => source = Some(r.text("host.source isn't text")?),
+            "boot_id" => boot_id = Some(r.id("host.boot_id isn't a byte string of 16 bytes")?),
+            "width_ns" => width_ns = Some(r.u64("host.width_ns isn't an unsigned integer")?),
+            "machine_id" => machine_id = Some(r.id("host.machine_id isn't a byte string of 16 bytes")?),
+            "realtime_ns" => {
+                realtime_ns = Some(r.get("host.realtime_ns isn't an integer of 64 bits", Decoder::i64)?);
+            }
+            "frequency_hz" => {
+                let what = "host.frequency_hz isn't an unsigned integer above 0";
+                let at = r.position();
+                frequency = Some(Frequency::new(r.u64(what)?).ok_or(malformed(at, what))?);
+            }
+            "max_error_ns" => max_error_ns = Some(r.u64("host.max_error_ns isn't an unsigned integer")?),
+            "synchronized" => synchronized = Some(r.bool("host.synchronized isn't true or false")?),
+            "tai_offset_s" => {
+                tai_offset_s = Some(r.get("host.tai_offset_s isn't an integer of 32 bits", Decoder::i32)?);
+            }
+            _ => return Err(malformed(at, "host has a key that version 1 hasn't")),
+        }
+    }
+    Ok(CrossTimestamp {
+        count: HostCount(count.ok_or_else(missing("host.count is missing"))?),
+        frequency: frequency.ok_or_else(missing("host.frequency_hz is missing"))?,
+        source: source.ok_or_else(missing("host.source is missing"))?.into(),
+        realtime_ns: realtime_ns.ok_or_else(missing("host.realtime_ns is missing"))?,
+        width_ns: width_ns.ok_or_else(missing("host.width_ns is missing"))?,
+        tai_offset_s,
+        synchronized,
+        max_error_ns,
+        leap: leap.ok_or_else(missing("host.leap is missing"))?,
+        machine_id,
+        boot_id,
+    })
+}
+
+fn read_timers(r: &mut Reader<'_>) -> Result<Vec<TimerColumns>, WireError> {
+    // By number, to give the columns back in that order: the keys' own is another.
+    let mut columns = Timer::ALL.map(|_| None);
+    for _ in 0..r.map("timers isn't a map")? {
+        let at = r.position();
+        let name = r.text("a key of timers isn't text")?;
+        let timer = Timer::ALL
+            .into_iter()
+            .find(|timer| timer.name() == name)
+            .ok_or(malformed(at, "timers has a key that isn't vtimer, ptimer, hvtimer or hptimer"))?;
+        columns[timer.index()] = Some(read_timer(r, timer)?);
+    }
+    Ok(columns.into_iter().flatten().collect())
+}
+
+fn read_timer(r: &mut Reader<'_>, timer: Timer) -> Result<TimerColumns, WireError> {
+    const PARTS: &str = "a timer isn't a map of ctl and cval";
+    let start = r.position();
+    if r.map(PARTS)? != 2 || r.text(PARTS)? != "ctl" {
+        return Err(malformed(start, PARTS));
+    }
+    let ctl = r.ctl()?;
+    if r.text(PARTS)? != "cval" {
+        return Err(malformed(start, PARTS));
+    }
+    Ok(TimerColumns { timer, cval: r.u64s("a timer's cval isn't a u64 array (tag 71)")?, ctl })
+}

@@ -1,0 +1,297 @@
+//! What the tests of the format share: checkpoints of every shape, and a way to make bytes that `encode` wouldn't.
+
+#![allow(dead_code, reason = "each test takes what it needs")]
+
+use guestclock_core::checkpoint::{Checkpoint, CtlColumn, TimerColumns, UnknownKey};
+use guestclock_core::counter::{CrossTimestamp, Frequency, GuestCount, HostCount, Leap};
+use guestclock_core::timer::Timer;
+use minicbor::Encoder;
+use minicbor::data::Tag;
+use proptest::collection::{btree_map, vec};
+use proptest::option;
+use proptest::prelude::*;
+use std::cmp::Ordering;
+
+/// The least that a checkpoint can say, as in tests/golden/make.py.
+pub(crate) fn bare() -> Checkpoint {
+    Checkpoint {
+        cntfrq_hz: 62_500_000,
+        cntvct: GuestCount(200),
+        cntpct: GuestCount(200),
+        owned: true,
+        width_ticks: 0,
+        host: CrossTimestamp {
+            count: HostCount(300),
+            frequency: Frequency::new(62_500_000).unwrap(),
+            source: "manual".into(),
+            realtime_ns: 0,
+            width_ns: 0,
+            tai_offset_s: None,
+            synchronized: None,
+            max_error_ns: None,
+            leap: Leap::Unknown,
+            machine_id: None,
+            boot_id: None,
+        },
+        stopped_at: None,
+        vcpus: 1,
+        cntvoff: None,
+        timers: vec![timer(Timer::Vtimer, &[1], &[1000])],
+        unknown: Vec::new(),
+    }
+}
+
+pub(crate) fn timer(timer: Timer, ctl: &[u64], cval: &[u64]) -> TimerColumns {
+    TimerColumns { timer, cval: cval.to_vec(), ctl: CtlColumn::new(ctl.iter().copied()) }
+}
+
+/// A checkpoint with everything in it.
+pub(crate) fn full(vcpus: usize) -> Checkpoint {
+    let count = |first: u64| (0..vcpus as u64).map(|n| first + n).collect::<Vec<_>>();
+    let mut timers: Vec<_> = Timer::ALL.iter().map(|&t| timer(t, &vec![3; vcpus], &count(1 << 40))).collect();
+    timers[3].ctl = CtlColumn::new(count(1 << 20).iter().map(|ctl| ctl << 3));
+    Checkpoint {
+        host: CrossTimestamp {
+            tai_offset_s: Some(37),
+            synchronized: Some(true),
+            max_error_ns: Some(500_000),
+            machine_id: Some([0x5a; 16]),
+            boot_id: Some([0xa5; 16]),
+            ..bare().host
+        },
+        stopped_at: Some(299),
+        vcpus,
+        cntvoff: Some(count(7)),
+        timers,
+        unknown: vec![UnknownKey { key: "later".into(), value: vec![0x82, 0x01, 0x61, b'x'] }],
+        ..bare()
+    }
+}
+
+/// The checksum, over what stands before it: after a change, so that the parser is reached.
+pub(crate) fn reseal(mut bytes: Vec<u8>) -> Vec<u8> {
+    let Some(end) = bytes.len().checked_sub(4) else { return bytes };
+    let crc = crc::Crc::<u32>::new(&crc::CRC_32_ISCSI).checksum(&bytes[..end]);
+    bytes[end..].copy_from_slice(&crc.to_be_bytes());
+    bytes
+}
+
+/// The file round these bytes as its payload.
+pub(crate) fn seal(payload: &[u8]) -> Vec<u8> {
+    let mut e = Encoder::new(Vec::new());
+    e.tag(Tag::new(55799)).unwrap().array(4).unwrap().str("guestclock").unwrap().u64(1).unwrap();
+    e.tag(Tag::new(24)).unwrap().bytes(payload).unwrap().bytes(&[0; 4]).unwrap();
+    reseal(e.into_writer())
+}
+
+/// A value's CBOR.
+pub(crate) fn cbor(write: impl FnOnce(&mut Encoder<Vec<u8>>)) -> Vec<u8> {
+    let mut e = Encoder::new(Vec::new());
+    write(&mut e);
+    e.into_writer()
+}
+
+pub(crate) fn u64s(values: &[u64]) -> Vec<u8> {
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    cbor(|e| {
+        e.tag(Tag::new(71)).unwrap().bytes(&bytes).unwrap();
+    })
+}
+
+pub(crate) fn u8s(values: &[u8]) -> Vec<u8> {
+    cbor(|e| {
+        e.tag(Tag::new(64)).unwrap().bytes(values).unwrap();
+    })
+}
+
+/// A map of text keys, for taking valid ones apart and putting them together wrong.
+#[derive(Clone, Default)]
+pub(crate) struct Map(pub(crate) Vec<(String, Vec<u8>)>);
+
+impl Map {
+    /// The map in these bytes.
+    pub(crate) fn read(bytes: &[u8]) -> Self {
+        let mut d = minicbor::Decoder::new(bytes);
+        let mut map = Self::default();
+        for _ in 0..d.map().unwrap().unwrap() {
+            let key = d.str().unwrap().to_owned();
+            let at = d.position();
+            d.skip().unwrap();
+            map.0.push((key, bytes[at..d.position()].to_vec()));
+        }
+        map
+    }
+
+    /// The payload of a checkpoint.
+    pub(crate) fn payload_of(checkpoint: &Checkpoint) -> Self {
+        let bytes = guestclock_core::wire::encode(checkpoint);
+        let mut d = minicbor::Decoder::new(&bytes[16..]);
+        d.tag().unwrap();
+        Self::read(d.bytes().unwrap())
+    }
+
+    /// The map with the key set, in its place.
+    pub(crate) fn with(mut self, key: &str, value: Vec<u8>) -> Self {
+        self = self.without(key);
+        let order = |other: &str| other.len().cmp(&key.len()).then_with(|| other.cmp(key)) == Ordering::Less;
+        let place = self.0.partition_point(|(other, _)| order(other));
+        self.0.insert(place, (key.to_owned(), value));
+        self
+    }
+
+    pub(crate) fn without(mut self, key: &str) -> Self {
+        self.0.retain(|(other, _)| other != key);
+        self
+    }
+
+    /// The map in this one with that key.
+    pub(crate) fn inner(&self, key: &str) -> Self {
+        Self::read(&self.0.iter().find(|(other, _)| other == key).unwrap().1)
+    }
+
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        cbor(|e| {
+            e.map(self.0.len() as u64).unwrap();
+            for (key, value) in &self.0 {
+                e.str(key).unwrap();
+                e.writer_mut().extend_from_slice(value);
+            }
+        })
+    }
+
+    /// The file with it as its payload.
+    pub(crate) fn seal(&self) -> Vec<u8> {
+        seal(&self.bytes())
+    }
+}
+
+/// A number where it is most likely to go wrong: at an end of its range, at a power of two, or anywhere.
+fn edgy() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        Just(0),
+        Just(u64::MAX),
+        any::<u64>(),
+        (0u32..64, -1i64..=1).prop_map(|(bit, by)| (1u64 << bit).wrapping_add_signed(by)),
+    ]
+}
+
+fn host() -> impl Strategy<Value = CrossTimestamp> {
+    (
+        (edgy(), edgy().prop_map(|hz| hz.max(1)), "[a-z0-9_]{1,32}", edgy(), edgy()),
+        (any::<Option<i32>>(), any::<Option<bool>>(), option::of(edgy()), 0..Leap::ALL.len()),
+        (any::<Option<[u8; 16]>>(), any::<Option<[u8; 16]>>()),
+    )
+        .prop_map(
+            |((count, hz, source, realtime, width_ns), (tai_offset_s, synchronized, max_error_ns, leap), ids)| {
+                CrossTimestamp {
+                    count: HostCount(count),
+                    frequency: Frequency::new(hz).unwrap(),
+                    source,
+                    realtime_ns: realtime.cast_signed(),
+                    width_ns,
+                    tai_offset_s,
+                    synchronized,
+                    max_error_ns,
+                    leap: Leap::ALL[leap],
+                    machine_id: ids.0,
+                    boot_id: ids.1,
+                }
+            },
+        )
+}
+
+/// A CTL column of either width.
+fn ctl(vcpus: usize) -> impl Strategy<Value = CtlColumn> {
+    prop_oneof![vec(0u64..4, vcpus), vec(edgy(), vcpus)].prop_map(CtlColumn::new)
+}
+
+fn timers(vcpus: usize) -> impl Strategy<Value = Vec<TimerColumns>> {
+    (vec((vec(edgy(), vcpus), ctl(vcpus)), 4), 0u8..8).prop_map(|(columns, present)| {
+        // vtimer always, the others as the bits say.
+        let present = present << 1 | 1;
+        Timer::ALL
+            .into_iter()
+            .zip(columns)
+            .filter(|(timer, _)| present >> timer.index() & 1 == 1)
+            .map(|(timer, (cval, ctl))| TimerColumns { timer, cval, ctl })
+            .collect()
+    })
+}
+
+/// Deterministic CBOR of any kind that a checkpoint may hold.
+fn value() -> impl Strategy<Value = Vec<u8>> {
+    let leaf = prop_oneof![
+        edgy().prop_map(|n| cbor(|e| drop(e.u64(n)))),
+        any::<i64>().prop_map(|n| cbor(|e| drop(e.i64(n)))),
+        vec(any::<u8>(), 0..30).prop_map(|bytes| cbor(|e| drop(e.bytes(&bytes)))),
+        ".{0,10}".prop_map(|text| cbor(|e| drop(e.str(&text)))),
+        any::<bool>().prop_map(|b| cbor(|e| drop(e.bool(b)))),
+        Just(vec![0xf6]),
+    ];
+    leaf.prop_recursive(4, 32, 5, |inner| {
+        prop_oneof![
+            (edgy(), inner.clone()).prop_map(|(tag, value)| [cbor(|e| drop(e.tag(Tag::new(tag)))), value].concat()),
+            vec(inner.clone(), 0..5)
+                .prop_map(|values| [cbor(|e| drop(e.array(values.len() as u64))), values.concat()].concat()),
+            btree_map(inner.clone(), inner, 0..5).prop_map(|pairs| {
+                let mut bytes = cbor(|e| drop(e.map(pairs.len() as u64)));
+                for (key, value) in pairs {
+                    bytes.extend(key);
+                    bytes.extend(value);
+                }
+                bytes
+            }),
+        ]
+    })
+}
+
+const KNOWN: [&str; 11] = [
+    "crit",
+    "host",
+    "owned",
+    "vcpus",
+    "cntpct",
+    "cntvct",
+    "timers",
+    "cntvoff",
+    "cntfrq_hz",
+    "stopped_at",
+    "width_ticks",
+];
+
+fn unknown() -> impl Strategy<Value = Vec<UnknownKey>> {
+    btree_map("[a-zA-Zäß_]{0,14}".prop_filter("known", |key| !KNOWN.contains(&key.as_str())), value(), 0..6).prop_map(
+        |pairs| {
+            let mut keys: Vec<_> = pairs.into_iter().map(|(key, value)| UnknownKey { key, value }).collect();
+            keys.sort_by(|one, other| one.key.len().cmp(&other.key.len()).then_with(|| one.key.cmp(&other.key)));
+            keys
+        },
+    )
+}
+
+/// Any checkpoint.
+pub(crate) fn checkpoint() -> impl Strategy<Value = Checkpoint> {
+    (0usize..6).prop_flat_map(|vcpus| {
+        (
+            (edgy(), edgy(), edgy(), any::<bool>(), edgy()),
+            (host(), option::of(edgy()), option::of(vec(edgy(), vcpus)), timers(vcpus), unknown()),
+        )
+            .prop_map(
+                move |((cntfrq, virt, phys, owned, width_ticks), (host, stopped_at, cntvoff, timers, unknown))| {
+                    Checkpoint {
+                        cntfrq_hz: u32::try_from(cntfrq).unwrap_or(u32::MAX).max(1),
+                        cntvct: GuestCount(virt),
+                        cntpct: GuestCount(phys),
+                        owned,
+                        width_ticks,
+                        host,
+                        stopped_at,
+                        vcpus,
+                        cntvoff,
+                        timers,
+                        unknown,
+                    }
+                },
+            )
+    })
+}

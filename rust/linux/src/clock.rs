@@ -1,0 +1,47 @@
+//! The kernel's clocks, read through the vDSO (clock_gettime(2), vdso(7)).
+#![expect(unsafe_code, reason = "clock_gettime fills in a structure through a pointer")]
+
+use core::mem::MaybeUninit;
+use guestclock_core::counter::NS_PER_S;
+
+/// One reading: whole seconds, and the nanoseconds after them, below 10^9.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reading {
+    pub(crate) s: i64,
+    pub(crate) ns: i64,
+}
+
+impl Reading {
+    /// The reading in nanoseconds, modulo 2^64: CLOCK_MONOTONIC and CLOCK_MONOTONIC_RAW take 584 years to get there.
+    pub(crate) const fn unsigned_ns(self) -> u64 {
+        self.s.cast_unsigned().wrapping_mul(NS_PER_S).wrapping_add(self.ns.cast_unsigned())
+    }
+}
+
+pub(crate) fn monotonic() -> Reading {
+    read(libc::CLOCK_MONOTONIC)
+}
+
+pub(crate) fn monotonic_raw() -> Reading {
+    read(libc::CLOCK_MONOTONIC_RAW)
+}
+
+/// CLOCK_REALTIME in nanoseconds since 1970.
+///
+/// It can't overflow: the kernel lets nobody set the clock outside `0..KTIME_SEC_MAX` (`timespec64_valid_settod`).
+pub(crate) fn realtime_ns() -> i64 {
+    let now = read(libc::CLOCK_REALTIME);
+    now.s * NS_PER_S.cast_signed() + now.ns
+}
+
+fn read(clock: libc::clockid_t) -> Reading {
+    let mut now = MaybeUninit::<libc::timespec>::uninit();
+    // SAFETY: `now` is valid for the write of one timespec.
+    let failed = unsafe { libc::clock_gettime(clock, now.as_mut_ptr()) };
+    // Every Linux has the three clocks above. What can fail is a sandbox without the vDSO that also forbids the call,
+    // and then there is no time to go on with.
+    assert_eq!(failed, 0, "clock_gettime({clock}) is forbidden in this process");
+    // SAFETY: the call succeeded, so it has filled in both fields.
+    let now = unsafe { now.assume_init() };
+    Reading { s: now.tv_sec, ns: now.tv_nsec }
+}

@@ -1,0 +1,173 @@
+//! Rust's errors as the classes of `guestclock.errors`.
+
+use guestclock_core::live::LiveError;
+use guestclock_core::plan::Refusal;
+use guestclock_core::restore::RestoreError;
+use guestclock_core::vm::VmError;
+use guestclock_core::wire::WireError;
+use guestclock_linux::counter::CounterError;
+use pyo3::exceptions::{PyIndexError, PyOverflowError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::PyDict;
+
+// The generic errno numbers, the same on every architecture of Linux.
+const ENOENT: i32 = 2;
+const EBUSY: i32 = 16;
+const EINVAL: i32 = 22;
+
+/// An instance of `guestclock.errors.<class>` with these fields.
+fn typed(class: &str, message: &str, fields: impl FnOnce(&Bound<'_, PyDict>) -> PyResult<()>) -> PyErr {
+    static ERRORS: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
+    Python::attach(|py| {
+        let build = || {
+            let errors = ERRORS.get_or_try_init(py, || PyModule::import(py, "guestclock.errors").map(Bound::unbind))?;
+            let kwargs = PyDict::new(py);
+            fields(&kwargs)?;
+            errors.bind(py).getattr(class)?.call((message,), Some(&kwargs))
+        };
+        build().map_or_else(|error| error, PyErr::from_value)
+    })
+}
+
+/// Something that becomes a Python exception.
+pub(crate) trait IntoPyErr {
+    /// The exception.
+    fn into_pyerr(self) -> PyErr;
+}
+
+/// `?` on such errors.
+pub(crate) trait OrRaise<T> {
+    /// The value, or the exception raised.
+    fn or_raise(self) -> PyResult<T>;
+}
+
+impl<T, E: IntoPyErr> OrRaise<T> for Result<T, E> {
+    #[inline]
+    fn or_raise(self) -> PyResult<T> {
+        self.map_err(IntoPyErr::into_pyerr)
+    }
+}
+
+impl IntoPyErr for VmError {
+    #[cold]
+    fn into_pyerr(self) -> PyErr {
+        let message = self.to_string();
+        match self {
+            Self::NoSuchVcpu { .. } => PyIndexError::new_err(message),
+            Self::FrequencyTooHigh { .. } => PyValueError::new_err(message),
+            Self::Running { vcpu } => typed("VcpuRunning", &message, |fields| {
+                fields.set_item("errno", EBUSY)?;
+                fields.set_item("vcpu", vcpu)
+            }),
+            Self::NoSuchOneReg { id } => typed("UnknownRegister", &message, |fields| {
+                fields.set_item("errno", ENOENT)?;
+                fields.set_item("reg", id)
+            }),
+            Self::NoSuchSysreg { encoding, .. } => typed("UnknownRegister", &message, |fields| {
+                fields.set_item("errno", ENOENT)?;
+                fields.set_item("reg", encoding.one_reg_id())
+            }),
+            _ => typed("KvmError", &message, |fields| fields.set_item("errno", EINVAL)),
+        }
+    }
+}
+
+impl IntoPyErr for Refusal {
+    fn into_pyerr(self) -> PyErr {
+        let message = self.to_string();
+        match self {
+            Self::FrequencyMismatch { saved_hz, host_hz } => typed("FrequencyMismatch", &message, |fields| {
+                fields.set_item("saved_hz", saved_hz)?;
+                fields.set_item("host_hz", host_hz)
+            }),
+            Self::CounterSkew { cntvct, cntpct, .. } => typed("CounterSkew", &message, |fields| {
+                fields.set_item("cntvct", cntvct)?;
+                fields.set_item("cntpct", cntpct)
+            }),
+            Self::ClockWentBackwards { clock, saved, host } => typed("ClockWentBackwards", &message, |fields| {
+                fields.set_item("clock", clock)?;
+                fields.set_item("saved", saved)?;
+                fields.set_item("host", host)
+            }),
+            Self::ElapsedUnknown { evidence } => {
+                typed("ElapsedUnknown", &message, |fields| fields.set_item("evidence", evidence))
+            }
+            Self::TopologyMismatch { what, saved, host } => typed("TopologyMismatch", &message, |fields| {
+                fields.set_item("what", what)?;
+                fields.set_item("saved", saved)?;
+                fields.set_item("host", host)
+            }),
+            Self::StalePlan => typed("StalePlan", &message, |_| Ok(())),
+            Self::OutOfOrder { called } => typed("OutOfOrder", &message, |fields| fields.set_item("called", called)),
+            Self::CapabilityMissing { capability, .. } => {
+                typed("CapabilityMissing", &message, |fields| fields.set_item("capability", capability))
+            }
+            _ => typed("RestoreRefused", &message, |_| Ok(())),
+        }
+    }
+}
+
+impl IntoPyErr for LiveError {
+    fn into_pyerr(self) -> PyErr {
+        let message = self.to_string();
+        match self {
+            Self::Vm(error) => error.into_pyerr(),
+            Self::Restore(RestoreError::Refused(refusal)) => refusal.into_pyerr(),
+            Self::Restore(RestoreError::Backend { step, source }) => {
+                let error = source.into_pyerr();
+                Python::attach(|py| error.add_note(py, format!("while restoring: {step}")))
+                    .map_or_else(|e| e, |()| error)
+            }
+            Self::Restore(RestoreError::ReadBack { vcpu, register, wrote, read }) => {
+                typed("ReadBackMismatch", &message, |fields| {
+                    fields.set_item("vcpu", vcpu)?;
+                    fields.set_item("register", register)?;
+                    fields.set_item("wrote", wrote)?;
+                    fields.set_item("read", read)
+                })
+            }
+            Self::Open => typed("RestoreOpen", &message, |_| Ok(())),
+            Self::TooFar { .. } => PyOverflowError::new_err(message),
+            _ => typed("GuestClockError", &message, |_| Ok(())),
+        }
+    }
+}
+
+impl IntoPyErr for WireError {
+    fn into_pyerr(self) -> PyErr {
+        let message = self.to_string();
+        match self {
+            Self::NotACheckpoint => typed("NotACheckpoint", &message, |_| Ok(())),
+            Self::TooLarge { size, limit } => typed("TooLarge", &message, |fields| {
+                fields.set_item("size", size)?;
+                fields.set_item("limit", limit)
+            }),
+            Self::Corrupt { stored, computed } => typed("Corrupt", &message, |fields| {
+                fields.set_item("stored", stored)?;
+                fields.set_item("computed", computed)
+            }),
+            Self::Malformed { offset, .. } => typed("Malformed", &message, |fields| fields.set_item("offset", offset)),
+            Self::UnsupportedVersion { found, supported } => typed("UnsupportedVersion", &message, |fields| {
+                fields.set_item("found", found)?;
+                fields.set_item("supported", supported)
+            }),
+            Self::UnsupportedFeature { feature } => {
+                typed("UnsupportedFeature", &message, |fields| fields.set_item("feature", feature))
+            }
+            _ => typed("CheckpointError", &message, |_| Ok(())),
+        }
+    }
+}
+
+impl IntoPyErr for CounterError {
+    fn into_pyerr(self) -> PyErr {
+        let message = self.to_string();
+        match self {
+            Self::Unavailable { source, .. } => {
+                typed("CapabilityMissing", &message, |fields| fields.set_item("capability", source.name()))
+            }
+            _ => PyValueError::new_err(message),
+        }
+    }
+}

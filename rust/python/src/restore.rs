@@ -1,0 +1,301 @@
+//! Plans, restores and reports.
+
+use crate::checkpoint::PyCheckpoint;
+use crate::errors::OrRaise;
+use crate::policy::{AnyPolicy, to_python};
+use crate::vm::PyVm;
+use guestclock_core::checkpoint::Checkpoint;
+use guestclock_core::counter::HostCount;
+use guestclock_core::live::LiveRestore;
+use guestclock_core::measure::OffsetInterval;
+use guestclock_core::plan::{Outcome, Plan, Policy, Request, Views};
+use guestclock_core::restore::{Report, Written};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The core's request from the keyword arguments.
+pub(crate) fn request(
+    policy: Option<AnyPolicy>,
+    views: &str,
+    same_counter: Option<bool>,
+    assume_error_ns: Option<u64>,
+) -> PyResult<Request> {
+    let Some((_, views)) = Views::NAMES.into_iter().find(|(name, _)| *name == views) else {
+        let names: Vec<_> = Views::NAMES.iter().map(|(name, _)| *name).collect();
+        return Err(PyValueError::new_err(format!("no views={views:?}: one of {}", names.join(", "))));
+    };
+    let policy = policy.as_ref().map(AnyPolicy::policy).unwrap_or_default();
+    Ok(Request { policy, views, same_counter, assume_error_ns })
+}
+
+fn describe<'py>(py: Python<'py>, plan: &Plan) -> PyResult<Bound<'py, PyDict>> {
+    let fields = PyDict::new(py);
+    let policy = PyDict::new(py);
+    match plan.request.policy {
+        Policy::Freeze => policy.set_item("name", "freeze")?,
+        Policy::Advance { max_ns } => {
+            policy.set_item("name", "advance")?;
+            policy.set_item("max_ns", max_ns)?;
+        }
+    }
+    fields.set_item("policy", policy)?;
+    fields.set_item("method", plan.method.name())?;
+    fields.set_item("frequency_hz", plan.frequency().hz())?;
+    fields.set_item("same_counter", plan.same_counter)?;
+    let evidence = PyDict::new(py);
+    evidence.set_item("same_source", plan.evidence.source)?;
+    evidence.set_item("same_frequency", plan.evidence.frequency)?;
+    evidence.set_item("same_machine", plan.evidence.machine)?;
+    evidence.set_item("same_boot", plan.evidence.boot)?;
+    evidence.set_item("went_forward", plan.evidence.forward)?;
+    evidence.set_item("disagreement_ns", plan.evidence.disagreement_ns)?;
+    evidence.set_item("allowed_ns", plan.evidence.allowed_ns)?;
+    fields.set_item("evidence", evidence)?;
+    fields.set_item("premises", &plan.premises)?;
+    fields.set_item("warnings", &plan.warnings)?;
+    Ok(fields)
+}
+
+fn describe_outcome(fields: &Bound<'_, PyDict>, plan: &Plan, outcome: &Outcome) -> PyResult<()> {
+    fields.set_item("host_count", outcome.count.0)?;
+    fields.set_item("cntvct", outcome.cntvct.0)?;
+    fields.set_item("cntpct", outcome.cntpct.0)?;
+    fields.set_item("added_ticks", outcome.added_ticks)?;
+    fields.set_item("added_ns", plan.frequency().ticks_to_ns(outcome.added_ticks))?;
+    fields.set_item("capped", outcome.capped)
+}
+
+/// What a restore would do: a dry run. `print` it, or take `to_dict()`.
+///
+/// Its numbers are as of its sample; what it decided stands until the VM's state changes.
+#[pyclass(frozen, name = "Plan", module = "guestclock")]
+pub(crate) struct PyPlan {
+    plan: Plan,
+    checkpoint: Arc<Checkpoint>,
+    vm: Py<PyVm>,
+}
+
+#[pymethods]
+impl PyPlan {
+    /// The policy.
+    #[getter]
+    fn policy<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        to_python(py, self.plan.request.policy)
+    }
+
+    /// How the counters will be set: "offset", "by-value" or "virtual-only".
+    #[getter]
+    fn method(&self) -> &'static str {
+        self.plan.method.name()
+    }
+
+    /// Whether it is the counter that the checkpoint was taken by.
+    #[getter]
+    fn same_counter(&self) -> bool {
+        self.plan.same_counter
+    }
+
+    /// What to know before going on.
+    #[getter]
+    fn warnings(&self) -> Vec<String> {
+        self.plan.warnings.clone()
+    }
+
+    /// Everything in it as plain Python values, for JSON.
+    fn to_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let fields = describe(py, &self.plan)?;
+        describe_outcome(&fields, &self.plan, &self.plan.as_of)?;
+        fields.set_item("error_bound_ticks", self.plan.as_of.error_bound_ticks)?;
+        Ok(fields)
+    }
+
+    /// The first step of a restore: opts the VM in with a provisional offset, where the plan is to use one.
+    ///
+    /// After it the VMM replays its own state; no vCPU may run before `release`. StalePlan if the VM has changed.
+    #[pyo3(signature = (*, now=None))]
+    fn prepare(&self, py: Python<'_>, now: Option<u64>) -> PyResult<PyRestore> {
+        let live = &self.vm.get().live;
+        let open = live.prepare(self.plan.clone(), Arc::clone(&self.checkpoint), now.map(HostCount)).or_raise()?;
+        Ok(PyRestore { open: Mutex::new(open), vm: self.vm.clone_ref(py) })
+    }
+
+    fn __str__(&self) -> String {
+        self.plan.to_string()
+    }
+
+    fn __repr__(&self) -> String {
+        format!("<Plan {} by {}>", self.plan.request.policy, self.plan.method.name())
+    }
+}
+
+/// A restore under way: `apply`, then `release`.
+#[pyclass(frozen, name = "Restore", module = "guestclock")]
+pub(crate) struct PyRestore {
+    /// Locked, since each step changes how far it has got.
+    open: Mutex<LiveRestore>,
+    vm: Py<PyVm>,
+}
+
+#[pymethods]
+impl PyRestore {
+    /// The second step: every vCPU's timers, CVAL before CTL, read back.
+    #[pyo3(signature = (*, now=None))]
+    fn apply(&self, now: Option<u64>) -> PyResult<()> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        self.vm.get().live.apply(&mut open, now.map(HostCount)).or_raise()
+    }
+
+    /// The last step: samples the counter, sets the guest's counters, and lets the vCPUs run.
+    #[pyo3(signature = (*, now=None))]
+    fn release(&self, now: Option<u64>) -> PyResult<PyReport> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        self.vm.get().live.release(&mut open, now.map(HostCount)).map(PyReport::from).or_raise()
+    }
+}
+
+/// What a restore or a pause did. `print` it, or take `to_dict()`.
+#[pyclass(frozen, name = "Report", module = "guestclock")]
+pub(crate) struct PyReport(Report);
+
+impl From<Report> for PyReport {
+    fn from(report: Report) -> Self {
+        Self(report)
+    }
+}
+
+#[pymethods]
+impl PyReport {
+    /// The policy.
+    #[getter]
+    fn policy<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        to_python(py, self.0.plan.request.policy)
+    }
+
+    /// How the counters were set: "offset", "by-value" or "virtual-only".
+    #[getter]
+    fn method(&self) -> &'static str {
+        self.0.plan.method.name()
+    }
+
+    /// The host's count at the last sample: the counters below belong to it.
+    #[getter]
+    fn released_at(&self) -> u64 {
+        self.0.outcome.count.0
+    }
+
+    /// The guest's virtual counter at the last sample.
+    #[getter]
+    fn cntvct(&self) -> u64 {
+        self.0.outcome.cntvct.0
+    }
+
+    /// The guest's physical counter at the last sample.
+    #[getter]
+    fn cntpct(&self) -> u64 {
+        self.0.outcome.cntpct.0
+    }
+
+    /// The guest time that the policy added, in ticks.
+    #[getter]
+    fn added_ticks(&self) -> u64 {
+        self.0.outcome.added_ticks
+    }
+
+    /// The guest time that the policy added, in nanoseconds, rounded down.
+    #[getter]
+    fn added_ns(&self) -> u128 {
+        self.0.plan.frequency().ticks_to_ns(self.0.outcome.added_ticks)
+    }
+
+    /// Whether more time had passed than the policy let through.
+    #[getter]
+    fn capped(&self) -> bool {
+        self.0.outcome.capped
+    }
+
+    /// How far the counters may be from what the policy promises, in ticks.
+    #[getter]
+    fn error_bound_ticks(&self) -> u64 {
+        self.0.error_bound_ticks
+    }
+
+    /// The same report with the host's count at the first guest entry known, from a VMM that knows it.
+    fn resumed_at(&self, count: u64) -> Self {
+        Self(self.0.resumed_at(HostCount(count)))
+    }
+
+    /// Everything in it as plain Python values, for JSON.
+    fn to_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let report = &self.0;
+        let fields = describe(py, &report.plan)?;
+        describe_outcome(&fields, &report.plan, &report.outcome)?;
+        let interval = |known: OffsetInterval| [known.low.0, known.width];
+        let written = PyDict::new(py);
+        match report.written {
+            Written::Offset { provisional, last } => {
+                written.set_item("provisional_offset", provisional.map(|offset| offset.0))?;
+                written.set_item("offset", last.0)?;
+            }
+            Written::ByValue { virt, phys } => {
+                written.set_item("virtual_offset_low_width", interval(virt))?;
+                written.set_item("physical_offset_low_width", phys.map(interval))?;
+            }
+        }
+        fields.set_item("written", written)?;
+        fields.set_item("error_bound_ticks", report.error_bound_ticks)?;
+        fields.set_item("before_checkpoint_ticks", report.before_checkpoint_ticks)?;
+        fields.set_item("after_release_ticks", report.after_release_ticks)?;
+        Ok(fields)
+    }
+
+    fn __str__(&self) -> String {
+        self.0.to_string()
+    }
+
+    fn __repr__(&self) -> String {
+        format!("<Report {} by {}: {} ticks added>", self.0.plan.request.policy, self.method(), self.added_ticks())
+    }
+}
+
+/// Plans the restore of `checkpoint` into `vm` under `policy`, without touching anything.
+///
+/// `views` says what becomes of two counters that differ: "preserve" sets each by value, "adopt-virtual" gives both the
+/// virtual counter's offset, "refuse" raises CounterSkew. `same_counter` forces what is otherwise decided from the
+/// evidence. `assume_error_ns` says how far apart the wall clocks of two hosts may be: without it an `Advance` to
+/// another host is refused (ElapsedUnknown). A RestoreRefused names both sides and the way out.
+#[pyfunction]
+#[pyo3(signature = (checkpoint, vm, *, policy=None, views="preserve", same_counter=None, assume_error_ns=None, now=None))]
+pub(crate) fn plan(
+    checkpoint: &Bound<'_, PyCheckpoint>,
+    vm: Bound<'_, PyVm>,
+    policy: Option<AnyPolicy>,
+    views: &str,
+    same_counter: Option<bool>,
+    assume_error_ns: Option<u64>,
+    now: Option<u64>,
+) -> PyResult<PyPlan> {
+    let request = request(policy, views, same_counter, assume_error_ns)?;
+    let checkpoint = Arc::clone(&checkpoint.get().0);
+    let plan = vm.get().live.plan(&checkpoint, request, now.map(HostCount)).or_raise()?;
+    Ok(PyPlan { plan, checkpoint, vm: vm.unbind() })
+}
+
+/// Restores `checkpoint` into `vm`: `plan`, `prepare`, `apply` and `release` in one. The guest may run when it returns.
+#[pyfunction]
+#[pyo3(signature = (checkpoint, vm, *, policy=None, views="preserve", same_counter=None, assume_error_ns=None, now=None))]
+pub(crate) fn restore(
+    py: Python<'_>,
+    checkpoint: &Bound<'_, PyCheckpoint>,
+    vm: Bound<'_, PyVm>,
+    policy: Option<AnyPolicy>,
+    views: &str,
+    same_counter: Option<bool>,
+    assume_error_ns: Option<u64>,
+    now: Option<u64>,
+) -> PyResult<PyReport> {
+    let restore = plan(checkpoint, vm, policy, views, same_counter, assume_error_ns, now)?.prepare(py, now)?;
+    restore.apply(now)?;
+    restore.release(now)
+}
