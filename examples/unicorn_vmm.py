@@ -23,7 +23,7 @@ from typing import Any
 from unicorn import UC_ARCH_ARM64, UC_MODE_ARM, Uc
 from unicorn import arm64_const as a64
 
-from guestclock import Advance, Checkpoint, Freeze, MonotonicCounter, Vm, plan
+from guestclock import Advance, Checkpoint, Freeze, MonotonicCounter, Reg, Vm, plan
 from guestclock.adapters.unicorn import Mode, UnicornTimer, attach
 
 RAM, RAM_SIZE = 0x4000_0000, 0x1_0000
@@ -115,7 +115,6 @@ SYSTEM = {
     "vbar_el1": (3, 0, 12, 0, 0),
     "contextidr_el1": (3, 0, 13, 0, 1),
     "tpidr_el1": (3, 0, 13, 0, 4),
-    "cntkctl_el1": (3, 0, 14, 1, 0),
     "csselr_el1": (3, 2, 0, 0, 0),
     "tpidr_el0": (3, 3, 13, 0, 2),
     "tpidrro_el0": (3, 3, 13, 0, 3),
@@ -177,10 +176,11 @@ class Vmm:
         return host_ticks() if self.mode == "exact" else None
 
     def registers(self) -> dict[str, str]:
-        """Every register that the guest can tell apart, but for the timer's: those are in the checkpoint."""
+        """Every register that the guest can tell apart, but for counters and timers: those are in the checkpoint."""
         plain = {**GENERAL, **VECTOR, **SPECIAL, "pc": a64.UC_ARM64_REG_PC}
         values = {name: self.uc.reg_read(number) for name, number in plain.items()}
         values |= {name: self.uc.cpr_read(*encoding) for name, encoding in SYSTEM.items()}
+        values["cntkctl_el1"] = self.vm.get_one_reg(0, Reg.CNTKCTL_EL1)
         return {name: hex(value) for name, value in values.items()}
 
     def set_registers(self, saved: dict[str, str]) -> None:
@@ -189,6 +189,7 @@ class Vmm:
             self.uc.reg_write(number, int(saved[name], 16))
         for name, encoding in SYSTEM.items():
             self.uc.cpr_write(*encoding, int(saved[name], 16))
+        self.vm.set_one_reg(0, Reg.CNTKCTL_EL1, int(saved["cntkctl_el1"], 16))
         self.uc.reg_write(a64.UC_ARM64_REG_PC, int(saved["pc"], 16))
 
     def _now(self) -> int:
@@ -246,11 +247,11 @@ def restore(directory: Path, policy: Freeze | Advance, rounds: int, *, plant_fau
     state = json.loads((directory / "vm.json").read_text())
     checkpoint = Checkpoint.load(directory / "time.guestclock")
     vmm = Vmm(state["mode"])
-    the_plan = plan(checkpoint, vmm.vm, policy=policy)
-    opened = the_plan.prepare()
+    the_plan = plan(checkpoint, vmm.vm, policy=policy, now=vmm.now())
+    opened = the_plan.prepare(now=vmm.now())
     vmm.uc.mem_write(RAM, (directory / "memory.bin").read_bytes())
     vmm.set_registers(state["registers"])
-    opened.apply()
+    opened.apply(now=vmm.now())
     now = vmm.now()
     before = host_ticks()
     report = opened.release(now=now)

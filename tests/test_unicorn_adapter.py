@@ -8,7 +8,7 @@ import keystone
 import pytest
 from unicorn import UC_ARCH_ARM64, UC_MODE_ARM, Uc, UcError, arm64_const, unicorn_const
 
-from guestclock import HostCounter, ManualCounter, MonotonicCounter, Vm
+from guestclock import HostCounter, ManualCounter, MonotonicCounter, Timer, Vm, sysreg
 from guestclock.adapters import _a64
 from guestclock.adapters.unicorn import Mode, Reason, Stop, UnhandledException, UnicornTimer, attach
 from guestclock.errors import CapabilityMissing
@@ -114,7 +114,7 @@ def test_exact_mode_answers_every_register_from_the_vm() -> None:
         0x7FF,
         (0x7FF - count) % 2**32,
     ]
-    state = guest.vm.timer(0, 0)
+    state = guest.vm.timer(0, Timer.VTIMER)
     assert (state.ctl, state.cval) == (0b011, 0x2000)
 
 
@@ -122,15 +122,15 @@ def test_a_tval_write_counts_from_the_guests_now() -> None:
     guest = Guest("mov w0, #-5\n msr cntv_tval_el0, x0\n mov x0, #300\n msr cntp_tval_el0, x0\n hvc #1")
     guest.timer.run_until(step=lambda _: None)
     count = 5_000 - OFFSET
-    assert guest.vm.timer(0, 0).cval == count - 5
-    assert guest.vm.timer(0, 1).cval == count + 300
+    assert guest.vm.timer(0, Timer.VTIMER).cval == count - 5
+    assert guest.vm.timer(0, Timer.PTIMER).cval == count + 300
 
 
 @pytest.mark.parametrize("register", ["x0", "x28", "x29", "x30", "xzr"])
 def test_every_general_register_can_be_the_target(register: str) -> None:
     guest = Guest(f"mrs {register}, cntvct_el0\n msr cntv_cval_el0, {register}\n hvc #1")
     guest.timer.run_until(step=lambda _: None)
-    assert guest.vm.timer(0, 0).cval == (0 if register == "xzr" else 5_000 - OFFSET)
+    assert guest.vm.timer(0, Timer.VTIMER).cval == (0 if register == "xzr" else 5_000 - OFFSET)
 
 
 @pytest.mark.parametrize("register", ["x0", "x28", "x29", "x30", "xzr"])
@@ -145,7 +145,7 @@ def test_every_general_register_can_be_the_target_of_a_trapped_access(register: 
     before = guest.vm.cntpct(0)
     assert guest.timer.run_until().hvc == 1
     after = guest.vm.cntpct(0)
-    assert guest.vm.timer(0, 1).cval == guest.x(1)
+    assert guest.vm.timer(0, Timer.PTIMER).cval == guest.x(1)
     assert guest.x(1) == 0 if register == "xzr" else before <= guest.x(1) <= after
 
 
@@ -156,16 +156,20 @@ def test_now_is_called_once_for_each_access_and_answers_it() -> None:
         given.append(1_000_000 + 10 * len(given))
         return given[-1]
 
-    guest = Guest("mrs x0, cntvct_el0\n mrs x1, cntpct_el0\n mrs x2, midr_el1\n msr cntp_tval_el0, xzr\n hvc #1", now=now)
+    guest = Guest(
+        "mrs x0, cntvct_el0\n mrs x1, cntpct_el0\n mrs x2, midr_el1\n msr cntp_tval_el0, xzr\n hvc #1", now=now
+    )
     guest.timer.run_until(step=lambda _: None)
     assert given == [1_000_000, 1_000_010, 1_000_020]
     assert guest.x(0) == 1_000_000 - OFFSET
     assert guest.x(1) == 1_000_010 - OFFSET
-    assert guest.vm.timer(0, 1).cval == 1_000_020 - OFFSET
+    assert guest.vm.timer(0, Timer.PTIMER).cval == 1_000_020 - OFFSET
 
 
 def test_fast_mode_reads_lie_between_the_vms_own() -> None:
-    guest = Guest("mov x10, #-1\n msr cntv_cval_el0, x10\n mov x10, #1\n msr cntv_ctl_el0, x10\n" + EVERY_READ, mode="fast")
+    guest = Guest(
+        "mov x10, #-1\n msr cntv_cval_el0, x10\n mov x10, #1\n msr cntv_ctl_el0, x10\n" + EVERY_READ, mode="fast"
+    )
     low = guest.vm.cntvct(0)
     assert guest.timer.run_until() == Stop(Reason.HVC, 7)
     high = guest.vm.cntvct(0)
@@ -174,7 +178,7 @@ def test_fast_mode_reads_lie_between_the_vms_own() -> None:
     assert guest.x(3) == 1
     assert guest.x(4) == MOST_VALUE
     assert guest.x(2) <= (MOST_VALUE - guest.x(5)) % 2**32 <= high
-    assert guest.x(6) == guest.vm.timer(0, 1).ctl
+    assert guest.x(6) == guest.vm.timer(0, Timer.PTIMER).ctl
 
 
 def test_fast_mode_follows_a_new_offset_after_sync() -> None:
@@ -224,7 +228,7 @@ def test_a_sleeping_guest_is_woken_by_its_timer(mode: Mode) -> None:
     assert guest.x(20) == 1
     assert guest.x(21) & 0xF == 0b0101
     assert guest.x(22) == 0b101
-    assert guest.x(1) >= guest.vm.timer(0, 0).cval
+    assert guest.x(1) >= guest.vm.timer(0, Timer.VTIMER).cval
 
 
 def test_wfi_waits_for_the_very_deadline() -> None:
@@ -238,11 +242,13 @@ def test_wfi_waits_for_the_very_deadline() -> None:
 
     guest.timer.run_until(wait=wait, step=lambda _: None)
     assert waits == [2_000]
-    assert guest.x(1) == guest.vm.timer(0, 0).cval
+    assert guest.x(1) == guest.vm.timer(0, Timer.VTIMER).cval
 
 
 def test_the_physical_timer_interrupts_too() -> None:
-    guest = Guest("mov x0, #500\n msr cntp_tval_el0, x0\n mov x0, #1\n msr cntp_ctl_el0, x0\n msr daifclr, #2\n wfi\n hvc #1")
+    guest = Guest(
+        "mov x0, #500\n msr cntp_tval_el0, x0\n mov x0, #1\n msr cntp_ctl_el0, x0\n msr daifclr, #2\n wfi\n hvc #1"
+    )
     assert guest.timer.run_until().hvc == 1
     assert guest.x(20) == 1
     assert guest.counter.read() >= 5_500
@@ -289,7 +295,7 @@ def test_a_spinning_guest_is_interrupted_at_the_very_instruction() -> None:
     guest = Guest(ALARM + "msr daifclr, #2\n spin: add x5, x5, #1\n b spin", irq="mrs x1, cntvct_el0\n hvc #2")
     # One tick for each instruction of a full slice.
     assert guest.timer.run_until().hvc == 2
-    assert guest.x(1) == guest.vm.timer(0, 0).cval
+    assert guest.x(1) == guest.vm.timer(0, Timer.VTIMER).cval
     assert guest.x(5) > 0
 
 
@@ -359,8 +365,8 @@ def test_lines_and_deadlines_are_the_vms() -> None:
     assert isinstance(guest.counter, ManualCounter)
     guest.counter.advance(2_000)
     assert guest.timer.line()
-    assert guest.timer.line(0)
-    assert not guest.timer.line(1)
+    assert guest.timer.line(Timer.VTIMER)
+    assert not guest.timer.line(Timer.PTIMER)
 
 
 def test_two_runs_with_a_manual_counter_are_identical() -> None:
@@ -383,7 +389,7 @@ def test_two_runs_with_a_manual_counter_are_identical() -> None:
     def state() -> tuple[object, ...]:
         guest = Guest(source, irq=rearm)
         assert guest.timer.run_until().hvc == 1
-        return guest.counter.read(), guest.vm.timer(0, 0), *(guest.x(n) for n in range(29))
+        return guest.counter.read(), guest.vm.timer(0, Timer.VTIMER), *(guest.x(n) for n in range(29))
 
     first = state()
     assert first[2 + 20] != 0
@@ -552,21 +558,27 @@ def test_a_vmm_with_hooks_and_a_loop_of_its_own() -> None:
     assert guest.x(20) == 1
 
 
+@pytest.mark.parametrize("mode", ["fast", "exact"])
+def test_cntkctl_is_the_vms_and_unicorns(mode: Mode) -> None:
+    guest = Guest("mov x0, #3\n msr cntkctl_el1, x0\n mrs x1, cntkctl_el1\n hvc #1", mode=mode)
+    guest.timer.run_until()
+    assert guest.x(1) == 3
+    encoding = sysreg("CNTKCTL_EL1")
+    assert guest.vm.read_sysreg(0, *encoding) == guest.uc.cpr_read(*encoding) == 3
+    guest.vm.write_sysreg(0, *encoding, 1)
+    guest.timer.sync()
+    assert guest.uc.cpr_read(*encoding) == 1
+
+
 def test_a_second_vcpu_has_timers_of_its_own() -> None:
     vm = Vm(vcpus=2, counter=ManualCounter(100))
     vm.set_counter_offset(0)
     guest = Guest("nop")
     other = attach(guest.uc, vm, 1, mode="exact", install_hooks=False)
-    vm.write_sysreg(1, *sysreg_encoding("CNTV_CVAL_EL0"), 150)
-    vm.write_sysreg(1, *sysreg_encoding("CNTV_CTL_EL0"), 1)
+    vm.write_sysreg(1, *sysreg("CNTV_CVAL_EL0"), 150)
+    vm.write_sysreg(1, *sysreg("CNTV_CTL_EL0"), 1)
     assert other.next_deadline() == 150
     assert vm.next_deadline(0) is None
-
-
-def sysreg_encoding(name: str) -> tuple[int, int, int, int, int]:
-    from guestclock import _core
-
-    return _core.sysreg(name)
 
 
 def test_a_running_vcpu_is_marked_as_such() -> None:

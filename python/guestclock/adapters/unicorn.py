@@ -17,12 +17,14 @@ except ImportError as missing:
     _HOW = "guestclock.adapters.unicorn needs Unicorn: pip install 'guestclock[unicorn]'"
     raise ImportError(_HOW, name=missing.name) from missing
 
-from guestclock import _core
+from guestclock import ManualCounter, MonotonicCounter, Timer, sysreg
 from guestclock.adapters import _a64
 from guestclock.errors import CapabilityMissing, GuestClockError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from guestclock import Vm
 
 Mode: TypeAlias = Literal["fast", "exact"]
 
@@ -43,20 +45,22 @@ _EXCP_UDEF: Final = 1
 """Unicorn's number for an undefined instruction and for every trap to EL2."""
 _EXCP_HVC: Final = 11
 
-_CNTFRQ: Final = _core.sysreg("CNTFRQ_EL0")
-_CNTVCT: Final = _core.sysreg("CNTVCT_EL0")
-_CNTPCT: Final = _core.sysreg("CNTPCT_EL0")
-_CNTV_CTL: Final = _core.sysreg("CNTV_CTL_EL0")
-_CNTV_CVAL: Final = _core.sysreg("CNTV_CVAL_EL0")
-_CNTVOFF: Final = _core.sysreg("CNTVOFF_EL2")
-_CNTHCTL: Final = _core.sysreg("CNTHCTL_EL2")
-_VTIMER: Final = frozenset({_CNTV_CTL, _CNTV_CVAL, _core.sysreg("CNTV_TVAL_EL0")})
-_PTIMER: Final = frozenset(_core.sysreg(f"CNTP_{part}_EL0") for part in ("CTL", "CVAL", "TVAL"))
+_CNTFRQ: Final = sysreg("CNTFRQ_EL0")
+_CNTVCT: Final = sysreg("CNTVCT_EL0")
+_CNTPCT: Final = sysreg("CNTPCT_EL0")
+_CNTV_CTL: Final = sysreg("CNTV_CTL_EL0")
+_CNTV_CVAL: Final = sysreg("CNTV_CVAL_EL0")
+_CNTKCTL: Final = sysreg("CNTKCTL_EL1")
+_CNTVOFF: Final = sysreg("CNTVOFF_EL2")
+_CNTHCTL: Final = sysreg("CNTHCTL_EL2")
+_VTIMER: Final = frozenset({_CNTV_CTL, _CNTV_CVAL, sysreg("CNTV_TVAL_EL0")})
+_PTIMER: Final = frozenset(sysreg(f"CNTP_{part}_EL0") for part in ("CTL", "CVAL", "TVAL"))
 _TIMERS: Final = _VTIMER | _PTIMER
+_WRITABLE: Final = _TIMERS | {_CNTKCTL}
+_READABLE: Final = _WRITABLE | {_CNTFRQ, _CNTVCT, _CNTPCT}
 _TRAPPED: Final = _PTIMER | {_CNTPCT}
-_ALL: Final = _TIMERS | {_CNTFRQ, _CNTVCT, _CNTPCT}
 
-_TIMER_NUMBERS: Final = (0, 1)
+_EL1_TIMERS: Final = (Timer.VTIMER, Timer.PTIMER)
 
 _CNTHCTL_EL1_FREE: Final = 0b11
 """EL1PCTEN and EL1PCEN: the physical counter and timer don't trap."""
@@ -125,7 +129,7 @@ def setup(uc: Engine, mode: Mode) -> None:
 
 def attach(
     uc: Engine,
-    vm: _core.Vm,
+    vm: Vm,
     vcpu: int,
     *,
     mode: Mode,
@@ -154,13 +158,13 @@ def attach(
         if now is not None:
             msg = "now= needs mode='exact': in fast mode Unicorn reads its own clock, and nobody is asked"
             raise ValueError(msg)
-    vm.timer(vcpu, 0)
+    vm.timer(vcpu, Timer.VTIMER)  # IndexError here rather than in the guest
     return UnicornTimer(uc, vm, vcpu, mode=mode, install_hooks=install_hooks, now=now)
 
 
-def _require_unicorns_clock(vm: _core.Vm) -> None:
+def _require_unicorns_clock(vm: Vm) -> None:
     counter = vm.counter
-    if isinstance(counter, _core.MonotonicCounter) and counter.frequency_hz == UNICORN_HZ:
+    if isinstance(counter, MonotonicCounter) and counter.frequency_hz == UNICORN_HZ:
         return
     msg = (
         f"mode='fast' reads Unicorn's own clock, MonotonicCounter(frequency_hz={UNICORN_HZ:_}), but this VM's counter "
@@ -180,7 +184,7 @@ class UnicornTimer:
     def __init__(
         self,
         uc: Engine,
-        vm: _core.Vm,
+        vm: Vm,
         vcpu: int,
         *,
         mode: Mode,
@@ -225,7 +229,7 @@ class UnicornTimer:
     def on_mrs(self, uc: Engine, register: int, cp: CpReg, _user_data: object = None) -> bool:
         """For a UC_HOOK_INSN of UC_ARM64_INS_MRS. Whether the read was answered; else it is Unicorn's."""
         encoding = (cp.op0, cp.op1, cp.crn, cp.crm, cp.op2)
-        if encoding not in _ALL:
+        if encoding not in _READABLE:
             return False
         try:
             uc.reg_write(register, self._read(encoding))
@@ -236,7 +240,7 @@ class UnicornTimer:
     def on_msr(self, _uc: Engine, _register: int, cp: CpReg, _user_data: object = None) -> bool:
         """For a UC_HOOK_INSN of UC_ARM64_INS_MSR. Whether the write was taken; the emulator stops after it if so."""
         encoding = (cp.op0, cp.op1, cp.crn, cp.crm, cp.op2)
-        if encoding not in _TIMERS:
+        if encoding not in _WRITABLE:
             return False
         try:
             self._write(encoding, cp.val)
@@ -267,9 +271,10 @@ class UnicornTimer:
     def sync(self) -> None:
         """Give Unicorn what it answers by itself. Call it after a restore and, in fast mode, before each run.
 
-        Fast mode: the virtual counter's offset, CNTV_CVAL_EL0, and CNTV_CTL_EL0 with ISTATUS as of now. Exact mode
-        answers every access when it comes, so there is nothing to give.
+        Both modes: CNTKCTL_EL1, for what Unicorn lets EL0 do. Fast mode: also the virtual counter's offset,
+        CNTV_CVAL_EL0, and CNTV_CTL_EL0 with ISTATUS as of now; exact mode answers those when they are read.
         """
+        self._uc.cpr_write(*_CNTKCTL, self._vm.read_sysreg(self._vcpu, *_CNTKCTL))
         if self._mode == "exact":
             return
         self._uc.cpr_write(*_CNTVOFF, -self._vm.cntvct(self._vcpu, now=0) & _U64)
@@ -280,9 +285,9 @@ class UnicornTimer:
         """The host count at which a timer's line goes high by itself (now, if one is); None if none ever does."""
         return self._vm.next_deadline(self._vcpu)
 
-    def line(self, timer: int | None = None) -> bool:
-        """Whether a timer's line is high: a GIC's input. 0 is the virtual timer, 1 the physical one, None either."""
-        timers = _TIMER_NUMBERS if timer is None else (timer,)
+    def line(self, timer: Timer | None = None) -> bool:
+        """Whether a timer's line is high: a GIC's input. Without a timer: whether either is."""
+        timers = _EL1_TIMERS if timer is None else (timer,)
         return any(self._vm.timer(self._vcpu, each).line for each in timers)
 
     def deliver_irq(self) -> bool:
@@ -357,7 +362,7 @@ class UnicornTimer:
             raise RuntimeError(msg)
         if begin is not None:
             self._uc.reg_write(arm64_const.UC_ARM64_REG_PC, begin)
-        if isinstance(self._vm.counter, _core.ManualCounter):
+        if isinstance(self._vm.counter, ManualCounter):
             wait, step = wait or self._advance, step or self._advance
         self._on_hvc = on_hvc
         asleep = False
@@ -384,7 +389,7 @@ class UnicornTimer:
 
     def _interrupt(self, now: int, on_irq: Callable[[], None] | None) -> bool:
         """Deliver an interrupt if one is due and unmasked. Whether a line was high."""
-        high = any(self._vm.timer(self._vcpu, timer, now=now).line for timer in _TIMER_NUMBERS)
+        high = any(self._vm.timer(self._vcpu, timer, now=now).line for timer in _EL1_TIMERS)
         handling, self._delivered = self._delivered, high and self.deliver_irq()
         if self._delivered and on_irq is not None:
             on_irq()
@@ -434,7 +439,7 @@ class UnicornTimer:
         time.sleep(min(ticks / self._vm.frequency_hz, 0.1))
 
     def _advance(self, ticks: int) -> None:
-        if isinstance(self._vm.counter, _core.ManualCounter):
+        if isinstance(self._vm.counter, ManualCounter):
             self._vm.counter.advance(ticks)
 
     # Inside: hooks, and what they answer.
