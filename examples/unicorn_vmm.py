@@ -257,8 +257,7 @@ def restore(directory: Path, policy: Freeze | Advance, rounds: int, *, plant_fau
     report = opened.release(now=now)
     after = host_ticks()
     if plant_fault_ticks:
-        offset = -vmm.vm.cntvct(0, now=0)
-        vmm.vm.set_counter_offset(offset + plant_fault_ticks)
+        vmm.vm.set_counter_offset((plant_fault_ticks - vmm.vm.cntvct(0, now=0)) % 2**64)
     vmm.timer.sync()
     vmm.run(rounds)
     log = vmm.log()

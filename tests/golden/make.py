@@ -57,7 +57,14 @@ HOST = {
     "leap": "none",
 }
 
-BARE_HOST = {"count": 300, "frequency_hz": 62_500_000, "source": "manual", "realtime_ns": 0, "width_ns": 0, "leap": "unknown"}
+BARE_HOST = {
+    "count": 300,
+    "frequency_hz": 62_500_000,
+    "source": "manual",
+    "realtime_ns": 0,
+    "width_ns": 0,
+    "leap": "unknown",
+}
 
 # One vCPU and nothing that may be left out: the worked example of docs/checkpoint-format.md.
 BARE = {
