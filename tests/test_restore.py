@@ -52,7 +52,7 @@ def host(count: int = 10**12, realtime_ns: int = START_NS, hz: int = HZ) -> Manu
 def owned(counter: ManualCounter, vcpus: int = 2, cntvct: int = 1000) -> Vm:
     """A VM that has opted in and whose guest reads `cntvct` now."""
     vm = Vm(vcpus, counter=counter)
-    vm.set_counter_offset(counter.read() - cntvct)
+    vm.set_counter_offset((counter.read() - cntvct) % 2**64)
     return vm
 
 
