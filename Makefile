@@ -62,9 +62,9 @@ lint: $(VENV)/.tools | cargo ## rustfmt, clippy pedantic, the core without std, 
 	$(BIN)/ruff check
 
 .PHONY: types
-types: $(NATIVE) ## mypy strict, and the stubs against the native module
+types: $(NATIVE) ## mypy strict, and the native module against its stub
 	$(PY) -m mypy $(PYTHON_CODE)
-	$(PY) -m mypy.stubtest guestclock --mypy-config-file pyproject.toml --allowlist tests/stubtest-allowlist.txt
+	$(PY) -m mypy.stubtest guestclock._core --mypy-config-file pyproject.toml --allowlist tests/stubtest-allowlist.txt
 
 .PHONY: docs
 docs: $(NATIVE) ## Builds the Rust docs; runs the README's and the Rust docs' examples; follows every link inside the repo

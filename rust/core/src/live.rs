@@ -1,4 +1,4 @@
-//! The live model VM: the rules of [`Vm`](crate::vm::Vm) over a counter, for many threads.
+//! The live model VM: the rules of [`Vm`] over a counter, for many threads.
 //!
 //! Changes take a lock. Reading a counter takes none: each vCPU's two offsets are mirrored in atomics, which is what the
 //! hardware does when it loads CNTVOFF_EL2.
