@@ -8,10 +8,10 @@ import keystone
 import pytest
 from unicorn import UC_ARCH_ARM64, UC_MODE_ARM, Uc, UcError, arm64_const, unicorn_const
 
-from guestclock import HostCounter, ManualCounter, MonotonicCounter, Timer, Vm, sysreg
+from guestclock import HostCounter, ManualCounter, MonotonicCounter, Timer, Vm, plan, sysreg
 from guestclock.adapters import _a64
 from guestclock.adapters.unicorn import Mode, Reason, Stop, UnhandledException, UnicornTimer, attach
-from guestclock.errors import CapabilityMissing
+from guestclock.errors import CapabilityMissing, RestoreOpen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -194,7 +194,7 @@ def test_fast_mode_refreshes_istatus_for_a_guest_that_polls() -> None:
     guest = Guest(
         """
         mrs  x0, cntvct_el0
-        add  x0, x0, #1000
+        add  x0, x0, #100, lsl #12  // 6.5 ms
         msr  cntv_cval_el0, x0
         mov  x0, #3                 // no interrupt, so nothing but the slice's end says so
         msr  cntv_ctl_el0, x0
@@ -289,6 +289,9 @@ def test_a_window_of_one_instruction_is_enough(mode: Mode) -> None:
     deadline = guest.counter.read() + 10 * 62_500_000
     assert guest.timer.run_until(deadline=deadline).hvc == 1
     assert guest.x(20) == 1
+    if mode == "exact":
+        # Not a slice later than the alarm.
+        assert guest.counter.read() == guest.vm.timer(0, Timer.VTIMER).cval + OFFSET
 
 
 def test_a_spinning_guest_is_interrupted_at_the_very_instruction() -> None:
@@ -568,6 +571,41 @@ def test_cntkctl_is_the_vms_and_unicorns(mode: Mode) -> None:
     guest.vm.write_sysreg(0, *encoding, 1)
     guest.timer.sync()
     assert guest.uc.cpr_read(*encoding) == 1
+
+
+def test_code_that_ran_unhooked_is_hooked_again() -> None:
+    guest = Guest("mrs x0, cntvct_el0\n mrs x1, cntvct_el0\n hvc #1")
+    guest.timer.detach()
+    guest.uc.emu_start(CODE, 0xFFFF_FFFF_FFFF_FFF0, count=2)
+    timer = attach(guest.uc, guest.vm, 0, mode="exact")
+    assert timer.run_until(CODE, step=lambda _: None).hvc == 1
+    assert guest.x(0) == guest.x(1) == 5_000 - OFFSET
+
+
+def test_nothing_runs_while_a_restore_is_open() -> None:
+    guest = Guest("hvc #1")
+    opened = plan(guest.vm.checkpoint(), guest.vm).prepare()
+    with pytest.raises(RestoreOpen):
+        guest.timer.run_until()
+    assert guest.pc == CODE
+    opened.apply()
+    opened.release()
+    assert guest.timer.run_until().hvc == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "move"),
+    [
+        ("mrs x3, cntvct_el0", _a64.SysregMove(read=True, encoding=(3, 3, 14, 0, 2), rt=3)),
+        ("msr cntp_ctl_el0, xzr", _a64.SysregMove(read=False, encoding=(3, 3, 14, 2, 1), rt=31)),
+        ("msr mdscr_el1, x30", _a64.SysregMove(read=False, encoding=(2, 0, 0, 2, 2), rt=30)),
+        ("msr daifset, #2", None),
+        ("dsb sy", None),
+        ("wfi", None),
+    ],
+)
+def test_decoding_moves_to_and_from_system_registers(source: str, move: _a64.SysregMove | None) -> None:
+    assert _a64.sysreg_move(int.from_bytes(assemble(source, 0), "little")) == move
 
 
 def test_a_second_vcpu_has_timers_of_its_own() -> None:

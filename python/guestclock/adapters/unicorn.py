@@ -326,7 +326,6 @@ class UnicornTimer:
             self._uc.hook_del(hook)
         self._hooks.clear()
         self._attached = False
-        self._uc.ctl_flush_tb()
 
     def run_until(
         self,
@@ -450,10 +449,10 @@ class UnicornTimer:
             return
         if self._unmask_hook is None:
             self._unmask_hook = self._uc.hook_add(unicorn_const.UC_HOOK_BLOCK, self._on_block)
+            self._uc.ctl_flush_tb()
         else:
             self._uc.hook_del(self._unmask_hook)
             self._unmask_hook = None
-        self._uc.ctl_flush_tb()
 
     def _on_block(self, uc: Engine, _address: int, _size: int, _user_data: object) -> None:
         if uc.reg_read(arm64_const.UC_ARM64_REG_PSTATE) & _a64.PSTATE_I == 0:
