@@ -1,7 +1,7 @@
 """The rules of guest time once more: slowly, obviously, in plain Python integers.
 
-Written from KVM's source and documentation and from what running kernels were seen to do, not from the Rust code. It shares
-nothing with guestclock but the numbering of the timers.
+Written from KVM's source and documentation and from what running kernels were seen to do, not from the Rust code. It
+shares nothing with guestclock but the numbering of the timers.
 """
 
 from __future__ import annotations

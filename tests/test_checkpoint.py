@@ -48,7 +48,7 @@ def test_it_is_a_value(checkpoint: Checkpoint) -> None:
         Checkpoint.from_bytes(checkpoint.to_bytes()),
         Checkpoint.from_bytes(bytearray(checkpoint.to_bytes())),
         Checkpoint.from_bytes(memoryview(checkpoint.to_bytes())),
-        pickle.loads(pickle.dumps(checkpoint)),  # noqa: S301 - our own
+        pickle.loads(pickle.dumps(checkpoint)),
         copy.copy(checkpoint),
         copy.deepcopy(checkpoint),
     ):
@@ -71,7 +71,7 @@ def test_saving_replaces_whole_files_and_leaves_nothing_else(checkpoint: Checkpo
 
 def test_a_save_that_fails_leaves_the_old_file(checkpoint: Checkpoint, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
-    with pytest.raises(OSError, match="taken|directory"):
+    with pytest.raises(OSError, match=r"taken|directory"):
         checkpoint.save(tmp_path / "taken")
     with pytest.raises(FileNotFoundError):
         checkpoint.save(tmp_path / "nowhere" / "guest.time")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from guestclock import HostCounter, ManualCounter, MonotonicCounter, Vm, _core
 from guestclock.errors import CapabilityMissing

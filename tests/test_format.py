@@ -14,6 +14,9 @@ import cbor2
 import numpy as np
 import pycddl  # type: ignore[import-untyped]
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from golden import make
 from guestclock import Checkpoint, ManualCounter, Vm
 from guestclock.errors import (
@@ -25,8 +28,6 @@ from guestclock.errors import (
     UnsupportedFeature,
     UnsupportedVersion,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 DOCS = Path(__file__).parents[1] / "docs"
 GOLDEN = Path(make.__file__).parent

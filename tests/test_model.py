@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import settings, strategies as st
+from hypothesis import settings
+from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from reference import CNT, CNTKCTL, CTL, CVAL, ReferenceVm, Refused
 
 from guestclock import ManualCounter, Timer, Vm, sysreg
 from guestclock.errors import KvmError, UnknownRegister, VcpuRunning
+from reference import CNT, CNTKCTL, CTL, CVAL, ReferenceVm, Refused
 
 ERRNO = {"ENOENT": errno.ENOENT, "EBUSY": errno.EBUSY, "EINVAL": errno.EINVAL}
 HZ = 62_500_000
@@ -101,9 +102,7 @@ class Model(RuleBasedStateMachine):
 
     @rule(vcpu=vcpu_indexes, reg=st.sampled_from([*CTL, *CVAL, *CNT, CNTKCTL, CTL[0] + 4]))
     def get_one_reg(self, vcpu: int, reg: int) -> None:
-        self.both(
-            lambda: self.vm.get_one_reg(vcpu, reg), lambda: self.reference.get_one_reg(vcpu, reg, self.now)
-        )
+        self.both(lambda: self.vm.get_one_reg(vcpu, reg), lambda: self.reference.get_one_reg(vcpu, reg, self.now))
 
     @rule(vcpu=vcpu_indexes, reg=st.sampled_from([*CTL, *CVAL, *CNT, CNTKCTL]), value=counts)
     def set_one_reg(self, vcpu: int, reg: int, value: int) -> None:

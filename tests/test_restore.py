@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from guestclock import (
     Advance,
@@ -387,7 +388,8 @@ def test_a_counter_that_went_backwards_is_not_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    ("step_ns", "same"), [(0, True), (SECOND // 2000, True), (SECOND // 1000, False), (-SECOND, False), (60 * SECOND, False)]
+    ("step_ns", "same"),
+    [(0, True), (SECOND // 2000, True), (SECOND // 1000, False), (-SECOND, False), (60 * SECOND, False)],
 )
 def test_a_wall_clock_step_speaks_against_the_same_counter(step_ns: int, same: bool) -> None:
     counter = host()
