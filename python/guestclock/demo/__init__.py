@@ -1,0 +1,32 @@
+"""The demonstration: a guest under Unicorn keeps its time across a checkpoint in one process and a restore in another.
+
+`run` needs unicorn and keystone-engine, `print_table` needs rich, and `draw` matplotlib: the extra `demo` has them all.
+Each raises ImportError without.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from guestclock.demo.runner import SCHEMA, run
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from guestclock.demo.document import Document
+
+__all__ = ["SCHEMA", "draw", "print_table", "run"]
+
+
+def print_table(document: Document) -> None:
+    """Print what `run` returned as a table on standard output."""
+    from guestclock.demo import table
+
+    table.print_table(document)
+
+
+def draw(document: Document, path: str | PathLike[str]) -> None:
+    """Draw what `run` returned as a picture of guest time against host time; SVG or PNG by the path's suffix."""
+    from guestclock.demo import picture
+
+    picture.draw(document, path)

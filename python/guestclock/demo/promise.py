@@ -1,0 +1,59 @@
+"""What a policy promises a guest's clock across a pause, from the host's clock alone.
+
+With s0 and s1 the host's counts at the guest's last reading before and its first after, C0 at the checkpoint and C1 at
+the release: frozen, the guest's clock runs for (C0 - s0) + (s1 - C1); advanced, for s1 - s0; advanced by at most a cap,
+for the first plus the cap or for the second, whichever is less. Each count is known to lie in an interval, and no gap
+shrinks as s1 or C0 grows, or grows as s0 or C1 does, so the ends come from the ends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_NS_PER_S = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Counts from `low` to `high`, both included."""
+
+    low: int
+    high: int
+
+    @property
+    def width(self) -> int:
+        """The ticks from end to end: 0 for an exact count."""
+        return self.high - self.low
+
+    def plus(self, other: Interval) -> Interval:
+        """Every sum of a count of each."""
+        return Interval(self.low + other.low, self.high + other.high)
+
+    def minus(self, other: Interval) -> Interval:
+        """Every difference of a count of each."""
+        return Interval(self.low - other.high, self.high - other.low)
+
+    def distance(self, count: int) -> int:
+        """How far outside `count` lies; 0 inside."""
+        return max(self.low - count, count - self.high, 0)
+
+
+def expected_gap(
+    policy: str,
+    max_ns: int | None,
+    frequency_hz: int,
+    *,
+    last_read: Interval,
+    taken: Interval,
+    released: Interval,
+    first_read: Interval,
+) -> Interval:
+    """The ticks that a guest's counter may show between its last reading before the pause and its first after."""
+    frozen = taken.minus(last_read).plus(first_read.minus(released))
+    if policy == "freeze":
+        return frozen
+    advanced = first_read.minus(last_read)
+    if max_ns is None:
+        return advanced
+    cap = max_ns * frequency_hz // _NS_PER_S
+    return Interval(min(advanced.low, frozen.low + cap), min(advanced.high, frozen.high + cap))
