@@ -1,4 +1,4 @@
-# The command surface. Every target works from a fresh clone: it makes .venv, installs the pinned tools, builds and runs.
+# The command surface. Each target works from a fresh clone: it makes .venv, installs the pinned tools, builds and runs.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -11,7 +11,7 @@ NATIVE := python/guestclock/_core.abi3.so
 RUST := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock
 # Where there is Python to check. Written out, so that a missing folder isn't passed over in silence.
 PYTHON_CODE := python/guestclock tests examples benches tools
-# asv keeps what it knows of the machine in the home folder; this one is its own.
+# asv keeps what it knows of the machine in the home folder. It builds nothing here, so another home does.
 ASV := HOME=$(abspath benches/.asv) $(abspath $(PY)) -m asv
 
 # The first Python on PATH that is new enough; PYTHON=/path/to/python3 overrides it.
@@ -62,9 +62,9 @@ lint: $(VENV)/.tools | cargo ## rustfmt, clippy pedantic, the core without std, 
 	$(BIN)/ruff check
 
 .PHONY: types
-types: $(NATIVE) ## mypy strict, and the stubs against the native module
+types: $(NATIVE) ## mypy strict, and the native module against its stub
 	$(PY) -m mypy $(PYTHON_CODE)
-	$(PY) -m mypy.stubtest guestclock --mypy-config-file pyproject.toml --allowlist tests/stubtest-allowlist.txt
+	$(PY) -m mypy.stubtest guestclock._core --mypy-config-file pyproject.toml --allowlist tests/stubtest-allowlist.txt
 
 .PHONY: docs
 docs: $(NATIVE) ## Builds the Rust docs; runs the README's and the Rust docs' examples; follows every link inside the repo
@@ -82,12 +82,12 @@ bench: $(NATIVE) ## What a call costs beside its siblings, as same-run ratios
 	$(PY) benches/ratios.py
 
 .PHONY: bench-asv
-bench-asv: $(NATIVE) ## The asv suite against this build; `cd benches && asv continuous main HEAD` compares two commits
+bench-asv: $(NATIVE) ## The asv suite against this build (CONTRIBUTING.md: how to compare two commits)
 	cd benches && $(ASV) machine --yes && $(ASV) run --python=same --show-stderr
 
 .PHONY: bench-smoke
 bench-smoke: $(NATIVE) ## Proves that the benchmarks run; judges nothing
-	cd benches && $(ASV) machine --yes >/dev/null && $(ASV) run --python=same --quick --dry-run --show-stderr --strict
+	cd benches && $(ASV) machine --yes >/dev/null && $(ASV) run --python=same --quick --dry-run --show-stderr
 	$(PY) benches/ratios.py --rounds 3 --round-ms 1
 
 ##@ Keep it

@@ -20,6 +20,7 @@ import timeit
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -60,10 +61,10 @@ PAIRS = (
     Pair("manual_vm.get_one_reg(0, cval)", "time.monotonic_ns()"),
     Pair("checkpoint_1.to_bytes()", "pickle.dumps(columns_1, 5)"),
     Pair("checkpoint_64.to_bytes()", "pickle.dumps(columns_64, 5)"),
-    Pair("checkpoint_1024.to_bytes()", "pickle.dumps(columns_1024, 5)"),
+    Pair("checkpoint_512.to_bytes()", "pickle.dumps(columns_512, 5)"),
     Pair("Checkpoint.from_bytes(bytes_1)", "pickle.loads(pickled_1)"),
     Pair("Checkpoint.from_bytes(bytes_64)", "pickle.loads(pickled_64)"),
-    Pair("Checkpoint.from_bytes(bytes_1024)", "pickle.loads(pickled_1024)"),
+    Pair("Checkpoint.from_bytes(bytes_512)", "pickle.loads(pickled_512)"),
 )
 
 
@@ -128,12 +129,16 @@ def machine() -> dict[str, str]:
 
 def print_table(about: dict[str, str], results: list[Result], rounds: int) -> None:
     """Print the results for people."""
-    console = Console()
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 132
     for name, value in about.items():
-        console.print(f"{name.replace('_', ' ')}: {value}", highlight=False)
-    table = Table(title=f"medians of {rounds} interleaved rounds", title_justify="left")
-    for heading, justify in (("subject", "left"), ("ns", "right"), ("sibling", "left"), ("ns", "right")):
-        table.add_column(heading, justify="right" if justify == "right" else "left", no_wrap=True)
+        console.print(f"{name.replace('_', ' '):>12}: {value}")
+    table = Table(
+        title=f"Medians of {rounds} interleaved rounds, in ns a call", title_justify="left", box=box.SIMPLE_HEAD
+    )
+    for heading, is_text in (("subject", True), ("ns", False), ("sibling", True), ("ns", False)):
+        table.add_column(heading, justify="left" if is_text else "right")
     for heading in ("ratio", "middle half", "target"):
         table.add_column(heading, justify="right", no_wrap=True)
     for result in results:
@@ -144,7 +149,7 @@ def print_table(about: dict[str, str], results: list[Result], rounds: int) -> No
             result.sibling,
             f"{result.sibling_ns:,.1f}",
             f"{result.ratio:.2f}",
-            f"{low:.2f}-{high:.2f}",
+            f"{low:.2f} to {high:.2f}",
             f"<= {result.target}" if result.target is not None else "",
         )
     console.print(table)

@@ -87,6 +87,7 @@ def test_a_kvm_error_is_an_oserror_with_its_errno(kind: type[KvmError]) -> None:
                 "CounterSkew",
                 "ClockWentBackwards",
                 "ElapsedUnknown",
+                "OutOfOrder",
                 "TopologyMismatch",
                 "StalePlan",
             },

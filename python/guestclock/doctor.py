@@ -89,14 +89,20 @@ def _wall_clock(stamp: CrossTimestamp) -> Iterator[Finding]:
         None: "the kernel did not say",
     }[stamp.synchronized]
     yield Finding("wall_clock", "synchronised", stamp.synchronized, stamp.synchronized, synchronised)
-    error = None if stamp.max_error_ns is None else True
-    yield Finding("wall_clock", "max_error_ns", stamp.max_error_ns, error, "the kernel's claim, not a proof")
+    if stamp.max_error_ns is None:
+        yield Finding("wall_clock", "max_error_ns", None, None, "the kernel claims no bound")
+    else:
+        yield Finding("wall_clock", "max_error_ns", stamp.max_error_ns, True, "the kernel's claim, not a proof")
     if stamp.tai_offset_s is None:
         yield Finding("wall_clock", "tai_offset_s", None, None, "the kernel was never told TAI - UTC")
     else:
         yield Finding("wall_clock", "tai_offset_s", stamp.tai_offset_s, True, "TAI - UTC, as the kernel was told")
-    leap = None if stamp.leap == "unknown" else stamp.leap in {"none", "passed"}
-    yield Finding("wall_clock", "leap", stamp.leap, leap, "the kernel's leap-second state")
+    if stamp.leap == "unknown":
+        yield Finding(
+            "wall_clock", "leap", None, None, "the kernel vouches for no leap-second state while unsynchronised"
+        )
+    else:
+        yield Finding("wall_clock", "leap", stamp.leap, stamp.leap in {"none", "passed"}, "the leap-second state")
     yield _identity("machine_id", stamp.machine_id, "/etc/machine-id", "tells this host from another")
     yield _identity(
         "boot_id", stamp.boot_id, "/proc/sys/kernel/random/boot_id", "shown beside the evidence for one counter"
@@ -135,28 +141,15 @@ def _time_namespace() -> Finding:
 
 def _kvm() -> Iterator[Finding]:
     probe = _core.kvm_probe()
-    reason = probe["reason"]
-    yield Finding("kvm", "device", "/dev/kvm" if probe["present"] else None, probe["present"], reason)
-    if not probe["present"]:
-        return
-    yield Finding(
-        "kvm", "api_version", probe["api_version"], probe["api_version"] == 12, "12 is the only one there has been"
-    )
-    yield _kvm_capability("counter_offset", probe["counter_offset"], probe["arch"])
-    yield _kvm_capability("el2", probe["el2"], probe["arch"])
-
-
-_KVM_USES: Final = {
-    "counter_offset": "KVM_CAP_COUNTER_OFFSET: one VM-wide offset for both counters",
-    "el2": "KVM_CAP_ARM_EL2: nested virtualisation, where a vCPU has a CNTVOFF_EL2",
-}
-
-
-def _kvm_capability(name: str, found: bool | None, arch: str) -> Finding:  # noqa: FBT001 - the probe's own value
-    use = _KVM_USES[name]
-    if found is None and arch != "aarch64":
-        return Finding("kvm", name, None, False, f"{use}; only arm64 has it, and this is {arch}")
-    return Finding("kvm", name, found, found, use)
+    device = probe["device"]
+    yield Finding("kvm", "device", None, device.ok, device.reason)
+    capabilities = {
+        "counter_offset": (probe["counter_offset"], "one VM-wide offset for both counters"),
+        "el2": (probe["el2"], "nested virtualisation, where a vCPU has a CNTVOFF_EL2"),
+        "user_irq": (probe["user_irq"], "timer lines for a VMM with an interrupt controller of its own"),
+    }
+    for name, (support, use) in capabilities.items():
+        yield Finding("kvm", name, None, support.ok, f"{use}: {support.reason}")
 
 
 def _extras() -> Iterator[Finding]:

@@ -1,6 +1,7 @@
 """Small immutable records that the native module returns."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +30,8 @@ class Capabilities:
     """A running vCPU is found out before anything is read or written."""
 
 
-@dataclass(frozen=True, slots=True)
-class TimerState:
-    """One timer at one instant, as its guest would see it."""
+class TimerState(NamedTuple):
+    """One timer at one instant, as its guest would see it. A tuple, since an emulator makes one at every exit."""
 
     ctl: int
     """CTL as a guest reads it: ENABLE, IMASK, and ISTATUS where the condition is met."""
@@ -69,6 +69,6 @@ class CrossTimestamp:
     leap: str
     """The leap-second state: none, insert, delete, in-progress, passed or unknown."""
     machine_id: str | None
-    """/etc/machine-id, as hexadecimal."""
+    """The installation, made from /etc/machine-id for guestclock alone, as hexadecimal."""
     boot_id: str | None
     """The kernel's boot id, as hexadecimal."""

@@ -48,7 +48,7 @@ def timer(ctl: cbor2.CBORTag, *cval: int) -> dict[str, Any]:
     return {"cval": u64s(*cval), "ctl": ctl}
 
 
-HOST = {
+HOST: dict[str, Any] = {
     "count": 0x0000_00E8_D4A5_1000,
     "frequency_hz": 1_000_000_000,
     "source": "clock_monotonic_raw",
@@ -57,7 +57,7 @@ HOST = {
     "leap": "none",
 }
 
-BARE_HOST = {
+BARE_HOST: dict[str, Any] = {
     "count": 300,
     "frequency_hz": 62_500_000,
     "source": "manual",
@@ -67,7 +67,7 @@ BARE_HOST = {
 }
 
 # One vCPU and nothing that may be left out: the worked example of docs/checkpoint-format.md.
-BARE = {
+BARE: dict[str, Any] = {
     "cntfrq_hz": 62_500_000,
     "cntvct": 200,
     "cntpct": 200,
@@ -78,7 +78,7 @@ BARE = {
     "timers": {"vtimer": timer(u8s(1), 1000)},
 }
 
-TWO_VCPUS = {
+TWO_VCPUS: dict[str, Any] = {
     "cntfrq_hz": 24_000_000,
     "cntvct": 0x1_0000_0000,
     "cntpct": 0x1_0000_0000,
@@ -103,7 +103,7 @@ TWO_VCPUS = {
     },
 }
 
-UNOWNED = TWO_VCPUS | {
+UNOWNED: dict[str, Any] = TWO_VCPUS | {
     "owned": False,
     "cntvct": 5_000_000,
     "cntpct": 0x0000_00E8_D4A5_1000,
@@ -111,7 +111,7 @@ UNOWNED = TWO_VCPUS | {
     "host": HOST | {"synchronized": False, "leap": "in-progress"},
 }
 
-NESTED = TWO_VCPUS | {
+NESTED: dict[str, Any] = TWO_VCPUS | {
     "cntvoff": u64s(0, 2**64 - 4096),
     "timers": {
         "vtimer": timer(u8s(1, 0), 10, 11),
@@ -121,14 +121,14 @@ NESTED = TWO_VCPUS | {
     },
 }
 
-WIDE_CTL = TWO_VCPUS | {
+WIDE_CTL: dict[str, Any] = TWO_VCPUS | {
     "timers": {
         "vtimer": timer(u64s(1, 0xFFFF_FFFF_FFFF_FFF8), 100, 200),
         "ptimer": timer(u8s(1, 0), 300, 400),
     },
 }
 
-UNKNOWN = BARE | {
+UNKNOWN: dict[str, Any] = BARE | {
     "a": -1,
     "crib": None,
     "dusk": [True, False, -(2**64), U64_MAX, b"\x00\xff", "Zeit", {1: [], b"k": {}}],
@@ -136,9 +136,9 @@ UNKNOWN = BARE | {
     "an unknown key longer than any known one": 2**32,
 }
 
-NO_VCPUS = BARE | {"vcpus": 0, "timers": {"vtimer": timer(u8s())}}
+NO_VCPUS: dict[str, Any] = BARE | {"vcpus": 0, "timers": {"vtimer": timer(u8s())}}
 
-MIN = {
+MIN: dict[str, Any] = {
     "cntfrq_hz": 1,
     "cntvct": 0,
     "cntpct": 0,
@@ -163,7 +163,7 @@ MIN = {
     "timers": {name: timer(u8s(0), 0) for name in ("vtimer", "ptimer", "hvtimer", "hptimer")},
 }
 
-MAX = {
+MAX: dict[str, Any] = {
     "cntfrq_hz": U32_MAX,
     "cntvct": U64_MAX,
     "cntpct": U64_MAX,

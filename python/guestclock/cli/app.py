@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+_JSON = typer.Option("--json", help="Print one JSON document instead of a table.")
 
 
 def _print_version(asked: bool) -> None:  # noqa: FBT001 - typer calls it with the flag
@@ -40,7 +40,7 @@ def options(
 
 
 @app.command("doctor")
-def doctor_command(*, as_json: AsJson = False) -> None:
+def doctor_command(*, as_json: Annotated[bool, _JSON] = False) -> None:
     """Say what this host offers: its counter, wall clock, KVM and the optional extras, each with the reason."""
     findings = doctor.examine()
     if as_json:
@@ -52,7 +52,7 @@ def doctor_command(*, as_json: AsJson = False) -> None:
 @app.command("demo")
 def demo_command(
     *,
-    as_json: AsJson = False,
+    as_json: Annotated[bool, _JSON] = False,
     plot: Annotated[Path, typer.Option(help="Where the picture goes: .svg or .png.")] = Path("out/guestclock-demo.svg"),
     pause_ms: Annotated[int, typer.Option(min=1, help="How long the guest stays paused, in milliseconds.")] = 1500,
 ) -> None:

@@ -20,8 +20,8 @@ pub enum Timers {
 
 /// Saves the VM's guest time: its counters at one instant, and its timers.
 ///
-/// An owned VM's counters are computed from its offset and exact. Otherwise they are read, and each is placed at the
-/// late end of what the reads allow: a guest restored from it may find itself `width_ticks` further on, never back.
+/// An owned VM's counters are computed from its offset and exact. Otherwise they are read, and are as sure as the reads'
+/// brackets are narrow ([`OffsetInterval::best`]).
 pub fn capture<B: Backend + ?Sized>(
     backend: &mut B,
     timers: Timers,
@@ -44,8 +44,8 @@ pub fn capture<B: Backend + ?Sized>(
     let host = backend.counter().cross_timestamp();
     Ok(Checkpoint {
         cntfrq_hz: backend.cntfrq_hz(),
-        cntvct: host.count.guest(virt.low),
-        cntpct: host.count.guest(phys.low),
+        cntvct: host.count.guest(virt.best()),
+        cntpct: host.count.guest(phys.best()),
         owned: owned.is_some(),
         width_ticks: virt.width.max(phys.width),
         stopped_at: stopped_at.map(|count| count.0),

@@ -226,7 +226,7 @@ pub struct CrossTimestamp {
     pub max_error_ns: Option<u64>,
     /// The leap-second state.
     pub leap: Leap,
-    /// /etc/machine-id: the installation.
+    /// The installation, as an id made from /etc/machine-id for guestclock alone.
     pub machine_id: Option<[u8; 16]>,
     /// The kernel's random boot id: this boot, or a restored copy of it.
     pub boot_id: Option<[u8; 16]>,

@@ -60,7 +60,7 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plan = &self.plan;
         let known = |ticks: Option<u64>| ticks.map_or(String::from("not known"), |ticks| bound(plan, ticks));
-        writeln!(f, "Restored: {} at {} Hz", plan.request.policy, plan.frequency().hz())?;
+        writeln!(f, "Report: {} at {} Hz", plan.request.policy, plan.frequency().hz())?;
         decisions(f, plan)?;
         counters(f, plan, &self.outcome)?;
         match self.written {

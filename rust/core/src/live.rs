@@ -1,4 +1,4 @@
-//! The live model VM: the rules of [`Vm`](crate::vm::Vm) over a counter, for many threads.
+//! The live model VM: the rules of [`Vm`] over a counter, for many threads.
 //!
 //! Changes take a lock. Reading a counter takes none: each vCPU's two offsets are mirrored in atomics, which is what the
 //! hardware does when it loads CNTVOFF_EL2.
@@ -17,8 +17,8 @@ use std::boxed::Box;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-/// The part of a second within which a counter set by value has to be, as a divisor: 10 us.
-const BY_VALUE_TOLERANCE: u64 = 100_000;
+/// The part of a second within which a counter set by value has to be, as a divisor: 1 us.
+const BY_VALUE_TOLERANCE: u64 = 1_000_000;
 
 /// vCPUs whose mirrors are allocated together.
 const CHUNK: usize = 32;

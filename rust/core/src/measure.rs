@@ -34,6 +34,13 @@ impl OffsetInterval {
         Self { low: Offset::between(before, guest), width: after.since(before) }
     }
 
+    /// The offset to go by: zero where it may be zero, since that is what a counter has which nobody moved; else the
+    /// lowest, under which a guest may find itself further on, never back.
+    #[must_use]
+    pub const fn best(self) -> Offset {
+        if self.contains(Offset(0)) { Offset(0) } else { self.low }
+    }
+
     /// Whether the offset may be this one.
     #[must_use]
     pub const fn contains(self, offset: Offset) -> bool {
@@ -89,8 +96,8 @@ pub fn set_offset_by_value<B: Backend + ?Sized>(
     let mut known = measure(backend, view)?;
     // How far the guest is ahead of the host's count by the time that the kernel uses it: learnt from the last attempt.
     let mut lead = 0;
-    for _ in 0..ATTEMPTS {
-        if known.contains(wanted) || known.farthest(wanted) <= tolerance {
+    for attempt in 0..ATTEMPTS {
+        if known.contains(wanted) || attempt > 0 && known.farthest(wanted) <= tolerance {
             break;
         }
         let value = backend.counter().count().after(lead).guest(wanted);

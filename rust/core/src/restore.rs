@@ -5,7 +5,7 @@
 //! as the last act before the guest runs.
 
 use crate::backend::Backend;
-use crate::checkpoint::{Checkpoint, TimerColumns};
+use crate::checkpoint::Checkpoint;
 use crate::counter::{Counter, CrossTimestamp, HostCount, Offset};
 use crate::measure::{OffsetInterval, measure, set_offset_by_value};
 use crate::plan::{Method, Outcome, Plan, Refusal};
@@ -141,8 +141,9 @@ impl Restore {
             if self.plan.method == Method::VirtualOnly && columns.timer == Timer::Ptimer {
                 continue;
             }
-            for vcpu in 0..checkpoint.vcpus {
-                restore_timer(columns, vcpu, backend)?;
+            for (vcpu, cval) in columns.cval.iter().enumerate() {
+                let ctl = columns.ctl.get(vcpu).unwrap_or_default();
+                restore_timer(columns.timer, vcpu, *cval, ctl, backend)?;
             }
         }
         if let Some(offset) = self.provisional.filter(|_| checkpoint.vcpus > 0) {
@@ -225,16 +226,14 @@ const fn name(view: View) -> &'static str {
 }
 
 fn restore_timer<B: Backend + ?Sized>(
-    columns: &TimerColumns,
+    timer: Timer,
     vcpu: usize,
+    cval: u64,
+    ctl: u64,
     backend: &mut B,
 ) -> Result<(), RestoreError<B::Error>> {
-    let cval = columns.cval.get(vcpu).copied().unwrap_or_default();
-    let ctl = columns.ctl.get(vcpu).unwrap_or_default();
     // CTL's other bits aren't the guest's: ISTATUS is computed, and the rest are gone at the first run.
-    for (role, value, seen) in
-        [(Role::Cval(columns.timer), cval, u64::MAX), (Role::Ctl(columns.timer), ctl, CTL_ENABLE | CTL_IMASK)]
-    {
+    for (role, value, seen) in [(Role::Cval(timer), cval, u64::MAX), (Role::Ctl(timer), ctl, CTL_ENABLE | CTL_IMASK)] {
         let id = one_reg_id(role);
         let register = Sysreg::of(role).map_or("", |row| row.name);
         backend.set_one_reg(vcpu, id, value).map_err(at_step(|| format!("apply: vCPU {vcpu}, {register}")))?;

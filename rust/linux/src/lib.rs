@@ -3,7 +3,7 @@
 //! - [`counter::HostCounter`] and [`monotonic::MonotonicCounter`] implement [`guestclock_core::counter::Counter`].
 //! - [`cross`] pairs a count with the wall clock and bounds their distance.
 //! - [`clock_state`] is what the kernel knows about the wall clock; [`host_id`] is which installation and boot this is.
-//! - [`file`] writes a checkpoint whole or not at all.
+//! - [`mod@file`] writes a checkpoint whole or not at all.
 //! - [`kvm`] and [`read_cost`] are for `guestclock doctor`: facts for people, on which no time depends.
 //!
 //! ```

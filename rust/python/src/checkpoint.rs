@@ -92,6 +92,12 @@ impl PyCheckpoint {
         self.0.vcpus
     }
 
+    /// A nested guest's CNTVOFF_EL2: shape (vcpus,), uint64, ticks. None for a guest without EL2.
+    #[getter]
+    fn cntvoff<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyArray1<u64>>> {
+        self.0.cntvoff.as_ref().map(|cntvoff| PyArray1::from_slice(py, cntvoff))
+    }
+
     /// The compare values of one timer: shape (vcpus,), uint64, guest ticks. KeyError where the guest hasn't got it.
     fn cval<'py>(&self, py: Python<'py>, timer: usize) -> PyResult<Bound<'py, PyArray1<u64>>> {
         Ok(PyArray1::from_slice(py, &self.columns(timer)?.cval))

@@ -7,15 +7,28 @@ use guestclock_core::vm::TimerState;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
-fn class<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
-    static TYPES: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
-    TYPES.get_or_try_init(py, || PyModule::import(py, "guestclock.types").map(Bound::unbind))?.bind(py).getattr(name)
+/// A class of `guestclock.types`, looked up once.
+struct Class(&'static str, PyOnceLock<Py<PyAny>>);
+
+impl Class {
+    const fn new(name: &'static str) -> Self {
+        Self(name, PyOnceLock::new())
+    }
+
+    fn get<'a, 'py>(&'a self, py: Python<'py>) -> PyResult<&'a Bound<'py, PyAny>> {
+        self.1.import(py, "guestclock.types", self.0)
+    }
 }
+
+static CROSS_TIMESTAMP: Class = Class::new("CrossTimestamp");
+static TIMER_STATE: Class = Class::new("TimerState");
+static SUPPORT: Class = Class::new("Support");
+static CAPABILITIES: Class = Class::new("Capabilities");
 
 /// `types.CrossTimestamp`.
 pub(crate) fn cross_timestamp<'py>(py: Python<'py>, here: &CrossTimestamp) -> PyResult<Bound<'py, PyAny>> {
     let hex = |id: Option<[u8; 16]>| id.map(|id| format!("{:032x}", u128::from_be_bytes(id)));
-    class(py, "CrossTimestamp")?.call1((
+    CROSS_TIMESTAMP.get(py)?.call1((
         here.count.0,
         here.frequency.hz(),
         &here.source,
@@ -32,7 +45,7 @@ pub(crate) fn cross_timestamp<'py>(py: Python<'py>, here: &CrossTimestamp) -> Py
 
 /// `types.TimerState`.
 pub(crate) fn timer_state(py: Python<'_>, state: TimerState) -> PyResult<Bound<'_, PyAny>> {
-    class(py, "TimerState")?.call1((
+    TIMER_STATE.get(py)?.call1((
         state.ctl,
         state.cval,
         state.tval.cast_signed(),
@@ -49,10 +62,10 @@ pub(crate) fn deadline(count: u64) -> Option<u64> {
 
 /// `types.Support`.
 pub(crate) fn support<'py>(py: Python<'py>, ok: Option<bool>, reason: &str) -> PyResult<Bound<'py, PyAny>> {
-    class(py, "Support")?.call1((ok, reason))
+    SUPPORT.get(py)?.call1((ok, reason))
 }
 
 /// `types.Capabilities`, its fields in order.
 pub(crate) fn capabilities<'py>(py: Python<'py>, fields: [Bound<'py, PyAny>; 4]) -> PyResult<Bound<'py, PyAny>> {
-    class(py, "Capabilities")?.call1(pyo3::types::PyTuple::new(py, fields)?)
+    CAPABILITIES.get(py)?.call1(pyo3::types::PyTuple::new(py, fields)?)
 }

@@ -1,0 +1,505 @@
+"""The restore table, row by row, and the laws around it: on injected time, so to the tick."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guestclock import (
+    Advance,
+    Checkpoint,
+    Freeze,
+    ManualCounter,
+    Reg,
+    Timer,
+    Vm,
+    plan,
+    restore,
+)
+from guestclock.errors import (
+    CapabilityMissing,
+    ClockWentBackwards,
+    CounterSkew,
+    ElapsedUnknown,
+    FrequencyMismatch,
+    GuestClockError,
+    OutOfOrder,
+    RestoreOpen,
+    RestoreRefused,
+    StalePlan,
+    TopologyMismatch,
+    VcpuRunning,
+)
+
+HZ = 62_500_000
+NS = 16
+"""Nanoseconds in a tick."""
+SECOND = 10**9
+START_NS = 1_750_000_000 * SECOND
+
+u64s = st.integers(0, 2**64 - 1)
+pauses = st.integers(0, 2**40)
+Policy = Freeze | Advance
+
+
+def host(count: int = 10**12, realtime_ns: int = START_NS, hz: int = HZ) -> ManualCounter:
+    """A host's counter."""
+    return ManualCounter(count, frequency_hz=hz, realtime_ns=realtime_ns)
+
+
+def owned(counter: ManualCounter, vcpus: int = 2, cntvct: int = 1000) -> Vm:
+    """A VM that has opted in and whose guest reads `cntvct` now."""
+    vm = Vm(vcpus, counter=counter)
+    vm.set_counter_offset((counter.read() - cntvct) % 2**64)
+    return vm
+
+
+def state(vm: Vm) -> dict[str, Any]:
+    """All that can be seen of a VM, at a host count of 0."""
+    return {
+        "owned": vm.owned,
+        "counts": [(vm.cntvct(vcpu, 0), vm.cntpct(vcpu, 0)) for vcpu in range(vm.vcpus)],
+        "regs": [[vm.get_one_reg(vcpu, reg, now=0) for reg in vm.reg_list(vcpu)] for vcpu in range(vm.vcpus)],
+    }
+
+
+# The table: what the guest's counters are at the release.
+
+
+@given(count=u64s, cntvct=u64s, pause=pauses, elsewhere=u64s)
+def test_freeze_goes_on_where_it_stopped(count: int, cntvct: int, pause: int, elsewhere: int) -> None:
+    source = host(count)
+    checkpoint = owned(source, cntvct=cntvct).checkpoint()
+    for target in (source, host(elsewhere, realtime_ns=-(10**15))):
+        target.advance(pause)
+        vm = Vm(2, counter=target)
+        report = restore(checkpoint, vm)
+        assert report.method == "offset"
+        assert (report.cntvct, report.cntpct, report.added_ticks) == (cntvct, cntvct, 0)
+        assert vm.cntvct(0) == vm.cntpct(1) == cntvct
+        target.advance(7)
+        assert vm.cntvct(1) == (cntvct + 7) % 2**64
+        assert report.error_bound_ticks == 0
+
+
+@given(count=u64s, cntvct=u64s, pause=pauses, delay=pauses)
+def test_advance_on_the_same_counter_is_exact_whatever_the_delay(
+    count: int, cntvct: int, pause: int, delay: int
+) -> None:
+    counter = host(count)
+    source = owned(counter, cntvct=cntvct)
+    checkpoint = source.checkpoint()
+    counter.advance(pause)
+    vm = Vm(2, counter=counter)
+    steps = plan(checkpoint, vm, policy=Advance(), same_counter=True).prepare()
+    counter.advance(delay)
+    steps.apply()
+    counter.advance(delay)
+    report = steps.release()
+    assert vm.cntvct(0) == source.cntvct(0)
+    assert vm.cntpct(0) == source.cntpct(0)
+    assert report.added_ticks == pause + 2 * delay
+    assert report.error_bound_ticks == 0
+
+
+@given(pause_ns=st.integers(0, 10**18), cntvct=u64s, elsewhere=u64s, assumed=st.integers(0, 10**9))
+def test_advance_on_another_host_goes_by_the_wall_clock(
+    pause_ns: int, cntvct: int, elsewhere: int, assumed: int
+) -> None:
+    checkpoint = owned(host(), cntvct=cntvct).checkpoint()
+    target = host(elsewhere, realtime_ns=START_NS + pause_ns)
+    vm = Vm(2, counter=target)
+    report = restore(checkpoint, vm, policy=Advance(), same_counter=False, assume_error_ns=assumed)
+    assert report.added_ticks == pause_ns * HZ // SECOND
+    assert vm.cntvct(0) == (cntvct + pause_ns * HZ // SECOND) % 2**64
+    assert report.error_bound_ticks == -(-assumed * HZ // SECOND) + 1
+
+
+@given(pause=pauses, max_ns=st.integers(0, 2**44))
+def test_advance_is_capped(pause: int, max_ns: int) -> None:
+    counter = host()
+    checkpoint = owned(counter, cntvct=5).checkpoint()
+    counter.advance(pause)
+    vm = Vm(2, counter=counter)
+    report = restore(checkpoint, vm, policy=Advance(max_ns=max_ns))
+    most = max_ns * HZ // SECOND
+    assert report.added_ticks == min(pause, most)
+    assert report.capped == (pause > most)
+    assert vm.cntvct(0) == vm.cntpct(0) == 5 + min(pause, most)
+
+
+@pytest.mark.parametrize("policy", [Freeze(), Advance(), Advance(max_ns=80_000)])
+def test_a_guest_that_never_opted_in_keeps_both_counters(policy: Policy) -> None:
+    counter = host()
+    source = Vm(2, counter=counter)
+    counter.advance(1000)
+    checkpoint = source.checkpoint()
+    assert (checkpoint.cntvct, checkpoint.cntpct, checkpoint.owned) == (1000, counter.read(), False)
+    saved = counter.read()
+    counter.advance(100_000)
+    vm = Vm(2, counter=counter)
+    report = restore(checkpoint, vm, policy=policy)
+    added = {Freeze(): 0, Advance(): 100_000, Advance(max_ns=80_000): 5000}[policy]
+    assert report.method == "by-value"
+    assert not vm.owned
+    assert (vm.cntvct(0), vm.cntpct(1)) == (1000 + added, saved + added)
+    assert report.error_bound_ticks == 0
+
+
+def test_adopt_virtual_gives_up_the_physical_counter() -> None:
+    counter = host()
+    source = Vm(1, counter=counter)
+    counter.advance(1000)
+    vm = Vm(1, counter=counter)
+    intended = plan(source.checkpoint(), vm, views="adopt-virtual")
+    assert any(f"CNTPCT_EL0 jumps by {1000 - counter.read()} ticks" in warning for warning in intended.warnings)
+    steps = intended.prepare()
+    steps.apply()
+    steps.release()
+    assert vm.owned
+    assert vm.cntvct(0) == vm.cntpct(0) == 1000
+
+
+def test_a_kernel_without_physical_registers_restores_the_virtual_timer_only() -> None:
+    counter = host()
+    source = Vm(1, counter=counter)
+    source.set_one_reg(0, Reg.PTIMER_CVAL, 77)
+    counter.advance(1000)
+    vm = Vm(1, counter=counter, kernel="6.1")
+    intended = plan(source.checkpoint(), vm)
+    assert intended.method == "virtual-only"
+    assert any("physical timer isn't restored" in warning for warning in intended.warnings)
+    restore(source.checkpoint(), vm)
+    assert (vm.cntvct(0), vm.cntpct(0)) == (1000, counter.read())
+    # And what such a kernel saves can be restored where there is more.
+    assert restore(vm.checkpoint(), Vm(1, counter=counter)).method == "by-value"
+
+
+def test_an_untouched_physical_counter_stays_untouched() -> None:
+    """A stray offset of a few ticks would make CNTPCT_EL0 trap for good."""
+    counter = host()
+    checkpoint = Vm(1, counter=counter).checkpoint()
+    counter.advance(50)
+    vm = Vm(1, counter=counter)
+    intended = plan(checkpoint, vm, policy=Advance())
+    assert not any("trap" in warning for warning in intended.warnings)
+    restore(checkpoint, vm, policy=Advance())
+    assert vm.cntpct(0) == counter.read()
+
+
+# Timers.
+
+
+def test_timers_are_restored_bit_for_bit_but_istatus() -> None:
+    counter = host()
+    source = owned(counter, vcpus=3)
+    for vcpu in range(3):
+        source.set_one_reg(vcpu, Reg.TIMER_CVAL, 2**64 - 1 - vcpu)
+        source.set_one_reg(vcpu, Reg.TIMER_CTL, vcpu)
+        source.set_one_reg(vcpu, Reg.PTIMER_CVAL, 5 * vcpu)
+        source.set_one_reg(vcpu, Reg.PTIMER_CTL, 0xABC0 + 7)
+    checkpoint = source.checkpoint()
+    assert checkpoint.cval(Timer.VTIMER).tolist() == [2**64 - 1, 2**64 - 2, 2**64 - 3]
+    assert checkpoint.ctl(Timer.VTIMER).tolist() == [0, 1, 2]
+    assert checkpoint.ctl(Timer.PTIMER).tolist() == [0xABC3] * 3
+    vm = Vm(3, counter=counter)
+    restore(checkpoint, vm)
+    assert state(vm) == state(source)
+
+
+def test_a_deadline_that_passed_in_the_pause_is_due_at_once() -> None:
+    counter = host()
+    source = owned(counter, cntvct=0)
+    source.set_one_reg(0, Reg.TIMER_CVAL, 500)
+    source.set_one_reg(0, Reg.TIMER_CTL, 1)
+    checkpoint = source.checkpoint()
+    counter.advance(600)
+    for policy, left in ((Freeze(), 500), (Advance(), 0), (Advance(max_ns=400 * NS), 100)):
+        vm = Vm(2, counter=counter)
+        restore(checkpoint, vm, policy=policy)
+        assert vm.timer(0, Timer.VTIMER).line == (left == 0)
+        assert vm.next_deadline(0) == counter.read() + left
+
+
+# Order, gate and staleness.
+
+
+def test_no_vcpu_runs_and_nothing_is_saved_until_the_release() -> None:
+    counter = host()
+    checkpoint = owned(counter).checkpoint()
+    vm = Vm(2, counter=counter)
+    steps = plan(checkpoint, vm).prepare()
+    for step in (steps.apply, steps.release):
+        with pytest.raises(RestoreOpen), vm.running(1):
+            pass
+        with pytest.raises(RestoreOpen):
+            vm.checkpoint()
+        step()
+    with vm.running(1):
+        pass
+
+
+def test_counts_that_the_vmm_replays_and_late_vcpus_do_no_harm() -> None:
+    counter = host()
+    checkpoint = owned(counter, vcpus=2, cntvct=1000).checkpoint()
+    vm = Vm(2, counter=counter)
+    steps = plan(checkpoint, vm).prepare()
+    vm.set_one_reg(0, Reg.TIMER_CNT, 42)
+    vm.set_one_reg(1, Reg.PTIMER_CNT, 43)
+    counter.advance(10)
+    vm.create_vcpu()
+    steps.apply()
+    steps.release()
+    assert {vm.cntvct(vcpu) for vcpu in range(3)} == {vm.cntpct(vcpu) for vcpu in range(3)} == {1000}
+
+
+def test_steps_come_in_order_and_once() -> None:
+    counter = host()
+    vm = Vm(2, counter=counter)
+    steps = plan(owned(counter).checkpoint(), vm).prepare()
+    with pytest.raises(OutOfOrder) as caught:
+        steps.release()
+    assert caught.value.called == "release"
+    steps.apply()
+    with pytest.raises(OutOfOrder):
+        steps.apply()
+    steps.release()
+    with pytest.raises(StalePlan):
+        steps.release()
+
+
+def test_a_plan_is_stale_when_the_vm_changed_and_only_then() -> None:
+    counter = host()
+    vm = Vm(2, counter=counter)
+    intended = plan(owned(counter).checkpoint(), vm)
+    counter.advance(10**6)
+    vm.cntvct(0)
+    intended.prepare()
+    intended = plan(owned(counter).checkpoint(), vm)
+    vm.set_one_reg(0, Reg.TIMER_CVAL, 1)
+    with pytest.raises(StalePlan):
+        intended.prepare()
+
+
+def test_a_new_restore_takes_over_from_one_that_was_given_up() -> None:
+    counter = host()
+    checkpoint = owned(counter).checkpoint()
+    vm = Vm(2, counter=counter)
+    given_up = plan(checkpoint, vm).prepare()
+    restore(checkpoint, vm)
+    with pytest.raises(StalePlan):
+        given_up.apply()
+    with vm.running(0):
+        pass
+
+
+def test_a_running_vcpu_stops_everything() -> None:
+    counter = host()
+    vm = owned(counter)
+    checkpoint = vm.checkpoint()
+    intended = plan(checkpoint, vm)
+    with vm.running(1):
+        before = (vm.cntvct(0, 0), vm.cntvct(1, 0))
+        for act in (vm.checkpoint, intended.prepare, vm.paused().__enter__, lambda: vm.set_counter_offset(0)):
+            with pytest.raises((VcpuRunning, StalePlan)) as caught:
+                act()
+            if isinstance(caught.value, VcpuRunning):
+                assert caught.value.vcpu == 1
+        assert (vm.cntvct(0, 0), vm.cntvct(1, 0)) == before
+
+
+# Refusals: both sides named, and the VM as it was.
+
+
+def refused(kind: type[GuestClockError], checkpoint: Checkpoint, vm: Vm, **options: Any) -> Any:
+    """The refusal, once it is seen that nothing was touched."""
+    before = state(vm)
+    with pytest.raises(kind) as caught:
+        restore(checkpoint, vm, **options)
+    assert isinstance(caught.value, RestoreRefused | CapabilityMissing)
+    assert state(vm) == before
+    with vm.running(0):
+        pass
+    return caught.value
+
+
+def test_another_frequency_is_refused() -> None:
+    error = refused(FrequencyMismatch, owned(host()).checkpoint(), Vm(2, counter=host(hz=24_000_000)))
+    assert (error.saved_hz, error.host_hz) == (HZ, 24_000_000)
+    assert "62500000" in str(error)
+    assert "24000000" in str(error)
+
+
+def test_another_number_of_vcpus_is_refused() -> None:
+    error = refused(TopologyMismatch, owned(host()).checkpoint(), Vm(3, counter=host()))
+    assert (error.what, error.saved, error.host) == ("vCPUs", 2, 3)
+
+
+@pytest.mark.parametrize("views", ["preserve", "refuse"])
+def test_two_counters_are_refused_where_one_offset_is_owned(views: Literal["preserve", "refuse"]) -> None:
+    counter = host()
+    source = Vm(2, counter=counter)
+    counter.advance(1000)
+    error = refused(CounterSkew, source.checkpoint(), owned(counter), views=views)
+    assert (error.cntvct, error.cntpct) == (1000, counter.read())
+
+
+def test_adopting_needs_the_offset() -> None:
+    counter = host()
+    error = refused(
+        CapabilityMissing,
+        Vm(1, counter=counter).checkpoint(),
+        Vm(1, counter=counter, kernel="6.1"),
+        views="adopt-virtual",
+    )
+    assert error.capability == "counter_offset"
+
+
+def test_elapsed_time_that_nobody_vouches_for_is_refused() -> None:
+    checkpoint = owned(host()).checkpoint()
+    elsewhere = host(count=5, realtime_ns=START_NS + SECOND)
+    error = refused(ElapsedUnknown, checkpoint, Vm(2, counter=elsewhere), policy=Advance())
+    assert "went forward: no" in error.evidence
+    # A Freeze doesn't depend on it.
+    restore(checkpoint, Vm(2, counter=elsewhere))
+
+
+def test_a_wall_clock_that_went_backwards_is_refused() -> None:
+    checkpoint = owned(host()).checkpoint()
+    elsewhere = host(count=5, realtime_ns=START_NS - 1)
+    error = refused(ClockWentBackwards, checkpoint, Vm(2, counter=elsewhere), policy=Advance(), assume_error_ns=0)
+    assert (error.saved, error.host) == (START_NS, START_NS - 1)
+    assert "wall clock" in error.clock
+
+
+def test_a_counter_that_went_backwards_is_not_the_same() -> None:
+    counter = host()
+    checkpoint = owned(counter).checkpoint()
+    counter.rewind(1)
+    error = refused(ClockWentBackwards, checkpoint, Vm(2, counter=counter), policy=Advance(), same_counter=True)
+    assert (error.saved, error.host) == (10**12, 10**12 - 1)
+    assert "counter" in error.clock
+
+
+# Is it the same counter?
+
+
+@pytest.mark.parametrize(
+    ("step_ns", "same"),
+    [(0, True), (SECOND // 2000, True), (SECOND // 1000, False), (-SECOND, False), (60 * SECOND, False)],
+)
+def test_a_wall_clock_step_speaks_against_the_same_counter(step_ns: int, same: bool) -> None:
+    counter = host()
+    checkpoint = owned(counter).checkpoint()
+    counter.advance(HZ)
+    counter.step_realtime(step_ns)
+    intended = plan(checkpoint, Vm(2, counter=counter))
+    assert intended.same_counter is same
+    evidence = intended.to_dict()["evidence"]
+    assert isinstance(evidence, dict)
+    assert evidence["disagreement_ns"] == abs(step_ns)
+
+
+def test_force_beats_evidence() -> None:
+    counter = host()
+    checkpoint = owned(counter).checkpoint()
+    vm = Vm(2, counter=counter)
+    assert plan(checkpoint, vm).same_counter
+    assert not plan(checkpoint, vm, same_counter=False).same_counter
+    assert "forced" in str(plan(checkpoint, vm, same_counter=False))
+
+
+# Plans and reports.
+
+
+def test_a_plan_touches_nothing_and_says_what_it_costs() -> None:
+    counter = host()
+    vm = Vm(2, counter=counter)
+    before = state(vm)
+    intended = plan(owned(counter).checkpoint(), vm)
+    assert state(vm) == before
+    assert any("for good" in warning for warning in intended.warnings)
+    assert any("trap" in warning for warning in intended.warnings)
+    assert "CNTVCT_EL0" in str(intended)
+    # An owned VM has nothing left to lose.
+    again = plan(owned(counter).checkpoint(), owned(counter))
+    assert not any("for good" in warning for warning in again.warnings)
+
+
+def test_what_the_guest_sees_at_both_ends_is_known_from_a_vmm_that_knows() -> None:
+    counter = host()
+    source = owned(counter)
+    stopped = counter.read()
+    counter.advance(30)
+    checkpoint = source.checkpoint(stopped_at=stopped)
+    report = restore(checkpoint, Vm(2, counter=counter))
+    assert report.to_dict()["before_checkpoint_ticks"] == 30
+    assert report.to_dict()["after_release_ticks"] is None
+    assert "not known" in str(report)
+    assert report.resumed_at(counter.advance(9)).to_dict()["after_release_ticks"] == 9
+
+
+@given(now=u64s, cntvct=u64s)
+def test_the_hosts_count_can_be_injected_everywhere(now: int, cntvct: int) -> None:
+    counter = host(0)
+    vm = Vm(1, counter=counter)
+    vm.set_counter_offset((now - cntvct) % 2**64)
+    try:
+        checkpoint = vm.checkpoint(now=now)
+    except OverflowError:
+        # The wall clock there doesn't fit in 64 bits of nanoseconds.
+        assert abs(now if now < 2**63 else now - 2**64) * NS > 2**62
+    else:
+        assert (checkpoint.host.count, checkpoint.cntvct) == (now, cntvct)
+    assert vm.cntvct(0, now) == vm.cntpct(0, now=now) == cntvct
+    assert vm.get_one_reg(0, Reg.TIMER_CNT, now=now) == cntvct
+
+
+def test_injected_instants_make_a_restore_exact() -> None:
+    counter = host()
+    source = owned(counter, cntvct=0)
+    checkpoint = source.checkpoint(now=10**12 + 50)
+    assert (checkpoint.cntvct, checkpoint.host.realtime_ns) == (50, START_NS + 50 * NS)
+    vm = Vm(2, counter=counter)
+    report = restore(checkpoint, vm, now=10**12 + 500)
+    assert report.released_at == 10**12 + 500
+    assert vm.cntvct(0, 10**12 + 500) == 50
+
+
+# Pausing in place.
+
+
+@pytest.mark.parametrize("opted_in", [True, False])
+@pytest.mark.parametrize(("policy", "added"), [(None, 0), (Freeze(), 0), (Advance(), 900), (Advance(max_ns=160), 10)])
+def test_paused_in_place(policy: Policy | None, added: int, opted_in: bool) -> None:
+    counter = host()
+    vm = owned(counter) if opted_in else Vm(2, counter=counter)
+    vm.set_one_reg(0, Reg.TIMER_CVAL, 123)
+    before = (vm.cntvct(0), vm.cntpct(0))
+    with vm.paused(policy) as pause:
+        counter.advance(900)
+        with pytest.raises(RestoreOpen), vm.running(0):
+            pass
+        with pytest.raises(RuntimeError):
+            _ = pause.report
+        assert vm.checkpoint().vcpus == 2
+    assert (vm.cntvct(0), vm.cntpct(0)) == (before[0] + added, before[1] + added)
+    assert pause.report.added_ticks == added
+    assert vm.owned is opted_in
+    assert vm.get_one_reg(0, Reg.TIMER_CVAL) == 123
+    with vm.running(0):
+        pass
+
+
+def test_a_pause_ends_when_its_block_raises() -> None:
+    counter = host()
+    vm = owned(counter, cntvct=100)
+    with pytest.raises(ZeroDivisionError), vm.paused():
+        counter.advance(5)
+        raise ZeroDivisionError
+    assert vm.cntvct(0) == 100
+    with vm.running(0):
+        pass
