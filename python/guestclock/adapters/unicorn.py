@@ -205,6 +205,7 @@ class UnicornTimer:
         self._error: BaseException | None = None
         self._stop_requested = False
         self._delivered = False
+        self._slice_end: int | None = None
         setup(uc, mode)
         if install_hooks:
             self._install()
@@ -238,7 +239,10 @@ class UnicornTimer:
         return True
 
     def on_msr(self, _uc: Engine, _register: int, cp: CpReg, _user_data: object = None) -> bool:
-        """For a UC_HOOK_INSN of UC_ARM64_INS_MSR. Whether the write was taken; the emulator stops after it if so."""
+        """For a UC_HOOK_INSN of UC_ARM64_INS_MSR. Whether the write was taken.
+
+        The emulator stops after one that may have brought the next deadline forward.
+        """
         encoding = (cp.op0, cp.op1, cp.crn, cp.crm, cp.op2)
         if encoding not in _WRITABLE:
             return False
@@ -422,7 +426,11 @@ class UnicornTimer:
     def _run_for(self, pause: int | None, most_us: int) -> None:
         self.sync()
         due_us = most_us if pause is None else max(min(most_us, -(-pause * 1_000_000 // UNICORN_HZ)), 1)
-        self._run(timeout=due_us)
+        self._slice_end = self._vm.counter.read() + due_us * UNICORN_HZ // 1_000_000 & _U64
+        try:
+            self._run(timeout=due_us)
+        finally:
+            self._slice_end = None
 
     def _run(self, *, timeout: int = 0, count: int = 0) -> None:
         self._exit = _Exit.SLICE
@@ -519,8 +527,16 @@ class UnicornTimer:
         now = None if self._now is None else self._now()
         self._vm.write_sysreg(self._vcpu, *encoding, value, now=now)
         self.sync()
-        # The next deadline may have moved, so whoever bounds the run must look again.
-        self._leave(_Exit.TIMER_WRITTEN)
+        if self._deadline_moved_up():
+            self._leave(_Exit.TIMER_WRITTEN)
+
+    def _deadline_moved_up(self) -> bool:
+        """Whether the run's bound, set before this write, may be too late now."""
+        if self._slice_end is None:
+            return True
+        now = self._vm.counter.read()
+        wake = self._vm.next_deadline(self._vcpu, now=now)
+        return wake is not None and wake - now & _U64 < _ticks_left(self._slice_end, now)
 
     def _leave(self, exit_: _Exit) -> None:
         self._exit = exit_
