@@ -10,17 +10,21 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 VIRTUAL, PHYSICAL = 0, 1
-"""The two counters, and the two EL1 timers that compare with them."""
+"""The two counters."""
+VTIMER, PTIMER, HVTIMER, HPTIMER = range(4)
+"""The timers, numbered as KVM_ARM_VCPU_TIMER_CTRL's attributes are."""
 
 ENABLE, IMASK, ISTATUS = 1, 2, 4
 
-CTL = (0x603000000013DF19, 0x603000000013DF11)
-"""KVM_REG_ARM_TIMER_CTL and PTIMER_CTL (arch/arm64/include/uapi/asm/kvm.h)."""
-CVAL = (0x603000000013DF02, 0x603000000013DF12)
-"""TIMER_CVAL, which has CNTVCT_EL0's encoding, and PTIMER_CVAL."""
+CTL = (0x603000000013DF19, 0x603000000013DF11, 0x603000000013E719, 0x603000000013E711)
+"""KVM_REG_ARM_TIMER_CTL, PTIMER_CTL (arch/arm64/include/uapi/asm/kvm.h), CNTHV_CTL_EL2, CNTHP_CTL_EL2."""
+CVAL = (0x603000000013DF02, 0x603000000013DF12, 0x603000000013E71A, 0x603000000013E712)
+"""TIMER_CVAL, which has CNTVCT_EL0's encoding, PTIMER_CVAL, CNTHV_CVAL_EL2, CNTHP_CVAL_EL2."""
 CNT = (0x603000000013DF1A, 0x603000000013DF01)
 """TIMER_CNT, which has CNTV_CVAL_EL0's encoding, and PTIMER_CNT."""
 CNTKCTL = 0x603000000013C708
+CNTVOFF = 0x603000000013E703
+CNTHCTL = 0x603000000013E708
 
 
 def u64(value: int) -> int:
@@ -46,9 +50,10 @@ class Refused(Exception):
 class Vcpu:
     """A vCPU's own state."""
 
-    cval: list[int] = field(default_factory=lambda: [0, 0])
-    ctl: list[int] = field(default_factory=lambda: [0, 0])
-    cntkctl: int = 0
+    cval: list[int] = field(default_factory=lambda: [0] * 4)
+    ctl: list[int] = field(default_factory=lambda: [0] * 4)
+    plain: dict[int, int] = field(default_factory=lambda: {CNTKCTL: 0, CNTHCTL: 0, CNTVOFF: 0})
+    """The registers that only hold what was written."""
     loaded: list[int] | None = None
     """The offsets that it runs with, while it runs."""
 
@@ -59,6 +64,8 @@ class ReferenceVm:
 
     kernel: Literal["6.1", "6.12", "7.3"]
     frequency_hz: int
+    el2: Literal["absent", "vhe", "e2h0"] = "absent"
+    """Whether the guest has EL2, and with HCR_EL2.E2H fixed at 1 or at 0."""
     offset: list[int] = field(default_factory=lambda: [0, 0])
     owned: bool = False
     vcpus: list[Vcpu] = field(default_factory=list)
@@ -74,13 +81,40 @@ class ReferenceVm:
     def stores_ctl(self) -> bool:
         return self.kernel == "7.3"
 
+    def timers(self) -> list[int]:
+        return {
+            "absent": [VTIMER, PTIMER],
+            "vhe": [VTIMER, PTIMER, HVTIMER, HPTIMER],
+            "e2h0": [VTIMER, PTIMER, HPTIMER],
+        }[self.el2]
+
     def reg_list(self) -> list[int]:
         if self.kernel == "6.1":
-            return [CTL[VIRTUAL], CNT[VIRTUAL], CVAL[VIRTUAL], CNTKCTL]
+            return [CTL[VTIMER], CNT[VIRTUAL], CVAL[VTIMER], CNTKCTL]
         if self.kernel == "6.12":
-            timers = [regs[view] for view in (VIRTUAL, PHYSICAL) for regs in (CTL, CNT, CVAL)]
+            timers = [regs[view] for view in (VTIMER, PTIMER) for regs in (CTL, CNT, CVAL)]
             return [*timers, CNTKCTL]
-        return [CNTKCTL, CNT[PHYSICAL], CNT[VIRTUAL], CTL[PHYSICAL], CVAL[PHYSICAL], CTL[VIRTUAL], CVAL[VIRTUAL]]
+        plain = [CNTKCTL, CNT[PHYSICAL], CNT[VIRTUAL], CTL[PTIMER], CVAL[PTIMER], CTL[VTIMER], CVAL[VTIMER]]
+        if self.el2 == "absent":
+            return plain
+        nested = [*plain, CNTVOFF, CNTHCTL, CTL[HPTIMER], CVAL[HPTIMER]]
+        return [*nested, CTL[HVTIMER], CVAL[HVTIMER]] if self.el2 == "vhe" else nested
+
+    # Offsets: timer_get_offset(), the VM's and for one timer the vCPU's own.
+
+    def vm_offset(self, view: int) -> int:
+        """A guest with EL2 goes by the physical offset alone."""
+        return self.offset[PHYSICAL if self.el2 != "absent" else view]
+
+    def now_offset(self, vcpu: Vcpu, view: int) -> int:
+        """What the vCPU would be loaded with now."""
+        own = vcpu.plain[CNTVOFF] if view == VIRTUAL and self.el2 != "absent" else 0
+        return u64(self.vm_offset(view) + own)
+
+    @staticmethod
+    def view(timer: int) -> int:
+        """The EL2 virtual timer's counter is without CNTVOFF_EL2, and so the physical one."""
+        return VIRTUAL if timer == VTIMER else PHYSICAL
 
     # The VM's ioctls.
 
@@ -110,50 +144,49 @@ class ReferenceVm:
 
     def init_vcpu(self, index: int) -> None:
         vcpu = self.stopped(index)
-        vcpu.ctl = [0, 0]
-        vcpu.cntkctl = 0
+        vcpu.ctl = [0] * 4
+        vcpu.plain = {CNTKCTL: 0, CNTHCTL: 0, CNTVOFF: 0}
         if self.kernel == "7.3":
-            vcpu.cval = [0, 0]
+            vcpu.cval = [0] * 4
 
     def enter(self, index: int) -> None:
         vcpu = self.stopped(index)
-        vcpu.loaded = list(self.offset)
+        vcpu.loaded = [self.now_offset(vcpu, view) for view in (VIRTUAL, PHYSICAL)]
         vcpu.ctl = [ctl & (ENABLE | IMASK) for ctl in vcpu.ctl]
 
     def exit(self, index: int, now: int) -> None:
         vcpu = self.vcpus[index]
         if self.stores_ctl():
-            for view in (VIRTUAL, PHYSICAL):
-                expired = self.count(index, view, now) >= vcpu.cval[view]
-                if vcpu.ctl[view] & ENABLE:
-                    vcpu.ctl[view] = vcpu.ctl[view] & 3 | (ISTATUS if expired else 0)
+            for timer in self.timers():
+                if vcpu.ctl[timer] & ENABLE:
+                    vcpu.ctl[timer] = vcpu.ctl[timer] & 3 | (ISTATUS if self.istatus(index, timer, now) else 0)
         vcpu.loaded = None
 
     def get_one_reg(self, index: int, reg: int, now: int) -> int:
         vcpu = self.stopped(index)
         if reg not in self.reg_list():
             raise Refused("ENOENT")
-        if reg == CNTKCTL:
-            return vcpu.cntkctl
+        if reg in vcpu.plain:
+            return vcpu.plain[reg]
         if reg in CNT:
-            return u64(now - self.offset[CNT.index(reg)])
+            return u64(now - self.now_offset(vcpu, CNT.index(reg)))
         if reg in CVAL:
             return vcpu.cval[CVAL.index(reg)]
-        view = CTL.index(reg)
+        timer = CTL.index(reg)
         if self.stores_ctl():
-            return vcpu.ctl[view]
-        expired = u64(now - self.offset[view]) >= vcpu.cval[view]
-        return vcpu.ctl[view] % 2**32 | (ISTATUS if expired else 0)
+            return vcpu.ctl[timer]
+        return vcpu.ctl[timer] % 2**32 | (ISTATUS if self.istatus(index, timer, now) else 0)
 
     def set_one_reg(self, index: int, reg: int, value: int, now: int) -> None:
         vcpu = self.stopped(index)
         if reg not in self.reg_list():
             raise Refused("ENOENT")
-        if reg == CNTKCTL:
-            vcpu.cntkctl = value
+        if reg in vcpu.plain:
+            vcpu.plain[reg] = value
         elif reg in CNT:
+            # Either count of a nested guest moves both, and neither looks at CNTVOFF_EL2.
             if not self.owned:
-                self.offset[CNT.index(reg)] = u64(now - value)
+                self.offset[PHYSICAL if self.el2 != "absent" else CNT.index(reg)] = u64(now - value)
         elif reg in CVAL:
             vcpu.cval[CVAL.index(reg)] = value
         else:
@@ -162,21 +195,21 @@ class ReferenceVm:
     # What the guest sees.
 
     def count(self, index: int, view: int, now: int) -> int:
-        loaded = self.vcpus[index].loaded
-        return u64(now - (self.offset if loaded is None else loaded)[view])
+        vcpu = self.vcpus[index]
+        return u64(now - (self.now_offset(vcpu, view) if vcpu.loaded is None else vcpu.loaded[view]))
 
-    def istatus(self, index: int, view: int, now: int) -> bool:
-        return self.count(index, view, now) >= self.vcpus[index].cval[view]
+    def istatus(self, index: int, timer: int, now: int) -> bool:
+        return self.count(index, self.view(timer), now) >= self.vcpus[index].cval[timer]
 
-    def line(self, index: int, view: int, now: int) -> bool:
-        return self.vcpus[index].ctl[view] & 3 == ENABLE and self.istatus(index, view, now)
+    def line(self, index: int, timer: int, now: int) -> bool:
+        return self.vcpus[index].ctl[timer] & 3 == ENABLE and self.istatus(index, timer, now)
 
-    def deadline(self, index: int, view: int, now: int) -> int | None:
+    def deadline(self, index: int, timer: int, now: int) -> int | None:
         """The host count at which the line goes high by itself, held below 2^64 - 1."""
         vcpu = self.vcpus[index]
-        if vcpu.ctl[view] & 3 != ENABLE:
+        if vcpu.ctl[timer] & 3 != ENABLE:
             return None
-        left = max(0, vcpu.cval[view] - self.count(index, view, now))
+        left = max(0, vcpu.cval[timer] - self.count(index, self.view(timer), now))
         return min(now + left, 2**64 - 2)
 
     def read_sysreg(self, index: int, name: str, now: int) -> int:
@@ -184,7 +217,7 @@ class ReferenceVm:
         if name == "CNTFRQ_EL0":
             return self.frequency_hz
         if name == "CNTKCTL_EL1":
-            return vcpu.cntkctl
+            return vcpu.plain[CNTKCTL]
         view = VIRTUAL if name.startswith("CNTV") else PHYSICAL
         match name.split("_")[1] if name.count("_") == 2 else "CNT":
             case "CNT":
@@ -200,7 +233,7 @@ class ReferenceVm:
         vcpu = self.vcpus[index]
         view = VIRTUAL if name.startswith("CNTV") else PHYSICAL
         if name == "CNTKCTL_EL1":
-            vcpu.cntkctl = value
+            vcpu.plain[CNTKCTL] = value
         elif name.endswith("_CVAL_EL0"):
             vcpu.cval[view] = value
         elif name.endswith("_TVAL_EL0"):

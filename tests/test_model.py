@@ -11,9 +11,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from guestclock import ManualCounter, Timer, Vm, sysreg
+from guestclock import ManualCounter, Vm, sysreg
 from guestclock.errors import KvmError, UnknownRegister, VcpuRunning
-from reference import CNT, CNTKCTL, CTL, CVAL, ReferenceVm, Refused
+from reference import CNT, CNTHCTL, CNTKCTL, CNTVOFF, CTL, CVAL, PHYSICAL, VIRTUAL, ReferenceVm, Refused
 
 ERRNO = {"ENOENT": errno.ENOENT, "EBUSY": errno.EBUSY, "EINVAL": errno.EINVAL}
 HZ = 62_500_000
@@ -25,6 +25,7 @@ READABLE = [
     *(f"CNT{view}_{register}_EL0" for view in "VP" for register in ("CTL", "CVAL", "TVAL")),
 ]
 WRITABLE = READABLE[3:]
+REGS = [*CTL, *CVAL, *CNT, CNTKCTL, CNTVOFF, CNTHCTL]
 
 edges = [0, 2**32, 2**56, 2**63, 2**64]
 counts = st.one_of(
@@ -40,12 +41,14 @@ class Model(RuleBasedStateMachine):
     """Drives a `Vm` and a `ReferenceVm` side by side."""
 
     kernel: Any
+    el2: Any = "absent"
 
     @initialize(vcpus=st.integers(0, 3), start=counts)
     def create(self, vcpus: int, start: int) -> None:
         self.counter = ManualCounter(start, frequency_hz=HZ)
-        self.vm = Vm(vcpus, counter=self.counter, kernel=self.kernel)
-        self.reference = ReferenceVm(self.kernel, HZ)
+        nested, e2h0 = self.el2 != "absent", self.el2 == "e2h0"
+        self.vm = Vm(vcpus, counter=self.counter, kernel=self.kernel, nested=nested, e2h0=e2h0)
+        self.reference = ReferenceVm(self.kernel, HZ, self.el2)
         for _ in range(vcpus):
             self.reference.create_vcpu(start)
         self.inside: dict[int, Any] = {}
@@ -100,11 +103,11 @@ class Model(RuleBasedStateMachine):
             if vcpu < len(self.reference.vcpus):
                 self.inside[vcpu] = running
 
-    @rule(vcpu=vcpu_indexes, reg=st.sampled_from([*CTL, *CVAL, *CNT, CNTKCTL, CTL[0] + 4]))
+    @rule(vcpu=vcpu_indexes, reg=st.sampled_from([*REGS, CTL[0] + 4]))
     def get_one_reg(self, vcpu: int, reg: int) -> None:
         self.both(lambda: self.vm.get_one_reg(vcpu, reg), lambda: self.reference.get_one_reg(vcpu, reg, self.now))
 
-    @rule(vcpu=vcpu_indexes, reg=st.sampled_from([*CTL, *CVAL, *CNT, CNTKCTL]), value=counts)
+    @rule(vcpu=vcpu_indexes, reg=st.sampled_from(REGS), value=counts)
     def set_one_reg(self, vcpu: int, reg: int, value: int) -> None:
         self.both(
             lambda: self.vm.set_one_reg(vcpu, reg, value),
@@ -127,14 +130,14 @@ class Model(RuleBasedStateMachine):
             for name in READABLE:
                 found = self.vm.read_sysreg(vcpu, *sysreg(name))
                 assert found == self.reference.read_sysreg(vcpu, name, now), name
-            deadlines = []
-            for view, timer in enumerate((Timer.VTIMER, Timer.PTIMER)):
-                count = (self.vm.cntvct, self.vm.cntpct)[view]
+            for view, count in ((VIRTUAL, self.vm.cntvct), (PHYSICAL, self.vm.cntpct)):
                 assert count(vcpu) == count(vcpu, now) == self.reference.count(vcpu, view, now)
+            deadlines = []
+            for timer in self.reference.timers():
                 state = self.vm.timer(vcpu, timer)
-                assert state.line == self.reference.line(vcpu, view, now)
-                assert state.istatus == self.reference.istatus(vcpu, view, now)
-                assert state.deadline == self.reference.deadline(vcpu, view, now)
+                assert state.line == self.reference.line(vcpu, timer, now)
+                assert state.istatus == self.reference.istatus(vcpu, timer, now)
+                assert state.deadline == self.reference.deadline(vcpu, timer, now)
                 deadlines.append(state.deadline)
             pending = [deadline for deadline in deadlines if deadline is not None]
             assert self.vm.next_deadline(vcpu) == min(pending, default=None)
@@ -153,8 +156,20 @@ class Linux73(Model):
     kernel = "7.3"
 
 
-for machine in (Linux61, Linux612, Linux73):
+class Nested(Model):
+    kernel = "7.3"
+    el2 = "vhe"
+
+
+class NestedE2h0(Model):
+    kernel = "7.3"
+    el2 = "e2h0"
+
+
+for machine in (Linux61, Linux612, Linux73, Nested, NestedE2h0):
     machine.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
 TestLinux61 = Linux61.TestCase
 TestLinux612 = Linux612.TestCase
 TestLinux73 = Linux73.TestCase
+TestNested = Nested.TestCase
+TestNestedE2h0 = NestedE2h0.TestCase

@@ -147,6 +147,6 @@ impl<C: Counter> Backend for Model<'_, C> {
     }
 
     fn set_counter_offset(&mut self, offset: Offset) -> Result<(), VmError> {
-        self.vm.set_counter_offset(offset)
+        self.vm.set_counter_offset(offset, 0)
     }
 }

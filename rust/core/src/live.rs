@@ -209,8 +209,8 @@ impl<C: Counter> LiveVm<C> {
     }
 
     /// See [`Vm::set_counter_offset`].
-    pub fn set_counter_offset(&self, offset: Offset) -> Result<(), VmError> {
-        self.change(|vm| vm.set_counter_offset(offset))
+    pub fn set_counter_offset(&self, offset: Offset, reserved: u64) -> Result<(), VmError> {
+        self.change(|vm| vm.set_counter_offset(offset, reserved))
     }
 
     /// See [`Vm::reg_list`].

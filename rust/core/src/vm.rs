@@ -168,6 +168,12 @@ pub enum VmError {
         /// Whether it was to be written.
         write: bool,
     },
+    /// The offset ioctl's reserved field isn't 0 (EINVAL).
+    #[error("the reserved field of kvm_arm_counter_offset is {reserved:#x}: it has to be 0")]
+    Reserved {
+        /// What it was.
+        reserved: u64,
+    },
     /// The kernel hasn't the offset ioctl (EINVAL).
     #[error("this kernel has no KVM_CAP_COUNTER_OFFSET (Linux 6.4 and later have): set the counters by value instead")]
     NoCounterOffset,
@@ -352,10 +358,13 @@ impl Vm {
     }
 
     /// KVM_ARM_SET_COUNTER_OFFSET: one offset for both counters of every vCPU, now and later. There is no way back to
-    /// setting counters by value.
-    pub fn set_counter_offset(&mut self, offset: Offset) -> Result<(), VmError> {
+    /// setting counters by value. `reserved` is the ioctl's second field, which has to be 0.
+    pub fn set_counter_offset(&mut self, offset: Offset, reserved: u64) -> Result<(), VmError> {
         if !self.behaviours.counter_offset {
             return Err(VmError::NoCounterOffset);
+        }
+        if reserved != 0 {
+            return Err(VmError::Reserved { reserved });
         }
         if let Some(vcpu) = self.first_running() {
             return Err(VmError::Running { vcpu });
@@ -517,11 +526,10 @@ impl Vm {
     /// One timer, as the vCPU's guest would see it.
     pub fn timer(&self, vcpu: usize, timer: Timer, now: HostCount) -> Result<TimerState, VmError> {
         let guest = self.count(vcpu, view_of(timer), now)?;
-        // KVM's ids name the EL2 timers too; this guest hasn't got them.
-        let bank = self
-            .timers
-            .get(timer.index())
-            .ok_or(VmError::NoSuchOneReg { id: crate::sysreg::one_reg_id(Role::Cval(timer)) })?;
+        if !self.el2.timers().contains(&timer) {
+            return Err(VmError::NoSuchTimer { timer });
+        }
+        let bank = &self.timers[timer.index()];
         let (ctl, cval) = (bank.ctl[vcpu], bank.cval[vcpu]);
         Ok(TimerState {
             ctl: timer::ctl_read(ctl, cval, guest),

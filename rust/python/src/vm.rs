@@ -159,9 +159,11 @@ impl PyVm {
     /// KVM_ARM_SET_COUNTER_OFFSET: one offset for both counters of all vCPUs, in ticks, subtracted from the host's count.
     ///
     /// There is no way back: from now on counter values that are set are ignored. VcpuRunning (EBUSY) while a vCPU
-    /// runs. `offset` is any integer from -2**63 up to 2**64, taken modulo 2**64.
-    fn set_counter_offset(&self, offset: &Bound<'_, PyAny>) -> PyResult<()> {
-        self.live.set_counter_offset(Offset(modular(offset, "an offset")?)).or_raise()
+    /// runs. `offset` is any integer from -2**63 up to 2**64, taken modulo 2**64. `reserved` is the ioctl's second field:
+    /// EINVAL unless it is 0.
+    #[pyo3(signature = (offset, *, reserved=0))]
+    fn set_counter_offset(&self, offset: &Bound<'_, PyAny>, reserved: u64) -> PyResult<()> {
+        self.live.set_counter_offset(Offset(modular(offset, "an offset")?), reserved).or_raise()
     }
 
     /// What the vCPU's guest reads from CNTVCT_EL0, now or when the host's counter reads `now`. Takes no lock.

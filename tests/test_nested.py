@@ -1,0 +1,211 @@
+"""Guests with EL2: CNTVOFF_EL2 is each vCPU's own, the VM has one offset, and a restore gets both right."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import cbor2
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from golden import make
+from guestclock import Advance, Checkpoint, Freeze, ManualCounter, Reg, Timer, Vm, plan, restore
+from guestclock.errors import KvmError, TopologyMismatch, UnknownRegister, UnknownState
+
+START = 10**12
+u64s = st.integers(0, 2**64 - 1)
+policies = st.sampled_from([Freeze(), Advance()])
+
+
+def host() -> ManualCounter:
+    return ManualCounter(START)
+
+
+def nested(counter: ManualCounter, vcpus: int = 2, **options: Any) -> Vm:
+    return Vm(vcpus, counter=counter, nested=True, **options)
+
+
+def test_the_default_offset_is_zero() -> None:
+    vm = nested(host())
+    assert vm.cntvct(0) == vm.cntpct(1) == START
+    assert vm.nested
+    assert vm.kernel == "7.3"
+
+
+@pytest.mark.parametrize("kernel", ["6.1", "6.12"])
+def test_not_every_kernel_can(kernel: str) -> None:
+    assert not Vm(1, counter=host(), kernel=kernel).capabilities.nested
+    with pytest.raises(KvmError, match="KVM_CAP_ARM_EL2") as caught:
+        nested(host(), kernel=kernel)
+    assert caught.value.errno == errno.EINVAL
+
+
+@pytest.mark.parametrize("reg", [Reg.TIMER_CNT, Reg.PTIMER_CNT])
+def test_setting_either_count_moves_both_counters(reg: Reg) -> None:
+    vm = nested(host())
+    vm.set_one_reg(1, reg, 700)
+    assert [(vm.cntvct(vcpu), vm.cntpct(vcpu)) for vcpu in range(2)] == [(700, 700)] * 2
+
+
+def test_cntvoff_is_each_vcpus_own_and_reading_the_virtual_count_subtracts_it() -> None:
+    vm = nested(host())
+    vm.set_counter_offset(START - 5000)
+    vm.set_one_reg(0, Reg.CNTVOFF_EL2, 1000)
+    assert (vm.cntvct(0), vm.cntpct(0)) == (4000, 5000)
+    assert (vm.cntvct(1), vm.cntpct(1)) == (5000, 5000)
+    assert vm.get_one_reg(0, Reg.TIMER_CNT) == 4000
+    assert vm.get_one_reg(0, Reg.PTIMER_CNT) == 5000
+    # Setting a count doesn't look at it.
+    other = nested(host())
+    other.set_one_reg(0, Reg.CNTVOFF_EL2, 1000)
+    other.set_one_reg(0, Reg.TIMER_CNT, 4000)
+    assert (other.cntvct(0), other.cntpct(0)) == (3000, 4000)
+
+
+def test_the_el2_timers_compare_without_cntvoff() -> None:
+    vm = nested(host())
+    vm.set_counter_offset(START - 5000)
+    vm.set_one_reg(0, Reg.CNTVOFF_EL2, 1000)
+    for cval, ctl in (
+        (Reg.TIMER_CVAL, Reg.TIMER_CTL),
+        (Reg.PTIMER_CVAL, Reg.PTIMER_CTL),
+        (Reg.CNTHV_CVAL_EL2, Reg.CNTHV_CTL_EL2),
+        (Reg.CNTHP_CVAL_EL2, Reg.CNTHP_CTL_EL2),
+    ):
+        vm.set_one_reg(0, cval, 5000)
+        vm.set_one_reg(0, ctl, 1)
+    assert {timer: vm.timer(0, timer).line for timer in Timer} == {
+        Timer.VTIMER: False,
+        Timer.PTIMER: True,
+        Timer.HVTIMER: True,
+        Timer.HPTIMER: True,
+    }
+    assert vm.timer(0, Timer.VTIMER).deadline == START + 1000
+
+
+def test_without_vhe_there_is_no_el2_virtual_timer() -> None:
+    vm = nested(host(), e2h0=True)
+    listed = {Reg(reg) for reg in vm.reg_list(0)}
+    assert Reg.CNTHP_CTL_EL2 in listed
+    assert Reg.CNTHV_CTL_EL2 not in listed
+    assert listed | {Reg.CNTHV_CTL_EL2, Reg.CNTHV_CVAL_EL2} == {Reg(reg) for reg in nested(host()).reg_list(0)}
+    with pytest.raises(UnknownRegister):
+        vm.timer(0, Timer.HVTIMER)
+    with pytest.raises(UnknownRegister):
+        vm.get_one_reg(0, Reg.CNTHV_CVAL_EL2)
+    with pytest.raises(ValueError, match="nested"):
+        Vm(1, counter=host(), e2h0=True)
+
+
+@given(
+    offset=u64s,
+    cntvoff=st.lists(u64s, min_size=2, max_size=2),
+    pause=st.integers(0, 2**40),
+    policy=policies,
+    e2h0=st.booleans(),
+    opted_in=st.booleans(),
+    cval=u64s,
+)
+def test_a_restore_is_exact(
+    offset: int, cntvoff: list[int], pause: int, policy: Freeze | Advance, e2h0: bool, opted_in: bool, cval: int
+) -> None:
+    counter = host()
+    source = nested(counter, e2h0=e2h0)
+    if opted_in:
+        source.set_counter_offset(offset)
+    else:
+        source.set_one_reg(0, Reg.PTIMER_CNT, offset)
+    for vcpu, value in enumerate(cntvoff):
+        source.set_one_reg(vcpu, Reg.CNTVOFF_EL2, value)
+        source.set_one_reg(vcpu, Reg.CNTHP_CVAL_EL2, cval)
+        source.set_one_reg(vcpu, Reg.CNTHP_CTL_EL2, vcpu)
+    before = [(source.cntvct(vcpu), source.cntpct(vcpu)) for vcpu in range(2)]
+    checkpoint = Checkpoint.from_bytes(source.checkpoint().to_bytes())
+    # The VM's counter, without any vCPU's own offset.
+    assert checkpoint.cntvct == checkpoint.cntpct == before[0][1]
+    counter.advance(pause)
+    vm = nested(counter, e2h0=e2h0)
+    report = restore(checkpoint, vm, policy=policy)
+    added = 0 if policy == Freeze() else pause
+    assert report.method == "offset"
+    assert [(vm.cntvct(vcpu), vm.cntpct(vcpu)) for vcpu in range(2)] == [
+        ((virtual + added) % 2**64, (physical + added) % 2**64) for virtual, physical in before
+    ]
+    counts = (Reg.TIMER_CNT, Reg.PTIMER_CNT)
+    for vcpu in range(2):
+        for reg in set(vm.reg_list(vcpu)) - set(counts):
+            assert vm.get_one_reg(vcpu, reg) == source.get_one_reg(vcpu, reg)
+
+
+@pytest.mark.parametrize("opted_in", [True, False])
+def test_pausing_in_place(opted_in: bool) -> None:
+    counter = host()
+    vm = nested(counter)
+    if opted_in:
+        vm.set_counter_offset(100)
+    vm.set_one_reg(0, Reg.CNTVOFF_EL2, 1000)
+    before = [(vm.cntvct(vcpu), vm.cntpct(vcpu)) for vcpu in range(2)]
+    with vm.paused():
+        counter.advance(10**6)
+    assert [(vm.cntvct(vcpu), vm.cntpct(vcpu)) for vcpu in range(2)] == before
+    assert vm.owned is opted_in
+
+
+def test_replaying_registers_loses_cntvoff_and_a_restore_cannot() -> None:
+    """What happens to a VMM that saves and replays KVM_GET_REG_LIST, in its order."""
+    counter = host()
+    source = nested(counter, vcpus=1)
+    source.set_one_reg(0, Reg.TIMER_CNT, 5000)
+    source.set_one_reg(0, Reg.CNTVOFF_EL2, 1000)
+    assert (source.cntvct(0), source.cntpct(0)) == (4000, 5000)
+    replayed = nested(counter, vcpus=1)
+    for reg in source.reg_list(0):
+        replayed.set_one_reg(0, reg, source.get_one_reg(0, reg))
+    # The virtual count, already less CNTVOFF_EL2, was set last and moved both; then CNTVOFF_EL2 was subtracted again.
+    assert (replayed.cntvct(0), replayed.cntpct(0)) == (3000, 4000)
+    # A restore has the offset before and after whatever is replayed.
+    vm = nested(counter, vcpus=1)
+    steps = plan(source.checkpoint(), vm).prepare()
+    for reg in source.reg_list(0):
+        vm.set_one_reg(0, reg, source.get_one_reg(0, reg))
+    steps.apply()
+    steps.release()
+    assert (vm.cntvct(0), vm.cntpct(0)) == (4000, 5000)
+
+
+def test_nested_state_on_a_plain_vm_and_the_reverse_are_refused() -> None:
+    counter = host()
+    plain = Vm(2, counter=counter, kernel="7.3")
+    plain.set_counter_offset(0)
+    e2h0 = nested(counter, e2h0=True)
+    guest = nested(counter)
+    for source, target in ((guest, plain), (plain, guest), (guest, e2h0), (e2h0, guest)):
+        with pytest.raises(TopologyMismatch) as caught:
+            plan(source.checkpoint(), target)
+        assert caught.value.saved != caught.value.host
+        assert "EL2" in str(caught.value) or "timers" in str(caught.value)
+
+
+def unknown_register() -> Checkpoint:
+    payload = make.BARE | {"other_regs": {0x603000000013E730: make.u64s(7)}}
+    return Checkpoint.from_bytes(make.seal(cbor2.dumps(payload, canonical=True)))
+
+
+def test_a_register_that_nobody_knows_is_carried_and_needs_a_vm_that_has_it() -> None:
+    checkpoint = unknown_register()
+    assert checkpoint.to_dict()["other_regs"] == {0x603000000013E730: [7]}
+    with pytest.raises(TopologyMismatch) as caught:
+        plan(checkpoint, Vm(1, counter=host()))
+    assert (caught.value.saved, caught.value.host) == (1, 0)
+
+
+def test_strict_refuses_what_is_not_known() -> None:
+    payload = make.BARE | {"later": 1}
+    checkpoint = Checkpoint.from_bytes(make.seal(cbor2.dumps(payload, canonical=True)))
+    vm = Vm(1, counter=host())
+    assert any("later" in warning for warning in plan(checkpoint, vm).warnings)
+    with pytest.raises(UnknownState, match="later") as caught:
+        plan(checkpoint, vm, strict=True)
+    assert "later" in caught.value.what
