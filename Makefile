@@ -115,7 +115,7 @@ help: ## This list
 		/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # What the targets stand on: real files, so that nothing is done twice.
-$(VENV)/.made:
+$(VENV)/.made: | cargo
 	@test -n "$(PYTHON)" || { echo "guestclock needs Python 3.11 or newer, and there is none on PATH." \
 		"Name one with: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) can't make virtual environments." \

@@ -90,6 +90,7 @@ def test_a_kvm_error_is_an_oserror_with_its_errno(kind: type[KvmError]) -> None:
                 "OutOfOrder",
                 "TopologyMismatch",
                 "StalePlan",
+                "UnknownState",
             },
         ),
         (KvmError, {"VcpuRunning", "UnknownRegister"}),

@@ -149,6 +149,7 @@ BROKEN: dict[str, dict[Any, Any]] = {
     "a machine id of 15 bytes": {"host": HOST | {"machine_id": bytes(15)}},
     "a boot id of 17 bytes": {"host": HOST | {"boot_id": bytes(17)}},
     "null for what is absent": {"stopped_at": None},
+    "no other registers": {"other_regs": {}},
     "no vtimer": {"vcpus": 0, "timers": {}},
     "another timer": {"timers": make.BARE["timers"] | {"xtimer": make.timer(make.u8s(1), 1)}},
     "a timer without cval": {"timers": {"vtimer": {"ctl": make.u8s(1)}}},
@@ -157,8 +158,10 @@ BROKEN: dict[str, dict[Any, Any]] = {
     "an empty crit": {"crit": []},
     "a key that isn't text": {7: 1},
 }
-# What CDDL can't say; and, first, two that pycddl lets pass: it takes a bignum for a uint, and doesn't anchor .regexp.
+# What CDDL can't say; and, first, three that pycddl lets pass: it takes a bignum for a uint, doesn't anchor .regexp, and
+# takes any key for one of a type.
 BROKEN_BEYOND_THE_SCHEMA: dict[str, dict[Any, Any]] = {
+    "another register by name": {"other_regs": {"CNTPOFF_EL2": make.u64s(0)}},
     "an escape sequence for a source": {"host": HOST | {"source": "\x1b[2J"}},
     "a bignum": {"cntvct": 2**64},
     "a column longer than there are vCPUs": {"cntvoff": make.u64s(1, 2)},
@@ -167,6 +170,11 @@ BROKEN_BEYOND_THE_SCHEMA: dict[str, dict[Any, Any]] = {
     "ISTATUS": {"timers": {"vtimer": make.timer(make.u64s(12), 1)}},
     "a wide CTL that would be narrow": {"timers": {"vtimer": make.timer(make.u64s(3), 1)}},
     "a narrow CTL that should be wide": {"timers": {"vtimer": make.timer(make.u8s(4), 1)}},
+    "a known register among the others": {"other_regs": {0x6030_0000_0013_DF02: make.u64s(1)}},
+    "another unit's register": {"other_regs": {0x6030_0000_0013_DF40: make.u64s(1)}},
+    "an id that is no system register's": {"other_regs": {5: make.u64s(1)}},
+    "another register of too many vCPUs": {"other_regs": {0x6030_0000_0013_E730: make.u64s(1, 2)}},
+    "65 other registers": {"other_regs": {0x6030_0000_0013_C720 + n: make.u64s(1) for n in range(65)}},
     "a floating-point number in an unknown key": {"later": [1.5]},
     "a crit of what everyone knows": {"crit": ["host"]},
     "a key of 65 bytes": {"k" * 65: 0},

@@ -82,13 +82,23 @@ class Advance:
 
 @final
 class Vm:
-    def __new__(cls, vcpus: int = 1, *, counter: Counter | None = None, kernel: str = "6.12") -> Self: ...
+    def __new__(
+        cls,
+        vcpus: int = 1,
+        *,
+        counter: Counter | None = None,
+        kernel: str | None = None,
+        nested: bool = False,
+        e2h0: bool = False,
+    ) -> Self: ...
     @property
     def vcpus(self) -> int: ...
     @property
     def counter(self) -> Counter: ...
     @property
     def frequency_hz(self) -> int: ...
+    @property
+    def nested(self) -> bool: ...
     @property
     def kernel(self) -> str: ...
     @property
@@ -210,6 +220,7 @@ def plan(
     views: Views = "preserve",
     same_counter: bool | None = None,
     assume_error_ns: int | None = None,
+    strict: bool = False,
     now: int | None = None,
 ) -> Plan: ...
 def restore(
@@ -220,5 +231,6 @@ def restore(
     views: Views = "preserve",
     same_counter: bool | None = None,
     assume_error_ns: int | None = None,
+    strict: bool = False,
     now: int | None = None,
 ) -> Report: ...

@@ -113,6 +113,12 @@ class TopologyMismatch(RestoreRefused):
     host: int
 
 
+class UnknownState(RestoreRefused):
+    """The checkpoint has something that this version doesn't know, and `strict=True` was asked for."""
+
+    what: str
+
+
 class StalePlan(RestoreRefused):
     """The VM changed after the plan was made."""
 

@@ -28,6 +28,8 @@ class Capabilities:
     """A physical offset costs nothing: the CPU has CNTPOFF_EL2. Without it CNTPCT and the physical timer trap."""
     quiescence_check: Support
     """A running vCPU is found out before anything is read or written."""
+    nested: Support
+    """A guest may have EL2 (KVM_CAP_ARM_EL2)."""
 
 
 class TimerState(NamedTuple):

@@ -136,6 +136,11 @@ UNKNOWN: dict[str, Any] = BARE | {
     "an unknown key longer than any known one": 2**32,
 }
 
+# CNTPOFF_EL2, and a register that has no name yet.
+OTHER_REGS: dict[str, Any] = TWO_VCPUS | {
+    "other_regs": {0x6030_0000_0013_E706: u64s(0, U64_MAX), 0x6030_0000_0013_E730: u64s(5, 6)}
+}
+
 NO_VCPUS: dict[str, Any] = BARE | {"vcpus": 0, "timers": {"vtimer": timer(u8s())}}
 
 MIN: dict[str, Any] = {
@@ -196,6 +201,7 @@ GOOD = {
     "nested": NESTED,
     "wide-ctl": WIDE_CTL,
     "unknown-keys": UNKNOWN,
+    "other-regs": OTHER_REGS,
     "no-vcpus": NO_VCPUS,
     "min": MIN,
     "max": MAX,

@@ -1,16 +1,16 @@
 //! What a restore needs of a VM: the one seam between guestclock and KVM, or the model.
 
 use crate::counter::{Counter, Offset};
-use crate::sysreg::{self, Role, View};
+use crate::sysreg::{self, Encoding, Role, Sysreg, View};
+use crate::timer::Timer;
 use crate::vm::{Vm, VmError};
+use alloc::vec::Vec;
 
 /// What a backend can do for a VM's clocks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Abilities {
     /// The VM-wide offset can be written (KVM_CAP_COUNTER_OFFSET).
     pub counter_offset: bool,
-    /// The physical counter and timer can be read and set.
-    pub physical_timer: bool,
     /// A nonzero physical offset doesn't make CNTPCT_EL0 and the physical timer trap; `None` where nothing can tell.
     pub physical_offset_untrapped: Option<bool>,
 }
@@ -32,6 +32,9 @@ pub trait Backend {
     /// What can be done.
     fn abilities(&self) -> Abilities;
 
+    /// The ids of the vCPU's registers (KVM_GET_REG_LIST): what isn't a timer's is passed over.
+    fn reg_list(&mut self, vcpu: usize) -> Result<Vec<u64>, Self::Error>;
+
     /// The VM-wide offset, where this VM has opted in and the offset is known. There is no way to ask KVM for it.
     fn owned_offset(&self) -> Option<Offset>;
 
@@ -46,6 +49,46 @@ pub trait Backend {
 
     /// KVM_ARM_SET_COUNTER_OFFSET.
     fn set_counter_offset(&mut self, offset: Offset) -> Result<(), Self::Error>;
+}
+
+/// Which timer registers a VM's vCPUs have, by the list of the first.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Registers(Vec<u64>);
+
+impl Registers {
+    /// Asks vCPU 0. A VM without vCPUs has none.
+    pub fn of<B: Backend + ?Sized>(backend: &mut B) -> Result<Self, B::Error> {
+        Ok(Self(if backend.vcpus() == 0 { Vec::new() } else { backend.reg_list(0)? }))
+    }
+
+    /// Whether there is a register for this.
+    #[must_use]
+    pub fn has(&self, role: Role) -> bool {
+        self.0.contains(&sysreg::one_reg_id(role))
+    }
+
+    /// Whether there is a register of this id.
+    #[must_use]
+    pub fn has_id(&self, id: u64) -> bool {
+        self.0.contains(&id)
+    }
+
+    /// The timers, in their order; the virtual one always, since every guest has it.
+    pub fn timers(&self) -> impl Iterator<Item = Timer> {
+        Timer::ALL.into_iter().filter(|timer| *timer == Timer::Vtimer || self.has(Role::Cval(*timer)))
+    }
+
+    /// The ids of timer registers that aren't in the table, in their order.
+    #[must_use]
+    pub fn others(&self) -> Vec<u64> {
+        let unknown = |id: &u64| {
+            Encoding::from_one_reg_id(*id).is_some_and(Encoding::is_generic_timer)
+                && Sysreg::with_one_reg_id(*id).is_none()
+        };
+        let mut others: Vec<u64> = self.0.iter().copied().filter(unknown).collect();
+        others.sort_unstable();
+        others
+    }
 }
 
 /// The KVM register of a counter.
@@ -80,11 +123,11 @@ impl<C: Counter> Backend for Model<'_, C> {
 
     fn abilities(&self) -> Abilities {
         let behaviours = self.vm.behaviours();
-        Abilities {
-            counter_offset: behaviours.counter_offset,
-            physical_timer: behaviours.physical_timer,
-            physical_offset_untrapped: None,
-        }
+        Abilities { counter_offset: behaviours.counter_offset, physical_offset_untrapped: None }
+    }
+
+    fn reg_list(&mut self, vcpu: usize) -> Result<Vec<u64>, VmError> {
+        self.vm.reg_list(vcpu)
     }
 
     fn owned_offset(&self) -> Option<Offset> {

@@ -1,12 +1,10 @@
 //! Taking a checkpoint of a stopped VM.
 
-use crate::backend::Backend;
-use crate::checkpoint::{Checkpoint, CtlColumn, TimerColumns};
-use crate::counter::HostCount;
+use crate::backend::{Backend, Registers};
+use crate::checkpoint::{Checkpoint, CtlColumn, RegisterColumn, TimerColumns};
+use crate::counter::{HostCount, Offset};
 use crate::measure::{OffsetInterval, measure};
-use crate::sysreg::{self, Role, View};
-use crate::timer::Timer;
-use crate::vm::EL1_TIMERS;
+use crate::sysreg::{Role, View, one_reg_id};
 use alloc::vec::Vec;
 
 /// What a checkpoint holds of the VM's timers.
@@ -21,24 +19,30 @@ pub enum Timers {
 /// Saves the VM's guest time: its counters at one instant, and its timers.
 ///
 /// An owned VM's counters are computed from its offset and exact. Otherwise they are read, and are as sure as the reads'
-/// brackets are narrow ([`OffsetInterval::best`]).
+/// brackets are narrow ([`OffsetInterval::best`]). Where the guest has EL2 the two counters have one offset, CNTVOFF_EL2
+/// apart, which is each vCPU's own and saved as such.
 pub fn capture<B: Backend + ?Sized>(
     backend: &mut B,
     timers: Timers,
     stopped_at: Option<HostCount>,
 ) -> Result<Checkpoint, B::Error> {
+    let registers = Registers::of(backend)?;
     let owned = backend.owned_offset();
     let (virt, phys) = match owned {
         Some(offset) => (OffsetInterval::exact(offset), OffsetInterval::exact(offset)),
-        None if backend.abilities().physical_timer => {
+        None if registers.has(Role::Cntvoff) => {
+            let both = measure(backend, View::Physical)?;
+            (both, both)
+        }
+        None if registers.has(Role::Count(View::Physical)) => {
             (measure(backend, View::Virtual)?, measure(backend, View::Physical)?)
         }
         // Without its registers the physical counter can't have been moved: it is the host's.
-        None => (measure(backend, View::Virtual)?, OffsetInterval::exact(crate::counter::Offset(0))),
+        None => (measure(backend, View::Virtual)?, OffsetInterval::exact(Offset(0))),
     };
-    let columns = match timers {
-        Timers::Saved => save_timers(backend)?,
-        Timers::Kept => Vec::new(),
+    let saved = match timers {
+        Timers::Saved => save(&registers, backend)?,
+        Timers::Kept => Saved::default(),
     };
     // Last, so that as little guest time as possible lies after it.
     let host = backend.counter().cross_timestamp();
@@ -48,26 +52,40 @@ pub fn capture<B: Backend + ?Sized>(
         cntpct: host.count.guest(phys.best()),
         owned: owned.is_some(),
         width_ticks: virt.width.max(phys.width),
+        host,
         stopped_at: stopped_at.map(|count| count.0),
         vcpus: backend.vcpus(),
-        cntvoff: None,
-        timers: columns,
+        cntvoff: saved.cntvoff,
+        timers: saved.timers,
+        others: saved.others,
         unknown: Vec::new(),
-        host,
     })
 }
 
-fn save_timers<B: Backend + ?Sized>(backend: &mut B) -> Result<Vec<TimerColumns>, B::Error> {
-    let present = EL1_TIMERS.iter().filter(|timer| **timer != Timer::Ptimer || backend.abilities().physical_timer);
-    let mut columns = Vec::new();
-    for timer in present.copied().collect::<Vec<_>>() {
-        let mut cval = Vec::with_capacity(backend.vcpus());
-        let mut ctl = Vec::with_capacity(backend.vcpus());
-        for vcpu in 0..backend.vcpus() {
-            cval.push(backend.get_one_reg(vcpu, sysreg::one_reg_id(Role::Cval(timer)))?);
-            ctl.push(backend.get_one_reg(vcpu, sysreg::one_reg_id(Role::Ctl(timer)))?);
-        }
-        columns.push(TimerColumns { timer, cval, ctl: CtlColumn::new(ctl) });
+/// What is each vCPU's own.
+#[derive(Default)]
+struct Saved {
+    cntvoff: Option<Vec<u64>>,
+    timers: Vec<TimerColumns>,
+    others: Vec<RegisterColumn>,
+}
+
+fn save<B: Backend + ?Sized>(registers: &Registers, backend: &mut B) -> Result<Saved, B::Error> {
+    let mut column = |id| {
+        let vcpus = 0..backend.vcpus();
+        vcpus.map(|vcpu| backend.get_one_reg(vcpu, id)).collect::<Result<Vec<_>, _>>()
+    };
+    let mut saved = Saved::default();
+    for timer in registers.timers() {
+        let cval = column(one_reg_id(Role::Cval(timer)))?;
+        let ctl = column(one_reg_id(Role::Ctl(timer)))?;
+        saved.timers.push(TimerColumns { timer, cval, ctl: CtlColumn::new(ctl) });
     }
-    Ok(columns)
+    if registers.has(Role::Cntvoff) {
+        saved.cntvoff = Some(column(one_reg_id(Role::Cntvoff))?);
+    }
+    for id in registers.others() {
+        saved.others.push(RegisterColumn { id, values: column(id)? });
+    }
+    Ok(saved)
 }

@@ -1,6 +1,7 @@
 //! A guest's time as plain data: what is saved, apart from anything alive.
 
 use crate::counter::{CrossTimestamp, GuestCount};
+use crate::sysreg::{Encoding, Sysreg};
 use crate::timer::{CTL_ISTATUS, Timer};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -29,6 +30,8 @@ pub struct Checkpoint {
     pub cntvoff: Option<Vec<u64>>,
     /// The timers, in the order of [`Timer::ALL`], without those the guest doesn't have.
     pub timers: Vec<TimerColumns>,
+    /// Timer registers that KVM listed and this version doesn't know, by id: carried as they are.
+    pub others: Vec<RegisterColumn>,
     /// Keys that this version doesn't know, byte for byte, to be written again.
     pub unknown: Vec<UnknownKey>,
 }
@@ -65,6 +68,19 @@ impl Checkpoint {
                 return Err("a timer's ctl has ISTATUS set, or isn't in the narrowest column that holds it");
             }
         }
+        if !self.others.is_sorted_by(|one, next| one.id < next.id) {
+            return Err("other_regs aren't in their ids' order, each once");
+        }
+        for column in &self.others {
+            if column.values.len() != self.vcpus {
+                return Err("a column of other_regs hasn't one value a vCPU");
+            }
+            if !Encoding::from_one_reg_id(column.id).is_some_and(Encoding::is_generic_timer)
+                || Sysreg::with_one_reg_id(column.id).is_some()
+            {
+                return Err("other_regs has a register that is known, or no timer's");
+            }
+        }
         Ok(())
     }
 }
@@ -72,6 +88,15 @@ impl Checkpoint {
 /// Names of counters are printed as they are, so a file must not bring its own escape sequences.
 fn is_source_name(name: &str) -> bool {
     (1..=32).contains(&name.len()) && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'))
+}
+
+/// One register of every vCPU, by its KVM id.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RegisterColumn {
+    /// The id.
+    pub id: u64,
+    /// Its values, one a vCPU.
+    pub values: Vec<u64>,
 }
 
 /// One timer of every vCPU.

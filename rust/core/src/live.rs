@@ -12,7 +12,7 @@ use crate::plan::{self, Plan, Refusal, Request, Target};
 use crate::restore::{Report, Restore, RestoreError};
 use crate::sysreg::{Encoding, View};
 use crate::timer::Timer;
-use crate::vm::{Behaviours, MAX_VCPUS, TimerState, Vm, VmError};
+use crate::vm::{Behaviours, El2, MAX_VCPUS, TimerState, Vm, VmError};
 use std::boxed::Box;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -134,8 +134,8 @@ pub struct LivePause {
 
 impl<C: Counter> LiveVm<C> {
     /// A VM with this many vCPUs, all created now.
-    pub fn new(counter: C, behaviours: Behaviours, vcpus: usize) -> Result<Self, VmError> {
-        let mut vm = Vm::new(counter.frequency(), behaviours)?;
+    pub fn new(counter: C, behaviours: Behaviours, el2: El2, vcpus: usize) -> Result<Self, VmError> {
+        let mut vm = Vm::new(counter.frequency(), behaviours, el2)?;
         for _ in 0..vcpus {
             vm.create_vcpu(counter.count())?;
         }
@@ -157,6 +157,16 @@ impl<C: Counter> LiveVm<C> {
     /// Whether it has opted in to one offset.
     pub fn owned(&self) -> bool {
         self.lock().vm.owned_offset().is_some()
+    }
+
+    /// What its kernel does.
+    pub fn behaviours(&self) -> Behaviours {
+        self.lock().vm.behaviours()
+    }
+
+    /// What its guest has of EL2.
+    pub fn el2(&self) -> El2 {
+        self.lock().vm.el2()
     }
 
     /// What can be done for its clocks.
@@ -272,7 +282,7 @@ impl<C: Counter> LiveVm<C> {
     pub fn plan(&self, checkpoint: &Checkpoint, request: Request, now: Option<HostCount>) -> Result<Plan, LiveError> {
         let locked = &mut *self.lock();
         self.with_backend(&mut locked.vm, now, |backend| {
-            let target = target(backend);
+            let target = Target::of(backend)?;
             plan::same_topology(checkpoint, &target)?;
             Ok(plan::plan(checkpoint, &target, backend.counter().cross_timestamp(), request)?)
         })
@@ -319,9 +329,10 @@ impl<C: Counter> LiveVm<C> {
     pub fn resume(&self, pause: &LivePause) -> Result<Report, LiveError> {
         let locked = &mut *self.lock();
         holds(locked, Gate::Paused(pause.ticket))?;
-        let request = Request { same_counter: Some(true), ..pause.request };
+        let request = Request { same_counter: Some(true), in_place: true, ..pause.request };
         let plan = self.with_backend(&mut locked.vm, None, |backend| {
-            Ok(plan::plan(&pause.checkpoint, &target(backend), backend.counter().cross_timestamp(), request)?)
+            let target = Target::of(backend)?;
+            Ok(plan::plan(&pause.checkpoint, &target, backend.counter().cross_timestamp(), request)?)
         })?;
         self.finish(locked, &mut Restore::in_place(plan), &pause.checkpoint, None)
     }
@@ -374,16 +385,6 @@ impl<C: Counter> LiveVm<C> {
     fn lock(&self) -> MutexGuard<'_, Locked> {
         // A panic under the lock leaves no rule half applied: each is checked before it is written.
         self.locked.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn target(backend: &dyn Backend<Error = VmError>) -> Target {
-    Target {
-        vcpus: backend.vcpus(),
-        cntfrq_hz: backend.cntfrq_hz(),
-        abilities: backend.abilities(),
-        owned: backend.owned_offset().is_some(),
-        generation: backend.generation(),
     }
 }
 

@@ -1,9 +1,10 @@
 //! Policy -> plan: what a restore would do here, computed without touching anything.
 
-use crate::backend::Abilities;
-use crate::checkpoint::Checkpoint;
+use crate::backend::{Abilities, Backend, Registers};
+use crate::checkpoint::{Checkpoint, TimerColumns};
 use crate::counter::{CrossTimestamp, Frequency, GuestCount, HostCount, NS_PER_S, Offset};
 use crate::manual::ManualCounter;
+use crate::sysreg::{Role, View};
 use crate::timer::Timer;
 use alloc::format;
 use alloc::string::String;
@@ -52,6 +53,10 @@ pub struct Request {
     pub same_counter: Option<bool>,
     /// How far apart the wall clocks of the two hosts may be, in nanoseconds: the caller's word.
     pub assume_error_ns: Option<u64>,
+    /// Refuse a checkpoint that has something this version doesn't know, rather than warn of it.
+    pub strict: bool,
+    /// The VM stays where it was: it isn't opted in where it wasn't, unless `views` asks for it.
+    pub in_place: bool,
 }
 
 /// How the counters are set.
@@ -78,10 +83,12 @@ impl Method {
 }
 
 /// The VM that is restored into, as far as a plan depends on it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Target {
     /// How many vCPUs.
     pub vcpus: usize,
+    /// What timer registers they have.
+    pub registers: Registers,
     /// Its CNTFRQ_EL0 in Hz.
     pub cntfrq_hz: u32,
     /// What can be done.
@@ -90,6 +97,20 @@ pub struct Target {
     pub owned: bool,
     /// Its state's number: the plan is stale when that has changed.
     pub generation: u64,
+}
+
+impl Target {
+    /// The backend's VM as it is now.
+    pub fn of<B: Backend + ?Sized>(backend: &mut B) -> Result<Self, B::Error> {
+        Ok(Self {
+            vcpus: backend.vcpus(),
+            registers: Registers::of(backend)?,
+            cntfrq_hz: backend.cntfrq_hz(),
+            abilities: backend.abilities(),
+            owned: backend.owned_offset().is_some(),
+            generation: backend.generation(),
+        })
+    }
 }
 
 /// Why a restore is refused. Nothing was touched.
@@ -153,6 +174,14 @@ pub enum Refusal {
         saved: usize,
         /// In the target.
         host: usize,
+    },
+    /// The checkpoint has something this version doesn't know, and the caller was strict about it.
+    #[error(
+        "the checkpoint has {what}, which this guestclock doesn't know: restore it without strict=True, or with a newer one"
+    )]
+    Unknown {
+        /// What it has.
+        what: String,
     },
     /// The target changed after the plan was made.
     #[error("the VM has changed since this plan was made: make a new plan")]
@@ -279,6 +308,8 @@ pub struct Plan {
     pub premises: Vec<&'static str>,
     /// The target's state when the plan was made.
     pub generation: u64,
+    /// The guest has EL2: both its counters have one offset, CNTVOFF_EL2 apart.
+    pub nested: bool,
     frequency: Frequency,
     saved: Saved,
 }
@@ -331,7 +362,10 @@ pub fn plan(
     request: Request,
 ) -> Result<Plan, Refusal> {
     let frequency = same_frequency(checkpoint, target, &sample)?;
-    let method = method(checkpoint, target, request.views)?;
+    if let Some(what) = unknown(checkpoint).next().filter(|_| request.strict) {
+        return Err(Refusal::Unknown { what });
+    }
+    let method = method(checkpoint, target, request)?;
     let evidence = Evidence::between(&checkpoint.host, &sample);
     let same_counter = request.same_counter.unwrap_or_else(|| evidence.decides(&sample.source));
     let cntpct = match request.views {
@@ -355,6 +389,7 @@ pub fn plan(
         warnings: Vec::new(),
         premises: Vec::new(),
         generation: target.generation,
+        nested: target.registers.has(Role::Cntvoff),
         frequency,
         saved: Saved {
             cntvct: checkpoint.cntvct,
@@ -369,16 +404,34 @@ pub fn plan(
     Ok(plan)
 }
 
-/// Checks that `target` has the vCPUs and timers of `checkpoint`.
+/// Checks that `target` has the vCPUs, timers and registers of `checkpoint`.
 pub fn same_topology(checkpoint: &Checkpoint, target: &Target) -> Result<(), Refusal> {
+    let mismatch = |what, saved, host| Err(Refusal::TopologyMismatch { what, saved, host });
     if checkpoint.vcpus != target.vcpus {
-        return Err(Refusal::TopologyMismatch { what: "vCPUs", saved: checkpoint.vcpus, host: target.vcpus });
+        return mismatch("vCPUs", checkpoint.vcpus, target.vcpus);
     }
-    let nested = |columns: &&crate::checkpoint::TimerColumns| matches!(columns.timer, Timer::Hvtimer | Timer::Hptimer);
-    if checkpoint.cntvoff.is_some() || checkpoint.timers.iter().any(|columns| nested(&columns)) {
-        return Err(Refusal::TopologyMismatch { what: "vCPUs with EL2", saved: checkpoint.vcpus, host: 0 });
+    let el2 = |nested: bool| if nested { checkpoint.vcpus } else { 0 };
+    let (saved, host) = (checkpoint.cntvoff.is_some(), target.registers.has(Role::Cntvoff));
+    if saved != host {
+        return mismatch("vCPUs with EL2", el2(saved), el2(host));
+    }
+    let saved = checkpoint.timers.iter().filter(|columns| columns.timer != Timer::Ptimer).count();
+    let host = target.registers.timers().filter(|timer| *timer != Timer::Ptimer).count();
+    if saved != host {
+        return mismatch("timers besides the physical one on each vCPU", saved, host);
+    }
+    let saved = checkpoint.others.len();
+    let host = checkpoint.others.iter().filter(|column| target.registers.has_id(column.id)).count();
+    if saved != host {
+        return mismatch("timer registers unknown to guestclock", saved, host);
     }
     Ok(())
+}
+
+/// What the checkpoint has that this version doesn't know.
+fn unknown(checkpoint: &Checkpoint) -> impl Iterator<Item = String> {
+    let keys = checkpoint.unknown.iter().map(|unknown| format!("the key {:?}", unknown.key));
+    keys.chain(checkpoint.others.iter().map(|column| format!("the register {:#018x}", column.id)))
 }
 
 fn same_frequency(checkpoint: &Checkpoint, target: &Target, sample: &CrossTimestamp) -> Result<Frequency, Refusal> {
@@ -393,21 +446,25 @@ fn same_frequency(checkpoint: &Checkpoint, target: &Target, sample: &CrossTimest
     Ok(sample.frequency)
 }
 
-fn method(checkpoint: &Checkpoint, target: &Target, views: Views) -> Result<Method, Refusal> {
+fn method(checkpoint: &Checkpoint, target: &Target, request: Request) -> Result<Method, Refusal> {
     let skew = |why| Refusal::CounterSkew { cntvct: checkpoint.cntvct.0, cntpct: checkpoint.cntpct.0, why };
-    let by_value = if target.abilities.physical_timer { Method::ByValue } else { Method::VirtualOnly };
-    let one_offset = checkpoint.cntvct == checkpoint.cntpct || views == Views::AdoptVirtual;
-    match (one_offset, views) {
-        (true, Views::AdoptVirtual) if !target.abilities.counter_offset => Err(Refusal::CapabilityMissing {
+    let adopt = request.views == Views::AdoptVirtual;
+    let equal = checkpoint.cntvct == checkpoint.cntpct;
+    if !target.owned && !adopt && (request.in_place || !equal || !target.abilities.counter_offset) {
+        if request.views == Views::Refuse && !equal {
+            return Err(skew("views=\"refuse\" was asked for"));
+        }
+        let physical = target.registers.has(Role::Count(View::Physical));
+        return Ok(if physical { Method::ByValue } else { Method::VirtualOnly });
+    }
+    if !target.abilities.counter_offset {
+        return Err(Refusal::CapabilityMissing {
             capability: "counter_offset",
             reason: "this VM has no VM-wide counter offset (KVM_CAP_COUNTER_OFFSET, Linux 6.4 and later), which \
                      views=\"adopt-virtual\" needs: use views=\"preserve\"",
-        }),
-        (true, _) if target.abilities.counter_offset => Ok(Method::Offset),
-        (false, Views::Refuse) => Err(skew("views=\"refuse\" was asked for")),
-        (false, _) if target.owned => Err(skew("this VM has opted in to one offset for both, for good")),
-        _ => Ok(by_value),
+        });
     }
+    if equal || adopt { Ok(Method::Offset) } else { Err(skew("this VM has opted in to one offset for both, for good")) }
 }
 
 impl Plan {
@@ -537,8 +594,14 @@ impl Plan {
                 self.as_of.added_ticks
             ));
         }
-        for unknown in &checkpoint.unknown {
-            warnings.push(format!("the checkpoint's {:?} isn't known to this version and isn't restored", unknown.key));
+        let physical = |columns: &TimerColumns| columns.timer == Timer::Ptimer;
+        let kept = self.method != Method::VirtualOnly && !self.request.in_place;
+        if kept && target.registers.has(Role::Cval(Timer::Ptimer)) && !checkpoint.timers.iter().any(physical) {
+            warnings.push(String::from("the checkpoint has no physical timer, so this VM's stays as it is"));
+        }
+        for what in unknown(checkpoint) {
+            warnings
+                .push(format!("the checkpoint has {what}, which this version doesn't know: it is passed on as it is"));
         }
         warnings
     }

@@ -130,25 +130,41 @@ impl Restore {
         Self { plan, stage: Stage::Applied, provisional: None }
     }
 
-    /// The second step: every vCPU's timers, CVAL before CTL, each read back; then a look whether the offset took.
+    /// The second step: every vCPU's CNTVOFF_EL2, then its timers, CVAL before CTL, each read back; then a look whether the
+    /// offset took.
+    ///
+    /// The counts need no place in this order: they follow from the offset, and CNTVOFF_EL2 can't disturb them.
     pub fn apply<B: Backend + ?Sized>(
         &mut self,
         checkpoint: &Checkpoint,
         backend: &mut B,
     ) -> Result<(), RestoreError<B::Error>> {
         self.expect(Stage::Prepared, "apply")?;
+        if let Some(cntvoff) = &checkpoint.cntvoff {
+            for (vcpu, value) in cntvoff.iter().enumerate() {
+                write_back(backend, vcpu, one_reg_id(Role::Cntvoff), *value, u64::MAX)?;
+            }
+        }
+        for column in &checkpoint.others {
+            for (vcpu, value) in column.values.iter().enumerate() {
+                write_back(backend, vcpu, column.id, *value, u64::MAX)?;
+            }
+        }
         for columns in &checkpoint.timers {
             if self.plan.method == Method::VirtualOnly && columns.timer == Timer::Ptimer {
                 continue;
             }
             for (vcpu, cval) in columns.cval.iter().enumerate() {
                 let ctl = columns.ctl.get(vcpu).unwrap_or_default();
-                restore_timer(columns.timer, vcpu, *cval, ctl, backend)?;
+                write_back(backend, vcpu, one_reg_id(Role::Cval(columns.timer)), *cval, u64::MAX)?;
+                // CTL's other bits aren't the guest's: ISTATUS is computed, and the rest are gone at the first run.
+                write_back(backend, vcpu, one_reg_id(Role::Ctl(columns.timer)), ctl, CTL_ENABLE | CTL_IMASK)?;
             }
         }
         if let Some(offset) = self.provisional.filter(|_| checkpoint.vcpus > 0) {
-            let known =
-                measure(backend, View::Virtual).map_err(at_step(|| String::from("apply: reading the counter back")))?;
+            // With EL2 the virtual count is read less CNTVOFF_EL2.
+            let view = if self.plan.nested { View::Physical } else { View::Virtual };
+            let known = measure(backend, view).map_err(at_step(|| String::from("apply: reading the counter back")))?;
             if !known.contains(offset) {
                 let (wrote, read) = (offset.0, known.low.0);
                 return Err(RestoreError::ReadBack { vcpu: 0, register: "the counter offset", wrote, read });
@@ -179,17 +195,19 @@ impl Restore {
                 set_offset_by_value(backend, view, wanted, tolerance)
                     .map_err(at_step(|| format!("release: the {} counter by value", name(view))))
             };
-            let known = by_value(View::Virtual, virt, backend)?;
-            let mut farthest = known.farthest(virt);
-            let mut phys = None;
-            if self.plan.method == Method::ByValue {
-                let wanted = outcome.physical_offset();
-                let known = by_value(View::Physical, wanted, backend)?;
-                farthest = farthest.max(known.farthest(wanted));
-                phys = Some(known);
-            }
+            let wanted = outcome.physical_offset();
+            let phys = match self.plan.method {
+                Method::VirtualOnly => None,
+                _ => Some(by_value(View::Physical, wanted, backend)?),
+            };
+            // Where the guest has EL2, setting the physical count has moved both.
+            let virt_known = match phys {
+                Some(both) if self.plan.nested => both,
+                _ => by_value(View::Virtual, virt, backend)?,
+            };
+            let farthest = virt_known.farthest(virt).max(phys.map_or(0, |known| known.farthest(wanted)));
             error_bound_ticks = error_bound_ticks.saturating_add(farthest);
-            Written::ByValue { virt: known, phys }
+            Written::ByValue { virt: virt_known, phys }
         };
         self.stage = Stage::Released;
         let before = checkpoint.stopped_at.map(|stopped| checkpoint.host.count.since(HostCount(stopped)));
@@ -225,22 +243,16 @@ const fn name(view: View) -> &'static str {
     }
 }
 
-fn restore_timer<B: Backend + ?Sized>(
-    timer: Timer,
-    vcpu: usize,
-    cval: u64,
-    ctl: u64,
+/// Writes a register and reads it back; the bits of `seen` must be as they were written.
+fn write_back<B: Backend + ?Sized>(
     backend: &mut B,
+    vcpu: usize,
+    id: u64,
+    value: u64,
+    seen: u64,
 ) -> Result<(), RestoreError<B::Error>> {
-    // CTL's other bits aren't the guest's: ISTATUS is computed, and the rest are gone at the first run.
-    for (role, value, seen) in [(Role::Cval(timer), cval, u64::MAX), (Role::Ctl(timer), ctl, CTL_ENABLE | CTL_IMASK)] {
-        let id = one_reg_id(role);
-        let register = Sysreg::of(role).map_or("", |row| row.name);
-        backend.set_one_reg(vcpu, id, value).map_err(at_step(|| format!("apply: vCPU {vcpu}, {register}")))?;
-        let read = backend.get_one_reg(vcpu, id).map_err(at_step(|| format!("apply: vCPU {vcpu}, {register} back")))?;
-        if (read ^ value) & seen != 0 {
-            return Err(RestoreError::ReadBack { vcpu, register, wrote: value, read });
-        }
-    }
-    Ok(())
+    let register = Sysreg::with_one_reg_id(id).map_or("a register unknown to guestclock", |row| row.name);
+    backend.set_one_reg(vcpu, id, value).map_err(at_step(|| format!("apply: vCPU {vcpu}, {register}")))?;
+    let read = backend.get_one_reg(vcpu, id).map_err(at_step(|| format!("apply: vCPU {vcpu}, {register} back")))?;
+    if (read ^ value) & seen == 0 { Ok(()) } else { Err(RestoreError::ReadBack { vcpu, register, wrote: value, read }) }
 }

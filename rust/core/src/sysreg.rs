@@ -21,6 +21,25 @@ impl Encoding {
             | (crm as u64) << 3
             | op2 as u64
     }
+
+    /// The encoding in a KVM register id; `None` where it isn't a 64-bit arm64 system register's.
+    #[must_use]
+    pub const fn from_one_reg_id(id: u64) -> Option<Self> {
+        #[expect(clippy::cast_possible_truncation, reason = "masked to fewer bits than it keeps")]
+        const fn field(id: u64, shift: u32, bits: u32) -> u8 {
+            (id >> shift & ((1 << bits) - 1)) as u8
+        }
+        if id & !0xffff != Self(0, 0, 0, 0, 0).one_reg_id() {
+            return None;
+        }
+        Some(Self(field(id, 14, 2), field(id, 11, 3), field(id, 7, 4), field(id, 3, 4), field(id, 0, 3)))
+    }
+
+    /// Whether it lies where the generic timer's registers do: op0 3, CRn 14, CRm below 8 (above are the PMU's).
+    #[must_use]
+    pub const fn is_generic_timer(self) -> bool {
+        self.0 == 3 && self.2 == 14 && self.3 < 8
+    }
 }
 
 /// Which of the two counters.

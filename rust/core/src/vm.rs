@@ -32,6 +32,7 @@ pub enum ListOrder {
 }
 
 /// The differences between kernels that a VMM can see.
+#[expect(clippy::struct_excessive_bools, reason = "each is a behaviour of its own")]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Behaviours {
     /// KVM_CAP_COUNTER_OFFSET: the VM-wide offset ioctl exists. Without it, EINVAL.
@@ -44,6 +45,32 @@ pub struct Behaviours {
     pub list_order: ListOrder,
     /// KVM_ARM_VCPU_INIT zeroes CVAL, and not only CTL.
     pub init_zeroes_cval: bool,
+    /// KVM_CAP_ARM_EL2: a guest may have EL2.
+    pub el2: bool,
+}
+
+/// What a guest has of EL2, and with it of the generic timer.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum El2 {
+    /// None: two counters and two timers.
+    #[default]
+    Absent,
+    /// EL2 with HCR_EL2.E2H fixed at 1 (KVM_ARM_VCPU_HAS_EL2): CNTVOFF_EL2 and both EL2 timers.
+    Vhe,
+    /// EL2 with HCR_EL2.E2H fixed at 0 (and KVM_ARM_VCPU_HAS_EL2_E2H0): without the EL2 virtual timer.
+    E2h0,
+}
+
+impl El2 {
+    /// The guest's timers, in the order of [`Timer::ALL`].
+    #[must_use]
+    pub const fn timers(self) -> &'static [Timer] {
+        match self {
+            Self::Absent => &[Timer::Vtimer, Timer::Ptimer],
+            Self::Vhe => &Timer::ALL,
+            Self::E2h0 => &[Timer::Vtimer, Timer::Ptimer, Timer::Hptimer],
+        }
+    }
 }
 
 /// The presets: a kernel's name and what it does.
@@ -56,6 +83,7 @@ pub const KERNELS: [(&str, Behaviours); 3] = [
             ctl_readback: CtlReadback::Computed,
             list_order: ListOrder::Grouped,
             init_zeroes_cval: false,
+            el2: false,
         },
     ),
     (
@@ -66,6 +94,7 @@ pub const KERNELS: [(&str, Behaviours); 3] = [
             ctl_readback: CtlReadback::Computed,
             list_order: ListOrder::Grouped,
             init_zeroes_cval: false,
+            el2: false,
         },
     ),
     (
@@ -76,6 +105,7 @@ pub const KERNELS: [(&str, Behaviours); 3] = [
             ctl_readback: CtlReadback::Stored,
             list_order: ListOrder::ByEncoding,
             init_zeroes_cval: true,
+            el2: true,
         },
     ),
 ];
@@ -106,6 +136,9 @@ pub enum VmError {
         /// The counter's frequency.
         hz: u64,
     },
+    /// The kernel can't give a guest EL2 (EINVAL).
+    #[error("this kernel has no KVM_CAP_ARM_EL2: a nested guest needs one that has, started with kvm-arm.mode=nested")]
+    NoEl2,
     /// The VM is full (EINVAL).
     #[error("the VM has {MAX_VCPUS} vCPUs, as many as KVM allows")]
     TooManyVcpus,
@@ -120,6 +153,12 @@ pub enum VmError {
     NoSuchOneReg {
         /// The id.
         id: u64,
+    },
+    /// The guest hasn't got this timer (ENOENT).
+    #[error("this guest has no {}: a guest with EL2 has", timer.name())]
+    NoSuchTimer {
+        /// Which one.
+        timer: Timer,
     },
     /// There is no such system register, or not with this access: an undefined instruction in the guest.
     #[error("{}", undefined(*encoding, *write))]
@@ -161,12 +200,13 @@ impl Offsets {
     }
 }
 
-/// The counter that a timer compares with.
+/// The counter that a timer compares with, as far as its offset goes: the EL2 virtual timer's is without CNTVOFF_EL2, and so
+/// the physical one's (`timer_get_offset`, include/kvm/arm_arch_timer.h).
 #[must_use]
 pub const fn view_of(timer: Timer) -> View {
     match timer {
-        Timer::Vtimer | Timer::Hvtimer => View::Virtual,
-        Timer::Ptimer | Timer::Hptimer => View::Physical,
+        Timer::Vtimer => View::Virtual,
+        Timer::Ptimer | Timer::Hvtimer | Timer::Hptimer => View::Physical,
     }
 }
 
@@ -185,40 +225,48 @@ pub struct TimerState {
     pub deadline: u64,
 }
 
-/// A VM without a hypervisor inside: two counters, and two timers on every vCPU.
+/// A VM: two counters, and on every vCPU two timers, or four if its guest has EL2.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Vm {
     behaviours: Behaviours,
+    el2: El2,
     cntfrq_hz: u32,
     /// KVM_ARCH_FLAG_VM_COUNTER_OFFSET: set by the first offset written, never cleared.
     owned: bool,
+    /// The VM's own offsets. A guest with EL2 goes by the physical one alone.
     offsets: Offsets,
     /// Whether each vCPU is in the guest.
     running: Vec<bool>,
     /// The offsets each running vCPU was loaded with.
     loaded: Vec<Offsets>,
     cntkctl: Vec<u64>,
-    timers: [TimerBank; 2],
+    cnthctl: Vec<u64>,
+    /// Each vCPU's CNTVOFF_EL2: its guest hypervisor's own, and nobody else's.
+    cntvoff: Vec<u64>,
+    timers: [TimerBank; 4],
     /// Counts the changes of state, so that a plan can tell whether it is stale.
     generation: u64,
 }
 
-/// The timers of a guest without EL2.
-pub const EL1_TIMERS: [Timer; 2] = [Timer::Vtimer, Timer::Ptimer];
-
 impl Vm {
     /// A VM without vCPUs, whose guest's CNTFRQ_EL0 is the host's frequency.
-    pub fn new(frequency: Frequency, behaviours: Behaviours) -> Result<Self, VmError> {
+    pub fn new(frequency: Frequency, behaviours: Behaviours, el2: El2) -> Result<Self, VmError> {
+        if el2 != El2::Absent && !behaviours.el2 {
+            return Err(VmError::NoEl2);
+        }
         let cntfrq_hz = frequency.cntfrq().ok_or(VmError::FrequencyTooHigh { hz: frequency.hz() })?;
         Ok(Self {
             behaviours,
+            el2,
             cntfrq_hz,
             owned: false,
             offsets: Offsets::default(),
             running: Vec::new(),
             loaded: Vec::new(),
             cntkctl: Vec::new(),
-            timers: [TimerBank::default(), TimerBank::default()],
+            cnthctl: Vec::new(),
+            cntvoff: Vec::new(),
+            timers: Default::default(),
             generation: 0,
         })
     }
@@ -227,6 +275,12 @@ impl Vm {
     #[must_use]
     pub const fn behaviours(&self) -> Behaviours {
         self.behaviours
+    }
+
+    /// What its guest has of EL2.
+    #[must_use]
+    pub const fn el2(&self) -> El2 {
+        self.el2
     }
 
     /// CNTFRQ_EL0, in Hz: the frequency of both counters, and of the host's.
@@ -260,7 +314,7 @@ impl Vm {
     }
 
     /// KVM_CREATE_VCPU. Without an owned offset this moves every vCPU's virtual counter to 0 and the physical one to the
-    /// host's (`kvm_timer_vcpu_init`).
+    /// host's (`kvm_timer_vcpu_init`); where the guest has EL2, both to the host's.
     pub fn create_vcpu(&mut self, now: HostCount) -> Result<usize, VmError> {
         if self.vcpus() == MAX_VCPUS {
             return Err(VmError::TooManyVcpus);
@@ -271,6 +325,8 @@ impl Vm {
         self.running.push(false);
         self.loaded.push(self.offsets);
         self.cntkctl.push(0);
+        self.cnthctl.push(0);
+        self.cntvoff.push(0);
         for timer in &mut self.timers {
             timer.push();
         }
@@ -278,10 +334,13 @@ impl Vm {
         Ok(self.vcpus() - 1)
     }
 
-    /// KVM_ARM_VCPU_INIT: turns the timers off; the offsets stay.
+    /// KVM_ARM_VCPU_INIT: turns the timers off, and resets the vCPU's own registers, CNTVOFF_EL2 among them; the VM's offsets
+    /// stay.
     pub fn init_vcpu(&mut self, vcpu: usize) -> Result<(), VmError> {
         self.stopped(vcpu)?;
         self.cntkctl[vcpu] = 0;
+        self.cnthctl[vcpu] = 0;
+        self.cntvoff[vcpu] = 0;
         for timer in &mut self.timers {
             timer.ctl[vcpu] = 0;
             if self.behaviours.init_zeroes_cval {
@@ -310,8 +369,8 @@ impl Vm {
     /// The vCPU enters the guest (KVM_RUN): it is loaded with the offsets of this moment.
     pub fn enter(&mut self, vcpu: usize) -> Result<(), VmError> {
         self.stopped(vcpu)?;
+        self.loaded[vcpu] = self.offsets(vcpu)?;
         self.running[vcpu] = true;
-        self.loaded[vcpu] = self.offsets;
         for timer in &mut self.timers {
             // The hardware has no other bits, so what was stored there is gone.
             timer.ctl[vcpu] &= CTL_ENABLE | CTL_IMASK;
@@ -324,7 +383,7 @@ impl Vm {
     pub fn exit(&mut self, vcpu: usize, now: HostCount) -> Result<(), VmError> {
         self.exists(vcpu)?;
         if self.behaviours.ctl_readback == CtlReadback::Stored {
-            for timer in EL1_TIMERS {
+            for &timer in self.el2.timers() {
                 let guest = self.count(vcpu, view_of(timer), now)?;
                 let TimerBank { cval, ctl } = &mut self.timers[timer.index()];
                 if ctl[vcpu] & CTL_ENABLE != 0 {
@@ -340,7 +399,13 @@ impl Vm {
     /// The offsets that the vCPU's counters are under: a running vCPU keeps those it was loaded with.
     pub fn offsets(&self, vcpu: usize) -> Result<Offsets, VmError> {
         self.exists(vcpu)?;
-        Ok(if self.running[vcpu] { self.loaded[vcpu] } else { self.offsets })
+        Ok(match self.el2 {
+            _ if self.running[vcpu] => self.loaded[vcpu],
+            El2::Absent => self.offsets,
+            El2::Vhe | El2::E2h0 => {
+                Offsets { virt: self.offsets.phys.plus(Offset(self.cntvoff[vcpu])), phys: self.offsets.phys }
+            }
+        })
     }
 
     /// What the vCPU's guest reads from a counter.
@@ -367,26 +432,30 @@ impl Vm {
     pub fn get_one_reg(&self, vcpu: usize, id: u64, now: HostCount) -> Result<u64, VmError> {
         self.stopped(vcpu)?;
         match self.one_reg(id)?.role {
-            Role::Count(view) => Ok(now.guest(self.offsets.of(view)).0),
+            Role::Count(view) => Ok(self.count(vcpu, view, now)?.0),
             Role::Cval(timer) => Ok(self.timers[timer.index()].cval[vcpu]),
             Role::Ctl(timer) => {
                 let TimerBank { cval, ctl } = &self.timers[timer.index()];
                 match self.behaviours.ctl_readback {
                     CtlReadback::Stored => Ok(ctl[vcpu]),
                     CtlReadback::Computed => {
-                        let guest = now.guest(self.offsets.of(view_of(timer)));
-                        let met = timer::condition_met(cval[vcpu], guest);
+                        let met = timer::condition_met(cval[vcpu], self.count(vcpu, view_of(timer), now)?);
                         Ok(ctl[vcpu] & 0xffff_ffff | if met { CTL_ISTATUS } else { 0 })
                     }
                 }
             }
             Role::Cntkctl => Ok(self.cntkctl[vcpu]),
+            Role::Cnthctl => Ok(self.cnthctl[vcpu]),
+            Role::Cntvoff => Ok(self.cntvoff[vcpu]),
             _ => Err(VmError::NoSuchOneReg { id }),
         }
     }
 
     /// KVM_SET_ONE_REG. A count moves the VM's offset, for every vCPU from its next entry on, unless the VM's offset is
     /// owned: then it is ignored, without an error.
+    ///
+    /// Where the guest has EL2 either count moves both counters, and no count looks at CNTVOFF_EL2, though reading one
+    /// back does: replaying a list of registers, CNTVOFF_EL2 among them, restores neither counter.
     pub fn set_one_reg(&mut self, vcpu: usize, id: u64, value: u64, now: HostCount) -> Result<(), VmError> {
         self.stopped(vcpu)?;
         match self.one_reg(id)?.role {
@@ -394,13 +463,15 @@ impl Vm {
             Role::Count(view) => {
                 let offset = Offset::between(now, GuestCount(value));
                 match view {
-                    View::Virtual => self.offsets.virt = offset,
-                    View::Physical => self.offsets.phys = offset,
+                    View::Virtual if self.el2 == El2::Absent => self.offsets.virt = offset,
+                    View::Virtual | View::Physical => self.offsets.phys = offset,
                 }
             }
             Role::Cval(timer) => self.timers[timer.index()].cval[vcpu] = value,
             Role::Ctl(timer) => self.timers[timer.index()].ctl[vcpu] = value & !CTL_ISTATUS,
             Role::Cntkctl => self.cntkctl[vcpu] = value,
+            Role::Cnthctl => self.cnthctl[vcpu] = value,
+            Role::Cntvoff => self.cntvoff[vcpu] = value,
             _ => return Err(VmError::NoSuchOneReg { id }),
         }
         self.generation += 1;
@@ -414,9 +485,9 @@ impl Vm {
         match Sysreg::at(encoding).ok_or(undefined)?.role {
             Role::Frequency => Ok(self.cntfrq_hz.into()),
             Role::Count(view) => Ok(self.count(vcpu, view, now)?.0),
-            Role::Ctl(timer) if EL1_TIMERS.contains(&timer) => Ok(self.timer(vcpu, timer, now)?.ctl),
-            Role::Cval(timer) if EL1_TIMERS.contains(&timer) => Ok(self.timers[timer.index()].cval[vcpu]),
-            Role::Tval(timer) if EL1_TIMERS.contains(&timer) => Ok(self.timer(vcpu, timer, now)?.tval.into()),
+            Role::Ctl(timer) if self.el2.timers().contains(&timer) => Ok(self.timer(vcpu, timer, now)?.ctl),
+            Role::Cval(timer) if self.el2.timers().contains(&timer) => Ok(self.timers[timer.index()].cval[vcpu]),
+            Role::Tval(timer) if self.el2.timers().contains(&timer) => Ok(self.timer(vcpu, timer, now)?.tval.into()),
             Role::Cntkctl => Ok(self.cntkctl[vcpu]),
             _ => Err(undefined),
         }
@@ -427,11 +498,11 @@ impl Vm {
         self.exists(vcpu)?;
         let undefined = VmError::NoSuchSysreg { encoding, write: true };
         match Sysreg::at(encoding).ok_or(undefined)?.role {
-            Role::Ctl(timer) if EL1_TIMERS.contains(&timer) => {
+            Role::Ctl(timer) if self.el2.timers().contains(&timer) => {
                 self.timers[timer.index()].ctl[vcpu] = value & (CTL_ENABLE | CTL_IMASK);
             }
-            Role::Cval(timer) if EL1_TIMERS.contains(&timer) => self.timers[timer.index()].cval[vcpu] = value,
-            Role::Tval(timer) if EL1_TIMERS.contains(&timer) => {
+            Role::Cval(timer) if self.el2.timers().contains(&timer) => self.timers[timer.index()].cval[vcpu] = value,
+            Role::Tval(timer) if self.el2.timers().contains(&timer) => {
                 let guest = self.count(vcpu, view_of(timer), now)?;
                 let tval = (value & 0xffff_ffff) as u32;
                 self.timers[timer.index()].cval[vcpu] = timer::tval_write(tval, guest);
@@ -465,7 +536,7 @@ impl Vm {
     /// [`NO_DEADLINE`](crate::bank::NO_DEADLINE).
     pub fn next_deadline(&self, vcpu: usize, now: HostCount) -> Result<u64, VmError> {
         let mut earliest = crate::bank::NO_DEADLINE;
-        for timer in EL1_TIMERS {
+        for &timer in self.el2.timers() {
             earliest = earliest.min(self.timer(vcpu, timer, now)?.deadline);
         }
         Ok(earliest)
@@ -487,8 +558,9 @@ impl Vm {
             Role::Ctl(Timer::Ptimer) | Role::Cval(Timer::Ptimer) | Role::Count(View::Physical) => {
                 self.behaviours.physical_timer
             }
-            Role::Ctl(timer) | Role::Cval(timer) => EL1_TIMERS.contains(&timer),
+            Role::Ctl(timer) | Role::Cval(timer) => self.el2.timers().contains(&timer),
             Role::Count(View::Virtual) | Role::Cntkctl => true,
+            Role::Cntvoff | Role::Cnthctl => self.el2 != El2::Absent,
             _ => false,
         }
     }

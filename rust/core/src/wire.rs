@@ -31,6 +31,9 @@ pub const MAX_KEYS: usize = 64;
 /// The longest key of the payload, in bytes of UTF-8.
 pub const MAX_KEY_BYTES: usize = 64;
 
+/// The most columns in `other_regs`, for the same reason.
+pub const MAX_OTHER_REGS: usize = 64;
+
 /// How deep values may nest, counting the payload's own map and each tag.
 pub const MAX_DEPTH: usize = 16;
 
@@ -54,7 +57,7 @@ const U8_ARRAY: Tag = Tag::new(64);
 const U64_LE_ARRAY: Tag = Tag::new(71);
 
 /// The payload's keys in version 1, in their order. `crit` may name none of them.
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 12] = [
     "crit",
     "host",
     "owned",
@@ -64,6 +67,7 @@ const KEYS: [&str; 11] = [
     "timers",
     "cntvoff",
     "cntfrq_hz",
+    "other_regs",
     "stopped_at",
     "width_ticks",
 ];

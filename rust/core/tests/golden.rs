@@ -3,7 +3,7 @@
 mod common;
 
 use common::{bare, timer};
-use guestclock_core::checkpoint::{Checkpoint, CtlColumn, TimerColumns, UnknownKey};
+use guestclock_core::checkpoint::{Checkpoint, CtlColumn, RegisterColumn, TimerColumns, UnknownKey};
 use guestclock_core::counter::{CrossTimestamp, Frequency, GuestCount, HostCount, Leap};
 use guestclock_core::timer::Timer;
 use guestclock_core::wire::{VERSION, WireError, decode, encode};
@@ -63,6 +63,7 @@ fn two_vcpus() -> Checkpoint {
             timer(Timer::Vtimer, &[1, 3], &[0x1_0000_1000, u64::MAX]),
             timer(Timer::Ptimer, &[0, 2], &[0, 0x1_0000_2000]),
         ],
+        others: Vec::new(),
         unknown: Vec::new(),
     }
 }
@@ -142,6 +143,7 @@ fn min() -> Checkpoint {
         vcpus: 1,
         cntvoff: Some(vec![0]),
         timers: Timer::ALL.iter().map(|&name| timer(name, &[0], &[0])).collect(),
+        others: Vec::new(),
         unknown: Vec::new(),
     }
 }
@@ -170,7 +172,16 @@ fn max() -> Checkpoint {
         vcpus: 1,
         cntvoff: Some(vec![u64::MAX]),
         timers: Timer::ALL.iter().map(|&name| timer(name, &[u64::MAX], &[u64::MAX])).collect(),
+        others: Vec::new(),
         unknown: Vec::new(),
+    }
+}
+
+fn other_regs() -> Checkpoint {
+    let others = [(0x6030_0000_0013_e706, [0, u64::MAX]), (0x6030_0000_0013_e730, [5, 6])];
+    Checkpoint {
+        others: others.map(|(id, values)| RegisterColumn { id, values: values.to_vec() }).to_vec(),
+        ..two_vcpus()
     }
 }
 
@@ -184,6 +195,7 @@ fn each_golden_file_is_read_and_written_again() {
         ("nested", nested()),
         ("wide-ctl", wide_ctl()),
         ("unknown-keys", unknown_keys()),
+        ("other-regs", other_regs()),
         ("no-vcpus", no_vcpus),
         ("min", min()),
         ("max", max()),

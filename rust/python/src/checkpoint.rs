@@ -132,6 +132,11 @@ impl PyCheckpoint {
             timers.set_item(columns.timer.name(), timer)?;
         }
         fields.set_item("timers", timers)?;
+        let others = PyDict::new(py);
+        for column in &checkpoint.others {
+            others.set_item(column.id, &column.values)?;
+        }
+        fields.set_item("other_regs", others)?;
         let unknown: Vec<_> = checkpoint.unknown.iter().map(|unknown| &unknown.key).collect();
         fields.set_item("unknown", unknown)?;
         Ok(fields)

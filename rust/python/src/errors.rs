@@ -3,6 +3,7 @@
 use guestclock_core::live::LiveError;
 use guestclock_core::plan::Refusal;
 use guestclock_core::restore::RestoreError;
+use guestclock_core::sysreg::{Role, one_reg_id};
 use guestclock_core::vm::VmError;
 use guestclock_core::wire::WireError;
 use guestclock_linux::counter::CounterError;
@@ -64,6 +65,10 @@ impl IntoPyErr for VmError {
                 fields.set_item("errno", ENOENT)?;
                 fields.set_item("reg", id)
             }),
+            Self::NoSuchTimer { timer } => typed("UnknownRegister", &message, |fields| {
+                fields.set_item("errno", ENOENT)?;
+                fields.set_item("reg", one_reg_id(Role::Cval(timer)))
+            }),
             Self::NoSuchSysreg { encoding, .. } => typed("UnknownRegister", &message, |fields| {
                 fields.set_item("errno", ENOENT)?;
                 fields.set_item("reg", encoding.one_reg_id())
@@ -98,6 +103,7 @@ impl IntoPyErr for Refusal {
                 fields.set_item("saved", saved)?;
                 fields.set_item("host", host)
             }),
+            Self::Unknown { what } => typed("UnknownState", &message, |fields| fields.set_item("what", what)),
             Self::StalePlan => typed("StalePlan", &message, |_| Ok(())),
             Self::OutOfOrder { called } => typed("OutOfOrder", &message, |fields| fields.set_item("called", called)),
             Self::CapabilityMissing { capability, .. } => {

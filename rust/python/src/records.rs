@@ -66,6 +66,6 @@ pub(crate) fn support<'py>(py: Python<'py>, ok: Option<bool>, reason: &str) -> P
 }
 
 /// `types.Capabilities`, its fields in order.
-pub(crate) fn capabilities<'py>(py: Python<'py>, fields: [Bound<'py, PyAny>; 4]) -> PyResult<Bound<'py, PyAny>> {
+pub(crate) fn capabilities<'py>(py: Python<'py>, fields: [Bound<'py, PyAny>; 5]) -> PyResult<Bound<'py, PyAny>> {
     CAPABILITIES.get(py)?.call1(pyo3::types::PyTuple::new(py, fields)?)
 }

@@ -21,13 +21,14 @@ pub(crate) fn request(
     views: &str,
     same_counter: Option<bool>,
     assume_error_ns: Option<u64>,
+    strict: bool,
 ) -> PyResult<Request> {
     let Some((_, views)) = Views::NAMES.into_iter().find(|(name, _)| *name == views) else {
         let names: Vec<_> = Views::NAMES.iter().map(|(name, _)| *name).collect();
         return Err(PyValueError::new_err(format!("no views={views:?}: one of {}", names.join(", "))));
     };
     let policy = policy.as_ref().map(AnyPolicy::policy).unwrap_or_default();
-    Ok(Request { policy, views, same_counter, assume_error_ns })
+    Ok(Request { policy, views, same_counter, assume_error_ns, strict, in_place: false })
 }
 
 fn describe<'py>(py: Python<'py>, plan: &Plan) -> PyResult<Bound<'py, PyDict>> {
@@ -264,9 +265,10 @@ impl PyReport {
 /// `views` says what becomes of two counters that differ: "preserve" sets each by value, "adopt-virtual" gives both the
 /// virtual counter's offset, "refuse" raises CounterSkew. `same_counter` forces what is otherwise decided from the
 /// evidence. `assume_error_ns` says how far apart the wall clocks of two hosts may be: without it an `Advance` to
-/// another host is refused (ElapsedUnknown). A RestoreRefused names both sides and the way out.
+/// another host is refused (ElapsedUnknown). `strict` refuses a checkpoint that has something this version doesn't know,
+/// of which it otherwise warns. A RestoreRefused names both sides and the way out.
 #[pyfunction]
-#[pyo3(signature = (checkpoint, vm, *, policy=None, views="preserve", same_counter=None, assume_error_ns=None, now=None))]
+#[pyo3(signature = (checkpoint, vm, *, policy=None, views="preserve", same_counter=None, assume_error_ns=None, strict=false, now=None))]
 pub(crate) fn plan(
     checkpoint: &Bound<'_, PyCheckpoint>,
     vm: Bound<'_, PyVm>,
@@ -274,9 +276,10 @@ pub(crate) fn plan(
     views: &str,
     same_counter: Option<bool>,
     assume_error_ns: Option<u64>,
+    strict: bool,
     now: Option<u64>,
 ) -> PyResult<PyPlan> {
-    let request = request(policy, views, same_counter, assume_error_ns)?;
+    let request = request(policy, views, same_counter, assume_error_ns, strict)?;
     let checkpoint = Arc::clone(&checkpoint.get().0);
     let plan = vm.get().live.plan(&checkpoint, request, now.map(HostCount)).or_raise()?;
     Ok(PyPlan { plan, checkpoint, vm: vm.unbind() })
@@ -284,7 +287,7 @@ pub(crate) fn plan(
 
 /// Restores `checkpoint` into `vm`: `plan`, `prepare`, `apply` and `release` in one. The guest may run when it returns.
 #[pyfunction]
-#[pyo3(signature = (checkpoint, vm, *, policy=None, views="preserve", same_counter=None, assume_error_ns=None, now=None))]
+#[pyo3(signature = (checkpoint, vm, *, policy=None, views="preserve", same_counter=None, assume_error_ns=None, strict=false, now=None))]
 pub(crate) fn restore(
     py: Python<'_>,
     checkpoint: &Bound<'_, PyCheckpoint>,
@@ -293,9 +296,10 @@ pub(crate) fn restore(
     views: &str,
     same_counter: Option<bool>,
     assume_error_ns: Option<u64>,
+    strict: bool,
     now: Option<u64>,
 ) -> PyResult<PyReport> {
-    let restore = plan(checkpoint, vm, policy, views, same_counter, assume_error_ns, now)?.prepare(py, now)?;
+    let restore = plan(checkpoint, vm, policy, views, same_counter, assume_error_ns, strict, now)?.prepare(py, now)?;
     restore.apply(now)?;
     restore.release(now)
 }

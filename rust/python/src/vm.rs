@@ -10,15 +10,19 @@ use crate::restore::{PyReport, request};
 use guestclock_core::counter::{Counter, HostCount, Offset};
 use guestclock_core::live::{LivePause, LiveVm};
 use guestclock_core::sysreg::{Encoding, View};
-use guestclock_core::vm::{Behaviours, KERNELS};
+use guestclock_core::vm::{Behaviours, El2, KERNELS};
 use pyo3::exceptions::{PyOverflowError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use std::sync::{Mutex, PoisonError};
 
 /// A model of a KVM guest's clocks: vCPUs and their timers over one counter.
 ///
-/// It follows KVM's rules, those of the kernel named by `kernel` ("6.1", "6.12" or "7.3"). `counter` is the host's by
-/// default. The guest's CNTFRQ_EL0 is the counter's frequency. Safe to use from many threads.
+/// It follows KVM's rules, those of the kernel named by `kernel` ("6.1", "6.12" or "7.3"; by default "6.12", or "7.3" for a
+/// nested guest). `counter` is the host's by default. The guest's CNTFRQ_EL0 is the counter's frequency. Safe to use from
+/// many threads.
+///
+/// `nested=True` gives the guest EL2 (KVM_ARM_VCPU_HAS_EL2): a CNTVOFF_EL2 on each vCPU, and two more timers; with
+/// `e2h0=True` (KVM_ARM_VCPU_HAS_EL2_E2H0) HCR_EL2.E2H is 0, and there is no EL2 virtual timer.
 #[pyclass(frozen, name = "Vm", module = "guestclock")]
 pub(crate) struct PyVm {
     /// The VM. Frozen, with the lock inside, so that reading a counter needs none.
@@ -45,8 +49,24 @@ fn modular(value: &Bound<'_, PyAny>, what: &str) -> PyResult<u64> {
 #[pymethods]
 impl PyVm {
     #[new]
-    #[pyo3(signature = (vcpus=1, *, counter=None, kernel="6.12"))]
-    fn new(py: Python<'_>, vcpus: usize, counter: Option<Bound<'_, PyAny>>, kernel: &str) -> PyResult<Self> {
+    #[pyo3(signature = (vcpus=1, *, counter=None, kernel=None, nested=false, e2h0=false))]
+    fn new(
+        py: Python<'_>,
+        vcpus: usize,
+        counter: Option<Bound<'_, PyAny>>,
+        kernel: Option<&str>,
+        nested: bool,
+        e2h0: bool,
+    ) -> PyResult<Self> {
+        let kernel = kernel.unwrap_or(if nested { "7.3" } else { "6.12" });
+        let el2 = match (nested, e2h0) {
+            (false, false) => El2::Absent,
+            (true, false) => El2::Vhe,
+            (true, true) => El2::E2h0,
+            (false, true) => {
+                return Err(PyValueError::new_err("e2h0=True is about a guest's EL2: it needs nested=True"));
+            }
+        };
         let counter = match counter {
             Some(counter) => counter,
             None => py.get_type::<PyHostCounter>().call0()?,
@@ -56,7 +76,7 @@ impl PyVm {
             return Err(PyValueError::new_err(format!("no kernel {kernel:?}: one of {}", names.join(", "))));
         };
         let behaviours = Behaviours::named(kernel).ok_or_else(|| PyValueError::new_err("no such kernel"))?;
-        let live = LiveVm::new(counter.extract::<AnyCounter>()?, behaviours, vcpus).or_raise()?;
+        let live = LiveVm::new(counter.extract::<AnyCounter>()?, behaviours, el2, vcpus).or_raise()?;
         Ok(Self { live, counter: counter.unbind(), kernel })
     }
 
@@ -78,6 +98,12 @@ impl PyVm {
         self.live.counter().frequency().hz()
     }
 
+    /// Whether the guest has EL2.
+    #[getter]
+    fn nested(&self) -> bool {
+        self.live.el2() != El2::Absent
+    }
+
     /// Whose rules it follows.
     #[getter]
     fn kernel(&self) -> &'static str {
@@ -94,6 +120,7 @@ impl PyVm {
     #[getter]
     fn capabilities<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let abilities = self.live.abilities();
+        let behaviours = self.live.behaviours();
         let kernel = format!("Linux {}, as modelled", self.kernel);
         let since = |there: bool, version| {
             let word = if there { "has" } else { "hasn't" };
@@ -103,13 +130,14 @@ impl PyVm {
             py,
             [
                 since(abilities.counter_offset, "6.4")?,
-                since(abilities.physical_timer, "6.4")?,
+                since(behaviours.physical_timer, "6.4")?,
                 records::support(
                     py,
                     abilities.physical_offset_untrapped,
                     "the model doesn't trap: ask the host's CPU",
                 )?,
                 records::support(py, Some(true), "the model knows which of its vCPUs run")?,
+                since(behaviours.el2, "6.16")?,
             ],
         )
     }
@@ -220,7 +248,7 @@ impl PyVm {
     /// A context manager that keeps the VM from running and, at its end, treats the time in it as `policy` says.
     #[pyo3(signature = (policy=None, *, views="preserve"))]
     fn paused(slf: Py<Self>, policy: Option<AnyPolicy>, views: &str) -> PyResult<PyPaused> {
-        let request = request(policy, views, None, None)?;
+        let request = request(policy, views, None, None, false)?;
         Ok(PyPaused { vm: slf, request, state: Mutex::new(PauseState::New) })
     }
 

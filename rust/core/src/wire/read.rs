@@ -1,7 +1,7 @@
 //! From a payload to its checkpoint.
 
-use super::{KEYS, MAX_KEY_BYTES, MAX_KEYS, U8_ARRAY, U64_LE_ARRAY, WireError, malformed};
-use crate::checkpoint::{Checkpoint, CtlColumn, TimerColumns, UnknownKey};
+use super::{KEYS, MAX_KEY_BYTES, MAX_KEYS, MAX_OTHER_REGS, U8_ARRAY, U64_LE_ARRAY, WireError, malformed};
+use crate::checkpoint::{Checkpoint, CtlColumn, RegisterColumn, TimerColumns, UnknownKey};
 use crate::counter::{CrossTimestamp, Frequency, GuestCount, HostCount, Leap};
 use crate::timer::Timer;
 use alloc::vec::Vec;
@@ -112,7 +112,7 @@ pub(super) fn read_payload(mut r: Reader<'_>) -> Result<Checkpoint, WireError> {
     let (mut cntfrq_hz, mut virtual_count, mut physical_count, mut owned, mut width_ticks) =
         (None, None, None, None, None);
     let (mut host, mut stopped_at, mut vcpus, mut cntvoff, mut timers) = (None, None, None, None, None);
-    let mut unknown = Vec::new();
+    let (mut others, mut unknown) = (Vec::new(), Vec::new());
 
     let keys = r.map("the payload isn't a map")?;
     if keys > MAX_KEYS as u64 {
@@ -137,6 +137,7 @@ pub(super) fn read_payload(mut r: Reader<'_>) -> Result<Checkpoint, WireError> {
             "cntfrq_hz" => {
                 cntfrq_hz = Some(r.get("cntfrq_hz isn't an unsigned integer of 32 bits", Decoder::u32)?);
             }
+            "other_regs" => others = read_other_regs(&mut r)?,
             "stopped_at" => stopped_at = Some(r.u64("stopped_at isn't an unsigned integer")?),
             "width_ticks" => width_ticks = Some(r.u64("width_ticks isn't an unsigned integer")?),
             key if key.len() > MAX_KEY_BYTES => return Err(malformed(at, "a key of the payload is too long")),
@@ -154,8 +155,23 @@ pub(super) fn read_payload(mut r: Reader<'_>) -> Result<Checkpoint, WireError> {
         vcpus: vcpus.ok_or_else(missing("vcpus is missing"))?,
         cntvoff,
         timers: timers.ok_or_else(missing("timers is missing"))?,
+        others,
         unknown,
     })
+}
+
+fn read_other_regs(r: &mut Reader<'_>) -> Result<Vec<RegisterColumn>, WireError> {
+    let at = r.position();
+    let columns = r.map("other_regs isn't a map")?;
+    if columns == 0 || columns > MAX_OTHER_REGS as u64 {
+        return Err(malformed(at, "other_regs has no columns, or too many"));
+    }
+    let mut others = Vec::new();
+    for _ in 0..columns {
+        let id = r.u64("a key of other_regs isn't an unsigned integer")?;
+        others.push(RegisterColumn { id, values: r.u64s("a column of other_regs isn't a u64 array (tag 71)")? });
+    }
+    Ok(others)
 }
 
 /// Version 1 has nothing to put into `crit`, so where it is there, the file is refused: for the key that it names, or for

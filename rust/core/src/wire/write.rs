@@ -28,7 +28,10 @@ pub(super) fn write_body<W: Write>(e: &mut Encoder<W>, checkpoint: &Checkpoint, 
 }
 
 pub(super) fn write_payload<W: Write>(e: &mut Encoder<W>, checkpoint: &Checkpoint) -> Written<W> {
-    let known = 8 + usize::from(checkpoint.cntvoff.is_some()) + usize::from(checkpoint.stopped_at.is_some());
+    let known = 8
+        + usize::from(checkpoint.cntvoff.is_some())
+        + usize::from(!checkpoint.others.is_empty())
+        + usize::from(checkpoint.stopped_at.is_some());
     e.map((known + checkpoint.unknown.len()) as u64)?;
     let mut keys = Keys { e, unknown: &checkpoint.unknown };
     write_host(keys.next("host")?, &checkpoint.host)?;
@@ -41,6 +44,13 @@ pub(super) fn write_payload<W: Write>(e: &mut Encoder<W>, checkpoint: &Checkpoin
         write_u64s(keys.next("cntvoff")?, cntvoff)?;
     }
     keys.next("cntfrq_hz")?.u32(checkpoint.cntfrq_hz)?;
+    if !checkpoint.others.is_empty() {
+        let e = keys.next("other_regs")?;
+        e.map(checkpoint.others.len() as u64)?;
+        for column in &checkpoint.others {
+            write_u64s(e.u64(column.id)?, &column.values)?;
+        }
+    }
     if let Some(stopped_at) = checkpoint.stopped_at {
         keys.next("stopped_at")?.u64(stopped_at)?;
     }

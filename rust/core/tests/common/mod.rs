@@ -2,8 +2,9 @@
 
 #![allow(dead_code, reason = "each test takes what it needs")]
 
-use guestclock_core::checkpoint::{Checkpoint, CtlColumn, TimerColumns, UnknownKey};
+use guestclock_core::checkpoint::{Checkpoint, CtlColumn, RegisterColumn, TimerColumns, UnknownKey};
 use guestclock_core::counter::{CrossTimestamp, Frequency, GuestCount, HostCount, Leap};
+use guestclock_core::sysreg::Encoding;
 use guestclock_core::timer::Timer;
 use minicbor::Encoder;
 use minicbor::data::Tag;
@@ -37,6 +38,7 @@ pub(crate) fn bare() -> Checkpoint {
         vcpus: 1,
         cntvoff: None,
         timers: vec![timer(Timer::Vtimer, &[1], &[1000])],
+        others: Vec::new(),
         unknown: Vec::new(),
     }
 }
@@ -245,7 +247,7 @@ fn value() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-const KNOWN: [&str; 11] = [
+const KNOWN: [&str; 12] = [
     "crit",
     "host",
     "owned",
@@ -255,6 +257,7 @@ const KNOWN: [&str; 11] = [
     "timers",
     "cntvoff",
     "cntfrq_hz",
+    "other_regs",
     "stopped_at",
     "width_ticks",
 ];
@@ -269,15 +272,27 @@ fn unknown() -> impl Strategy<Value = Vec<UnknownKey>> {
     )
 }
 
+/// Registers of the timer's that nobody knows, in their order.
+fn others(vcpus: usize) -> impl Strategy<Value = Vec<RegisterColumn>> {
+    // op1 and op2 vary, CRm is 4: nothing known is there.
+    btree_map(0u8..64, vec(edgy(), vcpus), 0..4).prop_map(|columns| {
+        let id = |which| Encoding(3, which >> 3, 14, 4, which & 7).one_reg_id();
+        columns.into_iter().map(|(which, values)| RegisterColumn { id: id(which), values }).collect()
+    })
+}
+
 /// Any checkpoint.
 pub(crate) fn checkpoint() -> impl Strategy<Value = Checkpoint> {
     (0usize..6).prop_flat_map(|vcpus| {
         (
             (edgy(), edgy(), edgy(), any::<bool>(), edgy()),
-            (host(), option::of(edgy()), option::of(vec(edgy(), vcpus)), timers(vcpus), unknown()),
+            (host(), option::of(edgy()), option::of(vec(edgy(), vcpus)), timers(vcpus), others(vcpus), unknown()),
         )
             .prop_map(
-                move |((cntfrq, virt, phys, owned, width_ticks), (host, stopped_at, cntvoff, timers, unknown))| {
+                move |(
+                    (cntfrq, virt, phys, owned, width_ticks),
+                    (host, stopped_at, cntvoff, timers, others, unknown),
+                )| {
                     Checkpoint {
                         cntfrq_hz: u32::try_from(cntfrq).unwrap_or(u32::MAX).max(1),
                         cntvct: GuestCount(virt),
@@ -289,6 +304,7 @@ pub(crate) fn checkpoint() -> impl Strategy<Value = Checkpoint> {
                         vcpus,
                         cntvoff,
                         timers,
+                        others,
                         unknown,
                     }
                 },
