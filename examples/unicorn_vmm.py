@@ -1,7 +1,7 @@
 """A small VMM in Python: an arm64 guest under Unicorn that is saved by one process and restored by another.
 
-    python examples/unicorn_vmm.py save /tmp/vm --mode fast
-    python examples/unicorn_vmm.py restore /tmp/vm --policy advance
+    python examples/unicorn_vmm.py save saved-vm --mode fast
+    python examples/unicorn_vmm.py restore saved-vm --policy advance
 
 The guest reads its counters, sets an alarm, sleeps, and is woken by the timer's interrupt, round after round. It is
 saved with an alarm set, so that the interrupt of an alarm set in the first process is taken in the second.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,6 +129,14 @@ def test_the_table_shows_every_run_and_counter(document: Document, capsys: pytes
     assert out.count("CNTVCT") == out.count("CNTPCT") == 6
     for policy in ("Freeze()", "Advance()", "Advance(max_ns=40_000_000)"):
         assert out.count(policy) == 2
+
+
+def test_the_table_says_where_an_interval_is_wide(document: Document, capsys: pytest.CaptureFixture[str]) -> None:
+    wide = copy.deepcopy(document)
+    counter = wide["runs"][0]["counters"]["cntpct"]
+    counter["expected_gap_ticks"][1] = counter["expected_gap_ticks"][0] + 62_500
+    demo.print_table(wide)
+    assert capsys.readouterr().out.count("1000 (wide)") == 1
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])

@@ -1,4 +1,4 @@
-"""The README's Python is run, in its order and in one namespace, as its reader would type it."""
+"""The Python of the README and the docs is run, page by page, in one namespace each, as its reader would type it."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "docs" / "unicorn.md"]
 
 
-def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens = MarkdownIt().parse(README.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_pages_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = MarkdownIt().parse(page.read_text(encoding="utf-8"))
     blocks = [token for token in tokens if token.type == "fence" and token.info.split()[:1] == ["python"]]
-    assert blocks, "the README has no Python block"
+    assert blocks, "the page has no Python block"
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "__main__"}
     for block in blocks:
         assert block.map is not None
-        # The blank lines put a traceback's line numbers where they are in the README.
+        # The blank lines put a traceback's line numbers where they are in the page.
         source = "\n" * (block.map[0] + 1) + block.content
-        exec(compile(source, README, "exec"), namespace)  # noqa: S102 - the README is ours
+        exec(compile(source, page, "exec"), namespace)  # noqa: S102 - the page is ours

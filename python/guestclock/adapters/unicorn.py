@@ -354,8 +354,9 @@ class UnicornTimer:
         on_irq: called as each interrupt has been delivered, before its first instruction.
         wait: called in WFI with the host ticks until the next deadline; it may come back early. By default it sleeps,
             or with a `ManualCounter` advances it.
-        step: called with the number of instructions of a slice that ran to its end (exact mode). By default a
-            `ManualCounter` advances by a tick for each, and other counters need no help.
+        step: called after each slice with the number of its instructions (exact mode); one that the guest ended early,
+            by WFI, HVC or a timer write, counts as one. By default a `ManualCounter` advances by a tick for each
+            instruction, and other counters need no help.
         slice_instructions, slice_us: the longest run of the emulator, in exact and in fast mode; at least 1.
 
         Raises what a callback raised, `UnhandledException`, `UcError`, and `RestoreOpen` while a restore isn't done.
@@ -420,8 +421,9 @@ class UnicornTimer:
         # Where instructions make the time, the slice ends at the deadline's very instruction.
         count = most if step is None or pause is None else max(min(most, pause), 1)
         self._run(count=count)
-        if self._exit is _Exit.SLICE and step is not None:
-            step(count)
+        if step is not None:
+            # Unicorn doesn't say how far a slice got that ended early. Time must go on all the same.
+            step(count if self._exit is _Exit.SLICE else 1)
 
     def _run_for(self, pause: int | None, most_us: int) -> None:
         self.sync()
