@@ -291,10 +291,10 @@ def test_a_vcpu_created_after_counts_were_restored_moves_them_unless_the_vm_opte
 
 def test_the_swapped_ids() -> None:
     """TIMER_CNT has CNTV_CVAL_EL0's encoding, and TIMER_CVAL CNTVCT_EL0's; the physical ones are straight."""
-    assert Reg.TIMER_CNT == 0x603000000013DF1A
-    assert Reg.TIMER_CVAL == 0x603000000013DF02
-    assert Reg.PTIMER_CNT == 0x603000000013DF01
-    assert Reg.PTIMER_CVAL == 0x603000000013DF12
+    assert Reg.TIMER_CNT.value == 0x603000000013DF1A
+    assert Reg.TIMER_CVAL.value == 0x603000000013DF02
+    assert Reg.PTIMER_CNT.value == 0x603000000013DF01
+    assert Reg.PTIMER_CVAL.value == 0x603000000013DF12
     assert sysreg("CNTVCT_EL0") == (3, 3, 14, 0, 2)
     assert _core.reg_id("TIMER_CVAL") == Reg.TIMER_CVAL
     vm = Vm(1, counter=host())
