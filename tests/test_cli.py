@@ -5,11 +5,14 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import guestclock
-from guestclock import doctor, extras
+from guestclock import demo, doctor, extras
+from guestclock.cli.app import app
 
 # Runs the command with some modules kept from being found, as where they were never installed.
 BLOCKED = """
@@ -142,3 +145,15 @@ def test_python_m() -> None:
         [sys.executable, "-m", "guestclock", "--version"], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout == f"guestclock {guestclock.__version__}\n"
+
+
+@pytest.mark.parametrize(("error_ticks", "status"), [(0, 0), (1, 1)])
+def test_the_demo_fails_where_the_guest_saw_a_wrong_time(
+    error_ticks: int, status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    document = {"schema": "guestclock.demo/1", "runs": [{"counters": {"cntvct": {"error_ticks": error_ticks}}}]}
+    monkeypatch.setattr(demo, "run", lambda **_: document)
+    monkeypatch.setattr(demo, "draw", lambda *_: None)
+    done = CliRunner().invoke(app, ["demo", "--json", "--plot", str(tmp_path / "picture.svg")])
+    assert done.exit_code == status
+    assert json.loads(done.stdout) == document

@@ -53,7 +53,7 @@ from guestclock.errors import (
     VcpuRunning,
 )
 from guestclock.registers import Reg, Timer
-from guestclock.types import Capabilities, CrossTimestamp, Support, TimerState
+from guestclock.types import Capabilities, Counter, CrossTimestamp, Policy, Support, TimerState, Views
 
 if DEBUG_BUILD:
     warnings.warn(
@@ -72,6 +72,7 @@ __all__ = [
     "CheckpointError",
     "ClockWentBackwards",
     "Corrupt",
+    "Counter",
     "CounterSkew",
     "CrossTimestamp",
     "ElapsedUnknown",
@@ -87,6 +88,7 @@ __all__ = [
     "OutOfOrder",
     "Paused",
     "Plan",
+    "Policy",
     "ReadBackMismatch",
     "Reg",
     "Report",
@@ -105,6 +107,7 @@ __all__ = [
     "UnsupportedFeature",
     "UnsupportedVersion",
     "VcpuRunning",
+    "Views",
     "Vm",
     "__version__",
     "plan",

@@ -2,16 +2,12 @@
 
 from os import PathLike
 from types import TracebackType
-from typing import Final, Literal, Self, SupportsIndex, TypeAlias, TypedDict, final, type_check_only
+from typing import Final, Literal, Self, SupportsIndex, TypedDict, final, type_check_only
 
 import numpy as np
 from numpy.typing import NDArray
 
-from guestclock.types import Capabilities, CrossTimestamp, Support, TimerState
-
-Counter: TypeAlias = HostCounter | MonotonicCounter | ManualCounter
-Policy: TypeAlias = Freeze | Advance
-Views: TypeAlias = Literal["preserve", "adopt-virtual", "refuse"]
+from guestclock.types import Capabilities, Counter, CrossTimestamp, Policy, Support, TimerState, Views
 
 __version__: Final[str]
 DEBUG_BUILD: Final[bool]

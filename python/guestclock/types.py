@@ -1,7 +1,18 @@
-"""Small immutable records that the native module returns."""
+"""Small immutable records that the native module returns, and names for what it takes."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
+
+from guestclock._core import Advance, Freeze, HostCounter, ManualCounter, MonotonicCounter
+
+Counter: TypeAlias = HostCounter | MonotonicCounter | ManualCounter
+"""Whatever a `Vm` can run over."""
+
+Policy: TypeAlias = Freeze | Advance
+"""What a guest is to see of a pause."""
+
+Views: TypeAlias = Literal["preserve", "adopt-virtual", "refuse"]
+"""What becomes of two counters that differ."""
 
 
 @dataclass(frozen=True, slots=True)

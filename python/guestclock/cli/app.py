@@ -56,7 +56,10 @@ def demo_command(
     plot: Annotated[Path, typer.Option(help="Where the picture goes: .svg or .png.")] = Path("out/guestclock-demo.svg"),
     pause_ms: Annotated[int, typer.Option(min=1, help="How long the guest stays paused, in milliseconds.")] = 1500,
 ) -> None:
-    """Checkpoint a real A64 guest in one process, restore it in another, and measure what it saw."""
+    """Checkpoint a real A64 guest in one process, restore it in another, and measure what it saw.
+
+    Exits 1 if the guest saw anything but what its policy promises.
+    """
     with needs("demo"):
         for module in extras.EXTRAS["demo"].values():
             importlib.import_module(module)
@@ -69,3 +72,5 @@ def demo_command(
     plot.parent.mkdir(parents=True, exist_ok=True)
     demo.draw(document, plot)
     typer.echo(f"The picture: {plot}", err=True)
+    if any(counter["error_ticks"] for run in document["runs"] for counter in run["counters"].values()):
+        raise typer.Exit(1)
