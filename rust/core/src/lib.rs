@@ -24,3 +24,4 @@ pub mod sysreg;
 pub mod timer;
 pub mod vm;
 pub mod wire;
+mod word;
