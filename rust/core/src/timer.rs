@@ -95,9 +95,78 @@ pub const fn ticks_to_line(ctl: u64, cval: u64, now: GuestCount) -> Option<u64> 
     w64::ticks_to_line(ctl, cval, now.0)
 }
 
+/// How many bits a counter has, 56 to 64: for emulators of such hardware. KVM's rules, above, know nothing of it.
+///
+/// A counter of fewer than 64 bits reads as zero-extended, and begins at 0 again after 2^bits. CVAL may be of the same
+/// width then, its upper bits RES0, and here it is (Arm ARM, CNTV_CVAL_EL0; D12.1.2, "The system counter").
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Width(u8);
+
+impl Width {
+    /// A counter of `bits` bits; `None` below 56, which the architecture doesn't allow, and above 64.
+    ///
+    /// ```
+    /// use guestclock_core::counter::GuestCount;
+    /// use guestclock_core::timer::{Width, condition_met};
+    /// let width = Width::new(56).unwrap();
+    /// // One tick past the wrap, and a CVAL from before it.
+    /// let (cval, now) = ((1 << 56) - 1, GuestCount((1 << 56) + 1));
+    /// assert_eq!(width.count(now), GuestCount(1));
+    /// assert!(condition_met(cval, now) && !width.condition_met(cval, now));
+    /// ```
+    #[must_use]
+    pub const fn new(bits: u8) -> Option<Self> {
+        if matches!(bits, 56..=64) { Some(Self(bits)) } else { None }
+    }
+
+    /// How many bits.
+    #[must_use]
+    pub const fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// The bits that the counter and CVAL have.
+    #[must_use]
+    pub const fn mask(self) -> u64 {
+        u64::MAX >> (64 - self.0)
+    }
+
+    /// What a counter of this width reads.
+    #[must_use]
+    pub const fn count(self, now: GuestCount) -> GuestCount {
+        GuestCount(now.0 & self.mask())
+    }
+
+    /// [`condition_met`], at this width.
+    #[must_use]
+    pub const fn condition_met(self, cval: u64, now: GuestCount) -> bool {
+        condition_met(cval & self.mask(), self.count(now))
+    }
+
+    /// [`line()`], at this width.
+    #[must_use]
+    pub const fn line(self, ctl: u64, cval: u64, now: GuestCount) -> bool {
+        line(ctl, cval & self.mask(), self.count(now))
+    }
+
+    /// [`ctl_read`], at this width.
+    #[must_use]
+    pub const fn ctl_read(self, ctl: u64, cval: u64, now: GuestCount) -> u64 {
+        ctl_read(ctl, cval & self.mask(), self.count(now))
+    }
+
+    /// [`ticks_to_line`], at this width.
+    #[must_use]
+    pub const fn ticks_to_line(self, ctl: u64, cval: u64, now: GuestCount) -> Option<u64> {
+        ticks_to_line(ctl, cval & self.mask(), self.count(now))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::word::w8;
+    use alloc::vec::Vec;
 
     /// What is checked on bytes and what runs on 64 bits is one text; this is about the seams at 64.
     #[test]
@@ -108,5 +177,46 @@ mod tests {
         assert_eq!(tval_write(0x7fff_ffff, GuestCount(u64::MAX)), 0x7fff_fffe);
         assert_eq!(tval_write(0x8000_0000, GuestCount(0)), 0xffff_ffff_8000_0000);
         assert_eq!(ticks_to_line(CTL_ENABLE, u64::MAX, GuestCount(0)), Some(u64::MAX));
+    }
+
+    #[test]
+    fn widths_are_56_to_64() {
+        let widths: Vec<u8> = (0..=u8::MAX).filter_map(Width::new).map(Width::bits).collect();
+        assert_eq!(widths, [56, 57, 58, 59, 60, 61, 62, 63, 64]);
+        assert_eq!(Width::new(56).unwrap().mask(), 0x00ff_ffff_ffff_ffff);
+        assert_eq!(Width::new(64).unwrap().mask(), u64::MAX);
+    }
+
+    /// A narrow counter is the low bits of a wide one: every byte placed at the top of a width, with what lies
+    /// above it (the bits that aren't there) taken from another byte.
+    #[test]
+    fn a_narrow_counter_compares_its_own_bits() {
+        for bits in [56, 57, 63] {
+            let width = Width::new(bits).unwrap();
+            let at_top = |byte: u8, above: u64| u64::from(byte) << (bits - 8) | above << bits;
+            for cval in 0..=u8::MAX {
+                for now in 0..=u8::MAX {
+                    for (over, beyond) in [(0, 0), (0, 1), (1, 0)] {
+                        let (wide_cval, wide_now) = (at_top(cval, over), GuestCount(at_top(now, beyond)));
+                        for ctl in [0, CTL_ENABLE, CTL_ENABLE | CTL_IMASK] {
+                            assert_eq!(width.condition_met(wide_cval, wide_now), w8::condition_met(cval, now));
+                            assert_eq!(width.line(ctl, wide_cval, wide_now), w8::line(ctl, cval, now));
+                            assert_eq!(width.ctl_read(ctl, wide_cval, wide_now), w8::ctl_read(ctl, cval, now));
+                            let ticks = w8::ticks_to_line(ctl, cval, now).map(|ticks| at_top(ticks, 0));
+                            assert_eq!(width.ticks_to_line(ctl, wide_cval, wide_now), ticks);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn at_64_bits_a_width_changes_nothing() {
+        let width = Width::new(64).unwrap();
+        for (cval, now) in [(0, 0), (u64::MAX, 0), (0, u64::MAX), (1 << 56, 1 << 63), (1 << 63, 1 << 56)] {
+            assert_eq!(width.condition_met(cval, GuestCount(now)), condition_met(cval, GuestCount(now)));
+            assert_eq!(width.line(1, cval, GuestCount(now)), line(1, cval, GuestCount(now)));
+        }
     }
 }
