@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 extern crate alloc;
 
+pub mod access;
 pub mod backend;
 pub mod bank;
 pub mod capture;
