@@ -15,6 +15,7 @@ pub mod capture;
 pub mod checkpoint;
 pub mod counter;
 mod display;
+pub mod irq;
 #[cfg(feature = "std")]
 pub mod live;
 pub mod manual;
@@ -24,5 +25,6 @@ pub mod restore;
 pub mod sysreg;
 pub mod timer;
 pub mod vm;
+pub mod wake;
 pub mod wire;
 mod word;
