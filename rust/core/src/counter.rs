@@ -5,6 +5,7 @@
 //! `guest = host - offset` modulo 2^64, as `KVM_ARM_SET_COUNTER_OFFSET` defines it
 //! (Documentation/virt/kvm/api.rst, 4.138).
 
+use crate::word::w64;
 use alloc::string::String;
 use core::num::NonZeroU64;
 
@@ -96,19 +97,19 @@ impl HostCount {
     /// What a guest with this offset reads at this host count.
     #[must_use]
     pub const fn guest(self, offset: Offset) -> GuestCount {
-        GuestCount(self.0.wrapping_sub(offset.0))
+        GuestCount(w64::guest(self.0, offset.0))
     }
 
     /// The ticks since `earlier`, modulo 2^64.
     #[must_use]
     pub const fn since(self, earlier: Self) -> u64 {
-        self.0.wrapping_sub(earlier.0)
+        w64::since(self.0, earlier.0)
     }
 
     /// The count `ticks` later, modulo 2^64.
     #[must_use]
     pub const fn after(self, ticks: u64) -> Self {
-        Self(self.0.wrapping_add(ticks))
+        Self(w64::after(self.0, ticks))
     }
 }
 
@@ -116,13 +117,13 @@ impl GuestCount {
     /// The ticks since `earlier`, modulo 2^64.
     #[must_use]
     pub const fn since(self, earlier: Self) -> u64 {
-        self.0.wrapping_sub(earlier.0)
+        w64::since(self.0, earlier.0)
     }
 
     /// The count `ticks` later, modulo 2^64.
     #[must_use]
     pub const fn after(self, ticks: u64) -> Self {
-        Self(self.0.wrapping_add(ticks))
+        Self(w64::after(self.0, ticks))
     }
 }
 
@@ -130,13 +131,13 @@ impl Offset {
     /// The offset under which a guest reads `guest` when the host reads `host`.
     #[must_use]
     pub const fn between(host: HostCount, guest: GuestCount) -> Self {
-        Self(host.0.wrapping_sub(guest.0))
+        Self(w64::offset_between(host.0, guest.0))
     }
 
     /// Both offsets together: a VM's and that of a nested guest's hypervisor (CNTVOFF_EL2).
     #[must_use]
     pub const fn plus(self, other: Self) -> Self {
-        Self(self.0.wrapping_add(other.0))
+        Self(w64::plus(self.0, other.0))
     }
 }
 

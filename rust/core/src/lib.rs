@@ -49,12 +49,14 @@
 #![forbid(unsafe_code)]
 extern crate alloc;
 
+pub mod access;
 pub mod backend;
 pub mod bank;
 pub mod capture;
 pub mod checkpoint;
 pub mod counter;
 mod display;
+pub mod irq;
 #[cfg(feature = "std")]
 pub mod live;
 pub mod manual;
@@ -64,4 +66,6 @@ pub mod restore;
 pub mod sysreg;
 pub mod timer;
 pub mod vm;
+pub mod wake;
 pub mod wire;
+mod word;

@@ -5,6 +5,7 @@
 use crate::backend::{Backend, count_reg};
 use crate::counter::{GuestCount, HostCount, Offset};
 use crate::sysreg::View;
+use crate::word::w64;
 
 /// How many bracketed reads one measurement intersects.
 const ROUNDS: usize = 8;
@@ -31,7 +32,7 @@ impl OffsetInterval {
     /// From one read of a guest counter, bracketed by two of the host's.
     #[must_use]
     pub const fn bracketed(before: HostCount, guest: GuestCount, after: HostCount) -> Self {
-        Self { low: Offset::between(before, guest), width: after.since(before) }
+        Self::from_raw(w64::bracketed(before.0, guest.0, after.0))
     }
 
     /// The offset to go by: zero where it may be zero, since that is what a counter has which nobody moved; else the
@@ -44,23 +45,28 @@ impl OffsetInterval {
     /// Whether the offset may be this one.
     #[must_use]
     pub const fn contains(self, offset: Offset) -> bool {
-        offset.0.wrapping_sub(self.low.0) <= self.width
+        w64::contains(self.raw(), offset.0)
     }
 
-    /// What both allow; `None` where they contradict each other, so that the offset has moved between them.
+    /// What both allow; `None` where they contradict each other, so that the offset has moved between them. Where two very
+    /// wide intervals meet at both ends, the piece that begins one of them.
     #[must_use]
     pub fn intersect(self, other: Self) -> Option<Self> {
-        let (first, second) = if self.contains(other.low) { (self, other) } else { (other, self) };
-        let skipped = second.low.0.wrapping_sub(first.low.0);
-        (skipped <= first.width).then(|| Self { low: second.low, width: second.width.min(first.width - skipped) })
+        w64::intersect(self.raw(), other.raw()).map(Self::from_raw)
     }
 
     /// The farthest that the offset can be from `wanted`, in ticks, either way.
     #[must_use]
     pub fn farthest(self, wanted: Offset) -> u64 {
-        let low = self.low.0.wrapping_sub(wanted.0).cast_signed();
-        let high = low.saturating_add_unsigned(self.width);
-        low.unsigned_abs().max(high.unsigned_abs())
+        w64::farthest(self.raw(), wanted.0)
+    }
+
+    const fn raw(self) -> w64::Interval {
+        (self.low.0, self.width)
+    }
+
+    const fn from_raw((low, width): w64::Interval) -> Self {
+        Self { low: Offset(low), width }
     }
 }
 

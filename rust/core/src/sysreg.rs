@@ -91,8 +91,9 @@ const fn row(name: &'static str, encoding: Encoding, role: Role, kvm: Option<&'s
     Sysreg { name, encoding, role, kvm }
 }
 
-/// Every CNT* register that has an encoding, in the order of the encodings.
-pub const SYSREGS: [Sysreg; 21] = [
+/// Every CNT* register of the Non-secure state, in the order of the encodings. A register's other names, by which a
+/// hypervisor with E2H set reaches EL1's (`_EL12` and `_EL02`), come after its own.
+pub const SYSREGS: [Sysreg; 28] = [
     row("CNTKCTL_EL1", Encoding(3, 0, 14, 1, 0), Role::Cntkctl, Some("CNTKCTL_EL1")),
     row("CNTFRQ_EL0", Encoding(3, 3, 14, 0, 0), Role::Frequency, None),
     row("CNTPCT_EL0", Encoding(3, 3, 14, 0, 1), Role::Count(View::Physical), Some("PTIMER_CNT")),
@@ -114,6 +115,13 @@ pub const SYSREGS: [Sysreg; 21] = [
     row("CNTHV_TVAL_EL2", Encoding(3, 4, 14, 3, 0), Role::Tval(Timer::Hvtimer), None),
     row("CNTHV_CTL_EL2", Encoding(3, 4, 14, 3, 1), Role::Ctl(Timer::Hvtimer), Some("CNTHV_CTL_EL2")),
     row("CNTHV_CVAL_EL2", Encoding(3, 4, 14, 3, 2), Role::Cval(Timer::Hvtimer), Some("CNTHV_CVAL_EL2")),
+    row("CNTKCTL_EL12", Encoding(3, 5, 14, 1, 0), Role::Cntkctl, None),
+    row("CNTP_TVAL_EL02", Encoding(3, 5, 14, 2, 0), Role::Tval(Timer::Ptimer), None),
+    row("CNTP_CTL_EL02", Encoding(3, 5, 14, 2, 1), Role::Ctl(Timer::Ptimer), None),
+    row("CNTP_CVAL_EL02", Encoding(3, 5, 14, 2, 2), Role::Cval(Timer::Ptimer), None),
+    row("CNTV_TVAL_EL02", Encoding(3, 5, 14, 3, 0), Role::Tval(Timer::Vtimer), None),
+    row("CNTV_CTL_EL02", Encoding(3, 5, 14, 3, 1), Role::Ctl(Timer::Vtimer), None),
+    row("CNTV_CVAL_EL02", Encoding(3, 5, 14, 3, 2), Role::Cval(Timer::Vtimer), None),
 ];
 
 impl Sysreg {
@@ -129,7 +137,7 @@ impl Sysreg {
         Self::of(exchanged).map(|row| row.encoding.one_reg_id())
     }
 
-    /// The first register with this role: the plain one, not its self-synchronised twin.
+    /// The first register with this role: the plain one, not its self-synchronised twin, nor its name at EL2.
     #[must_use]
     pub fn of(role: Role) -> Option<&'static Self> {
         SYSREGS.iter().find(|row| row.role == role)
@@ -194,6 +202,14 @@ mod tests {
             let row = Sysreg::with_kvm_name(name).unwrap();
             assert_eq!(row.one_reg_id(), Some(id), "{name}");
             assert_eq!(Sysreg::with_one_reg_id(id), Some(row), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_role_belongs_to_the_plain_register() {
+        for row in &SYSREGS {
+            let plain = Sysreg::of(row.role).unwrap();
+            assert!(!["SS_EL0", "_EL02", "_EL12"].iter().any(|twin| plain.name.ends_with(twin)), "{}", plain.name);
         }
     }
 
