@@ -86,6 +86,8 @@ class Vm:
         kernel: str | None = None,
         nested: bool = False,
         e2h0: bool = False,
+        irqchip: Literal["in-kernel", "user"] = "in-kernel",
+        arch_width: int = 64,
     ) -> Self: ...
     @property
     def vcpus(self) -> int: ...
@@ -109,12 +111,58 @@ class Vm:
     def get_one_reg(self, vcpu: int, reg: int, *, now: int | None = None) -> int: ...
     def set_one_reg(self, vcpu: int, reg: int, value: SupportsIndex, *, now: int | None = None) -> None: ...
     def reg_list(self, vcpu: int) -> list[int]: ...
+    def access(
+        self,
+        vcpu: int,
+        op0: int,
+        op1: int,
+        crn: int,
+        crm: int,
+        op2: int,
+        *,
+        write: bool = False,
+        el: int = 1,
+        tge: bool = False,
+    ) -> Literal["allowed", "trap-to-el1", "trap-to-el2", "undefined"]: ...
     def read_sysreg(
-        self, vcpu: int, op0: int, op1: int, crn: int, crm: int, op2: int, *, now: int | None = None
+        self,
+        vcpu: int,
+        op0: int,
+        op1: int,
+        crn: int,
+        crm: int,
+        op2: int,
+        *,
+        el: int = 1,
+        tge: bool = False,
+        now: int | None = None,
     ) -> int: ...
     def write_sysreg(
-        self, vcpu: int, op0: int, op1: int, crn: int, crm: int, op2: int, value: int, *, now: int | None = None
+        self,
+        vcpu: int,
+        op0: int,
+        op1: int,
+        crn: int,
+        crm: int,
+        op2: int,
+        value: int,
+        *,
+        el: int = 1,
+        tge: bool = False,
+        now: int | None = None,
     ) -> None: ...
+    def wfi_wake(
+        self,
+        vcpu: int,
+        *,
+        timeout: int | None = None,
+        el: int = 1,
+        tge: bool = False,
+        now: int | None = None,
+    ) -> int | None: ...
+    def device_irq_level(self, vcpu: int, *, now: int | None = None) -> int: ...
+    def irq(self, timer: int) -> int: ...
+    def set_irq(self, timer: int, id: int) -> None: ...
     def timer(self, vcpu: int, timer: int, *, now: int | None = None) -> TimerState: ...
     def next_deadline(self, vcpu: int, *, now: int | None = None) -> int | None: ...
     def running(self, vcpu: int) -> Running: ...

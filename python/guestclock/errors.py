@@ -142,6 +142,13 @@ class RestoreOpen(GuestClockError):
     """A restore or pause of this VM isn't finished, so none of its vCPUs may run yet."""
 
 
+class SysregTrap(GuestClockError):
+    """A guest's access to a register traps to its EL1 or EL2 instead of taking place."""
+
+    reg: int
+    to_el: int
+
+
 class CapabilityMissing(GuestClockError):
     """The backend or host can't do what was asked."""
 

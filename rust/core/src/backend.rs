@@ -2,7 +2,7 @@
 
 use crate::counter::{Counter, Offset};
 use crate::sysreg::{self, Encoding, Role, Sysreg, View};
-use crate::timer::Timer;
+use crate::timer::{Timer, Width};
 use crate::vm::{Vm, VmError};
 use alloc::vec::Vec;
 
@@ -13,6 +13,8 @@ pub struct Abilities {
     pub counter_offset: bool,
     /// A nonzero physical offset doesn't make CNTPCT_EL0 and the physical timer trap; `None` where nothing can tell.
     pub physical_offset_untrapped: Option<bool>,
+    /// How many bits the counter has; `None` where nothing can tell (the architecture allows 56 to 64).
+    pub counter_bits: Option<u8>,
 }
 
 /// A VM whose guest time can be saved and restored. All vCPUs are stopped while any of this is called.
@@ -123,7 +125,11 @@ impl<C: Counter> Backend for Model<'_, C> {
 
     fn abilities(&self) -> Abilities {
         let behaviours = self.vm.behaviours();
-        Abilities { counter_offset: behaviours.counter_offset, physical_offset_untrapped: None }
+        Abilities {
+            counter_offset: behaviours.counter_offset,
+            physical_offset_untrapped: None,
+            counter_bits: Some(self.vm.config().width).filter(|width| *width != Width::FULL).map(Width::bits),
+        }
     }
 
     fn reg_list(&mut self, vcpu: usize) -> Result<Vec<u64>, VmError> {

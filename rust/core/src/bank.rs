@@ -1,7 +1,7 @@
 //! vCPUs and their timers as columns, and what is computed over them.
 
 use crate::counter::{GuestCount, HostCount};
-use crate::timer;
+use crate::timer::Width;
 use alloc::vec::Vec;
 
 /// "No deadline", where a count is expected. A real deadline there is moved one tick earlier.
@@ -27,8 +27,8 @@ impl TimerBank {
     ///
     /// Already high: `now`. Never: [`NO_DEADLINE`]. A deadline past the counter's last count is held just below that.
     #[must_use]
-    pub fn deadline(&self, vcpu: usize, now: HostCount, guest: GuestCount) -> u64 {
-        match timer::ticks_to_line(self.ctl[vcpu], self.cval[vcpu], guest) {
+    pub fn deadline(&self, vcpu: usize, width: Width, now: HostCount, guest: GuestCount) -> u64 {
+        match width.ticks_to_line(self.ctl[vcpu], self.cval[vcpu], guest) {
             Some(ticks) => now.0.saturating_add(ticks).min(NO_DEADLINE - 1),
             None => NO_DEADLINE,
         }

@@ -148,7 +148,7 @@ impl IrqIds {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vm::EL1_TIMERS;
+    use crate::vm::El2;
 
     const EINVAL: i32 = 22;
     const EBUSY: i32 = 16;
@@ -205,7 +205,7 @@ mod tests {
     fn ebusy_once_a_vcpu_has_run() {
         let mut ids = IrqIds::new(true);
         ids.set(0, 20, true).unwrap();
-        ids.first_run(&EL1_TIMERS, true).unwrap();
+        ids.first_run(El2::Absent.timers(), true).unwrap();
         assert_eq!(errno(ids.set(0, 21, true)), EBUSY);
         assert_eq!(ids.get(0), Ok(20));
         // The checks' order: the id before the state, the state before the attribute.
@@ -217,11 +217,11 @@ mod tests {
         let mut ids = IrqIds::new(true);
         ids.set(1, 27, true).unwrap();
         let shared = IrqError::Shared { first: Timer::Vtimer, second: Timer::Ptimer, id: 27 };
-        assert_eq!(ids.first_run(&EL1_TIMERS, true), Err(shared));
+        assert_eq!(ids.first_run(El2::Absent.timers(), true), Err(shared));
         assert_eq!(shared.errno(), EINVAL);
         // Not fixed by a run that failed.
         ids.set(1, 29, true).unwrap();
-        assert_eq!(ids.first_run(&EL1_TIMERS, true), Ok(()));
+        assert_eq!(ids.first_run(El2::Absent.timers(), true), Ok(()));
     }
 
     #[test]
@@ -229,14 +229,14 @@ mod tests {
         let mut ids = IrqIds::new(true);
         ids.set(3, 30, true).unwrap();
         assert_eq!(errno(ids.clone().first_run(&Timer::ALL, true)), EINVAL);
-        assert_eq!(ids.first_run(&EL1_TIMERS, true), Ok(()));
+        assert_eq!(ids.first_run(El2::Absent.timers(), true), Ok(()));
     }
 
     #[test]
     fn a_run_without_an_irqchip_fixes_nothing() {
         let mut ids = IrqIds::new(true);
         ids.set(1, 27, true).unwrap();
-        assert_eq!(ids.first_run(&EL1_TIMERS, false), Ok(()));
+        assert_eq!(ids.first_run(El2::Absent.timers(), false), Ok(()));
         assert_eq!(ids.set(1, 30, true), Ok(()));
     }
 

@@ -14,13 +14,13 @@
 //! use guestclock_core::plan::{Policy, Request, Target, plan, same_topology};
 //! use guestclock_core::restore::Restore;
 //! use guestclock_core::sysreg::View;
-//! use guestclock_core::vm::{Behaviours, El2, Vm};
+//! use guestclock_core::vm::{Behaviours, Config, Vm};
 //! use guestclock_core::wire;
 //!
 //! # fn main() -> Result<(), Box<dyn core::error::Error>> {
 //! let counter = ManualCounter::new(HostCount(5000), Frequency::new(62_500_000).unwrap(), 0);
 //! let kernel = Behaviours::named("6.12").unwrap();
-//! let mut source = Vm::new(counter.frequency(), kernel, El2::Absent)?;
+//! let mut source = Vm::new(counter.frequency(), kernel, Config::default())?;
 //! source.create_vcpu(counter.count())?;
 //! source.set_counter_offset(Offset(4000), 0)?;
 //!
@@ -29,7 +29,7 @@
 //! counter.advance(1_000_000);
 //!
 //! let saved = wire::decode(&bytes)?;
-//! let mut vm = Vm::new(counter.frequency(), kernel, El2::Absent)?;
+//! let mut vm = Vm::new(counter.frequency(), kernel, Config::default())?;
 //! vm.create_vcpu(counter.count())?;
 //! let mut backend = Model { vm: &mut vm, counter: &counter };
 //! let target = Target::of(&mut backend)?;

@@ -3,6 +3,7 @@
 //! Changes take a lock. Reading a counter takes none: each vCPU's two offsets are mirrored in atomics, which is what the
 //! hardware does when it loads CNTVOFF_EL2.
 
+use crate::access::Access;
 use crate::backend::{Abilities, Backend, Model};
 use crate::capture::{Timers, capture};
 use crate::checkpoint::Checkpoint;
@@ -12,7 +13,7 @@ use crate::plan::{self, Plan, Refusal, Request, Target};
 use crate::restore::{Report, Restore, RestoreError};
 use crate::sysreg::{Encoding, View};
 use crate::timer::Timer;
-use crate::vm::{Behaviours, El2, MAX_VCPUS, TimerState, Vm, VmError};
+use crate::vm::{Behaviours, Config, MAX_VCPUS, Origin, TimerState, Vm, VmError};
 use std::boxed::Box;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -106,6 +107,7 @@ impl From<Refusal> for LiveError {
 /// A model VM that threads share.
 pub struct LiveVm<C: Counter> {
     counter: C,
+    config: Config,
     mirrors: Mirrors,
     locked: Mutex<Locked>,
 }
@@ -134,14 +136,14 @@ pub struct LivePause {
 
 impl<C: Counter> LiveVm<C> {
     /// A VM with this many vCPUs, all created now.
-    pub fn new(counter: C, behaviours: Behaviours, el2: El2, vcpus: usize) -> Result<Self, VmError> {
-        let mut vm = Vm::new(counter.frequency(), behaviours, el2)?;
+    pub fn new(counter: C, behaviours: Behaviours, config: Config, vcpus: usize) -> Result<Self, VmError> {
+        let mut vm = Vm::new(counter.frequency(), behaviours, config)?;
         for _ in 0..vcpus {
             vm.create_vcpu(counter.count())?;
         }
         let mirrors = Mirrors::default();
         mirrors.publish(&vm);
-        Ok(Self { counter, mirrors, locked: Mutex::new(Locked { vm, gate: Gate::Open, tickets: 0 }) })
+        Ok(Self { counter, config, mirrors, locked: Mutex::new(Locked { vm, gate: Gate::Open, tickets: 0 }) })
     }
 
     /// Its counter.
@@ -164,9 +166,9 @@ impl<C: Counter> LiveVm<C> {
         self.lock().vm.behaviours()
     }
 
-    /// What its guest has of EL2.
-    pub fn el2(&self) -> El2 {
-        self.lock().vm.el2()
+    /// What it is made of.
+    pub const fn config(&self) -> Config {
+        self.config
     }
 
     /// What can be done for its clocks.
@@ -184,7 +186,7 @@ impl<C: Counter> LiveVm<C> {
         };
         let mut before = offset.load(Ordering::Acquire);
         if let Some(now) = now {
-            return Ok(now.guest(Offset(before)));
+            return Ok(self.config.width.count(now.guest(Offset(before))));
         }
         // The count has to be read while the offset is in force: a count from before a Freeze under the offset from
         // after it would lie in the guest's past.
@@ -192,7 +194,7 @@ impl<C: Counter> LiveVm<C> {
             let count = self.counter.count();
             let after = offset.load(Ordering::Acquire);
             if before == after {
-                return Ok(count.guest(Offset(before)));
+                return Ok(self.config.width.count(count.guest(Offset(before))));
             }
             before = after;
         }
@@ -228,9 +230,20 @@ impl<C: Counter> LiveVm<C> {
         self.change(|vm| vm.set_one_reg(vcpu, id, value, self.now(now)))
     }
 
+    /// See [`Vm::access`].
+    pub fn access(&self, vcpu: usize, encoding: Encoding, write: bool, from: Origin) -> Result<Access, VmError> {
+        self.lock().vm.access(vcpu, encoding, write, from)
+    }
+
     /// See [`Vm::read_sysreg`].
-    pub fn read_sysreg(&self, vcpu: usize, encoding: Encoding, now: Option<HostCount>) -> Result<u64, VmError> {
-        self.lock().vm.read_sysreg(vcpu, encoding, self.now(now))
+    pub fn read_sysreg(
+        &self,
+        vcpu: usize,
+        encoding: Encoding,
+        from: Origin,
+        now: Option<HostCount>,
+    ) -> Result<u64, VmError> {
+        self.lock().vm.read_sysreg(vcpu, encoding, from, self.now(now))
     }
 
     /// See [`Vm::write_sysreg`].
@@ -239,9 +252,30 @@ impl<C: Counter> LiveVm<C> {
         vcpu: usize,
         encoding: Encoding,
         value: u64,
+        from: Origin,
         now: Option<HostCount>,
     ) -> Result<(), VmError> {
-        self.lock().vm.write_sysreg(vcpu, encoding, value, self.now(now))
+        self.change(|vm| vm.write_sysreg(vcpu, encoding, value, from, self.now(now)))
+    }
+
+    /// See [`Vm::wake`].
+    pub fn wake(&self, vcpu: usize, wfit: Option<u64>, from: Origin, now: Option<HostCount>) -> Result<u64, VmError> {
+        self.lock().vm.wake(vcpu, wfit, from, self.now(now))
+    }
+
+    /// See [`Vm::device_irq_level`].
+    pub fn device_irq_level(&self, vcpu: usize, now: Option<HostCount>) -> Result<u64, VmError> {
+        self.lock().vm.device_irq_level(vcpu, self.now(now))
+    }
+
+    /// KVM_GET_DEVICE_ATTR of KVM_ARM_VCPU_TIMER_CTRL.
+    pub fn irq(&self, attribute: u64) -> Result<u8, VmError> {
+        Ok(self.lock().vm.irqs().get(attribute)?)
+    }
+
+    /// See [`Vm::set_irq`].
+    pub fn set_irq(&self, attribute: u64, id: i32) -> Result<(), VmError> {
+        self.change(|vm| vm.set_irq(attribute, id))
     }
 
     /// See [`Vm::timer`].

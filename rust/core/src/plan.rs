@@ -588,6 +588,14 @@ impl Plan {
                  physical timer trap from now on",
             ));
         }
+        let (bits, stated) = target.abilities.counter_bits.map_or((56, "may have"), |bits| (bits, "has"));
+        let reaches = |value: u64| bits < 64 && value >> bits != 0;
+        let offset = self.as_of.virtual_offset().0;
+        if reaches(self.as_of.cntvct.0) || reaches(self.as_of.cntpct.0) || reaches(offset.min(offset.wrapping_neg())) {
+            warnings.push(format!(
+                "a counter or its offset reaches 2^{bits}, and the hardware {stated} counters of {bits} bits: KVM compares 64"
+            ));
+        }
         if self.as_of.capped {
             warnings.push(format!(
                 "more time has passed than the policy lets through: the guest gets {} ticks of it",

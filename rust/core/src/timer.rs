@@ -103,6 +103,9 @@ pub const fn ticks_to_line(ctl: u64, cval: u64, now: GuestCount) -> Option<u64> 
 pub struct Width(u8);
 
 impl Width {
+    /// 64 bits: KVM's, and every counter's whose width nobody states.
+    pub const FULL: Self = Self(64);
+
     /// A counter of `bits` bits; `None` below 56, which the architecture doesn't allow, and above 64.
     ///
     /// ```

@@ -4,10 +4,15 @@
 //! a line of [`Behaviours`]. Sources: arch/arm64/kvm/arch_timer.c and guest.c, api.rst 4.138, and what was observed on
 //! running kernels.
 
-use crate::bank::TimerBank;
+use crate::access::{self, Access, Controls, El};
+use crate::bank::{NO_DEADLINE, TimerBank};
 use crate::counter::{Frequency, GuestCount, HostCount, Offset};
+use crate::irq::{self, IrqError, IrqIds};
 use crate::sysreg::{Encoding, Role, SYSREGS, Sysreg, View};
-use crate::timer::{self, CTL_ENABLE, CTL_IMASK, CTL_ISTATUS, Timer};
+use crate::timer::{self, CTL_ENABLE, CTL_IMASK, CTL_ISTATUS, Timer, Width};
+use crate::wake;
+use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 
 /// How many vCPUs a VM may have: KVM_MAX_VCPUS, which is VGIC_V3_MAX_CPUS (arch/arm64/include/asm/kvm_host.h).
@@ -168,6 +173,17 @@ pub enum VmError {
         /// Whether it was to be written.
         write: bool,
     },
+    /// The access traps instead of taking place.
+    #[error("{} traps to EL{to} from here: the guest's own exception handler gets it", name(*encoding))]
+    Trap {
+        /// The register's encoding.
+        encoding: Encoding,
+        /// The exception level that gets it: 1 or 2.
+        to: u8,
+    },
+    /// A rule of the timers' interrupt ids.
+    #[error(transparent)]
+    Irq(#[from] IrqError),
     /// The offset ioctl's reserved field isn't 0 (EINVAL).
     #[error("the reserved field of kvm_arm_counter_offset is {reserved:#x}: it has to be 0")]
     Reserved {
@@ -179,11 +195,48 @@ pub enum VmError {
     NoCounterOffset,
 }
 
-fn undefined(encoding: Encoding, write: bool) -> alloc::string::String {
+fn name(encoding: Encoding) -> String {
     let Encoding(op0, op1, crn, crm, op2) = encoding;
     let name = Sysreg::at(encoding).map_or("an unknown register", |row| row.name);
+    format!("{name} (S{op0}_{op1}_C{crn}_C{crm}_{op2})")
+}
+
+fn undefined(encoding: Encoding, write: bool) -> String {
     let access = if write { "written" } else { "read" };
-    alloc::format!("{name} (S{op0}_{op1}_C{crn}_C{crm}_{op2}) can't be {access} here: it is undefined for this guest")
+    format!("{} can't be {access} here: it is undefined for this guest", name(encoding))
+}
+
+/// Where in the guest an access or a wait comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Origin {
+    /// The exception level.
+    pub el: El,
+    /// HCR_EL2.TGE of a nested guest: its EL0 is its hypervisor's user space.
+    pub tge: bool,
+}
+
+impl Default for Origin {
+    /// The guest's kernel.
+    fn default() -> Self {
+        Self { el: El::El1, tge: false }
+    }
+}
+
+/// What a VM is made of, besides its kernel's behaviours.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// What its guest has of EL2.
+    pub el2: El2,
+    /// The interrupt controller is in the kernel, and not in the VMM.
+    pub in_kernel_irqchip: bool,
+    /// How wide the guest's counters are, for emulators of hardware with fewer than 64 bits. KVM knows none but 64.
+    pub width: Width,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { el2: El2::Absent, in_kernel_irqchip: true, width: Width::FULL }
+    }
 }
 
 /// The offsets that a vCPU's two counters are under.
@@ -235,7 +288,8 @@ pub struct TimerState {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Vm {
     behaviours: Behaviours,
-    el2: El2,
+    config: Config,
+    irqs: IrqIds,
     cntfrq_hz: u32,
     /// KVM_ARCH_FLAG_VM_COUNTER_OFFSET: set by the first offset written, never cleared.
     owned: bool,
@@ -256,14 +310,16 @@ pub struct Vm {
 
 impl Vm {
     /// A VM without vCPUs, whose guest's CNTFRQ_EL0 is the host's frequency.
-    pub fn new(frequency: Frequency, behaviours: Behaviours, el2: El2) -> Result<Self, VmError> {
-        if el2 != El2::Absent && !behaviours.el2 {
+    pub fn new(frequency: Frequency, behaviours: Behaviours, config: Config) -> Result<Self, VmError> {
+        if config.el2 != El2::Absent && !behaviours.el2 {
             return Err(VmError::NoEl2);
         }
         let cntfrq_hz = frequency.cntfrq().ok_or(VmError::FrequencyTooHigh { hz: frequency.hz() })?;
         Ok(Self {
             behaviours,
-            el2,
+            config,
+            // The attributes came with the physical timer's registers, in Linux 6.4.
+            irqs: IrqIds::new(behaviours.physical_timer),
             cntfrq_hz,
             owned: false,
             offsets: Offsets::default(),
@@ -283,10 +339,10 @@ impl Vm {
         self.behaviours
     }
 
-    /// What its guest has of EL2.
+    /// What it is made of.
     #[must_use]
-    pub const fn el2(&self) -> El2 {
-        self.el2
+    pub const fn config(&self) -> Config {
+        self.config
     }
 
     /// CNTFRQ_EL0, in Hz: the frequency of both counters, and of the host's.
@@ -375,9 +431,11 @@ impl Vm {
         Ok(())
     }
 
-    /// The vCPU enters the guest (KVM_RUN): it is loaded with the offsets of this moment.
+    /// The vCPU enters the guest (KVM_RUN): it is loaded with the offsets of this moment. The first entry fixes the
+    /// timers' interrupt ids, and fails where two have the same.
     pub fn enter(&mut self, vcpu: usize) -> Result<(), VmError> {
         self.stopped(vcpu)?;
+        self.irqs.first_run(self.config.el2.timers(), self.config.in_kernel_irqchip)?;
         self.loaded[vcpu] = self.offsets(vcpu)?;
         self.running[vcpu] = true;
         for timer in &mut self.timers {
@@ -392,7 +450,7 @@ impl Vm {
     pub fn exit(&mut self, vcpu: usize, now: HostCount) -> Result<(), VmError> {
         self.exists(vcpu)?;
         if self.behaviours.ctl_readback == CtlReadback::Stored {
-            for &timer in self.el2.timers() {
+            for &timer in self.config.el2.timers() {
                 let guest = self.count(vcpu, view_of(timer), now)?;
                 let TimerBank { cval, ctl } = &mut self.timers[timer.index()];
                 if ctl[vcpu] & CTL_ENABLE != 0 {
@@ -408,7 +466,7 @@ impl Vm {
     /// The offsets that the vCPU's counters are under: a running vCPU keeps those it was loaded with.
     pub fn offsets(&self, vcpu: usize) -> Result<Offsets, VmError> {
         self.exists(vcpu)?;
-        Ok(match self.el2 {
+        Ok(match self.config.el2 {
             _ if self.running[vcpu] => self.loaded[vcpu],
             El2::Absent => self.offsets,
             El2::Vhe | El2::E2h0 => {
@@ -417,9 +475,9 @@ impl Vm {
         })
     }
 
-    /// What the vCPU's guest reads from a counter.
+    /// What the vCPU's guest reads from a counter at EL1.
     pub fn count(&self, vcpu: usize, view: View, now: HostCount) -> Result<GuestCount, VmError> {
-        Ok(now.guest(self.offsets(vcpu)?.of(view)))
+        Ok(self.config.width.count(now.guest(self.offsets(vcpu)?.of(view))))
     }
 
     /// The ids of the timer registers, in KVM_GET_REG_LIST's order.
@@ -441,7 +499,7 @@ impl Vm {
     pub fn get_one_reg(&self, vcpu: usize, id: u64, now: HostCount) -> Result<u64, VmError> {
         self.stopped(vcpu)?;
         match self.one_reg(id)?.role {
-            Role::Count(view) => Ok(self.count(vcpu, view, now)?.0),
+            Role::Count(view) => Ok(now.guest(self.offsets(vcpu)?.of(view)).0),
             Role::Cval(timer) => Ok(self.timers[timer.index()].cval[vcpu]),
             Role::Ctl(timer) => {
                 let TimerBank { cval, ctl } = &self.timers[timer.index()];
@@ -472,7 +530,7 @@ impl Vm {
             Role::Count(view) => {
                 let offset = Offset::between(now, GuestCount(value));
                 match view {
-                    View::Virtual if self.el2 == El2::Absent => self.offsets.virt = offset,
+                    View::Virtual if self.config.el2 == El2::Absent => self.offsets.virt = offset,
                     View::Virtual | View::Physical => self.offsets.phys = offset,
                 }
             }
@@ -487,56 +545,135 @@ impl Vm {
         Ok(())
     }
 
-    /// What the vCPU's guest reads with MRS at EL1.
-    pub fn read_sysreg(&self, vcpu: usize, encoding: Encoding, now: HostCount) -> Result<u64, VmError> {
+    /// What comes of an MRS, or with `write` an MSR, of the register by the vCPU's guest.
+    pub fn access(&self, vcpu: usize, encoding: Encoding, write: bool, from: Origin) -> Result<Access, VmError> {
         self.exists(vcpu)?;
-        let undefined = VmError::NoSuchSysreg { encoding, write: false };
-        match Sysreg::at(encoding).ok_or(undefined)?.role {
-            Role::Frequency => Ok(self.cntfrq_hz.into()),
-            Role::Count(view) => Ok(self.count(vcpu, view, now)?.0),
-            Role::Ctl(timer) if self.el2.timers().contains(&timer) => Ok(self.timer(vcpu, timer, now)?.ctl),
-            Role::Cval(timer) if self.el2.timers().contains(&timer) => Ok(self.timers[timer.index()].cval[vcpu]),
-            Role::Tval(timer) if self.el2.timers().contains(&timer) => Ok(self.timer(vcpu, timer, now)?.tval.into()),
-            Role::Cntkctl => Ok(self.cntkctl[vcpu]),
-            _ => Err(undefined),
+        let controls = Controls {
+            cntkctl: self.cntkctl[vcpu],
+            cnthctl: self.cnthctl[vcpu],
+            e2h: self.e2h(),
+            tge: from.tge,
+            nested: self.config.el2 != El2::Absent,
+        };
+        Ok(Sysreg::at(encoding).map_or(Access::Undefined, |row| access::check(row, write, from.el, &controls)))
+    }
+
+    fn role(&self, vcpu: usize, encoding: Encoding, write: bool, from: Origin) -> Result<Role, VmError> {
+        match self.access(vcpu, encoding, write, from)? {
+            Access::Allowed(role) => Ok(role),
+            Access::TrapToEl1 => Err(VmError::Trap { encoding, to: 1 }),
+            Access::TrapToEl2 => Err(VmError::Trap { encoding, to: 2 }),
+            Access::Undefined => Err(VmError::NoSuchSysreg { encoding, write }),
         }
     }
 
-    /// What the vCPU's guest does with MSR at EL1.
-    pub fn write_sysreg(&mut self, vcpu: usize, encoding: Encoding, value: u64, now: HostCount) -> Result<(), VmError> {
-        self.exists(vcpu)?;
-        let undefined = VmError::NoSuchSysreg { encoding, write: true };
-        match Sysreg::at(encoding).ok_or(undefined)?.role {
-            Role::Ctl(timer) if self.el2.timers().contains(&timer) => {
-                self.timers[timer.index()].ctl[vcpu] = value & (CTL_ENABLE | CTL_IMASK);
+    /// What the vCPU's guest reads with MRS.
+    pub fn read_sysreg(&self, vcpu: usize, encoding: Encoding, from: Origin, now: HostCount) -> Result<u64, VmError> {
+        match self.role(vcpu, encoding, false, from)? {
+            Role::Frequency => Ok(self.cntfrq_hz.into()),
+            Role::Count(View::Virtual) if !access::kvm_counts_cntvoff(from.el, self.e2h(), from.tge) => {
+                Ok(self.count(vcpu, View::Physical, now)?.0)
             }
-            Role::Cval(timer) if self.el2.timers().contains(&timer) => self.timers[timer.index()].cval[vcpu] = value,
-            Role::Tval(timer) if self.el2.timers().contains(&timer) => {
+            Role::Count(view) => Ok(self.count(vcpu, view, now)?.0),
+            Role::Ctl(timer) => Ok(self.timer(vcpu, timer, now)?.ctl),
+            Role::Cval(timer) => Ok(self.timer(vcpu, timer, now)?.cval),
+            Role::Tval(timer) => Ok(self.timer(vcpu, timer, now)?.tval.into()),
+            Role::Cntkctl => Ok(self.cntkctl[vcpu]),
+            Role::Cnthctl => Ok(self.cnthctl[vcpu]),
+            Role::Cntvoff => Ok(self.cntvoff[vcpu]),
+            Role::Cntpoff => Err(VmError::NoSuchSysreg { encoding, write: false }),
+        }
+    }
+
+    /// What the vCPU's guest does with MSR.
+    pub fn write_sysreg(
+        &mut self,
+        vcpu: usize,
+        encoding: Encoding,
+        value: u64,
+        from: Origin,
+        now: HostCount,
+    ) -> Result<(), VmError> {
+        match self.role(vcpu, encoding, true, from)? {
+            Role::Ctl(timer) => self.timers[timer.index()].ctl[vcpu] = value & (CTL_ENABLE | CTL_IMASK),
+            Role::Cval(timer) => self.timers[timer.index()].cval[vcpu] = value,
+            Role::Tval(timer) => {
                 let guest = self.count(vcpu, view_of(timer), now)?;
-                let tval = (value & 0xffff_ffff) as u32;
+                #[expect(clippy::cast_possible_truncation, reason = "TVAL has 32 bits")]
+                let tval = value as u32;
                 self.timers[timer.index()].cval[vcpu] = timer::tval_write(tval, guest);
             }
             Role::Cntkctl => self.cntkctl[vcpu] = value,
-            _ => return Err(undefined),
+            Role::Cnthctl => self.cnthctl[vcpu] = value,
+            Role::Cntvoff => {
+                self.cntvoff[vcpu] = value;
+                // A running vCPU's hypervisor sees to its own guest: it is loaded with the new one when it enters that.
+                self.loaded[vcpu].virt = self.loaded[vcpu].phys.plus(Offset(value));
+            }
+            Role::Frequency | Role::Count(_) | Role::Cntpoff => {
+                return Err(VmError::NoSuchSysreg { encoding, write: true });
+            }
         }
         self.generation += 1;
         Ok(())
     }
 
+    /// The host count at which a vCPU that waits in WFI, or in WFIT with this operand, wakes by itself: `now` if at once,
+    /// or [`NO_DEADLINE`](crate::bank::NO_DEADLINE).
+    pub fn wake(&self, vcpu: usize, wfit: Option<u64>, from: Origin, now: HostCount) -> Result<u64, VmError> {
+        let mut ticks = Vec::with_capacity(self.config.el2.timers().len());
+        for &timer in self.config.el2.timers() {
+            let guest = self.count(vcpu, view_of(timer), now)?;
+            let TimerBank { cval, ctl } = &self.timers[timer.index()];
+            ticks.push(self.config.width.ticks_to_line(ctl[vcpu], cval[vcpu], guest));
+        }
+        let view = if access::counts_cntvoff(from.el, self.e2h(), from.tge) { View::Virtual } else { View::Physical };
+        let timeout = match wfit {
+            Some(operand) => Some(wake::wfit_ticks(operand, self.count(vcpu, view, now)?)),
+            None => None,
+        };
+        Ok(wake::ticks_to_wake(ticks, timeout)
+            .map_or(NO_DEADLINE, |ticks| now.0.saturating_add(ticks).min(NO_DEADLINE - 1)))
+    }
+
+    /// `kvm_run.s.regs.device_irq_level`: the lines of the EL1 timers, for an interrupt controller in the VMM.
+    pub fn device_irq_level(&self, vcpu: usize, now: HostCount) -> Result<u64, VmError> {
+        let line = |timer| self.timer(vcpu, timer, now).map(|state| state.line);
+        Ok(irq::device_irq_level(line(Timer::Vtimer)?, line(Timer::Ptimer)?))
+    }
+
+    /// The timers' interrupt ids.
+    #[must_use]
+    pub const fn irqs(&self) -> &IrqIds {
+        &self.irqs
+    }
+
+    /// KVM_ARM_VCPU_TIMER_CTRL: gives a timer its interrupt id, on every vCPU.
+    pub fn set_irq(&mut self, attribute: u64, id: i32) -> Result<(), VmError> {
+        self.irqs.set(attribute, id, self.config.in_kernel_irqchip)?;
+        self.generation += 1;
+        Ok(())
+    }
+
+    const fn e2h(&self) -> bool {
+        matches!(self.config.el2, El2::Vhe)
+    }
+
     /// One timer, as the vCPU's guest would see it.
     pub fn timer(&self, vcpu: usize, timer: Timer, now: HostCount) -> Result<TimerState, VmError> {
         let guest = self.count(vcpu, view_of(timer), now)?;
-        if !self.el2.timers().contains(&timer) {
+        if !self.config.el2.timers().contains(&timer) {
             return Err(VmError::NoSuchTimer { timer });
         }
         let bank = &self.timers[timer.index()];
-        let (ctl, cval) = (bank.ctl[vcpu], bank.cval[vcpu]);
+        let width = self.config.width;
+        let (ctl, cval) = (bank.ctl[vcpu], bank.cval[vcpu] & width.mask());
         Ok(TimerState {
             ctl: timer::ctl_read(ctl, cval, guest),
             cval,
             tval: timer::tval_read(cval, guest),
             line: timer::line(ctl, cval, guest),
-            deadline: bank.deadline(vcpu, now, guest),
+            deadline: bank.deadline(vcpu, width, now, guest),
         })
     }
 
@@ -544,7 +681,7 @@ impl Vm {
     /// [`NO_DEADLINE`](crate::bank::NO_DEADLINE).
     pub fn next_deadline(&self, vcpu: usize, now: HostCount) -> Result<u64, VmError> {
         let mut earliest = crate::bank::NO_DEADLINE;
-        for &timer in self.el2.timers() {
+        for &timer in self.config.el2.timers() {
             earliest = earliest.min(self.timer(vcpu, timer, now)?.deadline);
         }
         Ok(earliest)
@@ -566,9 +703,9 @@ impl Vm {
             Role::Ctl(Timer::Ptimer) | Role::Cval(Timer::Ptimer) | Role::Count(View::Physical) => {
                 self.behaviours.physical_timer
             }
-            Role::Ctl(timer) | Role::Cval(timer) => self.el2.timers().contains(&timer),
+            Role::Ctl(timer) | Role::Cval(timer) => self.config.el2.timers().contains(&timer),
             Role::Count(View::Virtual) | Role::Cntkctl => true,
-            Role::Cntvoff | Role::Cnthctl => self.el2 != El2::Absent,
+            Role::Cntvoff | Role::Cnthctl => self.config.el2 != El2::Absent,
             _ => false,
         }
     }

@@ -9,7 +9,7 @@ use guestclock_core::plan::{self, Method, Plan, Policy, Refusal, Request, Target
 use guestclock_core::restore::{Restore, RestoreError, Written};
 use guestclock_core::sysreg::{Encoding, Role, View, one_reg_id};
 use guestclock_core::timer::Timer;
-use guestclock_core::vm::{Behaviours, El2, Vm};
+use guestclock_core::vm::{Behaviours, Config, El2, Vm};
 use std::collections::BTreeMap;
 
 /// A timer register that no table has.
@@ -35,7 +35,9 @@ struct Odd {
 impl Odd {
     fn new(el2: El2, slow: u64) -> Self {
         let counter = ManualCounter::new(HostCount(1_000_000), Frequency::new(62_500_000).unwrap(), 0);
-        let mut vm = Vm::new(counter.frequency(), Behaviours::named("7.3").unwrap(), el2).unwrap();
+        let mut vm =
+            Vm::new(counter.frequency(), Behaviours::named("7.3").unwrap(), Config { el2, ..Config::default() })
+                .unwrap();
         for _ in 0..2 {
             vm.create_vcpu(counter.count()).unwrap();
         }
@@ -75,7 +77,7 @@ impl Backend for Odd {
     }
 
     fn abilities(&self) -> Abilities {
-        Abilities { counter_offset: true, physical_offset_untrapped: Some(true) }
+        Abilities { counter_offset: true, physical_offset_untrapped: Some(true), counter_bits: Some(64) }
     }
 
     fn reg_list(&mut self, vcpu: usize) -> Result<Vec<u64>, &'static str> {

@@ -65,6 +65,11 @@ impl IntoPyErr for VmError {
                 fields.set_item("errno", ENOENT)?;
                 fields.set_item("reg", id)
             }),
+            Self::Trap { encoding, to } => typed("SysregTrap", &message, |fields| {
+                fields.set_item("reg", encoding.one_reg_id())?;
+                fields.set_item("to_el", to)
+            }),
+            Self::Irq(error) => typed("KvmError", &message, |fields| fields.set_item("errno", error.errno())),
             Self::NoSuchTimer { timer } => typed("UnknownRegister", &message, |fields| {
                 fields.set_item("errno", ENOENT)?;
                 fields.set_item("reg", one_reg_id(Role::Cval(timer)))

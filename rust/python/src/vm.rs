@@ -7,10 +7,12 @@ use crate::policy::AnyPolicy;
 use crate::records;
 use crate::registers;
 use crate::restore::{PyReport, request};
+use guestclock_core::access::{Access, El};
 use guestclock_core::counter::{Counter, HostCount, Offset};
 use guestclock_core::live::{LivePause, LiveVm};
 use guestclock_core::sysreg::{Encoding, View};
-use guestclock_core::vm::{Behaviours, El2, KERNELS};
+use guestclock_core::timer::Width;
+use guestclock_core::vm::{Behaviours, Config, El2, KERNELS, Origin};
 use pyo3::exceptions::{PyOverflowError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use std::sync::{Mutex, PoisonError};
@@ -22,7 +24,9 @@ use std::sync::{Mutex, PoisonError};
 /// many threads.
 ///
 /// `nested=True` gives the guest EL2 (KVM_ARM_VCPU_HAS_EL2): a CNTVOFF_EL2 on each vCPU, and two more timers; with
-/// `e2h0=True` (KVM_ARM_VCPU_HAS_EL2_E2H0) HCR_EL2.E2H is 0, and there is no EL2 virtual timer.
+/// `e2h0=True` (KVM_ARM_VCPU_HAS_EL2_E2H0) HCR_EL2.E2H is 0, and there is no EL2 virtual timer. `irqchip="user"` has the
+/// interrupt controller in the VMM. `arch_width` is for emulators of hardware whose counters have fewer than 64 bits (56
+/// and more): KVM knows only 64.
 #[pyclass(frozen, name = "Vm", module = "guestclock")]
 pub(crate) struct PyVm {
     /// The VM. Frozen, with the lock inside, so that reading a counter needs none.
@@ -33,6 +37,17 @@ pub(crate) struct PyVm {
 
 fn count(now: Option<u64>) -> Option<HostCount> {
     now.map(HostCount)
+}
+
+/// Where in the guest something comes from.
+fn origin(el: u8, tge: bool) -> PyResult<Origin> {
+    let el = match el {
+        0 => El::El0,
+        1 => El::El1,
+        2 => El::El2,
+        _ => return Err(PyValueError::new_err(format!("el={el}: a guest's exception level is 0, 1 or 2"))),
+    };
+    Ok(Origin { el, tge })
 }
 
 /// Any integer from -2^63 up to 2^64, reduced modulo 2^64.
@@ -49,7 +64,9 @@ fn modular(value: &Bound<'_, PyAny>, what: &str) -> PyResult<u64> {
 #[pymethods]
 impl PyVm {
     #[new]
-    #[pyo3(signature = (vcpus=1, *, counter=None, kernel=None, nested=false, e2h0=false))]
+    #[pyo3(signature = (
+        vcpus=1, *, counter=None, kernel=None, nested=false, e2h0=false, irqchip="in-kernel", arch_width=64
+    ))]
     fn new(
         py: Python<'_>,
         vcpus: usize,
@@ -57,6 +74,8 @@ impl PyVm {
         kernel: Option<&str>,
         nested: bool,
         e2h0: bool,
+        irqchip: &str,
+        arch_width: u8,
     ) -> PyResult<Self> {
         let kernel = kernel.unwrap_or(if nested { "7.3" } else { "6.12" });
         let el2 = match (nested, e2h0) {
@@ -67,6 +86,14 @@ impl PyVm {
                 return Err(PyValueError::new_err("e2h0=True is about a guest's EL2: it needs nested=True"));
             }
         };
+        let in_kernel_irqchip = match irqchip {
+            "in-kernel" => true,
+            "user" => false,
+            _ => return Err(PyValueError::new_err(format!("no irqchip={irqchip:?}: in-kernel or user"))),
+        };
+        let width = Width::new(arch_width)
+            .ok_or_else(|| PyValueError::new_err(format!("arch_width={arch_width}: a counter has 56 to 64 bits")))?;
+        let config = Config { el2, in_kernel_irqchip, width };
         let counter = match counter {
             Some(counter) => counter,
             None => py.get_type::<PyHostCounter>().call0()?,
@@ -76,7 +103,7 @@ impl PyVm {
             return Err(PyValueError::new_err(format!("no kernel {kernel:?}: one of {}", names.join(", "))));
         };
         let behaviours = Behaviours::named(kernel).ok_or_else(|| PyValueError::new_err("no such kernel"))?;
-        let live = LiveVm::new(counter.extract::<AnyCounter>()?, behaviours, el2, vcpus).or_raise()?;
+        let live = LiveVm::new(counter.extract::<AnyCounter>()?, behaviours, config, vcpus).or_raise()?;
         Ok(Self { live, counter: counter.unbind(), kernel })
     }
 
@@ -101,7 +128,7 @@ impl PyVm {
     /// Whether the guest has EL2.
     #[getter]
     fn nested(&self) -> bool {
-        self.live.el2() != El2::Absent
+        self.live.config().el2 != El2::Absent
     }
 
     /// Whose rules it follows.
@@ -195,16 +222,53 @@ impl PyVm {
         self.live.reg_list(vcpu).or_raise()
     }
 
-    /// What the vCPU's guest reads with `mrs` at EL1, now or when the host's counter reads `now`.
+    /// What comes of an `mrs`, or with `write` an `msr`, at this exception level: "allowed", "trap-to-el1", "trap-to-el2" or
+    /// "undefined".
     ///
-    /// UnknownRegister where the instruction is undefined for it.
-    #[pyo3(signature = (vcpu, op0, op1, crn, crm, op2, *, now=None))]
-    fn read_sysreg(&self, vcpu: usize, op0: u8, op1: u8, crn: u8, crm: u8, op2: u8, now: Option<u64>) -> PyResult<u64> {
-        self.live.read_sysreg(vcpu, Encoding(op0, op1, crn, crm, op2), count(now)).or_raise()
+    /// `tge` is HCR_EL2.TGE of a nested guest, whose EL0 is then its hypervisor's user space.
+    #[pyo3(signature = (vcpu, op0, op1, crn, crm, op2, *, write=false, el=1, tge=false))]
+    fn access(
+        &self,
+        vcpu: usize,
+        op0: u8,
+        op1: u8,
+        crn: u8,
+        crm: u8,
+        op2: u8,
+        write: bool,
+        el: u8,
+        tge: bool,
+    ) -> PyResult<&'static str> {
+        let access = self.live.access(vcpu, Encoding(op0, op1, crn, crm, op2), write, origin(el, tge)?).or_raise()?;
+        Ok(match access {
+            Access::Allowed(_) => "allowed",
+            Access::TrapToEl1 => "trap-to-el1",
+            Access::TrapToEl2 => "trap-to-el2",
+            Access::Undefined => "undefined",
+        })
     }
 
-    /// What the vCPU's guest does with `msr` at EL1.
-    #[pyo3(signature = (vcpu, op0, op1, crn, crm, op2, value, *, now=None))]
+    /// What the vCPU's guest reads with `mrs` at exception level `el`, now or when the host's counter reads `now`.
+    ///
+    /// SysregTrap where the access traps, and UnknownRegister where it is undefined for the guest.
+    #[pyo3(signature = (vcpu, op0, op1, crn, crm, op2, *, el=1, tge=false, now=None))]
+    fn read_sysreg(
+        &self,
+        vcpu: usize,
+        op0: u8,
+        op1: u8,
+        crn: u8,
+        crm: u8,
+        op2: u8,
+        el: u8,
+        tge: bool,
+        now: Option<u64>,
+    ) -> PyResult<u64> {
+        self.live.read_sysreg(vcpu, Encoding(op0, op1, crn, crm, op2), origin(el, tge)?, count(now)).or_raise()
+    }
+
+    /// What the vCPU's guest does with `msr` at exception level `el`: see `read_sysreg`.
+    #[pyo3(signature = (vcpu, op0, op1, crn, crm, op2, value, *, el=1, tge=false, now=None))]
     fn write_sysreg(
         &self,
         vcpu: usize,
@@ -214,9 +278,47 @@ impl PyVm {
         crm: u8,
         op2: u8,
         value: u64,
+        el: u8,
+        tge: bool,
         now: Option<u64>,
     ) -> PyResult<()> {
-        self.live.write_sysreg(vcpu, Encoding(op0, op1, crn, crm, op2), value, count(now)).or_raise()
+        let encoding = Encoding(op0, op1, crn, crm, op2);
+        self.live.write_sysreg(vcpu, encoding, value, origin(el, tge)?, count(now)).or_raise()
+    }
+
+    /// The host count at which a vCPU that waits in WFI wakes by itself: now, if at once; None if nothing of its own will.
+    ///
+    /// `timeout` is the operand of WFIT, a count of the virtual counter.
+    #[pyo3(signature = (vcpu, *, timeout=None, el=1, tge=false, now=None))]
+    fn wfi_wake(
+        &self,
+        vcpu: usize,
+        timeout: Option<u64>,
+        el: u8,
+        tge: bool,
+        now: Option<u64>,
+    ) -> PyResult<Option<u64>> {
+        self.live.wake(vcpu, timeout, origin(el, tge)?, count(now)).map(records::deadline).or_raise()
+    }
+
+    /// `kvm_run.s.regs.device_irq_level`: bit 0 the virtual timer's line, bit 1 the physical one's, for an interrupt
+    /// controller in the VMM.
+    #[pyo3(signature = (vcpu, *, now=None))]
+    fn device_irq_level(&self, vcpu: usize, now: Option<u64>) -> PyResult<u64> {
+        self.live.device_irq_level(vcpu, count(now)).or_raise()
+    }
+
+    /// The interrupt id of a timer, on every vCPU.
+    fn irq(&self, timer: u64) -> PyResult<u8> {
+        self.live.irq(timer).or_raise()
+    }
+
+    /// KVM_ARM_VCPU_TIMER_CTRL: gives a timer its interrupt id, 16 to 31, on every vCPU.
+    ///
+    /// KvmError: EINVAL for another id, or without an interrupt controller in the kernel; EBUSY once a vCPU has run; ENXIO
+    /// for a timer that the kernel doesn't know. Two timers with the same id make the first run fail.
+    fn set_irq(&self, timer: u64, id: i32) -> PyResult<()> {
+        self.live.set_irq(timer, id).or_raise()
     }
 
     /// One timer as its guest sees it, now or when the host's counter reads `now`.
