@@ -53,6 +53,14 @@ test-rust: $(VENV)/.tools | cargo ## The Rust crates' tests and doc tests
 test-python: $(NATIVE) ## The Python suite
 	$(PY) -m pytest
 
+.PHONY: deep-test
+deep-test: deep-model ## What takes minutes: the model against the reference from a fresh seed (or SEED=n)
+
+.PHONY: deep-model
+deep-model: $(NATIVE)
+	@seed=$${SEED:-$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')}; echo "To repeat it: make deep-model SEED=$$seed"; \
+	$(PY) -m pytest tests/test_model.py --hypothesis-profile=deep --hypothesis-seed=$$seed --timeout=1800
+
 .PHONY: lint
 lint: $(VENV)/.tools | cargo ## rustfmt, clippy pedantic, the core without std, ruff
 	cargo fmt --all --check

@@ -101,12 +101,16 @@ class ReferenceVm:
 
     # A vCPU's ioctls.
 
-    def stopped(self, index: int) -> Vcpu:
+    def existing(self, index: int) -> Vcpu:
         if index >= len(self.vcpus):
             raise Refused("no such vCPU")
-        if self.vcpus[index].loaded is not None:
-            raise Refused("EBUSY")
         return self.vcpus[index]
+
+    def stopped(self, index: int) -> Vcpu:
+        vcpu = self.existing(index)
+        if vcpu.loaded is not None:
+            raise Refused("EBUSY")
+        return vcpu
 
     def init_vcpu(self, index: int) -> None:
         vcpu = self.stopped(index)
@@ -197,7 +201,7 @@ class ReferenceVm:
                 return vcpu.ctl[view] & 3 | (ISTATUS if self.istatus(index, view, now) else 0)
 
     def write_sysreg(self, index: int, name: str, value: int, now: int) -> None:
-        vcpu = self.vcpus[index]
+        vcpu = self.existing(index)
         view = VIRTUAL if name.startswith("CNTV") else PHYSICAL
         if name == "CNTKCTL_EL1":
             vcpu.cntkctl = value
