@@ -1,7 +1,33 @@
-"""What all tests share."""
+"""What all tests share: how many examples are tried, and a tally of the state machines' steps."""
 
-from hypothesis import settings
+from __future__ import annotations
+
+import pytest
+from hypothesis import Phase, settings
 
 # The same examples in every run, so that a run that failed can be repeated, and none fails by luck.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
+# The same examples again, the first that fails as it is: to learn that a test fails, and no more.
+settings.register_profile("unshrunk", settings.get_profile("repeatable"), phases=[Phase.explicit, Phase.generate])
+# `make deep-test`: other examples in every run, repeated with --hypothesis-seed.
+settings.register_profile("deep", deadline=None, database=None, max_examples=3000)
 settings.load_profile("repeatable")
+
+STEPS = "state machine steps"
+"""The property under which a test reports how many it took."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Says how far the state machines went, and whether the model and the reference parted."""
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    tests = [report for report in reports if isinstance(report, pytest.TestReport)]
+    parted = {test.nodeid for test in tests if test.failed and test.when == "call"}
+    steps = {test.nodeid: dict(test.user_properties).get(STEPS) for test in tests if test.when == "teardown"}
+    counted = {nodeid: count for nodeid, count in steps.items() if isinstance(count, int)}
+    if counted:
+        terminalreporter.section("model against reference")
+        seed = config.getoption("--hypothesis-seed")
+        terminalreporter.line(f"profile {settings.get_current_profile_name()}, seed {seed or 'fixed'}")
+        for nodeid, count in counted.items():
+            found = "a divergence" if nodeid in parted else "0 divergences"
+            terminalreporter.line(f"{nodeid}: {count} steps, {found}")

@@ -38,12 +38,38 @@ def signed32(value: int) -> int:
     return value - 2**32 if value >= 2**31 else value
 
 
-class Refused(Exception):
-    """What the kernel answers with an errno."""
+PLAIN = {"CNTKCTL_EL1": CNTKCTL, "CNTHCTL_EL2": CNTHCTL, "CNTVOFF_EL2": CNTVOFF}
+TIMERS = {"CNTV": VTIMER, "CNTP": PTIMER, "CNTHV": HVTIMER, "CNTHP": HPTIMER}
+COUNTS = ("CNTVCT_EL0", "CNTPCT_EL0", "CNTVCTSS_EL0", "CNTPCTSS_EL0")
+PARTS = ("CTL", "CVAL", "TVAL")
+NAMES = [
+    "CNTFRQ_EL0",
+    *COUNTS,
+    *PLAIN,
+    "CNTPOFF_EL2",
+    "CNTKCTL_EL12",
+    *(f"CNT{view}_{part}_EL0" for view in "VP" for part in PARTS),
+    *(f"CNT{view}_{part}_EL02" for view in "VP" for part in PARTS),
+    *(f"CNTH{view}_{part}_EL2" for view in "VP" for part in PARTS),
+]
+"""Every register of the generic timer that a guest can name."""
 
-    def __init__(self, errno: Literal["ENOENT", "EBUSY", "EINVAL", "no such vCPU"]) -> None:
-        super().__init__(errno)
-        self.errno = errno
+
+def is_count(name: str) -> bool:
+    return name in COUNTS
+
+
+def at_el2(name: str) -> str:
+    """What EL1's name of a timer means where the hypervisor is at home: E2H."""
+    return name if is_count(name) or name == "CNTFRQ_EL0" else f"CNTH{name[3]}{name[4:-1]}2"
+
+
+class Refused(Exception):
+    """What the kernel answers with an errno, or what comes of a guest's access instead of a value."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
 
 
 @dataclass
@@ -66,8 +92,14 @@ class ReferenceVm:
     frequency_hz: int
     el2: Literal["absent", "vhe", "e2h0"] = "absent"
     """Whether the guest has EL2, and with HCR_EL2.E2H fixed at 1 or at 0."""
+    in_kernel_irqchip: bool = True
+    width: int = 64
+    """How many bits the guest's counters and compare values have."""
     offset: list[int] = field(default_factory=lambda: [0, 0])
     owned: bool = False
+    irq: list[int] = field(default_factory=lambda: [27, 30, 28, 26])
+    """The timers' interrupt ids."""
+    has_run: bool = False
     vcpus: list[Vcpu] = field(default_factory=list)
 
     # What differs between kernels.
@@ -135,12 +167,16 @@ class ReferenceVm:
 
     # A vCPU's ioctls.
 
-    def stopped(self, index: int) -> Vcpu:
+    def existing(self, index: int) -> Vcpu:
         if index >= len(self.vcpus):
             raise Refused("no such vCPU")
-        if self.vcpus[index].loaded is not None:
-            raise Refused("EBUSY")
         return self.vcpus[index]
+
+    def stopped(self, index: int) -> Vcpu:
+        vcpu = self.existing(index)
+        if vcpu.loaded is not None:
+            raise Refused("EBUSY")
+        return vcpu
 
     def init_vcpu(self, index: int) -> None:
         vcpu = self.stopped(index)
@@ -149,8 +185,23 @@ class ReferenceVm:
         if self.kernel == "7.3":
             vcpu.cval = [0] * 4
 
+    def set_irq(self, timer: int, irq: int) -> None:
+        """KVM_ARM_VCPU_TIMER_CTRL: the checks in their order."""
+        if not self.in_kernel_irqchip or not 16 <= irq <= 31:
+            raise Refused("EINVAL")
+        if self.has_run:
+            raise Refused("EBUSY")
+        if timer >= (2 if self.kernel == "6.1" else 4):
+            raise Refused("ENXIO")
+        self.irq[timer] = irq
+
     def enter(self, index: int) -> None:
         vcpu = self.stopped(index)
+        if self.in_kernel_irqchip:
+            irqs = [self.irq[timer] for timer in self.timers()]
+            if len(set(irqs)) < len(irqs):
+                raise Refused("EINVAL")
+            self.has_run = True
         vcpu.loaded = [self.now_offset(vcpu, view) for view in (VIRTUAL, PHYSICAL)]
         vcpu.ctl = [ctl & (ENABLE | IMASK) for ctl in vcpu.ctl]
 
@@ -194,49 +245,113 @@ class ReferenceVm:
 
     # What the guest sees.
 
+    def narrow(self, value: int) -> int:
+        return value % 2**self.width
+
     def count(self, index: int, view: int, now: int) -> int:
         vcpu = self.vcpus[index]
-        return u64(now - (self.now_offset(vcpu, view) if vcpu.loaded is None else vcpu.loaded[view]))
+        return self.narrow(now - (self.now_offset(vcpu, view) if vcpu.loaded is None else vcpu.loaded[view]))
 
     def istatus(self, index: int, timer: int, now: int) -> bool:
-        return self.count(index, self.view(timer), now) >= self.vcpus[index].cval[timer]
+        return self.count(index, self.view(timer), now) >= self.narrow(self.vcpus[index].cval[timer])
 
     def line(self, index: int, timer: int, now: int) -> bool:
         return self.vcpus[index].ctl[timer] & 3 == ENABLE and self.istatus(index, timer, now)
+
+    def device_irq_level(self, index: int, now: int) -> int:
+        return self.line(index, VTIMER, now) | self.line(index, PTIMER, now) << 1
 
     def deadline(self, index: int, timer: int, now: int) -> int | None:
         """The host count at which the line goes high by itself, held below 2^64 - 1."""
         vcpu = self.vcpus[index]
         if vcpu.ctl[timer] & 3 != ENABLE:
             return None
-        left = max(0, vcpu.cval[timer] - self.count(index, self.view(timer), now))
+        left = max(0, self.narrow(vcpu.cval[timer]) - self.count(index, self.view(timer), now))
         return min(now + left, 2**64 - 2)
 
-    def read_sysreg(self, index: int, name: str, now: int) -> int:
+    def wake(self, index: int, timeout: int | None, el: int, tge: bool, now: int) -> int | None:
+        """When a vCPU in WFI wakes by itself, or in WFIT: its timeout is a virtual count, as that EL reads it."""
+        wakes = [wake for timer in self.timers() if (wake := self.deadline(index, timer, now)) is not None]
+        if timeout is not None:
+            vhe = self.el2 == "vhe"
+            view = PHYSICAL if vhe and (el == 2 or (el == 0 and tge)) else VIRTUAL
+            wakes.append(min(now + max(0, timeout - self.count(index, view, now)), 2**64 - 2))
+        return min(wakes, default=None)
+
+    # What the guest may access: "Accessing the register" on each register's page of the Arm ARM.
+
+    def resolve(self, index: int, name: str, el: int, *, tge: bool, write: bool) -> str:  # noqa: C901
+        """The register that is really accessed, by its plain name."""
+        plain = self.vcpus[index].plain
+        nested, e2h = self.el2 != "absent", self.el2 == "vhe"
+        tge = tge and nested
+        if (el == 2 and not nested) or (write and (name == "CNTFRQ_EL0" or is_count(name))):
+            raise Refused("undefined")
+        if name.endswith("_EL2"):
+            if el < 2 or name == "CNTPOFF_EL2" or (name.startswith("CNTHV") and not e2h):
+                raise Refused("undefined")
+            return name
+        if name.endswith(("_EL02", "_EL12")):
+            if el < 2 or not e2h:
+                raise Refused("undefined")
+            return name.replace("_EL02", "_EL0").replace("_EL12", "_EL1")
+        if name == "CNTKCTL_EL1":
+            if el == 0:
+                raise Refused("undefined")
+            return "CNTHCTL_EL2" if el == 2 and e2h else name
+        physical, count = name.startswith("CNTP"), is_count(name)
+        if el == 2:
+            return at_el2(name) if e2h else name
+        if el == 0:
+            gate = (
+                0b11 if name == "CNTFRQ_EL0" else (1 if physical else 2) if count else (1 << 9 if physical else 1 << 8)
+            )
+            if not plain[CNTHCTL if e2h and tge else CNTKCTL] & gate:
+                raise Refused("trap to EL2" if tge else "trap to EL1")
+            if e2h and tge:
+                return at_el2(name)
+        hctl = plain[CNTHCTL]
+        shift = 10 if e2h else 0
+        if nested and name != "CNTFRQ_EL0":
+            if physical:
+                trapped = not hctl >> shift & (1 if count else 2)
+            else:
+                trapped = bool(hctl & (1 << 14 if count else 1 << 13))
+            if trapped:
+                raise Refused("trap to EL2")
+        return name
+
+    def read_sysreg(self, index: int, name: str, now: int, el: int = 1, *, tge: bool = False) -> int:
         vcpu = self.vcpus[index]
+        name = self.resolve(index, name, el, tge=tge, write=False)
         if name == "CNTFRQ_EL0":
             return self.frequency_hz
-        if name == "CNTKCTL_EL1":
-            return vcpu.plain[CNTKCTL]
-        view = VIRTUAL if name.startswith("CNTV") else PHYSICAL
-        match name.split("_")[1] if name.count("_") == 2 else "CNT":
-            case "CNT":
-                return self.count(index, view, now)
-            case "CVAL":
-                return vcpu.cval[view]
-            case "TVAL":
-                return (vcpu.cval[view] - self.count(index, view, now)) % 2**32
-            case _:
-                return vcpu.ctl[view] & 3 | (ISTATUS if self.istatus(index, view, now) else 0)
+        if name in PLAIN:
+            return vcpu.plain[PLAIN[name]]
+        if is_count(name):
+            # Under KVM the virtual counter is never less CNTVOFF_EL2 at EL2, nor for a hypervisor's user space.
+            hypervisor = el == 2 or (el == 0 and tge and self.el2 == "vhe")
+            return self.count(index, VIRTUAL if name.startswith("CNTV") and not hypervisor else PHYSICAL, now)
+        timer = TIMERS[name[: name.index("_")]]
+        cval, count = self.narrow(vcpu.cval[timer]), self.count(index, self.view(timer), now)
+        if "_CVAL_" in name:
+            return cval
+        if "_TVAL_" in name:
+            return (cval - count) % 2**32
+        return vcpu.ctl[timer] & 3 | (ISTATUS if count >= cval else 0)
 
-    def write_sysreg(self, index: int, name: str, value: int, now: int) -> None:
+    def write_sysreg(self, index: int, name: str, value: int, now: int, el: int = 1, *, tge: bool = False) -> None:
         vcpu = self.vcpus[index]
-        view = VIRTUAL if name.startswith("CNTV") else PHYSICAL
-        if name == "CNTKCTL_EL1":
-            vcpu.plain[CNTKCTL] = value
-        elif name.endswith("_CVAL_EL0"):
-            vcpu.cval[view] = value
-        elif name.endswith("_TVAL_EL0"):
-            vcpu.cval[view] = u64(self.count(index, view, now) + signed32(value))
+        name = self.resolve(index, name, el, tge=tge, write=True)
+        if name in PLAIN:
+            vcpu.plain[PLAIN[name]] = value
+            if name == "CNTVOFF_EL2" and vcpu.loaded is not None:
+                vcpu.loaded[VIRTUAL] = u64(vcpu.loaded[PHYSICAL] + value)
+            return
+        timer = TIMERS[name[: name.index("_")]]
+        if "_CVAL_" in name:
+            vcpu.cval[timer] = value
+        elif "_TVAL_" in name:
+            vcpu.cval[timer] = u64(self.count(index, self.view(timer), now) + signed32(value))
         else:
-            vcpu.ctl[view] = value & (ENABLE | IMASK)
+            vcpu.ctl[timer] = value & (ENABLE | IMASK)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
+import cbor2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from golden import make
 from guestclock import (
     Advance,
     Checkpoint,
     Freeze,
-    ManualCounter,
+    MonotonicCounter,
     Reg,
     Timer,
     Vm,
@@ -33,37 +36,11 @@ from guestclock.errors import (
     TopologyMismatch,
     VcpuRunning,
 )
-
-HZ = 62_500_000
-NS = 16
-"""Nanoseconds in a tick."""
-SECOND = 10**9
-START_NS = 1_750_000_000 * SECOND
+from vms import HZ, NS, SECOND, START_NS, host, owned, state
 
 u64s = st.integers(0, 2**64 - 1)
 pauses = st.integers(0, 2**40)
 Policy = Freeze | Advance
-
-
-def host(count: int = 10**12, realtime_ns: int = START_NS, hz: int = HZ) -> ManualCounter:
-    """A host's counter."""
-    return ManualCounter(count, frequency_hz=hz, realtime_ns=realtime_ns)
-
-
-def owned(counter: ManualCounter, vcpus: int = 2, cntvct: int = 1000) -> Vm:
-    """A VM that has opted in and whose guest reads `cntvct` now."""
-    vm = Vm(vcpus, counter=counter)
-    vm.set_counter_offset((counter.read() - cntvct) % 2**64)
-    return vm
-
-
-def state(vm: Vm) -> dict[str, Any]:
-    """All that can be seen of a VM, at a host count of 0."""
-    return {
-        "owned": vm.owned,
-        "counts": [(vm.cntvct(vcpu, 0), vm.cntpct(vcpu, 0)) for vcpu in range(vm.vcpus)],
-        "regs": [[vm.get_one_reg(vcpu, reg, now=0) for reg in vm.reg_list(vcpu)] for vcpu in range(vm.vcpus)],
-    }
 
 
 # The table: what the guest's counters are at the release.
@@ -149,6 +126,17 @@ def test_a_guest_that_never_opted_in_keeps_both_counters(policy: Policy) -> None
     assert report.error_bound_ticks == 0
 
 
+def test_equal_counters_are_made_exact_by_one_offset() -> None:
+    counter = host(0)
+    checkpoint = Vm(1, counter=counter).checkpoint()
+    assert (checkpoint.owned, checkpoint.cntvct, checkpoint.cntpct) == (False, 0, 0)
+    counter.advance(50)
+    vm = Vm(1, counter=counter)
+    assert restore(checkpoint, vm).method == "offset"
+    assert vm.owned
+    assert vm.cntvct(0) == vm.cntpct(0) == 0
+
+
 def test_adopt_virtual_gives_up_the_physical_counter() -> None:
     counter = host()
     source = Vm(1, counter=counter)
@@ -158,9 +146,9 @@ def test_adopt_virtual_gives_up_the_physical_counter() -> None:
     assert any(f"CNTPCT_EL0 jumps by {1000 - counter.read()} ticks" in warning for warning in intended.warnings)
     steps = intended.prepare()
     steps.apply()
-    steps.release()
+    report = steps.release()
     assert vm.owned
-    assert vm.cntvct(0) == vm.cntpct(0) == 1000
+    assert vm.cntvct(0) == vm.cntpct(0) == report.cntvct == report.cntpct == 1000
 
 
 def test_a_kernel_without_physical_registers_restores_the_virtual_timer_only() -> None:
@@ -251,6 +239,8 @@ def test_counts_that_the_vmm_replays_and_late_vcpus_do_no_harm() -> None:
     vm.set_one_reg(1, Reg.PTIMER_CNT, 43)
     counter.advance(10)
     vm.create_vcpu()
+    assert vm.owned
+    assert {vm.cntvct(vcpu) for vcpu in range(3)} == {vm.cntpct(vcpu) for vcpu in range(3)} == {1010}
     steps.apply()
     steps.release()
     assert {vm.cntvct(vcpu) for vcpu in range(3)} == {vm.cntpct(vcpu) for vcpu in range(3)} == {1000}
@@ -412,6 +402,68 @@ def test_force_beats_evidence() -> None:
     assert "forced" in str(plan(checkpoint, vm, same_counter=False))
 
 
+def test_a_counter_that_went_backwards_with_its_wall_clock_is_another() -> None:
+    counter = host()
+    checkpoint = owned(counter).checkpoint()
+    counter.rewind(1)
+    assert not plan(checkpoint, Vm(2, counter=counter)).same_counter
+
+
+def other(checkpoint: Checkpoint, *, host: Mapping[str, object] | None = None, **changes: object) -> Checkpoint:
+    """The checkpoint with some of its values changed, by another implementation of the format."""
+    said = cbor2.loads(cbor2.loads(checkpoint.to_bytes())[2].value)
+    said |= changes | {"host": {**said["host"], **(host or {})}}
+    return Checkpoint.from_bytes(make.seal(cbor2.dumps(said, canonical=True)))
+
+
+def test_another_kind_of_counter_is_another() -> None:
+    counter = host()
+    checkpoint = owned(counter).checkpoint()
+    assert plan(other(checkpoint), Vm(2, counter=counter)).same_counter
+    assert not plan(other(checkpoint, host={"source": "tsc"}), Vm(2, counter=counter)).same_counter
+
+
+def test_another_machines_counter_is_another() -> None:
+    counter = MonotonicCounter()
+    # So wide a bracket that the wall clock has nothing to say.
+    here = {"width_ns": SECOND}
+    checkpoint = Vm(1, counter=counter).checkpoint()
+    elsewhere = other(checkpoint, host=here | {"machine_id": bytes(16)})
+    assert not plan(elsewhere, Vm(1, counter=counter)).same_counter
+    known = checkpoint.host.machine_id is not None
+    assert plan(other(checkpoint, host=here), Vm(1, counter=counter)).same_counter is known
+
+
+# How sure it is.
+
+
+def test_the_error_bound_holds_every_doubt() -> None:
+    counter = host()
+    checkpoint = owned(counter).checkpoint()
+    target = host(5, realtime_ns=START_NS + SECOND)
+    changed = other(checkpoint, host={"width_ns": 3 * NS}, width_ticks=70)
+    options: dict[str, Any] = {"policy": Advance(), "same_counter": False}
+    bound = restore(changed, Vm(2, counter=target), assume_error_ns=5 * NS, **options).error_bound_ticks
+    # The saved counters, both brackets (by hand there is none), the wall clocks, and the rounding.
+    assert bound == 70 + 3 + 0 + 5 + 1
+    live = MonotonicCounter()
+    assert live.cross_timestamp().width_ns > 0
+    bound = restore(other(checkpoint), Vm(2, counter=live), assume_error_ns=0, **options).error_bound_ticks
+    assert bound > 1
+    assert restore(changed, Vm(2, counter=counter)).error_bound_ticks == 70
+
+
+def test_the_wall_clock_is_read_again_at_the_release() -> None:
+    checkpoint = owned(host()).checkpoint()
+    target = host(5)
+    vm = Vm(2, counter=target)
+    steps = plan(checkpoint, vm, policy=Advance(), same_counter=False, assume_error_ns=0).prepare()
+    steps.apply()
+    target.step_realtime(SECOND)
+    assert steps.release().added_ticks == HZ
+    assert vm.cntvct(0) == 1000 + HZ
+
+
 # Plans and reports.
 
 
@@ -463,6 +515,8 @@ def test_injected_instants_make_a_restore_exact() -> None:
     source = owned(counter, cntvct=0)
     checkpoint = source.checkpoint(now=10**12 + 50)
     assert (checkpoint.cntvct, checkpoint.host.realtime_ns) == (50, START_NS + 50 * NS)
+    earlier = source.checkpoint(now=10**12 - 50)
+    assert (earlier.cntvct, earlier.host.realtime_ns) == (2**64 - 50, START_NS - 50 * NS)
     vm = Vm(2, counter=counter)
     report = restore(checkpoint, vm, now=10**12 + 500)
     assert report.released_at == 10**12 + 500
@@ -492,6 +546,16 @@ def test_paused_in_place(policy: Policy | None, added: int, opted_in: bool) -> N
     assert vm.get_one_reg(0, Reg.TIMER_CVAL) == 123
     with vm.running(0):
         pass
+
+
+def test_a_pause_in_place_has_no_doubt_about_the_counter() -> None:
+    counter = host()
+    vm = owned(counter, cntvct=100)
+    with vm.paused(Advance()) as pause:
+        counter.advance(5)
+        counter.step_realtime(-SECOND)
+    assert vm.cntvct(0) == 105
+    assert pause.report.error_bound_ticks == 0
 
 
 def test_a_pause_ends_when_its_block_raises() -> None:

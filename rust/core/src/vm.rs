@@ -454,7 +454,7 @@ impl Vm {
                 let guest = self.count(vcpu, view_of(timer), now)?;
                 let TimerBank { cval, ctl } = &mut self.timers[timer.index()];
                 if ctl[vcpu] & CTL_ENABLE != 0 {
-                    ctl[vcpu] = timer::ctl_read(ctl[vcpu], cval[vcpu], guest);
+                    ctl[vcpu] = self.config.width.ctl_read(ctl[vcpu], cval[vcpu], guest);
                 }
             }
         }
@@ -506,7 +506,8 @@ impl Vm {
                 match self.behaviours.ctl_readback {
                     CtlReadback::Stored => Ok(ctl[vcpu]),
                     CtlReadback::Computed => {
-                        let met = timer::condition_met(cval[vcpu], self.count(vcpu, view_of(timer), now)?);
+                        let guest = self.count(vcpu, view_of(timer), now)?;
+                        let met = self.config.width.condition_met(cval[vcpu], guest);
                         Ok(ctl[vcpu] & 0xffff_ffff | if met { CTL_ISTATUS } else { 0 })
                     }
                 }

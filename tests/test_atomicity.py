@@ -1,0 +1,474 @@
+"""An error leaves everything as it was: each that an operation can raise, with the whole state before and after."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import pickle
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guestclock import Advance, Checkpoint, Freeze, ManualCounter, Plan, Reg, Restore, Timer, Vm, plan, restore, sysreg
+from guestclock.errors import (
+    CapabilityMissing,
+    ClockWentBackwards,
+    CounterSkew,
+    ElapsedUnknown,
+    FrequencyMismatch,
+    GuestClockError,
+    KvmError,
+    NotACheckpoint,
+    OutOfOrder,
+    RestoreOpen,
+    RestoreRefused,
+    StalePlan,
+    TopologyMismatch,
+    UnknownRegister,
+    VcpuRunning,
+)
+from vms import HZ, SECOND, START_NS, host, owned, state
+
+ANYTHING: Any = object()
+NO_SUCH_REG = Reg.TIMER_CTL + 4
+EL2_REG = 0x603000000013E703
+"""CNTVOFF_EL2."""
+EL2_SYSREG = sysreg("CNTVOFF_EL2")
+NOTHING = (3, 3, 14, 2, 7)
+"""An encoding among the timer's that no register has."""
+TOO_FAR = 10**12 + 2**63
+"""A host count at which nobody can tell the wall clock."""
+
+
+@dataclass
+class Scene:
+    """A VM in some state, and what an operation on it needs."""
+
+    vm: Vm
+    counter: ManualCounter
+    running: Any = None
+    """The context manager of vCPU 1, which is in the guest."""
+    plan: Any = None
+    steps: Any = None
+    pause: Any = None
+    closed: bool = False
+    """Whether vCPUs may not run."""
+
+    def finish(self) -> None:
+        """Goes on to where every vCPU can be entered, and enters it."""
+        if self.running:
+            self.running.__exit__(None, None, None)
+        if self.closed:
+            with pytest.raises(RestoreOpen), self.vm.running(0):
+                pass
+        if self.steps and self.closed:
+            with suppress(OutOfOrder):
+                self.steps.apply()
+            self.steps.release()
+        if self.pause and self.closed:
+            self.pause.__exit__(None, None, None)
+        for vcpu in range(min(self.vm.vcpus, 4)):
+            with self.vm.running(vcpu):
+                pass
+
+
+def busy(vm: Vm) -> Vm:
+    """The same, its vCPUs' registers each with a value of its own."""
+    for vcpu in range(vm.vcpus):
+        for number, reg in enumerate(vm.reg_list(vcpu)):
+            vm.set_one_reg(vcpu, reg, 2**62 + 100 * vcpu + 8 * number + 3)
+    return vm
+
+
+def stopped(kernel: str = "6.12") -> Scene:
+    counter = host()
+    return Scene(busy(Vm(2, counter=counter, kernel=kernel)), counter)
+
+
+def stopped_61() -> Scene:
+    return stopped("6.1")
+
+
+def stopped_73() -> Scene:
+    return stopped("7.3")
+
+
+def opted_in() -> Scene:
+    counter = host()
+    return Scene(busy(owned(counter)), counter)
+
+
+def full() -> Scene:
+    counter = host()
+    return Scene(Vm(512, counter=counter), counter)
+
+
+def inside(make: Callable[[], Scene]) -> Callable[[], Scene]:
+    """The scene with vCPU 1 in the guest, under other offsets than those that it would be loaded with now."""
+
+    def running() -> Scene:
+        scene = make()
+        scene.plan = plan(checkpoint(), scene.vm)
+        scene.running = scene.vm.running(1)
+        scene.running.__enter__()
+        scene.vm.set_one_reg(0, Reg.TIMER_CNT, 12345)
+        scene.counter.advance(10)
+        return scene
+
+    running.__name__ = f"{make.__name__}, vCPU 1 inside"
+    return running
+
+
+RUNNING = [inside(make) for make in (stopped, stopped_61, stopped_73, opted_in)]
+STOPPED = [stopped, stopped_61, stopped_73, opted_in]
+
+
+def checkpoint(**changes: Any) -> Checkpoint:
+    """Of a guest of two vCPUs that reads 1 000 on both counters, from the scenes' counter."""
+    return busy(owned(host(**changes))).checkpoint()
+
+
+def of_three() -> Checkpoint:
+    """Of a guest of three vCPUs."""
+    return Vm(3, counter=host()).checkpoint()
+
+
+def skewed() -> Checkpoint:
+    """Of a guest whose counters differ."""
+    counter = host()
+    vm = Vm(2, counter=counter)
+    counter.advance(5)
+    return vm.checkpoint()
+
+
+def planned() -> Scene:
+    scene = stopped()
+    scene.plan = plan(checkpoint(), scene.vm, policy=Advance())
+    return scene
+
+
+def stale() -> Scene:
+    scene = planned()
+    scene.vm.set_one_reg(0, Reg.TIMER_CVAL, 1)
+    return scene
+
+
+def prepared() -> Scene:
+    scene = planned()
+    scene.steps = scene.plan.prepare()
+    scene.closed = True
+    return scene
+
+
+def applied() -> Scene:
+    scene = prepared()
+    scene.steps.apply()
+    return scene
+
+
+def released() -> Scene:
+    scene = applied()
+    scene.steps.release()
+    scene.closed = False
+    return scene
+
+
+def taken_over() -> Scene:
+    scene = prepared()
+    restore(checkpoint(), scene.vm)
+    scene.closed = False
+    return scene
+
+
+def taken_over_before_the_release() -> Scene:
+    scene = applied()
+    restore(checkpoint(), scene.vm)
+    scene.closed = False
+    return scene
+
+
+def paused() -> Scene:
+    scene = stopped()
+    scene.pause = scene.vm.paused(Advance())
+    scene.pause.__enter__()
+    scene.closed = True
+    return scene
+
+
+def paused_and_taken_over() -> Scene:
+    scene = paused()
+    restore(checkpoint(), scene.vm)
+    scene.closed = False
+    return scene
+
+
+def rewound(act: Callable[[Scene], object]) -> Callable[[Scene], object]:
+    """The act, while the counter reads less than at the checkpoint."""
+
+    def at_an_earlier_count(scene: Scene) -> None:
+        scene.counter.rewind(1)
+        try:
+            act(scene)
+        finally:
+            scene.counter.advance(1)
+
+    return at_an_earlier_count
+
+
+def msr(name: str) -> Callable[[Scene], object]:
+    """Writes a register of vCPU 0 as the guest would."""
+    return lambda scene: scene.vm.write_sysreg(0, *sysreg(name), 7)
+
+
+Setup = Callable[[], Scene]
+Act = Callable[[Scene], object]
+Row = tuple[str, list[Setup], Act, type[BaseException], int | None]
+
+VM_ROWS: list[Row] = [
+    ("offset, running", RUNNING[0:1] + RUNNING[2:], lambda s: s.vm.set_counter_offset(7), VcpuRunning, errno.EBUSY),
+    ("offset, Linux 6.1", [stopped_61, RUNNING[1]], lambda s: s.vm.set_counter_offset(7), KvmError, errno.EINVAL),
+    ("offset 2^64", STOPPED, lambda s: s.vm.set_counter_offset(2**64), OverflowError, None),
+    ("offset below -2^63", STOPPED, lambda s: s.vm.set_counter_offset(-(2**63) - 1), OverflowError, None),
+    ("offset 2^200", STOPPED, lambda s: s.vm.set_counter_offset(2**200), OverflowError, None),
+    ("offset of the wrong type", STOPPED, lambda s: s.vm.set_counter_offset(ANYTHING), TypeError, None),
+    ("a 513th vCPU", [full], lambda s: s.vm.create_vcpu(), KvmError, errno.EINVAL),
+    ("a vCPU created at -1", STOPPED, lambda s: s.vm.create_vcpu(now=-1), OverflowError, None),
+    ("a vCPU created at 2^64", STOPPED, lambda s: s.vm.create_vcpu(now=2**64), OverflowError, None),
+    ("a vCPU created whenever", STOPPED, lambda s: s.vm.create_vcpu(now=ANYTHING), TypeError, None),
+    ("init, running", RUNNING, lambda s: s.vm.init_vcpu(1), VcpuRunning, errno.EBUSY),
+    ("init, no such vCPU", STOPPED, lambda s: s.vm.init_vcpu(2), IndexError, None),
+    ("init of -1", STOPPED, lambda s: s.vm.init_vcpu(-1), OverflowError, None),
+    ("init of the wrong type", STOPPED, lambda s: s.vm.init_vcpu(ANYTHING), TypeError, None),
+    ("cntvct, no such vCPU", STOPPED, lambda s: s.vm.cntvct(2), IndexError, None),
+    ("cntvct, far beyond any vCPU", STOPPED, lambda s: s.vm.cntvct(2**63), IndexError, None),
+    ("cntpct, no such vCPU", STOPPED, lambda s: s.vm.cntpct(2), IndexError, None),
+    ("cntvct at -1", STOPPED, lambda s: s.vm.cntvct(0, -1), OverflowError, None),
+    ("cntpct at 2^64", STOPPED, lambda s: s.vm.cntpct(0, 2**64), OverflowError, None),
+    ("get, running", RUNNING, lambda s: s.vm.get_one_reg(1, Reg.TIMER_CTL), VcpuRunning, errno.EBUSY),
+    ("get of nothing, running", RUNNING, lambda s: s.vm.get_one_reg(1, NO_SUCH_REG), VcpuRunning, errno.EBUSY),
+    ("get, no such vCPU", STOPPED, lambda s: s.vm.get_one_reg(2, Reg.TIMER_CTL), IndexError, None),
+    ("get, no such register", STOPPED, lambda s: s.vm.get_one_reg(0, NO_SUCH_REG), UnknownRegister, errno.ENOENT),
+    ("get, no EL2", STOPPED, lambda s: s.vm.get_one_reg(0, EL2_REG), UnknownRegister, errno.ENOENT),
+    ("get, Linux 6.1", [stopped_61], lambda s: s.vm.get_one_reg(0, Reg.PTIMER_CTL), UnknownRegister, errno.ENOENT),
+    ("get of -1", STOPPED, lambda s: s.vm.get_one_reg(0, -1), OverflowError, None),
+    ("get at -1", STOPPED, lambda s: s.vm.get_one_reg(0, Reg.TIMER_CNT, now=-1), OverflowError, None),
+    ("get of the wrong type", STOPPED, lambda s: s.vm.get_one_reg(0, ANYTHING), TypeError, None),
+    ("set, running", RUNNING, lambda s: s.vm.set_one_reg(1, Reg.TIMER_CNT, 7), VcpuRunning, errno.EBUSY),
+    ("set of nothing, running", RUNNING, lambda s: s.vm.set_one_reg(1, NO_SUCH_REG, 7), VcpuRunning, errno.EBUSY),
+    ("set, no such vCPU", STOPPED, lambda s: s.vm.set_one_reg(2, Reg.TIMER_CNT, 7), IndexError, None),
+    ("set, no such register", STOPPED, lambda s: s.vm.set_one_reg(0, NO_SUCH_REG, 7), UnknownRegister, errno.ENOENT),
+    ("set, no EL2", STOPPED, lambda s: s.vm.set_one_reg(0, EL2_REG, 7), UnknownRegister, errno.ENOENT),
+    ("set, Linux 6.1", [stopped_61], lambda s: s.vm.set_one_reg(0, Reg.PTIMER_CNT, 7), UnknownRegister, errno.ENOENT),
+    ("set to 2^64", STOPPED, lambda s: s.vm.set_one_reg(0, Reg.TIMER_CVAL, 2**64), OverflowError, None),
+    ("set below -2^63", STOPPED, lambda s: s.vm.set_one_reg(0, Reg.TIMER_CVAL, -(2**63) - 1), OverflowError, None),
+    ("set at 2^64", STOPPED, lambda s: s.vm.set_one_reg(0, Reg.TIMER_CNT, 7, now=2**64), OverflowError, None),
+    ("set to the wrong type", STOPPED, lambda s: s.vm.set_one_reg(0, Reg.TIMER_CNT, ANYTHING), TypeError, None),
+    ("list, no such vCPU", STOPPED, lambda s: s.vm.reg_list(2), IndexError, None),
+    ("mrs, no such vCPU", STOPPED, lambda s: s.vm.read_sysreg(2, *sysreg("CNTVCT_EL0")), IndexError, None),
+    ("mrs, no such register", STOPPED, lambda s: s.vm.read_sysreg(0, *NOTHING), UnknownRegister, errno.ENOENT),
+    ("mrs, no EL2", STOPPED, lambda s: s.vm.read_sysreg(0, *EL2_SYSREG), UnknownRegister, errno.ENOENT),
+    ("mrs of 256", STOPPED, lambda s: s.vm.read_sysreg(0, 256, 3, 14, 0, 2), OverflowError, None),
+    ("msr, no such vCPU", STOPPED, lambda s: s.vm.write_sysreg(2, *sysreg("CNTV_CVAL_EL0"), 7), IndexError, None),
+    ("msr, no such register", STOPPED, lambda s: s.vm.write_sysreg(0, *NOTHING, 7), UnknownRegister, errno.ENOENT),
+    ("msr CNTVCT_EL0", STOPPED, msr("CNTVCT_EL0"), UnknownRegister, errno.ENOENT),
+    ("msr CNTPCT_EL0", STOPPED, msr("CNTPCT_EL0"), UnknownRegister, errno.ENOENT),
+    ("msr CNTVCTSS_EL0", STOPPED, msr("CNTVCTSS_EL0"), UnknownRegister, errno.ENOENT),
+    ("msr CNTFRQ_EL0", STOPPED, msr("CNTFRQ_EL0"), UnknownRegister, errno.ENOENT),
+    ("msr CNTVOFF_EL2", STOPPED, msr("CNTVOFF_EL2"), UnknownRegister, errno.ENOENT),
+    ("msr of -1", STOPPED, lambda s: s.vm.write_sysreg(0, *sysreg("CNTV_CVAL_EL0"), -1), OverflowError, None),
+    ("msr of 2^64", STOPPED, lambda s: s.vm.write_sysreg(0, *sysreg("CNTV_CVAL_EL0"), 2**64), OverflowError, None),
+    ("timer, no such vCPU", STOPPED, lambda s: s.vm.timer(2, Timer.VTIMER), IndexError, None),
+    ("timer 4", STOPPED, lambda s: s.vm.timer(0, 4), ValueError, None),
+    ("timer, no EL2", STOPPED, lambda s: s.vm.timer(0, Timer.HVTIMER), UnknownRegister, errno.ENOENT),
+    ("deadline, no such vCPU", STOPPED, lambda s: s.vm.next_deadline(2), IndexError, None),
+    ("deadline at -1", STOPPED, lambda s: s.vm.next_deadline(0, now=-1), OverflowError, None),
+    ("enter, running", RUNNING, lambda s: s.vm.running(1).__enter__(), VcpuRunning, errno.EBUSY),
+    ("enter, no such vCPU", STOPPED, lambda s: s.vm.running(2).__enter__(), IndexError, None),
+    ("enter, closed", [prepared, applied, paused], lambda s: s.vm.running(0).__enter__(), RestoreOpen, None),
+    ("leave, no such vCPU", STOPPED, lambda s: s.vm.running(2).__exit__(None, None, None), IndexError, None),
+    ("checkpoint, running", RUNNING, lambda s: s.vm.checkpoint(), VcpuRunning, errno.EBUSY),
+    ("checkpoint in a restore", [prepared, applied], lambda s: s.vm.checkpoint(), RestoreOpen, None),
+    ("checkpoint too far", STOPPED, lambda s: s.vm.checkpoint(now=TOO_FAR), OverflowError, None),
+    ("checkpoint at -1", STOPPED, lambda s: s.vm.checkpoint(now=-1), OverflowError, None),
+    ("checkpoint stopped at -1", STOPPED, lambda s: s.vm.checkpoint(stopped_at=-1), OverflowError, None),
+    ("pause, running", RUNNING, lambda s: s.vm.paused().__enter__(), VcpuRunning, errno.EBUSY),
+    ("pause, closed", [prepared, applied, paused], lambda s: s.vm.paused().__enter__(), RestoreOpen, None),
+    ("pause, no such views", STOPPED, lambda s: s.vm.paused(views=ANYTHING), TypeError, None),
+    ("pause by no policy", STOPPED, lambda s: s.vm.paused(ANYTHING), TypeError, None),
+    ("the same pause again", [paused], lambda s: s.pause.__enter__(), RuntimeError, None),
+    ("a report too early", [paused], lambda s: s.pause.report, RuntimeError, None),
+    ("resume, taken over", [paused_and_taken_over], lambda s: s.pause.__exit__(None, None, None), StalePlan, None),
+    (
+        "resume, the counter rewound",
+        [paused],
+        rewound(lambda s: s.pause.__exit__(None, None, None)),
+        ClockWentBackwards,
+        None,
+    ),
+]
+
+PLAN_ROWS: list[Row] = [
+    ("another frequency", STOPPED, lambda s: plan(checkpoint(hz=HZ + 1), s.vm), FrequencyMismatch, None),
+    ("another number of vCPUs", STOPPED, lambda s: plan(of_three(), s.vm), TopologyMismatch, None),
+    ("two counters, one offset", [opted_in], lambda s: plan(skewed(), s.vm), CounterSkew, None),
+    ("two counters, refused", STOPPED, lambda s: plan(skewed(), s.vm, views="refuse"), CounterSkew, None),
+    (
+        "adopting without the ioctl",
+        [stopped_61],
+        lambda s: plan(skewed(), s.vm, views="adopt-virtual"),
+        CapabilityMissing,
+        None,
+    ),
+    (
+        "nobody vouches",
+        STOPPED,
+        lambda s: plan(checkpoint(realtime_ns=START_NS - SECOND), s.vm, policy=Advance()),
+        ElapsedUnknown,
+        None,
+    ),
+    (
+        "the wall clock went backwards",
+        STOPPED,
+        lambda s: plan(checkpoint(realtime_ns=START_NS + SECOND), s.vm, policy=Advance(), assume_error_ns=0),
+        ClockWentBackwards,
+        None,
+    ),
+    (
+        "the counter went backwards",
+        STOPPED,
+        rewound(lambda s: plan(checkpoint(), s.vm, policy=Advance(), same_counter=True)),
+        ClockWentBackwards,
+        None,
+    ),
+    ("an instant too far", STOPPED, lambda s: plan(checkpoint(), s.vm, now=TOO_FAR), OverflowError, None),
+    ("an instant of -1", STOPPED, lambda s: plan(checkpoint(), s.vm, now=-1), OverflowError, None),
+    ("an error of -1", STOPPED, lambda s: plan(checkpoint(), s.vm, assume_error_ns=-1), OverflowError, None),
+    ("no such views", STOPPED, lambda s: plan(checkpoint(), s.vm, views="both"), ValueError, None),  # type: ignore[arg-type]
+    ("no checkpoint", STOPPED, lambda s: plan(ANYTHING, s.vm), TypeError, None),
+    ("no policy", STOPPED, lambda s: plan(checkpoint(), s.vm, policy=ANYTHING), TypeError, None),
+    ("neither same nor other", STOPPED, lambda s: plan(checkpoint(), s.vm, same_counter=ANYTHING), TypeError, None),
+    ("restore of another frequency", STOPPED, lambda s: restore(checkpoint(hz=1), s.vm), FrequencyMismatch, None),
+    ("restore, running", RUNNING, lambda s: restore(checkpoint(), s.vm), VcpuRunning, errno.EBUSY),
+    ("restore too far", STOPPED, lambda s: restore(checkpoint(), s.vm, now=TOO_FAR), OverflowError, None),
+]
+
+STEP_ROWS: list[Row] = [
+    ("prepare, stale", [stale, released], lambda s: s.plan.prepare(), StalePlan, None),
+    ("prepare, running", RUNNING, lambda s: s.plan.prepare(), VcpuRunning, errno.EBUSY),
+    ("prepare, the counter rewound", [planned], rewound(lambda s: s.plan.prepare()), ClockWentBackwards, None),
+    ("prepare too far", [planned], lambda s: s.plan.prepare(now=TOO_FAR), OverflowError, None),
+    ("prepare at -1", [planned], lambda s: s.plan.prepare(now=-1), OverflowError, None),
+    ("prepare whenever", [planned], lambda s: s.plan.prepare(now=ANYTHING), TypeError, None),
+    ("prepare again", [prepared, applied], lambda s: s.plan.prepare(), StalePlan, None),
+    ("apply again", [applied], lambda s: s.steps.apply(), OutOfOrder, None),
+    ("apply, released", [released], lambda s: s.steps.apply(), StalePlan, None),
+    ("apply, taken over", [taken_over], lambda s: s.steps.apply(), StalePlan, None),
+    ("apply too far", [prepared], lambda s: s.steps.apply(now=TOO_FAR), OverflowError, None),
+    ("apply at 2^64", [prepared], lambda s: s.steps.apply(now=2**64), OverflowError, None),
+    ("release before apply", [prepared], lambda s: s.steps.release(), OutOfOrder, None),
+    ("release again", [released], lambda s: s.steps.release(), StalePlan, None),
+    ("release, taken over", [taken_over_before_the_release], lambda s: s.steps.release(), StalePlan, None),
+    ("release, the counter rewound", [applied], rewound(lambda s: s.steps.release()), ClockWentBackwards, None),
+    ("release too far", [applied], lambda s: s.steps.release(now=TOO_FAR), OverflowError, None),
+    ("release at -1", [applied], lambda s: s.steps.release(now=-1), OverflowError, None),
+]
+
+
+@pytest.mark.parametrize(
+    ("setup", "act", "kind", "number"),
+    [
+        pytest.param(setup, act, kind, number, id=f"{name}: {setup.__name__}")
+        for name, setups, act, kind, number in [*VM_ROWS, *PLAN_ROWS, *STEP_ROWS]
+        for setup in setups
+    ],
+)
+def test_an_error_leaves_the_vm_as_it_was(
+    setup: Setup, act: Act, kind: type[BaseException], number: int | None
+) -> None:
+    scene = setup()
+    before = state(scene.vm)
+    fresh = None if scene.closed or scene.running else plan(scene.vm.checkpoint(), scene.vm)
+    with pytest.raises(kind) as caught:
+        act(scene)
+    error = caught.value
+    assert type(error) is kind or not issubclass(kind, GuestClockError)
+    assert getattr(error, "errno", None) == number
+    assert isinstance(error, KvmError) == (number is not None)
+    if isinstance(error, GuestClockError):
+        for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
+            assert (type(twin), str(twin), twin.__dict__) == (kind, str(error), error.__dict__)
+    assert state(scene.vm) == before
+    if fresh:
+        # What nobody can see but a plan: it isn't stale.
+        steps = fresh.prepare()
+        steps.apply()
+        steps.release()
+    scene.finish()
+
+
+def test_every_refusal_and_every_errno_is_in_the_table() -> None:
+    raised = {kind for _, _, _, kind, _ in [*VM_ROWS, *PLAN_ROWS, *STEP_ROWS] if issubclass(kind, GuestClockError)}
+    assert raised >= {*RestoreRefused.__subclasses__(), *KvmError.__subclasses__()}
+
+
+def test_the_flag_is_not_latched_by_a_refused_offset() -> None:
+    scene = RUNNING[0]()
+    with pytest.raises(VcpuRunning) as caught:
+        scene.vm.set_counter_offset(7)
+    assert caught.value.vcpu == 1
+    scene.finish()
+    assert not scene.vm.owned
+    # So a count that is set still moves the counter.
+    scene.vm.set_one_reg(0, Reg.TIMER_CNT, 777)
+    assert scene.vm.cntvct(0) == 777
+
+
+def test_an_open_restore_can_be_gone_on_with_after_every_refusal() -> None:
+    scene = prepared()
+    for step in (scene.steps.apply, scene.steps.release):
+        for act in (scene.vm.checkpoint, scene.vm.running(0).__enter__, scene.vm.paused().__enter__):
+            with pytest.raises(RestoreOpen):
+                act()
+        with pytest.raises(OverflowError):
+            step(now=TOO_FAR)
+        step()
+    assert scene.vm.cntvct(0) == 1000
+
+
+@pytest.mark.parametrize("make", [Vm, plan, restore])
+def test_a_call_without_its_arguments_is_a_typeerror(make: Any) -> None:
+    with pytest.raises(TypeError):
+        make(ANYTHING)
+
+
+def test_plans_steps_and_checkpoints_are_as_they_were_too(tmp_path: Path) -> None:
+    saved = checkpoint()
+    whole = saved.to_bytes()
+    vm = Vm(2, counter=host())
+    intended = plan(saved, vm)
+    said = (intended.to_dict(), str(intended))
+    errors: list[tuple[Callable[[], object], type[BaseException]]] = [
+        (lambda: saved.cval(Timer.HVTIMER), KeyError),
+        (lambda: saved.ctl(4), ValueError),
+        (lambda: saved.cval(ANYTHING), TypeError),
+        (lambda: Checkpoint.from_bytes(whole[:-1]), GuestClockError),
+        (lambda: Checkpoint.from_bytes(b""), NotACheckpoint),
+        (lambda: saved.save(tmp_path / "nowhere" / "file"), FileNotFoundError),
+        (lambda: Checkpoint.load(tmp_path / "nothing"), FileNotFoundError),
+        (lambda: intended.prepare(now=TOO_FAR), OverflowError),
+    ]
+    for act, kind in errors:
+        with pytest.raises(kind):
+            act()
+    assert saved.to_bytes() == whole
+    assert (intended.to_dict(), str(intended)) == said
+    assert list(tmp_path.iterdir()) == []
+    assert isinstance(intended, Plan)
+    steps = intended.prepare()
+    assert isinstance(steps, Restore)
+    steps.apply()
+    assert steps.release().policy == Freeze()

@@ -1,0 +1,52 @@
+"""Hosts and VMs for the tests, and all that can be seen of a VM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from guestclock import ManualCounter, Timer, Vm, sysreg
+from guestclock.errors import UnknownRegister, VcpuRunning
+
+HZ = 62_500_000
+NS = 16
+"""Nanoseconds in a tick."""
+SECOND = 10**9
+START_NS = 1_750_000_000 * SECOND
+
+
+def host(count: int = 10**12, realtime_ns: int = START_NS, hz: int = HZ) -> ManualCounter:
+    """A host's counter."""
+    return ManualCounter(count, frequency_hz=hz, realtime_ns=realtime_ns)
+
+
+def owned(counter: ManualCounter, vcpus: int = 2, cntvct: int = 1000, **options: Any) -> Vm:
+    """A VM that has opted in and whose guest reads `cntvct` now."""
+    vm = Vm(vcpus, counter=counter, **options)
+    vm.set_counter_offset((counter.read() - cntvct) % 2**64)
+    return vm
+
+
+def state(vm: Vm) -> dict[str, Any]:
+    """All that can be seen of a VM, at a host count of 0."""
+    return {"owned": vm.owned, "vcpus": [vcpu_state(vm, vcpu) for vcpu in range(vm.vcpus)]}
+
+
+def vcpu_state(vm: Vm, vcpu: int) -> dict[str, Any]:
+    timers: dict[Timer, object] = {}
+    for timer in Timer:
+        try:
+            timers[timer] = vm.timer(vcpu, timer, now=0)
+        except UnknownRegister:
+            timers[timer] = "isn't there"
+    try:
+        regs: object = [(reg, vm.get_one_reg(vcpu, reg, now=0)) for reg in vm.reg_list(vcpu)]
+    except VcpuRunning:
+        regs = "in the guest"
+    return {
+        "counts": (vm.cntvct(vcpu, 0), vm.cntpct(vcpu, 0)),
+        "cntkctl": vm.read_sysreg(vcpu, *sysreg("CNTKCTL_EL1"), now=0),
+        "timers": timers,
+        "deadline": vm.next_deadline(vcpu, now=0),
+        "reg_list": vm.reg_list(vcpu),
+        "regs": regs,
+    }
