@@ -246,7 +246,8 @@ class ReferenceVm:
     # What the guest sees.
 
     def narrow(self, value: int) -> int:
-        return value % 2**self.width
+        mask: int = 2**self.width - 1
+        return value & mask
 
     def count(self, index: int, view: int, now: int) -> int:
         vcpu = self.vcpus[index]

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cbor2
 import pytest
 
+from golden import make
 from guestclock import Advance, Checkpoint, Freeze, ManualCounter, Plan, Reg, Restore, Timer, Vm, plan, restore, sysreg
 from guestclock.errors import (
     CapabilityMissing,
@@ -27,10 +29,13 @@ from guestclock.errors import (
     RestoreOpen,
     RestoreRefused,
     StalePlan,
+    SysregTrap,
     TopologyMismatch,
     UnknownRegister,
+    UnknownState,
     VcpuRunning,
 )
+from test_format import payload
 from vms import HZ, SECOND, START_NS, host, owned, state
 
 ANYTHING: Any = object()
@@ -38,6 +43,7 @@ NO_SUCH_REG = Reg.TIMER_CTL + 4
 EL2_REG = 0x603000000013E703
 """CNTVOFF_EL2."""
 EL2_SYSREG = sysreg("CNTVOFF_EL2")
+CTL_SYSREG = sysreg("CNTV_CTL_EL0")
 NOTHING = (3, 3, 14, 2, 7)
 """An encoding among the timer's that no register has."""
 TOO_FAR = 10**12 + 2**63
@@ -145,6 +151,12 @@ def skewed() -> Checkpoint:
     return vm.checkpoint()
 
 
+def unknown() -> Checkpoint:
+    """Of a guest with something that this version doesn't know."""
+    said = payload(checkpoint().to_bytes())
+    return Checkpoint.from_bytes(make.seal(cbor2.dumps(said | {"later": 1}, canonical=True)))
+
+
 def planned() -> Scene:
     scene = stopped()
     scene.plan = plan(checkpoint(), scene.vm, policy=Advance())
@@ -234,6 +246,17 @@ VM_ROWS: list[Row] = [
     ("offset 2^64", STOPPED, lambda s: s.vm.set_counter_offset(2**64), OverflowError, None),
     ("offset below -2^63", STOPPED, lambda s: s.vm.set_counter_offset(-(2**63) - 1), OverflowError, None),
     ("offset 2^200", STOPPED, lambda s: s.vm.set_counter_offset(2**200), OverflowError, None),
+    ("offset, reserved", STOPPED, lambda s: s.vm.set_counter_offset(7, reserved=1), KvmError, errno.EINVAL),
+    ("interrupt 15", STOPPED, lambda s: s.vm.set_irq(Timer.VTIMER, 15), KvmError, errno.EINVAL),
+    ("interrupt of no timer", STOPPED, lambda s: s.vm.set_irq(4, 20), KvmError, errno.ENXIO),
+    ("interrupt of no timer, read", STOPPED, lambda s: s.vm.irq(4), KvmError, errno.ENXIO),
+    ("interrupt, running", RUNNING[0:1], lambda s: s.vm.set_irq(Timer.VTIMER, 20), KvmError, errno.EBUSY),
+    ("mrs, user space", STOPPED, lambda s: s.vm.read_sysreg(0, *CTL_SYSREG, el=0), SysregTrap, None),
+    ("msr, user space", STOPPED, lambda s: s.vm.write_sysreg(0, *CTL_SYSREG, 1, el=0), SysregTrap, None),
+    ("mrs, no EL2", STOPPED, lambda s: s.vm.read_sysreg(0, *CTL_SYSREG, el=2), UnknownRegister, errno.ENOENT),
+    ("mrs at EL3", STOPPED, lambda s: s.vm.read_sysreg(0, *CTL_SYSREG, el=3), ValueError, None),
+    ("WFIT until -1", STOPPED, lambda s: s.vm.wfi_wake(0, timeout=-1), OverflowError, None),
+    ("WFI, no such vCPU", STOPPED, lambda s: s.vm.wfi_wake(2), IndexError, None),
     ("offset of the wrong type", STOPPED, lambda s: s.vm.set_counter_offset(ANYTHING), TypeError, None),
     ("a 513th vCPU", [full], lambda s: s.vm.create_vcpu(), KvmError, errno.EINVAL),
     ("a vCPU created at -1", STOPPED, lambda s: s.vm.create_vcpu(now=-1), OverflowError, None),
@@ -344,6 +367,7 @@ PLAN_ROWS: list[Row] = [
         ClockWentBackwards,
         None,
     ),
+    ("strict, and unknown", STOPPED, lambda s: plan(unknown(), s.vm, strict=True), UnknownState, None),
     ("an instant too far", STOPPED, lambda s: plan(checkpoint(), s.vm, now=TOO_FAR), OverflowError, None),
     ("an instant of -1", STOPPED, lambda s: plan(checkpoint(), s.vm, now=-1), OverflowError, None),
     ("an error of -1", STOPPED, lambda s: plan(checkpoint(), s.vm, assume_error_ns=-1), OverflowError, None),
@@ -407,6 +431,18 @@ def test_an_error_leaves_the_vm_as_it_was(
         steps = fresh.prepare()
         steps.apply()
         steps.release()
+    scene.finish()
+
+
+def test_a_shared_interrupt_keeps_the_vcpu_out_and_can_be_mended() -> None:
+    scene = stopped()
+    scene.vm.set_irq(Timer.PTIMER, scene.vm.irq(Timer.VTIMER))
+    before = state(scene.vm)
+    with pytest.raises(KvmError, match="vtimer and ptimer") as caught, scene.vm.running(0):
+        pass
+    assert caught.value.errno == errno.EINVAL
+    assert state(scene.vm) == before
+    scene.vm.set_irq(Timer.PTIMER, 30)
     scene.finish()
 
 

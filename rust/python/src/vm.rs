@@ -317,8 +317,8 @@ impl PyVm {
     ///
     /// KvmError: EINVAL for another id, or without an interrupt controller in the kernel; EBUSY once a vCPU has run; ENXIO
     /// for a timer that the kernel doesn't know. Two timers with the same id make the first run fail.
-    fn set_irq(&self, timer: u64, id: i32) -> PyResult<()> {
-        self.live.set_irq(timer, id).or_raise()
+    fn set_irq(&self, timer: u64, irq: i32) -> PyResult<()> {
+        self.live.set_irq(timer, irq).or_raise()
     }
 
     /// One timer as its guest sees it, now or when the host's counter reads `now`.
