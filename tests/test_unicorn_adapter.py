@@ -11,7 +11,7 @@ from unicorn import UC_ARCH_ARM64, UC_MODE_ARM, Uc, UcError, arm64_const, unicor
 from guestclock import HostCounter, ManualCounter, MonotonicCounter, Timer, Vm, plan, sysreg
 from guestclock.adapters import _a64
 from guestclock.adapters.unicorn import Mode, Reason, Stop, UnhandledException, UnicornTimer, attach
-from guestclock.errors import CapabilityMissing, RestoreOpen
+from guestclock.errors import CapabilityMissing, RestoreOpen, SysregTrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -300,6 +300,41 @@ def test_a_spinning_guest_is_interrupted_at_the_very_instruction() -> None:
     assert guest.timer.run_until().hvc == 2
     assert guest.x(1) == guest.vm.timer(0, Timer.VTIMER).cval
     assert guest.x(5) > 0
+
+
+@pytest.mark.parametrize(
+    ("mode", "access", "gates"),
+    [
+        ("exact", "mrs x9, cntvct_el0", 1 << 1),
+        ("exact", "mrs x9, cntv_cval_el0", 1 << 8),
+        ("exact", "msr cntv_cval_el0, x9", 1 << 8),
+        ("fast", "msr cntv_cval_el0, x9", 1 << 8),
+    ],
+)
+def test_el0_gets_what_cntkctl_allows(mode: Mode, access: str, gates: int) -> None:
+    for allowed in (True, False):
+        guest = Guest(
+            f"""
+            mov  x0, #{gates if allowed else 0x3FF & ~gates}
+            msr  cntkctl_el1, x0
+            adr  x0, user
+            msr  elr_el1, x0
+            msr  spsr_el1, xzr          // EL0, nothing masked
+            eret
+            user:
+            {access}
+            stop:
+            b    stop
+            """,
+            mode=mode,
+        )
+        deadline = guest.counter.read() + 60_000
+        if allowed:
+            assert guest.timer.run_until(deadline=deadline).reason is Reason.DEADLINE
+        else:
+            with pytest.raises(SysregTrap) as caught:
+                guest.timer.run_until(deadline=deadline)
+            assert caught.value.to_el == 1
 
 
 def test_an_interrupt_from_el0_swaps_the_stacks_and_eret_swaps_them_back() -> None:

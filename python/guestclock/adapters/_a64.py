@@ -54,6 +54,11 @@ def hvc_immediate(word: int) -> int:
     return word >> 5 & 0xFFFF
 
 
+def exception_level(pstate: int) -> int:
+    """The exception level that PSTATE names."""
+    return pstate >> 2 & 3
+
+
 def uses_el0_stack(pstate: int) -> bool:
     """Whether SP is SP_EL0: at EL0, and at EL1 with SPSel clear."""
     return pstate & 1 == 0
@@ -61,6 +66,6 @@ def uses_el0_stack(pstate: int) -> bool:
 
 def irq_vector(pstate: int) -> int:
     """The distance of the IRQ vector from VBAR_EL1, for an interrupt taken to EL1 from this PSTATE."""
-    if pstate >> 2 & 3 == 0:
+    if exception_level(pstate) == 0:
         return 0x400 + 0x80
     return 0x80 if uses_el0_stack(pstate) else 0x200 + 0x80

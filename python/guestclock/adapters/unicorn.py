@@ -303,7 +303,7 @@ class UnicornTimer:
         pstate = uc.reg_read(arm64_const.UC_ARM64_REG_PSTATE)
         if pstate & _a64.PSTATE_I:
             return False
-        if pstate & _a64.PSTATE_AARCH32 or pstate >> 2 & 3 > 1:
+        if pstate & _a64.PSTATE_AARCH32 or _a64.exception_level(pstate) > 1:
             msg = f"an IRQ is delivered from AArch64 EL0 or EL1, but PSTATE is {pstate:#x}"
             raise ValueError(msg)
         if _a64.uses_el0_stack(pstate):
@@ -359,7 +359,8 @@ class UnicornTimer:
             instruction, and other counters need no help.
         slice_instructions, slice_us: the longest run of the emulator, in exact and in fast mode; at least 1.
 
-        Raises what a callback raised, `UnhandledException`, `UcError`, and `RestoreOpen` while a restore isn't done.
+        Raises what a callback raised, `UnhandledException`, `UcError`, `SysregTrap` for an access from EL0 that
+        CNTKCTL_EL1 doesn't allow, and `RestoreOpen` while a restore isn't done.
         """
         if not self._attached:
             msg = "this timer was detached from its Uc"
@@ -523,11 +524,11 @@ class UnicornTimer:
 
     def _read(self, encoding: _a64.Encoding) -> int:
         now = None if self._now is None else self._now()
-        return self._vm.read_sysreg(self._vcpu, *encoding, now=now)
+        return self._vm.read_sysreg(self._vcpu, *encoding, el=self._el(), now=now)
 
     def _write(self, encoding: _a64.Encoding, value: int) -> None:
         now = None if self._now is None else self._now()
-        self._vm.write_sysreg(self._vcpu, *encoding, value, now=now)
+        self._vm.write_sysreg(self._vcpu, *encoding, value, el=self._el(), now=now)
         self.sync()
         if self._deadline_moved_up():
             self._leave(_Exit.TIMER_WRITTEN)
@@ -539,6 +540,11 @@ class UnicornTimer:
         now = self._vm.counter.read()
         wake = self._vm.next_deadline(self._vcpu, now=now)
         return wake is not None and wake - now & _U64 < _ticks_left(self._slice_end, now)
+
+    def _el(self) -> int:
+        # A hook is called before Unicorn looks at permissions, so the Vm has to.
+        pstate: int = self._uc.reg_read(arm64_const.UC_ARM64_REG_PSTATE)
+        return _a64.exception_level(pstate)
 
     def _leave(self, exit_: _Exit) -> None:
         self._exit = exit_
