@@ -18,8 +18,11 @@ mod display;
 pub mod live;
 pub mod manual;
 pub mod measure;
+#[cfg(feature = "std")]
+mod mirror;
 pub mod plan;
 pub mod restore;
+mod sync;
 pub mod sysreg;
 pub mod timer;
 pub mod vm;
