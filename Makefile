@@ -46,8 +46,17 @@ setup: $(NATIVE) ## Only makes .venv, with the tools and the release build in it
 test: test-rust test-python ## All tests, on the release build
 
 .PHONY: test-rust
-test-rust: $(VENV)/.tools | cargo ## The Rust crates' tests and doc tests
+test-rust: loom $(VENV)/.tools | cargo ## The Rust crates' tests and doc tests
 	cargo test --workspace --exclude guestclock-python --locked
+
+# In a folder of its own: the flag would have everything else built again. Link-time optimisation costs more than it saves.
+.PHONY: loom
+loom: | cargo ## The live VM under every interleaving of up to three threads
+	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),target)/loom CARGO_PROFILE_RELEASE_LTO=off \
+		cargo test --package guestclock-core --release --test loom --locked
+
+.PHONY: deep-test
+deep-test: loom ## What takes too long for `make test`
 
 .PHONY: test-python
 test-python: $(NATIVE) ## The Python suite
@@ -70,6 +79,8 @@ lint: $(VENV)/.tools | cargo ## rustfmt, clippy pedantic, the core without std, 
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo clippy --package guestclock-core --no-default-features --locked -- -D warnings
+	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),target)/loom \
+		cargo clippy --package guestclock-core --test loom --locked -- -D warnings -A clippy::must_use_candidate
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(PY) tools/mutants.py --check

@@ -145,6 +145,9 @@ impl Offset {
 ///
 /// Reading it must be cheap and must never go backwards between two reads on any threads, unless its owner says so
 /// (a [`ManualCounter`](crate::manual::ManualCounter) that was rewound).
+///
+/// A read is ordered as an acquire load is, between the acquire loads before it and everything after it: a count taken
+/// earlier or later than the program says would be put under an offset that wasn't in force then.
 pub trait Counter: Send + Sync {
     /// Ticks a second: stated by the hardware or the kernel, never measured.
     fn frequency(&self) -> Frequency;

@@ -61,8 +61,11 @@ pub mod irq;
 pub mod live;
 pub mod manual;
 pub mod measure;
+#[cfg(feature = "std")]
+mod mirror;
 pub mod plan;
 pub mod restore;
+mod sync;
 pub mod sysreg;
 pub mod timer;
 pub mod vm;

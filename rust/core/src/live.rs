@@ -1,7 +1,6 @@
 //! The live model VM: the rules of [`Vm`] over a counter, for many threads.
 //!
-//! Changes take a lock. Reading a counter takes none: each vCPU's two offsets are mirrored in atomics, which is what the
-//! hardware does when it loads CNTVOFF_EL2.
+//! Changes take a lock. Reading a counter takes none: see `mirror.rs`.
 
 use crate::access::Access;
 use crate::backend::{Abilities, Backend, Model};
@@ -9,53 +8,17 @@ use crate::capture::{Timers, capture};
 use crate::checkpoint::Checkpoint;
 use crate::counter::{Counter, CrossTimestamp, GuestCount, HostCount, Offset};
 use crate::manual::Instant;
+use crate::mirror::Mirrors;
 use crate::plan::{self, Plan, Refusal, Request, Target};
 use crate::restore::{Report, Restore, RestoreError};
+use crate::sync::{Mutex, MutexGuard};
 use crate::sysreg::{Encoding, View};
 use crate::timer::Timer;
-use crate::vm::{Behaviours, Config, MAX_VCPUS, Origin, TimerState, Vm, VmError};
-use std::boxed::Box;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use crate::vm::{Behaviours, Config, Origin, TimerState, Vm, VmError};
+use std::sync::{Arc, PoisonError};
 
 /// The part of a second within which a counter set by value has to be, as a divisor: 1 us.
 const BY_VALUE_TOLERANCE: u64 = 1_000_000;
-
-/// vCPUs whose mirrors are allocated together.
-const CHUNK: usize = 32;
-
-/// The offsets of one vCPU, as its reads see them.
-#[derive(Debug, Default)]
-struct Mirror {
-    virt: AtomicU64,
-    phys: AtomicU64,
-}
-
-/// The mirrors of all vCPUs. They never move, so that they can be read while vCPUs are added.
-#[derive(Debug, Default)]
-struct Mirrors {
-    chunks: [OnceLock<Box<[Mirror; CHUNK]>>; MAX_VCPUS / CHUNK],
-    /// How many vCPUs there are: written after their mirrors.
-    vcpus: AtomicU64,
-}
-
-impl Mirrors {
-    fn get(&self, vcpu: usize) -> Result<&Mirror, VmError> {
-        let vcpus = usize::try_from(self.vcpus.load(Ordering::Acquire)).unwrap_or(MAX_VCPUS);
-        let there = if vcpu < vcpus { self.chunks.get(vcpu / CHUNK).and_then(OnceLock::get) } else { None };
-        there.map(|chunk| &chunk[vcpu % CHUNK]).ok_or(VmError::NoSuchVcpu { vcpu, vcpus })
-    }
-
-    fn publish(&self, vm: &Vm) {
-        for vcpu in 0..vm.vcpus() {
-            let Ok(offsets) = vm.offsets(vcpu) else { continue };
-            let mirror = &self.chunks[vcpu / CHUNK].get_or_init(Box::default)[vcpu % CHUNK];
-            mirror.virt.store(offsets.virt.0, Ordering::Release);
-            mirror.phys.store(offsets.phys.0, Ordering::Release);
-        }
-        self.vcpus.store(vm.vcpus() as u64, Ordering::Release);
-    }
-}
 
 /// Whether vCPUs may run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -141,8 +104,7 @@ impl<C: Counter> LiveVm<C> {
         for _ in 0..vcpus {
             vm.create_vcpu(counter.count())?;
         }
-        let mirrors = Mirrors::default();
-        mirrors.publish(&vm);
+        let mirrors = Mirrors::of(&vm);
         Ok(Self { counter, config, mirrors, locked: Mutex::new(Locked { vm, gate: Gate::Open, tickets: 0 }) })
     }
 
@@ -180,24 +142,11 @@ impl<C: Counter> LiveVm<C> {
     #[inline]
     pub fn count(&self, vcpu: usize, view: View, now: Option<HostCount>) -> Result<GuestCount, VmError> {
         let mirror = self.mirrors.get(vcpu)?;
-        let offset = match view {
-            View::Virtual => &mirror.virt,
-            View::Physical => &mirror.phys,
+        let guest = match now {
+            Some(now) => now.guest(mirror.offset(view)),
+            None => mirror.count(view, &self.counter),
         };
-        let mut before = offset.load(Ordering::Acquire);
-        if let Some(now) = now {
-            return Ok(self.config.width.count(now.guest(Offset(before))));
-        }
-        // The count has to be read while the offset is in force: a count from before a Freeze under the offset from
-        // after it would lie in the guest's past.
-        loop {
-            let count = self.counter.count();
-            let after = offset.load(Ordering::Acquire);
-            if before == after {
-                return Ok(self.config.width.count(count.guest(Offset(before))));
-            }
-            before = after;
-        }
+        Ok(self.config.width.count(guest))
     }
 
     /// See [`Vm::create_vcpu`].

@@ -1,8 +1,8 @@
 //! A counter that moves only when it is told to: for tests, simulation, instruction counts and replay.
 
 use crate::counter::{Counter, CrossTimestamp, Frequency, HostCount, Leap};
+use crate::sync::{AtomicI64, AtomicU64, Ordering};
 use alloc::string::String;
-use core::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 /// A counter moved by [`advance`](Self::advance), with a wall clock that moves along.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ impl ManualCounter {
 
     /// A counter that reads `count` when its wall clock reads `realtime_ns`.
     #[must_use]
-    pub const fn new(count: HostCount, frequency: Frequency, realtime_ns: i64) -> Self {
+    pub fn new(count: HostCount, frequency: Frequency, realtime_ns: i64) -> Self {
         Self { frequency, count: AtomicU64::new(count.0), origin: count.0, epoch_ns: AtomicI64::new(realtime_ns) }
     }
 

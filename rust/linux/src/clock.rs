@@ -1,4 +1,8 @@
 //! The kernel's clocks, read through the vDSO (clock_gettime(2), vdso(7)).
+//!
+//! A read is as good as an acquire load where the kernel makes it one: it lies in a seqlock, behind whose second look at the
+//! sequence no load can be taken ahead of it (lib/vdso/gettimeofday.c). On arm64 that look is ordered behind the counter; on
+//! x86 the kernel relies on RDTSC behind a fence being ordered as a load is (`rdtsc_ordered`, arch/x86/include/asm/msr.h).
 #![expect(unsafe_code, reason = "clock_gettime fills in a structure through a pointer")]
 
 use core::mem::MaybeUninit;

@@ -35,11 +35,15 @@ fn frequency(clocksource: io::Result<String>, khz: io::Result<String>) -> Result
 }
 
 fn count() -> HostCount {
-    // RDTSC may be read ahead of instructions before it; LFENCE waits for those (Intel SDM, RDTSC).
+    // RDTSC may be read ahead of instructions before it, and those after it ahead of it, loads too: LFENCE on either side
+    // keeps its place (Intel SDM, RDTSC).
     // SAFETY: LFENCE belongs to SSE2, which every x86-64 CPU has.
     unsafe { _mm_lfence() };
     // SAFETY: every x86-64 CPU has RDTSC, and a process that made it fault (prctl PR_SET_TSC) asked for that.
-    HostCount(unsafe { _rdtsc() })
+    let count = unsafe { _rdtsc() };
+    // SAFETY: as above.
+    unsafe { _mm_lfence() };
+    HostCount(count)
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use guestclock_core::plan::{Outcome, Plan, Policy, Request, Views};
 use guestclock_core::restore::{Report, Written};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::sync::MutexExt;
 use pyo3::types::PyDict;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -134,7 +135,8 @@ impl PyPlan {
 /// A restore under way: `apply`, then `release`.
 #[pyclass(frozen, name = "Restore", module = "guestclock")]
 pub(crate) struct PyRestore {
-    /// Locked, since each step changes how far it has got.
+    /// Locked, since each step changes how far it has got. Waiting for it gives up the interpreter's lock: an exception is
+    /// made by Python code, in which another thread may get its turn and come here too.
     open: Mutex<LiveRestore>,
     vm: Py<PyVm>,
 }
@@ -143,15 +145,15 @@ pub(crate) struct PyRestore {
 impl PyRestore {
     /// The second step: every vCPU's timers, CVAL before CTL, read back.
     #[pyo3(signature = (*, now=None))]
-    fn apply(&self, now: Option<u64>) -> PyResult<()> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+    fn apply(&self, py: Python<'_>, now: Option<u64>) -> PyResult<()> {
+        let mut open = self.open.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
         self.vm.get().live.apply(&mut open, now.map(HostCount)).or_raise()
     }
 
     /// The last step: samples the counter, sets the guest's counters, and lets the vCPUs run.
     #[pyo3(signature = (*, now=None))]
-    fn release(&self, now: Option<u64>) -> PyResult<PyReport> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+    fn release(&self, py: Python<'_>, now: Option<u64>) -> PyResult<PyReport> {
+        let mut open = self.open.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
         self.vm.get().live.release(&mut open, now.map(HostCount)).map(PyReport::from).or_raise()
     }
 }
@@ -300,6 +302,6 @@ pub(crate) fn restore(
     now: Option<u64>,
 ) -> PyResult<PyReport> {
     let restore = plan(checkpoint, vm, policy, views, same_counter, assume_error_ns, strict, now)?.prepare(py, now)?;
-    restore.apply(now)?;
-    restore.release(now)
+    restore.apply(py, now)?;
+    restore.release(py, now)
 }

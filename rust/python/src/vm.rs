@@ -15,6 +15,7 @@ use guestclock_core::timer::Width;
 use guestclock_core::vm::{Behaviours, Config, El2, KERNELS, Origin};
 use pyo3::exceptions::{PyOverflowError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::sync::MutexExt;
 use std::sync::{Mutex, PoisonError};
 
 /// A model of a KVM guest's clocks: vCPUs and their timers over one counter.
@@ -392,6 +393,7 @@ enum PauseState {
 pub(crate) struct PyPaused {
     vm: Py<PyVm>,
     request: guestclock_core::plan::Request,
+    /// Waited for as a restore's is (`restore.rs`).
     state: Mutex<PauseState>,
 }
 
@@ -400,15 +402,15 @@ impl PyPaused {
     /// What was done when the pause ended.
     #[getter]
     fn report(&self, py: Python<'_>) -> PyResult<Py<PyReport>> {
-        match &*self.state.lock().unwrap_or_else(PoisonError::into_inner) {
+        match &*self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner) {
             PauseState::Done(report) => Ok(report.clone_ref(py)),
             _ => Err(PyRuntimeError::new_err("the pause isn't over: there is no report yet")),
         }
     }
 
-    fn __enter__(slf: Py<Self>) -> PyResult<Py<Self>> {
+    fn __enter__(slf: Py<Self>, py: Python<'_>) -> PyResult<Py<Self>> {
         let this = slf.get();
-        let mut state = this.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = this.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
         if !matches!(*state, PauseState::New) {
             return Err(PyRuntimeError::new_err("a pause is entered once: call paused() again"));
         }
@@ -424,7 +426,7 @@ impl PyPaused {
         _exc: &Bound<'_, PyAny>,
         _tb: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
         if let PauseState::Paused(pause) = &*state {
             let report = self.vm.get().live.resume(pause).or_raise()?;
             *state = PauseState::Done(Py::new(py, PyReport::from(report))?);

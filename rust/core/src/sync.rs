@@ -1,0 +1,12 @@
+//! Where atomics and the lock come from: `core` and `std`, or loom, under which `tests/loom.rs` runs the same code in every
+//! order that the memory model allows.
+
+#[cfg(not(loom))]
+pub(crate) use core::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+#[cfg(loom)]
+pub(crate) use loom::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+#[cfg(all(feature = "std", loom))]
+pub(crate) use loom::sync::{Mutex, MutexGuard};
+#[cfg(all(feature = "std", not(loom)))]
+pub(crate) use std::sync::{Mutex, MutexGuard};
