@@ -22,7 +22,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Lock
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -38,7 +37,6 @@ ABOVE_THE_MODEL = ("capture.rs", "checkpoint.rs", "live.rs", "plan.rs", "restore
 SCRATCH = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve() / "mutants"
 # Quick to build, and no debug build, whose warning the tests take for an error.
 BUILD = {
-    "CARGO_TARGET_DIR": str(SCRATCH / "target"),
     "CARGO_PROFILE_RELEASE_LTO": "off",
     "CARGO_PROFILE_RELEASE_CODEGEN_UNITS": "16",
     "CARGO_PROFILE_RELEASE_OPT_LEVEL": "1",
@@ -72,10 +70,12 @@ class Mutant:
 class Tree:
     """A copy of the tree, to be built and tested apart from it."""
 
-    building = Lock()
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, number: int) -> None:
+        self.path = path = SCRATCH / f"tree-{number}"
+        # Cargo takes two trees' crates for the same ones, so each tree has a folder of its own to build in.
+        self.target, first = SCRATCH / f"target-{number}", SCRATCH / "target-0"
+        if first.exists() and not self.target.exists():
+            shutil.copytree(first, self.target)
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
         for name in COPIED:
@@ -100,15 +100,12 @@ class Tree:
 
     def build(self) -> None:
         """Builds the native module and puts it into the package."""
-        # All trees share what they build on, and the name of what they build.
-        with self.building:
-            command = ["cargo", "build", "--quiet", "--release", "--locked", "--package", "guestclock-python"]
-            done = subprocess.run(
-                command, cwd=self.path, env=os.environ | BUILD, capture_output=True, text=True, check=False
-            )
-            if done.returncode:
-                raise Unjudged(f"it doesn't build:\n{done.stderr}")
-            shutil.copyfile(SCRATCH / "target/release/lib_core.so", self.path / "python/guestclock/_core.abi3.so")
+        command = ["cargo", "build", "--quiet", "--release", "--locked", "--package", "guestclock-python"]
+        env = os.environ | BUILD | {"CARGO_TARGET_DIR": str(self.target)}
+        done = subprocess.run(command, cwd=self.path, env=env, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise Unjudged(f"it doesn't build:\n{done.stderr}")
+        shutil.copyfile(self.target / "release/lib_core.so", self.path / "python/guestclock/_core.abi3.so")
 
     def test(self, tests: tuple[str, ...] = TESTS) -> str | None:
         """The first of these tests that fails."""
@@ -172,7 +169,7 @@ def main() -> None:
             return
         trees: SimpleQueue[Tree] = SimpleQueue()
         for number in range(chosen.jobs):
-            tree = Tree(SCRATCH / f"tree-{number}")
+            tree = Tree(number)
             tree.check()
             trees.put(tree)
     except Unjudged as error:
