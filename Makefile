@@ -54,20 +54,25 @@ test-python: $(NATIVE) ## The Python suite
 	$(PY) -m pytest
 
 .PHONY: deep-test
-deep-test: deep-model ## What takes minutes: the model against the reference from a fresh seed (or SEED=n)
+deep-test: deep-model mutants ## What takes minutes: the model against the reference from a fresh seed (or SEED=n), the mutants
 
 .PHONY: deep-model
 deep-model: $(NATIVE)
 	@seed=$${SEED:-$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')}; echo "To repeat it: make deep-model SEED=$$seed"; \
 	$(PY) -m pytest tests/test_model.py --hypothesis-profile=deep --hypothesis-seed=$$seed --timeout=1800
 
+.PHONY: mutants
+mutants: $(VENV)/.tools | cargo ## Plants wrong rules in copies of the tree, one at a time: the tests have to notice each
+	$(PY) tools/mutants.py
+
 .PHONY: lint
-lint: $(VENV)/.tools | cargo ## rustfmt, clippy pedantic, the core without std, ruff
+lint: $(VENV)/.tools | cargo ## rustfmt, clippy pedantic, the core without std, ruff, whether the mutants still apply
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo clippy --package guestclock-core --no-default-features --locked -- -D warnings
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
+	$(PY) tools/mutants.py --check
 
 .PHONY: types
 types: $(NATIVE) ## mypy strict, and the native module against its stub
