@@ -54,6 +54,8 @@ class Scene:
     """The context manager of vCPU 1, which is in the guest."""
     plan: Any = None
     steps: Any = None
+    older: Any = None
+    """A restore or pause that a newer restore took over from."""
     pause: Any = None
     closed: bool = False
     """Whether vCPUs may not run."""
@@ -181,6 +183,20 @@ def taken_over() -> Scene:
     scene = prepared()
     restore(checkpoint(), scene.vm)
     scene.closed = False
+    return scene
+
+
+def being_taken_over() -> Scene:
+    scene = applied()
+    scene.older = scene.steps
+    scene.steps = plan(checkpoint(), scene.vm).prepare()
+    return scene
+
+
+def pause_being_taken_over() -> Scene:
+    scene = paused()
+    scene.older, scene.pause = scene.pause, None
+    scene.steps = plan(checkpoint(), scene.vm).prepare()
     return scene
 
 
@@ -373,6 +389,15 @@ STEP_ROWS: list[Row] = [
     ("release again", [released], lambda s: s.steps.release(), StalePlan, None),
     ("release, taken over", [taken_over_before_the_release], lambda s: s.steps.release(), StalePlan, None),
     ("release, the counter rewound", [applied], rewound(lambda s: s.steps.release()), ClockWentBackwards, None),
+    ("apply, being taken over", [being_taken_over], lambda s: s.older.apply(), StalePlan, None),
+    ("release, being taken over", [being_taken_over], lambda s: s.older.release(), StalePlan, None),
+    (
+        "resume, being taken over",
+        [pause_being_taken_over],
+        lambda s: s.older.__exit__(None, None, None),
+        StalePlan,
+        None,
+    ),
     ("release too far", [applied], lambda s: s.steps.release(now=TOO_FAR), OverflowError, None),
     ("release at -1", [applied], lambda s: s.steps.release(now=-1), OverflowError, None),
 ]

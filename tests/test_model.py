@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from conftest import STEPS
 from guestclock import ManualCounter, Timer, Vm, sysreg
 from guestclock.errors import KvmError, UnknownRegister, VcpuRunning
-from reference import CNT, CNTKCTL, CTL, CVAL, ENABLE, PHYSICAL, VIRTUAL, ReferenceVm, Refused, u64
+from reference import CNT, CNTKCTL, CTL, CVAL, ENABLE, ISTATUS, PHYSICAL, VIRTUAL, ReferenceVm, Refused, u64
 
 ERRNO = {"ENOENT": errno.ENOENT, "EBUSY": errno.EBUSY, "EINVAL": errno.EINVAL}
 HZ = 62_500_000
@@ -131,7 +131,7 @@ class Model(RuleBasedStateMachine):
         self.write_sysreg(vcpu, f"CNT{'VP'[view]}_CTL_EL0", ENABLE)
 
     @invariant()
-    def same_for_the_guest(self) -> None:
+    def same_for_the_guest_and_the_vmm(self) -> None:
         now = self.now
         assert self.vm.owned == self.reference.owned
         for vcpu in range(len(self.reference.vcpus)):
@@ -150,16 +150,20 @@ class Model(RuleBasedStateMachine):
             pending = [deadline for deadline in deadlines if deadline is not None]
             assert self.vm.next_deadline(vcpu) == min(pending, default=None)
             assert self.vm.reg_list(vcpu) == self.reference.reg_list()
+            if vcpu not in self.inside:
+                for reg in self.reference.reg_list():
+                    assert self.vm.get_one_reg(vcpu, reg) == self.reference.get_one_reg(vcpu, reg, now), hex(reg)
         Model.taken += 1
 
 
 @pytest.fixture(autouse=True)
-def report_steps(record_property: Callable[[str, object], None]) -> Iterator[None]:
+def report_steps(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Iterator[None]:
     Model.taken = 0
     yield
-    record_property(STEPS, Model.taken)
-    if settings.get_current_profile_name() == "deep":
-        assert Model.taken >= 100_000
+    if request.cls:
+        record_property(STEPS, Model.taken)
+        if settings.get_current_profile_name() == "deep":
+            assert Model.taken >= 100_000
 
 
 class Linux61(Model):
@@ -177,3 +181,18 @@ class Linux73(Model):
 TestLinux61 = Linux61.TestCase
 TestLinux612 = Linux612.TestCase
 TestLinux73 = Linux73.TestCase
+
+
+def test_a_run_leaves_the_istatus_of_the_offset_that_it_ran_under() -> None:
+    """Chance comes here too rarely: the count is moved while a vCPU runs, and its CTL read after that."""
+    vm = Vm(2, counter=ManualCounter(5000), kernel="7.3")
+    vm.set_one_reg(0, CVAL[VIRTUAL], 100)
+    vm.set_one_reg(0, CTL[VIRTUAL], ENABLE)
+    with vm.running(0):
+        vm.set_one_reg(1, CNT[VIRTUAL], 200)
+        assert vm.cntvct(0) == 0
+    assert vm.cntvct(0) == 200
+    assert vm.get_one_reg(0, CTL[VIRTUAL]) == ENABLE
+    with vm.running(0):
+        pass
+    assert vm.get_one_reg(0, CTL[VIRTUAL]) == ENABLE | ISTATUS
