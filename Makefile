@@ -55,15 +55,12 @@ loom: | cargo ## The live VM under every interleaving of up to three threads
 	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),target)/loom CARGO_PROFILE_RELEASE_LTO=off \
 		cargo test --package guestclock-core --release --test loom --locked
 
-.PHONY: deep-test
-deep-test: loom ## What takes too long for `make test`
-
 .PHONY: test-python
 test-python: $(NATIVE) ## The Python suite
 	$(PY) -m pytest
 
 .PHONY: deep-test
-deep-test: deep-model mutants ## What takes minutes: the model against the reference from a fresh seed (or SEED=n), the mutants
+deep-test: loom deep-model mutants ## What takes minutes: the model against the reference from a fresh seed (or SEED=n), the mutants
 
 .PHONY: deep-model
 deep-model: $(NATIVE)

@@ -481,6 +481,28 @@ def test_a_plan_touches_nothing_and_says_what_it_costs() -> None:
     assert not any("for good" in warning for warning in again.warnings)
 
 
+@pytest.mark.parametrize(
+    ("cntvct", "arch_width", "warned"),
+    [
+        (2**56 - 1, 64, None),
+        (2**56, 64, "2^56, and the hardware may have"),
+        (2**63, 64, "2^56, and the hardware may have"),
+        (2**56, 60, None),
+        (2**60, 60, "2^60, and the hardware has"),
+        # An offset that takes the guest ahead of its host is small, though its upper bits are set.
+        (10**12 + 5, 64, None),
+    ],
+)
+def test_a_plan_warns_of_counters_that_hardware_may_be_too_narrow_for(
+    cntvct: int, arch_width: int, warned: str | None
+) -> None:
+    counter = host()
+    intended = plan(owned(counter, cntvct=cntvct).checkpoint(), Vm(2, counter=counter, arch_width=arch_width))
+    found = [warning for warning in intended.warnings if "reaches 2^" in warning]
+    assert len(found) == (warned is not None)
+    assert all(warned in warning for warning in found if warned)
+
+
 def test_what_the_guest_sees_at_both_ends_is_known_from_a_vmm_that_knows() -> None:
     counter = host()
     source = owned(counter)
