@@ -49,10 +49,11 @@ test: test-rust test-python ## All tests, on the release build
 test-rust: loom $(VENV)/.tools | cargo ## The Rust crates' tests and doc tests
 	cargo test --workspace --exclude guestclock-python --locked
 
-# In a folder of its own: the flag would have everything else built again. Link-time optimisation costs more than it saves.
+# In a folder of its own: the flag would have everything else built again. Optimising the whole costs more than it saves.
 .PHONY: loom
 loom: | cargo ## The live VM under every interleaving of up to three threads
-	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),target)/loom CARGO_PROFILE_RELEASE_LTO=off \
+	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),target)/loom \
+		CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
 		cargo test --package guestclock-core --release --test loom --locked
 
 .PHONY: test-python

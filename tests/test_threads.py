@@ -29,6 +29,10 @@ EPOCH = 1 << 20
 """More than small advances come to in a test."""
 
 
+failed = threading.Event()
+"""Something failed in one of the threads: nobody need wait for it any longer."""
+
+
 @pytest.fixture(autouse=True)
 def _restless(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
     """Let threads take turns as often as the interpreter can, and end a deadlock by ending the process.
@@ -57,7 +61,9 @@ def together(*bodies: Callable[[], None]) -> None:
             body()
         except BaseException as failure:  # noqa: BLE001 - raised below, in the test's own thread.
             failures.append(failure)
+            failed.set()
 
+    failed.clear()
     threads = [threading.Thread(target=run, args=(body,), daemon=True) for body in bodies]
     for thread in threads:
         thread.start()
@@ -73,7 +79,8 @@ def insist(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return call(*args, **kwargs)
         except (RestoreOpen, StalePlan, VcpuRunning):
-            continue
+            if failed.is_set():
+                raise
 
 
 class Moving:
@@ -150,7 +157,7 @@ class Moving:
             assert saved.vcpus == len(saved.cval(Timer.VTIMER)) <= self.vm.vcpus
 
     def create(self) -> None:
-        while not self.vm.owned:
+        while not (self.vm.owned or failed.is_set()):
             pass  # Before, a new vCPU would take the virtual counters back to 0.
         for vcpu in range(2, 100):
             assert self.vm.create_vcpu() == vcpu
