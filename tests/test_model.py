@@ -22,6 +22,7 @@ from reference import (
     CTL,
     CVAL,
     ENABLE,
+    HVTIMER,
     ISTATUS,
     NAMES,
     PHYSICAL,
@@ -168,13 +169,20 @@ class Model(RuleBasedStateMachine):
         assert wake == self.reference.wake(vcpu, timeout, el, tge, self.now)
 
     @precondition(lambda self: self.reference.vcpus)
-    @rule(vcpu=vcpu_indexes, view=st.sampled_from([VIRTUAL, PHYSICAL]), ticks=st.one_of(st.integers(-3, 3), steps))
-    def arm(self, vcpu: int, view: int, ticks: int) -> None:
+    @rule(vcpu=vcpu_indexes, which=st.integers(0, 3), ticks=st.one_of(st.integers(-3, 3), steps))
+    def arm(self, vcpu: int, which: int, ticks: int) -> None:
         """Sets a timer that many ticks ahead, as guests do: by chance none would come close to its count."""
         vcpu %= len(self.reference.vcpus)
-        cval = u64(self.reference.count(vcpu, view, self.now) + ticks)
-        self.write_sysreg(vcpu, f"CNT{'VP'[view]}_CVAL_EL0", 1, tge=False, value=cval)
-        self.write_sysreg(vcpu, f"CNT{'VP'[view]}_CTL_EL0", 1, tge=False, value=ENABLE)
+        timers = self.reference.timers()
+        timer = timers[which % len(timers)]
+        cval = u64(self.reference.count(vcpu, self.reference.view(timer), self.now) + ticks)
+        # A hypervisor names its guest's timers in its own way where it is at home, and nothing gates it.
+        el1 = {"absent": "CNT{}_{}_EL0", "vhe": "CNT{}_{}_EL02", "e2h0": "CNT{}_{}_EL0"}[self.el2]
+        name = ("CNTH{}_{}_EL2" if timer >= HVTIMER else el1).format
+        el = 1 if self.el2 == "absent" else 2
+        view = "VPVP"[timer]
+        self.write_sysreg(vcpu, name(view, "CVAL"), el, tge=False, value=cval)
+        self.write_sysreg(vcpu, name(view, "CTL"), el, tge=False, value=ENABLE)
 
     @invariant()
     def same_for_the_guest_and_the_vmm(self) -> None:

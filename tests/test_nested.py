@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from golden import make
-from guestclock import Advance, Checkpoint, Freeze, ManualCounter, Reg, Timer, Vm, plan, restore
+from guestclock import Advance, Checkpoint, Freeze, ManualCounter, Reg, Timer, Vm, plan, restore, sysreg
 from guestclock.errors import KvmError, TopologyMismatch, UnknownRegister, UnknownState
 
 START = 10**12
@@ -83,6 +83,28 @@ def test_the_el2_timers_compare_without_cntvoff() -> None:
         Timer.HPTIMER: True,
     }
     assert vm.timer(0, Timer.VTIMER).deadline == START + 1000
+
+
+def test_init_resets_what_is_the_vcpus_own_and_keeps_the_vms_offset() -> None:
+    vm = nested(host())
+    vm.set_counter_offset(START - 5000)
+    for reg in (Reg.CNTVOFF_EL2, Reg.CNTHCTL_EL2, Reg.CNTKCTL_EL1, Reg.CNTHP_CTL_EL2, Reg.CNTHV_CVAL_EL2):
+        vm.set_one_reg(0, reg, 3)
+    vm.init_vcpu(0)
+    assert {vm.get_one_reg(0, reg) for reg in vm.reg_list(0)} == {0, 5000}
+    assert (vm.cntvct(0), vm.cntpct(0)) == (5000, 5000)
+
+
+def test_a_hypervisors_own_write_of_cntvoff_is_for_its_guest_at_once() -> None:
+    vm = nested(host())
+    with vm.running(0):
+        vm.write_sysreg(0, *sysreg("CNTVOFF_EL2"), 1000, el=2)
+        assert (vm.cntvct(0), vm.cntpct(0)) == (START - 1000, START)
+        # Its own view of the virtual counter is without it.
+        vm.write_sysreg(0, *sysreg("CNTHCTL_EL2"), 1 << 10, el=2)
+        assert vm.read_sysreg(0, *sysreg("CNTVCT_EL0"), el=2) == START
+        assert vm.read_sysreg(0, *sysreg("CNTVCT_EL0"), el=1) == START - 1000
+    assert vm.get_one_reg(0, Reg.CNTVOFF_EL2) == 1000
 
 
 def test_without_vhe_there_is_no_el2_virtual_timer() -> None:

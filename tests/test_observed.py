@@ -190,6 +190,19 @@ def test_h_ctl_is_computed(kernel: str) -> None:
     assert vm.get_one_reg(0, Reg.TIMER_CTL) == 0xFFFF_FFFB  # 32 bits, and ISTATUS isn't what was written
 
 
+@pytest.mark.parametrize("kernel", ["6.1", "6.12"])
+def test_h_ctl_is_computed_afresh_after_a_run(kernel: str) -> None:
+    vm = Vm(1, counter=host(), kernel=kernel)
+    vm.set_one_reg(0, Reg.TIMER_CVAL, 100)
+    vm.set_one_reg(0, Reg.TIMER_CTL, 1)
+    vm.set_one_reg(0, Reg.TIMER_CNT, 200)
+    with vm.running(0):
+        pass
+    assert vm.get_one_reg(0, Reg.TIMER_CTL) == 5
+    vm.set_one_reg(0, Reg.TIMER_CNT, 50)
+    assert vm.get_one_reg(0, Reg.TIMER_CTL) == 1
+
+
 def test_h_ctl_is_stored() -> None:
     counter = host()
     vm = Vm(1, counter=counter, kernel="7.3")

@@ -31,9 +31,8 @@ ROOT = Path(__file__).resolve().parent.parent
 MUTANTS = Path(__file__).with_suffix(".toml")
 SOURCES = Path("rust/core/src")
 COPIED = ("Cargo.toml", "Cargo.lock", "pyproject.toml", "python", "rust", "tests")
-TESTS = ("tests/test_model.py", "tests/test_restore.py", "tests/test_atomicity.py")
-# Those that test_model.py doesn't come to: it would only take its time.
-ABOVE_THE_MODEL = ("capture.rs", "checkpoint.rs", "live.rs", "plan.rs", "restore.rs")
+# The state machine last, which takes longest.
+TESTS = tuple(f"tests/test_{name}.py" for name in ("observed", "nested", "restore", "atomicity", "model"))
 SCRATCH = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve() / "mutants"
 # Quick to build, and no debug build, whose warning the tests take for an error.
 BUILD = {
@@ -141,7 +140,7 @@ def judge(mutant: Mutant, trees: SimpleQueue[Tree]) -> str:
     try:
         with tree.planted(mutant):
             tree.build()
-            caught = tree.test(TESTS[1:] + TESTS[:1] if mutant.file in ABOVE_THE_MODEL else TESTS)
+            caught = tree.test()
         verdict, said = ("caught", caught) if caught else ("survived", f"SURVIVED: {mutant.wrong}")
     except Unjudged as error:
         verdict, said = "not judged", f"NOT JUDGED: {error}"
