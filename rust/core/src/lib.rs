@@ -14,7 +14,8 @@
 //! use guestclock_core::plan::{Policy, Request, Target, plan, same_topology};
 //! use guestclock_core::restore::Restore;
 //! use guestclock_core::sysreg::View;
-//! use guestclock_core::vm::{Behaviours, Config, Vm};
+//! use guestclock_core::kernel::Behaviours;
+//! use guestclock_core::vm::{Config, Vm};
 //! use guestclock_core::wire;
 //!
 //! # fn main() -> Result<(), Box<dyn core::error::Error>> {
@@ -57,6 +58,7 @@ pub mod checkpoint;
 pub mod counter;
 mod display;
 pub mod irq;
+pub mod kernel;
 #[cfg(feature = "std")]
 pub mod live;
 pub mod manual;

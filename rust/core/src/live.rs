@@ -7,6 +7,7 @@ use crate::backend::{Abilities, Backend, Model};
 use crate::capture::{Timers, capture};
 use crate::checkpoint::Checkpoint;
 use crate::counter::{Counter, CrossTimestamp, GuestCount, HostCount, Offset};
+use crate::kernel::Behaviours;
 use crate::manual::Instant;
 use crate::mirror::Mirrors;
 use crate::plan::{self, Plan, Refusal, Request, Target};
@@ -14,7 +15,7 @@ use crate::restore::{Report, Restore, RestoreError};
 use crate::sync::{Mutex, MutexGuard};
 use crate::sysreg::{Encoding, View};
 use crate::timer::Timer;
-use crate::vm::{Behaviours, Config, Origin, TimerState, Vm, VmError};
+use crate::vm::{Config, Origin, TimerState, Vm, VmError};
 use std::sync::{Arc, PoisonError};
 
 /// The part of a second within which a counter set by value has to be, as a divisor: 1 us.

@@ -5,13 +5,14 @@
 #![cfg(loom)]
 
 use guestclock_core::counter::{Counter, Frequency, GuestCount, HostCount, Offset};
+use guestclock_core::kernel::Behaviours;
 use guestclock_core::live::{LiveError, LiveRestore, LiveVm};
 use guestclock_core::manual::ManualCounter;
 use guestclock_core::plan::{Refusal, Request};
 use guestclock_core::restore::RestoreError;
 use guestclock_core::sysreg::View::{self, Physical, Virtual};
 use guestclock_core::sysreg::{Role, Sysreg};
-use guestclock_core::vm::{Behaviours, Config, Origin, VmError};
+use guestclock_core::vm::{Config, Origin, VmError};
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use loom::thread;

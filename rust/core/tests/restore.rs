@@ -4,12 +4,13 @@ use guestclock_core::backend::{Abilities, Backend, count_reg};
 use guestclock_core::capture::{Timers, capture};
 use guestclock_core::checkpoint::{Checkpoint, RegisterColumn};
 use guestclock_core::counter::{Counter, Frequency, HostCount, Offset};
+use guestclock_core::kernel::Behaviours;
 use guestclock_core::manual::ManualCounter;
 use guestclock_core::plan::{self, Method, Plan, Policy, Refusal, Request, Target};
 use guestclock_core::restore::{Restore, RestoreError, Written};
 use guestclock_core::sysreg::{Encoding, Role, View, one_reg_id};
 use guestclock_core::timer::Timer;
-use guestclock_core::vm::{Behaviours, Config, El2, Vm};
+use guestclock_core::vm::{Config, El2, Vm};
 use std::collections::BTreeMap;
 
 /// A timer register that no table has.

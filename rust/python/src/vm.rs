@@ -9,10 +9,11 @@ use crate::registers;
 use crate::restore::{PyReport, request};
 use guestclock_core::access::{Access, El};
 use guestclock_core::counter::{Counter, HostCount, Offset};
+use guestclock_core::kernel::KERNELS;
 use guestclock_core::live::{LivePause, LiveVm};
 use guestclock_core::sysreg::{Encoding, View};
 use guestclock_core::timer::Width;
-use guestclock_core::vm::{Behaviours, Config, El2, KERNELS, Origin};
+use guestclock_core::vm::{Config, El2, Origin};
 use pyo3::exceptions::{PyOverflowError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
@@ -99,11 +100,10 @@ impl PyVm {
             Some(counter) => counter,
             None => py.get_type::<PyHostCounter>().call0()?,
         };
-        let Some((kernel, _)) = KERNELS.iter().find(|(name, _)| *name == kernel) else {
+        let Some(&(kernel, behaviours)) = KERNELS.iter().find(|(name, _)| *name == kernel) else {
             let names: Vec<_> = KERNELS.iter().map(|(name, _)| *name).collect();
             return Err(PyValueError::new_err(format!("no kernel {kernel:?}: one of {}", names.join(", "))));
         };
-        let behaviours = Behaviours::named(kernel).ok_or_else(|| PyValueError::new_err("no such kernel"))?;
         let live = LiveVm::new(counter.extract::<AnyCounter>()?, behaviours, config, vcpus).or_raise()?;
         Ok(Self { live, counter: counter.unbind(), kernel })
     }
