@@ -262,6 +262,7 @@ VM_ROWS: list[Row] = [
     ("offset 2^64", STOPPED, lambda s: s.vm.set_counter_offset(2**64), OverflowError, None),
     ("offset below -2^63", STOPPED, lambda s: s.vm.set_counter_offset(-(2**63) - 1), OverflowError, None),
     ("offset 2^200", STOPPED, lambda s: s.vm.set_counter_offset(2**200), OverflowError, None),
+    ("stopped after the checkpoint", STOPPED, lambda s: s.vm.checkpoint(stopped_at=10**12 + 1), ValueError, None),
     ("offset, reserved", STOPPED, lambda s: s.vm.set_counter_offset(7, reserved=1), KvmError, errno.EINVAL),
     ("interrupt 15", STOPPED, lambda s: s.vm.set_irq(Timer.VTIMER, 15), KvmError, errno.EINVAL),
     ("interrupt of no timer", STOPPED, lambda s: s.vm.set_irq(4, 20), KvmError, errno.ENXIO),

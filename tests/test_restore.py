@@ -514,6 +514,8 @@ def test_what_the_guest_sees_at_both_ends_is_known_from_a_vmm_that_knows() -> No
     assert report.to_dict()["after_release_ticks"] is None
     assert "not known" in str(report)
     assert report.resumed_at(counter.advance(9)).to_dict()["after_release_ticks"] == 9
+    with pytest.raises(ValueError, match="can't have resumed"):
+        report.resumed_at(report.released_at - 1)
 
 
 @given(now=u64s, cntvct=u64s)

@@ -106,6 +106,12 @@ impl HostCount {
         w64::since(self.0, earlier.0)
     }
 
+    /// Whether it lies after `other`: ahead of it by less than half of the range. A counter takes centuries to wrap.
+    #[must_use]
+    pub const fn is_after(self, other: Self) -> bool {
+        self.since(other).cast_signed() > 0
+    }
+
     /// The count `ticks` later, modulo 2^64.
     #[must_use]
     pub const fn after(self, ticks: u64) -> Self {

@@ -52,6 +52,14 @@ pub enum LiveError {
     /// A restore or pause isn't finished.
     #[error("a restore or pause of this VM isn't finished: release it before any vCPU runs, or a checkpoint is taken")]
     Open,
+    /// The vCPUs can't have stopped after the checkpoint.
+    #[error("the vCPUs can't have stopped at the count {stopped}: the checkpoint is of {saved}")]
+    StoppedLater {
+        /// When they are said to have stopped.
+        stopped: u64,
+        /// The checkpoint's count.
+        saved: u64,
+    },
     /// The wall clock at an injected count can't be told.
     #[error("the count {count} is too far from the counter's {here} to tell the wall clock there")]
     TooFar {
@@ -259,7 +267,14 @@ impl<C: Counter> LiveVm<C> {
             return Err(LiveError::Open);
         }
         stopped(&locked.vm)?;
-        self.with_backend(&mut locked.vm, now, |backend| Ok(capture(backend, Timers::Saved, stopped_at)?))
+        let checkpoint =
+            self.with_backend(&mut locked.vm, now, |backend| Ok(capture(backend, Timers::Saved, stopped_at)?))?;
+        match stopped_at {
+            Some(stopped) if stopped.is_after(checkpoint.host.count) => {
+                Err(LiveError::StoppedLater { stopped: stopped.0, saved: checkpoint.host.count.0 })
+            }
+            _ => Ok(checkpoint),
+        }
     }
 
     /// Plans the restore of a checkpoint into this VM.

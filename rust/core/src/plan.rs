@@ -473,16 +473,14 @@ impl Plan {
         let (elapsed, error) = match self.request.policy {
             Policy::Freeze => (0, 0),
             Policy::Advance { .. } if self.same_counter => {
-                let ticks = now.count.since(self.saved.host.count);
-                // Half of the range away is behind, not ahead: a counter takes centuries to wrap.
-                if ticks.cast_signed() < 0 {
+                if self.saved.host.count.is_after(now.count) {
                     return Err(Refusal::ClockWentBackwards {
                         clock: "host's counter (ticks)",
                         saved: self.saved.host.count.0.into(),
                         host: now.count.0.into(),
                     });
                 }
-                (u128::from(ticks), 0)
+                (u128::from(now.count.since(self.saved.host.count)), 0)
             }
             Policy::Advance { .. } => self.elapsed_by_the_wall_clock(now)?,
         };

@@ -102,10 +102,11 @@ pub struct Report {
 }
 
 impl Report {
-    /// The same, with the host's count at the first guest entry known.
+    /// The same, with the host's count at the first guest entry known; `None` for one before the release.
     #[must_use]
-    pub fn resumed_at(&self, count: HostCount) -> Self {
-        Self { after_release_ticks: Some(count.since(self.outcome.count)), ..self.clone() }
+    pub fn resumed_at(&self, count: HostCount) -> Option<Self> {
+        let known = Some(count.since(self.outcome.count));
+        (!self.outcome.count.is_after(count)).then(|| Self { after_release_ticks: known, ..self.clone() })
     }
 }
 

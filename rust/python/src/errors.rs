@@ -139,6 +139,7 @@ impl IntoPyErr for LiveError {
                 })
             }
             Self::Open => typed("RestoreOpen", &message, |_| Ok(())),
+            Self::StoppedLater { .. } => PyValueError::new_err(message),
             Self::TooFar { .. } => PyOverflowError::new_err(message),
             _ => typed("GuestClockError", &message, |_| Ok(())),
         }

@@ -225,8 +225,13 @@ impl PyReport {
     }
 
     /// The same report with the host's count at the first guest entry known, from a VMM that knows it.
-    fn resumed_at(&self, count: u64) -> Self {
-        Self(self.0.resumed_at(HostCount(count)))
+    ///
+    /// ValueError for a count before the release.
+    fn resumed_at(&self, count: u64) -> PyResult<Self> {
+        let released = self.released_at();
+        self.0.resumed_at(HostCount(count)).map(Self).ok_or_else(|| {
+            PyValueError::new_err(format!("the guest can't have resumed at {count}: it was released at {released}"))
+        })
     }
 
     /// Everything in it as plain Python values, for JSON.

@@ -344,7 +344,7 @@ impl PyVm {
     /// Saves the VM's guest time. VcpuRunning (EBUSY) while a vCPU runs.
     ///
     /// `now` is the host's count to save it at, by default the counter's; `stopped_at` is the host's count when the
-    /// last vCPU left its guest, from a VMM that knows it.
+    /// last vCPU left its guest, from a VMM that knows it: ValueError if that lies after it.
     #[pyo3(signature = (*, now=None, stopped_at=None))]
     fn checkpoint(&self, now: Option<u64>, stopped_at: Option<u64>) -> PyResult<PyCheckpoint> {
         self.live.checkpoint(count(now), count(stopped_at)).map(PyCheckpoint::from).or_raise()
