@@ -116,6 +116,19 @@ def test_a_hypervisor_reads_the_virtual_counter_without_its_own_offset(e2h0: boo
     assert vm.read_sysreg(0, *sysreg("CNTVCT_EL0"), el=1) == START - 1000
 
 
+@pytest.mark.parametrize(("e2h0", "shift"), [(True, 0), (False, 10)])
+def test_what_a_hypervisor_lets_its_guest_use(e2h0: bool, shift: int) -> None:
+    """EL1PCTEN and EL1PCEN are in bits 0 and 1 of CNTHCTL_EL2, or with E2H in bits 10 and 11."""
+    vm = nested(host(), e2h0=e2h0)
+    for bits in range(4):
+        # The other bits of both layouts are set: they gate nothing here.
+        vm.set_one_reg(0, Reg.CNTHCTL_EL2, bits << shift | 0b11 << (10 - shift))
+        for name, gate in (("CNTPCT_EL0", 1), ("CNTP_CTL_EL0", 2)):
+            expected = "allowed" if bits & gate else "trap-to-el2"
+            assert vm.access(0, *sysreg(name), el=1) == expected
+            assert vm.access(0, *sysreg(name), el=2) == "allowed"
+
+
 def test_without_vhe_there_is_no_el2_virtual_timer() -> None:
     vm = nested(host(), e2h0=True)
     listed = {Reg(reg) for reg in vm.reg_list(0)}
