@@ -200,7 +200,7 @@ pub struct TimerState {
     pub tval: u32,
     /// The interrupt line.
     pub line: bool,
-    /// The host count at which the line goes high by itself, or [`NO_DEADLINE`](crate::bank::NO_DEADLINE).
+    /// The host count at which the line goes high by itself, or [`NO_DEADLINE`].
     pub deadline: u64,
 }
 
@@ -540,7 +540,7 @@ impl Vm {
     }
 
     /// The host count at which a vCPU that waits in WFI, or in WFIT with this operand, wakes by itself: `now` if at once,
-    /// or [`NO_DEADLINE`](crate::bank::NO_DEADLINE).
+    /// or [`NO_DEADLINE`].
     pub fn wake(&self, vcpu: usize, wfit: Option<u64>, from: Origin, now: HostCount) -> Result<u64, VmError> {
         let mut ticks = Vec::with_capacity(self.config.el2.timers().len());
         for &timer in self.config.el2.timers() {
@@ -599,7 +599,7 @@ impl Vm {
     }
 
     /// The earliest deadline of the vCPU's timers: `now` where a line is high, or
-    /// [`NO_DEADLINE`](crate::bank::NO_DEADLINE).
+    /// [`NO_DEADLINE`].
     pub fn next_deadline(&self, vcpu: usize, now: HostCount) -> Result<u64, VmError> {
         let mut earliest = crate::bank::NO_DEADLINE;
         for &timer in self.config.el2.timers() {
