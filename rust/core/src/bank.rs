@@ -1,7 +1,6 @@
 //! vCPUs and their timers as columns, and what is computed over them.
 
-use crate::counter::{GuestCount, HostCount};
-use crate::timer::Width;
+use crate::counter::HostCount;
 use alloc::vec::Vec;
 
 /// "No deadline", where a count is expected. A real deadline there is moved one tick earlier.
@@ -22,15 +21,14 @@ impl TimerBank {
         self.cval.push(0);
         self.ctl.push(0);
     }
+}
 
-    /// The host count at which the vCPU's line goes high by itself, seen from `now`, at which its guest reads `guest`.
-    ///
-    /// Already high: `now`. Never: [`NO_DEADLINE`]. A deadline past the counter's last count is held just below that.
-    #[must_use]
-    pub fn deadline(&self, vcpu: usize, width: Width, now: HostCount, guest: GuestCount) -> u64 {
-        match width.ticks_to_line(self.ctl[vcpu], self.cval[vcpu], guest) {
-            Some(ticks) => now.0.saturating_add(ticks).min(NO_DEADLINE - 1),
-            None => NO_DEADLINE,
-        }
+/// The host count that many ticks from `now`: `now` itself for none to wait, [`NO_DEADLINE`] for never. One past the
+/// counter's last count is held just below that.
+#[must_use]
+pub fn deadline(now: HostCount, ticks: Option<u64>) -> u64 {
+    match ticks {
+        Some(ticks) => now.0.saturating_add(ticks).min(NO_DEADLINE - 1),
+        None => NO_DEADLINE,
     }
 }

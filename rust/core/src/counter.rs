@@ -55,6 +55,14 @@ impl Frequency {
         ticks as u128 * NS_PER_S as u128 / self.hz() as u128
     }
 
+    /// The same for ticks either way, rounded towards zero.
+    #[must_use]
+    pub const fn signed_ticks_to_ns(self, ticks: i64) -> i128 {
+        // Below 2^93, so that the sign bit is free.
+        let ns = self.ticks_to_ns(ticks.unsigned_abs()).cast_signed();
+        if ticks < 0 { -ns } else { ns }
+    }
+
     /// The nanoseconds that `ticks` last, rounded up: how long to wait until they have passed.
     #[must_use]
     pub const fn ticks_to_ns_ceil(self, ticks: u64) -> u128 {

@@ -45,9 +45,7 @@ impl ManualCounter {
     pub fn realtime_ns(&self, count: HostCount) -> i64 {
         // Taken as signed: a counter rewound past its origin reads an earlier wall clock.
         let ticks = count.0.wrapping_sub(self.origin).cast_signed();
-        let ns = i128::try_from(self.frequency.ticks_to_ns(ticks.unsigned_abs())).unwrap_or(i128::MAX);
-        let moved = if ticks < 0 { -ns } else { ns };
-        let now = moved.saturating_add(i128::from(self.epoch_ns.load(Ordering::Acquire)));
+        let now = self.frequency.signed_ticks_to_ns(ticks) + i128::from(self.epoch_ns.load(Ordering::Acquire));
         i64::try_from(now).unwrap_or(if now < 0 { i64::MIN } else { i64::MAX })
     }
 }

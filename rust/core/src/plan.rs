@@ -235,8 +235,7 @@ impl Evidence {
     #[must_use]
     pub fn between(saved: &CrossTimestamp, here: &CrossTimestamp) -> Self {
         let ticks = here.count.since(saved.count).cast_signed();
-        let counted = i128::try_from(here.frequency.ticks_to_ns(ticks.unsigned_abs())).unwrap_or(i128::MAX);
-        let counted = if ticks < 0 { -counted } else { counted };
+        let counted = here.frequency.signed_ticks_to_ns(ticks);
         let elapsed = i128::from(here.realtime_ns) - i128::from(saved.realtime_ns);
         let same = |saved: Option<[u8; 16]>, here: Option<[u8; 16]>| Some(saved? == here?);
         Self {

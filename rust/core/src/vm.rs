@@ -5,7 +5,7 @@
 //! running kernels; docs/model.md has them rule by rule.
 
 use crate::access::{self, Access, Controls, El};
-use crate::bank::{NO_DEADLINE, TimerBank};
+use crate::bank::{self, TimerBank};
 use crate::counter::{Frequency, GuestCount, HostCount, Offset};
 use crate::irq::{self, IrqError, IrqIds};
 use crate::kernel::{Behaviours, CtlReadback, ListOrder};
@@ -200,7 +200,7 @@ pub struct TimerState {
     pub tval: u32,
     /// The interrupt line.
     pub line: bool,
-    /// The host count at which the line goes high by itself, or [`NO_DEADLINE`].
+    /// The host count at which the line goes high by itself, or [`NO_DEADLINE`](bank::NO_DEADLINE).
     pub deadline: u64,
 }
 
@@ -540,21 +540,20 @@ impl Vm {
     }
 
     /// The host count at which a vCPU that waits in WFI, or in WFIT with this operand, wakes by itself: `now` if at once,
-    /// or [`NO_DEADLINE`].
+    /// or [`NO_DEADLINE`](bank::NO_DEADLINE).
     pub fn wake(&self, vcpu: usize, wfit: Option<u64>, from: Origin, now: HostCount) -> Result<u64, VmError> {
-        let mut ticks = Vec::with_capacity(self.config.el2.timers().len());
+        let mut ticks = [None; Timer::ALL.len()];
         for &timer in self.config.el2.timers() {
             let guest = self.count(vcpu, view_of(timer), now)?;
             let TimerBank { cval, ctl } = &self.timers[timer.index()];
-            ticks.push(self.config.width.ticks_to_line(ctl[vcpu], cval[vcpu], guest));
+            ticks[timer.index()] = self.config.width.ticks_to_line(ctl[vcpu], cval[vcpu], guest);
         }
         let view = if access::counts_cntvoff(from.el, self.e2h(), from.tge) { View::Virtual } else { View::Physical };
         let timeout = match wfit {
             Some(operand) => Some(wake::wfit_ticks(operand, self.count(vcpu, view, now)?)),
             None => None,
         };
-        Ok(wake::ticks_to_wake(ticks, timeout)
-            .map_or(NO_DEADLINE, |ticks| now.0.saturating_add(ticks).min(NO_DEADLINE - 1)))
+        Ok(bank::deadline(now, wake::ticks_to_wake(ticks, timeout)))
     }
 
     /// `kvm_run.s.regs.device_irq_level`: the lines of the EL1 timers, for an interrupt controller in the VMM.
@@ -594,18 +593,14 @@ impl Vm {
             cval,
             tval: timer::tval_read(cval, guest),
             line: timer::line(ctl, cval, guest),
-            deadline: bank.deadline(vcpu, width, now, guest),
+            deadline: bank::deadline(now, timer::ticks_to_line(ctl, cval, guest)),
         })
     }
 
-    /// The earliest deadline of the vCPU's timers: `now` where a line is high, or
-    /// [`NO_DEADLINE`].
+    /// The earliest deadline of the vCPU's timers, which is when a WFI would end: `now` where a line is high, or
+    /// [`NO_DEADLINE`](bank::NO_DEADLINE).
     pub fn next_deadline(&self, vcpu: usize, now: HostCount) -> Result<u64, VmError> {
-        let mut earliest = crate::bank::NO_DEADLINE;
-        for &timer in self.config.el2.timers() {
-            earliest = earliest.min(self.timer(vcpu, timer, now)?.deadline);
-        }
-        Ok(earliest)
+        self.wake(vcpu, None, Origin::default(), now)
     }
 
     fn exists(&self, vcpu: usize) -> Result<(), VmError> {
