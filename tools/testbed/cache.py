@@ -8,9 +8,12 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 UNUSED_AFTER_S = 14 * 24 * 3600
 """What nobody has used for so long goes, once its successor is there."""
