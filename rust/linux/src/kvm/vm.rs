@@ -488,16 +488,15 @@ impl<I: Ioctls + ?Sized, C: Counter> Backend for Kvm<'_, I, C> {
     /// stopped; an owned VM's offset, written as it is. Else the caller vouches.
     fn stopped(&mut self) -> Result<(), KvmError> {
         self.nobody_runs()?;
-        match self.state.owned {
-            _ if self.io.distributor().is_some() => self.patiently(|kvm| {
-                let answer = kvm.io.distributor().unwrap_or(Ok(()));
+        self.patiently(|kvm| match (kvm.io.distributor(), kvm.state.owned) {
+            (Some(answer), _) => {
                 answer.map_err(|error| kvm.on_vm("KVM_GET_DEVICE_ATTR of the vGIC's distributor", &error))
-            }),
-            Some(offset) => self.patiently(|kvm| {
+            }
+            (None, Some(offset)) => {
                 kvm.io.set_counter_offset(offset.0).map_err(|error| kvm.on_vm(SET_COUNTER_OFFSET, &error))
-            }),
-            None => Ok(()),
-        }
+            }
+            (None, None) => Ok(()),
+        })
     }
 
     fn get_one_reg(&mut self, vcpu: usize, id: u64) -> Result<u64, KvmError> {
