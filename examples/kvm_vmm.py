@@ -457,12 +457,20 @@ def save(directory: Path, rounds: int) -> None:
     vmm.machine.close()
 
 
-def restore(directory: Path, policy: Freeze | Advance, rounds: int, *, plant_fault_ticks: int, verbose: bool) -> None:
+def restore(
+    directory: Path,
+    policy: Freeze | Advance,
+    rounds: int,
+    *,
+    same_counter: bool | None,
+    plant_fault_ticks: int,
+    verbose: bool,
+) -> None:
     """Restore the guest in this process, let it go on, and write down what both sides saw."""
     state = json.loads((directory / "vm.json").read_text())["vcpus"]
     checkpoint = Checkpoint.load(directory / "time.guestclock")
     vmm = Vmm()
-    the_plan = plan(checkpoint, vmm.vm, policy=policy)
+    the_plan = plan(checkpoint, vmm.vm, policy=policy, same_counter=same_counter)
     opened = the_plan.prepare()
     vmm.machine.ram[:] = (directory / "memory.bin").read_bytes()
     for vcpu, saved in enumerate(state):
@@ -493,7 +501,23 @@ def restore(directory: Path, policy: Freeze | Advance, rounds: int, *, plant_fau
         for vcpu, saved in enumerate(state)
     ]
     (directory / "restored.json").write_text(json.dumps({"vcpus": vcpus}, indent=1))
+    # For `guestclock check-log`: the guest's memory with its log, and what the host saw.
     (directory / "memory.bin").write_bytes(vmm.machine.ram)
+    pause = {
+        "taken_at": state[0]["host"]["taken_at"],
+        "released_at": [before, after],
+        "policy": "freeze" if isinstance(policy, Freeze) else "advance",
+        "max_ns": None if isinstance(policy, Freeze) else policy.max_ns,
+    }
+    seen = {
+        "frequency_hz": vmm.host_hz,
+        "vcpus": [
+            [view for view, _ in saved["host"]["samples"] + samples]
+            for saved, samples in zip(state, vmm.samples, strict=True)
+        ],
+        "pauses": [pause],
+    }
+    (directory / "host.json").write_text(json.dumps(seen, indent=1))
     vmm.machine.close()
     if verbose:
         print(the_plan, report, sep="\n", file=sys.stderr)
@@ -507,6 +531,9 @@ def main() -> None:
     restorer = commands.add_parser("restore", help="restore the saved guest and run it on")
     restorer.add_argument("--policy", choices=("freeze", "advance"), default="freeze")
     restorer.add_argument("--max-ns", type=int, help="with advance: the most time to add")
+    restorer.add_argument(
+        "--same-counter", action="store_const", const=True, help="it is the counter of the host that it was saved on"
+    )
     restorer.add_argument("--plant-fault-ticks", type=int, default=0, help="restore wrongly, to see it found")
     restorer.add_argument("--verbose", action="store_true", help="print the plan and the report")
     for command in (saver, restorer):
@@ -528,6 +555,7 @@ def main() -> None:
         options.directory,
         policy,
         options.rounds,
+        same_counter=options.same_counter,
         plant_fault_ticks=options.plant_fault_ticks,
         verbose=options.verbose,
     )

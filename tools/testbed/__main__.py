@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import cache
 import machine
 import suite
 import wheel
@@ -35,6 +36,7 @@ def main() -> int:
     test.add_argument("--timeout", type=int, default=600, metavar="SECONDS", help="what a leg may take (default: 600)")
 
     commands.add_parser("wheel", help="build the aarch64 wheel into dist/")
+    commands.add_parser("cache", help="say where the cache is, and how large")
 
     chosen = parser.parse_args()
     if chosen.command == "boot":
@@ -55,6 +57,9 @@ def main() -> int:
         if unknown:
             test.error(f"no leg is called {', '.join(unknown)}; there are {', '.join(LEGS)}")
         return suite.run(chosen.legs or LEGS, seed=chosen.seed, jobs=chosen.jobs, timeout_s=chosen.timeout)
+    if chosen.command == "cache":
+        say(cache.described())
+        return 0
     wheel.build(DIST)
     return 0
 

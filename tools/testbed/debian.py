@@ -6,6 +6,7 @@ stays as it is.
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -166,6 +167,7 @@ class Archive:
         return done.stdout or ""
 
 
+@functools.cache
 def mirrors() -> tuple[str, str | None]:
     """The addresses of Debian and, where the machine uses it, of Debian's security updates.
 
