@@ -32,7 +32,7 @@ def main() -> int:
     test = commands.add_parser("test", help="run the suite on some legs, or on all")
     test.add_argument("legs", nargs="*", metavar="LEG", help=f"any of {', '.join(LEGS)}")
     test.add_argument("--seed", type=int, help="the seed of an earlier run (default: a fresh one)")
-    test.add_argument("--jobs", type=int, default=1, help="how many machines at a time (default: 1)")
+    test.add_argument("--jobs", type=int, default=2, help="how many machines at a time (default: 2)")
     test.add_argument("--timeout", type=int, default=600, metavar="SECONDS", help="what a leg may take (default: 600)")
 
     commands.add_parser("wheel", help="build the aarch64 wheel into dist/")

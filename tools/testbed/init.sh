@@ -27,6 +27,13 @@ echo "$status" >/testbed/status
 for module in /modules/*.ko; do
     [ -e "$module" ] && insmod "$module"
 done
-tar -c -C / testbed/status out >/dev/vport0p1
-dmesg -n 1
+# The port opens when the kernel has heard of it from the host, a while after its driver is there.
+tries=300
+until [ -c /dev/vport0p1 ] && (: >/dev/vport0p1) 2>/dev/null; do
+    sleep 0.1
+    tries=$((tries - 1))
+    [ "$tries" -gt 0 ] || break
+done
+if [ -c /dev/vport0p1 ]; then tar -c -C / testbed/status out >/dev/vport0p1; fi
+echo 0 >/proc/sys/kernel/printk
 poweroff -f

@@ -35,8 +35,8 @@ TO_BOOT_AND_TO_END_S = 60
 
 NEVER_ENDED = 124
 """The status of a command that didn't end in time, as of timeout(1)."""
-NEVER_BOOTED = 125
-"""The status of a machine that stopped before its command did."""
+HANDED_NOTHING_OVER = 125
+"""The status of a machine that ended before its command, or without handing over what that left."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ def boot(
     if running.returncode in {124, 137}:
         say(f"testbed: {leg.name}: the machine neither ended nor answered within {limit_s} s")
         return NEVER_ENDED
-    say(f"testbed: {leg.name}: the machine stopped before its command (the emulator's status: {running.returncode})")
-    return NEVER_BOOTED
+    say(f"testbed: {leg.name}: the machine ended and handed nothing over (the emulator's status: {running.returncode})")
+    return HANDED_NOTHING_OVER
 
 
 def _emulated(machine: Parts, leg: Leg, *, initrd: Path, handed_over: Path, icount: bool) -> list[str]:
