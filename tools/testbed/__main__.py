@@ -12,7 +12,7 @@ import suite
 import wheel
 from image import TREE
 from legs import LEGS
-from say import say
+from say import note, say
 
 DIST = TREE / "dist"
 
@@ -42,7 +42,7 @@ def main() -> int:
     if chosen.command == "boot":
         built = wheel.found(DIST)
         if not built:
-            say("testbed: no aarch64 wheel in dist/ (make wheel-aarch64 builds it): a machine without guestclock")
+            note("no aarch64 wheel in dist/ (make wheel-aarch64 builds it): a machine without guestclock")
         return machine.boot(
             LEGS[chosen.leg],
             chosen.arguments,
