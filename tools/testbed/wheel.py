@@ -11,7 +11,7 @@ import cache
 import roots
 from debian import Archive
 from image import TREE
-from say import give_up, say
+from say import give_up, note
 
 TARGET = "aarch64-unknown-linux-gnu"
 
@@ -66,9 +66,9 @@ def _cross_build(dist: Path) -> None:
 
         def run(*command: str) -> None:
             entered = roots.command(compiler, "/usr/bin/env", "-i", "-C", roots.inside(TREE), *settings, *command)
-            subprocess.run(entered, check=True, stdin=subprocess.DEVNULL)
+            subprocess.run(entered, check=True, stdin=subprocess.DEVNULL, stdout=sys.stderr)
 
-        say("building the aarch64 wheel; the first time takes minutes")
+        note("building the aarch64 wheel; the first time takes minutes")
         run("cargo", "clippy", "--workspace", "--all-targets", "--locked", "--target", TARGET, "--", "-D", "warnings")
         maturin = roots.inside(Path(sys.executable).parent) + "/maturin"
         run(maturin, *BUILD, "--target", TARGET, "--out", roots.inside(dist))
@@ -78,7 +78,7 @@ def vendored() -> Path:
     """A cargo home that has every crate of Cargo.lock in it, fetched by the machine's own cargo."""
 
     def fill(place: Path) -> None:
-        say("fetching the crates")
+        note("fetching the crates")
         crates = place / "crates"
         subprocess.run(
             ["cargo", "vendor", "--quiet", "--locked", "--versioned-dirs", crates],
