@@ -131,10 +131,7 @@ fn borrow(py: Python<'_>, vm: &Descriptor, vcpus: &[Descriptor], gic: Option<&De
     let vcpus = vcpus.iter().map(|vcpu| vcpu.number(py)).collect::<PyResult<_>>()?;
     let gic = gic.map(|gic| gic.number(py)).transpose()?;
     let vm = vm.number(py)?;
-    #[expect(unsafe_code, reason = "only the VMM knows that its descriptors are KVM's, and stay so")]
-    // SAFETY: their kinds were looked at when they were given; that they stay open is what the class asks of its user, as
-    // Python's own `fcntl.ioctl` does.
-    unsafe { Fds::new(vm, vcpus, gic) }.ok_or_else(not_here)
+    Fds::new(vm, vcpus, gic).ok_or_else(not_here)
 }
 
 #[pymethods]
