@@ -8,7 +8,7 @@ from typing import Final, Literal, Protocol, Self, SupportsIndex, TypedDict, fin
 import numpy as np
 from numpy.typing import NDArray
 
-from guestclock.types import Capabilities, Counter, CrossTimestamp, Policy, Support, TimerState, Views
+from guestclock.types import Capabilities, Counter, CrossTimestamp, GuestVm, Policy, Support, TimerState, Views
 
 __version__: Final[str]
 DEBUG_BUILD: Final[bool]
@@ -309,7 +309,7 @@ class Report:
 
 def plan(
     checkpoint: Checkpoint,
-    vm: Vm | KvmVm,
+    vm: GuestVm,
     *,
     policy: Policy | None = None,
     views: Views = "preserve",
@@ -320,7 +320,7 @@ def plan(
 ) -> Plan: ...
 def restore(
     checkpoint: Checkpoint,
-    vm: Vm | KvmVm,
+    vm: GuestVm,
     *,
     policy: Policy | None = None,
     views: Views = "preserve",

@@ -97,7 +97,10 @@ class CrossTimestamp:
 
 
 class GuestVm(Protocol):
-    """What `Vm` and `KvmVm` have in common, for annotations: code written for it runs on the model and on KVM."""
+    """What `Vm` and `KvmVm` have in common, for annotations: code written for it runs on the model and on KVM.
+
+    `plan` and `restore` take these two, and nothing else that looks like them.
+    """
 
     @property
     def vcpus(self) -> int:

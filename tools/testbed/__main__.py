@@ -6,12 +6,13 @@ import argparse
 import sys
 from pathlib import Path
 
+import cache
 import machine
 import suite
 import wheel
 from image import TREE
 from legs import LEGS
-from say import say
+from say import note, say
 
 DIST = TREE / "dist"
 
@@ -31,16 +32,17 @@ def main() -> int:
     test = commands.add_parser("test", help="run the suite on some legs, or on all")
     test.add_argument("legs", nargs="*", metavar="LEG", help=f"any of {', '.join(LEGS)}")
     test.add_argument("--seed", type=int, help="the seed of an earlier run (default: a fresh one)")
-    test.add_argument("--jobs", type=int, default=1, help="how many machines at a time (default: 1)")
+    test.add_argument("--jobs", type=int, default=2, help="how many machines at a time (default: 2)")
     test.add_argument("--timeout", type=int, default=600, metavar="SECONDS", help="what a leg may take (default: 600)")
 
     commands.add_parser("wheel", help="build the aarch64 wheel into dist/")
+    commands.add_parser("cache", help="say where the cache is, and how large")
 
     chosen = parser.parse_args()
     if chosen.command == "boot":
         built = wheel.found(DIST)
         if not built:
-            say("testbed: no aarch64 wheel in dist/ (make wheel-aarch64 builds it): a machine without guestclock")
+            note("no aarch64 wheel in dist/ (make wheel-aarch64 builds it): a machine without guestclock")
         return machine.boot(
             LEGS[chosen.leg],
             chosen.arguments,
@@ -55,6 +57,9 @@ def main() -> int:
         if unknown:
             test.error(f"no leg is called {', '.join(unknown)}; there are {', '.join(LEGS)}")
         return suite.run(chosen.legs or LEGS, seed=chosen.seed, jobs=chosen.jobs, timeout_s=chosen.timeout)
+    if chosen.command == "cache":
+        say(cache.described())
+        return 0
     wheel.build(DIST)
     return 0
 

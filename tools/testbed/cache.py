@@ -27,6 +27,14 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "guestclock"
 
 
+def described() -> str:
+    """Where the cache is, and how much is in it."""
+    if not folder().is_dir():
+        return f"{folder()}: no cache of the testbed's"
+    size = sum(path.lstat().st_size for path in folder().rglob("*"))
+    return f"{folder()}: {size / 1e9:.1f} GB that the testbed fetched and built stay there"
+
+
 def key(*parts: object) -> str:
     """A short name for the recipe and the inputs in `parts`."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

@@ -14,6 +14,8 @@ mount -t tmpfs tmp /tmp
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 PYTEST_PLUGINS=pytest_timeout,_hypothesis_pytestplugin
 stty -onlcr </dev/console
 ip link set lo up
+# Of an installation that is always the same one, as its files are.
+echo 0c9a1d5e6b7f4832a1b0c2d3e4f50617 >/etc/machine-id
 . /testbed/environment
 
 cd /work
@@ -23,10 +25,7 @@ status=$?
 if [ "$status" -ge 128 ] && [ "$(cut -d. -f1 /proc/uptime)" -ge "$TESTBED_LIMIT_S" ]; then status=124; fi
 echo "$status" >/testbed/status
 
-# Not before the command: another machine's files come when they come, and no run would be like the one before.
-for module in /modules/*.ko; do
-    [ -e "$module" ] && insmod "$module"
-done
-tar -c -C / testbed/status out >/dev/vport0p1
-dmesg -n 1
+stty raw -echo </dev/ttyAMA1
+tar -c -z -C / testbed/status out >/dev/ttyAMA1
+echo 0 >/proc/sys/kernel/printk
 poweroff -f

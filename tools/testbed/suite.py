@@ -54,7 +54,7 @@ class Outcome:
 def run(names: Iterable[str], *, seed: int | None, jobs: int, timeout_s: int) -> int:
     """Run the suite on the legs `names`, `jobs` at a time; gives the status to exit with."""
     os.environ["GUESTCLOCK_SEED"] = str(secrets.randbelow(1 << 32) if seed is None else seed)
-    say(f"seed {os.environ['GUESTCLOCK_SEED']}; the same examples again: --seed {os.environ['GUESTCLOCK_SEED']}")
+    say(f"seed {os.environ['GUESTCLOCK_SEED']}; the same again: make kvm-test SEED={os.environ['GUESTCLOCK_SEED']}")
     if native():
         outcomes = [_native()]
     else:

@@ -37,6 +37,8 @@ struct Kernel<'a> {
     slow: Cell<u64>,
     /// How many calls that need every vCPU stopped answer EBUSY.
     busy: Cell<usize>,
+    /// An offset that differs answers EBUSY, and one that is written as it is doesn't.
+    late: Cell<bool>,
     gic: bool,
     /// A vCPU that KVM_ARM_VCPU_INIT wasn't called on.
     bare: Cell<Option<usize>>,
@@ -67,6 +69,7 @@ impl<'a> Kernel<'a> {
             calls: RefCell::default(),
             slow: Cell::new(0),
             busy: Cell::new(0),
+            late: Cell::new(false),
             gic: false,
             bare: Cell::new(None),
             offset_errno: Cell::new(None),
@@ -134,6 +137,9 @@ impl Ioctls for Kernel<'_> {
             return Err(io::Error::from_raw_os_error(errno));
         }
         self.all_stopped()?;
+        if self.late.get() && self.vm.borrow().owned_offset() != Some(Offset(offset)) {
+            return Err(io::Error::from_raw_os_error(libc::EBUSY));
+        }
         if self.offset_lost.get() {
             return Ok(());
         }
@@ -221,26 +227,58 @@ fn a_timer_that_is_not_due_does_not_show_how_ctl_reads() {
     assert_eq!(vm.probed(&kernel).unwrap().ctl_readback, None);
 }
 
-/// Two offsets for the VM, and four registers for each vCPU: the rest is reading.
+/// Two offsets for the VM, and four registers for each vCPU: the rest is reading. Without a vGIC to ask, whether a vCPU
+/// runs is found out by writing the offset once more as it is, before each of the last two steps.
 #[test]
 fn the_budget_of_a_restore() {
-    let host = counter();
-    let saved = saved(&host);
-    let target = Kernel::plain(&host);
-    let vm = target.open();
-    let plan = vm.plan(&target, &saved, freeze()).unwrap();
-    let mut restore = vm.prepare(&target, plan, Arc::clone(&saved)).unwrap();
-    vm.apply(&target, &mut restore).unwrap();
-    let report = vm.release(&target, &mut restore).unwrap();
-    let calls = target.calls.borrow();
-    let last = calls.last().copied();
-    assert_eq!(last, Some(Call::Offset(host.count().0.wrapping_sub(saved.cntvct.0))), "the final offset comes last");
-    assert_eq!(target.offset_writes(), 2);
-    for vcpu in 0..2 {
-        let sets = calls.iter().filter(|call| matches!(call, Call::Set(of, _) if *of == vcpu)).count();
-        assert_eq!(sets, 4);
+    for gic in [true, false] {
+        let host = counter();
+        let saved = saved(&host);
+        let target = Kernel { gic, ..Kernel::plain(&host) };
+        let vm = target.open();
+        let plan = vm.plan(&target, &saved, freeze()).unwrap();
+        let provisional = plan.as_of.virtual_offset().0;
+        let mut restore = vm.prepare(&target, plan, Arc::clone(&saved)).unwrap();
+        host.advance(1_000);
+        vm.apply(&target, &mut restore).unwrap();
+        let report = vm.release(&target, &mut restore).unwrap();
+        let calls = target.calls.borrow();
+        let offsets: Vec<_> = calls.iter().filter(|call| matches!(call, Call::Offset(_))).copied().collect();
+        let last = host.count().0.wrapping_sub(saved.cntvct.0);
+        let looks = if gic { 1 } else { 3 };
+        assert_eq!(offsets[..looks], vec![Call::Offset(provisional); looks]);
+        assert_eq!(offsets[looks..], [Call::Offset(last)]);
+        assert_eq!(calls.last(), offsets.last(), "the final offset comes last");
+        for vcpu in 0..2 {
+            let sets = calls.iter().filter(|call| matches!(call, Call::Set(of, _) if *of == vcpu)).count();
+            assert_eq!(sets, 4);
+        }
+        assert_eq!((report.writes.offsets, report.writes.registers), (2, 8));
     }
-    assert_eq!((report.writes.offsets, report.writes.registers), (2, 8));
+}
+
+/// In the middle of a restore too: a read of its registers would wait for as long as it runs.
+#[test]
+fn a_vcpu_that_runs_unannounced_in_a_restore() {
+    let host = counter();
+    for gic in [true, false] {
+        let saved = saved(&host);
+        let target = Kernel { gic, ..Kernel::plain(&host) };
+        let vm = KvmVm::new(&target, &host, impatient()).unwrap();
+        let plan = vm.plan(&target, &saved, freeze()).unwrap();
+        let mut restore = vm.prepare(&target, plan, saved).unwrap();
+        let busy = |result: Result<(), GateError<KvmError>>| {
+            assert!(matches!(result, Err(GateError::Backend(KvmError::Busy { .. }))), "{result:?}");
+        };
+        target.vm.borrow_mut().enter(0).unwrap();
+        busy(vm.apply(&target, &mut restore));
+        target.vm.borrow_mut().exit(0, host.count()).unwrap();
+        vm.apply(&target, &mut restore).unwrap();
+        target.vm.borrow_mut().enter(0).unwrap();
+        busy(vm.release(&target, &mut restore).map(|_| ()));
+        target.vm.borrow_mut().exit(0, host.count()).unwrap();
+        vm.release(&target, &mut restore).unwrap();
+    }
 }
 
 #[test]
@@ -388,12 +426,15 @@ fn a_release_while_a_vcpu_runs_says_so_and_can_be_taken_again() {
     let plan = vm.plan(&target, &saved, freeze()).unwrap();
     let mut restore = vm.prepare(&target, plan, Arc::clone(&saved)).unwrap();
     vm.apply(&target, &mut restore).unwrap();
-    target.busy.set(1);
+    host.advance(1);
+    // Not while it was looked at, but at the write.
+    target.late.set(true);
     let error = vm.release(&target, &mut restore).unwrap_err();
     let GateError::Restore(RestoreError::Backend { source: KvmError::Busy { .. }, left, .. }) = error else {
         panic!("{error}")
     };
     assert_eq!(left, Condition::TimersOnly);
+    target.late.set(false);
     vm.release(&target, &mut restore).unwrap();
 }
 

@@ -209,7 +209,12 @@ impl<C: Counter> KvmVm<C> {
         let cval = self.get_one_reg(io, vcpu, one_reg_id(Role::Cval(timer)))?;
         let ctl = self.get_one_reg(io, vcpu, one_reg_id(Role::Ctl(timer)))?;
         let now = self.counter.count();
-        Ok(TimerState::at(ctl, cval, self.count(io, vcpu, view_of(timer))?, now))
+        // Asked for after `now`, a count makes the deadline early by the time between: a waiter looks again, and isn't late.
+        let guest = match self.computed(io, view_of(timer))? {
+            Some(owned) => now.guest(owned.offset(view_of(timer))),
+            None => self.count(io, vcpu, view_of(timer))?,
+        };
+        Ok(TimerState::at(ctl, cval, guest, now))
     }
 
     /// The host count at which the first of the vCPU's timer lines goes high, or
