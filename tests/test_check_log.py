@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from typer.testing import CliRunner
 
 from guestclock.cli.app import app
 from guestclock.payload import Host, Kind, Log, NotALog, Pause, Record, Verdict, check_log, image, layout, read_log
+from guestclock.payload.verdict import FindingKind
 from guestclock.promise import Interval
 
 HZ = 62_500_000
@@ -398,6 +400,17 @@ def host_document(story: Story) -> dict[str, Any]:
 def test_the_hosts_document(policy: str) -> None:
     story = Story(policy)
     assert Host.from_dict(json.loads(json.dumps(host_document(story)))) == story.host()
+
+
+def test_the_documentations_document() -> None:
+    page = (Path(__file__).parent.parent / "docs/payload.md").read_text()
+    (example,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    host = Host.from_dict(json.loads(example))
+    assert (host.brackets[1][1], host.pauses[0].policy, host.ended) == (Interval(2020, 2110), "advance", 12000)
+    # Every kind of finding is explained there.
+    assert set(get_args(FindingKind)) == set(
+        re.findall(r"`([a-z-]+)`", "".join(re.findall(r"^\| `.*?\|", page, re.MULTILINE)))
+    )
 
 
 @pytest.mark.parametrize(
