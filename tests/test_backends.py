@@ -51,7 +51,7 @@ def test_a_leg_of_the_testbed_has_kvm() -> None:
 @pytest.mark.skipif(platform.machine() == "aarch64", reason="here it can be had")
 def test_elsewhere_kvm_is_refused_at_once() -> None:
     """Before the descriptors are looked at."""
-    with pytest.raises(CapabilityMissing, match="needs arm64's KVM.*`Vm` models it anywhere") as caught:
+    with pytest.raises(CapabilityMissing, match=r"needs arm64's KVM.*`Vm` models it anywhere") as caught:
         KvmVm(-1, [object()])  # type: ignore[list-item]
     assert caught.value.capability == "kvm"
 
