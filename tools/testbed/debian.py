@@ -1,0 +1,181 @@
+"""Debian packages of any suite and architecture, through the machine's own package configuration.
+
+Mirror, keys, proxies and credentials are the machine's. Lists, packages and state are the cache's: the machine itself
+stays as it is.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import cache
+from say import give_up, say
+
+FRESH_FOR_S = 7 * 24 * 3600
+"""Package lists as old as this are fetched again, and with them come newer kernels."""
+
+KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+RELEASES = ("bullseye", "bookworm", "trixie", "forky")
+"""Whichever of them the machine has: its mirror has the others beside it."""
+
+NOT_OURS = """\
+#clear APT::Update::Pre-Invoke;
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+#clear Acquire::IndexTargets::deb::DEP-11;
+"""
+"""The machine's hooks would work on the machine."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """One package file, as apt's `--print-uris` describes it."""
+
+    file: str
+    size: int
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """The package's name."""
+        return self.file.split("_", 1)[0]
+
+    @property
+    def version(self) -> str:
+        """The package's version."""
+        return self.file.split("_")[1].replace("%3a", ":")
+
+    @property
+    def architecture(self) -> str:
+        """The package's architecture."""
+        return self.file.removesuffix(".deb").rsplit("_", 1)[1]
+
+
+class Archive:
+    """A Debian release and its backports, for some architectures. The first one is native."""
+
+    def __init__(self, release: str, *architectures: str) -> None:
+        self.release = release
+        self.architectures = architectures
+        self.place = cache.folder() / "apt" / "-".join((release, *architectures))
+
+    def plan(self, *names: str, backports: bool = False) -> list[Package]:
+        """What an empty machine needs for the packages `names`; with `backports`, those first."""
+        with cache.locked("apt"):
+            self._update()
+            nothing = self.place / "nothing"
+            (nothing / "partial").mkdir(parents=True, exist_ok=True)
+            target = [f"--target-release={self.release}-backports"] if backports else []
+            told = self._apt(
+                "install", "--print-uris", "--yes", "--no-install-recommends", *target, *names, archives=nothing
+            )
+        packages = []
+        for line in told.splitlines():
+            if line.startswith("'"):
+                _, file, size, digest = line.split(" ", 3)
+                packages.append(Package(file, int(size), digest))
+        return sorted(packages, key=lambda package: package.file)
+
+    def unpack(self, packages: list[Package], into: Path) -> None:
+        """Download the packages and unpack them into the folder `into`. No script of theirs runs."""
+        say(f"fetching {len(packages)} packages of {self.release}, {sum(p.size for p in packages) / 1e6:.0f} MB")
+        scratch = into.with_name(into.name + ".debs")
+        scratch.mkdir()
+        try:
+            named = [f"{p.name}:{p.architecture}={p.version}" for p in packages]
+            with cache.locked("apt"):
+                self._apt("download", *named, capture=False, cwd=scratch)
+            for deb in sorted(scratch.glob("*.deb")):
+                subprocess.run(["dpkg-deb", "--extract", deb, into], check=True)
+        finally:
+            cache.remove(scratch)
+
+    def _update(self) -> None:
+        """Fetch the package lists, unless they are there and fresh."""
+        stamp = self.place / "updated"
+        sources = self._sources()
+        if stamp.is_file() and stamp.read_text() == sources and time.time() - stamp.stat().st_mtime < FRESH_FOR_S:
+            return
+        for part in ("etc.d", "state/lists/partial", "archives/partial"):
+            (self.place / part).mkdir(parents=True, exist_ok=True)
+        (self.place / "status").touch()
+        (self.place / "sources.list").write_text(sources)
+        (self.place / "apt.conf").write_text(NOT_OURS)
+        say(f"fetching the package lists of {self.release} ({', '.join(self.architectures)})")
+        try:
+            self._apt("update", "--error-on=any", capture=False)
+        except subprocess.CalledProcessError:
+            if not stamp.is_file() or stamp.read_text() != sources:
+                raise
+            say(f"testbed: going on with the package lists of {self.release} from {time.ctime(stamp.stat().st_mtime)}")
+            return
+        stamp.write_text(sources)
+
+    def _sources(self) -> str:
+        """The lines of sources.list, all derived from what the machine has of Debian."""
+        main, security = mirrors()
+        keys = f"[signed-by={KEYS}] " if KEYS.is_file() else ""
+        lines = [f"deb {keys}{main} {suite} main" for suite in (self.release, f"{self.release}-backports")]
+        if security:
+            lines.append(f"deb {keys}{security} {self.release}-security main")
+        return "\n".join(lines) + "\n"
+
+    def _apt(self, *arguments: str, capture: bool = True, archives: Path | None = None, cwd: Path | None = None) -> str:
+        """Run apt-get on this archive; gives what it printed, where that is captured."""
+        place = self.place
+        options = {
+            "APT::Architecture": self.architectures[0],
+            "APT::Default-Release": self.release,
+            "APT::Get::List-Cleanup": "true",
+            "APT::Sandbox::User": "root",
+            "Acquire::Languages": "none",
+            "Dir::Cache::archives": archives or place / "archives",
+            "Dir::Cache::pkgcache": place / "pkgcache.bin",
+            "Dir::Cache::srcpkgcache": place / "srcpkgcache.bin",
+            "Dir::Etc::preferences": "/dev/null",
+            "Dir::Etc::preferencesparts": place / "etc.d",
+            "Dir::Etc::sourcelist": place / "sources.list",
+            "Dir::Etc::sourceparts": place / "etc.d",
+            "Dir::State": place / "state",
+            "Dir::State::status": place / "status",
+        }
+        # On a terminal it shows a bar; elsewhere a line for each of hundreds of files says nothing.
+        quiet = [] if sys.stdout.isatty() else ["-qq"]
+        command = ["apt-get", *quiet, "--config-file", str(place / "apt.conf")]
+        for option, value in options.items():
+            command += ["-o", f"{option}={value}"]
+        for architecture in self.architectures:
+            command += ["-o", f"APT::Architectures::={architecture}"]
+        done = subprocess.run(
+            [*command, *arguments], check=True, text=True, cwd=cwd, stdout=subprocess.PIPE if capture else None
+        )
+        return done.stdout or ""
+
+
+def mirrors() -> tuple[str, str | None]:
+    """The addresses of Debian and, where the machine uses it, of Debian's security updates.
+
+    From apt itself, which knows every format of its sources. It tells only of what it has fetched, so a machine that
+    never did is asked with lists in the cache.
+    """
+    own = cache.folder() / "apt" / "machine"
+    ask = ["apt-get", "indextargets", "--format", "$(RELEASE) $(REPO_URI) $(COMPONENT)", "Created-By: Packages"]
+    there = ["-o", f"Dir::State::lists={own}", "-o", "APT::Sandbox::User=root"]
+    for extra in ([], there):
+        if extra:
+            (own / "partial").mkdir(parents=True, exist_ok=True)
+            subprocess.run(["apt-get", "--quiet", "update", *extra], check=False)
+        told = subprocess.run([*ask, *extra], check=True, text=True, stdout=subprocess.PIPE).stdout
+        found = {}
+        for line in told.splitlines():
+            release, address, component = line.split(" ")
+            if component == "main":
+                found.setdefault(release, address)
+        main = next((found[release] for release in RELEASES if release in found), None)
+        if main:
+            return main, next((found[f"{release}-security"] for release in RELEASES if f"{release}-security" in found), None)
+    give_up("apt has no Debian archive among its sources, and the testbed's kernels come from one")

@@ -1,0 +1,28 @@
+#!/bin/busybox sh
+# The first program in the machine: makes it usable, runs the command it was started for, hands over what that left.
+/bin/busybox --install -s /bin
+export PATH=/usr/bin:/bin HOME=/root LANG=C.UTF-8 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mkdir -p /dev/pts /dev/shm
+mount -t devpts pts /dev/pts
+mount -t tmpfs shm /dev/shm
+mount -t tmpfs tmp /tmp
+stty -onlcr </dev/console
+ip link set lo up
+. /testbed/environment
+
+cd /work
+timeout -k 5 "$TESTBED_LIMIT_S" sh /testbed/command
+status=$?
+# busybox has no status of its own for a command that ran out of time: it is the signal's.
+if [ "$status" -ge 128 ] && [ "$(cut -d. -f1 /proc/uptime)" -ge "$TESTBED_LIMIT_S" ]; then status=124; fi
+echo "$status" >/testbed/status
+
+# Not before the command: another machine's files come when they come, and no run would be like the one before.
+for module in /modules/*.ko; do
+    [ -e "$module" ] && insmod "$module"
+done
+tar -c -C / testbed/status out >/dev/vport0p1
+poweroff -f
