@@ -147,8 +147,346 @@ def campaign(
 
 @legs
 def test_a_kernel_that_keeps_the_rules_is_never_accused(kernel: str, *, nested: bool) -> None:
-    outcome = campaign(kernel, nested=nested, sequences=1500)
+    outcome = campaign(kernel, nested=nested, sequences=1000)
     assert outcome.divergences == []
-    assert outcome.tally.entered > 1000
     assert outcome.share <= 0.05
-    print(outcome)
+    assert outcome.tally.entered > 500
+    assert (outcome.tally.busy > 100) == (kernel != "6.1")
+
+
+class LateVcpuMovesNothing(ReferenceVm):
+    def create_vcpu(self, now: int) -> None:
+        before = list(self.offset)
+        super().create_vcpu(now)
+        if len(self.vcpus) > 1:
+            self.offset = before
+
+
+class OffsetNotSticky(ReferenceVm):
+    def create_vcpu(self, now: int) -> None:
+        super().create_vcpu(now)
+        self.offset = [now, 0]
+
+
+class OffsetOptsInToNothing(ReferenceVm):
+    def set_counter_offset(self, offset: int) -> None:
+        super().set_counter_offset(offset)
+        self.owned = False
+
+
+class OffsetForOneCounter(ReferenceVm):
+    def set_counter_offset(self, offset: int) -> None:
+        super().set_counter_offset(offset)
+        self.offset[PHYSICAL] = 0
+
+
+class OffsetAdded(ReferenceVm):
+    def set_counter_offset(self, offset: int) -> None:
+        super().set_counter_offset(-offset)
+
+
+class OffsetWhileRunning(ReferenceVm):
+    def set_counter_offset(self, offset: int) -> None:
+        self.owned, self.offset = True, [u64(offset), u64(offset)]
+
+
+class BusyOptsIn(ReferenceVm):
+    def set_counter_offset(self, offset: int) -> None:
+        try:
+            super().set_counter_offset(offset)
+        except ReferenceRefused:
+            self.owned = True
+            raise
+
+
+class InitKeepsCtl(ReferenceVm):
+    def init_vcpu(self, index: int) -> None:
+        ctl = list(self.vcpus[index].ctl)
+        super().init_vcpu(index)
+        self.vcpus[index].ctl = ctl
+
+
+class InitMovesCounters(ReferenceVm):
+    def init_vcpu(self, index: int) -> None:
+        super().init_vcpu(index)
+        self.offset = [0, 0]
+
+
+class OneViewForBoth(ReferenceVm):
+    def set_one_reg(self, index: int, reg: int, value: int, now: int) -> None:
+        super().set_one_reg(index, reg, value, now)
+        if reg in CNT:
+            self.offset = [self.offset[CNT.index(reg)]] * 2
+
+
+class OtherView(ReferenceVm):
+    def set_one_reg(self, index: int, reg: int, value: int, now: int) -> None:
+        other = {CNT[VIRTUAL]: CNT[PHYSICAL], CNT[PHYSICAL]: CNT[VIRTUAL]}
+        super().set_one_reg(index, other.get(reg, reg) if reg in self.reg_list() else reg, value, now)
+
+
+class SetStoresIstatus(ReferenceVm):
+    def set_one_reg(self, index: int, reg: int, value: int, now: int) -> None:
+        super().set_one_reg(index, reg, value, now)
+        if reg in CTL:
+            self.vcpus[index].ctl[CTL.index(reg)] = value
+
+
+class SlowClock(ReferenceVm):
+    """Each reading is a few microseconds old: less than a bracket is wide, but for one after a narrow one."""
+
+    def get_one_reg(self, index: int, reg: int, now: int) -> int:
+        return super().get_one_reg(index, reg, now - 1500 if reg in CNT else now)
+
+
+class NarrowCval(ReferenceVm):
+    def set_one_reg(self, index: int, reg: int, value: int, now: int) -> None:
+        super().set_one_reg(index, reg, value % 2**56 if reg in CVAL else value, now)
+
+
+class WideCtl(ReferenceVm):
+    def get_one_reg(self, index: int, reg: int, now: int) -> int:
+        value = super().get_one_reg(index, reg, now)
+        return self.vcpus[index].ctl[CTL.index(reg)] | value & ISTATUS if reg in CTL else value
+
+
+class IstatusNeedsEnable(ReferenceVm):
+    def get_one_reg(self, index: int, reg: int, now: int) -> int:
+        value = super().get_one_reg(index, reg, now)
+        return value & ~ISTATUS if reg in CTL and not value & 1 else value
+
+
+class OtherTimersCounter(ReferenceVm):
+    @staticmethod
+    def view(timer: int) -> int:
+        return 1 - ReferenceVm.view(timer)
+
+
+class OtherOrder(ReferenceVm):
+    def reg_list(self) -> list[int]:
+        return sorted(super().reg_list())
+
+
+class OtherErrno(ReferenceVm):
+    def get_one_reg(self, index: int, reg: int, now: int) -> int:
+        try:
+            return super().get_one_reg(index, reg, now)
+        except ReferenceRefused:
+            raise ReferenceRefused("EINVAL") from None
+
+
+class RunKeepsReservedBits(ReferenceVm):
+    def enter(self, index: int) -> None:
+        ctl = list(self.vcpus[index].ctl)
+        super().enter(index)
+        self.vcpus[index].ctl = ctl
+
+
+class RunMovesCounters(ReferenceVm):
+    def enter(self, index: int) -> None:
+        super().enter(index)
+        loaded = self.vcpus[index].loaded
+        assert loaded is not None
+        loaded[VIRTUAL] = u64(loaded[VIRTUAL] + 10**6)
+
+
+class GuestsDiffer(ReferenceVm):
+    """An older offset after a newer one: entered with the first, loaded again with the second, and then the first."""
+
+    def count(self, index: int, view: int, now: int) -> int:
+        return super().count(index, view, now) if index == 0 else super().count(index, view, now + 10**7)
+
+
+class CntvoffIgnored(ReferenceVm):
+    def now_offset(self, vcpu, view):  # type: ignore[no-untyped-def]
+        return self.vm_offset(view)
+
+
+class CntvoffTwice(ReferenceVm):
+    def now_offset(self, vcpu, view):  # type: ignore[no-untyped-def]
+        own = vcpu.plain[CNTVOFF] if view == VIRTUAL and self.el2 != "absent" else 0
+        return u64(super().now_offset(vcpu, view) + own)
+
+
+BOTH = (("6.12", False), ("7.3", False))
+ALL = (("6.1", False), *BOTH)
+NESTED = (("7.3", True),)
+COMPUTED = (("6.1", False), ("6.12", False))
+WRONG: list[tuple[Make, tuple[tuple[str, bool], ...]]] = [
+    (LateVcpuMovesNothing, ALL),
+    (OffsetNotSticky, BOTH),
+    (OffsetOptsInToNothing, BOTH),
+    (OffsetForOneCounter, BOTH),
+    (OffsetAdded, (*BOTH, *NESTED)),
+    (OffsetWhileRunning, (*BOTH, *NESTED)),
+    (BusyOptsIn, BOTH),
+    (InitKeepsCtl, ALL),
+    (InitMovesCounters, ALL),
+    (OneViewForBoth, BOTH),
+    (OtherView, BOTH),
+    (SetStoresIstatus, (("7.3", False), *NESTED)),
+    (SlowClock, ALL),
+    (NarrowCval, ALL),
+    (WideCtl, COMPUTED),
+    (IstatusNeedsEnable, COMPUTED),
+    (OtherTimersCounter, (("6.12", False),)),
+    (OtherOrder, COMPUTED),
+    (OtherErrno, ALL),
+    (RunKeepsReservedBits, ALL),
+    (RunMovesCounters, ALL),
+    (GuestsDiffer, ALL),
+    (CntvoffIgnored, NESTED),
+    (CntvoffTwice, NESTED),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "kernel", "nested"),
+    [(make, kernel, nested) for make, kernels in WRONG for kernel, nested in kernels],
+    ids=lambda value: value.__name__ if isinstance(value, type) else str(value),
+)
+def test_a_wrong_rule_is_seen(make: Make, kernel: str, *, nested: bool) -> None:
+    assert campaign(kernel, nested=nested, sequences=150, make=make).divergences
+
+
+@legs
+def test_a_kernel_is_told_by_what_it_does(kernel: str, *, nested: bool) -> None:
+    target = Pretended(made(ReferenceVm, kernel, nested=nested))
+    probed = probe(target.do, counter_offset=target.has_counter_offset())
+    assert matching(probed, nested=nested) == kernel
+    assert probed.stores_ctl == (kernel == "7.3")
+    with pytest.raises(Divergence, match="no preset"):
+        matching(replace(probed, listed=[]), nested=nested)
+
+
+def oracle(kernel: str = "6.12", *, stores_ctl: bool = False, vcpus: int = 1) -> Oracle:
+    """One that has seen this many vCPUs created, at 1000."""
+    judge = Oracle(kernel, frequency_hz=HZ, nested=False, stores_ctl=stores_ctl, tally=Tally())
+    for _ in range(vcpus):
+        judge.judge(Step(Operation(Kind.CREATE), 1000, 1000, None))
+    return judge
+
+
+def get(reg: int, before: int, after: int, answer: Answer, vcpu: int = 0) -> Step:
+    return Step(Operation(Kind.GET, vcpu, reg), before, after, answer)
+
+
+def test_a_count_is_held_against_its_bracket_to_the_tick() -> None:
+    for seen in range(4000, 4011):
+        oracle().judge(get(Reg.TIMER_CNT, 5000, 5010, seen))
+    for seen in (3999, 4011):
+        with pytest.raises(Divergence):
+            oracle().judge(get(Reg.TIMER_CNT, 5000, 5010, seen))
+
+
+def test_what_was_seen_narrows_what_is_hidden() -> None:
+    for seen in range(-3, 30):
+        judge = oracle()
+        judge.judge(Step(Operation(Kind.SET, 0, Reg.TIMER_CNT, 0), 2000, 2020, None))  # at 2000 to 2020
+        judge.judge(get(Reg.TIMER_CNT, 3000, 3000, 985))  # at 2015
+        judge.judge(get(Reg.PTIMER_CNT, 3000, 3000, 3000))  # nothing moved it
+        step = get(Reg.TIMER_CNT, 4000, 4010, 1985 + seen)
+        if 0 <= seen <= 10:
+            judge.judge(step)
+        else:
+            with pytest.raises(Divergence):
+                judge.judge(step)
+
+
+def test_a_vcpu_in_its_guest_is_under_the_old_offset_or_the_new_and_never_goes_back() -> None:
+    for samples, possible in {
+        (100, 100): True,
+        (100, 7): True,
+        (7, 7): True,
+        (7, 100): False,
+        (50,): False,
+    }.items():
+        judge = oracle(vcpus=2)
+        judge.judge(Step(Operation(Kind.SET, 0, Reg.TIMER_CNT, 100), 2000, 2000, None))
+        judge.judge(Step(Operation(Kind.START, 1), 2000, 2000, None))
+        judge.judge(Step(Operation(Kind.ENTERED, 1), 2000, 2000, None))
+        judge.judge(Step(Operation(Kind.SET, 0, Reg.TIMER_CNT, 7), 2000, 2000, None))
+        steps = [Step(Operation(Kind.SAMPLE, 1), 2000, 2000, [sample, 2000]) for sample in samples]
+        if possible:
+            for step in steps:
+                judge.judge(step)
+        else:
+            with pytest.raises(Divergence):
+                for step in steps:
+                    judge.judge(step)
+
+
+def test_where_a_vcpu_may_be_in_its_guest_the_offset_may_be_set_or_not() -> None:
+    busy = Refused(errno.EBUSY)
+    for answers, possible in {
+        (None, busy, None): False,
+        (None, busy, busy): True,
+        (busy, busy, busy): True,
+        (busy, None, busy): False,
+    }.items():
+        judge = oracle()
+        at_start, inside, at_end = (Step(Operation(Kind.OFFSET, value=5), 2000, 2000, answer) for answer in answers)
+        steps = [Step(Operation(Kind.START), 2000, 2000, None), at_start, Step(Operation(Kind.ENTERED), 2000, 2000, None)]
+        steps += [inside, Step(Operation(Kind.LEAVE), 2000, 2000, None), replace_answer(at_end, busy)]
+        steps += [Step(Operation(Kind.LEFT), 2000, 2000, None), replace_answer(at_end, None if possible else busy)]
+        if possible:
+            for step in steps:
+                judge.judge(step)
+            assert judge.tally.several == 2
+            owned = answers[0] is None
+            judge.judge(get(Reg.PTIMER_CNT, 3000, 3000, 2995))
+            assert owned or judge.tally.busy == 3
+        else:
+            with pytest.raises(Divergence):
+                for step in steps:
+                    judge.judge(step)
+
+
+def replace_answer(step: Step, answer: Answer) -> Step:
+    return step._replace(answer=answer)
+
+
+def test_istatus_is_compared_away_from_its_deadline_only() -> None:
+    margin = HZ // 100
+    for ahead, compared in ((-margin - 1, True), (-margin + 1, False), (0, False), (margin, False), (margin + 1, True)):
+        judge = oracle()
+        judge.judge(Step(Operation(Kind.OFFSET, value=0), 1000, 1000, None))
+        judge.judge(Step(Operation(Kind.SET, 0, Reg.TIMER_CVAL, 10**9), 1000, 1000, None))
+        before = judge.tally.several
+        judge.judge(get(Reg.TIMER_CTL, 10**9 - ahead, 10**9 - ahead, 4 if ahead <= 0 else 0))
+        assert (judge.tally.several == before) == compared, ahead
+        step = get(Reg.TIMER_CTL, 10**9 - ahead, 10**9 - ahead, 0 if ahead <= 0 else 4)
+        if compared:
+            with pytest.raises(Divergence):
+                judge.judge(step)
+        else:
+            judge.judge(step)
+
+
+def test_a_stored_istatus_is_anyones_after_a_run_and_then_stays() -> None:
+    judge = oracle("7.3", stores_ctl=True)
+    judge.judge(get(Reg.TIMER_CTL, 2000, 2000, 0))
+    with pytest.raises(Divergence):
+        judge.judge(get(Reg.TIMER_CTL, 2000, 2000, 4))
+    for kind in (Kind.START, Kind.ENTERED, Kind.LEAVE, Kind.LEFT):
+        judge.judge(Step(Operation(kind), 2000, 2000, None))
+    judge.judge(get(Reg.TIMER_CTL, 2000, 2000, 4))
+    with pytest.raises(Divergence):
+        judge.judge(get(Reg.TIMER_CTL, 2000, 2000, 0))
+    judge.judge(Step(Operation(Kind.SET, 0, Reg.TIMER_CTL, 4), 2000, 2000, None))
+    judge.judge(get(Reg.TIMER_CTL, 2000, 2000, 0))
+
+
+def test_a_trace_is_judged_as_the_kernel_was(tmp_path: Path) -> None:
+    paths = [tmp_path / "one", tmp_path / "other"]
+    for path in paths:
+        with trace.write(path, header("6.12", nested=False)) as writer:
+            outcome = campaign("6.12", nested=False, sequences=20, make=OtherView, writer=writer)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    found, sequences = trace.read(paths[0])
+    assert found == header("6.12", nested=False)
+    again = Outcome()
+    for steps in sequences:
+        again.judge(found, steps)
+    assert outcome.divergences
+    assert again == outcome

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from differential.operations import WORD, Kind, Operation, Step, one_reg_id
+from differential.operations import WORD, Kind, Operation, Refused, Step, one_reg_id
 from guestclock import Reg
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ ABSENT = tuple(
 CTLS = (Reg.TIMER_CTL, Reg.PTIMER_CTL, Reg.CNTHV_CTL_EL2, Reg.CNTHP_CTL_EL2)
 COUNTS = (Reg.TIMER_CNT, Reg.PTIMER_CNT)
 CVALS = (Reg.TIMER_CVAL, Reg.PTIMER_CVAL, Reg.CNTHV_CVAL_EL2, Reg.CNTHP_CVAL_EL2)
-ENABLE, IMASK = 1, 2
+IMASK = 2
 EDGES = (0, 2**31, 2**32, 2**56, 2**63)
 
 
@@ -61,16 +61,16 @@ class Sequence:
         self.has_run = False
         self.moved = False
         """A counter was moved by value since a vCPU that is in its guest entered it."""
-        self.masking: list[Operation] = []
-        """What is yet to be done before the vCPU is started that comes last in it."""
+        self.planned: list[Operation] = []
+        """What comes next, before anything else."""
         self.counts = [0]
         """Counts that were seen, for values near them."""
 
     def next(self, now: int) -> Operation | None:
         """The next operation, `now` being about the host's count; None at the end."""
         self.steps += 1
-        if self.masking:
-            return self.masking.pop(0)
+        if self.planned:
+            return self.planned.pop(0)
         if self.steps > self.length:
             return self.ending()
         self.counts[0] = now
@@ -97,8 +97,15 @@ class Sequence:
                 self.where[operation.vcpu] = Where.LEAVING
             case Kind.LEFT:
                 self.where[operation.vcpu] = Where.OUT
-            case Kind.SET if operation.reg in COUNTS:
-                self.moved = True
+            case Kind.SET:
+                self.moved |= operation.reg in COUNTS
+                if not self.planned and self.random.random() < 0.3:
+                    self.planned = [Operation(Kind.GET, operation.vcpu, operation.reg)]
+            case Kind.OFFSET if isinstance(answer, Refused):
+                # Had it opted in all the same, a count that is set would do nothing.
+                vcpu, reg = self.stopped(), self.random.choice(COUNTS)
+                if vcpu is not None and self.may_move():
+                    self.planned = [Operation(Kind.SET, vcpu, reg, self.value()), Operation(Kind.GET, vcpu, reg)]
             case Kind.GET if operation.reg in COUNTS and isinstance(answer, int):
                 self.counts = [*self.counts[:1], *self.counts[-2:], answer]
 
@@ -192,9 +199,9 @@ class Sequence:
     def start(self, vcpu: int) -> Operation:
         """Masks the timers first, so that no interrupt has the vCPU leave its guest."""
         if self.random.random() < 0.2:
-            self.masking = [Operation(Kind.INIT, vcpu)]
+            masking = [Operation(Kind.INIT, vcpu)]
         else:
             regs = [reg for reg in CTLS if reg in self.shape.regs]
-            self.masking = [Operation(Kind.SET, vcpu, reg, self.ctl() | IMASK) for reg in regs]
-        self.masking.append(Operation(Kind.START, vcpu))
-        return self.masking.pop(0)
+            masking = [Operation(Kind.SET, vcpu, reg, self.ctl() | IMASK) for reg in regs]
+        self.planned = [*masking[1:], Operation(Kind.START, vcpu)]
+        return masking[0]
