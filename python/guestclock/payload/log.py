@@ -1,0 +1,182 @@
+"""The payload in guest memory: its commands, its state, and its log, in a VMM's mapping or in a file of the memory."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from guestclock.payload import layout
+from guestclock.payload.layout import Command, Kind
+
+if TYPE_CHECKING:
+    from mmap import mmap
+
+Memory: TypeAlias = "bytes | bytearray | memoryview | mmap"
+
+_PAGE = 0x1000
+_WORD = struct.Struct("<Q")
+
+
+class NotALog(ValueError):
+    """There is no payload in this memory, or not one of this version."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One line of a vCPU's log."""
+
+    kind: Kind
+    cntvct: int
+    cntpct: int
+    cval: int = 0
+    """The alarm's deadline: of the one that was set, or of the one whose interrupt was taken."""
+    last_cntvct: int = 0
+    """For a sample: a count of CNTVCT_EL0 that a vCPU, this one or another, had read before this one was read."""
+    interrupt: int = 0
+    ctl: int = 0
+    """CNTV_CTL_EL0 when the interrupt was taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """An exception that the guest didn't expect: its vector's number from 1, ESR_EL1, ELR_EL1 and FAR_EL1."""
+
+    vector: int
+    esr: int
+    elr: int
+    far: int
+
+
+@dataclass(frozen=True, slots=True)
+class VcpuLog:
+    """What one vCPU logged."""
+
+    frequency_hz: int
+    """CNTFRQ_EL0 as it reads it."""
+    mpidr: int
+    written: int
+    """Records written since it started; the oldest are gone where there are more than the log holds."""
+    records: list[Record]
+    """Those that are still there, oldest first."""
+    damaged: int
+    """Records that are there but hold something else than their place says."""
+    fault: Fault | None = None
+
+    @property
+    def samples(self) -> list[Record]:
+        """The samples among the records."""
+        return [record for record in self.records if record.kind is Kind.SAMPLED]
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """What a guest logged: for each vCPU by its number, or None for one that never started."""
+
+    vcpus: list[VcpuLog | None]
+    image_at: int
+    """Where in the memory the image stands, in bytes."""
+
+
+class Guest:
+    """The payload as a VMM reaches it, while it runs or while it doesn't.
+
+    memory: the guest's memory from the image on, `layout.IMAGE_SIZE` bytes or more. It is used where it is, never copied.
+    """
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+
+    def command(self, vcpu: int, command: Command) -> None:
+        """Tell a vCPU what to do. It looks between samples' rounds, between beats, and when it has been parked."""
+        _WORD.pack_into(self._memory, layout.COMMANDS + 8 * _checked(vcpu), command)
+
+    def state(self, vcpu: int) -> int:
+        """What the vCPU does: the number of a `Command`, 0 before it started, or `layout.FAULTED_STATE`."""
+        return self._area(vcpu)[1]
+
+    def beat(self, vcpu: int) -> tuple[int, int, int]:
+        """While it spins: how often it has read its counters, and the last CNTVCT_EL0 and CNTPCT_EL0, which belong together."""
+        while True:
+            before, *_ = area = self._area(vcpu)[5:8]
+            if before % 2 == 0 and self._area(vcpu)[5] == before:
+                return before // 2, area[1], area[2]
+
+    def log(self) -> Log:
+        """Read the log. Records that a running vCPU writes meanwhile may count as damaged."""
+        return _read(self._memory, 0)
+
+    def _area(self, vcpu: int) -> tuple[int, ...]:
+        at = layout.AREAS + _checked(vcpu) * layout.AREA_SIZE
+        _, *words = layout.AREA_FORMAT.unpack_from(self._memory, at)
+        return (0, *words)
+
+
+def read_log(memory: Memory) -> Log:
+    """Find the payload in a piece of guest memory, and read its log.
+
+    memory: any file or mapping with the image in it, at a multiple of 4 KiB from its start, such as a dump of all RAM.
+
+    Raises NotALog where there is none, or one of another version, or one that is cut off.
+    """
+    for image_at in range(0, len(memory) - layout.AREAS + 1, _PAGE):
+        start = image_at + layout.PARAMETERS
+        if (
+            memory[start : start + 8] == layout.PARAMETERS_MAGIC
+            and memory[image_at + layout.LOG : image_at + layout.LOG + 8] == layout.LOG_MAGIC
+        ):
+            return _read(memory, image_at)
+    msg = (
+        f"these {len(memory)} bytes hold no payload's log: it starts, at a multiple of 4 KiB, with the image that"
+        " `guestclock payload` wrote"
+    )
+    raise NotALog(msg)
+
+
+def _read(memory: Memory, image_at: int) -> Log:
+    _, vcpus, *_ = layout.PARAMETERS_FORMAT.unpack_from(memory, image_at + layout.PARAMETERS)
+    shape = layout.LOG_FORMAT.unpack_from(memory, image_at + layout.LOG)[1:]
+    expected = (layout.MAX_VCPUS, layout.AREA_SIZE, layout.RECORDS, layout.RECORD_FORMAT.size)
+    if shape != expected or not 1 <= vcpus <= layout.MAX_VCPUS:
+        msg = f"a log of {vcpus} vCPUs with the shape {shape}, but this version knows up to {layout.MAX_VCPUS} and {expected}"
+        raise NotALog(msg)
+    needed = image_at + layout.AREAS + vcpus * layout.AREA_SIZE
+    if len(memory) < needed:
+        msg = f"the log is cut off: it needs {needed} bytes, but there are {len(memory)}"
+        raise NotALog(msg)
+    areas = range(image_at + layout.AREAS, needed, layout.AREA_SIZE)
+    return Log([_read_area(memory, at) for at in areas], image_at)
+
+
+def _read_area(memory: Memory, at: int) -> VcpuLog | None:
+    magic, state, written, frequency_hz, mpidr, _, _, _, *fault = layout.AREA_FORMAT.unpack_from(memory, at)
+    if magic != layout.AREA_MAGIC:
+        return None
+    records = []
+    damaged = 0
+    for number in range(max(0, written - layout.RECORDS), written):
+        record = _read_record(memory, at, number)
+        if record is None:
+            damaged += 1
+        else:
+            records.append(record)
+    faulted = Fault(*fault) if state == layout.FAULTED_STATE else None
+    return VcpuLog(frequency_hz, mpidr, written, records, damaged, faulted)
+
+
+def _read_record(memory: Memory, at: int, number: int) -> Record | None:
+    start = at + layout.RECORDS_AT + number % layout.RECORDS * layout.RECORD_FORMAT.size
+    kind, interrupt, ctl, sequence, cntvct, cntpct, third = layout.RECORD_FORMAT.unpack_from(memory, start)
+    if sequence != number % 2**32 or kind not in Kind._value2member_map_:
+        return None
+    kind = Kind(kind)
+    if kind is Kind.SAMPLED:
+        return Record(kind, cntvct, cntpct, last_cntvct=third)
+    return Record(kind, cntvct, cntpct, cval=third, interrupt=interrupt, ctl=ctl)
+
+
+def _checked(vcpu: int) -> int:
+    if not 0 <= vcpu < layout.MAX_VCPUS:
+        msg = f"vCPU {vcpu} of {layout.MAX_VCPUS}"
+        raise IndexError(msg)
+    return vcpu
