@@ -92,7 +92,7 @@ class Outcome:
                 oracle.judge(step)
         except Divergence as divergence:
             story = "\n".join(f"    {step}" for step in taken)
-            self.divergences.append(f"{header.leg}, sequence {self.tally.sequences}: {divergence}\n{story}")
+            self.divergences.append(f"{header.leg}, sequence {self.tally.sequences}: {divergence}; after\n{story}")
 
 
 def take(target: Target, sequence: Sequence) -> Iterator[Step]:

@@ -22,6 +22,8 @@ CTLS = (Reg.TIMER_CTL, Reg.PTIMER_CTL, Reg.CNTHV_CTL_EL2, Reg.CNTHP_CTL_EL2)
 COUNTS = (Reg.TIMER_CNT, Reg.PTIMER_CNT)
 CVALS = (Reg.TIMER_CVAL, Reg.PTIMER_CVAL, Reg.CNTHV_CVAL_EL2, Reg.CNTHP_CVAL_EL2)
 IMASK = 2
+UNTRAPPED = 0xC03
+"""CNTHCTL_EL2 as the payload needs it to read the physical counter, and sets it on its way from EL2 to EL1."""
 EDGES = (0, 2**31, 2**32, 2**56, 2**63)
 
 
@@ -203,5 +205,7 @@ class Sequence:
         else:
             regs = [reg for reg in CTLS if reg in self.shape.regs]
             masking = [Operation(Kind.SET, vcpu, reg, self.ctl() | IMASK) for reg in regs]
+        if Reg.CNTHCTL_EL2 in self.shape.regs:
+            masking.append(Operation(Kind.SET, vcpu, Reg.CNTHCTL_EL2, UNTRAPPED))
         self.planned = [*masking[1:], Operation(Kind.START, vcpu)]
         return masking[0]

@@ -6,9 +6,10 @@ import errno
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
-from guestclock import sysreg
+from guestclock import Reg, sysreg
 
 WORD = 2**64
+NAMES = {int(reg): reg.name for reg in Reg}
 
 
 class Kind(StrEnum):
@@ -70,6 +71,11 @@ class Step(NamedTuple):
     before: int
     after: int
     answer: Answer
+
+    def __str__(self) -> str:
+        kind, vcpu, reg, value, reserved = self.operation
+        told = f"{kind} {vcpu} {NAMES.get(reg, hex(reg))} {value:#x} {reserved:#x}: {self.answer}"
+        return f"{told} at {self.before} to {self.after - self.before:+}"
 
 
 class Target(Protocol):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from guestclock import Running
 
 SAMPLED = sysreg("CNTVCT_EL0"), sysreg("CNTPCT_EL0")
-"""What a guest that spins reads."""
+"""What a guest that spins reads, at EL1."""
 
 
 class World:
@@ -33,13 +33,14 @@ class World:
         try:
             answer = self._do(operation)
         except KvmError as error:
+            assert error.errno is not None
             return Refused(error.errno)
         if self.reloads and operation.kind not in (Kind.GET, Kind.LIST, Kind.SAMPLE):
             for vcpu in list(self.inside):
                 self.reload(vcpu)
         return answer
 
-    def _do(self, operation: Operation) -> Answer:
+    def _do(self, operation: Operation) -> Answer:  # noqa: C901 - a case for each kind.
         vm = self.vm
         match operation:
             case Operation(Kind.CREATE):
@@ -57,7 +58,7 @@ class World:
             case Operation(Kind.START, vcpu):
                 self.enter(vcpu)
             case Operation(Kind.SAMPLE, vcpu):
-                return [vm.read_sysreg(vcpu, *encoding, el=2 if vm.nested else 1) for encoding in SAMPLED]
+                return [vm.read_sysreg(vcpu, *encoding) for encoding in SAMPLED]
             case Operation(Kind.LEFT, vcpu):
                 self.leave(vcpu)
         return None
