@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from differential.generator import Sequence, Shape
-from differential.operations import Answer, Kind, Operation, Step, Target, execute, is_timers
+from differential.operations import Answer, Kind, Operation, Step, Target, execute
 from differential.oracle import Divergence, Oracle, Tally
 from differential.world import World
 from guestclock import Reg

@@ -83,7 +83,7 @@ class Sequence:
             if operation := way():
                 return operation
 
-    def learn(self, step: Step) -> None:
+    def learn(self, step: Step) -> None:  # noqa: C901 - a case for each kind.
         """What has come of the operation."""
         operation, answer = step.operation, step.answer
         match operation.kind:
@@ -99,6 +99,11 @@ class Sequence:
                 self.where[operation.vcpu] = Where.LEAVING
             case Kind.LEFT:
                 self.where[operation.vcpu] = Where.OUT
+                # What the run has made of a timer's registers.
+                timer = self.random.choice(
+                    [pair for pair in zip(CTLS, CVALS, strict=True) if pair[0] in self.shape.regs]
+                )
+                self.planned = [Operation(Kind.GET, operation.vcpu, reg) for reg in timer]
             case Kind.SET:
                 self.moved |= operation.reg in COUNTS
                 if not self.planned and self.random.random() < 0.3:

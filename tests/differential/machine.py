@@ -5,11 +5,10 @@ from __future__ import annotations
 import threading
 import time
 
-from kvm_vmm import KVM_CAP_COUNTER_OFFSET, KVM_EXIT_INTR, KVM_EXIT_MMIO, PC, RAM, Exit, Machine
-
 from differential.operations import Answer, Kind, Operation, Refused, is_timers
 from guestclock import HostCounter
 from guestclock.payload import Command, Doorbell, Guest, image, layout
+from kvm_vmm import KVM_CAP_COUNTER_OFFSET, KVM_EXIT_INTR, KVM_EXIT_MMIO, PC, RAM, Exit, Machine
 
 DOORBELL = 0x0900_0000
 BEATS, CNTVCT, CNTPCT = 5, 6, 7

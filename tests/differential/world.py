@@ -40,7 +40,7 @@ class World:
                 self.reload(vcpu)
         return answer
 
-    def _do(self, operation: Operation) -> Answer:  # noqa: C901 - a case for each kind.
+    def _do(self, operation: Operation) -> Answer:
         vm = self.vm
         match operation:
             case Operation(Kind.CREATE):

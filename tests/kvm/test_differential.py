@@ -1,62 +1,50 @@
-"""The model against this kernel: docs/differential.md."""
+"""The model against this kernel, by random sequences of operations: docs/differential.md."""
 
 from __future__ import annotations
 
 import os
-import platform
 import random
-from pathlib import Path
 
 import pytest
 
-from differential import trace
-from differential.campaign import Outcome, matching, probe, run
-from differential.generator import Shape
+from differential.campaign import Outcome
 from differential.machine import Kvm
-from guestclock import HostCounter
+from differential.taking import LEG, take
+from kvm_vmm import KVM_CAP_ARM_EL2
 
 FIXED_SEED = 641_612_730
+FRESH_SEED = int(os.environ.get("GUESTCLOCK_SEED") or random.randrange(2**32))  # noqa: S311
 SEQUENCES = 220
-"""Of each seed: with both, and five legs, more than 2 000."""
-LEG = os.environ.get("GUESTCLOCK_LEG", "native")
-OUT = Path(os.environ.get("GUESTCLOCK_OUT", "/out" if "GUESTCLOCK_LEG" in os.environ else "out/kvm/native"))
-"""Where the traces go."""
+"""Of each seed: over five legs, more than 2 000 of both."""
+
+seeds = pytest.mark.parametrize("seed", [FIXED_SEED, FRESH_SEED], ids=["fixed", "fresh"])
 
 
-def fresh_seed() -> int:
-    return int(os.environ.get("GUESTCLOCK_SEED") or random.randrange(2**32))  # noqa: S311
-
-
-def probed(*, nested: bool, seed: int) -> tuple[trace.Header, tuple[int, ...]]:
-    """What this kernel is, by what it does; and the registers that it lists."""
-    target = Kvm(nested=nested)
-    found = probe(target.do, counter_offset=target.has_counter_offset())
-    target.close()
-    assert isinstance(found.listed, list)
-    kernel = matching(found, nested=nested)
-    hz = HostCounter(source="cntvct_el0").frequency_hz
-    return trace.Header(LEG, platform.release(), kernel, found.stores_ctl, nested, hz, seed), tuple(found.listed)
-
-
-def campaign(name: str, shapes: list[dict[str, int]], *, nested: bool, seed: int, sequences: int) -> Outcome:
-    """Takes and judges sequences of these shapes, and leaves their trace in `name`."""
-    header, regs = probed(nested=nested, seed=seed)
-    OUT.mkdir(parents=True, exist_ok=True)
-    with trace.write(OUT / f"{name}.jsonl.gz", header) as writer:
-        outcome = run(lambda: Kvm(nested=nested), header, [Shape(regs, **shape) for shape in shapes], sequences, writer)  # type: ignore[arg-type]
-    print(f"\n{LEG}, {'a guest with EL2' if nested else 'a plain guest'}, Linux {header.release}, as {header.kernel}")
-    print(f"seed {seed}: {outcome}")
-    return outcome
-
-
-seeds = pytest.mark.parametrize("seed", [FIXED_SEED, fresh_seed()], ids=["fixed", "fresh"])
-
-
-@seeds
-def test_the_kernel_answers_as_the_model_does(seed: int) -> None:
-    outcome = campaign(
-        f"differential-{seed}", [{}, {}, {}, {"runs": True}], nested=False, seed=seed, sequences=SEQUENCES
-    )
+def judged(outcome: Outcome) -> None:
     assert not outcome.divergences, "\n".join(outcome.divergences[:3])
     assert outcome.share <= 0.05
     assert outcome.tally.entered > 0
+
+
+@seeds
+def test_the_kernel_answers_as_the_model_does(
+    request: pytest.FixtureRequest, seed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with capsys.disabled():
+        outcome = take(f"differential-{request.node.callspec.id}", seed=seed, sequences=SEQUENCES)
+    judged(outcome)
+
+
+@seeds
+def test_it_does_so_for_guests_with_el2(
+    request: pytest.FixtureRequest, seed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = Kvm()
+    offers = target.machine.check_extension(KVM_CAP_ARM_EL2)
+    target.close()
+    if not offers:
+        assert LEG != "nested"
+        pytest.skip("this kernel offers no EL2 to guests")
+    with capsys.disabled():
+        outcome = take(f"nested-{request.node.callspec.id}", seed=seed, sequences=SEQUENCES, nested=True)
+    judged(outcome)
