@@ -33,10 +33,19 @@ doctor: $(NATIVE) ## What this host offers: counter, wall clock, KVM
 
 .PHONY: wheel
 wheel: $(VENV)/.tools | cargo ## The release wheel in dist/, its stable ABI and glibc level checked
-	rm -rf dist
+	rm -f dist/*_$(shell uname -m).whl
 	$(PY) -m maturin build --release --compatibility pypi --out dist
-	$(PY) -m abi3audit --strict --verbose dist/*.whl
-	$(PY) tools/check_wheel.py dist
+	$(call checked,$(shell uname -m))
+
+.PHONY: wheel-aarch64
+wheel-aarch64: $(VENV)/.tools | cargo ## The same for arm64, cross-built on an x86 Debian machine, beside the other in dist/
+	$(PY) tools/testbed wheel
+	$(call checked,aarch64)
+
+define checked
+	$(PY) -m abi3audit --strict --verbose dist/*_$(1).whl
+	$(PY) tools/check_wheel.py dist/*_$(1).whl
+endef
 
 .PHONY: setup
 setup: $(NATIVE) ## Only makes .venv, with the tools and the release build in it
@@ -59,6 +68,14 @@ loom: | cargo ## The live VM under every interleaving of up to three threads
 .PHONY: test-python
 test-python: $(NATIVE) ## The Python suite
 	$(PY) -m pytest
+
+.PHONY: kvm-test
+kvm-test: $(VENV)/.tools | cargo ## Real KVM, on arm64 kernels booted here: all legs, or LEGS="6.12 nested" (docs/testbed.md)
+	$(PY) tools/testbed test $(LEGS) $(if $(SEED),--seed $(SEED))
+
+.PHONY: kvm-boot
+kvm-boot: $(VENV)/.tools ## One command in one such machine: make kvm-boot LEG=6.12 COMMAND="guestclock doctor"
+	@$(PY) tools/testbed boot $(or $(LEG),6.12) -- sh -c '$(or $(COMMAND),guestclock doctor)'
 
 .PHONY: deep-test
 deep-test: loom deep-model mutants ## What takes minutes: the model against the reference from a fresh seed (or SEED=n), the mutants
@@ -128,13 +145,14 @@ pins: | $(VENV)/.made ## Renews the tools' versions in requirements-dev.txt from
 .PHONY: clean
 clean: ## Removes whatever these targets made
 	rm -rf $(VENV) dist out target benches/.asv $(NATIVE) .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find python tests benches examples -name __pycache__ -prune -exec rm -rf {} +
+	find python tests benches examples tools -name __pycache__ -prune -exec rm -rf {} +
+	@-$(or $(PYTHON),python3) tools/testbed cache
 
 .PHONY: help
 help: ## This list
 	@awk 'BEGIN { FS = ":.*## "; print "make TARGET, from a fresh clone, with nothing set up by hand:" } \
 		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
-		/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+		/^[a-z0-9-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # What the targets stand on: real files, so that nothing is done twice.
 $(VENV)/.made: | cargo

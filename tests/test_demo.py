@@ -11,8 +11,8 @@ import pytest
 
 from guestclock import demo
 from guestclock.demo import unicorn_vmm
-from guestclock.demo.promise import Interval, expected_gap
 from guestclock.demo.runner import judge
+from guestclock.promise import Interval, expected_gap
 
 if TYPE_CHECKING:
     from guestclock.demo.document import Document, PolicyRecord

@@ -137,9 +137,9 @@ def campaign(
     make: Make = ReferenceVm,
     writer: trace.Writer | None = None,
 ) -> Outcome:
-    """Random sequences on a kernel of this kind, half of them with vCPUs that run."""
+    """Random sequences on a kernel of this kind, a third of them with vCPUs that run."""
     regs = tuple(made(ReferenceVm, kernel, nested=nested).reg_list())
-    shapes = [Shape(regs), Shape(regs, runs=True)]
+    shapes = [Shape(regs), Shape(regs), Shape(regs, runs=True)]
     targets = iter(range(sequences))
 
     def new_target() -> Pretended:

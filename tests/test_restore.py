@@ -30,6 +30,7 @@ from guestclock.errors import (
     FrequencyMismatch,
     GuestClockError,
     OutOfOrder,
+    ReadBackMismatch,
     RestoreOpen,
     RestoreRefused,
     StalePlan,
@@ -591,3 +592,25 @@ def test_a_pause_ends_when_its_block_raises() -> None:
     assert vm.cntvct(0) == 100
     with vm.running(0):
         pass
+
+
+def test_a_vcpu_initialised_again_after_apply_is_found_out_at_the_release() -> None:
+    source = owned(counter := host())
+    source.set_one_reg(1, Reg.TIMER_CVAL, 77_777)
+    source.set_one_reg(1, Reg.TIMER_CTL, 1)
+    saved = source.checkpoint()
+    target = Vm(vcpus=2, counter=counter)
+    begun = plan(saved, target).prepare()
+    begun.apply()
+    target.init_vcpu(1)
+    with pytest.raises(ReadBackMismatch, match=r"initialised again.*call apply\(\) again") as caught:
+        begun.release()
+    assert (caught.value.vcpu, caught.value.wrote, caught.value.read) == (1, 1, 0)
+    with pytest.raises(RestoreOpen), target.running(0):
+        pass
+    begun.apply()
+    report = begun.release().to_dict()
+    assert target.get_one_reg(1, Reg.TIMER_CTL) & 3 == 1
+    # Two offsets, and four registers a vCPU: CVAL and CTL of two timers, twice here.
+    written: Any = report["written"]
+    assert (written["offset_writes"], written["register_writes"]) == (2, 2 * 4 * 2)

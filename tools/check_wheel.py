@@ -1,32 +1,70 @@
-"""Checks a built wheel as its user meets it: the tags, the stable ABI, and an install beside numpy alone.
+"""Checks built wheels as their user meets them: the tags, what glibc the code needs, an install beside numpy alone.
 
-    python tools/check_wheel.py DIST
+    python tools/check_wheel.py WHEEL...
 
-DIST holds one wheel. Prints what it found, and exits 1 at the first thing that isn't so.
+A wheel for another architecture can't be installed here: `make kvm-test` installs it where it belongs. Prints what it
+found, and exits 1 at the first thing that isn't so.
 """
 
 from __future__ import annotations
 
+import platform
 import re
 import subprocess
 import sys
 import tempfile
 import venv
+import zipfile
+from io import BytesIO
 from pathlib import Path
+
+from elftools.elf.elffile import ELFFile
+from elftools.elf.gnuversions import GNUVerNeedSection
 
 # What the oldest distributions of 2024's making have: Debian 12, Ubuntu 22.04, RHEL 9.
 NEWEST_GLIBC = (2, 34)
 
+MACHINES = {"x86_64": "EM_X86_64", "aarch64": "EM_AARCH64"}
 
-def main(dist: Path) -> None:
-    """Check the one wheel in `dist`."""
-    (wheel,) = dist.glob("*.whl")
-    tags = re.fullmatch(r"guestclock-[^-]+-cp311-abi3-manylinux_(\d+)_(\d+)_\w+\.whl", wheel.name)
+
+def main(wheel: Path) -> None:
+    """Check one wheel."""
+    tags = re.fullmatch(r"guestclock-[^-]+-cp311-abi3-manylinux_(\d+)_(\d+)_(x86_64|aarch64)\.whl", wheel.name)
     if not tags:
         sys.exit(f"{wheel.name}: not an abi3 manylinux wheel for CPython 3.11 and up")
-    glibc = int(tags[1]), int(tags[2])
-    if glibc > NEWEST_GLIBC:
-        sys.exit(f"{wheel.name}: needs glibc {glibc}, newer than {NEWEST_GLIBC}")
+    promised, architecture = (int(tags[1]), int(tags[2])), tags[3]
+    if promised > NEWEST_GLIBC:
+        sys.exit(f"{wheel.name}: needs glibc {promised}, newer than {NEWEST_GLIBC}")
+    needed = needed_glibc(wheel, architecture)
+    if needed > promised:
+        sys.exit(f"{wheel.name}: its code needs glibc {needed}, and the name says {promised}")
+    here = architecture == platform.machine()
+    if here:
+        check_install(wheel)
+    size = wheel.stat().st_size / 1024
+    print(
+        f"{wheel.name}: {size:.0f} KiB, abi3 from CPython 3.11, for glibc {promised[0]}.{promised[1]} or newer"
+        f" (its newest symbol is of {needed[0]}.{needed[1]})"
+        + (", needs only numpy" if here else f"; not installed on this {platform.machine()} machine")
+    )
+
+
+def needed_glibc(wheel: Path, architecture: str) -> tuple[int, int]:
+    """The newest version of glibc that a symbol of the wheel's native module asks for."""
+    with zipfile.ZipFile(wheel) as packed:
+        (module,) = (name for name in packed.namelist() if name.endswith(".so"))
+        code = ELFFile(BytesIO(packed.read(module)))
+    if code["e_machine"] != MACHINES[architecture]:
+        sys.exit(f"{wheel.name}: {module} is for {code['e_machine']}")
+    section = code.get_section_by_name(".gnu.version_r")
+    if not isinstance(section, GNUVerNeedSection):
+        sys.exit(f"{wheel.name}: {module} names no version of any library")
+    names = [version.name for _, versions in section.iter_versions() for version in versions]
+    return max((int(found[1]), int(found[2])) for name in names if (found := re.match(r"GLIBC_(\d+)\.(\d+)", name)))
+
+
+def check_install(wheel: Path) -> None:
+    """Install the wheel beside numpy alone, and use it."""
     with tempfile.TemporaryDirectory() as scratch:
         venv.create(scratch, with_pip=True)
         program = Path(scratch) / "bin"
@@ -35,10 +73,6 @@ def main(dist: Path) -> None:
         told = subprocess.run([program / "guestclock", "doctor"], capture_output=True, text=True, check=False)
         if told.returncode != 2 or "pip install 'guestclock[cli]'" not in told.stderr:
             sys.exit(f"`guestclock doctor` without its extra: exit {told.returncode}, {told.stderr}")
-    size = wheel.stat().st_size / 1024
-    print(
-        f"{wheel.name}: {size:.0f} KiB, abi3 from CPython 3.11, glibc {glibc[0]}.{glibc[1]} or newer, needs only numpy"
-    )
 
 
 def run(*command: str | Path, cwd: str | None = None) -> None:
@@ -47,4 +81,7 @@ def run(*command: str | Path, cwd: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if not sys.argv[1:]:
+        sys.exit(__doc__)
+    for named in sys.argv[1:]:
+        main(Path(named))

@@ -13,6 +13,7 @@ from guestclock._core import (
     Checkpoint,
     Freeze,
     HostCounter,
+    KvmVm,
     ManualCounter,
     MonotonicCounter,
     Paused,
@@ -33,6 +34,7 @@ from guestclock.errors import (
     ClockWentBackwards,
     Corrupt,
     CounterSkew,
+    CountersMoved,
     ElapsedUnknown,
     FrequencyMismatch,
     GuestClockError,
@@ -54,7 +56,7 @@ from guestclock.errors import (
     VcpuRunning,
 )
 from guestclock.registers import Reg, Timer
-from guestclock.types import Capabilities, Counter, CrossTimestamp, Policy, Support, TimerState, Views
+from guestclock.types import Capabilities, Counter, CrossTimestamp, GuestVm, Policy, Support, TimerState, Views
 
 if DEBUG_BUILD:
     warnings.warn(
@@ -75,13 +77,16 @@ __all__ = [
     "Corrupt",
     "Counter",
     "CounterSkew",
+    "CountersMoved",
     "CrossTimestamp",
     "ElapsedUnknown",
     "Freeze",
     "FrequencyMismatch",
     "GuestClockError",
+    "GuestVm",
     "HostCounter",
     "KvmError",
+    "KvmVm",
     "Malformed",
     "ManualCounter",
     "MonotonicCounter",

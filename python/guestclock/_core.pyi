@@ -1,13 +1,14 @@
 """The native module's types. Its documentation stands at the definitions in Rust; `guestclock` re-exports the names."""
 
+from collections.abc import Iterable
 from os import PathLike
 from types import TracebackType
-from typing import Final, Literal, Self, SupportsIndex, TypedDict, final, type_check_only
+from typing import Final, Literal, Protocol, Self, SupportsIndex, TypedDict, final, type_check_only
 
 import numpy as np
 from numpy.typing import NDArray
 
-from guestclock.types import Capabilities, Counter, CrossTimestamp, Policy, Support, TimerState, Views
+from guestclock.types import Capabilities, Counter, CrossTimestamp, GuestVm, Policy, Support, TimerState, Views
 
 __version__: Final[str]
 DEBUG_BUILD: Final[bool]
@@ -169,6 +170,56 @@ class Vm:
     def checkpoint(self, *, now: int | None = None, stopped_at: int | None = None) -> Checkpoint: ...
     def paused(self, policy: Policy | None = None, *, views: Views = "preserve") -> Paused: ...
 
+@type_check_only
+class _HasFileno(Protocol):
+    def fileno(self) -> int: ...
+
+@type_check_only
+class _Behaviours(TypedDict):
+    counter_offset: bool
+    physical_timer: bool
+    list_order: Literal["grouped", "by-encoding"] | None
+    ctl_readback: Literal["computed", "stored"] | None
+    nested: bool
+
+@final
+class KvmVm:
+    def __new__(
+        cls,
+        vm_fd: int | _HasFileno,
+        vcpu_fds: Iterable[int | _HasFileno],
+        *,
+        gic_fd: int | _HasFileno | None = None,
+        counter_offset: SupportsIndex | None = None,
+        busy_timeout_ms: int = 50,
+    ) -> Self: ...
+    @property
+    def vcpus(self) -> int: ...
+    @property
+    def counter(self) -> HostCounter: ...
+    @property
+    def frequency_hz(self) -> int: ...
+    @property
+    def nested(self) -> bool: ...
+    @property
+    def owned(self) -> bool: ...
+    @property
+    def capabilities(self) -> Capabilities: ...
+    @property
+    def behaviours(self) -> _Behaviours: ...
+    def add_vcpu(self, vcpu_fd: int | _HasFileno) -> int: ...
+    def set_counter_offset(self, offset: SupportsIndex) -> None: ...
+    def cntvct(self, vcpu: int, now: int | None = None) -> int: ...
+    def cntpct(self, vcpu: int, now: int | None = None) -> int: ...
+    def get_one_reg(self, vcpu: int, reg: int) -> int: ...
+    def set_one_reg(self, vcpu: int, reg: int, value: SupportsIndex) -> None: ...
+    def reg_list(self, vcpu: int) -> list[int]: ...
+    def timer(self, vcpu: int, timer: int) -> TimerState: ...
+    def next_deadline(self, vcpu: int) -> int | None: ...
+    def running(self, vcpu: int) -> Running: ...
+    def checkpoint(self, *, stopped_at: int | None = None) -> Checkpoint: ...
+    def paused(self, policy: Policy | None = None, *, views: Views = "preserve") -> Paused: ...
+
 @final
 class Running:
     def __enter__(self) -> None: ...
@@ -258,7 +309,7 @@ class Report:
 
 def plan(
     checkpoint: Checkpoint,
-    vm: Vm,
+    vm: GuestVm,
     *,
     policy: Policy | None = None,
     views: Views = "preserve",
@@ -269,7 +320,7 @@ def plan(
 ) -> Plan: ...
 def restore(
     checkpoint: Checkpoint,
-    vm: Vm,
+    vm: GuestVm,
     *,
     policy: Policy | None = None,
     views: Views = "preserve",

@@ -138,6 +138,12 @@ class ReadBackMismatch(GuestClockError):
     read: int
 
 
+class CountersMoved(GuestClockError):
+    """The guest's `view` counter isn't where a restore by value left it: a vCPU was created, or a counter set."""
+
+    view: str
+
+
 class RestoreOpen(GuestClockError):
     """A restore or pause of this VM isn't finished, so none of its vCPUs may run yet."""
 
@@ -169,7 +175,7 @@ class KvmError(GuestClockError, OSError):
 
 
 class VcpuRunning(KvmError):
-    """A vCPU is in the guest (EBUSY)."""
+    """A vCPU is in the guest (EBUSY). `vcpu` is None where only KVM says so: it doesn't tell which."""
 
     vcpu: int | None
 

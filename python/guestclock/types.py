@@ -1,9 +1,18 @@
 """Small immutable records that the native module returns, and names for what it takes."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, Protocol, SupportsIndex, TypeAlias
 
-from guestclock._core import Advance, Freeze, HostCounter, ManualCounter, MonotonicCounter
+from guestclock._core import (
+    Advance,
+    Checkpoint,
+    Freeze,
+    HostCounter,
+    ManualCounter,
+    MonotonicCounter,
+    Paused,
+    Running,
+)
 
 Counter: TypeAlias = HostCounter | MonotonicCounter | ManualCounter
 """Whatever a `Vm` can run over."""
@@ -85,3 +94,67 @@ class CrossTimestamp:
     """The installation, made from /etc/machine-id for guestclock alone, as hexadecimal."""
     boot_id: str | None
     """The kernel's boot id, as hexadecimal."""
+
+
+class GuestVm(Protocol):
+    """What `Vm` and `KvmVm` have in common, for annotations: code written for it runs on the model and on KVM.
+
+    `plan` and `restore` take these two, and nothing else that looks like them.
+    """
+
+    @property
+    def vcpus(self) -> int:
+        """How many vCPUs."""
+
+    @property
+    def counter(self) -> Counter:
+        """The counter that the guest's are offset from."""
+
+    @property
+    def frequency_hz(self) -> int:
+        """The guest's CNTFRQ_EL0, in Hz."""
+
+    @property
+    def nested(self) -> bool:
+        """Whether the guest has EL2."""
+
+    @property
+    def owned(self) -> bool:
+        """Whether the VM has opted in to one counter offset, for good."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What can be done for this VM's clocks."""
+
+    def set_counter_offset(self, offset: SupportsIndex) -> None:
+        """KVM_ARM_SET_COUNTER_OFFSET: one offset for both counters of all vCPUs, in ticks, for good."""
+
+    def cntvct(self, vcpu: int, now: int | None = None) -> int:
+        """What the vCPU's guest reads from CNTVCT_EL0, now or when the host's counter reads `now`."""
+
+    def cntpct(self, vcpu: int, now: int | None = None) -> int:
+        """What the vCPU's guest reads from CNTPCT_EL0, now or when the host's counter reads `now`."""
+
+    def get_one_reg(self, vcpu: int, reg: int) -> int:
+        """KVM_GET_ONE_REG."""
+
+    def set_one_reg(self, vcpu: int, reg: int, value: SupportsIndex) -> None:
+        """KVM_SET_ONE_REG."""
+
+    def reg_list(self, vcpu: int) -> list[int]:
+        """The timer registers of the vCPU, in KVM_GET_REG_LIST's order."""
+
+    def timer(self, vcpu: int, timer: int) -> TimerState:
+        """One timer as its guest sees it now."""
+
+    def next_deadline(self, vcpu: int) -> int | None:
+        """The host count at which the first of the vCPU's timer lines goes high by itself; None if none will."""
+
+    def running(self, vcpu: int) -> Running:
+        """A context manager for the time that the vCPU spends in its guest."""
+
+    def checkpoint(self, *, stopped_at: int | None = None) -> Checkpoint:
+        """Save the VM's guest time."""
+
+    def paused(self, policy: Policy | None = None, *, views: Views = "preserve") -> Paused:
+        """Keep the VM from running, and treat the time until the end as `policy` says."""

@@ -8,9 +8,12 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 UNUSED_AFTER_S = 14 * 24 * 3600
 """What nobody has used for so long goes, once its successor is there."""
@@ -22,6 +25,14 @@ def folder() -> Path:
     if named:
         return Path(named).absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "guestclock"
+
+
+def described() -> str:
+    """Where the cache is, and how much is in it."""
+    if not folder().is_dir():
+        return f"{folder()}: no cache of the testbed's"
+    size = sum(path.lstat().st_size for path in folder().rglob("*"))
+    return f"{folder()}: {size / 1e9:.1f} GB that the testbed fetched and built stay there"
 
 
 def key(*parts: object) -> str:

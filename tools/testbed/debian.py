@@ -6,6 +6,8 @@ stays as it is.
 
 from __future__ import annotations
 
+import functools
+import json
 import subprocess
 import sys
 import time
@@ -21,6 +23,8 @@ FRESH_FOR_S = 7 * 24 * 3600
 KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 RELEASES = ("bullseye", "bookworm", "trixie", "forky")
 """Whichever of them the machine has: its mirror has the others beside it."""
+
+ARCHITECTURES = ("amd64", "arm64")
 
 NOT_OURS = """\
 #clear APT::Update::Pre-Invoke;
@@ -56,29 +60,34 @@ class Package:
 
 
 class Archive:
-    """A Debian release and its backports, for some architectures. The first one is native."""
+    """A Debian release and its backports, for this machine's architecture and for arm64."""
 
-    def __init__(self, release: str, *architectures: str) -> None:
+    def __init__(self, release: str) -> None:
         self.release = release
-        self.architectures = architectures
-        self.place = cache.folder() / "apt" / "-".join((release, *architectures))
+        self.place = cache.folder() / "apt" / release
 
     def plan(self, *names: str, backports: bool = False) -> list[Package]:
         """What an empty machine needs for the packages `names`; with `backports`, those first."""
         with cache.locked("apt"):
             self._update()
+            remembered = self.place / "plans" / f"{cache.key(names, backports)}.json"
+            if remembered.is_file():
+                return [Package(*fields) for fields in json.loads(remembered.read_text())]
             nothing = self.place / "nothing"
             (nothing / "partial").mkdir(parents=True, exist_ok=True)
             target = [f"--target-release={self.release}-backports"] if backports else []
             told = self._apt(
                 "install", "--print-uris", "--yes", "--no-install-recommends", *target, *names, archives=nothing
             )
-        packages = []
-        for line in told.splitlines():
-            if line.startswith("'"):
-                _, file, size, digest = line.split(" ", 3)
-                packages.append(Package(file, int(size), digest))
-        return sorted(packages, key=lambda package: package.file)
+            packages = []
+            for line in told.splitlines():
+                if line.startswith("'"):
+                    _, file, size, digest = line.split(" ", 3)
+                    packages.append(Package(file, int(size), digest))
+            packages.sort(key=lambda package: package.file)
+            remembered.parent.mkdir(exist_ok=True)
+            remembered.write_text(json.dumps([(p.file, p.size, p.digest) for p in packages]))
+            return packages
 
     def unpack(self, packages: list[Package], into: Path) -> None:
         """Download the packages and unpack them into the folder `into`. No script of theirs runs."""
@@ -105,7 +114,7 @@ class Archive:
         (self.place / "status").touch()
         (self.place / "sources.list").write_text(sources)
         (self.place / "apt.conf").write_text(NOT_OURS)
-        say(f"fetching the package lists of {self.release} ({', '.join(self.architectures)})")
+        say(f"fetching the package lists of {self.release}")
         try:
             self._apt("update", "--error-on=any", capture=False)
         except subprocess.CalledProcessError:
@@ -113,6 +122,8 @@ class Archive:
                 raise
             say(f"testbed: going on with the package lists of {self.release} from {time.ctime(stamp.stat().st_mtime)}")
             return
+        if (self.place / "plans").is_dir():
+            cache.remove(self.place / "plans")
         stamp.write_text(sources)
 
     def _sources(self) -> str:
@@ -128,7 +139,7 @@ class Archive:
         """Run apt-get on this archive; gives what it printed, where that is captured."""
         place = self.place
         options = {
-            "APT::Architecture": self.architectures[0],
+            "APT::Architecture": ARCHITECTURES[0],
             "APT::Default-Release": self.release,
             "APT::Get::List-Cleanup": "true",
             "APT::Sandbox::User": "root",
@@ -148,7 +159,7 @@ class Archive:
         command = ["apt-get", *quiet, "--config-file", str(place / "apt.conf")]
         for option, value in options.items():
             command += ["-o", f"{option}={value}"]
-        for architecture in self.architectures:
+        for architecture in ARCHITECTURES:
             command += ["-o", f"APT::Architectures::={architecture}"]
         done = subprocess.run(
             [*command, *arguments], check=True, text=True, cwd=cwd, stdout=subprocess.PIPE if capture else None
@@ -156,6 +167,7 @@ class Archive:
         return done.stdout or ""
 
 
+@functools.cache
 def mirrors() -> tuple[str, str | None]:
     """The addresses of Debian and, where the machine uses it, of Debian's security updates.
 
@@ -163,19 +175,22 @@ def mirrors() -> tuple[str, str | None]:
     never did is asked with lists in the cache.
     """
     own = cache.folder() / "apt" / "machine"
-    ask = ["apt-get", "indextargets", "--format", "$(RELEASE) $(REPO_URI) $(COMPONENT)", "Created-By: Packages"]
-    there = ["-o", f"Dir::State::lists={own}", "-o", "APT::Sandbox::User=root"]
-    for extra in ([], there):
-        if extra:
-            (own / "partial").mkdir(parents=True, exist_ok=True)
-            subprocess.run(["apt-get", "--quiet", "update", *extra], check=False)
-        told = subprocess.run([*ask, *extra], check=True, text=True, stdout=subprocess.PIPE).stdout
-        found = {}
-        for line in told.splitlines():
-            release, address, component = line.split(" ")
-            if component == "main":
-                found.setdefault(release, address)
-        main = next((found[release] for release in RELEASES if release in found), None)
-        if main:
-            return main, next((found[f"{release}-security"] for release in RELEASES if f"{release}-security" in found), None)
-    give_up("apt has no Debian archive among its sources, and the testbed's kernels come from one")
+    found = _components()
+    if not found:
+        (own / "partial").mkdir(parents=True, exist_ok=True)
+        options = ("-o", f"Dir::State::lists={own}", "-o", "APT::Sandbox::User=root")
+        subprocess.run(["apt-get", "--quiet", "update", *options], check=False)
+        found = _components(*options)
+    main = [found[release] for release in RELEASES if release in found]
+    security = [found[f"{release}-security"] for release in RELEASES if f"{release}-security" in found]
+    if not main:
+        give_up("apt has no Debian archive among its sources, and the testbed's kernels come from one")
+    return main[0], security[0] if security else None
+
+
+def _components(*options: str) -> dict[str, str]:
+    """The address of each release whose component "main" apt has fetched."""
+    ask = ("indextargets", "--format", "$(RELEASE) $(REPO_URI) $(COMPONENT)", "Created-By: Packages")
+    told = subprocess.run(["apt-get", *ask, *options], check=True, text=True, stdout=subprocess.PIPE).stdout
+    lines = [line.split(" ") for line in told.splitlines()]
+    return {release: address for release, address, component in lines if component == "main"}

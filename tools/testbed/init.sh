@@ -1,7 +1,8 @@
 #!/bin/busybox sh
 # The first program in the machine: makes it usable, runs the command it was started for, hands over what that left.
 /bin/busybox --install -s /bin
-export PATH=/usr/bin:/bin HOME=/root LANG=C.UTF-8 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+export PATH=/usr/bin:/bin HOME=/root LANG=C.UTF-8 NO_COLOR=1 COLUMNS=120
+export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
@@ -9,8 +10,12 @@ mkdir -p /dev/pts /dev/shm
 mount -t devpts pts /dev/pts
 mount -t tmpfs shm /dev/shm
 mount -t tmpfs tmp /tmp
+# Each plugin that pytest finds by itself has its whole package compiled anew at every start.
+export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 PYTEST_PLUGINS=pytest_timeout,_hypothesis_pytestplugin
 stty -onlcr </dev/console
 ip link set lo up
+# Of an installation that is always the same one, as its files are.
+echo 0c9a1d5e6b7f4832a1b0c2d3e4f50617 >/etc/machine-id
 . /testbed/environment
 
 cd /work
@@ -25,4 +30,5 @@ for module in /modules/*.ko; do
     [ -e "$module" ] && insmod "$module"
 done
 tar -c -C / testbed/status out >/dev/vport0p1
+dmesg -n 1
 poweroff -f

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import subprocess
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cache
-from debian import Archive
 from say import give_up
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from debian import Archive
 
 HOST = "/host"
 """Where a program in a root sees the machine's own files."""

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from guestclock.demo.promise import Interval, expected_gap
+from guestclock.promise import Interval, expected_gap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

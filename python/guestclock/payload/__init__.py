@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from guestclock.payload.check import check_log
 from guestclock.payload.image import elf, image
 from guestclock.payload.layout import Command, Doorbell, Kind
 from guestclock.payload.log import Fault, Guest, Log, NotALog, Record, VcpuLog, read_log
+from guestclock.payload.verdict import Finding, Host, Pause, Verdict
 
 __all__ = [
     "Command",
     "Doorbell",
     "Fault",
+    "Finding",
     "Guest",
+    "Host",
     "Kind",
     "Log",
     "NotALog",
+    "Pause",
     "Record",
     "VcpuLog",
+    "Verdict",
+    "check_log",
     "elf",
     "image",
     "read_log",

@@ -81,7 +81,7 @@ class Log:
 class Guest:
     """The payload as a VMM reaches it, while it runs or while it doesn't.
 
-    memory: the guest's memory from the image on, `layout.IMAGE_SIZE` bytes or more. It is used where it is, never copied.
+    memory: the guest's memory from the image on, `layout.IMAGE_SIZE` bytes or more. It is used where it is.
     """
 
     def __init__(self, memory: Memory) -> None:
@@ -96,7 +96,7 @@ class Guest:
         return self._area(vcpu)[1]
 
     def beat(self, vcpu: int) -> tuple[int, int, int]:
-        """While it spins: how often it has read its counters, and the last CNTVCT_EL0 and CNTPCT_EL0, which belong together."""
+        """While it spins: how often it has read its counters, and the last pair of CNTVCT_EL0 and CNTPCT_EL0."""
         while True:
             before, *_ = area = self._area(vcpu)[5:8]
             if before % 2 == 0 and self._area(vcpu)[5] == before:
@@ -138,7 +138,7 @@ def _read(memory: Memory, image_at: int) -> Log:
     shape = layout.LOG_FORMAT.unpack_from(memory, image_at + layout.LOG)[1:]
     expected = (layout.MAX_VCPUS, layout.AREA_SIZE, layout.RECORDS, layout.RECORD_FORMAT.size)
     if shape != expected or not 1 <= vcpus <= layout.MAX_VCPUS:
-        msg = f"a log of {vcpus} vCPUs with the shape {shape}, but this version knows up to {layout.MAX_VCPUS} and {expected}"
+        msg = f"a log of {vcpus} vCPUs with the shape {shape}, but this version knows the shape {expected}"
         raise NotALog(msg)
     needed = image_at + layout.AREAS + vcpus * layout.AREA_SIZE
     if len(memory) < needed:

@@ -43,14 +43,23 @@ pub trait Backend {
     /// A number that changes whenever the VM's state does.
     fn generation(&self) -> u64;
 
+    /// Whether all vCPUs are stopped, as far as it can be told without waiting for one: else the error says which runs.
+    fn stopped(&mut self) -> Result<(), Self::Error>;
+
     /// KVM_GET_ONE_REG.
     fn get_one_reg(&mut self, vcpu: usize, id: u64) -> Result<u64, Self::Error>;
 
     /// KVM_SET_ONE_REG.
     fn set_one_reg(&mut self, vcpu: usize, id: u64, value: u64) -> Result<(), Self::Error>;
 
-    /// KVM_ARM_SET_COUNTER_OFFSET.
+    /// KVM_ARM_SET_COUNTER_OFFSET, once: who calls it takes a new sample for another attempt.
     fn set_counter_offset(&mut self, offset: Offset) -> Result<(), Self::Error>;
+
+    /// Whether to try [`set_counter_offset`](Self::set_counter_offset) again after this error, having waited a moment.
+    /// `attempt` counts from 0.
+    fn retries(&mut self, _error: &Self::Error, _attempt: u32) -> bool {
+        false
+    }
 }
 
 /// Which timer registers a VM's vCPUs have, by the list of the first.
@@ -142,6 +151,10 @@ impl<C: Counter> Backend for Model<'_, C> {
 
     fn generation(&self) -> u64 {
         self.vm.generation()
+    }
+
+    fn stopped(&mut self) -> Result<(), VmError> {
+        self.vm.first_running().map_or(Ok(()), |vcpu| Err(VmError::Running { vcpu }))
     }
 
     fn get_one_reg(&mut self, vcpu: usize, id: u64) -> Result<u64, VmError> {

@@ -173,6 +173,20 @@ pub trait Counter: Send + Sync {
     fn cross_timestamp(&self) -> CrossTimestamp;
 }
 
+impl<C: Counter + ?Sized> Counter for &C {
+    fn frequency(&self) -> Frequency {
+        (**self).frequency()
+    }
+
+    fn count(&self) -> HostCount {
+        (**self).count()
+    }
+
+    fn cross_timestamp(&self) -> CrossTimestamp {
+        (**self).cross_timestamp()
+    }
+}
+
 /// What is known about a pending leap second, from the kernel's clock state (adjtimex(2)).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Leap {

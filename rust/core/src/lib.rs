@@ -57,6 +57,7 @@ pub mod capture;
 pub mod checkpoint;
 pub mod counter;
 mod display;
+pub mod gate;
 pub mod irq;
 pub mod kernel;
 #[cfg(feature = "std")]
@@ -64,7 +65,7 @@ pub mod live;
 pub mod manual;
 pub mod measure;
 #[cfg(feature = "std")]
-mod mirror;
+pub mod mirror;
 pub mod plan;
 pub mod restore;
 mod sync;

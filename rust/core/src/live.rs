@@ -4,75 +4,32 @@
 
 use crate::access::Access;
 use crate::backend::{Abilities, Backend, Model};
-use crate::capture::{Timers, capture};
 use crate::checkpoint::Checkpoint;
 use crate::counter::{Counter, CrossTimestamp, GuestCount, HostCount, Offset};
+use crate::gate::{Gate, GateError, OpenPause, OpenRestore};
 use crate::kernel::Behaviours;
 use crate::manual::Instant;
 use crate::mirror::Mirrors;
-use crate::plan::{self, Plan, Refusal, Request, Target};
-use crate::restore::{Report, Restore, RestoreError};
+use crate::plan::{Plan, Request};
+use crate::restore::Report;
 use crate::sync::{Mutex, MutexGuard};
 use crate::sysreg::{Encoding, View};
 use crate::timer::Timer;
 use crate::vm::{Config, Origin, TimerState, Vm, VmError};
 use std::sync::{Arc, PoisonError};
 
-/// The part of a second within which a counter set by value has to be, as a divisor: 1 us.
-const BY_VALUE_TOLERANCE: u64 = 1_000_000;
-
-/// Whether vCPUs may run.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Gate {
-    Open,
-    /// Paused in place, by the pause with this ticket.
-    Paused(u64),
-    /// Being restored, by the restore with this ticket.
-    Restoring(u64),
-}
-
 #[derive(Debug)]
 struct Locked {
     vm: Vm,
     gate: Gate,
-    /// The last ticket given out.
-    tickets: u64,
 }
 
 /// Why an operation of a live VM failed.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum LiveError {
-    /// A rule of KVM's.
-    #[error(transparent)]
-    Vm(#[from] VmError),
-    /// A restore was refused or failed.
-    #[error(transparent)]
-    Restore(#[from] RestoreError<VmError>),
-    /// A restore or pause isn't finished.
-    #[error("a restore or pause of this VM isn't finished: release it before any vCPU runs, or a checkpoint is taken")]
-    Open,
-    /// The vCPUs can't have stopped after the checkpoint.
-    #[error("the vCPUs can't have stopped at the count {stopped}: the checkpoint is of {saved}")]
-    StoppedLater {
-        /// When they are said to have stopped.
-        stopped: u64,
-        /// The checkpoint's count.
-        saved: u64,
-    },
-    /// The wall clock at an injected count can't be told.
-    #[error("the count {count} is too far from the counter's {here} to tell the wall clock there")]
-    TooFar {
-        /// The injected count.
-        count: u64,
-        /// What the counter reads.
-        here: u64,
-    },
-}
+pub type LiveError = GateError<VmError>;
 
-impl From<Refusal> for LiveError {
-    fn from(refusal: Refusal) -> Self {
-        Self::Restore(refusal.into())
+impl From<VmError> for LiveError {
+    fn from(error: VmError) -> Self {
+        Self::Backend(error)
     }
 }
 
@@ -90,22 +47,6 @@ impl<C: Counter + core::fmt::Debug> core::fmt::Debug for LiveVm<C> {
     }
 }
 
-/// A restore of a live VM under way. Its VM stays closed until it is released; a new one takes over.
-#[derive(Debug)]
-pub struct LiveRestore {
-    restore: Restore,
-    checkpoint: Arc<Checkpoint>,
-    ticket: u64,
-}
-
-/// A pause in place.
-#[derive(Debug)]
-pub struct LivePause {
-    checkpoint: Checkpoint,
-    request: Request,
-    ticket: u64,
-}
-
 impl<C: Counter> LiveVm<C> {
     /// A VM with this many vCPUs, all created now.
     pub fn new(counter: C, behaviours: Behaviours, config: Config, vcpus: usize) -> Result<Self, VmError> {
@@ -114,7 +55,7 @@ impl<C: Counter> LiveVm<C> {
             vm.create_vcpu(counter.count())?;
         }
         let mirrors = Mirrors::of(&vm);
-        Ok(Self { counter, config, mirrors, locked: Mutex::new(Locked { vm, gate: Gate::Open, tickets: 0 }) })
+        Ok(Self { counter, config, mirrors, locked: Mutex::new(Locked { vm, gate: Gate::default() }) })
     }
 
     /// Its counter.
@@ -249,7 +190,7 @@ impl<C: Counter> LiveVm<C> {
     /// The vCPU enters the guest. Refused while a restore or pause isn't finished.
     pub fn enter(&self, vcpu: usize) -> Result<(), LiveError> {
         let mut locked = self.lock();
-        open(&locked)?;
+        locked.gate.open()?;
         locked.vm.enter(vcpu)?;
         self.mirrors.publish(&locked.vm);
         Ok(())
@@ -260,106 +201,56 @@ impl<C: Counter> LiveVm<C> {
         self.change(|vm| vm.exit(vcpu, self.counter.count()))
     }
 
-    /// Saves the VM's guest time. Refused while a vCPU runs, or a restore isn't finished.
+    /// See [`Gate::checkpoint`].
     pub fn checkpoint(&self, now: Option<HostCount>, stopped_at: Option<HostCount>) -> Result<Checkpoint, LiveError> {
-        let locked = &mut *self.lock();
-        if matches!(locked.gate, Gate::Restoring(_)) {
-            return Err(LiveError::Open);
-        }
-        stopped(&locked.vm)?;
-        let checkpoint =
-            self.with_backend(&mut locked.vm, now, |backend| Ok(capture(backend, Timers::Saved, stopped_at)?))?;
-        match stopped_at {
-            Some(stopped) if stopped.is_after(checkpoint.host.count) => {
-                Err(LiveError::StoppedLater { stopped: stopped.0, saved: checkpoint.host.count.0 })
-            }
-            _ => Ok(checkpoint),
-        }
+        self.gated(now, |gate, backend| gate.checkpoint(backend, stopped_at))
     }
 
-    /// Plans the restore of a checkpoint into this VM.
+    /// See [`Gate::plan`].
     pub fn plan(&self, checkpoint: &Checkpoint, request: Request, now: Option<HostCount>) -> Result<Plan, LiveError> {
-        let locked = &mut *self.lock();
-        self.with_backend(&mut locked.vm, now, |backend| {
-            let target = Target::of(backend)?;
-            plan::same_topology(checkpoint, &target)?;
-            Ok(plan::plan(checkpoint, &target, backend.counter().cross_timestamp(), request)?)
-        })
+        self.gated(now, |gate, backend| gate.plan(backend, checkpoint, request))
     }
 
-    /// Opens a restore: see [`Restore::prepare`]. No vCPU can run until it is released.
+    /// See [`Gate::prepare`].
     pub fn prepare(
         &self,
         plan: Plan,
         checkpoint: Arc<Checkpoint>,
         now: Option<HostCount>,
-    ) -> Result<LiveRestore, LiveError> {
-        let locked = &mut *self.lock();
-        stopped(&locked.vm)?;
-        let restore = self.with_backend(&mut locked.vm, now, |backend| Ok(Restore::prepare(plan, backend)?))?;
-        Ok(LiveRestore { restore, checkpoint, ticket: close(locked, Gate::Restoring) })
+    ) -> Result<OpenRestore, LiveError> {
+        self.gated(now, |gate, backend| gate.prepare(backend, plan, checkpoint))
     }
 
-    /// See [`Restore::apply`].
-    pub fn apply(&self, open: &mut LiveRestore, now: Option<HostCount>) -> Result<(), LiveError> {
-        let locked = &mut *self.lock();
-        holds(locked, Gate::Restoring(open.ticket))?;
-        self.with_backend(&mut locked.vm, now, |backend| Ok(open.restore.apply(&open.checkpoint, backend)?))
+    /// See [`Gate::apply`].
+    pub fn apply(&self, open: &mut OpenRestore, now: Option<HostCount>) -> Result<(), LiveError> {
+        self.gated(now, |gate, backend| gate.apply(backend, open))
     }
 
-    /// See [`Restore::release`]: the VM's vCPUs may run again.
-    pub fn release(&self, open: &mut LiveRestore, now: Option<HostCount>) -> Result<Report, LiveError> {
-        let locked = &mut *self.lock();
-        holds(locked, Gate::Restoring(open.ticket))?;
-        self.finish(locked, &mut open.restore, &open.checkpoint, now)
+    /// See [`Gate::release`].
+    pub fn release(&self, open: &mut OpenRestore, now: Option<HostCount>) -> Result<Report, LiveError> {
+        self.gated(now, |gate, backend| gate.release(backend, open))
     }
 
-    /// Pauses in place: no vCPU can run until [`resume`](Self::resume).
-    pub fn pause(&self, request: Request) -> Result<LivePause, LiveError> {
-        let locked = &mut *self.lock();
-        open(locked)?;
-        stopped(&locked.vm)?;
-        let checkpoint =
-            self.with_backend(&mut locked.vm, None, |backend| Ok(capture(backend, Timers::Kept, None)?))?;
-        Ok(LivePause { checkpoint, request, ticket: close(locked, Gate::Paused) })
+    /// See [`Gate::pause`].
+    pub fn pause(&self, request: Request) -> Result<OpenPause, LiveError> {
+        self.gated(None, |gate, backend| gate.pause(backend, request))
     }
 
-    /// Ends a pause under its policy: the same plan and report as a restore's, on the timers that stayed where they were.
-    pub fn resume(&self, pause: &LivePause) -> Result<Report, LiveError> {
-        let locked = &mut *self.lock();
-        holds(locked, Gate::Paused(pause.ticket))?;
-        let request = Request { same_counter: Some(true), in_place: true, ..pause.request };
-        let plan = self.with_backend(&mut locked.vm, None, |backend| {
-            let target = Target::of(backend)?;
-            Ok(plan::plan(&pause.checkpoint, &target, backend.counter().cross_timestamp(), request)?)
-        })?;
-        self.finish(locked, &mut Restore::in_place(plan), &pause.checkpoint, None)
-    }
-
-    fn finish(
-        &self,
-        locked: &mut Locked,
-        restore: &mut Restore,
-        checkpoint: &Checkpoint,
-        now: Option<HostCount>,
-    ) -> Result<Report, LiveError> {
-        let tolerance = self.counter.frequency().hz() / BY_VALUE_TOLERANCE;
-        let report =
-            self.with_backend(&mut locked.vm, now, |backend| Ok(restore.release(checkpoint, tolerance, backend)?))?;
-        locked.gate = Gate::Open;
-        Ok(report)
+    /// See [`Gate::resume`].
+    pub fn resume(&self, pause: &OpenPause) -> Result<Report, LiveError> {
+        self.gated(None, |gate, backend| gate.resume(backend, pause))
     }
 
     /// Runs `work` on the VM over its counter, or over one instant of it, and mirrors what has changed, whatever came of it.
-    fn with_backend<T>(
+    fn gated<T>(
         &self,
-        vm: &mut Vm,
         now: Option<HostCount>,
-        work: impl FnOnce(&mut dyn Backend<Error = VmError>) -> Result<T, LiveError>,
+        work: impl FnOnce(&mut Gate, &mut dyn Backend<Error = VmError>) -> Result<T, LiveError>,
     ) -> Result<T, LiveError> {
+        let Locked { vm, gate } = &mut *self.lock();
         let result = match now {
-            None => work(&mut Model { vm, counter: &self.counter }),
-            Some(count) => work(&mut Model { vm, counter: &Instant(self.instant(count)?) }),
+            None => work(gate, &mut Model { vm, counter: &self.counter }),
+            Some(count) => work(gate, &mut Model { vm, counter: &Instant(self.instant(count)?) }),
         };
         self.mirrors.publish(vm);
         result
@@ -385,22 +276,4 @@ impl<C: Counter> LiveVm<C> {
         // A panic under the lock leaves no rule half applied: each is checked before it is written.
         self.locked.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn stopped(vm: &Vm) -> Result<(), VmError> {
-    vm.first_running().map_or(Ok(()), |vcpu| Err(VmError::Running { vcpu }))
-}
-
-fn open(locked: &Locked) -> Result<(), LiveError> {
-    if locked.gate == Gate::Open { Ok(()) } else { Err(LiveError::Open) }
-}
-
-fn close(locked: &mut Locked, gate: fn(u64) -> Gate) -> u64 {
-    locked.tickets += 1;
-    locked.gate = gate(locked.tickets);
-    locked.tickets
-}
-
-fn holds(locked: &Locked, gate: Gate) -> Result<(), LiveError> {
-    if locked.gate == gate { Ok(()) } else { Err(Refusal::StalePlan.into()) }
 }

@@ -89,7 +89,7 @@ pub fn measure<B: Backend + ?Sized>(backend: &mut B, view: View) -> Result<Offse
 }
 
 /// Brings a counter's offset to within `tolerance` ticks of `wanted` by setting the count on vCPU 0, and returns what the
-/// offset is known to be afterwards.
+/// offset is known to be afterwards. Each write is counted in `writes`.
 ///
 /// Nothing is written where the offset may be right already, so that a counter which need not move doesn't: a
 /// stray physical offset of a few ticks would make CNTPCT_EL0 trap for good.
@@ -98,6 +98,7 @@ pub fn set_offset_by_value<B: Backend + ?Sized>(
     view: View,
     wanted: Offset,
     tolerance: u64,
+    writes: &mut u64,
 ) -> Result<OffsetInterval, B::Error> {
     let mut known = measure(backend, view)?;
     // How far the guest is ahead of the host's count by the time that the kernel uses it: learnt from the last attempt.
@@ -108,6 +109,7 @@ pub fn set_offset_by_value<B: Backend + ?Sized>(
         }
         let value = backend.counter().count().after(lead).guest(wanted);
         backend.set_one_reg(0, count_reg(view), value.0)?;
+        *writes += 1;
         known = measure(backend, view)?;
         // The kernel subtracts from a later count than ours, so the offset comes out too large by the delay.
         lead = known.low.0.wrapping_sub(wanted.0).wrapping_add(lead);

@@ -33,13 +33,20 @@ const CHUNKS: usize = if cfg!(loom) { 2 } else { MAX_VCPUS / CHUNK };
 
 /// The offsets of one vCPU, as its reads see them.
 #[derive(Debug, Default)]
-pub(crate) struct Mirror {
+pub struct Mirror {
     virt: AtomicU64,
     phys: AtomicU64,
 }
 
 impl Mirror {
-    fn publish(&self, offsets: Offsets) {
+    /// One with these offsets.
+    #[must_use]
+    pub fn new(offsets: Offsets) -> Self {
+        Self { virt: AtomicU64::new(offsets.virt.0), phys: AtomicU64::new(offsets.phys.0) }
+    }
+
+    /// Shows these offsets to its readers, one after the other. One thread at a time.
+    pub fn publish(&self, offsets: Offsets) {
         self.virt.store(offsets.virt.0, Ordering::Release);
         self.phys.store(offsets.phys.0, Ordering::Release);
     }
@@ -53,13 +60,13 @@ impl Mirror {
 
     /// The offset in force.
     #[inline]
-    pub(crate) fn offset(&self, view: View) -> Offset {
+    pub fn offset(&self, view: View) -> Offset {
         Offset(self.of(view).load(Ordering::Acquire))
     }
 
     /// What the guest reads now. Goes round again only when the offset has changed meanwhile.
     #[inline]
-    pub(crate) fn count(&self, view: View, counter: &impl Counter) -> GuestCount {
+    pub fn count(&self, view: View, counter: &impl Counter) -> GuestCount {
         let mut before = self.offset(view);
         loop {
             let count = counter.count();

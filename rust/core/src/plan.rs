@@ -5,7 +5,7 @@ use crate::checkpoint::{Checkpoint, TimerColumns};
 use crate::counter::{CrossTimestamp, Frequency, GuestCount, HostCount, NS_PER_S, Offset};
 use crate::manual::ManualCounter;
 use crate::sysreg::{Role, View};
-use crate::timer::Timer;
+use crate::timer::{CTL_ENABLE, Timer};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -570,6 +570,11 @@ impl Plan {
                  physical timer isn't restored",
             )),
         }
+        if self.method != Method::Offset {
+            warnings.push(String::from(
+                "counters set by value don't survive another KVM_CREATE_VCPU: create every vCPU before the restore",
+            ));
+        }
         if self.request.views == Views::AdoptVirtual && checkpoint.cntvct != checkpoint.cntpct {
             let jump = checkpoint.cntvct.since(checkpoint.cntpct).cast_signed();
             warnings.push(format!(
@@ -578,13 +583,7 @@ impl Plan {
                 if jump < 0 { "later" } else { "earlier" }
             ));
         }
-        let physical_moves = self.method != Method::VirtualOnly && self.as_of.physical_offset() != Offset(0);
-        if physical_moves && target.abilities.physical_offset_untrapped != Some(true) {
-            warnings.push(String::from(
-                "the physical counter gets an offset: on a CPU without CNTPOFF_EL2 the guest's reads of CNTPCT_EL0 and its \
-                 physical timer trap from now on",
-            ));
-        }
+        warnings.extend(self.trapping(checkpoint, target));
         let (bits, stated) = target.abilities.counter_bits.map_or((56, "may have"), |bits| (bits, "has"));
         let reaches = |value: u64| bits < 64 && value >> bits != 0;
         let offset = self.as_of.virtual_offset().0;
@@ -607,6 +606,35 @@ impl Plan {
         for what in unknown(checkpoint) {
             warnings
                 .push(format!("the checkpoint has {what}, which this version doesn't know: it is passed on as it is"));
+        }
+        warnings
+    }
+
+    /// What a physical counter with an offset costs where the hardware can't apply it.
+    fn trapping(&self, checkpoint: &Checkpoint, target: &Target) -> Vec<String> {
+        let offset = self.as_of.physical_offset();
+        let moves = self.method != Method::VirtualOnly && offset != Offset(0);
+        if !moves || target.abilities.physical_offset_untrapped == Some(true) {
+            return Vec::new();
+        }
+        let mut warnings = Vec::from([String::from(
+            "the physical counter gets an offset: on a CPU without CNTPOFF_EL2 the guest's reads of CNTPCT_EL0 and its \
+             physical timer trap from now on",
+        )]);
+        // There the kernel programs CVAL + offset modulo 2^64, before Linux 7.3 (`timer_apply_offset`). An offset of more than
+        // 2^63 stands for a guest that is ahead of its host, and the sum is right unless it leaves [0, 2^64).
+        let shift = offset.0.cast_signed();
+        for columns in checkpoint.timers.iter().filter(|columns| columns.timer == Timer::Ptimer) {
+            for (vcpu, cval) in columns.cval.iter().enumerate() {
+                let enabled = columns.ctl.get(vcpu).is_some_and(|ctl| ctl & CTL_ENABLE != 0);
+                if enabled && cval.checked_add_signed(shift).is_none() {
+                    let fires = if shift < 0 { "never fires, though it is due" } else { "fires at once" };
+                    warnings.push(format!(
+                        "vCPU {vcpu}'s physical timer is on, and its CVAL {cval} with the offset {shift} isn't within 64 bits: \
+                         on a CPU without CNTPOFF_EL2, under kernels before 7.3, it {fires}"
+                    ));
+                }
+            }
         }
         warnings
     }

@@ -13,6 +13,8 @@ use crate::sysreg::{Role, Sysreg, View, one_reg_id};
 use crate::timer::{CTL_ENABLE, CTL_IMASK, Timer};
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
 
 /// Why a restore stopped.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -22,16 +24,20 @@ pub enum RestoreError<E> {
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// The backend failed.
-    #[error("{step}: {source}")]
+    #[error("{step}: {source}; {left}")]
     Backend {
         /// What was being done, after everything before it had been.
         step: String,
         /// What the backend said.
         source: E,
+        /// What has become of the VM.
+        left: Condition,
     },
     /// A register doesn't read back as it was written.
     #[error(
-        "vCPU {vcpu}: {register} was written as {wrote:#x} and reads {read:#x}: the VM isn't restored, and must not run"
+        "vCPU {vcpu}: {register} was written as {wrote:#x} and reads {read:#x} (was the vCPU initialised again, or does \
+         the VMM write it too?); {}",
+        Condition::Partial
     )]
     ReadBack {
         /// Which vCPU.
@@ -45,8 +51,40 @@ pub enum RestoreError<E> {
     },
 }
 
-fn at_step<E>(step: impl FnOnce() -> String) -> impl FnOnce(E) -> RestoreError<E> {
-    |source| RestoreError::Backend { step: step(), source }
+/// What a restore that stopped half-way has left of the VM.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Condition {
+    /// Nothing was written.
+    Untouched,
+    /// Some timers are written, and if it restores by offset, the VM is opted in with a provisional one.
+    Partial,
+    /// The timers are as they were saved. The counters aren't yet.
+    TimersOnly,
+}
+
+impl fmt::Display for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Untouched => "the VM is as it was",
+            Self::Partial => "the VM isn't restored and must not run: call apply() again, or build it anew",
+            Self::TimersOnly => {
+                "its timers are restored, its counters aren't, and it must not run: call release() again, or build it anew"
+            }
+        })
+    }
+}
+
+fn at_step<E>(left: Condition, step: impl FnOnce() -> String) -> impl FnOnce(E) -> RestoreError<E> {
+    move |source| RestoreError::Backend { step: step(), source, left }
+}
+
+/// What a restore has written: its cost in system calls, besides the reads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Writes {
+    /// Offsets of the VM.
+    pub offsets: u64,
+    /// Registers of vCPUs, a counter's value among them.
+    pub registers: u64,
 }
 
 /// How far a restore has got.
@@ -63,6 +101,7 @@ pub struct Restore {
     plan: Plan,
     stage: Stage,
     provisional: Option<Offset>,
+    writes: Writes,
 }
 
 /// How the counters were set.
@@ -93,6 +132,8 @@ pub struct Report {
     pub outcome: Outcome,
     /// How they were set.
     pub written: Written,
+    /// How many writes it took.
+    pub writes: Writes,
     /// The farthest that a counter can be from what the policy promises at the last sample, in ticks.
     pub error_bound_ticks: u64,
     /// Guest ticks between the last guest exit and the checkpoint's sample, which the guest sees; `None` if not known.
@@ -116,23 +157,28 @@ impl Restore {
         if backend.generation() != plan.generation {
             return Err(Refusal::StalePlan.into());
         }
-        let mut provisional = None;
-        if plan.method == Method::Offset {
-            let offset = plan.at(&instant(&plan, backend.counter()))?.virtual_offset();
-            backend.set_counter_offset(offset).map_err(at_step(|| String::from("prepare: the provisional offset")))?;
-            provisional = Some(offset);
+        for vcpu in 0..backend.vcpus() {
+            // A vCPU that isn't initialised shows here, while nothing is written.
+            let look = backend.get_one_reg(vcpu, one_reg_id(Role::Ctl(Timer::Vtimer)));
+            look.map_err(at_step(Condition::Untouched, || format!("prepare: looking at vCPU {vcpu}")))?;
         }
-        Ok(Self { plan, stage: Stage::Prepared, provisional })
+        let mut restore = Self { plan, stage: Stage::Prepared, provisional: None, writes: Writes::default() };
+        if restore.plan.method == Method::Offset {
+            let step = || String::from("prepare: the provisional offset");
+            let outcome = restore.write_offset(backend).map_err(|error| error.at(Condition::Untouched, step))?;
+            restore.provisional = Some(outcome.virtual_offset());
+        }
+        Ok(restore)
     }
 
     /// A restore of a VM that stayed where it was: only the counters are to be set.
     #[must_use]
     pub fn in_place(plan: Plan) -> Self {
-        Self { plan, stage: Stage::Applied, provisional: None }
+        Self { plan, stage: Stage::Applied, provisional: None, writes: Writes::default() }
     }
 
     /// The second step: every vCPU's CNTVOFF_EL2, then its timers, CVAL before CTL, each read back; then a look whether the
-    /// offset took.
+    /// offset took. After a failure it may be taken again.
     ///
     /// The counts need no place in this order: they follow from the offset, and CNTVOFF_EL2 can't disturb them.
     pub fn apply<B: Backend + ?Sized>(
@@ -141,31 +187,18 @@ impl Restore {
         backend: &mut B,
     ) -> Result<(), RestoreError<B::Error>> {
         self.expect(Stage::Prepared, "apply")?;
-        if let Some(cntvoff) = &checkpoint.cntvoff {
-            for (vcpu, value) in cntvoff.iter().enumerate() {
-                write_back(backend, vcpu, one_reg_id(Role::Cntvoff), *value, u64::MAX)?;
-            }
-        }
-        for column in &checkpoint.others {
-            for (vcpu, value) in column.values.iter().enumerate() {
-                write_back(backend, vcpu, column.id, *value, u64::MAX)?;
-            }
-        }
-        for columns in &checkpoint.timers {
-            if self.plan.method == Method::VirtualOnly && columns.timer == Timer::Ptimer {
-                continue;
-            }
-            for (vcpu, cval) in columns.cval.iter().enumerate() {
-                let ctl = columns.ctl.get(vcpu).unwrap_or_default();
-                write_back(backend, vcpu, one_reg_id(Role::Cval(columns.timer)), *cval, u64::MAX)?;
-                // CTL's other bits aren't the guest's: ISTATUS is computed, and the rest are gone at the first run.
-                write_back(backend, vcpu, one_reg_id(Role::Ctl(columns.timer)), ctl, CTL_ENABLE | CTL_IMASK)?;
-            }
+        for saved in saved(checkpoint, self.plan.method) {
+            backend
+                .set_one_reg(saved.vcpu, saved.id, saved.value)
+                .map_err(at_step(Condition::Partial, || format!("apply: {saved}")))?;
+            self.writes.registers += 1;
+            saved.check(backend, "apply")?;
         }
         if let Some(offset) = self.provisional.filter(|_| checkpoint.vcpus > 0) {
             // With EL2 the virtual count is read less CNTVOFF_EL2.
             let view = if self.plan.nested { View::Physical } else { View::Virtual };
-            let known = measure(backend, view).map_err(at_step(|| String::from("apply: reading the counter back")))?;
+            let step = || String::from("apply: reading the counter back");
+            let known = measure(backend, view).map_err(at_step(Condition::Partial, step))?;
             if !known.contains(offset) {
                 let (wrote, read) = (offset.0, known.low.0);
                 return Err(RestoreError::ReadBack { vcpu: 0, register: "the counter offset", wrote, read });
@@ -175,9 +208,11 @@ impl Restore {
         Ok(())
     }
 
-    /// The last step: samples the counter, sets the guest's counters, and says what was done. The guest may run now.
+    /// The last step: looks whether the timers are still as they were written, samples the counter, sets the guest's
+    /// counters, and says what was done. The guest may run now.
     ///
-    /// By value, up to `tolerance` ticks are let pass.
+    /// A vCPU that was initialised again since has lost its timers: then it fails, and `apply` may be called again. By value,
+    /// up to `tolerance` ticks are let pass.
     pub fn release<B: Backend + ?Sized>(
         &mut self,
         checkpoint: &Checkpoint,
@@ -185,45 +220,160 @@ impl Restore {
         backend: &mut B,
     ) -> Result<Report, RestoreError<B::Error>> {
         self.expect(Stage::Applied, "release")?;
-        let outcome = self.plan.at(&instant(&self.plan, backend.counter()))?;
-        let virt = outcome.virtual_offset();
-        let mut error_bound_ticks = outcome.error_bound_ticks;
-        let written = if self.plan.method == Method::Offset {
-            backend.set_counter_offset(virt).map_err(at_step(|| String::from("release: the final offset")))?;
-            Written::Offset { provisional: self.provisional, last: virt }
+        for saved in saved(checkpoint, self.plan.method) {
+            // Before the last sample, since every tick after that is seen by the guest.
+            saved.check(backend, "release").inspect_err(|_| self.stage = Stage::Prepared)?;
+        }
+        let (outcome, written, by_value_error) = if self.plan.method == Method::Offset {
+            let step = || String::from("release: the final offset");
+            let outcome = self.write_offset(backend).map_err(|error| error.at(Condition::TimersOnly, step))?;
+            (outcome, Written::Offset { provisional: self.provisional, last: outcome.virtual_offset() }, 0)
         } else {
-            let by_value = |view, wanted, backend: &mut B| {
-                set_offset_by_value(backend, view, wanted, tolerance)
-                    .map_err(at_step(|| format!("release: the {} counter by value", name(view))))
-            };
-            let wanted = outcome.physical_offset();
-            let phys = match self.plan.method {
-                Method::VirtualOnly => None,
-                _ => Some(by_value(View::Physical, wanted, backend)?),
-            };
-            // Where the guest has EL2, setting the physical count has moved both.
-            let virt_known = match phys {
-                Some(both) if self.plan.nested => both,
-                _ => by_value(View::Virtual, virt, backend)?,
-            };
-            let farthest = virt_known.farthest(virt).max(phys.map_or(0, |known| known.farthest(wanted)));
-            error_bound_ticks = error_bound_ticks.saturating_add(farthest);
-            Written::ByValue { virt: virt_known, phys }
+            let outcome = self.sample(backend)?;
+            let (written, error) = self.set_by_value(&outcome, tolerance, backend)?;
+            (outcome, written, error)
         };
         self.stage = Stage::Released;
         let before = checkpoint.stopped_at.map(|stopped| checkpoint.host.count.since(HostCount(stopped)));
         Ok(Report {
             plan: self.plan.clone(),
+            error_bound_ticks: outcome.error_bound_ticks.saturating_add(by_value_error),
             outcome,
             written,
-            error_bound_ticks,
+            writes: self.writes,
             before_checkpoint_ticks: before,
             after_release_ticks: None,
         })
     }
 
+    /// What the guest's counters have to be now.
+    fn sample<B: Backend + ?Sized>(&self, backend: &B) -> Result<Outcome, Refusal> {
+        self.plan.at(&instant(&self.plan, backend.counter()))
+    }
+
+    /// Writes the offset of the latest sample: of a newer one at each attempt.
+    fn write_offset<B: Backend + ?Sized>(&mut self, backend: &mut B) -> Result<Outcome, Unwritten<B::Error>> {
+        let mut attempt = 0;
+        loop {
+            let outcome = self.sample(backend)?;
+            match backend.set_counter_offset(outcome.virtual_offset()) {
+                Ok(()) => {
+                    self.writes.offsets += 1;
+                    return Ok(outcome);
+                }
+                Err(error) if backend.retries(&error, attempt) => attempt = attempt.saturating_add(1),
+                Err(error) => return Err(Unwritten::Backend(error)),
+            }
+        }
+    }
+
+    /// Sets the counters one after the other, and returns how they came out and how far off they may be.
+    fn set_by_value<B: Backend + ?Sized>(
+        &mut self,
+        outcome: &Outcome,
+        tolerance: u64,
+        backend: &mut B,
+    ) -> Result<(Written, u64), RestoreError<B::Error>> {
+        let mut by_value = |view, wanted| {
+            let step = || format!("release: the {} counter by value", name(view));
+            set_offset_by_value(backend, view, wanted, tolerance, &mut self.writes.registers)
+                .map_err(at_step(Condition::TimersOnly, step))
+        };
+        let (wanted, virt) = (outcome.physical_offset(), outcome.virtual_offset());
+        let phys = match self.plan.method {
+            Method::VirtualOnly => None,
+            _ => Some(by_value(View::Physical, wanted)?),
+        };
+        // Where the guest has EL2, setting the physical count has moved both.
+        let virt_known = match phys {
+            Some(both) if self.plan.nested => both,
+            _ => by_value(View::Virtual, virt)?,
+        };
+        let farthest = virt_known.farthest(virt).max(phys.map_or(0, |known| known.farthest(wanted)));
+        Ok((Written::ByValue { virt: virt_known, phys }, farthest))
+    }
+
     fn expect<E>(&self, stage: Stage, called: &'static str) -> Result<(), RestoreError<E>> {
         if self.stage == stage { Ok(()) } else { Err(Refusal::OutOfOrder { called }.into()) }
+    }
+}
+
+/// Why an offset wasn't written.
+enum Unwritten<E> {
+    Refused(Refusal),
+    Backend(E),
+}
+
+impl<E> From<Refusal> for Unwritten<E> {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl<E> Unwritten<E> {
+    fn at(self, left: Condition, step: impl FnOnce() -> String) -> RestoreError<E> {
+        match self {
+            Self::Refused(refusal) => refusal.into(),
+            Self::Backend(source) => at_step(left, step)(source),
+        }
+    }
+}
+
+/// A register as it was saved.
+struct SavedRegister {
+    vcpu: usize,
+    id: u64,
+    value: u64,
+    /// The bits that have to read back.
+    seen: u64,
+}
+
+/// What of a checkpoint is each vCPU's own, in the order of writing it.
+fn saved(checkpoint: &Checkpoint, method: Method) -> impl Iterator<Item = SavedRegister> {
+    let column = |id, values: &'_ [u64]| -> Vec<SavedRegister> {
+        let registers = values.iter().enumerate();
+        registers.map(|(vcpu, value)| SavedRegister { vcpu, id, value: *value, seen: u64::MAX }).collect()
+    };
+    let cntvoff = checkpoint.cntvoff.iter().flat_map(move |values| column(one_reg_id(Role::Cntvoff), values));
+    let others = checkpoint.others.iter().flat_map(move |others| column(others.id, &others.values));
+    let timers = checkpoint
+        .timers
+        .iter()
+        .filter(move |columns| method != Method::VirtualOnly || columns.timer != Timer::Ptimer)
+        .flat_map(|columns| {
+            columns.cval.iter().enumerate().flat_map(|(vcpu, cval)| {
+                let ctl = columns.ctl.get(vcpu).unwrap_or_default();
+                let register = |role, value, seen| SavedRegister { vcpu, id: one_reg_id(role), value, seen };
+                [
+                    register(Role::Cval(columns.timer), *cval, u64::MAX),
+                    // CTL's other bits aren't the guest's: ISTATUS is computed, and the rest are gone at the first run.
+                    register(Role::Ctl(columns.timer), ctl, CTL_ENABLE | CTL_IMASK),
+                ]
+            })
+        });
+    cntvoff.chain(others).chain(timers)
+}
+
+impl SavedRegister {
+    fn register(&self) -> &'static str {
+        Sysreg::with_one_reg_id(self.id).map_or("a register unknown to guestclock", |row| row.name)
+    }
+
+    /// Reads it back: as much of it as has to must be as it was saved.
+    fn check<B: Backend + ?Sized>(&self, backend: &mut B, step: &str) -> Result<(), RestoreError<B::Error>> {
+        let read = backend
+            .get_one_reg(self.vcpu, self.id)
+            .map_err(at_step(Condition::Partial, || format!("{step}: {self} back")))?;
+        if (read ^ self.value) & self.seen == 0 {
+            return Ok(());
+        }
+        Err(RestoreError::ReadBack { vcpu: self.vcpu, register: self.register(), wrote: self.value, read })
+    }
+}
+
+impl fmt::Display for SavedRegister {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "vCPU {}, {}", self.vcpu, self.register())
     }
 }
 
@@ -242,18 +392,4 @@ const fn name(view: View) -> &'static str {
         View::Virtual => "virtual",
         View::Physical => "physical",
     }
-}
-
-/// Writes a register and reads it back; the bits of `seen` must be as they were written.
-fn write_back<B: Backend + ?Sized>(
-    backend: &mut B,
-    vcpu: usize,
-    id: u64,
-    value: u64,
-    seen: u64,
-) -> Result<(), RestoreError<B::Error>> {
-    let register = Sysreg::with_one_reg_id(id).map_or("a register unknown to guestclock", |row| row.name);
-    backend.set_one_reg(vcpu, id, value).map_err(at_step(|| format!("apply: vCPU {vcpu}, {register}")))?;
-    let read = backend.get_one_reg(vcpu, id).map_err(at_step(|| format!("apply: vCPU {vcpu}, {register} back")))?;
-    if (read ^ value) & seen == 0 { Ok(()) } else { Err(RestoreError::ReadBack { vcpu, register, wrote: value, read }) }
 }

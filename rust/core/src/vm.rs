@@ -204,6 +204,20 @@ pub struct TimerState {
     pub deadline: u64,
 }
 
+impl TimerState {
+    /// A timer whose counter reads `guest` when the host's reads `now`.
+    #[must_use]
+    pub fn at(ctl: u64, cval: u64, guest: GuestCount, now: HostCount) -> Self {
+        Self {
+            ctl: timer::ctl_read(ctl, cval, guest),
+            cval,
+            tval: timer::tval_read(cval, guest),
+            line: timer::line(ctl, cval, guest),
+            deadline: bank::deadline(now, timer::ticks_to_line(ctl, cval, guest)),
+        }
+    }
+}
+
 /// A VM: two counters, and on every vCPU two timers, or four if its guest has EL2.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Vm {
@@ -588,13 +602,7 @@ impl Vm {
         let bank = &self.timers[timer.index()];
         let width = self.config.width;
         let (ctl, cval) = (bank.ctl[vcpu], bank.cval[vcpu] & width.mask());
-        Ok(TimerState {
-            ctl: timer::ctl_read(ctl, cval, guest),
-            cval,
-            tval: timer::tval_read(cval, guest),
-            line: timer::line(ctl, cval, guest),
-            deadline: bank::deadline(now, timer::ticks_to_line(ctl, cval, guest)),
-        })
+        Ok(TimerState::at(ctl, cval, guest, now))
     }
 
     /// The earliest deadline of the vCPU's timers, which is when a WFI would end: `now` where a line is high, or

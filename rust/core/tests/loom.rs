@@ -5,8 +5,9 @@
 #![cfg(loom)]
 
 use guestclock_core::counter::{Counter, Frequency, GuestCount, HostCount, Offset};
+use guestclock_core::gate::OpenRestore;
 use guestclock_core::kernel::Behaviours;
-use guestclock_core::live::{LiveError, LiveRestore, LiveVm};
+use guestclock_core::live::{LiveError, LiveVm};
 use guestclock_core::manual::ManualCounter;
 use guestclock_core::plan::{Refusal, Request};
 use guestclock_core::restore::RestoreError;
@@ -68,11 +69,11 @@ fn is_stale<T>(result: &Result<T, LiveError>) -> bool {
 }
 
 fn is_running<T>(result: &Result<T, LiveError>) -> bool {
-    matches!(result, Err(LiveError::Vm(VmError::Running { .. })))
+    matches!(result, Err(LiveError::Backend(VmError::Running { .. })))
 }
 
 /// Plans and opens a Freeze of the VM's own checkpoint.
-fn prepare(vm: &Vm) -> Result<LiveRestore, LiveError> {
+fn prepare(vm: &Vm) -> Result<OpenRestore, LiveError> {
     let checkpoint = std::sync::Arc::new(vm.checkpoint(None, None)?);
     let plan = vm.plan(&checkpoint, Request::default(), None)?;
     vm.prepare(plan, checkpoint, None)
@@ -236,7 +237,7 @@ fn enter_beside(vm: fn() -> Arc<Vm>, closed: fn(&Vm, &Seen)) {
                     seen.inside.store(false, Relaxed);
                     vm.exit(0).unwrap();
                 }
-                Err(error) => assert_eq!(error, LiveError::Open),
+                Err(error) => assert_eq!(error, LiveError::Closed),
             })
         };
         closed(&vm, &seen);

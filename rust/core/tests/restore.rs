@@ -7,7 +7,7 @@ use guestclock_core::counter::{Counter, Frequency, HostCount, Offset};
 use guestclock_core::kernel::Behaviours;
 use guestclock_core::manual::ManualCounter;
 use guestclock_core::plan::{self, Method, Plan, Policy, Refusal, Request, Target};
-use guestclock_core::restore::{Restore, RestoreError, Written};
+use guestclock_core::restore::{Condition, Restore, RestoreError, Written};
 use guestclock_core::sysreg::{Encoding, Role, View, one_reg_id};
 use guestclock_core::timer::Timer;
 use guestclock_core::vm::{Config, El2, Vm};
@@ -26,6 +26,10 @@ struct Odd {
     slow: u64,
     /// The writes that fail, by their number.
     fails_at: Option<usize>,
+    /// What is known of its CPU's CNTPOFF_EL2.
+    untrapped: Option<bool>,
+    /// How many attempts to write the offset find a vCPU running.
+    busy: usize,
     /// A register whose writes are lost.
     lost: Option<u64>,
     new: BTreeMap<usize, u64>,
@@ -42,7 +46,17 @@ impl Odd {
         for _ in 0..2 {
             vm.create_vcpu(counter.count()).unwrap();
         }
-        Self { vm, counter, slow, fails_at: None, lost: None, new: BTreeMap::new(), writes: Vec::new() }
+        Self {
+            vm,
+            counter,
+            slow,
+            fails_at: None,
+            untrapped: Some(true),
+            busy: 0,
+            lost: None,
+            new: BTreeMap::new(),
+            writes: Vec::new(),
+        }
     }
 
     fn plan(&mut self, checkpoint: &Checkpoint, policy: Policy) -> Plan {
@@ -78,7 +92,7 @@ impl Backend for Odd {
     }
 
     fn abilities(&self) -> Abilities {
-        Abilities { counter_offset: true, physical_offset_untrapped: Some(true), counter_bits: Some(64) }
+        Abilities { counter_offset: true, physical_offset_untrapped: self.untrapped, counter_bits: Some(64) }
     }
 
     fn reg_list(&mut self, vcpu: usize) -> Result<Vec<u64>, &'static str> {
@@ -96,6 +110,10 @@ impl Backend for Odd {
 
     fn generation(&self) -> u64 {
         self.vm.generation()
+    }
+
+    fn stopped(&mut self) -> Result<(), &'static str> {
+        self.vm.first_running().map_or(Ok(()), |_| Err("running"))
     }
 
     fn get_one_reg(&mut self, vcpu: usize, id: u64) -> Result<u64, &'static str> {
@@ -121,11 +139,20 @@ impl Backend for Odd {
     }
 
     fn set_counter_offset(&mut self, offset: Offset) -> Result<(), &'static str> {
+        if self.busy > 0 {
+            self.counter.advance(self.slow);
+            self.busy -= 1;
+            return Err("busy");
+        }
         self.write(None)?;
         if self.lost == Some(count_reg(View::Virtual)) {
             return Ok(());
         }
         self.vm.set_counter_offset(offset, 0).map_err(|_| "busy")
+    }
+
+    fn retries(&mut self, error: &Self::Error, attempt: u32) -> bool {
+        *error == "busy" && attempt < 9
     }
 }
 
@@ -215,17 +242,82 @@ fn a_failure_says_at_which_step_and_stops_there() {
         let mut target = Odd::new(El2::Absent, 0);
         target.fails_at = Some(fails_at);
         let error = restore(&mut target, &saved).unwrap_err();
-        let RestoreError::Backend { step, source } = &error else { panic!("{error}") };
+        let RestoreError::Backend { step, source, left } = &error else { panic!("{error}") };
         assert_eq!(*source, "the write failed");
         assert_eq!(target.writes, whole.writes[..fails_at]);
-        let expected = match whole.writes[fails_at] {
-            None if fails_at == 0 => String::from("prepare: the provisional offset"),
-            None => String::from("release: the final offset"),
-            Some((vcpu, id)) if id == NEW => format!("apply: vCPU {vcpu}, a register unknown to guestclock"),
-            Some((vcpu, _)) => format!("apply: vCPU {vcpu}, CNT"),
+        let (condition, expected) = match whole.writes[fails_at] {
+            None if fails_at == 0 => (Condition::Untouched, String::from("prepare: the provisional offset")),
+            None => (Condition::TimersOnly, String::from("release: the final offset")),
+            Some((vcpu, id)) if id == NEW => {
+                (Condition::Partial, format!("apply: vCPU {vcpu}, a register unknown to guestclock"))
+            }
+            Some((vcpu, _)) => (Condition::Partial, format!("apply: vCPU {vcpu}, CNT")),
         };
+        assert_eq!(*left, condition);
         assert!(step.starts_with(&expected), "{step} / {expected}");
     }
+}
+
+/// After a failure the step can be taken again, and the restore then ends as if nothing had been.
+#[test]
+fn a_step_that_failed_can_be_taken_again() {
+    let saved = checkpoint(El2::Absent, 0, true);
+    let writes = 2 + 5 * 2;
+    for fails_at in 1..writes {
+        let mut target = Odd::new(El2::Absent, 0);
+        target.fails_at = Some(fails_at);
+        let plan = target.plan(&saved, Policy::Freeze);
+        let mut restore = Restore::prepare(plan, &mut target).unwrap();
+        if restore.apply(&saved, &mut target).is_err() {
+            target.fails_at = None;
+            restore.apply(&saved, &mut target).unwrap();
+        }
+        if restore.release(&saved, TOLERANCE, &mut target).is_err() {
+            target.fails_at = None;
+            restore.release(&saved, TOLERANCE, &mut target).unwrap();
+        }
+        assert_eq!(target.fails_at, None, "the fault at {fails_at} was met");
+        let again = Checkpoint { host: saved.host.clone(), ..capture(&mut target, Timers::Saved, None).unwrap() };
+        assert_eq!(again, saved);
+    }
+}
+
+/// KVM_ARM_VCPU_INIT after `apply` turns the timers off: seen while no guest runs yet, and put right by `apply`.
+#[test]
+fn a_vcpu_initialised_again_is_found_out_at_the_release() {
+    let saved = checkpoint(El2::Absent, 0, true);
+    let mut target = Odd::new(El2::Absent, 0);
+    let plan = target.plan(&saved, Policy::Freeze);
+    let mut restore = Restore::prepare(plan, &mut target).unwrap();
+    restore.apply(&saved, &mut target).unwrap();
+    target.vm.init_vcpu(1).unwrap();
+    let error = restore.release(&saved, TOLERANCE, &mut target).unwrap_err();
+    let RestoreError::ReadBack { vcpu, register, wrote, read } = error else { panic!("{error}") };
+    assert_eq!((vcpu, register, wrote, read), (1, "CNTV_CVAL_EL0", 7777, 0));
+    restore.apply(&saved, &mut target).unwrap();
+    restore.release(&saved, TOLERANCE, &mut target).unwrap();
+    assert_eq!(target.vm.get_one_reg(1, one_reg_id(Role::Cval(Timer::Vtimer)), HostCount(0)), Ok(7777));
+}
+
+/// Every attempt takes a new sample: under Freeze, the time that the attempts took must not be the guest's.
+#[test]
+fn an_offset_that_is_tried_again_is_of_a_new_sample() {
+    let saved = checkpoint(El2::Absent, 0, true);
+    let mut target = Odd::new(El2::Absent, 10);
+    let plan = target.plan(&saved, Policy::Freeze);
+    target.busy = 3;
+    let mut restore = Restore::prepare(plan, &mut target).unwrap();
+    restore.apply(&saved, &mut target).unwrap();
+    target.busy = 5;
+    let report = restore.release(&saved, TOLERANCE, &mut target).unwrap();
+    assert_eq!((report.writes.offsets, report.writes.registers), (2, 5 * 2));
+    let late = target.counter.count().since(report.outcome.count);
+    assert_eq!(late, 10, "the sample is of the attempt that succeeded");
+    assert_eq!(report.outcome.cntvct, saved.cntvct);
+    target.busy = usize::MAX;
+    let plan = target.plan(&saved, Policy::Freeze);
+    let error = Restore::prepare(plan, &mut target).unwrap_err();
+    assert!(matches!(error, RestoreError::Backend { source: "busy", .. }), "{error}");
 }
 
 /// Every call takes time. What is measured has to hold all the same, and what was set has to come out near enough.
@@ -269,4 +361,31 @@ fn a_counter_that_may_be_right_is_not_written() {
     let physical = Some((0, count_reg(View::Physical)));
     assert!(!target.writes.contains(&physical), "{:?}", target.writes);
     assert_eq!(target.vm.offsets(0).unwrap().phys, Offset(0));
+}
+
+/// Without CNTPOFF_EL2 the hardware compares with CVAL + offset, and 64 bits may not hold it.
+#[test]
+fn a_physical_timer_that_the_hardware_cannot_hold_is_named() {
+    let warns = |cval: u64, ctl: u64, counter: u64| {
+        let mut source = Odd::new(El2::Absent, 0);
+        source.set_counter_offset(Offset(source.counter.count().0.wrapping_sub(counter))).unwrap();
+        source.set_one_reg(1, one_reg_id(Role::Cval(Timer::Ptimer)), cval).unwrap();
+        source.set_one_reg(1, one_reg_id(Role::Ctl(Timer::Ptimer)), ctl).unwrap();
+        let saved = capture(&mut source, Timers::Saved, None).unwrap();
+        let mut target = Odd::new(El2::Absent, 0);
+        target.untrapped = None;
+        let warned = |target: &mut Odd| {
+            let warnings = target.plan(&saved, Policy::Freeze).warnings;
+            warnings.into_iter().find(|warning| warning.contains("vCPU 1's physical timer"))
+        };
+        let warning = warned(&mut target);
+        target.untrapped = Some(true);
+        assert_eq!(warned(&mut target), None, "CNTPOFF_EL2 has no sum to hold");
+        warning
+    };
+    assert!(warns(u64::MAX, 1, 5_000).unwrap().contains("fires at once"), "the offset is positive");
+    assert!(warns(5, 1, 5_000_000).unwrap().contains("never fires"), "the guest is ahead of its host");
+    assert_eq!(warns(u64::MAX, 0, 5_000), None, "it is off");
+    assert_eq!(warns(u64::MAX, 1, 5_000_000), None);
+    assert_eq!(warns(6_000, 1, 5_000), None);
 }

@@ -21,6 +21,12 @@ fn frequency(hz: u64) -> PyResult<Frequency> {
 #[pyclass(frozen, name = "HostCounter", module = "guestclock")]
 pub(crate) struct PyHostCounter(HostCounter);
 
+impl From<HostCounter> for PyHostCounter {
+    fn from(counter: HostCounter) -> Self {
+        Self(counter)
+    }
+}
+
 /// CLOCK_MONOTONIC in ticks, rounded down: at the default 62.5 MHz, Unicorn's own clock.
 #[pyclass(frozen, name = "MonotonicCounter", module = "guestclock")]
 pub(crate) struct PyMonotonicCounter(MonotonicCounter);

@@ -1,12 +1,14 @@
 //! Rust's errors as the classes of `guestclock.errors`.
 
-use guestclock_core::live::LiveError;
+use core::fmt::Display;
+use guestclock_core::gate::GateError;
 use guestclock_core::plan::Refusal;
 use guestclock_core::restore::RestoreError;
 use guestclock_core::sysreg::{Role, one_reg_id};
 use guestclock_core::vm::VmError;
 use guestclock_core::wire::WireError;
 use guestclock_linux::counter::CounterError;
+use guestclock_linux::kvm::error::KvmError;
 use pyo3::exceptions::{PyIndexError, PyOverflowError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -18,7 +20,7 @@ const EBUSY: i32 = 16;
 const EINVAL: i32 = 22;
 
 /// An instance of `guestclock.errors.<class>` with these fields.
-fn typed(class: &str, message: &str, fields: impl FnOnce(&Bound<'_, PyDict>) -> PyResult<()>) -> PyErr {
+pub(crate) fn typed(class: &str, message: &str, fields: impl FnOnce(&Bound<'_, PyDict>) -> PyResult<()>) -> PyErr {
     static ERRORS: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
     Python::attach(|py| {
         let build = || {
@@ -119,15 +121,40 @@ impl IntoPyErr for Refusal {
     }
 }
 
-impl IntoPyErr for LiveError {
+impl IntoPyErr for KvmError {
+    #[cold]
+    fn into_pyerr(self) -> PyErr {
+        let (message, errno) = (self.to_string(), self.errno());
+        match self {
+            Self::NoSuchVcpu { .. } => PyIndexError::new_err(message),
+            Self::FrequencyTooHigh { .. } | Self::OnlyNow { .. } => PyValueError::new_err(message),
+            Self::Running { vcpu } => typed("VcpuRunning", &message, |fields| {
+                fields.set_item("errno", errno)?;
+                fields.set_item("vcpu", vcpu)
+            }),
+            Self::Busy { .. } => typed("VcpuRunning", &message, |fields| {
+                fields.set_item("errno", errno)?;
+                fields.set_item("vcpu", None::<usize>)
+            }),
+            Self::NoSuchOneReg { id, .. } => typed("UnknownRegister", &message, |fields| {
+                fields.set_item("errno", errno)?;
+                fields.set_item("reg", id)
+            }),
+            Self::CountersMoved { view } => typed("CountersMoved", &message, |fields| fields.set_item("view", view)),
+            _ => typed("KvmError", &message, |fields| fields.set_item("errno", errno)),
+        }
+    }
+}
+
+impl<E: IntoPyErr + Display> IntoPyErr for GateError<E> {
     fn into_pyerr(self) -> PyErr {
         let message = self.to_string();
         match self {
-            Self::Vm(error) => error.into_pyerr(),
+            Self::Backend(error) => error.into_pyerr(),
             Self::Restore(RestoreError::Refused(refusal)) => refusal.into_pyerr(),
-            Self::Restore(RestoreError::Backend { step, source }) => {
+            Self::Restore(RestoreError::Backend { step, source, left }) => {
                 let error = source.into_pyerr();
-                Python::attach(|py| error.add_note(py, format!("while restoring: {step}")))
+                Python::attach(|py| error.add_note(py, format!("while restoring: {step}; {left}")))
                     .map_or_else(|e| e, |()| error)
             }
             Self::Restore(RestoreError::ReadBack { vcpu, register, wrote, read }) => {
@@ -138,7 +165,7 @@ impl IntoPyErr for LiveError {
                     fields.set_item("read", read)
                 })
             }
-            Self::Open => typed("RestoreOpen", &message, |_| Ok(())),
+            Self::Closed => typed("RestoreOpen", &message, |_| Ok(())),
             Self::StoppedLater { .. } => PyValueError::new_err(message),
             Self::TooFar { .. } => PyOverflowError::new_err(message),
             _ => typed("GuestClockError", &message, |_| Ok(())),

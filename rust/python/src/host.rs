@@ -15,7 +15,7 @@ pub(crate) fn read_cost_ns(counter: AnyCounter) -> u64 {
 /// "user_irq". No VM is created.
 #[pyfunction]
 pub(crate) fn kvm_probe(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
-    let probe = guestclock_linux::kvm::probe();
+    let probe = guestclock_linux::kvm::offer::probe();
     let facts = PyDict::new(py);
     facts.set_item("arch", probe.arch)?;
     facts.set_item("api_version", probe.api_version)?;

@@ -9,7 +9,9 @@
 mod checkpoint;
 mod counters;
 mod errors;
+mod guest;
 mod host;
+mod kvm;
 mod policy;
 mod records;
 mod registers;
@@ -25,7 +27,11 @@ mod _core {
     #[pymodule_export]
     use super::counters::{PyHostCounter, PyManualCounter, PyMonotonicCounter};
     #[pymodule_export]
+    use super::guest::{PyPaused, PyRunning};
+    #[pymodule_export]
     use super::host::{kvm_probe, read_cost_ns};
+    #[pymodule_export]
+    use super::kvm::PyKvmVm;
     #[pymodule_export]
     use super::policy::{PyAdvance, PyFreeze};
     #[pymodule_export]
@@ -33,7 +39,7 @@ mod _core {
     #[pymodule_export]
     use super::restore::{PyPlan, PyReport, PyRestore, plan, restore};
     #[pymodule_export]
-    use super::vm::{PyPaused, PyRunning, PyVm};
+    use super::vm::PyVm;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

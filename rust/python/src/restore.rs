@@ -1,12 +1,12 @@
 //! Plans, restores and reports.
 
 use crate::checkpoint::PyCheckpoint;
-use crate::errors::OrRaise;
+use crate::guest::AnyVm;
 use crate::policy::{AnyPolicy, to_python};
-use crate::vm::PyVm;
+
 use guestclock_core::checkpoint::Checkpoint;
 use guestclock_core::counter::HostCount;
-use guestclock_core::live::LiveRestore;
+use guestclock_core::gate::OpenRestore;
 use guestclock_core::measure::OffsetInterval;
 use guestclock_core::plan::{Outcome, Plan, Policy, Request, Views};
 use guestclock_core::restore::{Report, Written};
@@ -76,7 +76,7 @@ fn describe_outcome(fields: &Bound<'_, PyDict>, plan: &Plan, outcome: &Outcome) 
 pub(crate) struct PyPlan {
     plan: Plan,
     checkpoint: Arc<Checkpoint>,
-    vm: Py<PyVm>,
+    vm: AnyVm,
 }
 
 #[pymethods]
@@ -118,8 +118,7 @@ impl PyPlan {
     /// After it the VMM replays its own state; no vCPU may run before `release`. StalePlan if the VM has changed.
     #[pyo3(signature = (*, now=None))]
     fn prepare(&self, py: Python<'_>, now: Option<u64>) -> PyResult<PyRestore> {
-        let live = &self.vm.get().live;
-        let open = live.prepare(self.plan.clone(), Arc::clone(&self.checkpoint), now.map(HostCount)).or_raise()?;
+        let open = self.vm.prepare(py, self.plan.clone(), Arc::clone(&self.checkpoint), now.map(HostCount))?;
         Ok(PyRestore { open: Mutex::new(open), vm: self.vm.clone_ref(py) })
     }
 
@@ -137,8 +136,8 @@ impl PyPlan {
 pub(crate) struct PyRestore {
     /// Locked, since each step changes how far it has got. Waiting for it gives up the interpreter's lock: an exception is
     /// made by Python code, in which another thread may get its turn and come here too.
-    open: Mutex<LiveRestore>,
-    vm: Py<PyVm>,
+    open: Mutex<OpenRestore>,
+    vm: AnyVm,
 }
 
 #[pymethods]
@@ -147,14 +146,14 @@ impl PyRestore {
     #[pyo3(signature = (*, now=None))]
     fn apply(&self, py: Python<'_>, now: Option<u64>) -> PyResult<()> {
         let mut open = self.open.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
-        self.vm.get().live.apply(&mut open, now.map(HostCount)).or_raise()
+        self.vm.apply(py, &mut open, now.map(HostCount))
     }
 
     /// The last step: samples the counter, sets the guest's counters, and lets the vCPUs run.
     #[pyo3(signature = (*, now=None))]
     fn release(&self, py: Python<'_>, now: Option<u64>) -> PyResult<PyReport> {
         let mut open = self.open.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
-        self.vm.get().live.release(&mut open, now.map(HostCount)).map(PyReport::from).or_raise()
+        self.vm.release(py, &mut open, now.map(HostCount)).map(PyReport::from)
     }
 }
 
@@ -251,6 +250,8 @@ impl PyReport {
                 written.set_item("physical_offset_low_width", phys.map(interval))?;
             }
         }
+        written.set_item("offset_writes", report.writes.offsets)?;
+        written.set_item("register_writes", report.writes.registers)?;
         fields.set_item("written", written)?;
         fields.set_item("error_bound_ticks", report.error_bound_ticks)?;
         fields.set_item("before_checkpoint_ticks", report.before_checkpoint_ticks)?;
@@ -277,8 +278,9 @@ impl PyReport {
 #[pyfunction]
 #[pyo3(signature = (checkpoint, vm, *, policy=None, views="preserve", same_counter=None, assume_error_ns=None, strict=false, now=None))]
 pub(crate) fn plan(
+    py: Python<'_>,
     checkpoint: &Bound<'_, PyCheckpoint>,
-    vm: Bound<'_, PyVm>,
+    vm: AnyVm,
     policy: Option<AnyPolicy>,
     views: &str,
     same_counter: Option<bool>,
@@ -288,8 +290,8 @@ pub(crate) fn plan(
 ) -> PyResult<PyPlan> {
     let request = request(policy, views, same_counter, assume_error_ns, strict)?;
     let checkpoint = Arc::clone(&checkpoint.get().0);
-    let plan = vm.get().live.plan(&checkpoint, request, now.map(HostCount)).or_raise()?;
-    Ok(PyPlan { plan, checkpoint, vm: vm.unbind() })
+    let plan = vm.plan(py, &checkpoint, request, now.map(HostCount))?;
+    Ok(PyPlan { plan, checkpoint, vm })
 }
 
 /// Restores `checkpoint` into `vm`: `plan`, `prepare`, `apply` and `release` in one. The guest may run when it returns.
@@ -298,7 +300,7 @@ pub(crate) fn plan(
 pub(crate) fn restore(
     py: Python<'_>,
     checkpoint: &Bound<'_, PyCheckpoint>,
-    vm: Bound<'_, PyVm>,
+    vm: AnyVm,
     policy: Option<AnyPolicy>,
     views: &str,
     same_counter: Option<bool>,
@@ -306,7 +308,8 @@ pub(crate) fn restore(
     strict: bool,
     now: Option<u64>,
 ) -> PyResult<PyReport> {
-    let restore = plan(checkpoint, vm, policy, views, same_counter, assume_error_ns, strict, now)?.prepare(py, now)?;
+    let restore =
+        plan(py, checkpoint, vm, policy, views, same_counter, assume_error_ns, strict, now)?.prepare(py, now)?;
     restore.apply(py, now)?;
     restore.release(py, now)
 }

@@ -3,21 +3,19 @@
 use crate::checkpoint::PyCheckpoint;
 use crate::counters::{AnyCounter, PyHostCounter};
 use crate::errors::OrRaise;
+use crate::guest::{AnyVm, PyPaused, PyRunning};
 use crate::policy::AnyPolicy;
 use crate::records;
 use crate::registers;
-use crate::restore::{PyReport, request};
 use guestclock_core::access::{Access, El};
 use guestclock_core::counter::{Counter, HostCount, Offset};
 use guestclock_core::kernel::KERNELS;
-use guestclock_core::live::{LivePause, LiveVm};
+use guestclock_core::live::LiveVm;
 use guestclock_core::sysreg::{Encoding, View};
 use guestclock_core::timer::Width;
 use guestclock_core::vm::{Config, El2, Origin};
-use pyo3::exceptions::{PyOverflowError, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyOverflowError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::sync::MutexExt;
-use std::sync::{Mutex, PoisonError};
 
 /// A model of a KVM guest's clocks: vCPUs and their timers over one counter.
 ///
@@ -37,7 +35,7 @@ pub(crate) struct PyVm {
     kernel: &'static str,
 }
 
-fn count(now: Option<u64>) -> Option<HostCount> {
+pub(crate) fn count(now: Option<u64>) -> Option<HostCount> {
     now.map(HostCount)
 }
 
@@ -53,7 +51,7 @@ fn origin(el: u8, tge: bool) -> PyResult<Origin> {
 }
 
 /// Any integer from -2^63 up to 2^64, reduced modulo 2^64.
-fn modular(value: &Bound<'_, PyAny>, what: &str) -> PyResult<u64> {
+pub(crate) fn modular(value: &Bound<'_, PyAny>, what: &str) -> PyResult<u64> {
     let wide = || PyOverflowError::new_err(format!("{what} must be at least -2**63 and below 2**64"));
     let value: i128 = value.extract()?;
     match (u64::try_from(value), i64::try_from(value)) {
@@ -338,7 +336,7 @@ impl PyVm {
     ///
     /// RestoreOpen while a restore or pause isn't finished.
     fn running(slf: Py<Self>, vcpu: usize) -> PyRunning {
-        PyRunning { vm: slf, vcpu }
+        PyRunning::new(AnyVm::Model(slf), vcpu)
     }
 
     /// Saves the VM's guest time. VcpuRunning (EBUSY) while a vCPU runs.
@@ -353,84 +351,12 @@ impl PyVm {
     /// A context manager that keeps the VM from running and, at its end, treats the time in it as `policy` says.
     #[pyo3(signature = (policy=None, *, views="preserve"))]
     fn paused(slf: Py<Self>, policy: Option<AnyPolicy>, views: &str) -> PyResult<PyPaused> {
-        let request = request(policy, views, None, None, false)?;
-        Ok(PyPaused { vm: slf, request, state: Mutex::new(PauseState::New) })
+        PyPaused::new(AnyVm::Model(slf), policy, views)
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
         let counter = self.counter.bind(py).repr()?;
         let owned = if self.owned() { ", owned" } else { "" };
         Ok(format!("<Vm of {} vCPUs over {counter}, Linux {}{owned}>", self.vcpus(), self.kernel))
-    }
-}
-
-/// The time that a vCPU spends in its guest.
-#[pyclass(frozen, name = "Running", module = "guestclock")]
-pub(crate) struct PyRunning {
-    vm: Py<PyVm>,
-    vcpu: usize,
-}
-
-#[pymethods]
-impl PyRunning {
-    fn __enter__(&self) -> PyResult<()> {
-        self.vm.get().live.enter(self.vcpu).or_raise()
-    }
-
-    fn __exit__(&self, _exc_type: &Bound<'_, PyAny>, _exc: &Bound<'_, PyAny>, _tb: &Bound<'_, PyAny>) -> PyResult<()> {
-        self.vm.get().live.exit(self.vcpu).or_raise()
-    }
-}
-
-enum PauseState {
-    New,
-    Paused(Box<LivePause>),
-    Done(Py<PyReport>),
-}
-
-/// A pause in place: what `Vm.paused` returns.
-#[pyclass(frozen, name = "Paused", module = "guestclock")]
-pub(crate) struct PyPaused {
-    vm: Py<PyVm>,
-    request: guestclock_core::plan::Request,
-    /// Waited for as a restore's is (`restore.rs`).
-    state: Mutex<PauseState>,
-}
-
-#[pymethods]
-impl PyPaused {
-    /// What was done when the pause ended.
-    #[getter]
-    fn report(&self, py: Python<'_>) -> PyResult<Py<PyReport>> {
-        match &*self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner) {
-            PauseState::Done(report) => Ok(report.clone_ref(py)),
-            _ => Err(PyRuntimeError::new_err("the pause isn't over: there is no report yet")),
-        }
-    }
-
-    fn __enter__(slf: Py<Self>, py: Python<'_>) -> PyResult<Py<Self>> {
-        let this = slf.get();
-        let mut state = this.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
-        if !matches!(*state, PauseState::New) {
-            return Err(PyRuntimeError::new_err("a pause is entered once: call paused() again"));
-        }
-        *state = PauseState::Paused(Box::new(this.vm.get().live.pause(this.request).or_raise()?));
-        drop(state);
-        Ok(slf)
-    }
-
-    fn __exit__(
-        &self,
-        py: Python<'_>,
-        _exc_type: &Bound<'_, PyAny>,
-        _exc: &Bound<'_, PyAny>,
-        _tb: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let mut state = self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
-        if let PauseState::Paused(pause) = &*state {
-            let report = self.vm.get().live.resume(pause).or_raise()?;
-            *state = PauseState::Done(Py::new(py, PyReport::from(report))?);
-        }
-        Ok(())
     }
 }

@@ -57,3 +57,16 @@ def expected_gap(
         return advanced
     cap = max_ns * frequency_hz // _NS_PER_S
     return Interval(min(advanced.low, frozen.low + cap), min(advanced.high, frozen.high + cap))
+
+
+def expected_shift(
+    policy: str, max_ns: int | None, frequency_hz: int, *, taken: Interval, released: Interval
+) -> Interval:
+    """How many ticks later than the host's a guest's counter may stand after the pause, against before it."""
+    away = released.minus(taken)
+    if policy == "freeze":
+        return away
+    if max_ns is None:
+        return Interval(0, 0)
+    cap = max_ns * frequency_hz // _NS_PER_S
+    return Interval(max(0, away.low - cap), max(0, away.high - cap))

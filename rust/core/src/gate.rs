@@ -1,0 +1,189 @@
+//! The gate of a VM: whether its vCPUs may run, and the operations that close it, on any backend.
+//!
+//! It takes no lock: who shares it between threads keeps it under the lock of its VM.
+
+use crate::backend::Backend;
+use crate::capture::{Timers, capture};
+use crate::checkpoint::Checkpoint;
+use crate::counter::HostCount;
+use crate::plan::{self, Plan, Refusal, Request, Target};
+use crate::restore::{Report, Restore, RestoreError};
+use alloc::sync::Arc;
+
+/// The part of a second within which a counter set by value has to be, as a divisor: 1 us.
+const BY_VALUE_TOLERANCE: u64 = 1_000_000;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum State {
+    #[default]
+    Open,
+    /// Paused in place, by the pause with this ticket.
+    Paused(u64),
+    /// Being restored, by the restore with this ticket.
+    Restoring(u64),
+}
+
+/// Why an operation on a gated VM failed.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GateError<E> {
+    /// The backend's own reason.
+    #[error("{0}")]
+    Backend(E),
+    /// A restore was refused or failed.
+    #[error(transparent)]
+    Restore(#[from] RestoreError<E>),
+    /// A restore or pause isn't finished.
+    #[error("a restore or pause of this VM isn't finished: release it before any vCPU runs, or a checkpoint is taken")]
+    Closed,
+    /// The vCPUs can't have stopped after the checkpoint.
+    #[error("the vCPUs can't have stopped at the count {stopped}: the checkpoint is of {saved}")]
+    StoppedLater {
+        /// When they are said to have stopped.
+        stopped: u64,
+        /// The checkpoint's count.
+        saved: u64,
+    },
+    /// The wall clock at an injected count can't be told.
+    #[error("the count {count} is too far from the counter's {here} to tell the wall clock there")]
+    TooFar {
+        /// The injected count.
+        count: u64,
+        /// What the counter reads.
+        here: u64,
+    },
+}
+
+impl<E> From<Refusal> for GateError<E> {
+    fn from(refusal: Refusal) -> Self {
+        Self::Restore(refusal.into())
+    }
+}
+
+/// What an operation on a backend gives.
+pub type Gated<T, B> = Result<T, GateError<<B as Backend>::Error>>;
+
+/// Whether a VM's vCPUs may run.
+#[derive(Debug, Default)]
+pub struct Gate {
+    state: State,
+    /// The last ticket given out.
+    tickets: u64,
+}
+
+/// A restore under way. Its VM stays closed until it is released; a new one takes over.
+#[derive(Debug)]
+pub struct OpenRestore {
+    restore: Restore,
+    checkpoint: Arc<Checkpoint>,
+    ticket: u64,
+}
+
+/// A pause in place.
+#[derive(Debug)]
+pub struct OpenPause {
+    checkpoint: Checkpoint,
+    request: Request,
+    ticket: u64,
+}
+
+impl Gate {
+    /// Refuses where a restore or pause isn't finished: before a vCPU may enter its guest.
+    pub fn open<E>(&self) -> Result<(), GateError<E>> {
+        if self.state == State::Open { Ok(()) } else { Err(GateError::Closed) }
+    }
+
+    /// Saves the VM's guest time. Refused while a vCPU runs, or a restore isn't finished.
+    pub fn checkpoint<B: Backend + ?Sized>(
+        &self,
+        backend: &mut B,
+        stopped_at: Option<HostCount>,
+    ) -> Gated<Checkpoint, B> {
+        if matches!(self.state, State::Restoring(_)) {
+            return Err(GateError::Closed);
+        }
+        backend.stopped().map_err(GateError::Backend)?;
+        let checkpoint = capture(backend, Timers::Saved, stopped_at).map_err(GateError::Backend)?;
+        match stopped_at {
+            Some(stopped) if stopped.is_after(checkpoint.host.count) => {
+                Err(GateError::StoppedLater { stopped: stopped.0, saved: checkpoint.host.count.0 })
+            }
+            _ => Ok(checkpoint),
+        }
+    }
+
+    /// Plans the restore of a checkpoint into this VM.
+    pub fn plan<B: Backend + ?Sized>(
+        &self,
+        backend: &mut B,
+        checkpoint: &Checkpoint,
+        request: Request,
+    ) -> Gated<Plan, B> {
+        let target = Target::of(backend).map_err(GateError::Backend)?;
+        plan::same_topology(checkpoint, &target)?;
+        Ok(plan::plan(checkpoint, &target, backend.counter().cross_timestamp(), request)?)
+    }
+
+    /// Opens a restore: see [`Restore::prepare`]. No vCPU can run until it is released.
+    pub fn prepare<B: Backend + ?Sized>(
+        &mut self,
+        backend: &mut B,
+        plan: Plan,
+        checkpoint: Arc<Checkpoint>,
+    ) -> Gated<OpenRestore, B> {
+        backend.stopped().map_err(GateError::Backend)?;
+        let restore = Restore::prepare(plan, backend)?;
+        Ok(OpenRestore { restore, checkpoint, ticket: self.close(State::Restoring) })
+    }
+
+    /// See [`Restore::apply`].
+    pub fn apply<B: Backend + ?Sized>(&self, backend: &mut B, open: &mut OpenRestore) -> Gated<(), B> {
+        self.holds(State::Restoring(open.ticket))?;
+        Ok(open.restore.apply(&open.checkpoint, backend)?)
+    }
+
+    /// See [`Restore::release`]: the VM's vCPUs may run again.
+    pub fn release<B: Backend + ?Sized>(&mut self, backend: &mut B, open: &mut OpenRestore) -> Gated<Report, B> {
+        self.holds(State::Restoring(open.ticket))?;
+        self.finish(backend, &mut open.restore, &open.checkpoint)
+    }
+
+    /// Pauses in place: no vCPU can run until [`resume`](Self::resume).
+    pub fn pause<B: Backend + ?Sized>(&mut self, backend: &mut B, request: Request) -> Gated<OpenPause, B> {
+        self.open()?;
+        backend.stopped().map_err(GateError::Backend)?;
+        let checkpoint = capture(backend, Timers::Kept, None).map_err(GateError::Backend)?;
+        Ok(OpenPause { checkpoint, request, ticket: self.close(State::Paused) })
+    }
+
+    /// Ends a pause under its policy: the same plan and report as a restore's, on the timers that stayed where they were.
+    pub fn resume<B: Backend + ?Sized>(&mut self, backend: &mut B, pause: &OpenPause) -> Gated<Report, B> {
+        self.holds(State::Paused(pause.ticket))?;
+        let request = Request { same_counter: Some(true), in_place: true, ..pause.request };
+        let target = Target::of(backend).map_err(GateError::Backend)?;
+        let plan = plan::plan(&pause.checkpoint, &target, backend.counter().cross_timestamp(), request)?;
+        self.finish(backend, &mut Restore::in_place(plan), &pause.checkpoint)
+    }
+
+    fn finish<B: Backend + ?Sized>(
+        &mut self,
+        backend: &mut B,
+        restore: &mut Restore,
+        checkpoint: &Checkpoint,
+    ) -> Gated<Report, B> {
+        let tolerance = backend.counter().frequency().hz() / BY_VALUE_TOLERANCE;
+        let report = restore.release(checkpoint, tolerance, backend)?;
+        self.state = State::Open;
+        Ok(report)
+    }
+
+    fn close(&mut self, state: fn(u64) -> State) -> u64 {
+        self.tickets += 1;
+        self.state = state(self.tickets);
+        self.tickets
+    }
+
+    fn holds(&self, state: State) -> Result<(), Refusal> {
+        if self.state == state { Ok(()) } else { Err(Refusal::StalePlan) }
+    }
+}

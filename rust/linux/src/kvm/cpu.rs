@@ -1,0 +1,51 @@
+//! What the host's CPU does about a physical offset.
+
+/// FEAT_ECV's second step, which brings CNTPOFF_EL2 (Arm ARM DDI 0487, ID_AA64MMFR0_EL1.ECV).
+const ECV_CNTPOFF: u64 = 2;
+
+/// Whether a physical offset leaves CNTPCT_EL0 and the physical timer untrapped.
+///
+/// `Some(false)` on a CPU without CNTPOFF_EL2. With it, `None`: KVM uses it only where the host's kernel runs at EL2 (VHE),
+/// as it nearly always does there, and that is nowhere to be read (`has_cntpoff`, arch/arm64/kvm).
+#[must_use]
+pub fn physical_offset_untrapped() -> Option<bool> {
+    judge(ecv())
+}
+
+fn judge(ecv: Option<u64>) -> Option<bool> {
+    (ecv? < ECV_CNTPOFF).then_some(false)
+}
+
+/// ID_AA64MMFR0_EL1.ECV as the kernel shows it to programs, the least of all CPUs'
+/// (Documentation/arch/arm64/cpu-feature-registers.rst).
+#[cfg(target_arch = "aarch64")]
+#[expect(unsafe_code, reason = "system registers are read by instructions")]
+fn ecv() -> Option<u64> {
+    // SAFETY: it only looks up a value that the kernel gave this process.
+    let hwcap = unsafe { libc::getauxval(libc::AT_HWCAP) };
+    if hwcap & libc::HWCAP_CPUID == 0 {
+        return None;
+    }
+    let features: u64;
+    // SAFETY: with HWCAP_CPUID the kernel emulates the read at EL0, and nothing else changes.
+    unsafe {
+        core::arch::asm!("mrs {}, id_aa64mmfr0_el1", out(reg) features, options(nomem, nostack, preserves_flags));
+    }
+    Some(features >> 60)
+}
+
+#[cfg(not(target_arch = "aarch64"))]
+const fn ecv() -> Option<u64> {
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_cpu_without_the_register_is_certain() {
+        let judged = [None, Some(0), Some(1), Some(2), Some(3)].map(judge);
+        assert_eq!(judged, [None, Some(false), Some(false), None, None]);
+    }
+}

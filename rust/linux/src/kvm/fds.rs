@@ -1,0 +1,130 @@
+//! KVM's ioctls on plain descriptors.
+#![expect(unsafe_code, reason = "KVM is asked by ioctl")]
+
+use crate::kvm::ioctls::Ioctls;
+use kvm_bindings::{
+    KVM_DEV_ARM_VGIC_GRP_DIST_REGS, KVMIO, kvm_arm_counter_offset, kvm_device_attr, kvm_one_reg, kvm_reg_list,
+};
+use std::io;
+use std::os::fd::RawFd;
+
+// Macros in the kernel's header (include/uapi/linux/kvm.h), so not in kvm-bindings.
+const CHECK_EXTENSION: libc::Ioctl = libc::_IO(KVMIO, 0x03);
+const GET_ONE_REG: libc::Ioctl = libc::_IOW::<kvm_one_reg>(KVMIO, 0xab);
+const SET_ONE_REG: libc::Ioctl = libc::_IOW::<kvm_one_reg>(KVMIO, 0xac);
+const GET_REG_LIST: libc::Ioctl = libc::_IOWR::<kvm_reg_list>(KVMIO, 0xb0);
+const SET_COUNTER_OFFSET: libc::Ioctl = libc::_IOW::<kvm_arm_counter_offset>(KVMIO, 0xb5);
+const GET_DEVICE_ATTR: libc::Ioctl = libc::_IOW::<kvm_device_attr>(KVMIO, 0xe2);
+
+/// The distributor's control register, by its place in the register map (Arm GICv3 architecture, 12.9).
+const GICD_CTLR: u64 = 0;
+
+/// The descriptors of a VM, borrowed: they are never closed here.
+#[derive(Clone, Debug)]
+pub struct Fds {
+    vm: RawFd,
+    vcpus: Vec<RawFd>,
+    gic: Option<RawFd>,
+}
+
+impl Fds {
+    /// `Some` here, since this is arm64.
+    ///
+    /// # Safety
+    /// Each is a descriptor of KVM's or closed, as [`kind`](crate::kvm::kind::kind) tells: to another driver the same
+    /// numbers of ioctls may mean something else. They must not be closed and reused while a call is under way.
+    #[must_use]
+    pub const unsafe fn new(vm: RawFd, vcpus: Vec<RawFd>, gic: Option<RawFd>) -> Option<Self> {
+        Some(Self { vm, vcpus, gic })
+    }
+
+    fn vcpu(&self, vcpu: usize) -> io::Result<RawFd> {
+        self.vcpus.get(vcpu).copied().ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))
+    }
+}
+
+/// An ioctl that takes a pointer.
+///
+/// # Safety
+/// `argument` is what `request` takes: readable, and as long as the request's own size says, or as its header says where
+/// it has one; and it outlives the call.
+unsafe fn ioctl<T>(fd: RawFd, request: libc::Ioctl, argument: *mut T) -> io::Result<()> {
+    // SAFETY: by this function's contract; the kernel keeps nothing of the argument.
+    let answer = unsafe { libc::ioctl(fd, request, argument) };
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+impl Ioctls for Fds {
+    fn vcpus(&self) -> usize {
+        self.vcpus.len()
+    }
+
+    fn check_extension(&self, capability: u32) -> io::Result<i32> {
+        // SAFETY: `_IO` requests pass no pointer.
+        let answer = unsafe { libc::ioctl(self.vm, CHECK_EXTENSION, libc::c_ulong::from(capability)) };
+        if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(answer) }
+    }
+
+    fn set_counter_offset(&self, offset: u64) -> io::Result<()> {
+        let mut argument = kvm_arm_counter_offset { counter_offset: offset, reserved: 0 };
+        // SAFETY: the struct is the one that the request is made from, and lives until the call returns.
+        unsafe { ioctl(self.vm, SET_COUNTER_OFFSET, &raw mut argument) }
+    }
+
+    fn get_one_reg(&self, vcpu: usize, id: u64) -> io::Result<u64> {
+        let mut value = 0_u64;
+        let mut argument = kvm_one_reg { id, addr: address(&raw mut value) };
+        // SAFETY: the struct is the one that the request is made from. KVM writes as many bytes to `addr` as the id's size
+        // field says, and `sized` has made sure that these are 8.
+        sized(id).and_then(|()| unsafe { ioctl(self.vcpu(vcpu)?, GET_ONE_REG, &raw mut argument) })?;
+        Ok(value)
+    }
+
+    fn set_one_reg(&self, vcpu: usize, id: u64, mut value: u64) -> io::Result<()> {
+        let mut argument = kvm_one_reg { id, addr: address(&raw mut value) };
+        // SAFETY: as in `get_one_reg`; KVM reads from `addr`.
+        sized(id).and_then(|()| unsafe { ioctl(self.vcpu(vcpu)?, SET_ONE_REG, &raw mut argument) })
+    }
+
+    fn reg_list(&self, vcpu: usize) -> io::Result<Vec<u64>> {
+        let fd = self.vcpu(vcpu)?;
+        // A header with the number of ids, then the ids. A list too short is E2BIG, with the number that there are.
+        let mut list = vec![0_u64; 1];
+        for _ in 0..2 {
+            // SAFETY: the buffer is as long as its header says, and lives until the call returns.
+            match unsafe { ioctl(fd, GET_REG_LIST, list.as_mut_ptr()) } {
+                Ok(()) => {
+                    let there = usize::try_from(list[0]).unwrap_or(usize::MAX);
+                    return Ok(list.into_iter().skip(1).take(there).collect());
+                }
+                Err(error) if error.raw_os_error() == Some(libc::E2BIG) => {
+                    let there = list[0];
+                    list = vec![0; 1 + usize::try_from(there).map_err(io::Error::other)?];
+                    list[0] = there;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(io::Error::from_raw_os_error(libc::E2BIG))
+    }
+
+    fn distributor(&self) -> Option<io::Result<()>> {
+        let mut value = 0_u32;
+        let addr = address(&raw mut value);
+        let mut argument = kvm_device_attr { group: KVM_DEV_ARM_VGIC_GRP_DIST_REGS, attr: GICD_CTLR, addr, flags: 0 };
+        // SAFETY: the struct is the one that the request is made from, and a distributor register has the 4 bytes of `value`
+        // (Documentation/virt/kvm/devices/arm-vgic-v3.rst).
+        self.gic.map(|fd| unsafe { ioctl(fd, GET_DEVICE_ATTR, &raw mut argument) })
+    }
+}
+
+/// An address as the kernel takes it, exposed: the compiler has to know that the value may be read and written through it.
+fn address<T>(value: *mut T) -> u64 {
+    value.expose_provenance() as u64
+}
+
+/// Registers of other sizes aren't timers': they would be written past the end of a `u64`.
+fn sized(id: u64) -> io::Result<()> {
+    use kvm_bindings::{KVM_REG_SIZE_MASK, KVM_REG_SIZE_U64};
+    if id & KVM_REG_SIZE_MASK == KVM_REG_SIZE_U64 { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ENOENT)) }
+}

@@ -1,0 +1,107 @@
+//! The system calls that a VM's clocks take.
+
+use std::io;
+
+/// KVM's ioctls on one VM and its vCPUs, as far as guestclock needs them (Documentation/virt/kvm/api.rst).
+///
+/// Each returns the kernel's error as it is: [`io::Error::raw_os_error`] is looked at. None may wait for a vCPU, but
+/// `get_one_reg` and `set_one_reg` do where it is in its guest, so guestclock calls them only on stopped ones.
+///
+/// ```
+/// use guestclock_core::counter::{Counter, Frequency, GuestCount, HostCount, Offset};
+/// use guestclock_core::kernel::Behaviours;
+/// use guestclock_core::manual::ManualCounter;
+/// use guestclock_core::plan::{Policy, Request};
+/// use guestclock_core::sysreg::View;
+/// use guestclock_core::vm::{Config, Vm, VmError};
+/// use guestclock_linux::kvm::ioctls::Ioctls;
+/// use guestclock_linux::kvm::vm::{KvmVm, Options};
+/// use std::cell::RefCell;
+/// use std::io;
+/// use std::sync::Arc;
+///
+/// /// A VMM. Its ioctls would go to its `VmFd` and `VcpuFd`s; here the model stands in for the kernel.
+/// struct Vmm<'a> {
+///     kernel: RefCell<Vm>,
+///     counter: &'a ManualCounter,
+/// }
+///
+/// const EINVAL: i32 = 22;
+///
+/// fn errno(_: VmError) -> io::Error {
+///     io::Error::from_raw_os_error(EINVAL)
+/// }
+///
+/// impl Ioctls for Vmm<'_> {
+///     fn vcpus(&self) -> usize {
+///         self.kernel.borrow().vcpus()
+///     }
+///     fn check_extension(&self, capability: u32) -> io::Result<i32> {
+///         Ok(i32::from(capability == 227)) // KVM_CAP_COUNTER_OFFSET
+///     }
+///     fn set_counter_offset(&self, offset: u64) -> io::Result<()> {
+///         self.kernel.borrow_mut().set_counter_offset(Offset(offset), 0).map_err(errno)
+///     }
+///     fn get_one_reg(&self, vcpu: usize, id: u64) -> io::Result<u64> {
+///         self.kernel.borrow().get_one_reg(vcpu, id, self.counter.count()).map_err(errno)
+///     }
+///     fn set_one_reg(&self, vcpu: usize, id: u64, value: u64) -> io::Result<()> {
+///         self.kernel.borrow_mut().set_one_reg(vcpu, id, value, self.counter.count()).map_err(errno)
+///     }
+///     fn reg_list(&self, vcpu: usize) -> io::Result<Vec<u64>> {
+///         self.kernel.borrow().reg_list(vcpu).map_err(errno)
+///     }
+/// }
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let counter = ManualCounter::new(HostCount(5_000_000), Frequency::new(62_500_000).unwrap(), 0);
+/// let vmm = || -> Result<Vmm<'_>, VmError> {
+///     let mut kernel = Vm::new(counter.frequency(), Behaviours::named("6.12").unwrap(), Config::default())?;
+///     kernel.create_vcpu(counter.count())?;
+///     Ok(Vmm { kernel: RefCell::new(kernel), counter: &counter })
+/// };
+///
+/// // The source opts in before its guest runs, so that both counters are under one offset, and saves.
+/// let source = vmm()?;
+/// let vm = KvmVm::new(&source, &counter, Options::default())?;
+/// vm.set_counter_offset(&source, Offset(4_000_000))?;
+/// let saved = Arc::new(vm.checkpoint(&source, None)?);
+/// counter.advance(1_000_000);
+///
+/// // The target restores, with the VMM's own state between the steps.
+/// let target = vmm()?;
+/// let vm = KvmVm::new(&target, &counter, Options::default())?;
+/// let plan = vm.plan(&target, &saved, Request { policy: Policy::Freeze, ..Request::default() })?;
+/// let mut restore = vm.prepare(&target, plan, Arc::clone(&saved))?;
+/// vm.apply(&target, &mut restore)?;
+/// let report = vm.release(&target, &mut restore)?;
+/// assert_eq!(report.outcome.cntvct, GuestCount(1_000_000));
+/// assert_eq!(vm.count(&target, 0, View::Virtual)?, GuestCount(1_000_000));
+/// # Ok(())
+/// # }
+/// ```
+pub trait Ioctls {
+    /// How many vCPUs it has.
+    fn vcpus(&self) -> usize;
+
+    /// KVM_CHECK_EXTENSION on the VM's descriptor: /dev/kvm may answer otherwise.
+    fn check_extension(&self, capability: u32) -> io::Result<i32>;
+
+    /// KVM_ARM_SET_COUNTER_OFFSET on the VM's descriptor, the reserved field 0.
+    fn set_counter_offset(&self, offset: u64) -> io::Result<()>;
+
+    /// KVM_GET_ONE_REG on a vCPU's descriptor.
+    fn get_one_reg(&self, vcpu: usize, id: u64) -> io::Result<u64>;
+
+    /// KVM_SET_ONE_REG on a vCPU's descriptor.
+    fn set_one_reg(&self, vcpu: usize, id: u64, value: u64) -> io::Result<()>;
+
+    /// KVM_GET_REG_LIST on a vCPU's descriptor.
+    fn reg_list(&self, vcpu: usize) -> io::Result<Vec<u64>>;
+
+    /// KVM_GET_DEVICE_ATTR of GICD_CTLR on the vGIC's descriptor, which answers EBUSY while any vCPU runs; `None` where
+    /// there is no such descriptor.
+    fn distributor(&self) -> Option<io::Result<()>> {
+        None
+    }
+}

@@ -1,0 +1,194 @@
+//! What KVM offers here (Documentation/virt/kvm/api.rst): asked for people's sake, without creating a VM.
+#![expect(unsafe_code, reason = "KVM is asked by ioctl")]
+
+use kvm_bindings::{KVM_API_VERSION, KVM_CAP_ARM_USER_IRQ, KVM_CAP_COUNTER_OFFSET, KVMIO};
+use std::env::consts::ARCH;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+/// Not in kvm-bindings 0.14, whose headers are older (include/uapi/linux/kvm.h, Linux 6.16).
+const KVM_CAP_ARM_EL2: u32 = 240;
+
+// The numbers of KVM_GET_API_VERSION and KVM_CHECK_EXTENSION: macros in the kernel's header, so not in kvm-bindings.
+const GET_API_VERSION: u32 = 0x00;
+const CHECK_EXTENSION: u32 = 0x03;
+
+/// Whether something is to be had here, and why or why not.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Support {
+    /// `None` where nothing can tell.
+    pub ok: Option<bool>,
+    /// A sentence for people.
+    pub reason: String,
+}
+
+impl Support {
+    fn yes(reason: impl Into<String>) -> Self {
+        Self { ok: Some(true), reason: reason.into() }
+    }
+
+    fn no(reason: impl Into<String>) -> Self {
+        Self { ok: Some(false), reason: reason.into() }
+    }
+
+    fn unknown(reason: impl Into<String>) -> Self {
+        Self { ok: None, reason: reason.into() }
+    }
+}
+
+/// What KVM said.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct KvmProbe {
+    /// The architecture this program was built for, which is that of its KVM: `aarch64`, `x86_64`.
+    pub arch: &'static str,
+    /// KVM_GET_API_VERSION; `None` where KVM couldn't be asked. It is 12 for good.
+    pub api_version: Option<i32>,
+    /// /dev/kvm can be opened, and answers as KVM.
+    pub device: Support,
+    /// KVM_CAP_COUNTER_OFFSET: one VM-wide offset for both counters.
+    pub counter_offset: Support,
+    /// KVM_CAP_ARM_EL2: guests may have EL2, and with it a CNTVOFF_EL2 of their own.
+    pub el2: Support,
+    /// KVM_CAP_ARM_USER_IRQ: timer lines are reported to a VMM that has its own interrupt controller.
+    pub user_irq: Support,
+}
+
+/// Asks /dev/kvm.
+#[must_use]
+pub fn probe() -> KvmProbe {
+    probe_at(Path::new("/dev/kvm"), ARCH)
+}
+
+fn probe_at(path: &Path, arch: &'static str) -> KvmProbe {
+    let kvm = open(path);
+    let capability = |name: &str, number, missing: &str| {
+        let answer = match &kvm {
+            Ok((device, _)) => ask(device, CHECK_EXTENSION, number).map_err(|error| error.to_string()),
+            Err(reason) => Err(reason.clone()),
+        };
+        judge(arch, &format!("{name} ({number})"), answer, missing)
+    };
+    KvmProbe {
+        arch,
+        api_version: kvm.as_ref().ok().map(|(_, version)| *version),
+        device: match &kvm {
+            Ok((_, version)) => Support::yes(format!("{} answers, API version {version}", path.display())),
+            Err(reason) => Support::no(reason),
+        },
+        counter_offset: capability(
+            "KVM_CAP_COUNTER_OFFSET",
+            KVM_CAP_COUNTER_OFFSET,
+            "it needs Linux 6.4; counters can be set by value only",
+        ),
+        el2: capability(
+            "KVM_CAP_ARM_EL2",
+            KVM_CAP_ARM_EL2,
+            "it needs Linux 6.16, a CPU with FEAT_NV2 and kvm-arm.mode=nested",
+        ),
+        user_irq: capability(
+            "KVM_CAP_ARM_USER_IRQ",
+            KVM_CAP_ARM_USER_IRQ,
+            "it needs Linux 4.12; timer interrupts need KVM's own interrupt controller",
+        ),
+    }
+}
+
+/// KVM and its API version, or why it can't be had.
+fn open(path: &Path) -> Result<(File, i32), String> {
+    let device = File::options().read(true).write(true).open(path).map_err(|error| not_opened(path, &error))?;
+    match ask(&device, GET_API_VERSION, 0) {
+        Ok(version) if u32::try_from(version) == Ok(KVM_API_VERSION) => Ok((device, version)),
+        Ok(version) => Err(format!("{} has API version {version}, not {KVM_API_VERSION}", path.display())),
+        Err(error) => Err(format!("{} doesn't answer as KVM: {error}", path.display())),
+    }
+}
+
+/// A capability, from the answer to KVM_CHECK_EXTENSION; `missing` is what it takes to have it.
+fn judge(arch: &str, capability: &str, answer: Result<i32, String>, missing: &str) -> Support {
+    if arch != "aarch64" {
+        // Others share the numbers, and answer 0 to those that aren't theirs: not worth showing.
+        return Support::no(format!("this KVM isn't arm64's: it is {arch}'s"));
+    }
+    match answer {
+        Ok(0) => Support::no(format!("{capability} is absent: {missing}")),
+        Ok(value) => Support::yes(format!("{capability} is {value}")),
+        Err(reason) => Support::unknown(format!("{capability} can't be asked for: {reason}")),
+    }
+}
+
+fn not_opened(path: &Path, error: &io::Error) -> String {
+    let path = path.display();
+    match error.kind() {
+        io::ErrorKind::NotFound => format!("{path} doesn't exist: no KVM in this kernel, or not in this container"),
+        io::ErrorKind::PermissionDenied => format!("{path} may not be opened: is this user in its group?"),
+        _ => format!("{path} can't be opened: {error}"),
+    }
+}
+
+/// An ioctl on /dev/kvm that takes an integer and returns one.
+fn ask(device: &File, number: u32, argument: u32) -> io::Result<i32> {
+    let request = libc::_IO(KVMIO, number);
+    // SAFETY: the descriptor is open for as long as `device` is borrowed, and `_IO` requests pass no pointer.
+    let answer = unsafe { libc::ioctl(device.as_raw_fd(), request, libc::c_ulong::from(argument)) };
+    if answer == -1 { Err(io::Error::last_os_error()) } else { Ok(answer) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn absent_device_leaves_arm64_unknown() {
+        let probe = probe_at(Path::new("/nonexistent/kvm"), "aarch64");
+        assert_eq!((probe.device.ok, probe.api_version), (Some(false), None));
+        assert!(probe.device.reason.contains("/nonexistent/kvm doesn't exist"), "{}", probe.device.reason);
+        for support in [probe.counter_offset, probe.el2, probe.user_irq] {
+            assert_eq!(support.ok, None);
+            assert!(support.reason.contains("/nonexistent/kvm"), "{}", support.reason);
+        }
+    }
+
+    #[test]
+    fn a_device_that_is_not_kvm_says_so() {
+        let probe = probe_at(Path::new("/dev/null"), "aarch64");
+        assert_eq!((probe.device.ok, probe.api_version), (Some(false), None));
+        assert!(probe.device.reason.contains("doesn't answer as KVM"), "{}", probe.device.reason);
+    }
+
+    #[test]
+    fn permission_is_told_from_absence() {
+        let reason = not_opened(Path::new("/dev/kvm"), &io::ErrorKind::PermissionDenied.into());
+        assert!(reason.contains("group"), "{reason}");
+    }
+
+    #[test]
+    fn other_architectures_have_none_of_it_whatever_the_answer() {
+        for answer in [Ok(0), Ok(1), Err("closed".to_owned())] {
+            let support = judge("x86_64", "KVM_CAP_COUNTER_OFFSET (227)", answer, "");
+            assert_eq!(support.ok, Some(false));
+            assert!(support.reason.contains("x86_64"), "{}", support.reason);
+        }
+    }
+
+    #[test]
+    fn arm64_capabilities_carry_the_answer() {
+        let judged = |answer| judge("aarch64", "KVM_CAP_COUNTER_OFFSET (227)", answer, "it needs Linux 6.4");
+        assert_eq!(judged(Ok(1)), Support::yes("KVM_CAP_COUNTER_OFFSET (227) is 1"));
+        assert_eq!(judged(Ok(0)), Support::no("KVM_CAP_COUNTER_OFFSET (227) is absent: it needs Linux 6.4"));
+        let unknown = judged(Err("closed".to_owned()));
+        assert_eq!(unknown, Support::unknown("KVM_CAP_COUNTER_OFFSET (227) can't be asked for: closed"));
+    }
+
+    #[test]
+    fn this_machines_probe_is_consistent() {
+        let probe = probe();
+        assert_eq!(probe.arch, ARCH);
+        // What can be opened under this name is KVM, and every KVM has this version.
+        let openable = File::options().read(true).write(true).open("/dev/kvm").is_ok();
+        assert_eq!((probe.device.ok, probe.api_version), (Some(openable), openable.then_some(12)));
+        let capabilities = [&probe.counter_offset, &probe.el2, &probe.user_irq];
+        assert!(ARCH == "aarch64" || capabilities.iter().all(|support| support.ok == Some(false)));
+    }
+}

@@ -1,0 +1,548 @@
+//! A VM on KVM: the same operations as the model's, over ioctls.
+
+use crate::kvm::error::{KvmError, SET_COUNTER_OFFSET};
+use crate::kvm::ioctls::Ioctls;
+use guestclock_core::backend::{Abilities, Backend, Registers, count_reg};
+use guestclock_core::checkpoint::Checkpoint;
+use guestclock_core::counter::{Counter, GuestCount, HostCount, Offset};
+use guestclock_core::gate::{Gate, GateError, OpenPause, OpenRestore};
+use guestclock_core::kernel::{CtlReadback, ListOrder};
+use guestclock_core::measure::OffsetInterval;
+use guestclock_core::mirror::Mirror;
+use guestclock_core::plan::{Plan, Request};
+use guestclock_core::restore::{Report, Written};
+use guestclock_core::sysreg::{Encoding, Role, View, one_reg_id};
+use guestclock_core::timer::{CTL_ENABLE, CTL_ISTATUS, Timer};
+use guestclock_core::vm::{Offsets, TimerState, view_of};
+use kvm_bindings::KVM_CAP_COUNTER_OFFSET;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What isn't found out by asking KVM.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Options {
+    /// The offset that the VMM has opted this VM in with already: KVM can't be asked for it.
+    pub counter_offset: Option<Offset>,
+    /// How long EBUSY is waited out: a thread that is in an ioctl on a vCPU makes for it too, and is soon gone.
+    pub busy_timeout: Duration,
+    /// Whether a physical offset leaves CNTPCT_EL0 untrapped ([`Abilities::physical_offset_untrapped`]).
+    pub physical_offset_untrapped: Option<bool>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let busy_timeout = Duration::from_millis(50);
+        Self { counter_offset: None, busy_timeout, physical_offset_untrapped: None }
+    }
+}
+
+/// What KVM was found to do. It is asked what it does, and never for its version.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Probed {
+    /// There are KVM_REG_ARM_PTIMER_* registers.
+    pub physical_timer: bool,
+    /// The guest has EL2.
+    pub nested: bool,
+    /// In what order the timer registers are listed; `None` where there are too few to tell.
+    pub list_order: Option<ListOrder>,
+    /// What reading CTL gives; `None` where the timers of vCPU 0 don't show it.
+    pub ctl_readback: Option<CtlReadback>,
+}
+
+/// The clocks of a VM on KVM. It holds no descriptor: every call is given the VM's [`Ioctls`].
+///
+/// Safe to share between threads. It keeps no thread of its own.
+#[derive(Debug)]
+pub struct KvmVm<C> {
+    counter: C,
+    cntfrq_hz: u32,
+    options: Options,
+    /// KVM_CAP_COUNTER_OFFSET on this VM.
+    counter_offset: bool,
+    probed: OnceLock<Probed>,
+    /// The owned offset: set once the VM has opted in, and read without the lock.
+    owned: OnceLock<Mirror>,
+    locked: Mutex<Locked>,
+}
+
+#[derive(Debug, Default)]
+struct Locked {
+    gate: Gate,
+    state: State,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Whether each vCPU is in its `running()` block. A vCPU past its end has never been.
+    running: Vec<bool>,
+    owned: Option<Offset>,
+    /// Counts what was written through this VM.
+    generation: u64,
+    /// What a restore by value left, until the first vCPU enters its guest.
+    by_value: Option<Written>,
+}
+
+impl State {
+    fn is_running(&self, vcpu: usize) -> bool {
+        self.running.get(vcpu).copied().unwrap_or(false)
+    }
+}
+
+impl<C: Counter> KvmVm<C> {
+    /// A VM whose host's counter this is. Writes nothing.
+    pub fn new(io: &(impl Ioctls + ?Sized), counter: C, options: Options) -> Result<Self, KvmError> {
+        let frequency = counter.frequency();
+        let cntfrq_hz = frequency.cntfrq().ok_or(KvmError::FrequencyTooHigh { hz: frequency.hz() })?;
+        let answer = io.check_extension(KVM_CAP_COUNTER_OFFSET);
+        let counter_offset = answer.map_err(|error| KvmError::of("KVM_CHECK_EXTENSION", &error))? > 0;
+        let vm = Self {
+            counter,
+            cntfrq_hz,
+            options,
+            counter_offset,
+            probed: OnceLock::new(),
+            owned: OnceLock::new(),
+            locked: Mutex::default(),
+        };
+        if let Some(offset) = options.counter_offset {
+            if !counter_offset {
+                return Err(KvmError::NoCounterOffset);
+            }
+            vm.own(&mut vm.lock().state, offset);
+        }
+        if io.vcpus() > 0 {
+            vm.probed(io)?;
+        }
+        Ok(vm)
+    }
+
+    /// Its host's counter.
+    pub const fn counter(&self) -> &C {
+        &self.counter
+    }
+
+    /// Whether it has opted in to one offset, as far as guestclock knows.
+    pub fn is_owned(&self) -> bool {
+        self.owned.get().is_some()
+    }
+
+    /// What can be done for its clocks.
+    pub fn abilities(&self) -> Abilities {
+        Abilities {
+            counter_offset: self.counter_offset,
+            physical_offset_untrapped: self.options.physical_offset_untrapped,
+            counter_bits: None,
+        }
+    }
+
+    /// What KVM was found to do, on vCPU 0: it has to be there, and stopped, when this is first asked.
+    pub fn probed(&self, io: &(impl Ioctls + ?Sized)) -> Result<Probed, KvmError> {
+        if let Some(probed) = self.probed.get() {
+            return Ok(*probed);
+        }
+        let Locked { state, .. } = &mut *self.lock();
+        let probed = self.backend(io, state).probe()?;
+        Ok(*self.probed.get_or_init(|| probed))
+    }
+
+    /// What the vCPU's guest reads from a counter. Once the offset is owned, that takes neither an ioctl nor a lock, except for
+    /// the virtual counter of a guest with EL2, whose CNTVOFF_EL2 is its own.
+    pub fn count(&self, io: &(impl Ioctls + ?Sized), vcpu: usize, view: View) -> Result<GuestCount, KvmError> {
+        exists(io, vcpu)?;
+        if let Some(owned) = self.computed(io, view)? {
+            return Ok(owned.count(view, &self.counter));
+        }
+        if view == View::Physical && !self.probed(io)?.physical_timer {
+            // Without its registers it can't have been moved.
+            return Ok(self.counter.count().guest(Offset(0)));
+        }
+        self.get_one_reg(io, vcpu, count_reg(view)).map(GuestCount)
+    }
+
+    /// What the vCPU's guest reads from a counter when the host's reads `now`: of an owned VM alone.
+    pub fn count_at(
+        &self,
+        io: &(impl Ioctls + ?Sized),
+        vcpu: usize,
+        view: View,
+        now: HostCount,
+    ) -> Result<GuestCount, KvmError> {
+        exists(io, vcpu)?;
+        let owned = self.computed(io, view)?.ok_or(KvmError::OnlyNow { count: now })?;
+        Ok(now.guest(owned.offset(view)))
+    }
+
+    /// The owned offset, where it alone gives this counter.
+    fn computed(&self, io: &(impl Ioctls + ?Sized), view: View) -> Result<Option<&Mirror>, KvmError> {
+        let Some(owned) = self.owned.get() else { return Ok(None) };
+        Ok((view == View::Physical || !self.probed(io)?.nested).then_some(owned))
+    }
+
+    /// KVM_GET_ONE_REG. Refused while the vCPU runs, since KVM would wait for it.
+    pub fn get_one_reg(&self, io: &(impl Ioctls + ?Sized), vcpu: usize, id: u64) -> Result<u64, KvmError> {
+        self.ask(io, |backend| backend.get_one_reg(vcpu, id))
+    }
+
+    /// KVM_SET_ONE_REG. Refused while the vCPU runs, since KVM would wait for it.
+    pub fn set_one_reg(&self, io: &(impl Ioctls + ?Sized), vcpu: usize, id: u64, value: u64) -> Result<(), KvmError> {
+        self.ask(io, |backend| backend.set_one_reg(vcpu, id, value))
+    }
+
+    /// The timer registers of the vCPU, in KVM_GET_REG_LIST's order.
+    pub fn reg_list(&self, io: &(impl Ioctls + ?Sized), vcpu: usize) -> Result<Vec<u64>, KvmError> {
+        let mut list = self.ask(io, |backend| backend.reg_list(vcpu))?;
+        list.retain(|id| Encoding::from_one_reg_id(*id).is_some_and(Encoding::is_generic_timer));
+        Ok(list)
+    }
+
+    /// KVM_ARM_SET_COUNTER_OFFSET: opts in, for good.
+    pub fn set_counter_offset(&self, io: &(impl Ioctls + ?Sized), offset: Offset) -> Result<(), KvmError> {
+        self.ask(io, |backend| {
+            backend.nobody_runs()?;
+            backend.patiently(|backend| backend.set_counter_offset(offset))
+        })
+    }
+
+    /// One timer as its guest sees it, from three registers read one after the other.
+    pub fn timer(&self, io: &(impl Ioctls + ?Sized), vcpu: usize, timer: Timer) -> Result<TimerState, KvmError> {
+        let cval = self.get_one_reg(io, vcpu, one_reg_id(Role::Cval(timer)))?;
+        let ctl = self.get_one_reg(io, vcpu, one_reg_id(Role::Ctl(timer)))?;
+        let now = self.counter.count();
+        // Asked for after `now`, a count makes the deadline early by the time between: a waiter looks again, and isn't late.
+        let guest = match self.computed(io, view_of(timer))? {
+            Some(owned) => now.guest(owned.offset(view_of(timer))),
+            None => self.count(io, vcpu, view_of(timer))?,
+        };
+        Ok(TimerState::at(ctl, cval, guest, now))
+    }
+
+    /// The host count at which the first of the vCPU's timer lines goes high, or
+    /// [`NO_DEADLINE`](guestclock_core::bank::NO_DEADLINE).
+    pub fn next_deadline(&self, io: &(impl Ioctls + ?Sized), vcpu: usize) -> Result<u64, KvmError> {
+        let registers = self.ask(io, |backend| Registers::of(backend))?;
+        let mut deadline = guestclock_core::bank::NO_DEADLINE;
+        for timer in registers.timers() {
+            deadline = deadline.min(self.timer(io, vcpu, timer)?.deadline);
+        }
+        Ok(deadline)
+    }
+
+    /// The vCPU enters its guest: the VMM calls KVM_RUN after this. Refused while a restore or pause isn't finished, and
+    /// where counters that were restored by value have moved since.
+    pub fn enter(&self, io: &(impl Ioctls + ?Sized), vcpu: usize) -> Result<(), GateError<KvmError>> {
+        let Locked { gate, state } = &mut *self.lock();
+        gate.open()?;
+        exists(io, vcpu).map_err(GateError::Backend)?;
+        if state.is_running(vcpu) {
+            return Err(GateError::Backend(KvmError::Running { vcpu }));
+        }
+        self.still_there(io, state).map_err(GateError::Backend)?;
+        if state.running.len() <= vcpu {
+            state.running.resize(vcpu + 1, false);
+        }
+        state.running[vcpu] = true;
+        // Running changes CTL, so a plan from before is stale.
+        state.generation += 1;
+        Ok(())
+    }
+
+    /// The vCPU has left its guest.
+    pub fn exit(&self, vcpu: usize) {
+        let Locked { state, .. } = &mut *self.lock();
+        if let Some(running) = state.running.get_mut(vcpu) {
+            *running = false;
+        }
+        state.generation += 1;
+    }
+
+    /// Whether what a restore by value set is still so. A vCPU created since has moved both counters.
+    fn still_there(&self, io: &(impl Ioctls + ?Sized), state: &mut State) -> Result<(), KvmError> {
+        let Some(Written::ByValue { virt, phys }) = state.by_value else { return Ok(()) };
+        let mut backend = self.backend(io, state);
+        let mut check = |view, name, known: OffsetInterval| {
+            let before = self.counter.count();
+            let guest = GuestCount(backend.get_one_reg(0, count_reg(view))?);
+            let now = OffsetInterval::bracketed(before, guest, self.counter.count());
+            known.intersect(now).map(|_| ()).ok_or(KvmError::CountersMoved { view: name })
+        };
+        if !self.probed.get().is_some_and(|probed| probed.nested) {
+            check(View::Virtual, "virtual", virt)?;
+        }
+        if let Some(phys) = phys {
+            check(View::Physical, "physical", phys)?;
+        }
+        state.by_value = None;
+        Ok(())
+    }
+
+    /// See [`Gate::checkpoint`].
+    pub fn checkpoint(
+        &self,
+        io: &(impl Ioctls + ?Sized),
+        stopped_at: Option<HostCount>,
+    ) -> Result<Checkpoint, GateError<KvmError>> {
+        self.gated(io, |gate, backend| gate.checkpoint(backend, stopped_at))
+    }
+
+    /// See [`Gate::plan`].
+    pub fn plan(
+        &self,
+        io: &(impl Ioctls + ?Sized),
+        checkpoint: &Checkpoint,
+        request: Request,
+    ) -> Result<Plan, GateError<KvmError>> {
+        self.gated(io, |gate, backend| {
+            // Reading registers would wait for a vCPU that runs.
+            backend.nobody_runs().map_err(GateError::Backend)?;
+            gate.plan(backend, checkpoint, request)
+        })
+    }
+
+    /// See [`Gate::prepare`].
+    pub fn prepare(
+        &self,
+        io: &(impl Ioctls + ?Sized),
+        plan: Plan,
+        checkpoint: Arc<Checkpoint>,
+    ) -> Result<OpenRestore, GateError<KvmError>> {
+        self.gated(io, |gate, backend| {
+            let open = gate.prepare(backend, plan, checkpoint)?;
+            backend.state.by_value = None;
+            Ok(open)
+        })
+    }
+
+    /// See [`Gate::apply`].
+    pub fn apply(&self, io: &(impl Ioctls + ?Sized), open: &mut OpenRestore) -> Result<(), GateError<KvmError>> {
+        self.gated(io, |gate, backend| gate.apply(backend, open))
+    }
+
+    /// See [`Gate::release`].
+    pub fn release(&self, io: &(impl Ioctls + ?Sized), open: &mut OpenRestore) -> Result<Report, GateError<KvmError>> {
+        self.released(io, |gate, backend| gate.release(backend, open))
+    }
+
+    /// See [`Gate::pause`].
+    pub fn pause(&self, io: &(impl Ioctls + ?Sized), request: Request) -> Result<OpenPause, GateError<KvmError>> {
+        self.gated(io, |gate, backend| gate.pause(backend, request))
+    }
+
+    /// See [`Gate::resume`].
+    pub fn resume(&self, io: &(impl Ioctls + ?Sized), pause: &OpenPause) -> Result<Report, GateError<KvmError>> {
+        self.released(io, |gate, backend| gate.resume(backend, pause))
+    }
+
+    fn released<I: Ioctls + ?Sized>(
+        &self,
+        io: &I,
+        work: impl FnOnce(&mut Gate, &mut Kvm<'_, I, C>) -> Result<Report, GateError<KvmError>>,
+    ) -> Result<Report, GateError<KvmError>> {
+        self.gated(io, |gate, backend| {
+            let report = work(gate, backend)?;
+            backend.state.by_value = matches!(report.written, Written::ByValue { .. }).then_some(report.written);
+            Ok(report)
+        })
+    }
+
+    fn gated<I: Ioctls + ?Sized, T>(
+        &self,
+        io: &I,
+        work: impl FnOnce(&mut Gate, &mut Kvm<'_, I, C>) -> Result<T, GateError<KvmError>>,
+    ) -> Result<T, GateError<KvmError>> {
+        let Locked { gate, state } = &mut *self.lock();
+        work(gate, &mut self.backend(io, state))
+    }
+
+    fn ask<I: Ioctls + ?Sized, T>(
+        &self,
+        io: &I,
+        work: impl FnOnce(&mut Kvm<'_, I, C>) -> Result<T, KvmError>,
+    ) -> Result<T, KvmError> {
+        work(&mut self.backend(io, &mut self.lock().state))
+    }
+
+    fn backend<'a, I: ?Sized>(&'a self, io: &'a I, state: &'a mut State) -> Kvm<'a, I, C> {
+        Kvm { vm: self, io, state, busy_since: None }
+    }
+
+    fn own(&self, state: &mut State, offset: Offset) {
+        state.owned = Some(offset);
+        state.generation += 1;
+        let offsets = Offsets { virt: offset, phys: offset };
+        self.owned.get_or_init(|| Mirror::new(offsets)).publish(offsets);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Locked> {
+        // A panic under the lock leaves what KVM has, which is asked again.
+        self.locked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn exists(io: &(impl Ioctls + ?Sized), vcpu: usize) -> Result<(), KvmError> {
+    let vcpus = io.vcpus();
+    if vcpu < vcpus { Ok(()) } else { Err(KvmError::NoSuchVcpu { vcpu, vcpus }) }
+}
+
+/// A VM on KVM as a backend.
+struct Kvm<'a, I: ?Sized, C> {
+    vm: &'a KvmVm<C>,
+    io: &'a I,
+    state: &'a mut State,
+    /// Since when EBUSY has been waited out.
+    busy_since: Option<Instant>,
+}
+
+impl<I: Ioctls + ?Sized, C: Counter> Kvm<'_, I, C> {
+    fn exists(&self, vcpu: usize) -> Result<(), KvmError> {
+        exists(self.io, vcpu)
+    }
+
+    /// The vCPU's ioctls would wait until it leaves its guest.
+    fn is_stopped(&self, vcpu: usize) -> Result<(), KvmError> {
+        self.exists(vcpu)?;
+        if self.state.is_running(vcpu) { Err(KvmError::Running { vcpu }) } else { Ok(()) }
+    }
+
+    fn nobody_runs(&self) -> Result<(), KvmError> {
+        let running = self.state.running.iter().position(|running| *running);
+        running.map_or(Ok(()), |vcpu| Err(KvmError::Running { vcpu }))
+    }
+
+    fn probe(&mut self) -> Result<Probed, KvmError> {
+        self.exists(0)?;
+        let list = self.reg_list(0)?;
+        let place = |role| list.iter().position(|id| *id == one_reg_id(role));
+        let registers = Registers::of(self)?;
+        let mut readback = || {
+            let ctl = self.get_one_reg(0, one_reg_id(Role::Ctl(Timer::Vtimer))).ok()?;
+            let cval = self.get_one_reg(0, one_reg_id(Role::Cval(Timer::Vtimer))).ok()?;
+            let due = cval <= self.get_one_reg(0, count_reg(View::Virtual)).ok()?;
+            match ctl & (CTL_ENABLE | CTL_ISTATUS) {
+                // Stored, ISTATUS is as a run left it, and that is only of a timer that was on.
+                CTL_ISTATUS if due => Some(CtlReadback::Computed),
+                0 | CTL_ENABLE if due => Some(CtlReadback::Stored),
+                _ => None,
+            }
+        };
+        Ok(Probed {
+            physical_timer: registers.has(Role::Count(View::Physical)),
+            nested: registers.has(Role::Cntvoff),
+            ctl_readback: readback(),
+            list_order: place(Role::Count(View::Virtual))
+                .zip(place(Role::Ctl(Timer::Vtimer)))
+                .map(|(count, ctl)| if ctl < count { ListOrder::Grouped } else { ListOrder::ByEncoding }),
+        })
+    }
+
+    /// What a call on the whole VM answered, EBUSY apart.
+    fn on_vm(&self, call: &'static str, error: &io::Error) -> KvmError {
+        if error.raw_os_error() == Some(libc::EBUSY) {
+            let waited_ms = self.busy_since.map_or(0, |since| since.elapsed().as_millis());
+            return KvmError::Busy { call, waited_ms };
+        }
+        KvmError::of(call, error)
+    }
+
+    /// Tries again while it is busy, for as long as it may.
+    fn patiently(&mut self, mut call: impl FnMut(&mut Self) -> Result<(), KvmError>) -> Result<(), KvmError> {
+        let mut attempt = 0;
+        loop {
+            match call(self) {
+                Err(error) if self.retries(&error, attempt) => attempt = attempt.saturating_add(1),
+                result => return result,
+            }
+        }
+    }
+}
+
+impl<I: Ioctls + ?Sized, C: Counter> Backend for Kvm<'_, I, C> {
+    type Error = KvmError;
+
+    fn counter(&self) -> &dyn Counter {
+        &self.vm.counter
+    }
+
+    fn cntfrq_hz(&self) -> u32 {
+        self.vm.cntfrq_hz
+    }
+
+    fn vcpus(&self) -> usize {
+        self.io.vcpus()
+    }
+
+    fn abilities(&self) -> Abilities {
+        self.vm.abilities()
+    }
+
+    fn reg_list(&mut self, vcpu: usize) -> Result<Vec<u64>, KvmError> {
+        self.is_stopped(vcpu)?;
+        self.io.reg_list(vcpu).map_err(|error| KvmError::of("KVM_GET_REG_LIST", &error))
+    }
+
+    fn owned_offset(&self) -> Option<Offset> {
+        self.state.owned
+    }
+
+    fn generation(&self) -> u64 {
+        // Both only grow, so their sum tells each.
+        self.state.generation + self.io.vcpus() as u64
+    }
+
+    /// Asked in this order: the VMM's own `running()`; the vGIC's distributor, whose registers can be had only with every vCPU
+    /// stopped; an owned VM's offset, written as it is. Else the caller vouches.
+    fn stopped(&mut self) -> Result<(), KvmError> {
+        self.nobody_runs()?;
+        self.patiently(|kvm| match (kvm.io.distributor(), kvm.state.owned) {
+            (Some(answer), _) => {
+                answer.map_err(|error| kvm.on_vm("KVM_GET_DEVICE_ATTR of the vGIC's distributor", &error))
+            }
+            (None, Some(offset)) => {
+                kvm.io.set_counter_offset(offset.0).map_err(|error| kvm.on_vm(SET_COUNTER_OFFSET, &error))
+            }
+            (None, None) => Ok(()),
+        })
+    }
+
+    fn get_one_reg(&mut self, vcpu: usize, id: u64) -> Result<u64, KvmError> {
+        self.is_stopped(vcpu)?;
+        self.io.get_one_reg(vcpu, id).map_err(|error| on_register("KVM_GET_ONE_REG", vcpu, id, &error))
+    }
+
+    fn set_one_reg(&mut self, vcpu: usize, id: u64, value: u64) -> Result<(), KvmError> {
+        self.is_stopped(vcpu)?;
+        self.io.set_one_reg(vcpu, id, value).map_err(|error| on_register("KVM_SET_ONE_REG", vcpu, id, &error))?;
+        self.state.generation += 1;
+        Ok(())
+    }
+
+    fn set_counter_offset(&mut self, offset: Offset) -> Result<(), KvmError> {
+        if !self.vm.counter_offset {
+            return Err(KvmError::NoCounterOffset);
+        }
+        self.io.set_counter_offset(offset.0).map_err(|error| self.on_vm(SET_COUNTER_OFFSET, &error))?;
+        self.vm.own(self.state, offset);
+        Ok(())
+    }
+
+    fn retries(&mut self, error: &KvmError, attempt: u32) -> bool {
+        if !matches!(error, KvmError::Busy { .. }) {
+            return false;
+        }
+        if attempt == 0 {
+            self.busy_since = Some(Instant::now());
+        }
+        let waits = self.busy_since.is_some_and(|since| since.elapsed() < self.vm.options.busy_timeout);
+        if waits {
+            std::thread::yield_now();
+        }
+        waits
+    }
+}
+
+fn on_register(call: &'static str, vcpu: usize, id: u64, error: &io::Error) -> KvmError {
+    if error.raw_os_error() == Some(libc::ENOENT) {
+        return KvmError::NoSuchOneReg { vcpu, id };
+    }
+    KvmError::of(call, error)
+}

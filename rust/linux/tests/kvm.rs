@@ -1,0 +1,583 @@
+//! A VM on KVM, with the model as its kernel: what is asked, in what order, and what comes of every answer.
+
+use guestclock_core::checkpoint::Checkpoint;
+use guestclock_core::counter::{Counter, Frequency, HostCount, Offset};
+use guestclock_core::gate::GateError;
+use guestclock_core::kernel::{Behaviours, CtlReadback, ListOrder};
+use guestclock_core::manual::ManualCounter;
+use guestclock_core::plan::{Method, Policy, Refusal, Request, Views};
+use guestclock_core::restore::{Condition, RestoreError, Written};
+use guestclock_core::sysreg::{Role, View, one_reg_id};
+use guestclock_core::timer::Timer;
+use guestclock_core::vm::{Config, El2, Vm, VmError};
+use guestclock_linux::kvm::error::KvmError;
+use guestclock_linux::kvm::ioctls::Ioctls;
+use guestclock_linux::kvm::vm::{KvmVm, Options};
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Call {
+    Extension,
+    Offset(u64),
+    Get(usize, u64),
+    Set(usize, u64),
+    List,
+    Distributor,
+}
+
+/// The model behind KVM's ioctls and errnos, with what a kernel may do besides.
+struct Kernel<'a> {
+    vm: RefCell<Vm>,
+    counter: &'a ManualCounter,
+    calls: RefCell<Vec<Call>>,
+    /// Ticks that pass in every call.
+    slow: Cell<u64>,
+    /// How many calls that need every vCPU stopped answer EBUSY.
+    busy: Cell<usize>,
+    gic: bool,
+    /// A vCPU that KVM_ARM_VCPU_INIT wasn't called on.
+    bare: Cell<Option<usize>>,
+    /// The errno of every offset: a protected VM's.
+    offset_errno: Cell<Option<i32>>,
+    /// An offset is taken, and does nothing: a protected VM's before Linux 7.2.6.
+    offset_lost: Cell<bool>,
+    /// The errno of every call.
+    errno: Cell<Option<i32>>,
+}
+
+type Host<'a> = &'a ManualCounter;
+
+fn counter() -> ManualCounter {
+    ManualCounter::new(HostCount(5_000_000_000), Frequency::new(62_500_000).unwrap(), 0)
+}
+
+impl<'a> Kernel<'a> {
+    fn new(counter: Host<'a>, name: &str, el2: El2, vcpus: usize) -> Self {
+        let config = Config { el2, ..Config::default() };
+        let mut vm = Vm::new(counter.frequency(), Behaviours::named(name).unwrap(), config).unwrap();
+        for _ in 0..vcpus {
+            vm.create_vcpu(counter.count()).unwrap();
+        }
+        Self {
+            vm: RefCell::new(vm),
+            counter,
+            calls: RefCell::default(),
+            slow: Cell::new(0),
+            busy: Cell::new(0),
+            gic: false,
+            bare: Cell::new(None),
+            offset_errno: Cell::new(None),
+            offset_lost: Cell::new(false),
+            errno: Cell::new(None),
+        }
+    }
+
+    fn plain(counter: Host<'a>) -> Self {
+        Self::new(counter, "6.12", El2::Absent, 2)
+    }
+
+    fn open(&self) -> KvmVm<Host<'a>> {
+        let vm = KvmVm::new(self, self.counter, options()).unwrap();
+        self.calls.take();
+        vm
+    }
+
+    fn called(&self, call: Call) -> io::Result<()> {
+        self.calls.borrow_mut().push(call);
+        self.counter.advance(self.slow.get());
+        self.errno.get().map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)))
+    }
+
+    fn all_stopped(&self) -> io::Result<()> {
+        let busy = self.busy.get();
+        self.busy.set(busy.saturating_sub(1));
+        if busy > 0 || self.vm.borrow().first_running().is_some() {
+            return Err(io::Error::from_raw_os_error(libc::EBUSY));
+        }
+        Ok(())
+    }
+
+    fn initialised(&self, vcpu: usize) -> io::Result<()> {
+        if self.bare.get() == Some(vcpu) { Err(io::Error::from_raw_os_error(libc::ENOEXEC)) } else { Ok(()) }
+    }
+
+    fn offset_writes(&self) -> usize {
+        self.calls.borrow().iter().filter(|call| matches!(call, Call::Offset(_))).count()
+    }
+}
+
+fn errno(error: VmError) -> io::Error {
+    io::Error::from_raw_os_error(match error {
+        VmError::Running { .. } => panic!("KVM would wait for the vCPU"),
+        VmError::NoSuchOneReg { .. } => libc::ENOENT,
+        _ => libc::EINVAL,
+    })
+}
+
+impl Ioctls for Kernel<'_> {
+    fn vcpus(&self) -> usize {
+        self.vm.borrow().vcpus()
+    }
+
+    fn check_extension(&self, capability: u32) -> io::Result<i32> {
+        self.called(Call::Extension)?;
+        assert_eq!(capability, 227);
+        Ok(i32::from(self.vm.borrow().behaviours().counter_offset))
+    }
+
+    fn set_counter_offset(&self, offset: u64) -> io::Result<()> {
+        self.called(Call::Offset(offset))?;
+        if let Some(errno) = self.offset_errno.get() {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        self.all_stopped()?;
+        if self.offset_lost.get() {
+            return Ok(());
+        }
+        self.vm.borrow_mut().set_counter_offset(Offset(offset), 0).map_err(errno)
+    }
+
+    fn get_one_reg(&self, vcpu: usize, id: u64) -> io::Result<u64> {
+        self.called(Call::Get(vcpu, id))?;
+        self.initialised(vcpu)?;
+        self.vm.borrow().get_one_reg(vcpu, id, self.counter.count()).map_err(errno)
+    }
+
+    fn set_one_reg(&self, vcpu: usize, id: u64, value: u64) -> io::Result<()> {
+        self.called(Call::Set(vcpu, id))?;
+        self.initialised(vcpu)?;
+        self.vm.borrow_mut().set_one_reg(vcpu, id, value, self.counter.count()).map_err(errno)
+    }
+
+    fn reg_list(&self, vcpu: usize) -> io::Result<Vec<u64>> {
+        self.called(Call::List)?;
+        self.initialised(vcpu)?;
+        let mut list = self.vm.borrow().reg_list(vcpu).map_err(errno)?;
+        // X0, which is no timer's.
+        list.insert(0, 0x6030_0000_0010_0000);
+        Ok(list)
+    }
+
+    fn distributor(&self) -> Option<io::Result<()>> {
+        self.gic.then(|| {
+            self.called(Call::Distributor)?;
+            self.all_stopped()
+        })
+    }
+}
+
+fn options() -> Options {
+    Options { busy_timeout: Duration::from_secs(3600), ..Options::default() }
+}
+
+fn impatient() -> Options {
+    Options { busy_timeout: Duration::ZERO, ..Options::default() }
+}
+
+fn freeze() -> Request {
+    Request { policy: Policy::Freeze, same_counter: Some(true), ..Request::default() }
+}
+
+/// What a VM that had opted in was saved as.
+fn saved(host: Host<'_>) -> Arc<Checkpoint> {
+    let source = Kernel::plain(host);
+    let vm = source.open();
+    vm.set_counter_offset(&source, Offset(400)).unwrap();
+    Arc::new(vm.checkpoint(&source, None).unwrap())
+}
+
+const CVAL: Role = Role::Cval(Timer::Vtimer);
+const CTL: Role = Role::Ctl(Timer::Vtimer);
+
+#[test]
+fn what_it_finds_out_costs_no_write() {
+    let host = counter();
+    for (name, el2, physical, order, readback) in [
+        ("6.1", El2::Absent, false, ListOrder::Grouped, CtlReadback::Computed),
+        ("6.12", El2::Absent, true, ListOrder::Grouped, CtlReadback::Computed),
+        ("7.3", El2::Absent, true, ListOrder::ByEncoding, CtlReadback::Stored),
+        ("7.3", El2::Vhe, true, ListOrder::ByEncoding, CtlReadback::Stored),
+    ] {
+        let kernel = Kernel::new(&host, name, el2, 2);
+        let vm = KvmVm::new(&kernel, &host, options()).unwrap();
+        let probed = vm.probed(&kernel).unwrap();
+        assert_eq!((probed.physical_timer, probed.nested), (physical, el2 != El2::Absent), "{name}");
+        assert_eq!((probed.list_order, probed.ctl_readback), (Some(order), Some(readback)), "{name}");
+        assert_eq!(vm.abilities().counter_offset, name != "6.1");
+        let writes = |call: &Call| matches!(call, Call::Set(..) | Call::Offset(_));
+        assert!(!kernel.calls.borrow().iter().any(writes), "{:?}", kernel.calls);
+    }
+}
+
+#[test]
+fn a_timer_that_is_not_due_does_not_show_how_ctl_reads() {
+    let host = counter();
+    let kernel = Kernel::plain(&host);
+    kernel.vm.borrow_mut().set_one_reg(0, one_reg_id(CVAL), u64::MAX, host.count()).unwrap();
+    let vm = KvmVm::new(&kernel, &host, options()).unwrap();
+    assert_eq!(vm.probed(&kernel).unwrap().ctl_readback, None);
+}
+
+/// Two offsets for the VM, and four registers for each vCPU: the rest is reading.
+#[test]
+fn the_budget_of_a_restore() {
+    let host = counter();
+    let saved = saved(&host);
+    let target = Kernel::plain(&host);
+    let vm = target.open();
+    let plan = vm.plan(&target, &saved, freeze()).unwrap();
+    let mut restore = vm.prepare(&target, plan, Arc::clone(&saved)).unwrap();
+    vm.apply(&target, &mut restore).unwrap();
+    let report = vm.release(&target, &mut restore).unwrap();
+    let calls = target.calls.borrow();
+    let last = calls.last().copied();
+    assert_eq!(last, Some(Call::Offset(host.count().0.wrapping_sub(saved.cntvct.0))), "the final offset comes last");
+    assert_eq!(target.offset_writes(), 2);
+    for vcpu in 0..2 {
+        let sets = calls.iter().filter(|call| matches!(call, Call::Set(of, _) if *of == vcpu)).count();
+        assert_eq!(sets, 4);
+    }
+    assert_eq!((report.writes.offsets, report.writes.registers), (2, 8));
+}
+
+#[test]
+fn an_owned_vms_counters_cost_no_ioctl() {
+    let host = counter();
+    let kernel = Kernel::plain(&host);
+    let vm = kernel.open();
+    vm.count(&kernel, 0, View::Virtual).unwrap();
+    assert_eq!(kernel.calls.take().len(), 1);
+    assert!(matches!(vm.count_at(&kernel, 0, View::Virtual, HostCount(7)), Err(KvmError::OnlyNow { .. })));
+    vm.set_counter_offset(&kernel, Offset(5)).unwrap();
+    kernel.calls.take();
+    for view in [View::Virtual, View::Physical] {
+        assert_eq!(vm.count(&kernel, 1, view).unwrap(), host.count().guest(Offset(5)));
+        assert_eq!(vm.count_at(&kernel, 1, view, HostCount(7)).unwrap().0, 2);
+    }
+    assert_eq!(kernel.calls.take(), []);
+    assert!(matches!(vm.count(&kernel, 2, View::Virtual), Err(KvmError::NoSuchVcpu { vcpu: 2, vcpus: 2 })));
+    let known = Options { counter_offset: Some(Offset(5)), ..options() };
+    let again = KvmVm::new(&kernel, &host, known).unwrap();
+    assert!(again.is_owned());
+    assert_eq!(again.count(&kernel, 0, View::Physical).unwrap(), host.count().guest(Offset(5)));
+}
+
+/// A guest hypervisor's CNTVOFF_EL2 is its own: its virtual counter is always asked for.
+#[test]
+fn a_nested_guests_virtual_counter_is_asked_for() {
+    let host = counter();
+    let kernel = Kernel::new(&host, "7.3", El2::Vhe, 1);
+    let vm = kernel.open();
+    vm.set_counter_offset(&kernel, Offset(5)).unwrap();
+    vm.set_one_reg(&kernel, 0, one_reg_id(Role::Cntvoff), 1000).unwrap();
+    kernel.calls.take();
+    assert_eq!(vm.count(&kernel, 0, View::Virtual).unwrap(), host.count().guest(Offset(1005)));
+    assert_eq!(kernel.calls.take().len(), 1);
+    assert_eq!(vm.count(&kernel, 0, View::Physical).unwrap(), host.count().guest(Offset(5)));
+    assert_eq!(kernel.calls.take(), []);
+}
+
+/// In a running() block nothing is asked of KVM: it would wait, or answer EBUSY.
+#[test]
+fn the_gate_costs_no_ioctl() {
+    let host = counter();
+    let kernel = Kernel::plain(&host);
+    let vm = kernel.open();
+    let saved = Arc::new(vm.checkpoint(&kernel, None).unwrap());
+    let plan = vm.plan(&kernel, &saved, freeze()).unwrap();
+    vm.enter(&kernel, 1).unwrap();
+    kernel.calls.take();
+    let running = GateError::Backend(KvmError::Running { vcpu: 1 });
+    assert_eq!(vm.checkpoint(&kernel, None).unwrap_err(), running);
+    assert_eq!(vm.plan(&kernel, &saved, freeze()).unwrap_err(), running);
+    assert_eq!(vm.prepare(&kernel, plan.clone(), Arc::clone(&saved)).unwrap_err(), running);
+    assert_eq!(vm.pause(&kernel, freeze()).unwrap_err(), running);
+    assert_eq!(vm.enter(&kernel, 1).unwrap_err(), running);
+    let running = KvmError::Running { vcpu: 1 };
+    assert_eq!(vm.set_counter_offset(&kernel, Offset(1)).unwrap_err(), running);
+    assert_eq!(vm.get_one_reg(&kernel, 1, one_reg_id(CVAL)).unwrap_err(), running);
+    assert_eq!(vm.set_one_reg(&kernel, 1, one_reg_id(CVAL), 1).unwrap_err(), running);
+    assert_eq!(vm.count(&kernel, 1, View::Virtual).unwrap_err(), running);
+    assert_eq!(running.errno(), libc::EBUSY);
+    assert_eq!(kernel.calls.take(), []);
+    assert!(vm.get_one_reg(&kernel, 0, one_reg_id(CVAL)).is_ok(), "the other one is stopped");
+    vm.exit(1);
+    let stale = vm.prepare(&kernel, plan, Arc::clone(&saved)).unwrap_err();
+    assert_eq!(stale, Refusal::StalePlan.into(), "running has changed its state");
+    let plan = vm.plan(&kernel, &saved, freeze()).unwrap();
+    let mut restore = vm.prepare(&kernel, plan, saved).unwrap();
+    assert_eq!(vm.enter(&kernel, 0).unwrap_err(), GateError::Closed);
+    vm.apply(&kernel, &mut restore).unwrap();
+    vm.release(&kernel, &mut restore).unwrap();
+    vm.enter(&kernel, 0).unwrap();
+}
+
+/// A vCPU in KVM_RUN outside running() is found out by the vGIC, or by the owned offset written as it is.
+#[test]
+fn a_vcpu_that_runs_unannounced() {
+    let host = counter();
+    for (gic, owned, first) in [
+        (true, false, Call::Distributor),
+        (true, true, Call::Distributor),
+        (false, true, Call::Offset(77)),
+        (false, false, Call::List),
+    ] {
+        let kernel = Kernel { gic, ..Kernel::plain(&host) };
+        let vm = KvmVm::new(&kernel, &host, impatient()).unwrap();
+        if owned {
+            vm.set_counter_offset(&kernel, Offset(77)).unwrap();
+        }
+        kernel.calls.take();
+        vm.checkpoint(&kernel, None).unwrap();
+        assert_eq!(kernel.calls.take()[0], first);
+        if first == Call::List {
+            // Nothing tells: the caller vouches.
+            continue;
+        }
+        kernel.vm.borrow_mut().enter(0).unwrap();
+        let error = vm.checkpoint(&kernel, None).unwrap_err();
+        let GateError::Backend(error @ KvmError::Busy { .. }) = error else { panic!("{error}") };
+        assert_eq!(error.errno(), libc::EBUSY);
+        assert!(error.to_string().contains("Stop every vCPU"), "{error}");
+        assert_eq!(kernel.calls.take(), [first], "no register was read");
+    }
+}
+
+#[test]
+fn a_passing_ebusy_is_waited_out() {
+    let host = counter();
+    let kernel = Kernel { gic: true, ..Kernel::plain(&host) };
+    let vm = kernel.open();
+    kernel.busy.set(200);
+    vm.set_counter_offset(&kernel, Offset(3)).unwrap();
+    assert_eq!(kernel.offset_writes(), 201);
+    kernel.busy.set(200);
+    vm.checkpoint(&kernel, None).unwrap();
+    let vm = KvmVm::new(&kernel, &host, impatient()).unwrap();
+    kernel.busy.set(1);
+    assert!(matches!(vm.set_counter_offset(&kernel, Offset(4)), Err(KvmError::Busy { .. })));
+    assert!(!vm.is_owned(), "a refused offset isn't taken for written");
+}
+
+/// A Freeze promises the counters of the last sample: each attempt at the final offset needs its own.
+#[test]
+fn a_busy_release_takes_a_new_sample() {
+    let host = counter();
+    let saved = saved(&host);
+    let target = Kernel::plain(&host);
+    let vm = target.open();
+    let plan = vm.plan(&target, &saved, freeze()).unwrap();
+    let mut restore = vm.prepare(&target, plan, Arc::clone(&saved)).unwrap();
+    vm.apply(&target, &mut restore).unwrap();
+    target.slow.set(9);
+    target.busy.set(20);
+    let report = vm.release(&target, &mut restore).unwrap();
+    assert_eq!(host.count().since(report.outcome.count), 9);
+    assert_eq!(host.count().guest(target.vm.borrow().offsets(0).unwrap().virt).0, saved.cntvct.0 + 9);
+}
+
+#[test]
+fn a_release_while_a_vcpu_runs_says_so_and_can_be_taken_again() {
+    let host = counter();
+    let saved = saved(&host);
+    let target = Kernel::plain(&host);
+    let vm = KvmVm::new(&target, &host, impatient()).unwrap();
+    let plan = vm.plan(&target, &saved, freeze()).unwrap();
+    let mut restore = vm.prepare(&target, plan, Arc::clone(&saved)).unwrap();
+    vm.apply(&target, &mut restore).unwrap();
+    target.busy.set(1);
+    let error = vm.release(&target, &mut restore).unwrap_err();
+    let GateError::Restore(RestoreError::Backend { source: KvmError::Busy { .. }, left, .. }) = error else {
+        panic!("{error}")
+    };
+    assert_eq!(left, Condition::TimersOnly);
+    vm.release(&target, &mut restore).unwrap();
+}
+
+/// Without the ioctl, or where two offsets have to be kept.
+#[test]
+fn by_value_and_a_vcpu_created_too_late() {
+    for (name, method) in [("6.1", Method::VirtualOnly), ("6.12", Method::ByValue)] {
+        let host = counter();
+        let source = Kernel::new(&host, name, El2::Absent, 2);
+        let saved = Arc::new(source.open().checkpoint(&source, None).unwrap());
+        host.advance(1_000_000);
+        let target = Kernel::new(&host, name, El2::Absent, 2);
+        let vm = target.open();
+        target.slow.set(3);
+        let plan = vm.plan(&target, &saved, freeze()).unwrap();
+        assert_eq!(plan.method, method);
+        assert!(plan.warnings.iter().any(|warning| warning.contains("KVM_CREATE_VCPU")), "{:?}", plan.warnings);
+        let mut restore = vm.prepare(&target, plan, Arc::clone(&saved)).unwrap();
+        vm.apply(&target, &mut restore).unwrap();
+        let report = vm.release(&target, &mut restore).unwrap();
+        let Written::ByValue { virt, phys } = report.written else { panic!("{:?}", report.written) };
+        let truth = target.vm.borrow().offsets(0).unwrap();
+        assert!(virt.contains(truth.virt), "{virt:?} {truth:?}");
+        assert!(phys.is_none_or(|phys| phys.contains(truth.phys)));
+        assert_eq!(target.offset_writes(), 0);
+
+        host.advance(1_000);
+        target.vm.borrow_mut().create_vcpu(host.count()).unwrap();
+        for vcpu in [0, 2] {
+            let error = vm.enter(&target, vcpu).unwrap_err();
+            assert_eq!(error, GateError::Backend(KvmError::CountersMoved { view: "virtual" }), "{name}");
+        }
+    }
+}
+
+#[test]
+fn by_value_the_first_entry_looks_and_the_others_do_not() {
+    let host = counter();
+    let source = Kernel::plain(&host);
+    let saved = Arc::new(source.open().checkpoint(&source, None).unwrap());
+    let target = Kernel::plain(&host);
+    let vm = target.open();
+    let plan = vm.plan(&target, &saved, freeze()).unwrap();
+    let mut restore = vm.prepare(&target, plan, saved).unwrap();
+    vm.apply(&target, &mut restore).unwrap();
+    vm.release(&target, &mut restore).unwrap();
+    target.calls.take();
+    vm.enter(&target, 0).unwrap();
+    assert_eq!(target.calls.take().len(), 2, "each counter once");
+    vm.enter(&target, 1).unwrap();
+    assert_eq!(target.calls.take(), []);
+}
+
+/// With an offset, a vCPU created late does no harm.
+#[test]
+fn a_late_vcpu_of_an_owned_vm() {
+    let host = counter();
+    let kernel = Kernel::plain(&host);
+    let vm = kernel.open();
+    vm.set_counter_offset(&kernel, Offset(400)).unwrap();
+    host.advance(1_000);
+    kernel.vm.borrow_mut().create_vcpu(host.count()).unwrap();
+    vm.enter(&kernel, 2).unwrap();
+    assert_eq!(vm.count(&kernel, 2, View::Virtual).unwrap(), host.count().guest(Offset(400)));
+    vm.exit(2);
+    let stale = vm.plan(&kernel, &vm.checkpoint(&kernel, None).unwrap(), freeze()).unwrap();
+    kernel.vm.borrow_mut().create_vcpu(host.count()).unwrap();
+    let saved = Arc::new(vm.checkpoint(&kernel, None).unwrap());
+    assert_eq!(vm.prepare(&kernel, stale, saved).unwrap_err(), Refusal::StalePlan.into());
+}
+
+#[test]
+fn a_vcpu_without_init_is_found_out_before_anything_is_written() {
+    let host = counter();
+    let saved = saved(&host);
+    let target = Kernel::plain(&host);
+    target.bare.set(Some(1));
+    let vm = target.open();
+    let plan = vm.plan(&target, &saved, freeze()).unwrap();
+    let error = vm.prepare(&target, plan, saved).unwrap_err();
+    assert!(error.to_string().contains("KVM_ARM_VCPU_INIT comes first"), "{error}");
+    let GateError::Restore(RestoreError::Backend { left, .. }) = error else { panic!("{error}") };
+    assert_eq!((left, target.offset_writes()), (Condition::Untouched, 0));
+    vm.enter(&target, 0).unwrap();
+}
+
+/// A protected VM's counters can't be moved. Newer kernels say so; older ones take the offset and do nothing.
+#[test]
+fn a_protected_vm_is_refused() {
+    let host = counter();
+    let saved = saved(&host);
+
+    let target = Kernel::plain(&host);
+    target.offset_errno.set(Some(libc::EINVAL));
+    let vm = target.open();
+    let plan = vm.plan(&target, &saved, freeze()).unwrap();
+    let error = vm.prepare(&target, plan, Arc::clone(&saved)).unwrap_err();
+    assert!(error.to_string().contains("protected VM"), "{error}");
+    assert!(error.to_string().contains("the VM is as it was"), "{error}");
+    assert!(!vm.is_owned());
+
+    let target = Kernel::plain(&host);
+    target.offset_lost.set(true);
+    let vm = target.open();
+    let plan = vm.plan(&target, &saved, freeze()).unwrap();
+    let mut restore = vm.prepare(&target, plan, Arc::clone(&saved)).unwrap();
+    let error = vm.apply(&target, &mut restore).unwrap_err();
+    let GateError::Restore(RestoreError::ReadBack { register, .. }) = error else { panic!("{error}") };
+    assert_eq!(register, "the counter offset");
+}
+
+#[test]
+fn another_processs_vm_is_explained() {
+    let host = counter();
+    let kernel = Kernel::plain(&host);
+    let vm = kernel.open();
+    kernel.errno.set(Some(libc::EIO));
+    let error = vm.get_one_reg(&kernel, 0, one_reg_id(CVAL)).unwrap_err();
+    assert_eq!(error.errno(), libc::EIO);
+    assert!(error.to_string().contains("VMM's own process"), "{error}");
+    let error = KvmVm::new(&kernel, &host, options()).unwrap_err();
+    assert!(error.to_string().contains("VMM's own process"), "{error}");
+}
+
+#[test]
+fn an_absent_register_and_a_missing_ioctl() {
+    let host = counter();
+    let kernel = Kernel::new(&host, "6.1", El2::Absent, 1);
+    let vm = kernel.open();
+    let id = one_reg_id(Role::Count(View::Physical));
+    assert_eq!(vm.get_one_reg(&kernel, 0, id).unwrap_err(), KvmError::NoSuchOneReg { vcpu: 0, id });
+    assert_eq!(vm.count(&kernel, 0, View::Physical).unwrap().0, host.count().0, "nobody can have moved it");
+    kernel.calls.take();
+    assert_eq!(vm.set_counter_offset(&kernel, Offset(1)).unwrap_err(), KvmError::NoCounterOffset);
+    assert_eq!(kernel.calls.take(), []);
+    let known = Options { counter_offset: Some(Offset(5)), ..options() };
+    assert_eq!(KvmVm::new(&kernel, &host, known).unwrap_err(), KvmError::NoCounterOffset);
+    let saved = vm.checkpoint(&kernel, None).unwrap();
+    let adopt = Request { views: Views::AdoptVirtual, ..freeze() };
+    let refused = vm.plan(&kernel, &saved, adopt).unwrap_err();
+    assert!(matches!(refused, GateError::Restore(RestoreError::Refused(Refusal::CapabilityMissing { .. }))));
+}
+
+#[test]
+fn a_timer_as_its_guest_sees_it() {
+    let host = counter();
+    let kernel = Kernel::plain(&host);
+    let vm = kernel.open();
+    vm.set_counter_offset(&kernel, Offset(0)).unwrap();
+    let due = host.count().0 + 500;
+    vm.set_one_reg(&kernel, 0, one_reg_id(CVAL), due).unwrap();
+    vm.set_one_reg(&kernel, 0, one_reg_id(CTL), 1).unwrap();
+    let expected = kernel.vm.borrow().timer(0, Timer::Vtimer, host.count()).unwrap();
+    assert_eq!(vm.timer(&kernel, 0, Timer::Vtimer).unwrap(), expected);
+    assert_eq!(vm.next_deadline(&kernel, 0).unwrap(), due);
+    assert_eq!(vm.next_deadline(&kernel, 1).unwrap(), u64::MAX);
+    let list = vm.reg_list(&kernel, 0).unwrap();
+    assert_eq!(list, kernel.vm.borrow().reg_list(0).unwrap(), "the timers' alone");
+}
+
+/// Before there is a vCPU, a VMM may opt in: then no vCPU's creation moves the counters.
+#[test]
+fn a_vm_without_vcpus_can_opt_in() {
+    let host = counter();
+    let kernel = Kernel::new(&host, "6.12", El2::Absent, 0);
+    let vm = KvmVm::new(&kernel, &host, options()).unwrap();
+    vm.set_counter_offset(&kernel, Offset(9)).unwrap();
+    kernel.vm.borrow_mut().create_vcpu(host.count()).unwrap();
+    assert_eq!(vm.count(&kernel, 0, View::Virtual).unwrap(), host.count().guest(Offset(9)));
+    assert!(vm.probed(&kernel).unwrap().physical_timer);
+}
+
+/// In place: the same plan and report, without a checkpoint.
+#[test]
+fn a_pause_in_place() {
+    let host = counter();
+    let kernel = Kernel::plain(&host);
+    let vm = kernel.open();
+    vm.set_counter_offset(&kernel, Offset(0)).unwrap();
+    let before = vm.count(&kernel, 0, View::Virtual).unwrap();
+    let pause = vm.pause(&kernel, freeze()).unwrap();
+    assert_eq!(vm.enter(&kernel, 0).unwrap_err(), GateError::Closed);
+    host.advance(123_456);
+    let report = vm.resume(&kernel, &pause).unwrap();
+    assert_eq!((report.outcome.cntvct, vm.count(&kernel, 0, View::Virtual).unwrap()), (before, before));
+    vm.enter(&kernel, 0).unwrap();
+}

@@ -1,0 +1,213 @@
+//! What the model's and KVM's VMs share: the time in a guest, pauses, and the steps of a restore.
+
+use crate::errors::OrRaise;
+use crate::kvm::PyKvmVm;
+use crate::policy::AnyPolicy;
+use crate::restore::{PyReport, request};
+use crate::vm::PyVm;
+use guestclock_core::checkpoint::Checkpoint;
+use guestclock_core::counter::HostCount;
+use guestclock_core::gate::{OpenPause, OpenRestore};
+use guestclock_core::plan::{Plan, Request};
+use guestclock_core::restore::Report;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::sync::MutexExt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A VM of either kind.
+#[derive(FromPyObject)]
+pub(crate) enum AnyVm {
+    /// The model.
+    Model(Py<PyVm>),
+    /// KVM's.
+    Kvm(Py<PyKvmVm>),
+}
+
+/// Time is injected into the model alone.
+fn only_now(now: Option<HostCount>) -> PyResult<()> {
+    let refuse = |_| Err(PyValueError::new_err("now= is for the model: KVM's time is the host's, and now"));
+    now.map_or(Ok(()), refuse)
+}
+
+impl AnyVm {
+    pub(crate) fn clone_ref(&self, py: Python<'_>) -> Self {
+        match self {
+            Self::Model(vm) => Self::Model(vm.clone_ref(py)),
+            Self::Kvm(vm) => Self::Kvm(vm.clone_ref(py)),
+        }
+    }
+
+    pub(crate) fn plan(
+        &self,
+        py: Python<'_>,
+        checkpoint: &Checkpoint,
+        request: Request,
+        now: Option<HostCount>,
+    ) -> PyResult<Plan> {
+        match self {
+            Self::Model(vm) => vm.get().live.plan(checkpoint, request, now).or_raise(),
+            Self::Kvm(vm) => {
+                only_now(now)?;
+                vm.get().with(py, |vm, fds| vm.plan(fds, checkpoint, request))
+            }
+        }
+    }
+
+    pub(crate) fn prepare(
+        &self,
+        py: Python<'_>,
+        plan: Plan,
+        checkpoint: Arc<Checkpoint>,
+        now: Option<HostCount>,
+    ) -> PyResult<OpenRestore> {
+        match self {
+            Self::Model(vm) => vm.get().live.prepare(plan, checkpoint, now).or_raise(),
+            Self::Kvm(vm) => {
+                only_now(now)?;
+                vm.get().with(py, |vm, fds| vm.prepare(fds, plan, checkpoint))
+            }
+        }
+    }
+
+    pub(crate) fn apply(&self, py: Python<'_>, open: &mut OpenRestore, now: Option<HostCount>) -> PyResult<()> {
+        match self {
+            Self::Model(vm) => vm.get().live.apply(open, now).or_raise(),
+            Self::Kvm(vm) => {
+                only_now(now)?;
+                vm.get().with(py, |vm, fds| vm.apply(fds, open))
+            }
+        }
+    }
+
+    pub(crate) fn release(&self, py: Python<'_>, open: &mut OpenRestore, now: Option<HostCount>) -> PyResult<Report> {
+        match self {
+            Self::Model(vm) => vm.get().live.release(open, now).or_raise(),
+            Self::Kvm(vm) => {
+                only_now(now)?;
+                vm.get().with(py, |vm, fds| vm.release(fds, open))
+            }
+        }
+    }
+
+    fn pause(&self, py: Python<'_>, request: Request) -> PyResult<OpenPause> {
+        match self {
+            Self::Model(vm) => vm.get().live.pause(request).or_raise(),
+            Self::Kvm(vm) => vm.get().with(py, |vm, fds| vm.pause(fds, request)),
+        }
+    }
+
+    fn resume(&self, py: Python<'_>, pause: &OpenPause) -> PyResult<Report> {
+        match self {
+            Self::Model(vm) => vm.get().live.resume(pause).or_raise(),
+            Self::Kvm(vm) => vm.get().with(py, |vm, fds| vm.resume(fds, pause)),
+        }
+    }
+
+    fn enter(&self, py: Python<'_>, vcpu: usize) -> PyResult<()> {
+        match self {
+            Self::Model(vm) => vm.get().live.enter(vcpu).or_raise(),
+            Self::Kvm(vm) => vm.get().with(py, |vm, fds| vm.enter(fds, vcpu)),
+        }
+    }
+
+    fn exit(&self, py: Python<'_>, vcpu: usize) -> PyResult<()> {
+        match self {
+            Self::Model(vm) => vm.get().live.exit(vcpu).or_raise(),
+            Self::Kvm(vm) => {
+                vm.get().exit(py, vcpu);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The time that a vCPU spends in its guest.
+#[pyclass(frozen, name = "Running", module = "guestclock")]
+pub(crate) struct PyRunning {
+    vm: AnyVm,
+    vcpu: usize,
+}
+
+impl PyRunning {
+    pub(crate) const fn new(vm: AnyVm, vcpu: usize) -> Self {
+        Self { vm, vcpu }
+    }
+}
+
+#[pymethods]
+impl PyRunning {
+    fn __enter__(&self, py: Python<'_>) -> PyResult<()> {
+        self.vm.enter(py, self.vcpu)
+    }
+
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        _exc_type: &Bound<'_, PyAny>,
+        _exc: &Bound<'_, PyAny>,
+        _tb: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        self.vm.exit(py, self.vcpu)
+    }
+}
+
+enum PauseState {
+    New,
+    Paused(Box<OpenPause>),
+    Done(Py<PyReport>),
+}
+
+/// A pause in place: what `paused` returns.
+#[pyclass(frozen, name = "Paused", module = "guestclock")]
+pub(crate) struct PyPaused {
+    vm: AnyVm,
+    request: Request,
+    /// Waited for as a restore's is (`restore.rs`).
+    state: Mutex<PauseState>,
+}
+
+impl PyPaused {
+    pub(crate) fn new(vm: AnyVm, policy: Option<AnyPolicy>, views: &str) -> PyResult<Self> {
+        let request = request(policy, views, None, None, false)?;
+        Ok(Self { vm, request, state: Mutex::new(PauseState::New) })
+    }
+}
+
+#[pymethods]
+impl PyPaused {
+    /// What was done when the pause ended.
+    #[getter]
+    fn report(&self, py: Python<'_>) -> PyResult<Py<PyReport>> {
+        match &*self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner) {
+            PauseState::Done(report) => Ok(report.clone_ref(py)),
+            _ => Err(PyRuntimeError::new_err("the pause isn't over: there is no report yet")),
+        }
+    }
+
+    fn __enter__(slf: Py<Self>, py: Python<'_>) -> PyResult<Py<Self>> {
+        let this = slf.get();
+        let mut state = this.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
+        if !matches!(*state, PauseState::New) {
+            return Err(PyRuntimeError::new_err("a pause is entered once: call paused() again"));
+        }
+        *state = PauseState::Paused(Box::new(this.vm.pause(py, this.request)?));
+        drop(state);
+        Ok(slf)
+    }
+
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        _exc_type: &Bound<'_, PyAny>,
+        _exc: &Bound<'_, PyAny>,
+        _tb: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let mut state = self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
+        if let PauseState::Paused(pause) = &*state {
+            let report = self.vm.resume(py, pause)?;
+            *state = PauseState::Done(Py::new(py, PyReport::from(report))?);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,346 @@
+//! A VM on KVM.
+
+use crate::checkpoint::PyCheckpoint;
+use crate::counters::PyHostCounter;
+use crate::errors::{IntoPyErr, OrRaise, typed};
+use crate::guest::{AnyVm, PyPaused, PyRunning};
+use crate::policy::AnyPolicy;
+use crate::records;
+use crate::registers;
+use crate::vm::{count, modular};
+use guestclock_core::counter::{Counter, HostCount, Offset};
+use guestclock_core::kernel::{CtlReadback, ListOrder};
+use guestclock_core::sysreg::View;
+use guestclock_linux::counter::{HostCounter, Source};
+use guestclock_linux::kvm::cpu;
+use guestclock_linux::kvm::error::KvmError;
+use guestclock_linux::kvm::fds::Fds;
+use guestclock_linux::kvm::kind::{self, Kind};
+use guestclock_linux::kvm::vm::{KvmVm, Options, Probed};
+use pyo3::exceptions::PyValueError;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::sync::MutexExt;
+use pyo3::types::PyDict;
+use std::env::consts::ARCH;
+use std::os::fd::RawFd;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// A descriptor, borrowed: a number, or an object that is asked for its number at each call.
+enum Descriptor {
+    Number(RawFd),
+    Object(Py<PyAny>),
+}
+
+impl<'py> FromPyObject<'_, 'py> for Descriptor {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        if object.hasattr(intern!(object.py(), "fileno"))? {
+            return Ok(Self::Object(object.to_owned().unbind()));
+        }
+        object.extract().map(Self::Number)
+    }
+}
+
+impl Descriptor {
+    fn number(&self, py: Python<'_>) -> PyResult<RawFd> {
+        match self {
+            Self::Number(number) => Ok(*number),
+            Self::Object(object) => object.bind(py).call_method0(intern!(py, "fileno"))?.extract(),
+        }
+    }
+
+    /// Refuses what isn't of this kind, where that can be told.
+    fn expect(&self, py: Python<'_>, kind: Kind) -> PyResult<()> {
+        kind::expect(kind, self.number(py)?).map_err(|error| match error.raw_os_error() {
+            Some(_) => KvmError::of("a look at the descriptor", &error).into_pyerr(),
+            None => PyValueError::new_err(error.to_string()),
+        })
+    }
+}
+
+/// The clocks of a VM on KVM, through its descriptors and those of its vCPUs.
+///
+/// `vm_fd` and each of `vcpu_fds` is an int, or an object with `fileno()`, which is kept and asked anew at each call. They
+/// are borrowed and never closed. `gic_fd` is the in-kernel vGIC's: with it, a vCPU that runs is found out before anything
+/// is read or written. `counter_offset` is for a VM that has opted in already: KVM can't be asked for its offset.
+/// `busy_timeout_ms` is how long KVM's EBUSY is waited out.
+///
+/// Every vCPU must be initialised (KVM_ARM_VCPU_INIT), and none may run, when this is made. It finds out what this KVM does
+/// by asking it, and writes nothing. The interpreter's lock is released in every ioctl. CapabilityMissing where this
+/// isn't arm64.
+#[pyclass(frozen, name = "KvmVm", module = "guestclock")]
+pub(crate) struct PyKvmVm {
+    vm: KvmVm<HostCounter>,
+    counter: Py<PyHostCounter>,
+    vm_fd: Descriptor,
+    gic_fd: Option<Descriptor>,
+    /// Grows by `add_vcpu`. Never held while Python code runs.
+    vcpu_fds: Mutex<Vec<Descriptor>>,
+}
+
+fn not_here() -> PyErr {
+    let message = format!("KvmVm needs arm64's KVM, and this program runs on {ARCH}: `Vm` models it anywhere");
+    typed("CapabilityMissing", &message, |fields| fields.set_item("capability", "kvm"))
+}
+
+impl PyKvmVm {
+    /// The descriptors' numbers of this moment.
+    fn fds(&self, py: Python<'_>) -> PyResult<Fds> {
+        let objects: Vec<Descriptor> = {
+            let vcpus = self.vcpu_fds.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
+            let copy = |vcpu: &Descriptor| match vcpu {
+                Descriptor::Number(number) => Descriptor::Number(*number),
+                Descriptor::Object(object) => Descriptor::Object(object.clone_ref(py)),
+            };
+            vcpus.iter().map(copy).collect()
+        };
+        borrow(py, &self.vm_fd, &objects, self.gic_fd.as_ref())
+    }
+
+    /// Works on the VM without the interpreter's lock.
+    pub(crate) fn with<T: Send, E: IntoPyErr + Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&KvmVm<HostCounter>, &Fds) -> Result<T, E> + Send,
+    ) -> PyResult<T> {
+        let fds = self.fds(py)?;
+        py.detach(|| work(&self.vm, &fds)).or_raise()
+    }
+
+    pub(crate) fn exit(&self, py: Python<'_>, vcpu: usize) {
+        py.detach(|| self.vm.exit(vcpu));
+    }
+
+    fn view(&self, py: Python<'_>, vcpu: usize, view: View, now: Option<u64>) -> PyResult<u64> {
+        self.with(py, |vm, fds| match count(now) {
+            None => vm.count(fds, vcpu, view),
+            Some(now) => vm.count_at(fds, vcpu, view, now),
+        })
+        .map(|guest| guest.0)
+    }
+
+    fn probed(&self, py: Python<'_>) -> PyResult<Probed> {
+        self.with(py, KvmVm::probed)
+    }
+}
+
+fn borrow(py: Python<'_>, vm: &Descriptor, vcpus: &[Descriptor], gic: Option<&Descriptor>) -> PyResult<Fds> {
+    let vcpus = vcpus.iter().map(|vcpu| vcpu.number(py)).collect::<PyResult<_>>()?;
+    let gic = gic.map(|gic| gic.number(py)).transpose()?;
+    let vm = vm.number(py)?;
+    #[expect(unsafe_code, reason = "only the VMM knows that its descriptors are KVM's, and stay so")]
+    // SAFETY: their kinds were looked at when they were given; that they stay open is what the class asks of its user, as
+    // Python's own `fcntl.ioctl` does.
+    unsafe { Fds::new(vm, vcpus, gic) }.ok_or_else(not_here)
+}
+
+#[pymethods]
+impl PyKvmVm {
+    #[new]
+    #[pyo3(signature = (vm_fd, vcpu_fds, *, gic_fd=None, counter_offset=None, busy_timeout_ms=50))]
+    fn new(
+        py: Python<'_>,
+        vm_fd: Bound<'_, PyAny>,
+        vcpu_fds: Bound<'_, PyAny>,
+        gic_fd: Option<Bound<'_, PyAny>>,
+        counter_offset: Option<Bound<'_, PyAny>>,
+        busy_timeout_ms: u64,
+    ) -> PyResult<Self> {
+        if cfg!(not(target_arch = "aarch64")) {
+            return Err(not_here());
+        }
+        let vm_fd: Descriptor = vm_fd.extract()?;
+        vm_fd.expect(py, Kind::Vm)?;
+        let vcpu_fds: Vec<Descriptor> = vcpu_fds.try_iter()?.map(|fd| fd?.extract()).collect::<PyResult<_>>()?;
+        for fd in &vcpu_fds {
+            fd.expect(py, Kind::Vcpu)?;
+        }
+        let gic_fd: Option<Descriptor> = gic_fd.map(|fd| fd.extract()).transpose()?;
+        gic_fd.iter().try_for_each(|fd| fd.expect(py, Kind::Vgic))?;
+        let counter_offset = counter_offset.map(|offset| modular(&offset, "an offset")).transpose()?.map(Offset);
+        let options = Options {
+            counter_offset,
+            busy_timeout: Duration::from_millis(busy_timeout_ms),
+            physical_offset_untrapped: cpu::physical_offset_untrapped(),
+        };
+        let counter = HostCounter::new(Source::CntvctEl0).or_raise()?;
+        let fds = borrow(py, &vm_fd, &vcpu_fds, gic_fd.as_ref())?;
+        let vm = py.detach(|| KvmVm::new(&fds, counter, options)).or_raise()?;
+        let counter = Py::new(py, PyHostCounter::from(counter))?;
+        Ok(Self { vm, counter, vm_fd, gic_fd, vcpu_fds: Mutex::new(vcpu_fds) })
+    }
+
+    /// How many vCPUs.
+    #[getter]
+    fn vcpus(&self, py: Python<'_>) -> usize {
+        self.vcpu_fds.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// The counter that the guest's are offset from: CNTVCT_EL0 of the host.
+    #[getter]
+    fn counter(&self, py: Python<'_>) -> Py<PyHostCounter> {
+        self.counter.clone_ref(py)
+    }
+
+    /// The guest's CNTFRQ_EL0, in Hz: the host's.
+    #[getter]
+    fn frequency_hz(&self) -> u64 {
+        self.vm.counter().frequency().hz()
+    }
+
+    /// Whether the guest has EL2.
+    #[getter]
+    fn nested(&self, py: Python<'_>) -> PyResult<bool> {
+        Ok(self.probed(py)?.nested)
+    }
+
+    /// Whether the VM has opted in to one counter offset, for good, as far as guestclock knows.
+    #[getter]
+    fn owned(&self) -> bool {
+        self.vm.is_owned()
+    }
+
+    /// What can be done for this VM's clocks.
+    #[getter]
+    fn capabilities<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let abilities = self.vm.abilities();
+        let probed = self.probed(py)?;
+        let told = |there: bool, what: &str, missing: &str| {
+            let reason =
+                if there { format!("this VM has {what}") } else { format!("this VM hasn't {what}: {missing}") };
+            records::support(py, Some(there), &reason)
+        };
+        let untrapped = match abilities.physical_offset_untrapped {
+            Some(false) => "the CPU has no CNTPOFF_EL2: with a physical offset CNTPCT_EL0 and the physical timer trap",
+            _ => "the CPU may have CNTPOFF_EL2, which KVM uses where the host's kernel runs at EL2: nothing tells",
+        };
+        let (quiescence, how) = match (&self.gic_fd, self.vm.is_owned()) {
+            (Some(_), _) => (Some(true), "the vGIC's distributor is read, which answers EBUSY while any vCPU runs"),
+            (None, true) => {
+                (Some(true), "the offset is written again as it is, which answers EBUSY while any vCPU runs")
+            }
+            (None, false) => (
+                None,
+                "without gic_fd= and without an owned offset nothing tells: whoever calls vouches for stopped vCPUs",
+            ),
+        };
+        records::capabilities(
+            py,
+            [
+                told(abilities.counter_offset, "KVM_CAP_COUNTER_OFFSET", "it needs Linux 6.4")?,
+                told(probed.physical_timer, "the KVM_REG_ARM_PTIMER_* registers", "they need Linux 6.4")?,
+                records::support(py, abilities.physical_offset_untrapped, untrapped)?,
+                records::support(py, quiescence, how)?,
+                told(probed.nested, "EL2 in its guest", "its vCPUs were made without KVM_ARM_VCPU_HAS_EL2")?,
+            ],
+        )
+    }
+
+    /// What this KVM was found to do, where kernels differ, as plain Python values. None where its vCPU doesn't show it.
+    #[getter]
+    fn behaviours<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let probed = self.probed(py)?;
+        let fields = PyDict::new(py);
+        fields.set_item("counter_offset", self.vm.abilities().counter_offset)?;
+        fields.set_item("physical_timer", probed.physical_timer)?;
+        let order = |order| if order == ListOrder::Grouped { "grouped" } else { "by-encoding" };
+        fields.set_item("list_order", probed.list_order.map(order))?;
+        let readback = |readback| if readback == CtlReadback::Computed { "computed" } else { "stored" };
+        fields.set_item("ctl_readback", probed.ctl_readback.map(readback))?;
+        fields.set_item("nested", probed.nested)?;
+        Ok(fields)
+    }
+
+    /// Adds a vCPU that was created later, and returns its index.
+    ///
+    /// Creating it has moved the counters of a VM that hasn't opted in: after a restore by value `running` then raises
+    /// CountersMoved.
+    fn add_vcpu(&self, py: Python<'_>, vcpu_fd: Bound<'_, PyAny>) -> PyResult<usize> {
+        let fd: Descriptor = vcpu_fd.extract()?;
+        fd.expect(py, Kind::Vcpu)?;
+        let mut fds = self.vcpu_fds.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
+        fds.push(fd);
+        Ok(fds.len() - 1)
+    }
+
+    /// KVM_ARM_SET_COUNTER_OFFSET: one offset for both counters of all vCPUs, in ticks, subtracted from the host's count.
+    ///
+    /// There is no way back: from now on counter values that are set are ignored. VcpuRunning (EBUSY) while a vCPU
+    /// runs. `offset` is any integer from -2**63 up to 2**64, taken modulo 2**64.
+    fn set_counter_offset(&self, py: Python<'_>, offset: &Bound<'_, PyAny>) -> PyResult<()> {
+        let offset = Offset(modular(offset, "an offset")?);
+        self.with(py, |vm, fds| vm.set_counter_offset(fds, offset))
+    }
+
+    /// What the vCPU's guest reads from CNTVCT_EL0. Without an ioctl once the offset is owned; then also for the host's count
+    /// `now` (else ValueError).
+    #[pyo3(signature = (vcpu, now=None))]
+    fn cntvct(&self, py: Python<'_>, vcpu: usize, now: Option<u64>) -> PyResult<u64> {
+        self.view(py, vcpu, View::Virtual, now)
+    }
+
+    /// What the vCPU's guest reads from CNTPCT_EL0: see `cntvct`.
+    #[pyo3(signature = (vcpu, now=None))]
+    fn cntpct(&self, py: Python<'_>, vcpu: usize, now: Option<u64>) -> PyResult<u64> {
+        self.view(py, vcpu, View::Physical, now)
+    }
+
+    /// KVM_GET_ONE_REG: `reg` is a `Reg` or its number. VcpuRunning in the vCPU's `running` block, since KVM would wait.
+    fn get_one_reg(&self, py: Python<'_>, vcpu: usize, reg: u64) -> PyResult<u64> {
+        self.with(py, |vm, fds| vm.get_one_reg(fds, vcpu, reg))
+    }
+
+    /// KVM_SET_ONE_REG. A counter's value moves the whole VM's, unless the VM has opted in: then it is ignored.
+    fn set_one_reg(&self, py: Python<'_>, vcpu: usize, reg: u64, value: &Bound<'_, PyAny>) -> PyResult<()> {
+        let value = modular(value, "a register's value")?;
+        self.with(py, |vm, fds| vm.set_one_reg(fds, vcpu, reg, value))
+    }
+
+    /// The timer registers of the vCPU, in KVM_GET_REG_LIST's order.
+    fn reg_list(&self, py: Python<'_>, vcpu: usize) -> PyResult<Vec<u64>> {
+        self.with(py, |vm, fds| vm.reg_list(fds, vcpu))
+    }
+
+    /// One timer as its guest sees it now.
+    fn timer<'py>(&self, py: Python<'py>, vcpu: usize, timer: usize) -> PyResult<Bound<'py, PyAny>> {
+        let timer = registers::timer(timer)?;
+        records::timer_state(py, self.with(py, |vm, fds| vm.timer(fds, vcpu, timer))?)
+    }
+
+    /// The host count at which the first of the vCPU's timer lines goes high by itself; None if none will.
+    fn next_deadline(&self, py: Python<'_>, vcpu: usize) -> PyResult<Option<u64>> {
+        self.with(py, |vm, fds| vm.next_deadline(fds, vcpu)).map(records::deadline)
+    }
+
+    /// A context manager for the time that the vCPU spends in its guest: a VMM wraps KVM_RUN in this.
+    ///
+    /// While it is held, checkpoints and restores raise VcpuRunning without an ioctl. RestoreOpen while a restore or pause
+    /// isn't finished.
+    fn running(slf: Py<Self>, vcpu: usize) -> PyRunning {
+        PyRunning::new(AnyVm::Kvm(slf), vcpu)
+    }
+
+    /// Saves the VM's guest time. VcpuRunning (EBUSY) while a vCPU runs, as far as `capabilities.quiescence_check` goes.
+    ///
+    /// `stopped_at` is the host's count when the last vCPU left its guest, from a VMM that knows it: ValueError if that
+    /// lies after the checkpoint.
+    #[pyo3(signature = (*, stopped_at=None))]
+    fn checkpoint(&self, py: Python<'_>, stopped_at: Option<u64>) -> PyResult<PyCheckpoint> {
+        let stopped_at: Option<HostCount> = count(stopped_at);
+        self.with(py, |vm, fds| vm.checkpoint(fds, stopped_at)).map(PyCheckpoint::from)
+    }
+
+    /// A context manager that keeps the VM from running and, at its end, treats the time in it as `policy` says.
+    #[pyo3(signature = (policy=None, *, views="preserve"))]
+    fn paused(slf: Py<Self>, policy: Option<AnyPolicy>, views: &str) -> PyResult<PyPaused> {
+        PyPaused::new(AnyVm::Kvm(slf), policy, views)
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> String {
+        let owned = if self.owned() { ", owned" } else { "" };
+        format!("<KvmVm of {} vCPUs{owned}>", self.vcpus(py))
+    }
+}

@@ -1,0 +1,405 @@
+"""The judge of the payload's log, on logs that tell a whole story, and on the same with one thing wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from guestclock.payload import Host, Kind, Log, NotALog, Pause, Record, Verdict, check_log, image, layout, read_log
+from guestclock.promise import Interval
+
+HZ = 62_500_000
+PERIOD = HZ // 50
+AWAY = 2 * HZ
+CAP_NS = 500_000_000
+ROUND = 4
+
+
+@dataclass
+class Story:
+    """What happened on a host: two vCPUs take turns, are away in the middle, and go on."""
+
+    policy: str = "freeze"
+    start: int = 7_000_000_000
+    """Where the guest's counters begin: below 2^64 by less than the story takes, they wrap."""
+    records: list[list[Record]] = field(default_factory=lambda: [[], []])
+    brackets: list[list[Interval]] = field(default_factory=lambda: [[], []])
+    pauses: list[Pause] = field(default_factory=list)
+    offset: int = 0
+    now: int = 90_000_000_000
+    last: int = 0
+
+    def __post_init__(self) -> None:
+        self.offset = self.now - self.start
+        self._rounds()
+        self._pause()
+        self._fire()
+        self._rounds()
+
+    def count(self) -> int:
+        self.now += 3
+        return (self.now - self.offset) % 2**64
+
+    def _rounds(self) -> None:
+        for number in range(3):
+            for vcpu in (0, 1):
+                for _ in range(ROUND):
+                    low = self.now = self.now + 1_000
+                    self.now += 40
+                    sample = Record(Kind.SAMPLED, cntvct := self.count(), self.count(), last_cntvct=self.last)
+                    self.last = cntvct
+                    self.now += 60
+                    self.records[vcpu].append(sample)
+                    self.brackets[vcpu].append(Interval(low, self.now))
+                cntvct = self.count()
+                armed = Record(Kind.ARMED, cntvct, self.count(), cval=(cntvct + PERIOD) % 2**64)
+                self.records[vcpu].append(armed)
+            if number < 2:
+                self._fire()
+
+    def _fire(self) -> None:
+        for vcpu in (0, 1):
+            deadline = self.records[vcpu][-1].cval
+            self.now += max(0, (deadline - self.count() + 2**63) % 2**64 - 2**63) + 500
+            fired = Record(Kind.FIRED, self.count(), self.count(), cval=deadline, interrupt=27, ctl=5)
+            self.records[vcpu].append(fired)
+
+    def _pause(self) -> None:
+        taken = Interval(self.now, self.now + 50)
+        self.now += 25 + AWAY
+        released = Interval(self.now - 10, self.now + 10)
+        hidden = {"freeze": AWAY, "advance": 0, "capped": AWAY - CAP_NS * HZ // 10**9}[self.policy]
+        self.offset += hidden
+        policy, max_ns = ("advance", CAP_NS) if self.policy == "capped" else (self.policy, None)
+        self.pauses.append(Pause(taken, released, policy, max_ns))  # type: ignore[arg-type]
+
+    def host(self) -> Host:
+        return Host(HZ, self.brackets, self.pauses, ended=self.now)
+
+    def memory(self, *, at: int = 0) -> bytearray:
+        memory = bytearray(at + layout.IMAGE_SIZE)
+        raw = image()
+        memory[at : at + len(raw)] = raw
+        for vcpu, records in enumerate(self.records):
+            area = at + layout.AREAS + vcpu * layout.AREA_SIZE
+            state = (layout.AREA_MAGIC, layout.Command.ALARM, len(records), HZ, 0x8000_0000 + vcpu, 0, 0, 0, 0, 0, 0, 0)
+            layout.AREA_FORMAT.pack_into(memory, area, *state)
+            for number, record in enumerate(records):
+                layout.RECORD_FORMAT.pack_into(
+                    memory,
+                    area + layout.RECORDS_AT + number % layout.RECORDS * layout.RECORD_FORMAT.size,
+                    record.kind,
+                    record.interrupt,
+                    record.ctl,
+                    number,
+                    record.cntvct,
+                    record.cntpct,
+                    record.last_cntvct if record.kind is Kind.SAMPLED else record.cval,
+                )
+        return memory
+
+    def log(self) -> Log:
+        return read_log(self.memory())
+
+    def judged(self, **options: Any) -> Verdict:
+        return check_log(self.log(), host=self.host(), **options)
+
+    def change(self, vcpu: int, index: int, **fields: Any) -> None:
+        self.records[vcpu][index] = dataclasses.replace(self.records[vcpu][index], **fields)
+
+    def move(self, vcpu: int, ticks: int, *views: str, since: int = 0) -> None:
+        """Have counters of a vCPU read otherwise from a record on."""
+        for index in range(since % len(self.records[vcpu]), len(self.records[vcpu])):
+            record = self.records[vcpu][index]
+            moved = {view: (getattr(record, view) + ticks) % 2**64 for view in views}
+            # The interrupt of an alarm that was set before keeps its deadline.
+            if "cntvct" in views and (record.kind is Kind.ARMED or (record.kind is Kind.FIRED and index > since)):
+                moved["cval"] = (record.cval + ticks) % 2**64
+            self.change(vcpu, index, **moved)
+
+    def move_both(self, ticks: int, *views: str) -> None:
+        """Have counters of both read otherwise since the pause."""
+        for vcpu in (0, 1):
+            self.move(vcpu, ticks, *views, since=self.after_pause(vcpu))
+
+    def index(self, vcpu: int, kind: Kind, which: int = 0) -> int:
+        return [index for index, record in enumerate(self.records[vcpu]) if record.kind is kind][which]
+
+    def after_pause(self, vcpu: int) -> int:
+        """The first record after the pause: the interrupt of an alarm that was set before."""
+        return self.index(vcpu, Kind.FIRED, 2)
+
+
+@pytest.mark.parametrize("policy", ["freeze", "advance", "capped"])
+@pytest.mark.parametrize("start", [7_000_000_000, 2**64 - PERIOD])
+def test_a_sound_log_has_nothing_wrong(policy: str, start: int) -> None:
+    story = Story(policy, start)
+    assert story.log().vcpus[0].records == story.records[0]  # type: ignore[union-attr]
+    verdict = story.judged()
+    assert verdict.findings == []
+    assert verdict.ok
+    assert [(figures.samples, figures.alarms, figures.interrupts) for figures in verdict.vcpus] == [(24, 6, 5)] * 2
+    assert [(gap.pause, gap.vcpu, gap.view, gap.error_ticks) for gap in verdict.gaps] == [
+        (1, vcpu, view, 0) for view in ("cntvct", "cntpct") for vcpu in (0, 1)
+    ]
+    hidden = {"freeze": AWAY, "advance": 0, "capped": AWAY - HZ // 2}[policy]
+    for gap in verdict.gaps:
+        assert gap.shift_ticks[0] <= hidden <= gap.shift_ticks[1]
+    assert {skew.error_ticks for skew in verdict.skews} == {0}
+    assert len(verdict.skews) == 5
+    # Without the host's side the rest is still judged.
+    alone = check_log(story.log())
+    assert alone.ok
+    assert alone.gaps == []
+    assert json.loads(json.dumps(verdict.to_dict()))["schema"] == "guestclock.check-log/1"
+
+
+def lose(story: Story) -> None:
+    del story.records[0][story.index(0, Kind.FIRED, 1)]
+
+
+def lose_the_last(story: Story) -> None:
+    story.now += 2 * HZ
+
+
+def double(story: Story) -> None:
+    index = story.index(1, Kind.FIRED, 1)
+    story.records[1].insert(index, story.records[1][index])
+
+
+def ring_early(story: Story) -> None:
+    index = story.index(0, Kind.FIRED, 0)
+    cntvct = story.records[0][index].cval - 1
+    story.change(0, index, cntvct=cntvct, cntpct=cntvct + 3)
+
+
+def another_deadline(story: Story) -> None:
+    story.change(0, story.after_pause(0), cval=story.records[0][story.after_pause(0)].cval - 100)
+
+
+def another_interrupt(story: Story) -> None:
+    index = story.index(0, Kind.FIRED, 1)
+    story.records[0].insert(index, dataclasses.replace(story.records[0][index], kind=Kind.OTHER_IRQ, interrupt=30))
+
+
+FAULTS: list[tuple[str, str, Callable[[Story], None], int | None, bool]] = [
+    ("virtual steps back", "backward", lambda s: s.change(0, 2, cntvct=s.records[0][1].cntvct - 1), 1, True),
+    ("physical steps back", "backward", lambda s: s.change(1, 2, cntpct=s.records[1][1].cntpct - 7), 7, True),
+    (
+        "it steps back across the pause",
+        "backward",
+        lambda s: s.move(0, -AWAY - 3 * PERIOD, "cntvct", "cntpct", since=s.after_pause(0)),
+        None,
+        True,
+    ),
+    ("one vCPU behind", "vcpu-skew", lambda s: s.move(1, -2_000, "cntvct", "cntpct"), None, True),
+    ("one vCPU ahead", "vcpu-skew", lambda s: s.move(1, 2_000, "cntvct", "cntpct"), None, False),
+    (
+        "one vCPU ahead since the pause",
+        "vcpu-skew",
+        lambda s: s.move(1, 2_000, "cntvct", "cntpct", since=s.after_pause(1)),
+        None,
+        False,
+    ),
+    (
+        "the views part at the pause",
+        "view-skew",
+        lambda s: s.move_both(150, "cntpct"),
+        None,
+        True,
+    ),
+    ("the views differ by vCPU", "view-skew", lambda s: s.move(1, 150, "cntpct"), None, True),
+    ("it jumps without a pause", "moved", lambda s: s.move(0, 4_000, "cntvct", "cntpct", since=7), None, False),
+    (
+        "too much of the pause",
+        "gap",
+        lambda s: s.move_both(5_000, "cntvct", "cntpct"),
+        None,
+        False,
+    ),
+    (
+        "too little of it",
+        "gap",
+        lambda s: s.move_both(-5_000, "cntvct", "cntpct"),
+        None,
+        False,
+    ),
+    ("an interrupt is lost", "lost-interrupt", lose, None, True),
+    ("the last interrupt is lost", "lost-interrupt", lose_the_last, None, False),
+    ("an interrupt comes twice", "doubled-interrupt", double, None, True),
+    ("an interrupt comes early", "early-interrupt", ring_early, 1, True),
+    ("the deadline changes", "wrong-interrupt", another_deadline, 100, True),
+    ("another interrupt", "wrong-interrupt", another_interrupt, None, True),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "plant", "ticks", "alone"), [fault[1:] for fault in FAULTS], ids=[fault[0] for fault in FAULTS]
+)
+def test_each_planted_fault_is_found(
+    kind: str,
+    plant: Callable[[Story], None],
+    ticks: int | None,
+    alone: bool,
+) -> None:
+    story = Story()
+    plant(story)
+    found = [finding for finding in story.judged().findings if finding.kind == kind]
+    assert found
+    if ticks is not None:
+        assert found[0].ticks == ticks
+    # What the guest alone can tell, and what needs the host's counter.
+    assert any(finding.kind == kind for finding in check_log(story.log()).findings) is alone
+
+
+def test_a_fault_is_found_by_no_more_than_it_is() -> None:
+    story = Story("advance")
+    story.move_both(5_000, "cntvct", "cntpct")
+    errors = {gap.error_ticks for gap in story.judged().gaps}
+    assert all(error is not None and 5_000 - 200 <= error <= 5_000 for error in errors)
+
+
+def test_without_a_policy_the_gap_is_told_and_not_judged() -> None:
+    story = Story()
+    (pause,) = story.pauses
+    story.pauses = [dataclasses.replace(pause, policy=None)]
+    story.move_both(5_000, "cntvct", "cntpct")
+    verdict = story.judged()
+    assert verdict.ok
+    assert {(gap.promised_ticks, gap.error_ticks) for gap in verdict.gaps} == {(None, None)}
+
+
+def test_one_view_alone_can_be_judged() -> None:
+    story = Story()
+    story.move_both(AWAY, "cntpct")
+    assert {finding.kind for finding in story.judged().findings} == {"view-skew", "gap"}
+    assert story.judged(views=("cntvct",)).ok
+
+
+def test_special_interrupts_are_counted_and_no_fault() -> None:
+    story = Story()
+    index = story.index(0, Kind.FIRED, 1)
+    special = dataclasses.replace(story.records[0][index], kind=Kind.OTHER_IRQ, interrupt=1023)
+    story.records[0].insert(index + 1, special)
+    verdict = story.judged()
+    assert verdict.ok
+    assert verdict.vcpus[0].special_interrupts == 1
+
+
+def test_a_sample_around_a_pause_is_on_neither_side() -> None:
+    story = Story()
+    (pause,) = story.pauses
+    number = 3 * ROUND - 1
+    story.brackets[1][number] = Interval(story.brackets[1][number].low, pause.released.high + 10)
+    assert story.judged().ok
+
+
+def test_a_vcpu_that_never_started_one_that_failed_and_damage() -> None:
+    memory = Story().memory()
+    memory[layout.AREAS : layout.AREAS + 8] = bytes(8)
+    one = layout.AREAS + layout.AREA_SIZE
+    state = list(layout.AREA_FORMAT.unpack_from(memory, one))
+    state[1], state[8:] = layout.FAULTED_STATE, [5, 0x9600_0000, 0x4000_0100, 0xDEAD]
+    layout.AREA_FORMAT.pack_into(memory, one, *state)
+    memory[one + layout.RECORDS_AT + 4 * layout.RECORD_FORMAT.size + 4] ^= 1
+    verdict = check_log(read_log(memory))
+    # The damaged record is the first alarm's: whose interrupt the first one is, isn't known then.
+    assert [(finding.kind, finding.vcpu) for finding in verdict.findings] == [
+        ("not-started", 0),
+        ("fault", 1),
+        ("damaged", 1),
+    ]
+    assert "FAR 0xdead" in verdict.findings[1].what
+
+
+def test_vcpus_of_different_frequencies() -> None:
+    memory = Story().memory()
+    at = layout.AREAS + layout.AREA_SIZE + 0x18
+    memory[at : at + 8] = (HZ + 1).to_bytes(8, "little")
+    assert [finding.kind for finding in check_log(read_log(memory)).findings] == ["frequency"]
+
+
+def test_a_log_that_has_overwritten_its_beginning() -> None:
+    story = Story()
+    while len(story.records[0]) < layout.RECORDS + 50:
+        story._fire()
+        story._rounds()
+    del story.records[0][-ROUND:], story.brackets[0][1 - ROUND :]
+    # Now the oldest that is left is the interrupt of an alarm that is gone.
+    assert story.records[0][-layout.RECORDS].kind is Kind.FIRED
+    log = story.log()
+    vcpu = log.vcpus[0]
+    assert vcpu is not None
+    assert len(vcpu.records) == layout.RECORDS < vcpu.written
+    assert vcpu.records == story.records[0][-layout.RECORDS :]
+    assert story.judged().findings == []
+
+
+def test_the_image_is_found_wherever_it_is() -> None:
+    story = Story()
+    memory = story.memory(at=0x5000) + bytes(0x3000)
+    log = read_log(memory)
+    assert log.image_at == 0x5000
+    assert log.vcpus == story.log().vcpus
+
+
+def test_what_is_no_log() -> None:
+    memory = Story().memory()
+    for wrong in (b"", b"guest", bytes(0x10_0000), memory[0x40:], memory[: layout.AREAS + layout.AREA_SIZE]):
+        with pytest.raises(NotALog):
+            read_log(wrong)
+    memory[layout.LOG + 8] += 1
+    with pytest.raises(NotALog, match="shape"):
+        read_log(memory)
+
+
+def test_the_host_of_another_log_is_refused() -> None:
+    story = Story()
+    host = story.host()
+    for wrong, words in (
+        (dataclasses.replace(host, frequency_hz=HZ + 1), "62500001 Hz"),
+        (dataclasses.replace(host, brackets=host.brackets[:1]), "1 vCPUs"),
+        (dataclasses.replace(host, brackets=[host.brackets[0], host.brackets[1][1:]]), "23 samples of vCPU 1"),
+        (dataclasses.replace(host, brackets=[host.brackets[0], [*host.brackets[1], Interval(0, 1)]]), "25 samples"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            check_log(story.log(), host=wrong)
+
+
+def host_document(story: Story) -> dict[str, Any]:
+    def pair(interval: Interval) -> list[int]:
+        return [interval.low, interval.high]
+
+    return {
+        "frequency_hz": HZ,
+        "vcpus": [[pair(bracket) for bracket in brackets] for brackets in story.brackets],
+        "pauses": [
+            {
+                "taken_at": pair(pause.taken),
+                "released_at": pair(pause.released),
+                "policy": pause.policy,
+                "max_ns": pause.max_ns,
+            }
+            for pause in story.pauses
+        ],
+        "ended_at": story.now,
+    }
+
+
+@pytest.mark.parametrize("policy", ["freeze", "capped"])
+def test_the_hosts_document(policy: str) -> None:
+    story = Story(policy)
+    assert Host.from_dict(json.loads(json.dumps(host_document(story)))) == story.host()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{}, [], {"frequency_hz": HZ, "vcpus": [[[1]]]}, {"frequency_hz": "x", "vcpus": []}, 3, None]
+)
+def test_a_document_that_is_none(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="what the host saw"):
+        Host.from_dict(wrong)
