@@ -156,8 +156,8 @@ def test_a_kernel_that_keeps_the_rules_is_never_accused(kernel: str, *, nested: 
     outcome = campaign(kernel, nested=nested, sequences=1000)
     assert outcome.divergences == []
     assert outcome.share <= 0.05
-    assert outcome.tally.entered > 500
-    assert (outcome.tally.busy > 100) == (kernel != "6.1")
+    assert outcome.tally.entered > 200
+    assert (outcome.tally.busy > 50) == (kernel != "6.1")
 
 
 class LateVcpuMovesNothing(ReferenceVm):
@@ -352,7 +352,7 @@ WRONG: list[tuple[Make, tuple[tuple[str, bool], ...]]] = [
     ids=lambda value: value.__name__ if isinstance(value, type) else str(value),
 )
 def test_a_wrong_rule_is_seen(make: Make, kernel: str, *, nested: bool) -> None:
-    assert campaign(kernel, nested=nested, sequences=150, make=make).divergences
+    assert any(campaign(kernel, nested=nested, sequences=40, seed=seed, make=make).divergences for seed in range(10))
 
 
 @legs
