@@ -49,8 +49,7 @@ def replayed(traces: list[Path], *, first: bool) -> int:
             outcome.judge(header, steps)
             if first and outcome.divergences:
                 break
-        guest = ", guests with EL2" if header.nested else ""
-        print(f"{path}: Linux {header.release}{guest}, as {header.kernel}, seed {header.seed}: {outcome}")
+        print(f"{path}: {header}: {outcome}")
         print(*outcome.divergences[:3], sep="\n")
         diverged |= bool(outcome.divergences)
         if first and diverged:

@@ -28,6 +28,8 @@ class Probed:
     fresh_ctl: Answer
     wide_ctl: Answer
     listed: Answer
+    emulated_ctl: Answer
+    """A physical timer's reserved bits after a run: they stay where it isn't the hardware's, on a host without VHE."""
 
     @property
     def stores_ctl(self) -> bool:
@@ -40,16 +42,22 @@ def probe(do: Callable[[Operation], Answer], *, counter_offset: bool) -> Probed:
     do(Operation(Kind.CREATE))
     fresh = do(Operation(Kind.GET, 0, Reg.TIMER_CTL))
     do(Operation(Kind.SET, 0, Reg.TIMER_CTL, 2**40))
-    return Probed(counter_offset, fresh, do(Operation(Kind.GET, 0, Reg.TIMER_CTL)), do(Operation(Kind.LIST, 0)))
+    wide, listed = do(Operation(Kind.GET, 0, Reg.TIMER_CTL)), do(Operation(Kind.LIST, 0))
+    do(Operation(Kind.SET, 0, Reg.PTIMER_CTL, 8))
+    for kind in (Kind.START, Kind.ENTERED, Kind.LEAVE, Kind.LEFT):
+        do(Operation(kind, 0))
+    emulated = do(Operation(Kind.GET, 0, Reg.PTIMER_CTL))
+    return Probed(counter_offset, fresh, wide, listed, emulated & 8 if isinstance(emulated, int) else emulated)
 
 
-def matching(probed: Probed, *, nested: bool) -> str:
-    """The preset of the model that answers as the kernel did."""
+def matching(probed: Probed, *, nested: bool) -> tuple[str, bool]:
+    """The preset of the model that answers as the kernel did, and whether with VHE."""
     for kernel in PRESETS[-1:] if nested else PRESETS:
-        world = World(kernel, frequency_hz=1, nested=nested)
-        offers = bool(world.vm.capabilities.counter_offset.ok)
-        if probe(lambda operation, world=world: world.do(operation, 0), counter_offset=offers) == probed:  # type: ignore[misc]
-            return kernel
+        for vhe in (True,) if nested else (True, False):
+            world = World(kernel, frequency_hz=1, nested=nested, vhe=vhe)
+            offers = bool(world.vm.capabilities.counter_offset.ok)
+            if probe(lambda operation, world=world: world.do(operation, 0), counter_offset=offers) == probed:  # type: ignore[misc]
+                return kernel, vhe
     raise Divergence(f"no preset of the model answers as this kernel does: {probed}")
 
 
@@ -77,13 +85,7 @@ class Outcome:
 
     def judge(self, header: Header, steps: Iterable[Step]) -> None:
         """Judges one sequence, as far as the first divergence."""
-        oracle = Oracle(
-            header.kernel,
-            frequency_hz=header.frequency_hz,
-            nested=header.nested,
-            stores_ctl=header.stores_ctl,
-            tally=self.tally,
-        )
+        oracle = Oracle(header, self.tally)
         self.tally.sequences += 1
         taken: list[Step] = []
         try:

@@ -18,6 +18,8 @@ from guestclock import Reg
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from differential.trace import Header
+
 COUNTS = (Reg.TIMER_CNT, Reg.PTIMER_CNT)
 COMPARE = {
     Reg.TIMER_CTL: Reg.TIMER_CVAL,
@@ -69,19 +71,19 @@ BUSY = Refused(errno.EBUSY)
 
 
 class Oracle:
-    """Judges one VM's steps.
+    """Judges the steps of one VM."""
 
-    kernel: the model's preset. stores_ctl: what was probed of the kernel, see docs/differential.md.
-    """
-
-    def __init__(self, kernel: str, *, frequency_hz: int, nested: bool, stores_ctl: bool, tally: Tally) -> None:
+    def __init__(self, header: Header, tally: Tally) -> None:
         def pair(*, reloads: bool) -> tuple[World, World]:
-            first, second = (World(kernel, frequency_hz=frequency_hz, nested=nested, reloads=reloads) for _ in range(2))
-            return first, second
+            return world(reloads=reloads), world(reloads=reloads)
+
+        def world(*, reloads: bool) -> World:
+            hz, nested, vhe = header.frequency_hz, header.nested, header.vhe
+            return World(header.kernel, frequency_hz=hz, nested=nested, vhe=vhe, reloads=reloads)
 
         self.stays, self.reloads = pair(reloads=False), pair(reloads=True)
-        self.stores_ctl = stores_ctl
-        self.margin = frequency_hz // AWAY_FROM_THE_DEADLINE
+        self.stores_ctl = header.stores_ctl
+        self.margin = header.frequency_hz // AWAY_FROM_THE_DEADLINE
         self.tally = tally
         self.taken: dict[int, Bounds] = {}
         """By how much the worlds of a pair differ for it: when a step's operation took place."""

@@ -27,9 +27,9 @@ def probed(*, nested: bool, seed: int) -> tuple[trace.Header, tuple[int, ...]]:
     found = probe(target.do, counter_offset=target.has_counter_offset())
     target.close()
     assert isinstance(found.listed, list)
-    kernel = matching(found, nested=nested)
+    kernel, vhe = matching(found, nested=nested)
     hz = HostCounter(source="cntvct_el0").frequency_hz
-    return trace.Header(LEG, platform.release(), kernel, found.stores_ctl, nested, hz, seed), tuple(found.listed)
+    return trace.Header(LEG, platform.release(), kernel, vhe, found.stores_ctl, nested, hz, seed), tuple(found.listed)
 
 
 def take(
@@ -50,6 +50,5 @@ def take(
     shapes = [Shape(regs, vcpus=vcpus, runs=run, late_vcpus=not nested) for run in runs]
     with trace.write(OUT / f"{name}.jsonl.gz", header) as writer:
         outcome = run(lambda: Kvm(nested=nested), header, shapes, sequences, writer)
-    guest = "guests with EL2" if nested else "plain guests"
-    print(f"\n{LEG}, Linux {header.release}, {guest}, as the model's {header.kernel}, seed {seed}: {outcome}")
+    print(f"\n{header}: {outcome}")
     return outcome

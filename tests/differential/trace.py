@@ -24,16 +24,22 @@ if TYPE_CHECKING:
 class Header:
     """Where the sequences were taken, and what is known of the kernel there.
 
-    kernel: the model's preset that it matches. stores_ctl: CTL reads back as stored, not as computed.
+    kernel: the model's preset that it matches. vhe: it runs at EL2. stores_ctl: CTL reads back as stored, not computed.
     """
 
     leg: str
     release: str
     kernel: str
+    vhe: bool
     stores_ctl: bool
     nested: bool
     frequency_hz: int
     seed: int
+
+    def __str__(self) -> str:
+        guest = "guests with EL2" if self.nested else "plain guests"
+        host = "" if self.vhe else " without VHE"
+        return f"{self.leg}, Linux {self.release}, {guest}, as the model's {self.kernel}{host}, seed {self.seed}"
 
 
 class Writer:

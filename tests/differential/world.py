@@ -21,9 +21,9 @@ class World:
     reloads: a vCPU in its guest is under new offsets at once, and not only from its next entry on.
     """
 
-    def __init__(self, kernel: str, *, frequency_hz: int, nested: bool = False, reloads: bool = False) -> None:
+    def __init__(self, kernel: str, *, frequency_hz: int, nested: bool, vhe: bool, reloads: bool = False) -> None:
         self.counter = ManualCounter(0, frequency_hz=frequency_hz)
-        self.vm = Vm(0, counter=self.counter, kernel=kernel, nested=nested)
+        self.vm = Vm(0, counter=self.counter, kernel=kernel, nested=nested, vhe=vhe)
         self.reloads = reloads
         self.inside: dict[int, Running] = {}
 
