@@ -127,7 +127,16 @@ def _emulated(machine: Parts, leg: Leg, *, initrd: Path, handed_over: Path, icou
 def _unpacked(handed_over: Path, out: Path | None) -> int | None:
     """Unpack what the machine handed over into `out`, and give its command's status; None if it never came so far."""
     with tempfile.TemporaryDirectory(dir=handed_over.parent) as scratch:
-        unpack = ["tar", "--extract", "--gzip", "--no-same-owner", "--file", handed_over, "--directory", scratch]
+        unpack: list[str | Path] = [
+            "tar",
+            "--extract",
+            "--gzip",
+            "--no-same-owner",
+            "--file",
+            handed_over,
+            "--directory",
+            scratch,
+        ]
         whole = subprocess.run(unpack, stderr=subprocess.DEVNULL, check=False).returncode == 0
         if out is not None and Path(scratch, "out").is_dir():
             shutil.copytree(Path(scratch, "out"), out, dirs_exist_ok=True)

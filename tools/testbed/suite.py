@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 TESTS = ("tests/kvm",)
 """What runs in each machine."""
 
-PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "--color=no", "--override-ini=timeout=600", *TESTS)
-"""An emulated processor takes its time: a test may take longer there."""
+PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "--color=no", "--override-ini=timeout=300", *TESTS)
+"""An emulated processor takes its time: a test may take longer there than elsewhere."""
 
 OUT = TREE / "out" / "kvm"
 """What the legs leave: their console, pytest's report, what was probed, and whatever the tests write."""
@@ -62,7 +62,7 @@ def run(names: Iterable[str], *, seed: int | None, jobs: int, timeout_s: int) ->
         for leg in legs:
             machine.parts(leg)
         with ThreadPoolExecutor(jobs) as pool:
-            outcomes = list(pool.map(lambda leg: _leg(leg, built, timeout_s, prefixed=jobs > 1), legs))
+            outcomes = list(pool.map(lambda leg: _leg(leg, built, timeout_s, prefixed=min(jobs, len(legs)) > 1), legs))
     say(f"{sum(o.passed for o in outcomes)} passed, {sum(o.failed for o in outcomes)} failed")
     return 1 if any(o.failed for o in outcomes) else 0
 
@@ -84,7 +84,7 @@ def _leg(leg: Leg, built: Path, timeout_s: int, *, prefixed: bool) -> Outcome:
             out=out,
             timeout_s=timeout_s,
         )
-    return _judged(leg.name, out, status)
+    return judged(leg.name, out, status)
 
 
 def _native() -> Outcome:
@@ -92,10 +92,10 @@ def _native() -> Outcome:
     out = _emptied(OUT / NATIVE)
     os.environ |= {"GUESTCLOCK_LEG": NATIVE, "GUESTCLOCK_OUT": str(out)}
     done = subprocess.run([sys.executable, *PYTEST, f"--junit-xml={out}/junit.xml"], cwd=TREE, check=False)
-    return _judged(NATIVE, out, done.returncode)
+    return judged(NATIVE, out, done.returncode)
 
 
-def _judged(leg: str, out: Path, status: int) -> Outcome:
+def judged(leg: str, out: Path, status: int) -> Outcome:
     """Say what the leg was, and count what it reported. One that ended badly has failed, whatever it counted."""
     probed = out / "probed.json"
     for name, value in json.loads(probed.read_text()).items() if probed.is_file() else ():
