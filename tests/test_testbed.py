@@ -1,4 +1,4 @@
-"""A leg that proved nothing isn't green, and the cache holds nothing half made. `make kvm-test` sees that machines boot."""
+"""A leg that proved nothing isn't green, and the cache holds nothing half made. That machines boot is kvm-test's."""
 
 from __future__ import annotations
 

@@ -41,7 +41,6 @@ TIMER_REGISTERS = {
 }
 
 LEG = os.environ.get("GUESTCLOCK_LEG", "native")
-OUT = Path(os.environ.get("GUESTCLOCK_OUT", "/out"))
 
 
 @contextmanager
@@ -101,7 +100,8 @@ def test_kvm_is_there() -> None:
 
 def test_what_differs_between_kernels_is_written_down() -> None:
     found = probed()
-    (OUT / "probed.json").write_text(json.dumps(found))
+    if out := os.environ.get("GUESTCLOCK_OUT"):
+        Path(out, "probed.json").write_text(json.dumps(found))
     assert {"TIMER_CTL", "TIMER_CNT", "TIMER_CVAL"} <= set(found["timer registers"].split())
     has_offset = found["KVM_CAP_COUNTER_OFFSET"] == "1"
     assert has_offset == ("PTIMER_CNT" in found["timer registers"].split())

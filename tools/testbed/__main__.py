@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import suite
 import wheel
 from image import TREE
 from legs import LEGS
-from say import note, say
+from say import give_up, note, say
 
 DIST = TREE / "dist"
 
@@ -71,4 +72,10 @@ def show(line: bytes) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except subprocess.CalledProcessError as failed:
+        # It has said why itself.
+        give_up(f"{failed.cmd[0]} ended with status {failed.returncode}")
+    except KeyboardInterrupt:
+        sys.exit("testbed: interrupted")

@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import cache
 from say import give_up, note
@@ -62,6 +63,9 @@ class Package:
 class Archive:
     """A Debian release and its backports, for this machine's architecture and for arm64."""
 
+    _tried: ClassVar[set[str]] = set()
+    """The releases whose lists couldn't be fetched in this run: once is enough."""
+
     def __init__(self, release: str) -> None:
         self.release = release
         self.place = cache.folder() / "apt" / release
@@ -107,7 +111,8 @@ class Archive:
         """Fetch the package lists, unless they are there and fresh."""
         stamp = self.place / "updated"
         sources = self._sources()
-        if stamp.is_file() and stamp.read_text() == sources and time.time() - stamp.stat().st_mtime < FRESH_FOR_S:
+        there = stamp.is_file() and stamp.read_text() == sources
+        if there and (self.release in self._tried or time.time() - stamp.stat().st_mtime < FRESH_FOR_S):
             return
         for part in ("etc.d", "state/lists/partial", "archives/partial"):
             (self.place / part).mkdir(parents=True, exist_ok=True)
@@ -118,8 +123,9 @@ class Archive:
         try:
             self._apt("update", "--error-on=any", capture=False)
         except subprocess.CalledProcessError:
-            if not stamp.is_file() or stamp.read_text() != sources:
+            if not there:
                 raise
+            self._tried.add(self.release)
             note(f"going on with the package lists of {self.release} from {time.ctime(stamp.stat().st_mtime)}")
             return
         if (self.place / "plans").is_dir():

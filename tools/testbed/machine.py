@@ -75,6 +75,7 @@ def boot(
     with tempfile.TemporaryDirectory(prefix="guestclock-") as scratch:
         handed_over, initrd = Path(scratch, "out.tar.gz"), Path(scratch, "initrd")
         variables = {name: value for name, value in os.environ.items() if name.startswith("GUESTCLOCK_")}
+        variables.pop("GUESTCLOCK_CACHE", None)
         variables |= {"GUESTCLOCK_LEG": leg.name, "GUESTCLOCK_OUT": "/out", "TESTBED_LIMIT_S": str(timeout_s)}
         with initrd.open("wb") as joined:
             with machine.base.open("rb") as base:
