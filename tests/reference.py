@@ -93,6 +93,8 @@ class ReferenceVm:
     el2: Literal["absent", "vhe", "e2h0"] = "absent"
     """Whether the guest has EL2, and with HCR_EL2.E2H fixed at 1 or at 0."""
     in_kernel_irqchip: bool = True
+    vhe: bool = True
+    """Whether the host's kernel runs at EL2. One that doesn't emulates the physical timer."""
     width: int = 64
     """How many bits the guest's counters and compare values have."""
     offset: list[int] = field(default_factory=lambda: [0, 0])
@@ -119,6 +121,10 @@ class ReferenceVm:
             "vhe": [VTIMER, PTIMER, HVTIMER, HPTIMER],
             "e2h0": [VTIMER, PTIMER, HPTIMER],
         }[self.el2]
+
+    def in_hardware(self) -> list[int]:
+        """The others are KVM's: their registers stay as they were written."""
+        return [timer for timer in range(4) if self.vhe or timer != PTIMER]
 
     def reg_list(self) -> list[int]:
         if self.kernel == "6.1":
@@ -203,13 +209,14 @@ class ReferenceVm:
                 raise Refused("EINVAL")
             self.has_run = True
         vcpu.loaded = [self.now_offset(vcpu, view) for view in (VIRTUAL, PHYSICAL)]
-        vcpu.ctl = [ctl & (ENABLE | IMASK) for ctl in vcpu.ctl]
+        for timer in self.in_hardware():
+            vcpu.ctl[timer] &= ENABLE | IMASK
 
     def exit(self, index: int, now: int) -> None:
         vcpu = self.vcpus[index]
         if self.stores_ctl():
-            for timer in self.timers():
-                if vcpu.ctl[timer] & ENABLE:
+            for timer in self.in_hardware():
+                if timer in self.timers() and vcpu.ctl[timer] & ENABLE:
                     vcpu.ctl[timer] = vcpu.ctl[timer] & 3 | (ISTATUS if self.istatus(index, timer, now) else 0)
         vcpu.loaded = None
 

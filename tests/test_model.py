@@ -11,7 +11,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from conftest import STEPS
 from guestclock import ManualCounter, Vm, sysreg
 from guestclock.errors import KvmError, SysregTrap, UnknownRegister, VcpuRunning
 from reference import (
@@ -31,6 +30,7 @@ from reference import (
     Refused,
     u64,
 )
+from tally import STEPS
 
 ERRNO = {"ENOENT": errno.ENOENT, "EBUSY": errno.EBUSY, "EINVAL": errno.EINVAL, "ENXIO": errno.ENXIO}
 ERRNO["undefined"] = errno.ENOENT
@@ -56,9 +56,16 @@ class Model(RuleBasedStateMachine):
     taken = 0
     """Steps of all examples of one test, each compared."""
 
-    @initialize(vcpus=st.integers(0, 3), start=counts, in_kernel=st.booleans(), width=st.sampled_from([64, 64, 56, 61]))
-    def create(self, vcpus: int, start: int, in_kernel: bool, width: int) -> None:
+    @initialize(
+        vcpus=st.integers(0, 3),
+        start=counts,
+        in_kernel=st.booleans(),
+        vhe=st.booleans(),
+        width=st.sampled_from([64, 64, 56, 61]),
+    )
+    def create(self, vcpus: int, start: int, in_kernel: bool, vhe: bool, width: int) -> None:
         self.counter = ManualCounter(start, frequency_hz=HZ)
+        vhe |= self.el2 != "absent"
         self.vm = Vm(
             vcpus,
             counter=self.counter,
@@ -66,9 +73,10 @@ class Model(RuleBasedStateMachine):
             nested=self.el2 != "absent",
             e2h0=self.el2 == "e2h0",
             irqchip="in-kernel" if in_kernel else "user",
+            vhe=vhe,
             arch_width=width,
         )
-        self.reference = ReferenceVm(self.kernel, HZ, self.el2, in_kernel, width)
+        self.reference = ReferenceVm(self.kernel, HZ, self.el2, in_kernel, vhe, width)
         for _ in range(vcpus):
             self.reference.create_vcpu(start)
         self.inside: dict[int, Any] = {}

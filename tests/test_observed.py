@@ -229,6 +229,19 @@ def test_h_other_bits_of_ctl_live_until_the_first_run_and_the_guest_never_sees_t
     assert vm.get_one_reg(0, Reg.TIMER_CTL) == 0
 
 
+@with_offset
+def test_h_other_bits_of_an_emulated_timer_stay(kernel: str) -> None:
+    vm = Vm(1, counter=host(), kernel=kernel, vhe=False)
+    for reg in (Reg.TIMER_CTL, Reg.PTIMER_CTL):
+        vm.set_one_reg(0, reg, 0xF8)
+    with vm.running(0):
+        pass
+    assert vm.get_one_reg(0, Reg.TIMER_CTL) & 0xF8 == 0
+    assert vm.get_one_reg(0, Reg.PTIMER_CTL) & 0xF8 == 0xF8
+    with pytest.raises(ValueError, match="VHE"):
+        Vm(1, kernel="7.3", nested=True, vhe=False)
+
+
 @kernels
 def test_h_what_is_not_there(kernel: str) -> None:
     vm = Vm(1, counter=host(), kernel=kernel)

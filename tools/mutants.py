@@ -1,9 +1,11 @@
 """Plants wrong rules in a copy of the tree, one at a time, and sees which test notices each.
 
     python tools/mutants.py [NAME...]
+    python tools/mutants.py [NAME...] --traces TRACE...
 
 The wrong rules are in mutants.toml; NAME picks some of them. `--check` only sees that each still applies to this tree.
-Exits 1 if one survives, or can't be judged.
+With `--traces` they are judged by what real kernels answered (docs/differential.md), and not by the tests: those that
+have `traces = true`, which says that a kernel contradicts them. Exits 1 if one survives, or can't be judged.
 """
 
 from __future__ import annotations
@@ -58,6 +60,7 @@ class Mutant:
     find: str
     replace: str
     wrong: str
+    traces: bool = False
 
     def applied(self, source: str) -> str:
         """The source with the wrong rule in it."""
@@ -69,7 +72,8 @@ class Mutant:
 class Tree:
     """A copy of the tree, to be built and tested apart from it."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, traces: list[Path]) -> None:
+        self.traces = traces
         self.path = path = SCRATCH / f"tree-{number}"
         # Cargo takes two trees' crates for the same ones, so each tree has a folder of its own to build in.
         self.target, first = SCRATCH / f"target-{number}", SCRATCH / "target-0"
@@ -106,6 +110,18 @@ class Tree:
             raise Unjudged(f"it doesn't build:\n{done.stderr}")
         shutil.copyfile(self.target / "release/lib_core.so", self.path / "python/guestclock/_core.abi3.so")
 
+    def first(self) -> str | None:
+        """What notices first that something is wrong."""
+        return self.replay() if self.traces else self.test()
+
+    def replay(self) -> str | None:
+        """The first divergence from the traces."""
+        done = self.python("-m", "differential", "replay", "--first", *map(str, self.traces))
+        diverged = re.search(r"^\S+, sequence \d+: .*$", done.stdout, re.MULTILINE)
+        if done.returncode not in (0, 1) or bool(diverged) != (done.returncode == 1):
+            raise Unjudged(f"the replay exits with {done.returncode} and says:\n{done.stdout}{done.stderr}")
+        return diverged[0] if diverged else None
+
     def test(self, tests: tuple[str, ...] = TESTS) -> str | None:
         """The first of these tests that fails."""
         options = ["-x", "--tb=no", "--no-header", "-p", "no:cacheprovider", "--hypothesis-profile=unshrunk"]
@@ -119,7 +135,7 @@ class Tree:
 
     def python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Runs Python on this tree's package."""
-        env = os.environ | {"PYTHONPATH": str(self.path / "python")}
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(str(self.path / name) for name in ("python", "tests"))}
         command = [sys.executable, *arguments]
         return subprocess.run(command, cwd=self.path, env=env, capture_output=True, text=True, check=False)
 
@@ -129,8 +145,8 @@ class Tree:
         done = self.python("-c", "import guestclock._core; print(guestclock._core.__file__)")
         if Path(done.stdout.strip()).parent != self.path / "python/guestclock":
             raise Unjudged(f"it isn't the copy that would be tested: {done.stdout}{done.stderr}")
-        if failed := self.test():
-            raise Unjudged(f"{failed} fails without any wrong rule")
+        if failed := self.first():
+            raise Unjudged(f"without any wrong rule: {failed}")
 
 
 def judge(mutant: Mutant, trees: SimpleQueue[Tree]) -> str:
@@ -140,7 +156,7 @@ def judge(mutant: Mutant, trees: SimpleQueue[Tree]) -> str:
     try:
         with tree.planted(mutant):
             tree.build()
-            caught = tree.test()
+            caught = tree.first()
         verdict, said = ("caught", caught) if caught else ("survived", f"SURVIVED: {mutant.wrong}")
     except Unjudged as error:
         verdict, said = "not judged", f"NOT JUDGED: {error}"
@@ -155,12 +171,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--check", action="store_true", help="only see that each applies")
+    parser.add_argument("--traces", type=Path, nargs="+", default=[], metavar="TRACE", help="judge by these")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many at a time")
     chosen = parser.parse_args()
     listed = [Mutant(name, **fields) for name, fields in tomllib.loads(MUTANTS.read_text()).items()]
     if unknown := set(chosen.names) - {mutant.name for mutant in listed}:
         parser.error(f"no such mutant: {', '.join(sorted(unknown))}")
     mutants = [mutant for mutant in listed if not chosen.names or mutant.name in chosen.names]
+    if chosen.traces and not chosen.names:
+        mutants = [mutant for mutant in mutants if mutant.traces]
+    traces = [trace.resolve(strict=True) for trace in chosen.traces]
     try:
         for mutant in mutants:
             mutant.applied((ROOT / SOURCES / mutant.file).read_text())
@@ -168,7 +188,7 @@ def main() -> None:
             return
         trees: SimpleQueue[Tree] = SimpleQueue()
         for number in range(chosen.jobs):
-            tree = Tree(number)
+            tree = Tree(number, traces)
             tree.check()
             trees.put(tree)
     except Unjudged as error:

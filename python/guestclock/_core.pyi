@@ -88,6 +88,7 @@ class Vm:
         nested: bool = False,
         e2h0: bool = False,
         irqchip: Literal["in-kernel", "user"] = "in-kernel",
+        vhe: bool = True,
         arch_width: int = 64,
     ) -> Self: ...
     @property

@@ -295,6 +295,18 @@ def test_the_offset_that_a_vmm_has_written_already(bare: Machine) -> None:
     assert before - offset <= guest <= vm.counter.read() - offset
 
 
+def test_time_is_injected_into_the_model_alone(bare: Machine) -> None:
+    vm = opened(bare)
+    with pytest.raises(ValueError, match="knows only now"):
+        vm.cntvct(0, now=5)
+    checkpoint = vm.checkpoint()
+    with pytest.raises(ValueError, match="now= is for the model"):
+        plan(checkpoint, vm, now=5)
+    planned = plan(checkpoint, vm)
+    with pytest.raises(ValueError, match="now= is for the model"):
+        planned.prepare(now=5)
+
+
 def test_behaviours_and_what_a_physical_offset_costs(bare: Machine) -> None:
     vm = opened(bare)
     behaviours = vm.behaviours

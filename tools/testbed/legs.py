@@ -24,6 +24,6 @@ LEGS = {
         Leg("newest", "trixie", backports=True),
         Leg("nvhe", "trixie", arguments="kvm-arm.mode=nvhe"),
         # Nested virtualisation needs FEAT_NV2, which no named processor of the emulator's has.
-        Leg("nested", "trixie", backports=True, cpu="max,pauth-impdef=on", arguments="kvm-arm.mode=nested"),
+        Leg("nested", "trixie", backports=True, cpu="max,pauth-impdef=on,lpa2=off", arguments="kvm-arm.mode=nested"),
     )
 }

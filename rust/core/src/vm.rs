@@ -149,13 +149,15 @@ pub struct Config {
     pub el2: El2,
     /// The interrupt controller is in the kernel, and not in the VMM.
     pub in_kernel_irqchip: bool,
+    /// The host's kernel runs at EL2 (VHE). Without, it emulates the physical timer of every guest.
+    pub vhe: bool,
     /// How wide the guest's counters are, for emulators of hardware with fewer than 64 bits. KVM knows none but 64.
     pub width: Width,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { el2: El2::Absent, in_kernel_irqchip: true, width: Width::FULL }
+        Self { el2: El2::Absent, in_kernel_irqchip: true, vhe: true, width: Width::FULL }
     }
 }
 
@@ -372,9 +374,11 @@ impl Vm {
         self.irqs.first_run(self.config.el2.timers(), self.config.in_kernel_irqchip)?;
         self.loaded[vcpu] = self.offsets(vcpu)?;
         self.running[vcpu] = true;
-        for timer in &mut self.timers {
-            // The hardware has no other bits, so what was stored there is gone.
-            timer.ctl[vcpu] &= CTL_ENABLE | CTL_IMASK;
+        for timer in Timer::ALL {
+            if self.in_hardware(timer) {
+                // The hardware has no other bits, so what was stored there is gone.
+                self.timers[timer.index()].ctl[vcpu] &= CTL_ENABLE | CTL_IMASK;
+            }
         }
         self.generation += 1;
         Ok(())
@@ -386,8 +390,9 @@ impl Vm {
         if self.behaviours.ctl_readback == CtlReadback::Stored {
             for &timer in self.config.el2.timers() {
                 let guest = self.count(vcpu, view_of(timer), now)?;
+                let in_hardware = self.in_hardware(timer);
                 let TimerBank { cval, ctl } = &mut self.timers[timer.index()];
-                if ctl[vcpu] & CTL_ENABLE != 0 {
+                if in_hardware && ctl[vcpu] & CTL_ENABLE != 0 {
                     ctl[vcpu] = self.config.width.ctl_read(ctl[vcpu], cval[vcpu], guest);
                 }
             }
@@ -587,6 +592,12 @@ impl Vm {
         self.irqs.set(attribute, id, self.config.in_kernel_irqchip)?;
         self.generation += 1;
         Ok(())
+    }
+
+    /// Whether the timer is the hardware's while the guest runs (`get_timer_map` in arch_timer.c). Of an emulated one
+    /// KVM's own copy stays as it was written.
+    const fn in_hardware(&self, timer: Timer) -> bool {
+        self.config.vhe || !matches!(timer, Timer::Ptimer)
     }
 
     const fn e2h(&self) -> bool {

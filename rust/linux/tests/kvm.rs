@@ -286,21 +286,21 @@ fn an_owned_vms_counters_cost_no_ioctl() {
     let host = counter();
     let kernel = Kernel::plain(&host);
     let vm = kernel.open();
-    vm.count(&kernel, 0, View::Virtual).unwrap();
+    vm.count(&kernel, 0, View::Virtual, None).unwrap();
     assert_eq!(kernel.calls.take().len(), 1);
-    assert!(matches!(vm.count_at(&kernel, 0, View::Virtual, HostCount(7)), Err(KvmError::OnlyNow { .. })));
+    assert!(matches!(vm.count(&kernel, 0, View::Virtual, Some(HostCount(7))), Err(KvmError::OnlyNow { .. })));
     vm.set_counter_offset(&kernel, Offset(5)).unwrap();
     kernel.calls.take();
     for view in [View::Virtual, View::Physical] {
-        assert_eq!(vm.count(&kernel, 1, view).unwrap(), host.count().guest(Offset(5)));
-        assert_eq!(vm.count_at(&kernel, 1, view, HostCount(7)).unwrap().0, 2);
+        assert_eq!(vm.count(&kernel, 1, view, None).unwrap(), host.count().guest(Offset(5)));
+        assert_eq!(vm.count(&kernel, 1, view, Some(HostCount(7))).unwrap().0, 2);
     }
     assert_eq!(kernel.calls.take(), []);
-    assert!(matches!(vm.count(&kernel, 2, View::Virtual), Err(KvmError::NoSuchVcpu { vcpu: 2, vcpus: 2 })));
+    assert!(matches!(vm.count(&kernel, 2, View::Virtual, None), Err(KvmError::NoSuchVcpu { vcpu: 2, vcpus: 2 })));
     let known = Options { counter_offset: Some(Offset(5)), ..options() };
     let again = KvmVm::new(&kernel, &host, known).unwrap();
     assert!(again.is_owned());
-    assert_eq!(again.count(&kernel, 0, View::Physical).unwrap(), host.count().guest(Offset(5)));
+    assert_eq!(again.count(&kernel, 0, View::Physical, None).unwrap(), host.count().guest(Offset(5)));
 }
 
 /// A guest hypervisor's CNTVOFF_EL2 is its own: its virtual counter is always asked for.
@@ -312,9 +312,9 @@ fn a_nested_guests_virtual_counter_is_asked_for() {
     vm.set_counter_offset(&kernel, Offset(5)).unwrap();
     vm.set_one_reg(&kernel, 0, one_reg_id(Role::Cntvoff), 1000).unwrap();
     kernel.calls.take();
-    assert_eq!(vm.count(&kernel, 0, View::Virtual).unwrap(), host.count().guest(Offset(1005)));
+    assert_eq!(vm.count(&kernel, 0, View::Virtual, None).unwrap(), host.count().guest(Offset(1005)));
     assert_eq!(kernel.calls.take().len(), 1);
-    assert_eq!(vm.count(&kernel, 0, View::Physical).unwrap(), host.count().guest(Offset(5)));
+    assert_eq!(vm.count(&kernel, 0, View::Physical, None).unwrap(), host.count().guest(Offset(5)));
     assert_eq!(kernel.calls.take(), []);
 }
 
@@ -338,7 +338,7 @@ fn the_gate_costs_no_ioctl() {
     assert_eq!(vm.set_counter_offset(&kernel, Offset(1)).unwrap_err(), running);
     assert_eq!(vm.get_one_reg(&kernel, 1, one_reg_id(CVAL)).unwrap_err(), running);
     assert_eq!(vm.set_one_reg(&kernel, 1, one_reg_id(CVAL), 1).unwrap_err(), running);
-    assert_eq!(vm.count(&kernel, 1, View::Virtual).unwrap_err(), running);
+    assert_eq!(vm.count(&kernel, 1, View::Virtual, None).unwrap_err(), running);
     assert_eq!(running.errno(), libc::EBUSY);
     assert_eq!(kernel.calls.take(), []);
     assert!(vm.get_one_reg(&kernel, 0, one_reg_id(CVAL)).is_ok(), "the other one is stopped");
@@ -498,7 +498,7 @@ fn a_late_vcpu_of_an_owned_vm() {
     host.advance(1_000);
     kernel.vm.borrow_mut().create_vcpu(host.count()).unwrap();
     vm.enter(&kernel, 2).unwrap();
-    assert_eq!(vm.count(&kernel, 2, View::Virtual).unwrap(), host.count().guest(Offset(400)));
+    assert_eq!(vm.count(&kernel, 2, View::Virtual, None).unwrap(), host.count().guest(Offset(400)));
     vm.exit(2);
     let stale = vm.plan(&kernel, &vm.checkpoint(&kernel, None).unwrap(), freeze()).unwrap();
     kernel.vm.borrow_mut().create_vcpu(host.count()).unwrap();
@@ -566,7 +566,7 @@ fn an_absent_register_and_a_missing_ioctl() {
     let vm = kernel.open();
     let id = one_reg_id(Role::Count(View::Physical));
     assert_eq!(vm.get_one_reg(&kernel, 0, id).unwrap_err(), KvmError::NoSuchOneReg { vcpu: 0, id });
-    assert_eq!(vm.count(&kernel, 0, View::Physical).unwrap().0, host.count().0, "nobody can have moved it");
+    assert_eq!(vm.count(&kernel, 0, View::Physical, None).unwrap().0, host.count().0, "nobody can have moved it");
     kernel.calls.take();
     assert_eq!(vm.set_counter_offset(&kernel, Offset(1)).unwrap_err(), KvmError::NoCounterOffset);
     assert_eq!(kernel.calls.take(), []);
@@ -603,7 +603,7 @@ fn a_vm_without_vcpus_can_opt_in() {
     let vm = KvmVm::new(&kernel, &host, options()).unwrap();
     vm.set_counter_offset(&kernel, Offset(9)).unwrap();
     kernel.vm.borrow_mut().create_vcpu(host.count()).unwrap();
-    assert_eq!(vm.count(&kernel, 0, View::Virtual).unwrap(), host.count().guest(Offset(9)));
+    assert_eq!(vm.count(&kernel, 0, View::Virtual, None).unwrap(), host.count().guest(Offset(9)));
     assert!(vm.probed(&kernel).unwrap().physical_timer);
 }
 
@@ -614,11 +614,11 @@ fn a_pause_in_place() {
     let kernel = Kernel::plain(&host);
     let vm = kernel.open();
     vm.set_counter_offset(&kernel, Offset(0)).unwrap();
-    let before = vm.count(&kernel, 0, View::Virtual).unwrap();
+    let before = vm.count(&kernel, 0, View::Virtual, None).unwrap();
     let pause = vm.pause(&kernel, freeze()).unwrap();
     assert_eq!(vm.enter(&kernel, 0).unwrap_err(), GateError::Closed);
     host.advance(123_456);
     let report = vm.resume(&kernel, &pause).unwrap();
-    assert_eq!((report.outcome.cntvct, vm.count(&kernel, 0, View::Virtual).unwrap()), (before, before));
+    assert_eq!((report.outcome.cntvct, vm.count(&kernel, 0, View::Virtual, None).unwrap()), (before, before));
     vm.enter(&kernel, 0).unwrap();
 }

@@ -25,7 +25,8 @@ use pyo3::prelude::*;
 ///
 /// `nested=True` gives the guest EL2 (KVM_ARM_VCPU_HAS_EL2): a CNTVOFF_EL2 on each vCPU, and two more timers; with
 /// `e2h0=True` (KVM_ARM_VCPU_HAS_EL2_E2H0) HCR_EL2.E2H is 0, and there is no EL2 virtual timer. `irqchip="user"` has the
-/// interrupt controller in the VMM. `arch_width` is for emulators of hardware whose counters have fewer than 64 bits (56
+/// interrupt controller in the VMM. `vhe=False` is a host whose kernel doesn't run at EL2, and so emulates the guest's
+/// physical timer. `arch_width` is for emulators of hardware whose counters have fewer than 64 bits (56
 /// and more): KVM knows only 64.
 #[pyclass(frozen, name = "Vm", module = "guestclock")]
 pub(crate) struct PyVm {
@@ -65,7 +66,7 @@ pub(crate) fn modular(value: &Bound<'_, PyAny>, what: &str) -> PyResult<u64> {
 impl PyVm {
     #[new]
     #[pyo3(signature = (
-        vcpus=1, *, counter=None, kernel=None, nested=false, e2h0=false, irqchip="in-kernel", arch_width=64
+        vcpus=1, *, counter=None, kernel=None, nested=false, e2h0=false, irqchip="in-kernel", vhe=true, arch_width=64
     ))]
     fn new(
         py: Python<'_>,
@@ -75,6 +76,7 @@ impl PyVm {
         nested: bool,
         e2h0: bool,
         irqchip: &str,
+        vhe: bool,
         arch_width: u8,
     ) -> PyResult<Self> {
         let kernel = kernel.unwrap_or(if nested { "7.3" } else { "6.12" });
@@ -86,6 +88,9 @@ impl PyVm {
                 return Err(PyValueError::new_err("e2h0=True is about a guest's EL2: it needs nested=True"));
             }
         };
+        if nested && !vhe {
+            return Err(PyValueError::new_err("vhe=False is a host without VHE: it has no nested guests"));
+        }
         let in_kernel_irqchip = match irqchip {
             "in-kernel" => true,
             "user" => false,
@@ -93,7 +98,7 @@ impl PyVm {
         };
         let width = Width::new(arch_width)
             .ok_or_else(|| PyValueError::new_err(format!("arch_width={arch_width}: a counter has 56 to 64 bits")))?;
-        let config = Config { el2, in_kernel_irqchip, width };
+        let config = Config { el2, in_kernel_irqchip, vhe, width };
         let counter = match counter {
             Some(counter) => counter,
             None => py.get_type::<PyHostCounter>().call0()?,
