@@ -279,6 +279,14 @@ def test_without_a_policy_the_gap_is_told_and_not_judged() -> None:
     assert {(gap.promised_ticks, gap.error_ticks) for gap in verdict.gaps} == {(None, None)}
 
 
+def test_a_cap_that_the_pause_stays_under_hides_nothing() -> None:
+    story = Story("advance")
+    story.pauses = [dataclasses.replace(story.pauses[0], max_ns=10_000_000_000)]
+    verdict = story.judged()
+    assert verdict.ok
+    assert {gap.promised_ticks for gap in verdict.gaps} == {(0, 0)}
+
+
 def test_one_view_alone_can_be_judged() -> None:
     story = Story()
     story.move_both(AWAY, "cntpct")
@@ -296,7 +304,7 @@ def test_special_interrupts_are_counted_and_no_fault() -> None:
     assert verdict.vcpus[0].special_interrupts == 1
 
 
-def test_a_sample_around_a_pause_is_on_neither_side() -> None:
+def test_a_sample_around_a_pause_is_no_fault() -> None:
     story = Story()
     (pause,) = story.pauses
     number = 3 * ROUND - 1

@@ -220,6 +220,14 @@ def test_a_vmm_tells_each_vcpu_what_to_do() -> None:
             guest.command(wrong, Command.SPIN)
 
 
+def test_a_beat_is_the_pair_that_was_written_last() -> None:
+    memory = bytearray(layout.IMAGE_SIZE)
+    for beats, pair in ((6, (10, 11)), (7, (20, 21))):
+        words = (layout.AREA_MAGIC, Command.SPIN, 0, 0, 0, beats, 10, 11, 20, 21, 0, 0, 0, 0)
+        layout.AREA_FORMAT.pack_into(memory, layout.AREAS, *words)
+        assert Guest(memory).beat(0) == (beats, *pair)
+
+
 def test_the_command_writes_both_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = CliRunner().invoke

@@ -64,7 +64,7 @@ def restore(saved: Path, into: Path, policy: PolicyRecord, *options: str) -> sub
     for name in ("vm.json", "memory.bin", "time.guestclock"):
         (into / name).write_bytes((saved / name).read_bytes())
     cap = [] if policy["max_ns"] is None else ["--max-ns", str(policy["max_ns"])]
-    return vmm("restore", into, "--same-counter", "--policy", policy["name"], *cap, *options)
+    return vmm("restore", into, "--policy", policy["name"], *cap, *options)
 
 
 def judged(directory: Path, policy: PolicyRecord) -> list[dict[str, Any]]:

@@ -112,8 +112,7 @@ def describe(policy: PolicyRecord) -> str:
 
 def _run_on_unicorn(mode: str, policy: PolicyRecord, pause_ms: int, rounds: int, plant_fault_ticks: int) -> RunRecord:
     for attempt in range(1, _ATTEMPTS + 1):
-        options: tuple[list[str], list[str]] = ["--mode", mode], []
-        saved, restored = _save_and_restore("unicorn", options, policy, pause_ms, rounds, plant_fault_ticks)
+        saved, restored = _save_and_restore("unicorn", policy, pause_ms, rounds, plant_fault_ticks, "--mode", mode)
         record = judge(saved, restored, policy, attempts=attempt)
         # An error is never tried away: only a run that found none is made again for a sharper look.
         if _tells(record):
@@ -123,30 +122,22 @@ def _run_on_unicorn(mode: str, policy: PolicyRecord, pause_ms: int, rounds: int,
 
 def _run_on_kvm(policy: PolicyRecord, pause_ms: int, rounds: int, plant_fault_ticks: int) -> list[RunRecord]:
     """Run it once: how tight a VMM in Python can bracket its guest is the machine's, and another run is no tighter."""
-    # Both processes run on this host, within the minute.
-    options: tuple[list[str], list[str]] = [], ["--same-counter"]
-    saved, restored = _save_and_restore("kvm", options, policy, pause_ms, rounds, plant_fault_ticks)
+    saved, restored = _save_and_restore("kvm", policy, pause_ms, rounds, plant_fault_ticks)
     pairs = zip(saved["vcpus"], restored["vcpus"], strict=True)
     return [judge(before, after, policy, backend="kvm") for before, after in pairs]
 
 
 def _save_and_restore(
-    backend: str,
-    options: tuple[list[str], list[str]],
-    policy: PolicyRecord,
-    pause_ms: int,
-    rounds: int,
-    plant_fault_ticks: int,
+    backend: str, policy: PolicyRecord, pause_ms: int, rounds: int, plant_fault_ticks: int, *to_save: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the two files that the VMM writes. `options` are those of its two commands."""
+    """Return the two files that the VMM writes."""
     with tempfile.TemporaryDirectory(prefix="guestclock-demo-") as name:
         directory = Path(name)
-        _vmm(backend, "save", directory, *options[0], "--rounds", str(rounds))
+        _vmm(backend, "save", directory, *to_save, "--rounds", str(rounds))
         time.sleep(pause_ms / 1_000)
         cap = [] if policy["max_ns"] is None else ["--max-ns", str(policy["max_ns"])]
         fault = ["--plant-fault-ticks", str(plant_fault_ticks)]
-        asked = ["--policy", policy["name"], *cap, *fault, "--rounds", str(rounds)]
-        _vmm(backend, "restore", directory, *options[1], *asked)
+        _vmm(backend, "restore", directory, "--policy", policy["name"], *cap, *fault, "--rounds", str(rounds))
         return json.loads((directory / "vm.json").read_text()), json.loads((directory / "restored.json").read_text())
 
 

@@ -147,8 +147,6 @@ def _between_views(judge: _Judge) -> Skew:
         (record.cntpct - after.cntvct, record.cntpct - record.cntvct)
         for _, vcpu in judge.started()
         for record, after in pairwise(vcpu.records)
-        # Where CNTVCT went backwards there is no between, and that is found elsewhere.
-        if _signed(after.cntvct - record.cntvct) >= 0
     ]
     common = _common(_about(low, high, origin=bounds[0][1]) for low, high in bounds)
     if common is None:
@@ -204,9 +202,7 @@ def _placed(host: Host, number: int, vcpu: VcpuLog, view: str) -> Iterator[tuple
     """Each of a vCPU's samples: its bracket, its count, and the stretch between pauses that it lies in."""
     brackets = host.brackets[number]
     for bracket, count in zip(brackets[len(brackets) - len(vcpu.samples) :], _read(vcpu.samples, view), strict=True):
-        # A sample with a pause inside its bracket is on neither side.
-        if not any(bracket.low < pause.released.low and bracket.high > pause.taken.high for pause in host.pauses):
-            yield bracket, count, sum(bracket.low >= pause.released.low for pause in host.pauses)
+        yield bracket, count, sum(bracket.low >= pause.released.low for pause in host.pauses)
 
 
 def _between_vcpus(judge: _Judge, host: Host, offsets: _Offsets) -> Iterator[Skew]:
@@ -283,7 +279,7 @@ def _common(bounds: Iterable[Interval]) -> Interval | None:
 
 
 def _about(low: int, high: int, *, origin: int) -> Interval:
-    """The bounds of a number modulo 2^64, as integers near the origin's."""
+    """The bounds of a number modulo 2^64, as integers near the origin's. In the wrong order they bound nothing."""
     near = _signed(low - origin)
     return Interval(near, near + (high - low) % 2**64)
 
