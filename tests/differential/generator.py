@@ -57,6 +57,7 @@ class Sequence:
     def __init__(self, random: random.Random, shape: Shape) -> None:
         self.random = random
         self.shape = shape
+        self.nested = Reg.CNTHCTL_EL2 in shape.regs
         self.length = random.randint(shape.max_steps // 3, shape.max_steps)
         self.steps = 0
         self.where: list[Where] = []
@@ -180,9 +181,9 @@ class Sequence:
                 near = self.random.choice([2, 2**16, 2**24, 2**31])
                 return (self.random.choice(self.counts) + self.random.randint(-near, near)) % WORD
 
-    def ctl(self) -> int:
+    def ctl(self, *, reserved: bool = True) -> int:
         ctl = self.random.randrange(8)
-        if self.random.random() < 0.25:
+        if reserved and self.random.random() < 0.25:
             ctl |= self.random.choice([2**3, 2**31, 2**32, 2**63, self.random.getrandbits(61) << 3])
         return ctl
 
@@ -204,13 +205,16 @@ class Sequence:
                 return Operation(Kind.LEFT, vcpu)
 
     def start(self, vcpu: int) -> Operation:
-        """Masks the timers first, so that no interrupt has the vCPU leave its guest."""
+        """Masks the timers first, so that no interrupt has the vCPU leave its guest.
+
+        Of a guest with EL2 the model doesn't know which timers a run loads, and so which reserved bits it clears.
+        """
         if self.random.random() < 0.2:
             masking = [Operation(Kind.INIT, vcpu)]
         else:
             regs = [reg for reg in CTLS if reg in self.shape.regs]
-            masking = [Operation(Kind.SET, vcpu, reg, self.ctl() | IMASK) for reg in regs]
-        if Reg.CNTHCTL_EL2 in self.shape.regs:
+            masking = [Operation(Kind.SET, vcpu, reg, self.ctl(reserved=not self.nested) | IMASK) for reg in regs]
+        if self.nested:
             masking.append(Operation(Kind.SET, vcpu, Reg.CNTHCTL_EL2, UNTRAPPED))
         self.planned = [*masking[1:], Operation(Kind.START, vcpu)]
         return masking[0]
