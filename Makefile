@@ -152,6 +152,10 @@ fmt: $(VENV)/.tools | cargo ## Formats Rust and Python
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
+.PHONY: payload
+payload: $(VENV)/.tools ## Assembles the bare-metal guest again, after a change of its source
+	$(PY) tools/assemble_payload.py
+
 .PHONY: pins
 pins: | $(VENV)/.made ## Renews the tools' versions in requirements-dev.txt from pyproject.toml
 	$(PY) -m pip install --quiet uv

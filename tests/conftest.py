@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import Phase, settings
 
+from tally import STEPS
+
 # The same examples in every run, so that a run that failed can be repeated, and none fails by luck.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 # The same examples again, the first that fails as it is: to learn that a test fails, and no more.
@@ -12,9 +14,6 @@ settings.register_profile("unshrunk", settings.get_profile("repeatable"), phases
 # `make deep-test`: other examples in every run, repeated with --hypothesis-seed.
 settings.register_profile("deep", deadline=None, database=None, max_examples=3000)
 settings.load_profile("repeatable")
-
-STEPS = "state machine steps"
-"""The property under which a test reports how many it took."""
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

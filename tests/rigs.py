@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guestclock import GuestVm, HostCounter, KvmVm, Vm
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 if TYPE_CHECKING:
     from kvm_vmm import Machine

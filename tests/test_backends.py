@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
 
-from guestclock import Advance, Checkpoint, Freeze, Reg, Timer, plan, restore
+from guestclock import Advance, Checkpoint, Freeze, KvmVm, Reg, Timer, plan, restore
 from guestclock.errors import (
     CapabilityMissing,
     CounterSkew,
@@ -45,6 +46,14 @@ def rig(make: Make) -> Any:
 
 def test_a_leg_of_the_testbed_has_kvm() -> None:
     assert (REAL.keys() <= RIGS.keys()) is KVM
+
+
+@pytest.mark.skipif(platform.machine() == "aarch64", reason="here it can be had")
+def test_elsewhere_kvm_is_refused_at_once() -> None:
+    """Before the descriptors are looked at."""
+    with pytest.raises(CapabilityMissing, match=r"needs arm64's KVM.*`Vm` models it anywhere") as caught:
+        KvmVm(-1, [object()])  # type: ignore[list-item]
+    assert caught.value.capability == "kvm"
 
 
 def opted_in(rig: Rig, cntvct: int = 1_000_000_000) -> int:

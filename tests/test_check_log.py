@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+from typer.testing import CliRunner
 
+from guestclock.cli.app import app
 from guestclock.payload import Host, Kind, Log, NotALog, Pause, Record, Verdict, check_log, image, layout, read_log
+from guestclock.payload.verdict import FindingKind
 from guestclock.promise import Interval
 
 HZ = 62_500_000
@@ -87,7 +92,7 @@ class Story:
         memory[at : at + len(raw)] = raw
         for vcpu, records in enumerate(self.records):
             area = at + layout.AREAS + vcpu * layout.AREA_SIZE
-            state = (layout.AREA_MAGIC, layout.Command.ALARM, len(records), HZ, 0x8000_0000 + vcpu, 0, 0, 0, 0, 0, 0, 0)
+            state = (layout.AREA_MAGIC, layout.Command.ALARM, len(records), HZ, 0x8000_0000 + vcpu, *[0] * 9)
             layout.AREA_FORMAT.pack_into(memory, area, *state)
             for number, record in enumerate(records):
                 layout.RECORD_FORMAT.pack_into(
@@ -304,7 +309,7 @@ def test_a_vcpu_that_never_started_one_that_failed_and_damage() -> None:
     memory[layout.AREAS : layout.AREAS + 8] = bytes(8)
     one = layout.AREAS + layout.AREA_SIZE
     state = list(layout.AREA_FORMAT.unpack_from(memory, one))
-    state[1], state[8:] = layout.FAULTED_STATE, [5, 0x9600_0000, 0x4000_0100, 0xDEAD]
+    state[1], state[-4:] = layout.FAULTED_STATE, [5, 0x9600_0000, 0x4000_0100, 0xDEAD]
     layout.AREA_FORMAT.pack_into(memory, one, *state)
     memory[one + layout.RECORDS_AT + 4 * layout.RECORD_FORMAT.size + 4] ^= 1
     verdict = check_log(read_log(memory))
@@ -397,9 +402,70 @@ def test_the_hosts_document(policy: str) -> None:
     assert Host.from_dict(json.loads(json.dumps(host_document(story)))) == story.host()
 
 
+def test_the_documentations_document() -> None:
+    page = (Path(__file__).parent.parent / "docs/payload.md").read_text()
+    (example,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    host = Host.from_dict(json.loads(example))
+    assert (host.brackets[1][1], host.pauses[0].policy, host.ended) == (Interval(2020, 2110), "advance", 12000)
+    # Every kind of finding is explained there.
+    assert set(get_args(FindingKind)) == set(
+        re.findall(r"`([a-z-]+)`", "".join(re.findall(r"^\| `.*?\|", page, re.MULTILINE)))
+    )
+
+
 @pytest.mark.parametrize(
     "wrong", [{}, [], {"frequency_hz": HZ, "vcpus": [[[1]]]}, {"frequency_hz": "x", "vcpus": []}, 3, None]
 )
 def test_a_document_that_is_none(wrong: Any) -> None:
     with pytest.raises(ValueError, match="what the host saw"):
         Host.from_dict(wrong)
+
+
+def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
+    def run(*arguments: str | Path) -> Any:
+        return CliRunner().invoke(app, ["check-log", *map(str, arguments)])
+
+    sound, wrong = Story(), Story()
+    wrong.move_both(5_000, "cntvct", "cntpct")
+    for name, story in (("sound", sound), ("wrong", wrong)):
+        (tmp_path / name).write_bytes(story.memory())
+    host = tmp_path / "host.json"
+    host.write_text(json.dumps(host_document(sound)))
+    done = run(tmp_path / "sound", "--host", host)
+    assert (done.exit_code, "Nothing is wrong." in done.stdout) == (0, True)
+    # Whoever doesn't say what the host saw can't be told of the gap.
+    assert run(tmp_path / "wrong").exit_code == 0
+    done = run(tmp_path / "wrong", "--host", host)
+    assert done.exit_code == 1
+    assert "gap: vCPU 0: CNTVCT across pause 1" in done.stdout
+    done = run(tmp_path / "wrong", "--host", host, "--json")
+    assert done.exit_code == 1
+    document = json.loads(done.stdout)
+    assert document == check_log(wrong.log(), host=sound.host()).to_dict() | {"gaps": document["gaps"], "ok": False}
+    assert {finding["kind"] for finding in document["findings"]} == {"gap"}
+
+    (tmp_path / "none").write_bytes(b"no log")
+    for arguments in (
+        (tmp_path / "none",),
+        (tmp_path / "not there",),
+        (tmp_path / "sound", "--host", tmp_path / "none"),
+        (tmp_path / "sound", "--host", tmp_path / "not there"),
+    ):
+        assert run(*arguments).exit_code == 2, arguments
+
+
+def test_the_command_can_judge_one_counter(tmp_path: Path) -> None:
+    story = Story()
+    story.move_both(AWAY, "cntpct")
+    (tmp_path / "log").write_bytes(story.memory())
+    (tmp_path / "host.json").write_text(json.dumps(host_document(story)))
+    command = ["check-log", str(tmp_path / "log"), "--host", str(tmp_path / "host.json")]
+    assert CliRunner().invoke(app, command).exit_code == 1
+    assert CliRunner().invoke(app, [*command, "--virtual-only"]).exit_code == 0
+
+
+def test_the_grace_of_an_interrupt() -> None:
+    story = Story()
+    lose_the_last(story)
+    assert {finding.kind for finding in story.judged().findings} == {"lost-interrupt"}
+    assert story.judged(grace_ns=2_100_000_000).ok

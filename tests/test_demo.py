@@ -2,16 +2,21 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.image
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from guestclock import demo
+from guestclock.cli.app import app
 from guestclock.demo import unicorn_vmm
 from guestclock.demo.runner import judge
+from guestclock.errors import CapabilityMissing
 from guestclock.promise import Interval, expected_gap
 
 if TYPE_CHECKING:
@@ -226,3 +231,22 @@ def test_the_judge_finds_a_clock_that_went_backwards() -> None:
     record = judge(*files(first_after=2**64 - 12), FREEZE)
     assert record["counters"]["cntvct"]["guest_gap_ticks"] == -10
     assert record["counters"]["cntvct"]["error_ticks"] == 30
+
+
+def test_on_kvm_elsewhere_it_says_why_and_exits_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    done = CliRunner().invoke(app, ["demo", "--backend", "kvm"])
+    assert done.exit_code == 2
+    assert "needs /dev/kvm on an arm64 machine: this machine is x86_64" in done.stderr
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(CapabilityMissing, match=r"there is no /dev/kvm|not for this user") as caught:
+        demo.run(backend="kvm")
+    assert caught.value.capability == "kvm"
+
+
+def test_only_the_counters_that_were_restored_are_judged() -> None:
+    saved, restored = files(first_after=18)
+    record = judge(saved, restored | {"counters": ["cntvct"]}, FREEZE, backend="kvm")
+    assert list(record["counters"]) == ["cntvct"]
+    assert record["backend"] == "kvm"

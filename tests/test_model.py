@@ -11,7 +11,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from conftest import STEPS
 from guestclock import ManualCounter, Vm, sysreg
 from guestclock.errors import KvmError, SysregTrap, UnknownRegister, VcpuRunning
 from reference import (
@@ -31,6 +30,7 @@ from reference import (
     Refused,
     u64,
 )
+from tally import STEPS
 
 ERRNO = {"ENOENT": errno.ENOENT, "EBUSY": errno.EBUSY, "EINVAL": errno.EINVAL, "ENXIO": errno.ENXIO}
 ERRNO["undefined"] = errno.ENOENT

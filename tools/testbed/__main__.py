@@ -12,7 +12,7 @@ import suite
 import wheel
 from image import TREE
 from legs import LEGS
-from say import say
+from say import note, say
 
 DIST = TREE / "dist"
 
@@ -32,7 +32,7 @@ def main() -> int:
     test = commands.add_parser("test", help="run the suite on some legs, or on all")
     test.add_argument("legs", nargs="*", metavar="LEG", help=f"any of {', '.join(LEGS)}")
     test.add_argument("--seed", type=int, help="the seed of an earlier run (default: a fresh one)")
-    test.add_argument("--jobs", type=int, default=1, help="how many machines at a time (default: 1)")
+    test.add_argument("--jobs", type=int, default=2, help="how many machines at a time (default: 2)")
     test.add_argument("--timeout", type=int, default=600, metavar="SECONDS", help="what a leg may take (default: 600)")
 
     commands.add_parser("wheel", help="build the aarch64 wheel into dist/")
@@ -42,7 +42,7 @@ def main() -> int:
     if chosen.command == "boot":
         built = wheel.found(DIST)
         if not built:
-            say("testbed: no aarch64 wheel in dist/ (make wheel-aarch64 builds it): a machine without guestclock")
+            note("no aarch64 wheel in dist/ (make wheel-aarch64 builds it): a machine without guestclock")
         return machine.boot(
             LEGS[chosen.leg],
             chosen.arguments,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cache
-from say import give_up, say
+from say import give_up, note
 
 FRESH_FOR_S = 7 * 24 * 3600
 """Package lists as old as this are fetched again, and with them come newer kernels."""
@@ -91,7 +91,7 @@ class Archive:
 
     def unpack(self, packages: list[Package], into: Path) -> None:
         """Download the packages and unpack them into the folder `into`. No script of theirs runs."""
-        say(f"fetching {len(packages)} packages of {self.release}, {sum(p.size for p in packages) / 1e6:.0f} MB")
+        note(f"fetching {len(packages)} packages of {self.release}, {sum(p.size for p in packages) / 1e6:.0f} MB")
         scratch = into.with_name(into.name + ".debs")
         scratch.mkdir()
         try:
@@ -114,13 +114,13 @@ class Archive:
         (self.place / "status").touch()
         (self.place / "sources.list").write_text(sources)
         (self.place / "apt.conf").write_text(NOT_OURS)
-        say(f"fetching the package lists of {self.release}")
+        note(f"fetching the package lists of {self.release}")
         try:
             self._apt("update", "--error-on=any", capture=False)
         except subprocess.CalledProcessError:
             if not stamp.is_file() or stamp.read_text() != sources:
                 raise
-            say(f"testbed: going on with the package lists of {self.release} from {time.ctime(stamp.stat().st_mtime)}")
+            note(f"going on with the package lists of {self.release} from {time.ctime(stamp.stat().st_mtime)}")
             return
         if (self.place / "plans").is_dir():
             cache.remove(self.place / "plans")
@@ -155,14 +155,14 @@ class Archive:
             "Dir::State::status": place / "status",
         }
         # On a terminal it shows a bar; elsewhere a line for each of hundreds of files says nothing.
-        quiet = [] if sys.stdout.isatty() else ["-qq"]
+        quiet = [] if sys.stderr.isatty() else ["-qq"]
         command = ["apt-get", *quiet, "--config-file", str(place / "apt.conf")]
         for option, value in options.items():
             command += ["-o", f"{option}={value}"]
         for architecture in ARCHITECTURES:
             command += ["-o", f"APT::Architectures::={architecture}"]
         done = subprocess.run(
-            [*command, *arguments], check=True, text=True, cwd=cwd, stdout=subprocess.PIPE if capture else None
+            [*command, *arguments], check=True, text=True, cwd=cwd, stdout=subprocess.PIPE if capture else sys.stderr
         )
         return done.stdout or ""
 

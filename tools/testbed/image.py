@@ -12,7 +12,7 @@ import cache
 import roots
 from archive import Writer
 from debian import Archive
-from say import say
+from say import note
 
 TREE = Path(__file__).resolve().parent.parent.parent
 
@@ -54,7 +54,7 @@ def base() -> Path:
             (files / name).mkdir(exist_ok=True)
         packed = place / "wheels"
         (place / "pins.txt").write_text("\n".join(constraints))
-        say("fetching the machine's Python packages")
+        note("fetching the machine's Python packages")
         subprocess.run(
             [
                 *(sys.executable, "-m", "pip", "download", "--quiet", "--dest", packed),

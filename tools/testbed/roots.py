@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 HOST = "/host"
 """Where a program in a root sees the machine's own files."""
 
+SHARED = ("proc", "dev", "tmp")
+"""What a root has of the machine's under the usual names."""
+
 ENTER = 'mount --rbind / "$0/host" && exec chroot "$0" "$@"'
 
 
@@ -29,12 +32,12 @@ def root(kind: str, archive: Archive, *names: str, backports: bool = False) -> P
 
     def fill(place: Path) -> None:
         archive.unpack(packages, place)
-        for name in ("proc", "dev", "tmp"):
+        for name in SHARED:
             (place / name).rmdir() if (place / name).is_dir() else None
             (place / name).symlink_to(f"host/{name}")
         (place / "host").mkdir()
 
-    return cache.made(kind, cache.key("root", packages), fill)
+    return cache.made(kind, cache.key("unpacked", SHARED, packages), fill)
 
 
 def inside(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What the testbed tells whoever runs it."""
+"""What the testbed tells whoever runs it: results to stdout, where nothing else is but a machine's console."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import sys
 from typing import NoReturn
 
 
-def say(line: str) -> None:
-    """Print a line at once, so that it stands where it belongs among what other programs print."""
-    print(line, flush=True)
+def say(result: str) -> None:
+    """Print a result at once, so that it stands where it belongs among what other programs print."""
+    print(result, flush=True)
+
+
+def note(progress: str) -> None:
+    """Print what is being done, or what went wrong in doing it, to stderr."""
+    sys.stdout.flush()
+    print(f"testbed: {progress}", file=sys.stderr, flush=True)
 
 
 def give_up(why: str) -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import cache
 import roots
 from debian import Archive
 from image import TREE
-from say import give_up, say
+from say import give_up, note
 
 TARGET = "aarch64-unknown-linux-gnu"
 
@@ -52,6 +53,7 @@ def _cross_build(dist: Path) -> None:
         # What was compiled before is used again: a folder for each compiler, which isn't whole at any time.
         target = cache.folder() / compiler.name.replace("compiler", "target")
         target.mkdir(exist_ok=True)
+        _forget_other_trees(target)
         environment = {
             "PATH": "/usr/bin",
             "HOME": "/tmp",  # noqa: S108
@@ -66,19 +68,32 @@ def _cross_build(dist: Path) -> None:
 
         def run(*command: str) -> None:
             entered = roots.command(compiler, "/usr/bin/env", "-i", "-C", roots.inside(TREE), *settings, *command)
-            subprocess.run(entered, check=True, stdin=subprocess.DEVNULL)
+            subprocess.run(entered, check=True, stdin=subprocess.DEVNULL, stdout=sys.stderr)
 
-        say("building the aarch64 wheel; the first time takes minutes")
+        note("building the aarch64 wheel; the first time takes minutes")
         run("cargo", "clippy", "--workspace", "--all-targets", "--locked", "--target", TARGET, "--", "-D", "warnings")
         maturin = roots.inside(Path(sys.executable).parent) + "/maturin"
         run(maturin, *BUILD, "--target", TARGET, "--out", roots.inside(dist))
+
+
+def _forget_other_trees(target: Path) -> None:
+    """Have our own crates built again if the last ones were another work tree's.
+
+    Cargo takes two trees' crates for the same ones, and goes by times: an older file of this tree would pass for built.
+    """
+    tree = target / "tree"
+    if tree.exists() and tree.read_text() == str(TREE):
+        return
+    for fingerprint in target.glob("**/.fingerprint/guestclock-*"):
+        shutil.rmtree(fingerprint)
+    tree.write_text(str(TREE))
 
 
 def vendored() -> Path:
     """A cargo home that has every crate of Cargo.lock in it, fetched by the machine's own cargo."""
 
     def fill(place: Path) -> None:
-        say("fetching the crates")
+        note("fetching the crates")
         crates = place / "crates"
         subprocess.run(
             ["cargo", "vendor", "--quiet", "--locked", "--versioned-dirs", crates],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,8 @@ import typer
 from guestclock import __version__, doctor, extras
 from guestclock.cli import needs
 from guestclock.cli.report import print_findings
+from guestclock.cli.verdict import print_verdict
+from guestclock.errors import CapabilityMissing
 
 app = typer.Typer(
     help="Keeps a guest's clocks right when its virtual machine is paused, snapshotted, restored or migrated.",
@@ -20,7 +23,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+_PICTURE = Path("out/guestclock-demo.svg")
 _JSON = typer.Option("--json", help="Print one JSON document instead of a table.")
+
+
+class Format(StrEnum):
+    """How the payload is written."""
+
+    RAW = "raw"
+    ELF = "elf"
+
+
+class Psci(StrEnum):
+    """How the payload's first vCPU starts the others."""
+
+    NONE = "none"
+    HVC = "hvc"
+    SMC = "smc"
+
+
+def _number(text: str | int) -> int:
+    return int(text, 0) if isinstance(text, str) else text
 
 
 def _print_version(asked: bool) -> None:  # noqa: FBT001 - typer calls it with the flag
@@ -49,28 +72,133 @@ def doctor_command(*, as_json: Annotated[bool, _JSON] = False) -> None:
         print_findings(findings)
 
 
+class Backend(StrEnum):
+    """What the demonstration's guest runs on."""
+
+    UNICORN = "unicorn"
+    KVM = "kvm"
+
+
 @app.command("demo")
 def demo_command(
     *,
+    backend: Annotated[
+        Backend, typer.Option(help="What the guest runs on: an emulator, or KVM where it is arm64's.")
+    ] = Backend.UNICORN,
     as_json: Annotated[bool, _JSON] = False,
-    plot: Annotated[Path, typer.Option(help="Where the picture goes: .svg or .png.")] = Path("out/guestclock-demo.svg"),
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the picture goes: .svg or .png. On KVM there is none unless it is named.",
+            show_default=str(_PICTURE),
+        ),
+    ] = None,
     pause_ms: Annotated[int, typer.Option(min=1, help="How long the guest stays paused, in milliseconds.")] = 1500,
 ) -> None:
     """Checkpoint a real A64 guest in one process, restore it in another, and measure what it saw.
 
-    Exits 1 if the guest saw anything but what its policy promises.
+    Exits 1 if the guest saw anything but what its policy promises, and 2 where the guest can't run here.
     """
+    if plot is None and backend is Backend.UNICORN:
+        plot = _PICTURE
     with needs("demo"):
-        for module in extras.EXTRAS["demo"].values():
+        # KVM and a table need no more than the command line does.
+        extra = "demo" if backend is Backend.UNICORN else "plot" if plot else "cli"
+        for module in extras.EXTRAS[extra].values():
             importlib.import_module(module)
         from guestclock import demo
-    document = demo.run(pause_ms=pause_ms)
+    try:
+        document = demo.run(backend=backend.value, pause_ms=pause_ms)
+    except CapabilityMissing as error:
+        typer.echo(f"guestclock: {error}", err=True)
+        raise typer.Exit(2) from error
     if as_json:
         print(json.dumps(document, indent=2))
     else:
         demo.print_table(document)
-    plot.parent.mkdir(parents=True, exist_ok=True)
-    demo.draw(document, plot)
-    typer.echo(f"The picture: {plot}", err=True)
+    if plot:
+        plot.parent.mkdir(parents=True, exist_ok=True)
+        demo.draw(document, plot)
+        typer.echo(f"The picture: {plot}", err=True)
     if any(counter["error_ticks"] for run in document["runs"] for counter in run["counters"].values()):
+        raise typer.Exit(1)
+
+
+@app.command("payload")
+def payload_command(
+    *,
+    out: Annotated[Path | None, typer.Option(help="Where it goes. [default: guestclock-payload.bin or .elf]")] = None,
+    form: Annotated[Format, typer.Option("--format", help="Raw is an arm64 boot image too.")] = Format.RAW,
+    address: Annotated[
+        int, typer.Option(parser=_number, metavar="ADDRESS", help="Where an ELF file is loaded.")
+    ] = 0x4020_0000,
+    vcpus: Annotated[int, typer.Option(help="How many vCPUs log, at most 8.")] = 2,
+    samples: Annotated[int, typer.Option(help="Samples between two alarms.")] = 8,
+    doorbell: Annotated[
+        int, typer.Option(parser=_number, metavar="ADDRESS", help="No memory: a store there tells the VMM; 0: none.")
+    ] = 0,
+    gicd: Annotated[
+        int, typer.Option(parser=_number, metavar="ADDRESS", help="The GICv3's distributor; 0: no alarms.")
+    ] = 0x0800_0000,
+    gicr: Annotated[
+        int, typer.Option(parser=_number, metavar="ADDRESS", help="The first vCPU's redistributor.")
+    ] = 0x080A_0000,
+    period_ticks: Annotated[int, typer.Option(help="From setting an alarm to its deadline; 0: 20 ms.")] = 0,
+    psci: Annotated[Psci, typer.Option(help="How the first vCPU starts the others.")] = Psci.HVC,
+    timer_irq: Annotated[int, typer.Option(help="The virtual timer's interrupt id.")] = 27,
+) -> None:
+    """Write the bare-metal guest that logs its clocks, for any VMM: docs/payload.md says how to run it.
+
+    The addresses are those of QEMU's machine "virt" unless you say otherwise. `guestclock check-log` judges the log.
+    """
+    from guestclock import payload
+
+    try:
+        raw = payload.image(
+            vcpus=vcpus,
+            samples=samples,
+            doorbell=doorbell,
+            gicd=gicd,
+            gicr=gicr,
+            period_ticks=period_ticks,
+            psci=psci.value,
+            timer_irq=timer_irq,
+        )
+        written = raw if form is Format.RAW else payload.elf(raw, address)
+        path = out or Path(f"guestclock-payload.{'bin' if form is Format.RAW else 'elf'}")
+        path.write_bytes(written)
+    except (ValueError, OSError) as error:
+        typer.echo(f"guestclock: {error}", err=True)
+        raise typer.Exit(2) from error
+    typer.echo(f"The payload: {path}", err=True)
+
+
+@app.command("check-log")
+def check_log_command(
+    file: Annotated[Path, typer.Argument(help="The guest's memory, or a part of it with the payload and its log.")],
+    *,
+    host: Annotated[Path | None, typer.Option(help="What the VMM saw on the host's counter (docs/payload.md).")] = None,
+    virtual_only: Annotated[bool, typer.Option("--virtual-only", help="Judge CNTVCT_EL0 alone.")] = False,
+    grace_ms: Annotated[int, typer.Option(min=0, help="How late an interrupt may be before it counts as lost.")] = 1000,
+    as_json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Judge a VMM's log of the payload: gaps, skew, backward steps, lost and doubled interrupts.
+
+    Exits 1 if anything is wrong, and 2 for a file that is no log.
+    """
+    from guestclock import payload
+
+    try:
+        log = payload.read_log(file.read_bytes())
+        saw = None if host is None else payload.Host.from_dict(json.loads(host.read_text()))
+        views = ("cntvct",) if virtual_only else payload.VIEWS
+        verdict = payload.check_log(log, host=saw, views=views, grace_ns=grace_ms * 1_000_000)
+    except (ValueError, OSError) as error:
+        typer.echo(f"guestclock: {error}", err=True)
+        raise typer.Exit(2) from error
+    if as_json:
+        print(json.dumps(verdict.to_dict(), indent=2))
+    else:
+        print_verdict(verdict)
+    if not verdict.ok:
         raise typer.Exit(1)

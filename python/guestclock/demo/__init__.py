@@ -1,7 +1,7 @@
-"""The demonstration: a guest under Unicorn keeps its time across a checkpoint in one process and a restore in another.
+"""The demonstration: a guest keeps its time across a checkpoint in one process and a restore in another.
 
-`run` needs unicorn and keystone-engine, `print_table` needs rich, and `draw` matplotlib: the extra `demo` has them all.
-Each raises ImportError without.
+`run` needs unicorn and keystone-engine, or on KVM neither; `print_table` needs rich, and `draw` matplotlib: the extra
+`demo` has them all. Each raises ImportError without.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The shape of the demonstration's document, `guestclock.demo/1`: plain JSON values.
 
-All ticks are of `frequency_hz`. Host times are readings of CLOCK_MONOTONIC that the VMM made itself, not guestclock.
+All ticks are of `frequency_hz`. Host times are readings that the VMM made itself, not guestclock: of CLOCK_MONOTONIC
+under Unicorn, and on KVM of the host's counter.
 """
 
 from __future__ import annotations
@@ -38,11 +39,13 @@ class SampleRecord(TypedDict):
 
 
 class RunRecord(TypedDict):
-    """One guest, saved and restored."""
+    """One guest, saved and restored, or on KVM one vCPU of it."""
 
     policy: PolicyRecord
     backend: str
+    """What it ran on: unicorn or kvm."""
     mode: str
+    """Under Unicorn how the guest reads its counters: fast or exact; on KVM which vCPU it is."""
     counter_source: str
     frequency_hz: int
     pause_ns: int
@@ -51,7 +54,7 @@ class RunRecord(TypedDict):
     """Timer interrupts that the guest took, in both processes; the guest's own count agrees."""
     irq_delivered_after_restore: int
     counters: dict[str, CounterRecord]
-    """By name: cntvct and cntpct."""
+    """By name: cntvct and cntpct; cntvct alone where the kernel can't set the other (Linux before 6.4)."""
     taken_at: Interval
     """The host's clock around the checkpoint."""
     released_at: Interval

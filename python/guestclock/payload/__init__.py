@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from guestclock.payload.check import check_log
+from guestclock.payload.check import VIEWS, check_log
 from guestclock.payload.image import elf, image
 from guestclock.payload.layout import Command, Doorbell, Kind
 from guestclock.payload.log import Fault, Guest, Log, NotALog, Record, VcpuLog, read_log
 from guestclock.payload.verdict import Finding, Host, Pause, Verdict
 
 __all__ = [
+    "VIEWS",
     "Command",
     "Doorbell",
     "Fault",

@@ -27,9 +27,9 @@
 .equ A_CNTFRQ,      0x18
 .equ A_MPIDR,       0x20
 .equ A_BEAT,        0x28
-.equ A_BEAT_COUNTS, 0x30
-.equ A_FAULT,       0x40
-.equ A_FAULT_AT,    0x50
+.equ A_PAIRS,       0x30
+.equ A_FAULT,       0x50
+.equ A_FAULT_AT,    0x60
 .equ A_TABLE,       0x1000
 .equ A_RECORDS,     0x2000
 .equ RECORDS,       2048
@@ -214,22 +214,24 @@ next:
     yield
     b     next
 
-// Says that it runs, with a pair of counts that is always fresh. Its timers aren't touched.
+// Says that it runs, with a pair of counts that is always fresh: in two places by turns, so that one of them is whole
+// whenever somebody looks. Its timers aren't touched.
 spin:
-    ldr   x4, [x20, #A_BEAT]
     mov   x0, #SPIN
+    add   x5, x20, #A_PAIRS
+    ldr   x4, [x20, #A_BEAT]
 beat:
-    add   x4, x4, #1                // odd while the pair changes
-    str   x4, [x20, #A_BEAT]
-    dmb   ishst
+    add   x4, x4, #1
+    and   x3, x4, #1
+    add   x3, x5, x3, lsl #4
     isb
     mrs   x1, cntvct_el0
     isb
     mrs   x2, cntpct_el0
-    stp   x1, x2, [x20, #A_BEAT_COUNTS]
+    stp   x1, x2, [x3]
     dmb   ishst
-    add   x4, x4, #1
     str   x4, [x20, #A_BEAT]
+    dmb   ishst
     str   x0, [x20, #A_STATE]
     ldr   x1, [x24]
     cmp   x1, #SPIN

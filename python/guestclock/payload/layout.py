@@ -31,8 +31,8 @@ LOG_FORMAT: Final = struct.Struct("<8s4I")
 AREAS: Final = 0x2000
 AREA_SIZE: Final = 0x1_2000
 AREA_MAGIC: Final = b"gcvcpu01"
-AREA_FORMAT: Final = struct.Struct("<8s4Q3Q4Q")
-"""Magic, state, records written, CNTFRQ, MPIDR; beats, CNTVCT, CNTPCT; vector, ESR, ELR, FAR."""
+AREA_FORMAT: Final = struct.Struct("<8s4Q5Q4Q")
+"""Magic, state, records written, CNTFRQ, MPIDR; beats, two pairs of CNTVCT and CNTPCT; vector, ESR, ELR, FAR."""
 RECORDS_AT: Final = 0x2000
 RECORDS: Final = 2048
 RECORD_FORMAT: Final = struct.Struct("<BHBI3Q")

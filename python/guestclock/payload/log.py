@@ -98,9 +98,11 @@ class Guest:
     def beat(self, vcpu: int) -> tuple[int, int, int]:
         """While it spins: how often it has read its counters, and the last pair of CNTVCT_EL0 and CNTPCT_EL0."""
         while True:
-            before, *_ = area = self._area(vcpu)[5:8]
-            if before % 2 == 0 and self._area(vcpu)[5] == before:
-                return before // 2, area[1], area[2]
+            beats, *pairs = self._area(vcpu)[5:10]
+            # It writes the other pair next, and this one only after that.
+            if self._area(vcpu)[5] == beats:
+                cntvct, cntpct = pairs[beats % 2 * 2 :][:2]
+                return beats, cntvct, cntpct
 
     def log(self) -> Log:
         """Read the log. Records that a running vCPU writes meanwhile may count as damaged."""
@@ -149,7 +151,7 @@ def _read(memory: Memory, image_at: int) -> Log:
 
 
 def _read_area(memory: Memory, at: int) -> VcpuLog | None:
-    magic, state, written, frequency_hz, mpidr, _, _, _, *fault = layout.AREA_FORMAT.unpack_from(memory, at)
+    magic, state, written, frequency_hz, mpidr, _, _, _, _, _, *fault = layout.AREA_FORMAT.unpack_from(memory, at)
     if magic != layout.AREA_MAGIC:
         return None
     records = []

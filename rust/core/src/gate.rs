@@ -139,12 +139,15 @@ impl Gate {
     /// See [`Restore::apply`].
     pub fn apply<B: Backend + ?Sized>(&self, backend: &mut B, open: &mut OpenRestore) -> Gated<(), B> {
         self.holds(State::Restoring(open.ticket))?;
+        // Again, since reading the register of a vCPU that runs would wait for it.
+        backend.stopped().map_err(GateError::Backend)?;
         Ok(open.restore.apply(&open.checkpoint, backend)?)
     }
 
     /// See [`Restore::release`]: the VM's vCPUs may run again.
     pub fn release<B: Backend + ?Sized>(&mut self, backend: &mut B, open: &mut OpenRestore) -> Gated<Report, B> {
         self.holds(State::Restoring(open.ticket))?;
+        backend.stopped().map_err(GateError::Backend)?;
         self.finish(backend, &mut open.restore, &open.checkpoint)
     }
 

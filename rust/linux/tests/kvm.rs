@@ -37,6 +37,8 @@ struct Kernel<'a> {
     slow: Cell<u64>,
     /// How many calls that need every vCPU stopped answer EBUSY.
     busy: Cell<usize>,
+    /// An offset that differs answers EBUSY, and one that is written as it is doesn't.
+    late: Cell<bool>,
     gic: bool,
     /// A vCPU that KVM_ARM_VCPU_INIT wasn't called on.
     bare: Cell<Option<usize>>,
@@ -67,6 +69,7 @@ impl<'a> Kernel<'a> {
             calls: RefCell::default(),
             slow: Cell::new(0),
             busy: Cell::new(0),
+            late: Cell::new(false),
             gic: false,
             bare: Cell::new(None),
             offset_errno: Cell::new(None),
@@ -134,6 +137,9 @@ impl Ioctls for Kernel<'_> {
             return Err(io::Error::from_raw_os_error(errno));
         }
         self.all_stopped()?;
+        if self.late.get() && self.vm.borrow().owned_offset() != Some(Offset(offset)) {
+            return Err(io::Error::from_raw_os_error(libc::EBUSY));
+        }
         if self.offset_lost.get() {
             return Ok(());
         }
@@ -221,26 +227,58 @@ fn a_timer_that_is_not_due_does_not_show_how_ctl_reads() {
     assert_eq!(vm.probed(&kernel).unwrap().ctl_readback, None);
 }
 
-/// Two offsets for the VM, and four registers for each vCPU: the rest is reading.
+/// Two offsets for the VM, and four registers for each vCPU: the rest is reading. Without a vGIC to ask, whether a vCPU
+/// runs is found out by writing the offset once more as it is, before each of the last two steps.
 #[test]
 fn the_budget_of_a_restore() {
-    let host = counter();
-    let saved = saved(&host);
-    let target = Kernel::plain(&host);
-    let vm = target.open();
-    let plan = vm.plan(&target, &saved, freeze()).unwrap();
-    let mut restore = vm.prepare(&target, plan, Arc::clone(&saved)).unwrap();
-    vm.apply(&target, &mut restore).unwrap();
-    let report = vm.release(&target, &mut restore).unwrap();
-    let calls = target.calls.borrow();
-    let last = calls.last().copied();
-    assert_eq!(last, Some(Call::Offset(host.count().0.wrapping_sub(saved.cntvct.0))), "the final offset comes last");
-    assert_eq!(target.offset_writes(), 2);
-    for vcpu in 0..2 {
-        let sets = calls.iter().filter(|call| matches!(call, Call::Set(of, _) if *of == vcpu)).count();
-        assert_eq!(sets, 4);
+    for gic in [true, false] {
+        let host = counter();
+        let saved = saved(&host);
+        let target = Kernel { gic, ..Kernel::plain(&host) };
+        let vm = target.open();
+        let plan = vm.plan(&target, &saved, freeze()).unwrap();
+        let provisional = plan.as_of.virtual_offset().0;
+        let mut restore = vm.prepare(&target, plan, Arc::clone(&saved)).unwrap();
+        host.advance(1_000);
+        vm.apply(&target, &mut restore).unwrap();
+        let report = vm.release(&target, &mut restore).unwrap();
+        let calls = target.calls.borrow();
+        let offsets: Vec<_> = calls.iter().filter(|call| matches!(call, Call::Offset(_))).copied().collect();
+        let last = host.count().0.wrapping_sub(saved.cntvct.0);
+        let looks = if gic { 1 } else { 3 };
+        assert_eq!(offsets[..looks], vec![Call::Offset(provisional); looks]);
+        assert_eq!(offsets[looks..], [Call::Offset(last)]);
+        assert_eq!(calls.last(), offsets.last(), "the final offset comes last");
+        for vcpu in 0..2 {
+            let sets = calls.iter().filter(|call| matches!(call, Call::Set(of, _) if *of == vcpu)).count();
+            assert_eq!(sets, 4);
+        }
+        assert_eq!((report.writes.offsets, report.writes.registers), (2, 8));
     }
-    assert_eq!((report.writes.offsets, report.writes.registers), (2, 8));
+}
+
+/// In the middle of a restore too: a read of its registers would wait for as long as it runs.
+#[test]
+fn a_vcpu_that_runs_unannounced_in_a_restore() {
+    let host = counter();
+    for gic in [true, false] {
+        let saved = saved(&host);
+        let target = Kernel { gic, ..Kernel::plain(&host) };
+        let vm = KvmVm::new(&target, &host, impatient()).unwrap();
+        let plan = vm.plan(&target, &saved, freeze()).unwrap();
+        let mut restore = vm.prepare(&target, plan, saved).unwrap();
+        let busy = |result: Result<(), GateError<KvmError>>| {
+            assert!(matches!(result, Err(GateError::Backend(KvmError::Busy { .. }))), "{result:?}");
+        };
+        target.vm.borrow_mut().enter(0).unwrap();
+        busy(vm.apply(&target, &mut restore));
+        target.vm.borrow_mut().exit(0, host.count()).unwrap();
+        vm.apply(&target, &mut restore).unwrap();
+        target.vm.borrow_mut().enter(0).unwrap();
+        busy(vm.release(&target, &mut restore).map(|_| ()));
+        target.vm.borrow_mut().exit(0, host.count()).unwrap();
+        vm.release(&target, &mut restore).unwrap();
+    }
 }
 
 #[test]
@@ -248,21 +286,21 @@ fn an_owned_vms_counters_cost_no_ioctl() {
     let host = counter();
     let kernel = Kernel::plain(&host);
     let vm = kernel.open();
-    vm.count(&kernel, 0, View::Virtual).unwrap();
+    vm.count(&kernel, 0, View::Virtual, None).unwrap();
     assert_eq!(kernel.calls.take().len(), 1);
-    assert!(matches!(vm.count_at(&kernel, 0, View::Virtual, HostCount(7)), Err(KvmError::OnlyNow { .. })));
+    assert!(matches!(vm.count(&kernel, 0, View::Virtual, Some(HostCount(7))), Err(KvmError::OnlyNow { .. })));
     vm.set_counter_offset(&kernel, Offset(5)).unwrap();
     kernel.calls.take();
     for view in [View::Virtual, View::Physical] {
-        assert_eq!(vm.count(&kernel, 1, view).unwrap(), host.count().guest(Offset(5)));
-        assert_eq!(vm.count_at(&kernel, 1, view, HostCount(7)).unwrap().0, 2);
+        assert_eq!(vm.count(&kernel, 1, view, None).unwrap(), host.count().guest(Offset(5)));
+        assert_eq!(vm.count(&kernel, 1, view, Some(HostCount(7))).unwrap().0, 2);
     }
     assert_eq!(kernel.calls.take(), []);
-    assert!(matches!(vm.count(&kernel, 2, View::Virtual), Err(KvmError::NoSuchVcpu { vcpu: 2, vcpus: 2 })));
+    assert!(matches!(vm.count(&kernel, 2, View::Virtual, None), Err(KvmError::NoSuchVcpu { vcpu: 2, vcpus: 2 })));
     let known = Options { counter_offset: Some(Offset(5)), ..options() };
     let again = KvmVm::new(&kernel, &host, known).unwrap();
     assert!(again.is_owned());
-    assert_eq!(again.count(&kernel, 0, View::Physical).unwrap(), host.count().guest(Offset(5)));
+    assert_eq!(again.count(&kernel, 0, View::Physical, None).unwrap(), host.count().guest(Offset(5)));
 }
 
 /// A guest hypervisor's CNTVOFF_EL2 is its own: its virtual counter is always asked for.
@@ -274,9 +312,9 @@ fn a_nested_guests_virtual_counter_is_asked_for() {
     vm.set_counter_offset(&kernel, Offset(5)).unwrap();
     vm.set_one_reg(&kernel, 0, one_reg_id(Role::Cntvoff), 1000).unwrap();
     kernel.calls.take();
-    assert_eq!(vm.count(&kernel, 0, View::Virtual).unwrap(), host.count().guest(Offset(1005)));
+    assert_eq!(vm.count(&kernel, 0, View::Virtual, None).unwrap(), host.count().guest(Offset(1005)));
     assert_eq!(kernel.calls.take().len(), 1);
-    assert_eq!(vm.count(&kernel, 0, View::Physical).unwrap(), host.count().guest(Offset(5)));
+    assert_eq!(vm.count(&kernel, 0, View::Physical, None).unwrap(), host.count().guest(Offset(5)));
     assert_eq!(kernel.calls.take(), []);
 }
 
@@ -300,7 +338,7 @@ fn the_gate_costs_no_ioctl() {
     assert_eq!(vm.set_counter_offset(&kernel, Offset(1)).unwrap_err(), running);
     assert_eq!(vm.get_one_reg(&kernel, 1, one_reg_id(CVAL)).unwrap_err(), running);
     assert_eq!(vm.set_one_reg(&kernel, 1, one_reg_id(CVAL), 1).unwrap_err(), running);
-    assert_eq!(vm.count(&kernel, 1, View::Virtual).unwrap_err(), running);
+    assert_eq!(vm.count(&kernel, 1, View::Virtual, None).unwrap_err(), running);
     assert_eq!(running.errno(), libc::EBUSY);
     assert_eq!(kernel.calls.take(), []);
     assert!(vm.get_one_reg(&kernel, 0, one_reg_id(CVAL)).is_ok(), "the other one is stopped");
@@ -388,12 +426,15 @@ fn a_release_while_a_vcpu_runs_says_so_and_can_be_taken_again() {
     let plan = vm.plan(&target, &saved, freeze()).unwrap();
     let mut restore = vm.prepare(&target, plan, Arc::clone(&saved)).unwrap();
     vm.apply(&target, &mut restore).unwrap();
-    target.busy.set(1);
+    host.advance(1);
+    // Not while it was looked at, but at the write.
+    target.late.set(true);
     let error = vm.release(&target, &mut restore).unwrap_err();
     let GateError::Restore(RestoreError::Backend { source: KvmError::Busy { .. }, left, .. }) = error else {
         panic!("{error}")
     };
     assert_eq!(left, Condition::TimersOnly);
+    target.late.set(false);
     vm.release(&target, &mut restore).unwrap();
 }
 
@@ -457,7 +498,7 @@ fn a_late_vcpu_of_an_owned_vm() {
     host.advance(1_000);
     kernel.vm.borrow_mut().create_vcpu(host.count()).unwrap();
     vm.enter(&kernel, 2).unwrap();
-    assert_eq!(vm.count(&kernel, 2, View::Virtual).unwrap(), host.count().guest(Offset(400)));
+    assert_eq!(vm.count(&kernel, 2, View::Virtual, None).unwrap(), host.count().guest(Offset(400)));
     vm.exit(2);
     let stale = vm.plan(&kernel, &vm.checkpoint(&kernel, None).unwrap(), freeze()).unwrap();
     kernel.vm.borrow_mut().create_vcpu(host.count()).unwrap();
@@ -525,7 +566,7 @@ fn an_absent_register_and_a_missing_ioctl() {
     let vm = kernel.open();
     let id = one_reg_id(Role::Count(View::Physical));
     assert_eq!(vm.get_one_reg(&kernel, 0, id).unwrap_err(), KvmError::NoSuchOneReg { vcpu: 0, id });
-    assert_eq!(vm.count(&kernel, 0, View::Physical).unwrap().0, host.count().0, "nobody can have moved it");
+    assert_eq!(vm.count(&kernel, 0, View::Physical, None).unwrap().0, host.count().0, "nobody can have moved it");
     kernel.calls.take();
     assert_eq!(vm.set_counter_offset(&kernel, Offset(1)).unwrap_err(), KvmError::NoCounterOffset);
     assert_eq!(kernel.calls.take(), []);
@@ -562,7 +603,7 @@ fn a_vm_without_vcpus_can_opt_in() {
     let vm = KvmVm::new(&kernel, &host, options()).unwrap();
     vm.set_counter_offset(&kernel, Offset(9)).unwrap();
     kernel.vm.borrow_mut().create_vcpu(host.count()).unwrap();
-    assert_eq!(vm.count(&kernel, 0, View::Virtual).unwrap(), host.count().guest(Offset(9)));
+    assert_eq!(vm.count(&kernel, 0, View::Virtual, None).unwrap(), host.count().guest(Offset(9)));
     assert!(vm.probed(&kernel).unwrap().physical_timer);
 }
 
@@ -573,11 +614,11 @@ fn a_pause_in_place() {
     let kernel = Kernel::plain(&host);
     let vm = kernel.open();
     vm.set_counter_offset(&kernel, Offset(0)).unwrap();
-    let before = vm.count(&kernel, 0, View::Virtual).unwrap();
+    let before = vm.count(&kernel, 0, View::Virtual, None).unwrap();
     let pause = vm.pause(&kernel, freeze()).unwrap();
     assert_eq!(vm.enter(&kernel, 0).unwrap_err(), GateError::Closed);
     host.advance(123_456);
     let report = vm.resume(&kernel, &pause).unwrap();
-    assert_eq!((report.outcome.cntvct, vm.count(&kernel, 0, View::Virtual).unwrap()), (before, before));
+    assert_eq!((report.outcome.cntvct, vm.count(&kernel, 0, View::Virtual, None).unwrap()), (before, before));
     vm.enter(&kernel, 0).unwrap();
 }

@@ -115,11 +115,12 @@ impl PyKvmVm {
     }
 
     fn view(&self, py: Python<'_>, vcpu: usize, view: View, now: Option<u64>) -> PyResult<u64> {
-        self.with(py, |vm, fds| match count(now) {
-            None => vm.count(fds, vcpu, view),
-            Some(now) => vm.count_at(fds, vcpu, view, now),
-        })
-        .map(|guest| guest.0)
+        let now = count(now);
+        match self.vm.owned_count(view, now) {
+            // Without a look at the descriptors: nothing is asked of them.
+            Some(guest) if vcpu < self.vcpus(py) => Ok(guest.0),
+            _ => self.with(py, |vm, fds| vm.count(fds, vcpu, view, now)).map(|guest| guest.0),
+        }
     }
 
     fn probed(&self, py: Python<'_>) -> PyResult<Probed> {
@@ -131,10 +132,7 @@ fn borrow(py: Python<'_>, vm: &Descriptor, vcpus: &[Descriptor], gic: Option<&De
     let vcpus = vcpus.iter().map(|vcpu| vcpu.number(py)).collect::<PyResult<_>>()?;
     let gic = gic.map(|gic| gic.number(py)).transpose()?;
     let vm = vm.number(py)?;
-    #[expect(unsafe_code, reason = "only the VMM knows that its descriptors are KVM's, and stay so")]
-    // SAFETY: their kinds were looked at when they were given; that they stay open is what the class asks of its user, as
-    // Python's own `fcntl.ioctl` does.
-    unsafe { Fds::new(vm, vcpus, gic) }.ok_or_else(not_here)
+    Fds::new(vm, vcpus, gic).ok_or_else(not_here)
 }
 
 #[pymethods]

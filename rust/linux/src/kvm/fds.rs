@@ -28,13 +28,10 @@ pub struct Fds {
 }
 
 impl Fds {
-    /// `Some` here, since this is arm64.
-    ///
-    /// # Safety
-    /// Each is a descriptor of KVM's or closed, as [`kind`](crate::kvm::kind::kind) tells: to another driver the same
-    /// numbers of ioctls may mean something else. They must not be closed and reused while a call is under way.
+    /// `Some` here, since this is arm64. They have to stay open, and KVM's, for as long as it is used:
+    /// [`kind`](crate::kvm::kind::expect) tells them from others.
     #[must_use]
-    pub const unsafe fn new(vm: RawFd, vcpus: Vec<RawFd>, gic: Option<RawFd>) -> Option<Self> {
+    pub const fn new(vm: RawFd, vcpus: Vec<RawFd>, gic: Option<RawFd>) -> Option<Self> {
         Some(Self { vm, vcpus, gic })
     }
 
@@ -44,6 +41,9 @@ impl Fds {
 }
 
 /// An ioctl that takes a pointer.
+///
+/// The numbers above are KVM's on every descriptor (Documentation/userspace-api/ioctl/ioctl-number.rst gives it 0xAE, 0x00 to
+/// 0x1f and 0x40 to 0xff): on one of another driver they are errors, and touch no memory.
 ///
 /// # Safety
 /// `argument` is what `request` takes: readable, and as long as the request's own size says, or as its header says where

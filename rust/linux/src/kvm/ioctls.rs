@@ -76,7 +76,7 @@ use std::io;
 /// vm.apply(&target, &mut restore)?;
 /// let report = vm.release(&target, &mut restore)?;
 /// assert_eq!(report.outcome.cntvct, GuestCount(1_000_000));
-/// assert_eq!(vm.count(&target, 0, View::Virtual)?, GuestCount(1_000_000));
+/// assert_eq!(vm.count(&target, 0, View::Virtual, None)?, GuestCount(1_000_000));
 /// # Ok(())
 /// # }
 /// ```

@@ -10,12 +10,8 @@ pub enum Fds {}
 
 impl Fds {
     /// `None`, since this isn't arm64.
-    ///
-    /// # Safety
-    /// Nothing to keep to here; on arm64 there is.
-    #[expect(unsafe_code, reason = "it is on arm64")]
     #[must_use]
-    pub unsafe fn new(_vm: RawFd, _vcpus: Vec<RawFd>, _gic: Option<RawFd>) -> Option<Self> {
+    pub fn new(_vm: RawFd, _vcpus: Vec<RawFd>, _gic: Option<RawFd>) -> Option<Self> {
         None
     }
 }

@@ -146,37 +146,37 @@ impl<C: Counter> KvmVm<C> {
         Ok(*self.probed.get_or_init(|| probed))
     }
 
-    /// What the vCPU's guest reads from a counter. Once the offset is owned, that takes neither an ioctl nor a lock, except for
-    /// the virtual counter of a guest with EL2, whose CNTVOFF_EL2 is its own.
-    pub fn count(&self, io: &(impl Ioctls + ?Sized), vcpu: usize, view: View) -> Result<GuestCount, KvmError> {
-        exists(io, vcpu)?;
-        if let Some(owned) = self.computed(io, view)? {
-            return Ok(owned.count(view, &self.counter));
-        }
-        if view == View::Physical && !self.probed(io)?.physical_timer {
-            // Without its registers it can't have been moved.
-            return Ok(self.counter.count().guest(Offset(0)));
-        }
-        self.get_one_reg(io, vcpu, count_reg(view)).map(GuestCount)
+    /// What every vCPU's guest reads from a counter, now or when the host's reads `now`, where that takes neither an ioctl nor
+    /// a lock: once the offset is owned, but for the virtual counter of a guest with EL2, whose CNTVOFF_EL2 is each vCPU's own.
+    #[inline]
+    pub fn owned_count(&self, view: View, now: Option<HostCount>) -> Option<GuestCount> {
+        let owned = self.owned.get()?;
+        let plain = view == View::Physical || self.probed.get().is_some_and(|probed| !probed.nested);
+        plain.then(|| now.map_or_else(|| owned.count(view, &self.counter), |now| now.guest(owned.offset(view))))
     }
 
-    /// What the vCPU's guest reads from a counter when the host's reads `now`: of an owned VM alone.
-    pub fn count_at(
+    /// What the vCPU's guest reads from a counter, by [`owned_count`](Self::owned_count) or else by KVM_GET_ONE_REG; at
+    /// another instant than now by the first alone.
+    pub fn count(
         &self,
         io: &(impl Ioctls + ?Sized),
         vcpu: usize,
         view: View,
-        now: HostCount,
+        now: Option<HostCount>,
     ) -> Result<GuestCount, KvmError> {
         exists(io, vcpu)?;
-        let owned = self.computed(io, view)?.ok_or(KvmError::OnlyNow { count: now })?;
-        Ok(now.guest(owned.offset(view)))
-    }
-
-    /// The owned offset, where it alone gives this counter.
-    fn computed(&self, io: &(impl Ioctls + ?Sized), view: View) -> Result<Option<&Mirror>, KvmError> {
-        let Some(owned) = self.owned.get() else { return Ok(None) };
-        Ok((view == View::Physical || !self.probed(io)?.nested).then_some(owned))
+        let probed = self.probed(io)?;
+        if let Some(guest) = self.owned_count(view, now) {
+            return Ok(guest);
+        }
+        if let Some(count) = now {
+            return Err(KvmError::OnlyNow { count });
+        }
+        if view == View::Physical && !probed.physical_timer {
+            // Without its registers it can't have been moved.
+            return Ok(self.counter.count().guest(Offset(0)));
+        }
+        self.get_one_reg(io, vcpu, count_reg(view)).map(GuestCount)
     }
 
     /// KVM_GET_ONE_REG. Refused while the vCPU runs, since KVM would wait for it.
@@ -210,9 +210,9 @@ impl<C: Counter> KvmVm<C> {
         let ctl = self.get_one_reg(io, vcpu, one_reg_id(Role::Ctl(timer)))?;
         let now = self.counter.count();
         // Asked for after `now`, a count makes the deadline early by the time between: a waiter looks again, and isn't late.
-        let guest = match self.computed(io, view_of(timer))? {
-            Some(owned) => now.guest(owned.offset(view_of(timer))),
-            None => self.count(io, vcpu, view_of(timer))?,
+        let guest = match self.owned_count(view_of(timer), Some(now)) {
+            Some(guest) => guest,
+            None => self.count(io, vcpu, view_of(timer), None)?,
         };
         Ok(TimerState::at(ctl, cval, guest, now))
     }

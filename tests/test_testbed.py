@@ -1,0 +1,71 @@
+"""A leg that proved nothing isn't green, and the cache holds nothing half made. `make kvm-test` sees that machines boot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+TESTBED = Path(__file__).parent.parent / "tools" / "testbed"
+
+CASES = {
+    "passed": '<testcase classname="a" name="one"/>',
+    "failed": '<testcase classname="a" name="two"><failure/></testcase>',
+    "broken teardown": '<testcase classname="a" name="one"><error/></testcase>',
+    "skipped": '<testcase classname="a" name="three"><skipped/></testcase>',
+}
+
+
+@pytest.mark.parametrize(
+    ("cases", "status", "verdict"),
+    [
+        (["passed"], 0, (1, 0)),
+        (["passed", "failed"], 1, (1, 1)),
+        (["passed", "broken teardown"], 1, (0, 1)),
+        (["passed", "skipped"], 0, (1, 0)),
+        (["skipped"], 0, (0, 1)),
+        ([], 5, (0, 1)),
+        (["passed"], 2, (1, 1)),
+        (None, 124, (0, 1)),
+        (None, 0, (0, 1)),
+    ],
+)
+def test_a_leg_is_green_only_if_tests_passed(
+    cases: list[str] | None,
+    status: int,
+    verdict: tuple[int, int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(TESTBED))
+    import suite
+
+    if cases is not None:
+        (tmp_path / "junit.xml").write_text(f"<testsuite>{''.join(CASES[case] for case in cases)}</testsuite>")
+    outcome = suite.judged("6.12", tmp_path, status)
+    assert (outcome.passed, outcome.failed) == verdict
+    assert str(outcome) == f"LEG 6.12: {verdict[0]} passed, {verdict[1]} failed"
+
+
+def test_what_is_half_made_is_not_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(TESTBED))
+    monkeypatch.setenv("GUESTCLOCK_CACHE", str(tmp_path / "cache"))
+    import cache
+
+    def fail(place: Path) -> None:
+        (place / "first").touch()
+        raise RuntimeError
+
+    def make(place: Path) -> None:
+        (place / "first").touch()
+        (place / "second").touch()
+
+    with pytest.raises(RuntimeError):
+        cache.made("kind", "key", fail)
+    assert [path.name for path in cache.folder().iterdir()] == ["kind.lock"]
+    # As one that was killed leaves it.
+    (cache.folder() / "kind.part-killed").mkdir()
+    made = cache.made("kind", "key", make)
+    assert sorted(path.name for path in made.iterdir()) == ["first", "second"]
+    assert cache.made("kind", "key", fail) == made
+    assert sorted(path.name for path in cache.folder().iterdir()) == ["kind-key", "kind.lock"]
