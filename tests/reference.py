@@ -218,10 +218,9 @@ class ReferenceVm:
 
     def exit(self, index: int, now: int) -> None:
         vcpu = self.vcpus[index]
-        if self.stores_ctl():
-            for timer in self.in_hardware():
-                if timer in self.timers() and vcpu.ctl[timer] & ENABLE:
-                    vcpu.ctl[timer] = vcpu.ctl[timer] & 3 | (ISTATUS if self.istatus(index, timer, now) else 0)
+        for timer in self.in_hardware():
+            if timer in self.timers() and vcpu.ctl[timer] & ENABLE:
+                vcpu.ctl[timer] = vcpu.ctl[timer] & 3 | (ISTATUS if self.istatus(index, timer, now) else 0)
         vcpu.loaded = None
 
     def plain(self, vcpu: Vcpu, reg: int) -> int:

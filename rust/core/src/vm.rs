@@ -391,17 +391,15 @@ impl Vm {
         Ok(())
     }
 
-    /// The vCPU leaves the guest. A kernel that stores CTL keeps the ISTATUS that the hardware shows now.
+    /// The vCPU leaves the guest. CTL keeps the ISTATUS that the hardware shows now (`timer_save_state`).
     pub fn exit(&mut self, vcpu: usize, now: HostCount) -> Result<(), VmError> {
         self.exists(vcpu)?;
-        if self.behaviours.ctl_readback == CtlReadback::Stored {
-            for &timer in self.config.el2.timers() {
-                let guest = self.count(vcpu, view_of(timer), now)?;
-                let in_hardware = self.in_hardware(timer);
-                let TimerBank { cval, ctl } = &mut self.timers[timer.index()];
-                if in_hardware && ctl[vcpu] & CTL_ENABLE != 0 {
-                    ctl[vcpu] = self.config.width.ctl_read(ctl[vcpu], cval[vcpu], guest);
-                }
+        for &timer in self.config.el2.timers() {
+            let guest = self.count(vcpu, view_of(timer), now)?;
+            let in_hardware = self.in_hardware(timer);
+            let TimerBank { cval, ctl } = &mut self.timers[timer.index()];
+            if in_hardware && ctl[vcpu] & CTL_ENABLE != 0 {
+                ctl[vcpu] = self.config.width.ctl_read(ctl[vcpu], cval[vcpu], guest);
             }
         }
         self.running[vcpu] = false;
