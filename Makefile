@@ -11,6 +11,8 @@ NATIVE := python/guestclock/_core.abi3.so
 RUST := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock
 # Where there is Python to check. Written out, so that a missing folder isn't passed over in silence.
 PYTHON_CODE := python/guestclock tests examples benches tools
+# What the legs of kvm-test left.
+TRACES = $(or $(wildcard out/kvm/*/*.jsonl.gz),$(error there are no traces in out/kvm: make kvm-test leaves them))
 # asv keeps what it knows of the machine in the home folder. It builds nothing here, so another home does.
 ASV := HOME=$(abspath benches/.asv) $(abspath $(PY)) -m asv
 
@@ -72,6 +74,20 @@ test-python: $(NATIVE) ## The Python suite
 .PHONY: kvm-test
 kvm-test: $(VENV)/.tools $(if $(filter aarch64,$(shell uname -m)),$(NATIVE)) | cargo ## Real KVM, on arm64 kernels booted here: all legs, or LEGS="6.12 nested" (docs/testbed.md)
 	$(PY) tools/testbed test $(LEGS) $(if $(SEED),--seed $(SEED))
+
+.PHONY: kvm-repeat
+kvm-repeat: $(VENV)/.tools ## Counted instructions: one seed, two machines, the same trace byte for byte (docs/differential.md)
+	for run in 1 2; do $(PY) tools/testbed boot 6.12 --icount --out out/kvm/repeat-$$run -- \
+		env PYTHONPATH=tests:examples python3 -m differential take repeated --seed $(or $(SEED),1) --sequences 40; done
+	cmp out/kvm/repeat-1/repeated.jsonl.gz out/kvm/repeat-2/repeated.jsonl.gz && echo "the same bytes"
+
+.PHONY: kvm-replay
+kvm-replay: $(NATIVE) ## Judges the traces of kvm-test again, by the model as it is here: all, or TRACE=file
+	PYTHONPATH=tests $(PY) -m differential replay $(or $(TRACE),$(TRACES))
+
+.PHONY: kvm-mutants
+kvm-mutants: $(VENV)/.tools | cargo ## Plants wrong rules in copies of the tree: the traces of kvm-test have to contradict each
+	$(PY) tools/mutants.py --traces $(or $(TRACE),$(TRACES))
 
 .PHONY: kvm-boot
 kvm-boot: $(VENV)/.tools ## One command in one such machine: make kvm-boot LEG=6.12 COMMAND="guestclock doctor"

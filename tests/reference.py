@@ -102,6 +102,9 @@ class ReferenceVm:
     irq: list[int] = field(default_factory=lambda: [27, 30, 28, 26])
     """The timers' interrupt ids."""
     has_run: bool = False
+    """A vCPU has run, with an interrupt controller in the kernel."""
+    sanitised: bool = False
+    """A vCPU has run, and with the first run went what CNTHCTL_EL2 hasn't got in any guest."""
     vcpus: list[Vcpu] = field(default_factory=list)
 
     # What differs between kernels.
@@ -208,24 +211,29 @@ class ReferenceVm:
             if len(set(irqs)) < len(irqs):
                 raise Refused("EINVAL")
             self.has_run = True
+        self.sanitised = True
         vcpu.loaded = [self.now_offset(vcpu, view) for view in (VIRTUAL, PHYSICAL)]
         for timer in self.in_hardware():
             vcpu.ctl[timer] &= ENABLE | IMASK
 
     def exit(self, index: int, now: int) -> None:
         vcpu = self.vcpus[index]
-        if self.stores_ctl():
-            for timer in self.in_hardware():
-                if timer in self.timers() and vcpu.ctl[timer] & ENABLE:
-                    vcpu.ctl[timer] = vcpu.ctl[timer] & 3 | (ISTATUS if self.istatus(index, timer, now) else 0)
+        for timer in self.in_hardware():
+            if timer in self.timers() and vcpu.ctl[timer] & ENABLE:
+                vcpu.ctl[timer] = vcpu.ctl[timer] & 3 | (ISTATUS if self.istatus(index, timer, now) else 0)
         vcpu.loaded = None
+
+    def plain(self, vcpu: Vcpu, reg: int) -> int:
+        """A register that holds what was written; CNTHCTL_EL2 only bits 17 to 0 without 12, once a vCPU has run."""
+        value = vcpu.plain[reg]
+        return value & 0x3EFFF if reg == CNTHCTL and self.sanitised else value
 
     def get_one_reg(self, index: int, reg: int, now: int) -> int:
         vcpu = self.stopped(index)
         if reg not in self.reg_list():
             raise Refused("ENOENT")
         if reg in vcpu.plain:
-            return vcpu.plain[reg]
+            return self.plain(vcpu, reg)
         if reg in CNT:
             return u64(now - self.now_offset(vcpu, CNT.index(reg)))
         if reg in CVAL:
@@ -335,7 +343,7 @@ class ReferenceVm:
         if name == "CNTFRQ_EL0":
             return self.frequency_hz
         if name in PLAIN:
-            return vcpu.plain[PLAIN[name]]
+            return self.plain(vcpu, PLAIN[name])
         if is_count(name):
             # Under KVM the virtual counter is never less CNTVOFF_EL2 at EL2, nor for a hypervisor's user space.
             hypervisor = el == 2 or (el == 0 and tge and self.el2 == "vhe")

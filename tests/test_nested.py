@@ -258,3 +258,15 @@ def test_strict_refuses_what_is_not_known() -> None:
     with pytest.raises(UnknownState, match="later") as caught:
         plan(checkpoint, vm, strict=True)
     assert "later" in caught.value.what
+
+
+def test_the_first_run_takes_from_cnthctl_what_no_guest_has() -> None:
+    vm = Vm(2, counter=host(), nested=True)
+    vm.set_one_reg(1, Reg.CNTHCTL_EL2, 2**64 - 1)
+    assert vm.get_one_reg(1, Reg.CNTHCTL_EL2) == 2**64 - 1
+    with vm.running(0):
+        pass
+    assert vm.get_one_reg(1, Reg.CNTHCTL_EL2) == 0x3EFFF
+    vm.set_one_reg(1, Reg.CNTHCTL_EL2, 2**63 + 1)
+    vm.init_vcpu(0)
+    assert vm.get_one_reg(1, Reg.CNTHCTL_EL2) == 1

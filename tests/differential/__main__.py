@@ -35,7 +35,8 @@ def main() -> int:
     from differential import taking
 
     outcome = taking.take(chosen.name, seed=chosen.seed, sequences=chosen.sequences, vcpus=1, runs=[False])
-    print(*outcome.divergences[:3], sep="\n")
+    for divergence in outcome.divergences[:3]:
+        print(divergence)
     return bool(outcome.divergences)
 
 
@@ -50,7 +51,8 @@ def replayed(traces: list[Path], *, first: bool) -> int:
             if first and outcome.divergences:
                 break
         print(f"{path}: {header}: {outcome}")
-        print(*outcome.divergences[:3], sep="\n")
+        for divergence in outcome.divergences[:3]:
+            print(divergence)
         diverged |= bool(outcome.divergences)
         if first and diverged:
             break

@@ -31,11 +31,6 @@ class Probed:
     emulated_ctl: Answer
     """A physical timer's reserved bits after a run: they stay where it isn't the hardware's, on a host without VHE."""
 
-    @property
-    def stores_ctl(self) -> bool:
-        """CTL reads back as stored: a timer whose time has come, but that never ran, shows no ISTATUS."""
-        return self.fresh_ctl == 0
-
 
 def probe(do: Callable[[Operation], Answer], *, counter_offset: bool) -> Probed:
     """Asks a VM that has no vCPUs yet."""

@@ -57,6 +57,7 @@ class Sequence:
     def __init__(self, random: random.Random, shape: Shape) -> None:
         self.random = random
         self.shape = shape
+        self.nested = Reg.CNTHCTL_EL2 in shape.regs
         self.length = random.randint(shape.max_steps // 3, shape.max_steps)
         self.steps = 0
         self.where: list[Where] = []
@@ -106,7 +107,7 @@ class Sequence:
                 self.planned = [Operation(Kind.GET, operation.vcpu, reg) for reg in timer]
             case Kind.SET:
                 self.moved |= operation.reg in COUNTS
-                if not self.planned and self.random.random() < 0.3:
+                if not self.planned and self.may_get(operation.reg) and self.random.random() < 0.3:
                     self.planned = [Operation(Kind.GET, operation.vcpu, operation.reg)]
             case Kind.OFFSET if isinstance(answer, Refused):
                 # Had it opted in all the same, a count that is set would do nothing.
@@ -160,8 +161,12 @@ class Sequence:
         return self.random.choice(regs)
 
     def get(self) -> Operation | None:
-        vcpu = self.stopped()
-        return None if vcpu is None else Operation(Kind.GET, vcpu, self.reg())
+        vcpu, reg = self.stopped(), self.reg()
+        return Operation(Kind.GET, vcpu, reg) if vcpu is not None and self.may_get(reg) else None
+
+    def may_get(self, reg: int) -> bool:
+        """CNTHCTL_EL2 changes with the VM's first run, and nobody knows when a vCPU that may be in its guest began it."""
+        return reg != Reg.CNTHCTL_EL2 or Where.STARTING not in self.where
 
     def set(self) -> Operation | None:
         vcpu, reg = self.stopped(), self.reg()
@@ -180,9 +185,9 @@ class Sequence:
                 near = self.random.choice([2, 2**16, 2**24, 2**31])
                 return (self.random.choice(self.counts) + self.random.randint(-near, near)) % WORD
 
-    def ctl(self) -> int:
+    def ctl(self, *, reserved: bool = True) -> int:
         ctl = self.random.randrange(8)
-        if self.random.random() < 0.25:
+        if reserved and self.random.random() < 0.25:
             ctl |= self.random.choice([2**3, 2**31, 2**32, 2**63, self.random.getrandbits(61) << 3])
         return ctl
 
@@ -204,13 +209,16 @@ class Sequence:
                 return Operation(Kind.LEFT, vcpu)
 
     def start(self, vcpu: int) -> Operation:
-        """Masks the timers first, so that no interrupt has the vCPU leave its guest."""
+        """Masks the timers first, so that no interrupt has the vCPU leave its guest.
+
+        Of a guest with EL2 the model doesn't know which timers a run loads, and so which reserved bits it clears.
+        """
         if self.random.random() < 0.2:
             masking = [Operation(Kind.INIT, vcpu)]
         else:
             regs = [reg for reg in CTLS if reg in self.shape.regs]
-            masking = [Operation(Kind.SET, vcpu, reg, self.ctl() | IMASK) for reg in regs]
-        if Reg.CNTHCTL_EL2 in self.shape.regs:
+            masking = [Operation(Kind.SET, vcpu, reg, self.ctl(reserved=not self.nested) | IMASK) for reg in regs]
+        if self.nested:
             masking.append(Operation(Kind.SET, vcpu, Reg.CNTHCTL_EL2, UNTRAPPED))
         self.planned = [*masking[1:], Operation(Kind.START, vcpu)]
         return masking[0]

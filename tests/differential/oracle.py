@@ -82,7 +82,6 @@ class Oracle:
             return World(header.kernel, frequency_hz=hz, nested=nested, vhe=vhe, reloads=reloads)
 
         self.stays, self.reloads = pair(reloads=False), pair(reloads=True)
-        self.stores_ctl = header.stores_ctl
         self.margin = header.frequency_hz // AWAY_FROM_THE_DEADLINE
         self.tally = tally
         self.taken: dict[int, Bounds] = {}
@@ -94,7 +93,7 @@ class Oracle:
         self.renewed: set[tuple[int, int]] = set()
         """The counters, by vCPU and view, that were seen under the newer offset: there is no way back to the older."""
         self.latched: dict[tuple[int, int], int | None] = {}
-        """By vCPU and CTL: the ISTATUS that a run has left in a stored CTL; None until it is read."""
+        """By vCPU and CTL: the ISTATUS that a run has left in it, whatever else GET computes; None until it is known."""
 
     def judge(self, step: Step) -> None:
         """Takes one step more, or raises Divergence."""
@@ -137,14 +136,11 @@ class Oracle:
             case Kind.LEFT:
                 self.perhaps.discard(vcpu)
                 self.renewed -= {(vcpu, 0), (vcpu, 1)}
-                if self.stores_ctl:
-                    self.latched |= {(vcpu, ctl): None for ctl in COMPARE}
+                self.forget_istatus(vcpu, step.after)
             case Kind.INIT:
                 self.latched = {key: status for key, status in self.latched.items() if key[0] != vcpu}
             case Kind.SET:
                 self.latched.pop((vcpu, operation.reg), None)
-            case Kind.GET if (vcpu, operation.reg) in self.latched and isinstance(step.answer, int):
-                self.latched[vcpu, operation.reg] = step.answer & ISTATUS
 
     def everywhere(self, operation: Operation, before: int) -> Answer:
         """Does it in all worlds: in the first of each pair at the count before it, in the second far from there.
@@ -203,18 +199,29 @@ class Oracle:
             elif self.counts(step, allowed, seen) == [1]:
                 self.renewed.add((vcpu, view))
 
+    def forget_istatus(self, vcpu: int, now: int) -> None:
+        """What the hardware showed at the end of a run isn't known: in the model nothing, here either."""
+        for ctl in COMPARE:
+            for world in (*self.stays, *self.reloads):
+                value = world.do(Operation(Kind.GET, vcpu, ctl), now)
+                if isinstance(value, int):
+                    world.do(Operation(Kind.SET, vcpu, ctl, value), now)
+                    self.latched[vcpu, ctl] = None
+
     def ctl(self, vcpu: int, reg: Reg, step: Step) -> list[Answer]:
         """What a CTL may read as, at any instant that the read may have taken place at."""
         answers = [self.everywhere(step.operation, step.before)]
-        if (vcpu, reg) in self.latched:
-            status = self.latched[vcpu, reg]
-            left = (0, ISTATUS) if status is None else (status,)
-            return [a & ~ISTATUS | status if isinstance(a, int) else a for a in answers for status in left]
         for now in self.instants(vcpu, reg, step):
             answer = self.stays[0].do(step.operation, now)
             if answer not in answers:
                 answers.append(answer)
-        return answers
+        if (vcpu, reg) not in self.latched or not isinstance(step.answer, int):
+            return answers
+        known = self.latched[vcpu, reg]
+        if known is None and (not step.answer & ISTATUS or not any(a & ISTATUS for a in answers if isinstance(a, int))):
+            self.latched[vcpu, reg] = step.answer & ISTATUS
+        left = (0, ISTATUS) if known is None else (known,)
+        return list({a | status if isinstance(a, int) else a: None for a in answers for status in left})
 
     def instants(self, vcpu: int, reg: Reg, step: Step) -> Iterator[int]:
         """Where to ask for ISTATUS: at both ends, and wherever a counter meets CVAL or begins anew in between.

@@ -29,7 +29,7 @@ def probed(*, nested: bool, seed: int) -> tuple[trace.Header, tuple[int, ...]]:
     assert isinstance(found.listed, list)
     kernel, vhe = matching(found, nested=nested)
     hz = HostCounter(source="cntvct_el0").frequency_hz
-    return trace.Header(LEG, platform.release(), kernel, vhe, found.stores_ctl, nested, hz, seed), tuple(found.listed)
+    return trace.Header(LEG, platform.release(), kernel, vhe, nested, hz, seed), tuple(found.listed)
 
 
 def take(

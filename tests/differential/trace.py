@@ -24,14 +24,13 @@ if TYPE_CHECKING:
 class Header:
     """Where the sequences were taken, and what is known of the kernel there.
 
-    kernel: the model's preset that it matches. vhe: it runs at EL2. stores_ctl: CTL reads back as stored, not computed.
+    kernel: the model's preset that it matches. vhe: it runs at EL2.
     """
 
     leg: str
     release: str
     kernel: str
     vhe: bool
-    stores_ctl: bool
     nested: bool
     frequency_hz: int
     seed: int

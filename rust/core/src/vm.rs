@@ -19,6 +19,9 @@ use alloc::vec::Vec;
 /// How many vCPUs a VM may have: KVM_MAX_VCPUS, which is VGIC_V3_MAX_CPUS (arch/arm64/include/asm/kvm_host.h).
 pub const MAX_VCPUS: usize = 512;
 
+/// The bits of CNTHCTL_EL2 that no guest has: 63 to 20, and those that need CNTPOFF_EL2, CNTPMASK, CNTVMASK and ECV.
+const CNTHCTL_RES0: u64 = !0 << 18 | 1 << 12;
+
 /// What a guest has of EL2, and with it of the generic timer.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum El2 {
@@ -237,6 +240,8 @@ pub struct Vm {
     loaded: Vec<Offsets>,
     cntkctl: Vec<u64>,
     cnthctl: Vec<u64>,
+    /// A vCPU has run, from when on CNTHCTL_EL2 hasn't got [`CNTHCTL_RES0`] (`kvm_init_nv_sysregs`).
+    sanitised: bool,
     /// Each vCPU's CNTVOFF_EL2: its guest hypervisor's own, and nobody else's.
     cntvoff: Vec<u64>,
     timers: [TimerBank; 4],
@@ -263,6 +268,7 @@ impl Vm {
             loaded: Vec::new(),
             cntkctl: Vec::new(),
             cnthctl: Vec::new(),
+            sanitised: false,
             cntvoff: Vec::new(),
             timers: Default::default(),
             generation: 0,
@@ -374,6 +380,7 @@ impl Vm {
         self.irqs.first_run(self.config.el2.timers(), self.config.in_kernel_irqchip)?;
         self.loaded[vcpu] = self.offsets(vcpu)?;
         self.running[vcpu] = true;
+        self.sanitised = true;
         for timer in Timer::ALL {
             if self.in_hardware(timer) {
                 // The hardware has no other bits, so what was stored there is gone.
@@ -384,17 +391,15 @@ impl Vm {
         Ok(())
     }
 
-    /// The vCPU leaves the guest. A kernel that stores CTL keeps the ISTATUS that the hardware shows now.
+    /// The vCPU leaves the guest. CTL keeps the ISTATUS that the hardware shows now (`timer_save_state`).
     pub fn exit(&mut self, vcpu: usize, now: HostCount) -> Result<(), VmError> {
         self.exists(vcpu)?;
-        if self.behaviours.ctl_readback == CtlReadback::Stored {
-            for &timer in self.config.el2.timers() {
-                let guest = self.count(vcpu, view_of(timer), now)?;
-                let in_hardware = self.in_hardware(timer);
-                let TimerBank { cval, ctl } = &mut self.timers[timer.index()];
-                if in_hardware && ctl[vcpu] & CTL_ENABLE != 0 {
-                    ctl[vcpu] = self.config.width.ctl_read(ctl[vcpu], cval[vcpu], guest);
-                }
+        for &timer in self.config.el2.timers() {
+            let guest = self.count(vcpu, view_of(timer), now)?;
+            let in_hardware = self.in_hardware(timer);
+            let TimerBank { cval, ctl } = &mut self.timers[timer.index()];
+            if in_hardware && ctl[vcpu] & CTL_ENABLE != 0 {
+                ctl[vcpu] = self.config.width.ctl_read(ctl[vcpu], cval[vcpu], guest);
             }
         }
         self.running[vcpu] = false;
@@ -452,7 +457,7 @@ impl Vm {
                 }
             }
             Role::Cntkctl => Ok(self.cntkctl[vcpu]),
-            Role::Cnthctl => Ok(self.cnthctl[vcpu]),
+            Role::Cnthctl => Ok(self.cnthctl(vcpu)),
             Role::Cntvoff => Ok(self.cntvoff[vcpu]),
             _ => Err(VmError::NoSuchOneReg { id }),
         }
@@ -490,7 +495,7 @@ impl Vm {
         self.exists(vcpu)?;
         let controls = Controls {
             cntkctl: self.cntkctl[vcpu],
-            cnthctl: self.cnthctl[vcpu],
+            cnthctl: self.cnthctl(vcpu),
             e2h: self.e2h(),
             tge: from.tge,
             nested: self.config.el2 != El2::Absent,
@@ -519,7 +524,7 @@ impl Vm {
             Role::Cval(timer) => Ok(self.timer(vcpu, timer, now)?.cval),
             Role::Tval(timer) => Ok(self.timer(vcpu, timer, now)?.tval.into()),
             Role::Cntkctl => Ok(self.cntkctl[vcpu]),
-            Role::Cnthctl => Ok(self.cnthctl[vcpu]),
+            Role::Cnthctl => Ok(self.cnthctl(vcpu)),
             Role::Cntvoff => Ok(self.cntvoff[vcpu]),
             Role::Cntpoff => Err(VmError::NoSuchSysreg { encoding, write: false }),
         }
@@ -598,6 +603,10 @@ impl Vm {
     /// KVM's own copy stays as it was written.
     const fn in_hardware(&self, timer: Timer) -> bool {
         self.config.vhe || !matches!(timer, Timer::Ptimer)
+    }
+
+    fn cnthctl(&self, vcpu: usize) -> u64 {
+        self.cnthctl[vcpu] & if self.sanitised { !CNTHCTL_RES0 } else { u64::MAX }
     }
 
     const fn e2h(&self) -> bool {
