@@ -165,7 +165,7 @@ class Sequence:
         return Operation(Kind.GET, vcpu, reg) if vcpu is not None and self.may_get(reg) else None
 
     def may_get(self, reg: int) -> bool:
-        """CNTHCTL_EL2 changes with the VM's first run, and nobody knows when a vCPU that may be in its guest began it."""
+        """CNTHCTL_EL2 changes with the first run, and nobody knows when a vCPU that may be in its guest began it."""
         return reg != Reg.CNTHCTL_EL2 or Where.STARTING not in self.where
 
     def set(self) -> Operation | None:

@@ -25,7 +25,7 @@ from say import say
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-TESTS = ("tests/kvm",)
+TESTS = ("tests/test_backends.py", "tests/kvm")
 """What runs in each machine."""
 
 PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "--color=no", "--override-ini=timeout=300", *TESTS)
