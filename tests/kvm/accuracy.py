@@ -112,7 +112,8 @@ def seen(made: Machine, host: HostCounter, vcpu: int) -> tuple[Interval, Interva
     made.set_one_reg(vcpu, PC, RAM)
     brackets: list[Interval] = []
     begun = 0
-    while len(brackets) < SAMPLES:
+    # A sample is in the log once the guest has gone on behind it.
+    while len(brackets) <= SAMPLES:
         bell = made.run(vcpu).data & 0xFF
         if bell == Doorbell.SAMPLE_BEGINS:
             begun = host.read()
@@ -123,7 +124,7 @@ def seen(made: Machine, host: HostCounter, vcpu: int) -> tuple[Interval, Interva
     samples = [record for record in log.records if record.kind is Kind.SAMPLED][:SAMPLES]
     known: list[Interval] = []
     for counts in ([record.cntvct for record in samples], [record.cntpct for record in samples]):
-        rounds = [(low - count, high - count) for (low, high), count in zip(brackets, counts, strict=True)]
+        rounds = [(low - count, high - count) for (low, high), count in zip(brackets[:SAMPLES], counts, strict=True)]
         known.append((max(low for low, _ in rounds), min(high for _, high in rounds)))
     return known[0], known[1]
 
