@@ -93,7 +93,7 @@ class Oracle:
         self.renewed: set[tuple[int, int]] = set()
         """The counters, by vCPU and view, that were seen under the newer offset: there is no way back to the older."""
         self.latched: dict[tuple[int, int], int | None] = {}
-        """By vCPU and CTL: the ISTATUS that a run has left in it, whatever else GET computes; None until it is known."""
+        """By vCPU and CTL: the ISTATUS that a run has left in it, whatever GET computes; None until it is known."""
 
     def judge(self, step: Step) -> None:
         """Takes one step more, or raises Divergence."""
