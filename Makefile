@@ -89,6 +89,10 @@ kvm-replay: $(NATIVE) ## Judges the traces of kvm-test again, by the model as it
 kvm-mutants: $(VENV)/.tools | cargo ## Plants wrong rules in copies of the tree: the traces of kvm-test have to contradict each
 	$(PY) tools/mutants.py --traces $(or $(TRACE),$(TRACES))
 
+.PHONY: accuracy
+accuracy: wheel-aarch64 ## Where a guest's clock is after a restore, as it reads it itself: the table in docs/accuracy.md
+	$(PY) tools/accuracy.py
+
 .PHONY: kvm-boot
 kvm-boot: $(VENV)/.tools ## One command in one such machine: make kvm-boot LEG=6.12 COMMAND="guestclock doctor"
 	@$(PY) tools/testbed boot $(or $(LEG),6.12) -- sh -c '$(or $(COMMAND),guestclock doctor)'

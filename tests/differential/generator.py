@@ -64,6 +64,8 @@ class Sequence:
         self.has_run = False
         self.moved = False
         """A counter was moved by value since a vCPU that is in its guest entered it."""
+        self.physical = False
+        """The physical counter was moved by value since the last vCPU was created, which would move it back."""
         self.planned: list[Operation] = []
         """What comes next, before anything else."""
         self.counts = [0]
@@ -90,7 +92,7 @@ class Sequence:
         match operation.kind:
             case Kind.CREATE:
                 self.where.append(Where.OUT)
-                self.moved = True
+                self.moved, self.physical = True, False
             case Kind.START:
                 self.where[operation.vcpu] = Where.STARTING
                 self.has_run = True
@@ -107,12 +109,13 @@ class Sequence:
                 self.planned = [Operation(Kind.GET, operation.vcpu, reg) for reg in timer]
             case Kind.SET:
                 self.moved |= operation.reg in COUNTS
+                self.physical |= operation.reg == Reg.PTIMER_CNT
                 if not self.planned and self.may_get(operation.reg) and self.random.random() < 0.3:
                     self.planned = [Operation(Kind.GET, operation.vcpu, operation.reg)]
             case Kind.OFFSET if isinstance(answer, Refused):
                 # Had it opted in all the same, a count that is set would do nothing.
                 vcpu, reg = self.stopped(), self.random.choice(COUNTS)
-                if vcpu is not None and self.may_move():
+                if vcpu is not None and self.may_move(reg):
                     self.planned = [Operation(Kind.SET, vcpu, reg, self.value()), Operation(Kind.GET, vcpu, reg)]
             case Kind.GET if operation.reg in COUNTS and isinstance(answer, int):
                 self.counts = [*self.counts[:1], *self.counts[-2:], answer]
@@ -130,12 +133,23 @@ class Sequence:
         out = [vcpu for vcpu, where in enumerate(self.where) if where is Where.OUT]
         return self.random.choice(out) if out else None
 
-    def may_move(self) -> bool:
-        """A second move by value under a vCPU in its guest would leave it with three offsets that it may be under."""
-        return not self.moved or all(where is Where.OUT for where in self.where)
+    def may_move(self, reg: int) -> bool:
+        """Whether the counter may be set by value.
+
+        A second time under a vCPU in its guest would leave it with three offsets that it may be under. And the physical
+        counter's offset is in the CVAL that the hardware has while a vCPU runs, if it has no CNTPOFF_EL2: KVM takes
+        the new one from it, and so CVAL moves by the difference. The model doesn't know the hardware.
+        """
+        outside = all(where is Where.OUT for where in self.where)
+        return outside or not (self.moved or self.nested or reg == Reg.PTIMER_CNT)
 
     def create(self) -> Operation | None:
-        if len(self.where) == self.shape.vcpus or not self.may_move() or (self.has_run and not self.shape.late_vcpus):
+        moves = Reg.PTIMER_CNT if self.physical else Reg.TIMER_CNT
+        if (
+            len(self.where) == self.shape.vcpus
+            or (self.has_run and not self.shape.late_vcpus)
+            or not self.may_move(moves)
+        ):
             return None
         return Operation(Kind.CREATE)
 
@@ -170,7 +184,7 @@ class Sequence:
 
     def set(self) -> Operation | None:
         vcpu, reg = self.stopped(), self.reg()
-        if vcpu is None or (reg in COUNTS and not self.may_move()):
+        if vcpu is None or (reg in COUNTS and not self.may_move(reg)):
             return None
         return Operation(Kind.SET, vcpu, reg, self.ctl() if reg in CTLS else self.value())
 
