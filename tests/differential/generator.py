@@ -79,7 +79,15 @@ class Sequence:
         if self.steps > self.length:
             return self.ending()
         self.counts[0] = now
-        ways = [(1, self.create), (2, self.offset), (9, self.get), (6, self.set), (1, self.init), (1, self.listing)]
+        # A vCPU that runs says more where there are others.
+        ways = [
+            (3 if self.shape.runs else 1, self.create),
+            (2, self.offset),
+            (9, self.get),
+            (6, self.set),
+            (1, self.init),
+            (1, self.listing),
+        ]
         ways += [(9, self.running)] * (self.shape.runs and bool(self.where))
         while True:
             (way,) = self.random.choices([way for _, way in ways], [weight for weight, _ in ways])
@@ -107,6 +115,10 @@ class Sequence:
                     [pair for pair in zip(CTLS, CVALS, strict=True) if pair[0] in self.shape.regs]
                 )
                 self.planned = [Operation(Kind.GET, operation.vcpu, reg) for reg in timer]
+                if self.nested:
+                    reg = Reg.CNTHCTL_EL2
+                    self.planned.append(Operation(Kind.SET, operation.vcpu, reg, self.random.getrandbits(64)))
+                    self.planned.append(Operation(Kind.GET, operation.vcpu, reg))
             case Kind.SET:
                 self.moved |= operation.reg in COUNTS
                 self.physical |= operation.reg == Reg.PTIMER_CNT
