@@ -1,7 +1,8 @@
 //! The vmclock page: what the hypervisor tells a guest of its counter, and of real time by it.
 //!
 //! Linux: include/uapi/linux/vmclock-abi.h, `struct vmclock_abi`; UAPI.13. Where the two disagree this follows Linux's
-//! header, as its driver does: VM_GEN_COUNTER_PRESENT is bit 8, and the generation counter stands at 0x68. Little endian:
+//! header, as its driver does: VM_GEN_COUNTER_PRESENT is bit 8, and the generation counter stands at 0x68. Little
+//! endian:
 //!
 //! ```text
 //! 0x00  u32 magic                  0x28  u64 counter_value
@@ -322,8 +323,8 @@ impl Body {
 /// One thread at a time writes. `seq_count` is odd while it does, and a reader that saw it odd, or saw it change, reads
 /// again. Why each ordering is needed:
 ///
-/// - *Odd, then the body.* The fence in [`begin`](Shared::begin) keeps every store of the body behind the odd count: who
-///   reads one of them, and then looks at the count past an acquire fence, sees that count or a later one.
+/// - *Odd, then the body.* The fence in [`begin`](Shared::begin) keeps every store of the body behind the odd count:
+///   who reads one of them, and then looks at the count past an acquire fence, sees that count or a later one.
 /// - *The body, then even.* The last store is a Release: who acquires the even count sees the whole body.
 ///
 /// A guest reads with its architecture's read barriers between, which order no less (`virt_rmb` in Linux's
@@ -345,7 +346,8 @@ impl Shared<'_> {
         (Body(core::array::from_fn(|at| u64::from_le(self.words[at].load(Ordering::Relaxed)))), whole)
     }
 
-    /// Opens an update: from here to its end readers wait. A count that is odd already stays: nobody closed that update.
+    /// Opens an update: from here to its end readers wait. A count that is odd already stays: nobody closed that
+    /// update.
     pub fn begin(&self) {
         let odd = u32::from_le(self.seq_count.load(Ordering::Relaxed)) | 1;
         self.seq_count.store(odd.to_le(), Ordering::Relaxed);

@@ -1,5 +1,5 @@
-//! The vmclock page: the equation's arithmetic against big integers, and the words of the body. Its protocol, under loom:
-//! in every interleaving, a reader that follows it sees a body that was written whole.
+//! The vmclock page: the equation's arithmetic against big integers, and the words of the body. Its protocol, under
+//! loom: in every interleaving, a reader that follows it sees a body that was written whole.
 
 #[cfg(not(loom))]
 mod arithmetic {
@@ -126,18 +126,21 @@ mod arithmetic {
         }
 
         #[test]
-        fn times_are_rounded_down(ns: u64) {
+        fn a_time_goes_there_and_back(ns: u64) {
             let time = Time::from_ns(ns);
-            let back = u128::from(time.sec) * u128::from(NS_PER_S) + u128::from(time.nanoseconds());
-            prop_assert!(back == u128::from(ns) || back + 1 == u128::from(ns));
-            prop_assert_eq!(time.sec, ns / NS_PER_S);
+            prop_assert_eq!((time.sec, u64::from(time.nanoseconds())), (ns / NS_PER_S, ns % NS_PER_S));
+            let exact = u128::from(ns % NS_PER_S) << 64;
+            prop_assert_eq!(u128::from(time.frac), exact.div_ceil(u128::from(NS_PER_S)));
         }
 
         #[test]
         fn the_page_shows_what_the_equation_says(
-            hz in 2_u64..=u64::from(u32::MAX), age: u64, status in prop::sample::select(vec![Status::Synchronized, Status::FreeRunning])
+            hz in 2_u64..=u64::from(u32::MAX),
+            age: u64,
+            status in prop::sample::select(vec![Status::Synchronized, Status::FreeRunning]),
         ) {
-            let equation = equation(hz, Declared { max_error_ns: Some(5), rate_max_error_ppb: Some(50), ..Declared::default() });
+            let declared = Declared { max_error_ns: Some(5), rate_max_error_ppb: Some(50), ..Declared::default() };
+            let equation = equation(hz, declared);
             let mut body = Body::new(0, 0, true);
             body.with_clock(&equation, status, true);
             let at = GuestCount(500).after(age);
@@ -168,10 +171,15 @@ mod arithmetic {
         }
 
         #[test]
-        fn a_wall_clock_is_set_exactly(hz in 1_u64..=u64::from(u32::MAX), cntvct: u64, ahead in -(1_i64 << 40)..1 << 40) {
+        fn a_wall_clock_is_set_exactly(
+            hz in 1_u64..=u64::from(u32::MAX),
+            cntvct: u64,
+            ahead in -(1_i64 << 40)..1 << 40,
+        ) {
             let here = here(hz);
             let at = GuestCount(cntvct.wrapping_add_signed(ahead));
-            let exact = i128::from(here.realtime_ns) + (i128::from(ahead) * i128::from(NS_PER_S)).div_euclid(i128::from(hz));
+            let moved = (i128::from(ahead) * i128::from(NS_PER_S)).div_euclid(i128::from(hz));
+            let exact = i128::from(here.realtime_ns) + moved;
             let set = realtime_at(&here, GuestCount(cntvct), at);
             let ns = set.map(|(sec, ns)| i128::from(sec) * i128::from(NS_PER_S) + i128::from(ns));
             let settable = i64::try_from(exact).is_ok_and(|ns| ns >= 0);
@@ -258,7 +266,7 @@ mod protocol {
         }
     }
 
-    /// The marker and the generation, first and last word of the body, as the specification has a guest read them: one attempt.
+    /// The first and the last word of the body, as the specification has a guest read them: one attempt.
     fn read(page: &Page) -> Option<(u64, u64)> {
         let before = page.seq_count.load(Ordering::Relaxed) & !1;
         fence(Ordering::Acquire);

@@ -1,6 +1,7 @@
 //! The pages that tell a guest of its time, in place in its memory: stores that no reader sees half of.
 //!
-//! A VMM hands in its own mapping of the guest's memory as a [`Memory`]. The layouts are those of [`guestclock_core::pvtime`] and [`guestclock_core::vmclock`].
+//! A VMM hands in its own mapping of the guest's memory as a [`Memory`]. The layouts are those of
+//! [`guestclock_core::pvtime`] and [`guestclock_core::vmclock`].
 #![expect(unsafe_code, reason = "atomic stores into memory that isn't Rust's")]
 
 use core::marker::PhantomData;
@@ -28,8 +29,8 @@ pub enum PageError {
     },
     /// Not every field can be stored at once.
     #[error(
-        "{what} has to be at a multiple of {alignment} bytes: offset {offset:#x} of this memory is {over} past one (map guest \
-         memory with mmap, which aligns it to pages)"
+        "{what} has to be at a multiple of {alignment} bytes: offset {offset:#x} of this memory is {over} past one \
+         (map guest memory with mmap, which aligns it to pages)"
     )]
     Misaligned {
         /// Which page.
@@ -42,7 +43,7 @@ pub enum PageError {
         over: usize,
     },
     /// A layout that isn't known.
-    #[error("the record at offset {offset:#x} isn't a stolen-time record of revision 0: it begins with {header:#018x}")]
+    #[error("at offset {offset:#x} is no stolen-time record of revision 0: it begins with {header:#018x}")]
     NotStolenTime {
         /// Where.
         offset: usize,
@@ -51,8 +52,8 @@ pub enum PageError {
     },
     /// No vmclock page, or one that this version wouldn't know how to write.
     #[error(
-        "there is no vmclock page of version 1 by UTC or TAI at offset {offset:#x}: it begins with {magic_and_size:#018x} \
-         {identity:#010x} (VmClock.create makes one)"
+        "there is no vmclock page of version 1 by UTC or TAI at offset {offset:#x}: it begins with \
+         {magic_and_size:#018x} {identity:#010x} (VmClock.create makes one)"
     )]
     NotVmClock {
         /// Where.
@@ -96,8 +97,8 @@ impl<'a> Memory<'a> {
     /// The memory at `bytes`.
     ///
     /// # Safety
-    /// For as long as 'a it is mapped and may be written, and no Rust code holds a reference to it or accesses it but by atomics.
-    /// What is accessed here is accessed as atomics, of 8 bytes and of 4 at places that don't overlap.
+    /// For as long as 'a it is mapped and may be written, and no Rust code holds a reference to it or accesses it but
+    /// by atomics. What is accessed here is accessed as atomics, of 8 bytes and of 4 at places that don't overlap.
     #[must_use]
     pub const unsafe fn new(bytes: NonNull<[u8]>) -> Self {
         Self { bytes, shared: PhantomData }
@@ -139,8 +140,9 @@ impl<'a> Memory<'a> {
     fn u64s_at<const N: usize>(self, offset: usize) -> &'a [AtomicU64; N] {
         let words = self.at(offset, size_of::<[AtomicU64; N]>());
         assert!(words.address().is_multiple_of(align_of::<AtomicU64>()));
-        // SAFETY: `new`'s caller vouches for the bytes as long as 'a; they are enough and, as asserted, aligned. AtomicU64 is laid
-        // out as u64 is, and any bits make one. A guest writes them as another process would write shared memory.
+        // SAFETY: `new`'s caller vouches for the bytes as long as 'a; they are enough and, as asserted, aligned.
+        // AtomicU64 is laid out as u64 is, and any bits make one. A guest writes them as another process would write
+        // shared memory.
         unsafe { words.bytes.cast().as_ref() }
     }
 
@@ -152,8 +154,8 @@ impl<'a> Memory<'a> {
     }
 }
 
-/// One vCPU's stolen-time record. Only while the vCPU is stopped: KVM reads, adds and writes it whenever it loads the vCPU
-/// (arch/arm64/kvm/pvtime.c).
+/// One vCPU's stolen-time record. Only while the vCPU is stopped: KVM reads, adds and writes it whenever it loads the
+/// vCPU (arch/arm64/kvm/pvtime.c).
 #[derive(Clone, Copy)]
 pub struct StolenTime<'a> {
     stolen_ns: &'a AtomicU64,

@@ -1,8 +1,8 @@
 //! The clock equation: real time by the guest's counter, `time + (count - counter_value) * period`, and how far it may
 //! be off.
 //!
-//! Integers throughout. Times are seconds and 2^-64 of a second, a period is `frac / 2^(64 + shift)` seconds, as the page
-//! has them.
+//! Integers throughout. Times are seconds and 2^-64 of a second, a period is `frac / 2^(64 + shift)` seconds, as the
+//! page has them.
 
 use crate::counter::{CrossTimestamp, GuestCount, Leap, NS_PER_S};
 use crate::vmclock::TimeType;
@@ -19,8 +19,8 @@ const PPB: u128 = 1_000_000_000;
 pub enum EquationError {
     /// Nobody vouches for the wall clock.
     #[error(
-        "nobody says that the wall clock is synchronised: update the page without a clock, or pass synchronized=True if \
-         you know it to be"
+        "nobody says that the wall clock is synchronised: update the page without a clock, or pass synchronized=True \
+         if you know it to be"
     )]
     Unsynchronized,
     /// UTC is ambiguous now.
@@ -28,7 +28,8 @@ pub enum EquationError {
     InLeapSecond,
     /// TAI was asked for.
     #[error(
-        "the kernel doesn't know TAI - UTC, so there is no TAI to give: use time_type=\"utc\", or let chrony or ptp4l set it"
+        "the kernel doesn't know TAI - UTC, so there is no TAI to give: use time_type=\"utc\", or let \
+         chrony or ptp4l set it"
     )]
     TaiUnknown,
     /// TAI - UTC doesn't fit.
@@ -53,7 +54,8 @@ pub enum EquationError {
     },
     /// The window is no window of one counter.
     #[error(
-        "the rate can't be measured between two counters, of {since_hz} Hz ({since} ticks) and {here_hz} Hz ({here} ticks)"
+        "the rate can't be measured between two counters, of {since_hz} Hz ({since} ticks) and {here_hz} Hz \
+         ({here} ticks)"
     )]
     OtherCounter {
         /// The frequency at the window's start.
@@ -67,8 +69,8 @@ pub enum EquationError {
     },
     /// The wall clock was set in the window.
     #[error(
-        "{ns} ns of the wall clock passed in {ticks} ticks of {hz} Hz: more than 500 ppm apart, so it was stepped, or isn't \
-         that counter's: measure the rate over a window without a step"
+        "{ns} ns of the wall clock passed in {ticks} ticks of {hz} Hz: more than 500 ppm apart, so it was stepped, or \
+         isn't that counter's: measure the rate over a window without a step"
     )]
     Stepped {
         /// The wall clock's.
@@ -90,11 +92,14 @@ pub struct Time {
 }
 
 impl Time {
-    /// From nanoseconds, rounded down to 2^-64 of a second.
+    /// From nanoseconds, rounded up to 2^-64 of a second, so that rounding down to nanoseconds gives the same again.
     #[must_use]
     pub const fn from_ns(ns: u64) -> Self {
-        let frac = (((ns % NS_PER_S) as u128) << 64) / NS_PER_S as u128;
-        #[expect(clippy::cast_possible_truncation, reason = "below 2^64: the remainder is less than the divisor")]
+        let frac = (((ns % NS_PER_S) as u128) << 64).div_ceil(NS_PER_S as u128);
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "below 2^64, since the remainder is a whole one below the divisor"
+        )]
         let frac = frac as u64;
         Self { sec: ns / NS_PER_S, frac }
     }
@@ -138,8 +143,8 @@ impl Period {
         if ns == 0 || rest >= whole {
             return None;
         }
-        // Division bit by bit: the first 64 are those after the binary point, then as many more as there are zeros ahead. There
-        // are at most 94 of those, and `rest` stays below 2^94, so neither overflows.
+        // Division bit by bit: the first 64 are those after the binary point, then as many more as there are zeros
+        // ahead. There are at most 94 of those, and `rest` stays below 2^94, so neither overflows.
         let (mut frac, mut bits) = (0_u64, 0_u8);
         while bits < 64 || frac >> 63 == 0 {
             rest <<= 1;
@@ -213,9 +218,9 @@ pub struct Equation {
 impl Equation {
     /// The equation of a guest that reads `cntvct` when the host reads `here.count`.
     ///
-    /// The rate is measured between `since` and `here`, two readings of one counter with the wall clock running undisturbed
-    /// between them; without `since` it is the counter's nominal one. What is declared of the wall clock has to hold at both
-    /// ends. The width of each bracket is added to what is declared.
+    /// The rate is measured between `since` and `here`, two readings of one counter with the wall clock running
+    /// undisturbed between them; without `since` it is the counter's nominal one. What is declared of the wall clock
+    /// has to hold at both ends. The width of each bracket is added to what is declared.
     pub fn new(
         time_type: TimeType,
         here: &CrossTimestamp,
@@ -282,7 +287,8 @@ impl Equation {
     /// How far the time may be off when the clock is `age` ticks old, in nanoseconds, rounded up; `None` where nobody
     /// vouched for the time or for the rate.
     ///
-    /// UAPI.13, "Time error calculation": the time's error, and the period's for each tick. One more for the reader's rounding.
+    /// UAPI.13, "Time error calculation": the time's error, and the period's for each tick. One more for the reader's
+    /// rounding.
     #[must_use]
     pub fn max_error_ns_at(&self, age: u64) -> Option<u128> {
         let rate = Period { frac: self.rate_max_error?, ..self.period }.times(age) + 1;
@@ -338,8 +344,8 @@ impl Window {
 }
 
 /// What an agent in the guest passes to `clock_settime(CLOCK_REALTIME)` when the guest's counter reads `at`: the host's
-/// wall clock then, at the counter's nominal rate, rounded down to the nanosecond. `cntvct` is what the guest reads when the
-/// host reads `here.count`; `at` may lie before or after it.
+/// wall clock then, at the counter's nominal rate, rounded down to the nanosecond. `cntvct` is what the guest reads
+/// when the host reads `here.count`; `at` may lie before or after it.
 ///
 /// `None` for a time before 1970, to which Linux sets no clock, or past the end of `realtime_ns`.
 #[must_use]
