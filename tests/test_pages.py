@@ -592,11 +592,15 @@ def test_every_page_that_a_reader_accepts_was_written_whole() -> None:
     with reader:
         assert reader.stdout is not None
         assert reader.stdout.readline() == "ready\n"
-        for _ in range(rounds):
-            counter.advance(12_345)
-            with page.update("live-update") as update:
-                update.clock(equation(counter, cntvct=counter.read()))
-            written.add(memory[16:112])
+        try:
+            for _ in range(rounds):
+                counter.advance(12_345)
+                with page.update("live-update") as update:
+                    update.clock(equation(counter, cntvct=counter.read()))
+                written.add(memory[16:112])
+        except BaseException:
+            reader.kill()  # It waits for the last round.
+            raise
         accepted = {bytes.fromhex(line) for line in reader.stdout.read().split()}
     os.close(fd)
     assert reader.returncode == 0

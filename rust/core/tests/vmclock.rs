@@ -15,10 +15,10 @@ mod arithmetic {
     fn wide(a: u128, b: u128) -> (u128, u128) {
         let low = u128::from(u64::MAX);
         let (a1, a0, b1, b0) = (a >> 64, a & low, b >> 64, b & low);
-        let middle = a1 * b0 + (a0 * b0 >> 64);
+        let middle = a1 * b0 + ((a0 * b0) >> 64);
         let (middle, carry) = (middle & low, middle >> 64);
         let middle = middle + a0 * b1;
-        (a1 * b1 + carry + (middle >> 64), middle << 64 | (a0 * b0 & low))
+        (a1 * b1 + carry + (middle >> 64), (middle << 64) | ((a0 * b0) & low))
     }
 
     fn here(hz: u64) -> CrossTimestamp {
