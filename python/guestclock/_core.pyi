@@ -7,6 +7,7 @@ from typing import Final, Literal, Protocol, Self, SupportsIndex, TypedDict, fin
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Buffer
 
 from guestclock.types import Capabilities, Counter, CrossTimestamp, GuestVm, Policy, Support, TimerState, Views
 
@@ -268,6 +269,80 @@ class Checkpoint:
     def load(cls, path: str | PathLike[str]) -> Checkpoint: ...
 
 @final
+class StolenTime:
+    def __new__(cls, memory: Buffer, offset: int = 0) -> Self: ...
+    @property
+    def stolen_ns(self) -> int: ...
+    def add(self, ns: int) -> int: ...
+
+@final
+class ClockEquation:
+    def __new__(
+        cls,
+        here: CrossTimestamp,
+        *,
+        cntvct: int,
+        since: CrossTimestamp | None = None,
+        time_type: Literal["utc", "tai"] = "utc",
+        est_error_ns: int | None = None,
+        max_error_ns: int | None = None,
+        rate_est_error_ppb: int | None = None,
+        rate_max_error_ppb: int | None = None,
+        synchronized: bool | None = None,
+    ) -> Self: ...
+    @property
+    def time_type(self) -> Literal["utc", "tai"]: ...
+    @property
+    def counter_value(self) -> int: ...
+    @property
+    def period(self) -> tuple[int, int]: ...
+    def time_ns(self, count: int) -> int: ...
+    def max_error_ns_at(self, age_ticks: int) -> int | None: ...
+
+@final
+class VmClock:
+    def __new__(cls, memory: Buffer, offset: int = 0) -> Self: ...
+    @staticmethod
+    def create(
+        memory: Buffer,
+        offset: int = 0,
+        *,
+        size: int = 4096,
+        counter: Literal["arm-vcnt"] | None = "arm-vcnt",
+        time_type: Literal["utc", "tai"] = "utc",
+        disruption_marker: int = 0,
+        vm_generation: int = 0,
+        notification: bool = False,
+    ) -> VmClock: ...
+    @property
+    def disruption_marker(self) -> int: ...
+    @property
+    def vm_generation(self) -> int: ...
+    @property
+    def status(self) -> Literal["unknown", "synchronized", "freerunning", "unreliable"]: ...
+    def update(
+        self,
+        intent: Literal["live-migration", "live-update", "snapshot", "clone"] | None = None,
+        *,
+        disrupted: bool | None = None,
+    ) -> VmClockUpdate: ...
+
+@final
+class VmClockUpdate:
+    def __enter__(self) -> Self: ...
+    def clock(
+        self,
+        equation: ClockEquation,
+        *,
+        status: Literal["synchronized", "freerunning"] = "synchronized",
+        monotonic: tuple[int, int] | None = None,
+    ) -> bool: ...
+    def no_clock(self) -> None: ...
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None: ...
+
+@final
 class Plan:
     @property
     def policy(self) -> Policy: ...
@@ -308,6 +383,7 @@ class Report:
     def resumed_at(self, count: int) -> Report: ...
     def to_dict(self) -> dict[str, object]: ...
 
+def clock_settime(here: CrossTimestamp, *, cntvct: int, at: int) -> tuple[int, int]: ...
 def plan(
     checkpoint: Checkpoint,
     vm: GuestVm,

@@ -67,11 +67,13 @@ pub mod measure;
 #[cfg(feature = "std")]
 pub mod mirror;
 pub mod plan;
+pub mod pvtime;
 pub mod restore;
 mod sync;
 pub mod sysreg;
 pub mod timer;
 pub mod vm;
+pub mod vmclock;
 pub mod wake;
 pub mod wire;
 mod word;

@@ -4,6 +4,7 @@
 //! - [`cross`] pairs a count with the wall clock and bounds their distance.
 //! - [`clock_state`] is what the kernel knows about the wall clock; [`host_id`] is which installation and boot this is.
 //! - [`mod@file`] writes a checkpoint whole or not at all.
+//! - [`pages`] stores into guest memory what tells a guest of its time.
 //! - [`kvm`] and [`read_cost`] are for `guestclock doctor`: facts for people, on which no time depends.
 //!
 //! ```
@@ -44,6 +45,7 @@ pub mod file;
 pub mod host_id;
 pub mod kvm;
 pub mod monotonic;
+pub mod pages;
 pub mod read_cost;
 #[cfg(target_arch = "x86_64")]
 mod tsc;

@@ -12,6 +12,7 @@ mod errors;
 mod guest;
 mod host;
 mod kvm;
+mod pages;
 mod policy;
 mod records;
 mod registers;
@@ -32,6 +33,8 @@ mod _core {
     use super::host::{kvm_probe, read_cost_ns};
     #[pymodule_export]
     use super::kvm::PyKvmVm;
+    #[pymodule_export]
+    use super::pages::{PyClockEquation, PyStolenTime, PyVmClock, PyVmClockUpdate, clock_settime};
     #[pymodule_export]
     use super::policy::{PyAdvance, PyFreeze};
     #[pymodule_export]

@@ -1,0 +1,512 @@
+//! The pages that tell a guest of its time, in the caller's own memory.
+
+use crate::errors::{IntoPyErr, OrRaise};
+use core::ptr::NonNull;
+use guestclock_core::counter::{CrossTimestamp, Frequency, GuestCount, HostCount, Leap};
+use guestclock_core::vmclock::equation::{Declared, Equation, EquationError, realtime_at};
+use guestclock_core::vmclock::{Body, CounterId, Header, Intent, Status, TimeType};
+use guestclock_linux::pages::{Memory, PageError, StolenTime, VmClock};
+use pyo3::buffer::PyBuffer;
+use pyo3::exceptions::{PyOverflowError, PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+impl IntoPyErr for PageError {
+    #[cold]
+    fn into_pyerr(self) -> PyErr {
+        let message = self.to_string();
+        match self {
+            Self::TooMuchStolen { .. } => PyOverflowError::new_err(message),
+            _ => PyValueError::new_err(message),
+        }
+    }
+}
+
+impl IntoPyErr for EquationError {
+    #[cold]
+    fn into_pyerr(self) -> PyErr {
+        PyValueError::new_err(self.to_string())
+    }
+}
+
+/// Memory of the caller's. While it is held, an mmap can't be closed, and a bytearray not resized.
+struct Buffer(PyBuffer<u8>);
+
+impl Buffer {
+    fn new(memory: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let buffer = PyBuffer::get(memory)?;
+        if buffer.readonly() || buffer.as_slice_ptr().is_none() {
+            return Err(PyValueError::new_err("the memory has to be writable, and in one piece"));
+        }
+        Ok(Self(buffer))
+    }
+
+    /// As rust/linux takes it.
+    #[expect(unsafe_code, reason = "only here is it known that the memory is held")]
+    fn memory(&self) -> Memory<'_> {
+        let bytes = self.0.as_slice_ptr().unwrap_or(NonNull::slice_from_raw_parts(NonNull::dangling(), 0));
+        // SAFETY: the exporter keeps the memory in place while the buffer is held, which outlives the borrow, and it
+        // isn't read-only. No Rust reference is made to it: the buffer is private, and used for nothing else.
+        unsafe { Memory::new(bytes) }
+    }
+}
+
+/// The value of that name, or a ValueError that lists them.
+fn named<T: Copy>(what: &str, name: &str, values: &[(&'static str, T)]) -> PyResult<T> {
+    let found = values.iter().find(|(known, _)| *known == name);
+    found.map(|(_, value)| *value).ok_or_else(|| {
+        let names: Vec<_> = values.iter().map(|(known, _)| *known).collect();
+        PyValueError::new_err(format!("no {what}={name:?}: one of {}", names.join(", ")))
+    })
+}
+
+const TIME_TYPES: [(&str, TimeType); 2] = [("utc", TimeType::Utc), ("tai", TimeType::Tai)];
+
+fn time_type_name(time_type: TimeType) -> &'static str {
+    match time_type {
+        TimeType::Utc => "utc",
+        TimeType::Tai => "tai",
+    }
+}
+
+/// The fields of a `types.CrossTimestamp` that are needed here.
+#[derive(FromPyObject)]
+pub(crate) struct Here {
+    count: u64,
+    frequency_hz: u64,
+    source: String,
+    realtime_ns: i64,
+    width_ns: u64,
+    tai_offset_s: Option<i32>,
+    synchronized: Option<bool>,
+    leap: String,
+}
+
+impl Here {
+    fn cross_timestamp(self) -> PyResult<CrossTimestamp> {
+        let frequency = Frequency::new(self.frequency_hz);
+        let leap = Leap::from_name(&self.leap);
+        Ok(CrossTimestamp {
+            count: HostCount(self.count),
+            frequency: frequency.ok_or_else(|| PyValueError::new_err("frequency_hz must be at least 1"))?,
+            source: self.source,
+            realtime_ns: self.realtime_ns,
+            width_ns: self.width_ns,
+            tai_offset_s: self.tai_offset_s,
+            synchronized: self.synchronized,
+            // A claim of the kernel's: what is claimed to a guest is declared by the caller.
+            max_error_ns: None,
+            leap: leap.ok_or_else(|| PyValueError::new_err(format!("no leap-second state {:?}", self.leap)))?,
+            machine_id: None,
+            boot_id: None,
+        })
+    }
+}
+
+/// One vCPU's PV stolen-time record (Arm DEN0057A) in the guest's memory, at `offset` of `memory`.
+///
+/// `memory` is writable and in one piece (an mmap, a memoryview); the record is at a multiple of 64 bytes and has
+/// revision and attributes 0, else ValueError. Only while the vCPU is stopped: KVM writes the record itself when it
+/// loads the vCPU.
+#[pyclass(frozen, name = "StolenTime", module = "guestclock")]
+pub(crate) struct PyStolenTime {
+    memory: Buffer,
+    offset: usize,
+}
+
+impl PyStolenTime {
+    fn record(&self) -> PyResult<StolenTime<'_>> {
+        StolenTime::at(self.memory.memory(), self.offset).or_raise()
+    }
+}
+
+#[pymethods]
+impl PyStolenTime {
+    #[new]
+    #[pyo3(signature = (memory, offset=0))]
+    fn new(memory: &Bound<'_, PyAny>, offset: usize) -> PyResult<Self> {
+        let record = Self { memory: Buffer::new(memory)?, offset };
+        record.record()?;
+        Ok(record)
+    }
+
+    /// The time stolen so far, in nanoseconds.
+    #[getter]
+    fn stolen_ns(&self) -> PyResult<u64> {
+        Ok(self.record()?.stolen_ns())
+    }
+
+    /// Adds `ns` nanoseconds (`report.added_ns`: 0 under Freeze) in one aligned store of 8 bytes, and returns the sum.
+    ///
+    /// OverflowError where the sum doesn't fit in 64 bits.
+    fn add(&self, ns: u64) -> PyResult<u64> {
+        self.record()?.add(ns).or_raise()
+    }
+
+    fn __repr__(&self) -> String {
+        format!("<StolenTime at {:#x}>", self.offset)
+    }
+}
+
+/// Real time by the guest's counter: `time + (CNTVCT_EL0 - counter_value) * period`, with what is claimed of its
+/// errors.
+///
+/// `here` is a cross-timestamp of the host's counter, `cntvct` what the guest reads from CNTVCT_EL0 when the host's
+/// reads `here.count`: `vm.cntvct(0, now=here.count)`. The rate is measured since the earlier cross-timestamp `since`
+/// of the same counter, or nominal without one. What the caller vouches for, in nanoseconds and parts per billion, is
+/// claimed together with the widths of the brackets; without a number there is no claim. `max_error_ns` and
+/// `est_error_ns` have to hold at both ends of the window; the errors of the rate say how far the counter may go from
+/// the measured, or nominal, rate.
+///
+/// ValueError where there is no honest equation: the wall clock isn't known to be synchronised (`synchronized=True` or
+/// False overrides what the cross-timestamp says), a leap second is being inserted, TAI isn't known and `time_type` is
+/// "tai", the wall clock was stepped in the window, the counter is no faster than 1 Hz. A smeared clock can't be seen:
+/// don't make an equation from one.
+#[pyclass(frozen, eq, name = "ClockEquation", module = "guestclock")]
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct PyClockEquation(Equation);
+
+#[pymethods]
+impl PyClockEquation {
+    #[new]
+    #[pyo3(signature = (
+        here, *, cntvct, since=None, time_type="utc", est_error_ns=None, max_error_ns=None, rate_est_error_ppb=None,
+        rate_max_error_ppb=None, synchronized=None
+    ))]
+    fn new(
+        here: Here,
+        cntvct: u64,
+        since: Option<Here>,
+        time_type: &str,
+        est_error_ns: Option<u64>,
+        max_error_ns: Option<u64>,
+        rate_est_error_ppb: Option<u64>,
+        rate_max_error_ppb: Option<u64>,
+        synchronized: Option<bool>,
+    ) -> PyResult<Self> {
+        let time_type = named("time_type", time_type, &TIME_TYPES)?;
+        let since = since.map(Here::cross_timestamp).transpose()?;
+        let declared = Declared { est_error_ns, max_error_ns, rate_est_error_ppb, rate_max_error_ppb, synchronized };
+        let here = here.cross_timestamp()?;
+        Equation::new(time_type, &here, GuestCount(cntvct), since.as_ref(), declared).or_raise().map(Self)
+    }
+
+    /// "utc" or "tai".
+    #[getter]
+    fn time_type(&self) -> &'static str {
+        time_type_name(self.0.time_type)
+    }
+
+    /// The guest's CNTVCT_EL0 at the equation's time, in ticks.
+    #[getter]
+    fn counter_value(&self) -> u64 {
+        self.0.counter_value.0
+    }
+
+    /// How long a tick lasts, as `(frac, shift)`: `frac / 2**(64 + shift)` seconds, rounded to the nearest, half up.
+    #[getter]
+    fn period(&self) -> (u64, u8) {
+        (self.0.period.frac, self.0.period.shift)
+    }
+
+    /// The time at a count that isn't before `counter_value`, in nanoseconds since 1970, rounded down.
+    ///
+    /// OverflowError past the end of 64 bits of seconds.
+    fn time_ns(&self, count: u64) -> PyResult<u128> {
+        let time = self.0.time_at(GuestCount(count));
+        let time =
+            time.ok_or_else(|| PyOverflowError::new_err(format!("the time at {count} is past the end of its range")))?;
+        Ok(u128::from(time.sec) * 1_000_000_000 + u128::from(time.nanoseconds()))
+    }
+
+    /// The most by which the time may be off when the clock is `age_ticks` old, in nanoseconds; None where there is no
+    /// claim.
+    fn max_error_ns_at(&self, age_ticks: u64) -> Option<u128> {
+        self.0.max_error_ns_at(age_ticks)
+    }
+
+    fn __repr__(&self) -> String {
+        let (frac, shift) = self.period();
+        format!(
+            "<ClockEquation {} from {}, {frac:#x} / 2**{} s a tick>",
+            self.time_type(),
+            self.counter_value(),
+            64 + u16::from(shift)
+        )
+    }
+}
+
+/// What the VMM knows of a page. The guest's memory may be the guest's to write: what was written isn't read back.
+struct State {
+    body: Body,
+    /// Whether a guest may have had a clock that nobody knows any more.
+    forgotten: bool,
+    updating: bool,
+}
+
+/// A vmclock page (Linux's linux/vmclock-abi.h) in the guest's memory, at `offset` of `memory`: one that is there
+/// already, as after a restore. `VmClock.create` makes one.
+///
+/// `memory` is writable and in one piece, and the page at a multiple of 8 bytes, else ValueError.
+#[pyclass(frozen, name = "VmClock", module = "guestclock")]
+pub(crate) struct PyVmClock {
+    memory: Buffer,
+    offset: usize,
+    header: Header,
+    /// Locked for a moment at a time: no Python code runs under it.
+    state: Mutex<State>,
+}
+
+impl PyVmClock {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn page(&self) -> PyResult<VmClock<'_>> {
+        Ok(VmClock::at(self.memory.memory(), self.offset).or_raise()?.0)
+    }
+
+    /// What a page without a clock says.
+    fn no_clock(&self) -> Status {
+        match self.header.counter {
+            CounterId::ArmVcnt => Status::Unreliable,
+            CounterId::Invalid => Status::Unknown,
+        }
+    }
+}
+
+#[pymethods]
+impl PyVmClock {
+    #[new]
+    #[pyo3(signature = (memory, offset=0))]
+    fn new(memory: &Bound<'_, PyAny>, offset: usize) -> PyResult<Self> {
+        let memory = Buffer::new(memory)?;
+        let (page, header) = VmClock::at(memory.memory(), offset).or_raise()?;
+        let (body, whole) = page.shared().load();
+        let forgotten = !whole || body.status() == Status::Unreliable;
+        let state = Mutex::new(State { body, forgotten, updating: false });
+        Ok(Self { memory, offset, header, state })
+    }
+
+    /// Makes a page, before the guest runs. `size` is that of the region the guest is told of, in bytes, of at least
+    /// 112.
+    ///
+    /// `counter`, "arm-vcnt" or None for a page that will never have a clock, and `time_type`, "utc" or "tai", are
+    /// constant for the device's life. With `notification` the guest expects an interrupt after each update: raising it
+    /// is the VMM's. There is no clock in it until an update brings one.
+    #[staticmethod]
+    #[pyo3(signature = (
+        memory, offset=0, *, size=4096, counter="arm-vcnt", time_type="utc", disruption_marker=0, vm_generation=0,
+        notification=false
+    ))]
+    fn create(
+        memory: &Bound<'_, PyAny>,
+        offset: usize,
+        size: u32,
+        counter: Option<&str>,
+        time_type: &str,
+        disruption_marker: u64,
+        vm_generation: u64,
+        notification: bool,
+    ) -> PyResult<Self> {
+        let counter = match counter {
+            Some(name) => named("counter", name, &[("arm-vcnt", CounterId::ArmVcnt)])?,
+            None => CounterId::Invalid,
+        };
+        let header = Header { size, counter, time_type: named("time_type", time_type, &TIME_TYPES)? };
+        let memory = Buffer::new(memory)?;
+        let body = Body::new(disruption_marker, vm_generation, notification);
+        VmClock::create(memory.memory(), offset, header, &body).or_raise()?;
+        let state = Mutex::new(State { body, forgotten: false, updating: false });
+        Ok(Self { memory, offset, header, state })
+    }
+
+    /// The marker that changes when the guest's counter is disrupted.
+    #[getter]
+    fn disruption_marker(&self) -> u64 {
+        self.state().body.disruption_marker()
+    }
+
+    /// The counter that changes when the guest is a copy.
+    #[getter]
+    fn vm_generation(&self) -> u64 {
+        self.state().body.vm_generation()
+    }
+
+    /// "unknown", "synchronized", "freerunning" or "unreliable".
+    #[getter]
+    fn status(&self) -> &'static str {
+        self.state().body.status().name()
+    }
+
+    /// A context manager in which `seq_count` is odd: the guest's readers wait, and see nothing of what is done until
+    /// the end.
+    ///
+    /// `intent` says why: "live-migration", "live-update", "snapshot" or "clone"; None for a VM that stays, whose clock
+    /// is brought up to date. The two last change `vm_generation`. The counter counts as disrupted with each of them,
+    /// which changes `disruption_marker` and takes the clock away, unless `disrupted=False` says that it went on as if
+    /// nothing had been (ValueError with "live-migration": another host has another counter).
+    #[pyo3(signature = (intent=None, *, disrupted=None))]
+    fn update(slf: &Bound<'_, Self>, intent: Option<&str>, disrupted: Option<bool>) -> PyResult<PyVmClockUpdate> {
+        let intent = intent.map(|name| named("intent", name, &Intent::NAMES)).transpose()?;
+        let disrupted = disrupted.unwrap_or(intent.is_some());
+        if !disrupted && intent == Some(Intent::LiveMigration) {
+            return Err(PyValueError::new_err("a live migration disrupts the counter: another host has another one"));
+        }
+        let copy = intent.is_some_and(Intent::makes_a_copy);
+        Ok(PyVmClockUpdate { page: slf.clone().unbind(), disrupted, copy, draft: Mutex::new(None) })
+    }
+
+    fn __repr__(&self) -> String {
+        format!("<VmClock at {:#x}, {}>", self.offset, self.status())
+    }
+}
+
+/// An update of a vmclock page, by `VmClock.update`.
+///
+/// An exception in the block leaves the page "unreliable", without an equation and with a new disruption marker, and
+/// `seq_count` even: a guest doesn't wait for it, and has no clock from it.
+#[pyclass(frozen, name = "VmClockUpdate", module = "guestclock")]
+pub(crate) struct PyVmClockUpdate {
+    page: Py<PyVmClock>,
+    disrupted: bool,
+    copy: bool,
+    /// What is to be written at the end; None before the beginning and after the end.
+    draft: Mutex<Option<Body>>,
+}
+
+impl PyVmClockUpdate {
+    fn draft(&self) -> MutexGuard<'_, Option<Body>> {
+        self.draft.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn not_open() -> PyErr {
+    PyRuntimeError::new_err("no update of the vmclock page is open: call this inside `with page.update() as update:`")
+}
+
+#[pymethods]
+impl PyVmClockUpdate {
+    fn __enter__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
+        let this = slf.get();
+        let page = this.page.get();
+        let shared = page.page()?;
+        let mut state = page.state();
+        if state.updating {
+            return Err(PyRuntimeError::new_err("an update of this vmclock page is open already"));
+        }
+        state.updating = true;
+        let mut body = state.body;
+        if this.copy {
+            body.new_generation();
+        }
+        if this.disrupted {
+            body.disrupt();
+            body.without_clock(page.no_clock());
+        }
+        *this.draft() = Some(body);
+        shared.shared().begin();
+        drop(state);
+        Ok(slf)
+    }
+
+    /// Gives the page this clock; `status` is "synchronized", or "freerunning" for a host that no longer is.
+    ///
+    /// `monotonic=(last, first)` asks for TIME_MONOTONIC: `last` is the guest's latest count under the page as it was,
+    /// `first` the earliest under this equation (while the guest runs, one count taken in the block for both). Returns
+    /// whether it holds, and is claimed: the time at `first` isn't before the one that the page showed at `last`.
+    ///
+    /// ValueError where the page has no counter, or another type of time, or where `first` lies before the equation
+    /// begins.
+    #[pyo3(signature = (equation, *, status="synchronized", monotonic=None))]
+    fn clock(&self, equation: &PyClockEquation, status: &str, monotonic: Option<(u64, u64)>) -> PyResult<bool> {
+        let status = named(
+            "status",
+            status,
+            &[Status::Synchronized, Status::FreeRunning].map(|status| (status.name(), status)),
+        )?;
+        let (page, equation) = (self.page.get(), &equation.0);
+        if page.header.counter == CounterId::Invalid {
+            return Err(PyValueError::new_err(
+                "this page was created with counter=None, for good: it can't have a clock",
+            ));
+        }
+        if page.header.time_type != equation.time_type {
+            let (there, here) = (time_type_name(page.header.time_type), time_type_name(equation.time_type));
+            return Err(PyValueError::new_err(format!(
+                "the page's time is {there}, for good, and the equation's is {here}"
+            )));
+        }
+        let state = page.state();
+        let mut draft = self.draft();
+        let body = draft.as_mut().ok_or_else(not_open)?;
+        let holds = match monotonic {
+            None => false,
+            Some((last, first)) => state.stays_monotonic(GuestCount(last), equation, GuestCount(first))?,
+        };
+        body.with_clock(equation, status, holds);
+        Ok(holds)
+    }
+
+    /// Takes the page's clock away: for a host that isn't synchronised, or whose wall clock is smeared.
+    fn no_clock(&self) -> PyResult<()> {
+        self.draft().as_mut().ok_or_else(not_open)?.without_clock(self.page.get().no_clock());
+        Ok(())
+    }
+
+    fn __exit__(&self, exc_type: &Bound<'_, PyAny>, _exc: &Bound<'_, PyAny>, _tb: &Bound<'_, PyAny>) -> PyResult<()> {
+        let page = self.page.get();
+        let shared = page.page()?;
+        let mut state = page.state();
+        let mut body = self.draft().take().ok_or_else(not_open)?;
+        if !exc_type.is_none() {
+            if !self.disrupted {
+                body.disrupt();
+            }
+            body.without_clock(page.no_clock());
+        }
+        shared.shared().end(&body);
+        state.forgotten = body.status() == Status::Unreliable;
+        state.body = body;
+        state.updating = false;
+        Ok(())
+    }
+}
+
+impl State {
+    /// Whether the time at `first` under `next` isn't before the page's at `last`.
+    fn stays_monotonic(&self, last: GuestCount, next: &Equation, first: GuestCount) -> PyResult<bool> {
+        let from = next.counter_value;
+        if first.since(from) > from.since(first) {
+            let (first, from) = (first.0, from.0);
+            return Err(PyValueError::new_err(format!(
+                "the guest's first count, {first}, lies before the equation's, {from}"
+            )));
+        }
+        if self.forgotten {
+            return Ok(false);
+        }
+        Ok(match self.body.time_at(last) {
+            // It never had one: there is no earlier time.
+            None => true,
+            Some(before) => next.time_at(first).is_some_and(|after| before <= after),
+        })
+    }
+}
+
+/// What an agent in the guest passes to `clock_settime(CLOCK_REALTIME)` when the guest's CNTVCT_EL0 reads `at`:
+/// `(tv_sec, tv_nsec)`.
+///
+/// `here` is a cross-timestamp of the host's counter, and `cntvct` what the guest reads when the host's reads
+/// `here.count` (`vm.cntvct(0, now=here.count)`); `at` may lie on either side: `report.cntvct` for the instant of the
+/// release. Between them the counter's nominal rate is taken, in integers, rounded down to the nanosecond.
+///
+/// ValueError for a time that CLOCK_REALTIME can't be set to: before 1970, or past 64 bits of nanoseconds.
+#[pyfunction]
+#[pyo3(signature = (here, *, cntvct, at))]
+pub(crate) fn clock_settime(here: Here, cntvct: u64, at: u64) -> PyResult<(u64, u32)> {
+    let time = realtime_at(&here.cross_timestamp()?, GuestCount(cntvct), GuestCount(at));
+    time.ok_or_else(|| {
+        PyValueError::new_err(format!("CLOCK_REALTIME has no such time as it would be when the guest reads {at}"))
+    })
+}
