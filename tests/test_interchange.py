@@ -186,9 +186,9 @@ def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="host\\.source"):
         taken(vm, host=replace(stamp, source="\x1b[2J"))
     wrong: dict[str, Any] = {"leap": "TIME_INS", "machine_id": "abc", "boot_id": "+" + 31 * "0", "frequency_hz": 0}
-    for name in wrong:
+    for name, value in wrong.items():
         with pytest.raises(ValueError, match=rf"host\.{name}"):
-            taken(vm, host=replace(stamp, **{name: wrong[name]}))
+            taken(vm, host=replace(stamp, **{name: value}))
     with pytest.raises(OverflowError):
         taken(vm, counter_offset=2**64)
     assert taken(vm, counter_offset=-5).cntvct == stamp.count + 5
