@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from matplotlib.figure import Figure
 
@@ -63,18 +63,20 @@ def draw(document: Timeline, path: str | PathLike[str]) -> None:
 def _stretch(axes: Axes, stretch: Stretch, one: Point, other: Point, size: int) -> None:
     begin, end = (one["host_ns"] / size, one["guest_ns"] / size), (other["host_ns"] / size, other["guest_ns"] / size)
     hidden_ns = stretch["hidden_ns"] or 0
+    beside: dict[str, Any]
     if stretch["kind"] == "ran":
         axes.plot(*zip(begin, end, strict=True), "-", color=_LINE, gid="ran")
         return
     if stretch["kind"] == "paused":
         turn = ((one["host_ns"] + hidden_ns) / size, begin[1])
         axes.axvspan(begin[0], turn[0], color="#000000", alpha=0.08, linewidth=0, gid="paused")
-        label = f"{duration(hidden_ns)}\nhidden"
+        label, beside = f"{duration(hidden_ns)}\nhidden", {"xytext": (0, 6), "ha": "center", "va": "bottom"}
     else:
         # The guest's clock was moved: at the first checkpoint too, as far as two of them can tell.
         turn = (begin[0], (one["guest_ns"] - hidden_ns) / size)
-        label = f"{stretch['kind']}\nby {duration(abs(hidden_ns))}"
+        label = f"{stretch['kind']}\n{duration(abs(hidden_ns))}"
+        beside = {"xytext": (-6, 0), "ha": "right", "va": "center"}
     axes.plot(*zip(begin, turn, strict=True), ":", color=_HIDDEN, gid="hidden")
     axes.plot(*zip(turn, end, strict=True), "-", color=_LINE, gid="ran")
     middle = (begin[0] + turn[0]) / 2, (begin[1] + turn[1]) / 2
-    axes.annotate(label, middle, xytext=(0, 6), textcoords="offset points", ha="center", va="bottom", color=_HIDDEN)
+    axes.annotate(label, middle, textcoords="offset points", color=_HIDDEN, **beside)
