@@ -1,6 +1,6 @@
 """The native module's types. Its documentation stands at the definitions in Rust; `guestclock` re-exports the names."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from types import TracebackType
 from typing import Final, Literal, Protocol, Self, SupportsIndex, TypedDict, final, type_check_only
@@ -260,6 +260,18 @@ class Checkpoint:
     def cntvoff(self) -> NDArray[np.uint64] | None: ...
     def cval(self, timer: int) -> NDArray[np.uint64]: ...
     def ctl(self, timer: int) -> NDArray[np.uint64]: ...
+    def columns(self) -> dict[str, NDArray[np.uint64]]: ...
+    @classmethod
+    def from_one_regs(
+        cls,
+        registers: Sequence[dict[int, int]],
+        *,
+        frequency_hz: int,
+        host: CrossTimestamp | None,
+        counter_offset: SupportsIndex | None = None,
+        width_ticks: int = 0,
+    ) -> Checkpoint: ...
+    def to_one_regs(self) -> list[dict[int, int]]: ...
     def to_dict(self) -> dict[str, object]: ...
     def to_bytes(self) -> bytes: ...
     @classmethod

@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 
 from guestclock import __version__, doctor, extras
-from guestclock.cli import needs
+from guestclock.cli import look, needs
+from guestclock.cli.options import JSON
 from guestclock.cli.report import print_findings
 from guestclock.cli.verdict import print_verdict
 from guestclock.errors import CapabilityMissing
@@ -24,7 +25,6 @@ app = typer.Typer(
 )
 
 _PICTURE = Path("out/guestclock-demo.svg")
-_JSON = typer.Option("--json", help="Print one JSON document instead of a table.")
 
 
 class Format(StrEnum):
@@ -63,7 +63,7 @@ def options(
 
 
 @app.command("doctor")
-def doctor_command(*, as_json: Annotated[bool, _JSON] = False) -> None:
+def doctor_command(*, as_json: Annotated[bool, JSON] = False) -> None:
     """Say what this host offers: its counter, wall clock, KVM and the optional extras, each with the reason."""
     findings = doctor.examine()
     if as_json:
@@ -85,7 +85,7 @@ def demo_command(
     backend: Annotated[
         Backend, typer.Option(help="What the guest runs on: an emulator, or KVM where it is arm64's.")
     ] = Backend.UNICORN,
-    as_json: Annotated[bool, _JSON] = False,
+    as_json: Annotated[bool, JSON] = False,
     plot: Annotated[
         Path | None,
         typer.Option(
@@ -180,7 +180,7 @@ def check_log_command(
     host: Annotated[Path | None, typer.Option(help="What the VMM saw on the host's counter (docs/payload.md).")] = None,
     virtual_only: Annotated[bool, typer.Option("--virtual-only", help="Judge CNTVCT_EL0 alone.")] = False,
     grace_ms: Annotated[int, typer.Option(min=0, help="How late an interrupt may be before it counts as lost.")] = 1000,
-    as_json: Annotated[bool, _JSON] = False,
+    as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Judge a VMM's log of the payload: gaps, skew, backward steps, lost and doubled interrupts.
 
@@ -202,3 +202,6 @@ def check_log_command(
         print_verdict(verdict)
     if not verdict.ok:
         raise typer.Exit(1)
+
+
+app.add_typer(look.app)

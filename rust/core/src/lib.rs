@@ -58,6 +58,7 @@ pub mod checkpoint;
 pub mod counter;
 mod display;
 pub mod gate;
+pub mod interchange;
 pub mod irq;
 pub mod kernel;
 #[cfg(feature = "std")]

@@ -1,16 +1,20 @@
 //! Checkpoints.
 
 use crate::errors::{IntoPyErr, OrRaise};
+use crate::interchange::{HostArgument, timer_regs};
 use crate::records;
 use crate::registers;
+use crate::vm::modular;
 use guestclock_core::checkpoint::{Checkpoint, TimerColumns};
+use guestclock_core::counter::Offset;
+use guestclock_core::interchange::{self, Known};
 use guestclock_core::wire::{self, MAX_BYTES, WireError};
 use guestclock_linux::file;
 use numpy::PyArray1;
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyType};
+use pyo3::types::{PyBytes, PyDict, PyList, PyType};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -28,7 +32,7 @@ impl From<Checkpoint> for PyCheckpoint {
 }
 
 impl PyCheckpoint {
-    fn columns(&self, timer: usize) -> PyResult<&TimerColumns> {
+    fn timer_columns(&self, timer: usize) -> PyResult<&TimerColumns> {
         let timer = registers::timer(timer)?;
         self.0
             .timers
@@ -100,13 +104,77 @@ impl PyCheckpoint {
 
     /// The compare values of one timer: shape (vcpus,), uint64, guest ticks. KeyError where the guest hasn't got it.
     fn cval<'py>(&self, py: Python<'py>, timer: usize) -> PyResult<Bound<'py, PyArray1<u64>>> {
-        Ok(PyArray1::from_slice(py, &self.columns(timer)?.cval))
+        Ok(PyArray1::from_slice(py, &self.timer_columns(timer)?.cval))
     }
 
     /// The controls of one timer without ISTATUS: shape (vcpus,), uint64. KeyError where the guest hasn't got it.
     fn ctl<'py>(&self, py: Python<'py>, timer: usize) -> PyResult<Bound<'py, PyArray1<u64>>> {
-        let ctl = &self.columns(timer)?.ctl;
+        let ctl = &self.timer_columns(timer)?.ctl;
         Ok(PyArray1::from_iter(py, (0..self.0.vcpus).filter_map(|vcpu| ctl.get(vcpu))))
+    }
+
+    /// Every per-vCPU column by its name, each of shape (vcpus,) and uint64, and the caller's own.
+    ///
+    /// "vtimer_cval" (guest ticks) and "vtimer_ctl" (without ISTATUS), and the same of every timer that the guest has;
+    /// "cntvoff" (ticks) where it has EL2; a timer register that this version doesn't know by its KVM id in hexadecimal.
+    fn columns<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let columns = PyDict::new(py);
+        for timer in &self.0.timers {
+            let ctl = (0..self.0.vcpus).filter_map(|vcpu| timer.ctl.get(vcpu));
+            columns.set_item(format!("{}_cval", timer.timer.name()), PyArray1::from_slice(py, &timer.cval))?;
+            columns.set_item(format!("{}_ctl", timer.timer.name()), PyArray1::from_iter(py, ctl))?;
+        }
+        if let Some(cntvoff) = self.cntvoff(py) {
+            columns.set_item("cntvoff", cntvoff)?;
+        }
+        for other in &self.0.others {
+            columns.set_item(format!("{:#018x}", other.id), PyArray1::from_slice(py, &other.values))?;
+        }
+        Ok(columns)
+    }
+
+    /// A checkpoint from the registers that another VMM saved: one {KVM register id: value} a vCPU, in the vCPUs' order.
+    ///
+    /// Registers that aren't the timers' are passed over. `frequency_hz` is the guest's CNTFRQ_EL0. `host` is the host's
+    /// counter and wall clock at the save, and None says that nobody knows them: then `Freeze()` restores the guest, and an
+    /// `Advance` is refused (ClockWentBackwards: an unknown clock is stated as one that is ahead of every other).
+    ///
+    /// A list has no word on when its counters were read. The latest count is taken, and `width_ticks` of the checkpoint is
+    /// the distance between the vCPUs' counts, plus the argument: how many ticks may lie between `host` and the reading.
+    /// `counter_offset` is the offset that the VMM had set with KVM_ARM_SET_COUNTER_OFFSET, any integer from -2**63 up to
+    /// 2**64: then the counters are computed from it and `host`, exactly, and the counts in the lists aren't used.
+    ///
+    /// ValueError where a register is missing, or the lists need what isn't known.
+    #[classmethod]
+    #[pyo3(signature = (registers, *, frequency_hz, host, counter_offset=None, width_ticks=0))]
+    fn from_one_regs(
+        _cls: &Bound<'_, PyType>,
+        registers: Vec<Bound<'_, PyDict>>,
+        frequency_hz: u32,
+        host: Option<HostArgument>,
+        counter_offset: Option<Bound<'_, PyAny>>,
+        width_ticks: u64,
+    ) -> PyResult<Self> {
+        let lists = registers.iter().map(timer_regs).collect::<PyResult<Vec<_>>>()?;
+        let counter_offset = counter_offset.map(|offset| modular(&offset, "a counter offset")).transpose()?.map(Offset);
+        let host = host.map(HostArgument::cross_timestamp).transpose()?;
+        let known = Known { cntfrq_hz: frequency_hz, host, counter_offset, width_ticks };
+        interchange::from_one_regs(&lists, known).or_raise().map(Self::from)
+    }
+
+    /// The registers as {KVM register id: value}, one a vCPU, for another VMM to set: in an order in which they can be.
+    ///
+    /// The counters are those of the checkpoint's instant; ISTATUS is never in CTL.
+    fn to_one_regs<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let lists = PyList::empty(py);
+        for list in interchange::to_one_regs(&self.0) {
+            let registers = PyDict::new(py);
+            for (id, value) in list {
+                registers.set_item(id, value)?;
+            }
+            lists.append(registers)?;
+        }
+        Ok(lists)
     }
 
     /// Everything in it as plain Python values, for JSON.

@@ -11,6 +11,7 @@ mod counters;
 mod errors;
 mod guest;
 mod host;
+mod interchange;
 mod kvm;
 mod pages;
 mod policy;

@@ -1,0 +1,176 @@
+"""The commands that look at checkpoints: inspect, plan, diff, verify and plot.
+
+Each exits 0 where all is well, 1 for a difference, damage or a refusal, and 2 for wrong usage or an unreadable file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
+
+import typer
+
+from guestclock import Advance, Checkpoint, Freeze, inspection
+from guestclock.cli import needs, tables
+from guestclock.cli.options import JSON
+from guestclock.errors import CheckpointError, KvmError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+app = typer.Typer()
+
+_Document = TypeVar("_Document")
+_File = Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint.", show_default=False)]
+_Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Checkpoints.", show_default=False)]
+_Json = Annotated[bool, JSON]
+
+
+class PolicyName(StrEnum):
+    """What the guest is to see of the time that has passed."""
+
+    FREEZE = "freeze"
+    ADVANCE = "advance"
+
+
+class ViewsName(StrEnum):
+    """What becomes of two counters that differ."""
+
+    PRESERVE = "preserve"
+    ADOPT_VIRTUAL = "adopt-virtual"
+    REFUSE = "refuse"
+
+
+@app.command("inspect")
+def inspect_command(file: _File, *, as_json: _Json = False) -> None:
+    """Say what is in a checkpoint: its counters, its host's clocks, and how long its timers have left."""
+    document = inspection.inspect(_load(file))
+    _show(document, tables.print_inspection, as_json=as_json)
+
+
+@app.command("plan")
+def plan_command(
+    file: _File,
+    *,
+    policy: Annotated[PolicyName, typer.Option(help="What the guest is to see of the time that has passed.")],
+    max_ns: Annotated[int | None, typer.Option(min=0, help="With advance: the most guest time to add.")] = None,
+    views: Annotated[ViewsName, typer.Option(help="What becomes of two counters that differ.")] = ViewsName.PRESERVE,
+    same_counter: Annotated[
+        bool | None,
+        typer.Option(
+            "--same-counter/--other-counter", help="Whether the counter is the checkpoint's; else by the evidence."
+        ),
+    ] = None,
+    assume_error_ns: Annotated[
+        int | None, typer.Option(min=0, help="How far apart the two hosts' wall clocks may be.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse what this version doesn't know.")] = False,
+    kernel: Annotated[str | None, typer.Option(help="The target's kernel: 6.1, 6.12 or 7.3.")] = None,
+    frequency_hz: Annotated[
+        int | None, typer.Option(min=1, help="Another target than this host: its counter's frequency.")
+    ] = None,
+    elapsed_ns: Annotated[
+        int | None,
+        typer.Option(help="Another target than this host: when so long has passed since the checkpoint, and not now."),
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Say what a restore would do. A dry run, into a model VM over this host's counter: nothing is restored.
+
+    With --frequency-hz or --elapsed-ns the target's counter is another, as described. Exits 1 for a refusal.
+    """
+    if max_ns is not None and policy is not PolicyName.ADVANCE:
+        _fail("--max-ns is the most that --policy advance adds: a frozen guest sees none")
+    checkpoint = _load(file)
+    try:
+        vm = inspection.target(checkpoint, frequency_hz=frequency_hz, elapsed_ns=elapsed_ns, kernel=kernel)
+    except (ValueError, OverflowError, KvmError) as error:
+        _fail(f"there can't be such a target: {error}")
+    document = inspection.dry_run(
+        checkpoint,
+        vm,
+        policy=Freeze() if policy is PolicyName.FREEZE else Advance(max_ns),
+        views=views.value,
+        same_counter=same_counter,
+        assume_error_ns=assume_error_ns,
+        strict=strict,
+    )
+    _show(document, tables.print_dry_run, as_json=as_json)
+    if document["refused"]:
+        raise typer.Exit(1)
+
+
+@app.command("diff")
+def diff_command(
+    one: Annotated[Path, typer.Argument(metavar="A", help="A checkpoint.", show_default=False)],
+    other: Annotated[Path, typer.Argument(metavar="B", help="Another.", show_default=False)],
+    *,
+    as_json: _Json = False,
+) -> None:
+    """Say how two checkpoints differ, and what passed between them. Exits 1 if they do."""
+    document = inspection.diff(_load(one), _load(other))
+    _show(document, tables.print_difference, as_json=as_json)
+    if not document["equal"]:
+        raise typer.Exit(1)
+
+
+@app.command("verify")
+def verify_command(files: _Files, *, as_json: _Json = False) -> None:
+    """Say whether files are intact checkpoints. Exits 1 if one isn't, and 2 if one can't be read.
+
+    It finds damage, not forgery: a checksum proves nothing about who wrote a file.
+    """
+    document = inspection.verify(files)
+    _show(document, tables.print_verification, as_json=as_json)
+    found = {record["intact"] for record in document["files"]}
+    if found != {True}:
+        raise typer.Exit(2 if None in found else 1)
+
+
+@app.command("plot")
+def plot_command(
+    files: _Files,
+    *,
+    out: Annotated[Path, typer.Option(help="Where the picture goes: .svg or .png.")] = Path("guestclock-timeline.svg"),
+    as_json: _Json = False,
+) -> None:
+    """Draw a guest's time line through its checkpoints: its clock against its host's, with the pauses.
+
+    Exits 1 for checkpoints that aren't of one time line.
+    """
+    with needs("plot"):
+        importlib.import_module("matplotlib")
+    checkpoints = [(file.name, _load(file)) for file in files]
+    try:
+        document = inspection.timeline(checkpoints)
+    except ValueError as error:
+        _fail(str(error), status=2 if len(files) < 2 else 1)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        inspection.draw(document, out)
+    except (ValueError, OSError) as error:
+        _fail(str(error))
+    _show(document, tables.print_timeline, as_json=as_json)
+    typer.echo(f"The picture: {out}", err=True)
+
+
+def _load(file: Path) -> Checkpoint:
+    try:
+        return Checkpoint.load(file)
+    except (CheckpointError, OSError) as error:
+        _fail(f"{file}: {error}")
+
+
+def _show(document: _Document, show: Callable[[_Document], None], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(document, indent=2))
+    else:
+        show(document)
+
+
+def _fail(message: str, *, status: int = 2) -> NoReturn:
+    typer.echo(f"guestclock: {message}", err=True)
+    raise typer.Exit(status)

@@ -1,0 +1,269 @@
+"""The documents of `guestclock.inspection` as tables, for people."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from guestclock.inspection.words import duration, to_ns
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from guestclock.inspection import Difference, DryRun, Inspection, Timeline, TimerRecord, Verification
+    from guestclock.inspection.elapsed import Elapsed
+
+_PIPE_COLUMNS = 150
+"""A pipe has no width of its own, and 80 columns would break every row."""
+_MANY = 40
+"""So many rows are read; the rest is counted. --json has all."""
+_STYLES = {"off": "dim", "masked": "cyan", "armed": "green", "overdue": "bold red"}
+
+
+def print_inspection(document: Inspection) -> None:
+    """Print a checkpoint's counters and host, then its timers."""
+    hz, host = document["frequency_hz"], document["host"]
+    el2 = ", with EL2" if document["nested"] else ""
+    rows = [
+        ("guest", f"{_plural(document['vcpus'], 'vCPU')}{el2}, counters at {hz:,} Hz"),
+        ("CNTVCT_EL0", _count(document["cntvct"], hz)),
+        ("CNTPCT_EL0", _count(document["cntpct"], hz)),
+        (
+            "between the two",
+            _ticks(document["skew_ticks"], hz) if document["skew_ticks"] else "nothing: they are equal",
+        ),
+        ("known to", _ticks(document["width_ticks"], hz) if document["width_ticks"] else "the tick"),
+        (
+            "counter offset",
+            "one for both counters: the VM had opted in" if document["owned"] else "not owned: the VM never opted in",
+        ),
+    ]
+    if document["cntvoff"]:
+        low, high = min(document["cntvoff"]), max(document["cntvoff"])
+        rows.append(("CNTVOFF_EL2", f"{low:,} ticks" if low == high else f"{low:,} to {high:,} ticks"))
+    if host is None:
+        rows.append(("taken", "nobody knows when: it can be restored under Freeze() alone"))
+    else:
+        rows += _host(host)
+    if document["stopped_before_ticks"] is not None:
+        rows.append(("last vCPU stopped", f"{_ticks(document['stopped_before_ticks'], hz)} before"))
+    rows += [("register", f"{reg}, which this version doesn't know") for reg in document["other_regs"]]
+    rows += [("key", f"{key!r}, which this version doesn't know") for key in document["unknown"]]
+    console = _console()
+    _print_facts(console, "Checkpoint", rows)
+    _print_timers(console, document["timers"], "Timers, as of the checkpoint")
+    first = document["next_deadline"]
+    if first is not None:
+        when = f"in {duration(first['remaining_ns'])}, by the {first['timer']} of vCPU {first['vcpu']}"
+        console.print(Text(f"The next interrupt is due {when}."))
+
+
+def print_dry_run(document: DryRun) -> None:
+    """Print what a restore would do, or why it is refused."""
+    console = _console()
+    target, planned = document["target"], document["plan"]
+    el2 = ", with EL2" if target["nested"] else ""
+    vm = f"a model of {_plural(target['vcpus'], 'vCPU')}{el2} under Linux {target['kernel']}"
+    rows = [("target", f"{vm}, over the counter {target['counter']} at {target['frequency_hz']:,} Hz")]
+    if planned is not None:
+        rows += _plan(planned)
+    _print_facts(console, "A dry run: nothing is restored", rows)
+    refused = document["refused"]
+    if refused is not None:
+        console.print(Text.assemble((f"Refused: {refused['error']}. ", "bold red"), refused["message"]))
+    if planned is not None:
+        for warning in planned["warnings"]:
+            console.print(Text.assemble(("Warning: ", "yellow"), warning))
+        _print_timers(console, document["timers"], "Timers, as the guest would find them")
+
+
+def print_difference(document: Difference) -> None:
+    """Print what passed between two checkpoints, and each value that differs."""
+    console = _console()
+    _print_facts(console, "From A to B", _elapsed(document["elapsed"]))
+    if document["equal"]:
+        console.print(Text("They are equal.", style="green"))
+        return
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("what", overflow="fold")
+    for heading in ("A", "B", "B - A"):
+        table.add_column(heading, justify="right", overflow="fold")
+    for entry in document["differences"][:_MANY]:
+        difference = entry["difference"]
+        table.add_row(
+            Text(entry["what"]),
+            Text(_value(entry["one"])),
+            Text(_value(entry["other"])),
+            "" if difference is None else f"{difference:+,}",
+        )
+    console.print(table)
+    _print_rest(console, len(document["differences"]), "differences")
+
+
+def print_verification(document: Verification) -> None:
+    """Print a row a file."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("file", overflow="fold")
+    table.add_column("")
+    table.add_column("bytes", justify="right")
+    table.add_column("vCPUs", justify="right")
+    table.add_column("why", overflow="fold")
+    words = {True: ("intact", "green"), False: ("not intact", "bold red"), None: ("unreadable", "yellow")}
+    for record in document["files"]:
+        word, style = words[record["intact"]]
+        why = f"{record['error']}: {record['message']}" if record["error"] else "; ".join(record["notes"])
+        size, vcpus = ("" if number is None else f"{number:,}" for number in (record["size_bytes"], record["vcpus"]))
+        table.add_row(Text(record["file"]), Text(word, style=style), size, vcpus, Text(why))
+    _console().print(table)
+
+
+def print_timeline(document: Timeline) -> None:
+    """Print the stretches between the checkpoints."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("from", overflow="fold")
+    table.add_column("to", overflow="fold")
+    for heading in ("host", "guest", "hidden from it", "known to"):
+        table.add_column(heading, justify="right")
+    table.add_column("the guest")
+    names = [point["name"] for point in document["points"]]
+    styles = {"ran": "green", "paused": "cyan", "gained": "yellow", "went back": "bold red"}
+    for stretch, one, other in zip(document["stretches"], names, names[1:], strict=False):
+        times = (stretch[key] for key in ("host_ns", "guest_ns", "hidden_ns", "known_to_ns"))
+        said = ("" if ns is None else duration(ns) for ns in times)
+        table.add_row(Text(one), Text(other), *said, Text(stretch["kind"], style=styles[stretch["kind"]]))
+    _console().print(table)
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
+
+
+def _print_facts(console: Console, title: str, rows: Iterable[tuple[str, str]]) -> None:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        # Text, not str: a file's name or key may have brackets, and rich would take them for markup.
+        table.add_row(Text(name), Text(value))
+    console.print(table)
+
+
+def _print_timers(console: Console, timers: list[TimerRecord], title: str) -> None:
+    """Print those that are on, the overdue first; of the others only how many."""
+    order = list(reversed(_STYLES))
+    on = sorted(
+        (timer for timer in timers if timer["state"] != "off"),
+        key=lambda timer: (order.index(timer["state"]), timer["remaining_ticks"]),
+    )
+    if on:
+        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        table.add_column("vCPU", justify="right")
+        for heading in ("timer", "state"):
+            table.add_column(heading)
+        for heading in ("CVAL", "ticks left", "due"):
+            table.add_column(heading, justify="right")
+        for timer in on[:_MANY]:
+            table.add_row(
+                str(timer["vcpu"]),
+                timer["timer"],
+                Text(timer["state"], style=_STYLES[timer["state"]]),
+                f"{timer['cval']:,}",
+                f"{timer['remaining_ticks']:,}",
+                _due(timer["remaining_ticks"], timer["remaining_ns"]),
+            )
+        console.print(table)
+        _print_rest(console, len(on), "timers that are on")
+    off = sum(timer["state"] == "off" for timer in timers)
+    if off:
+        console.print(Text(f"{_plural(off, 'timer')} off.", style="dim"))
+
+
+def _print_rest(console: Console, count: int, what: str) -> None:
+    if count > _MANY:
+        console.print(Text(f"... and {count - _MANY:,} more {what}: --json has them all.", style="dim"))
+
+
+def _due(ticks: int, ns: int) -> str:
+    if ticks > 0:
+        return f"in {duration(ns)}"
+    return f"{duration(-ns)} ago" if ticks else "now"
+
+
+def _host(host: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [
+        ("taken", host["realtime"]),
+        ("host's counter", f"{host['source']} at {host['frequency_hz']:,} Hz: {host['count']:,}"),
+    ]
+    rows.append(("read within", duration(host["width_ns"])))
+    synchronised = {True: "synchronised", False: "not synchronised", None: "nobody asked whether it is synchronised"}
+    error = "" if host["max_error_ns"] is None else f", at most {duration(host['max_error_ns'])} off by its own account"
+    leap = "" if host["leap"] in {"none", "unknown"} else f", leap second: {host['leap']}"
+    rows.append(("wall clock", f"{synchronised[host['synchronized']]}{error}{leap}"))
+    return rows
+
+
+def _plan(planned: dict[str, Any]) -> list[tuple[str, str]]:
+    hz = planned["frequency_hz"]
+    policy = planned["policy"]
+    cap = policy.get("max_ns")
+    evidence = planned["evidence"]
+    known = {True: "yes", False: "no", None: "unknown"}
+    cut = ", cut short by the policy" if planned["capped"] else ""
+    rows = [
+        ("policy", policy["name"] if cap is None else f"{policy['name']}, at most {duration(cap)}"),
+        ("method", planned["method"]),
+        ("the same counter", known[planned["same_counter"]]),
+        (
+            "its evidence",
+            ", ".join(f"{name.replace('_', ' ')}: {known[evidence[name]]}" for name in evidence if name[-3:] != "_ns"),
+        ),
+        (
+            "",
+            f"off the wall clock by {duration(evidence['disagreement_ns'])} of {duration(evidence['allowed_ns'])}",
+        ),
+        ("added guest time", f"{_ticks(planned['added_ticks'], hz)}{cut}" if planned["added_ticks"] else "none"),
+        ("CNTVCT_EL0", _count(planned["cntvct"], hz)),
+        ("CNTPCT_EL0", _count(planned["cntpct"], hz)),
+        ("error bound", _ticks(planned["error_bound_ticks"], hz)),
+    ]
+    return rows + [("provided that", premise) for premise in planned["premises"]]
+
+
+def _elapsed(passed: Elapsed) -> list[tuple[str, str]]:
+    rows = []
+    if passed["host_ns"] is None:
+        rows.append(("host", "not known"))
+    else:
+        rows.append(("host", f"{duration(passed['host_ns'])} by its {passed['host_by']}"))
+    guest = "at another frequency" if passed["guest_ns"] is None else duration(passed["guest_ns"])
+    rows.append(("guest", f"{passed['guest_ticks']:,} ticks, {guest}"))
+    if passed["hidden_ns"] is not None and passed["known_to_ns"] is not None:
+        rows.append(("hidden from it", f"{duration(passed['hidden_ns'])}, known to {duration(passed['known_to_ns'])}"))
+    return rows
+
+
+def _count(count: int, hz: int) -> str:
+    return f"{count:,}: {duration(to_ns(count, hz))} from 0"
+
+
+def _ticks(ticks: int, hz: int) -> str:
+    return f"{_plural(ticks, 'tick')}, {duration(to_ns(ticks, hz))}"
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count:,} {what}" if abs(count) == 1 else f"{count:,} {what}s"
+
+
+def _value(value: object) -> str:
+    return (
+        "none"
+        if value is None
+        else f"{value:,}"
+        if isinstance(value, int) and not isinstance(value, bool)
+        else str(value)
+    )

@@ -1,0 +1,125 @@
+"""What a restore would do, into a model VM made for the purpose: nothing else is touched."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from guestclock._core import HostCounter, ManualCounter, Vm, plan
+from guestclock.errors import RestoreRefused
+from guestclock.inspection.checkpoint import host
+from guestclock.inspection.timers import TimerRecord, model_like, timers
+from guestclock.inspection.words import NS_PER_S
+
+if TYPE_CHECKING:
+    from guestclock._core import Checkpoint
+    from guestclock.types import Policy, Views
+
+
+class Target(TypedDict):
+    """The VM that was planned for."""
+
+    counter: str
+    """clock_monotonic_raw and so on, of this host; manual for one that was described."""
+    frequency_hz: int
+    kernel: str
+    vcpus: int
+    nested: bool
+
+
+class Refused(TypedDict):
+    """Why a restore would be refused."""
+
+    error: str
+    """The error's class."""
+    message: str
+    facts: dict[str, Any]
+    """The error's attributes: the numbers of both sides."""
+
+
+class DryRun(TypedDict):
+    """`guestclock.plan/1`. One of `plan` and `refused` is None."""
+
+    schema: str
+    dry_run: bool
+    """True: it is a model that was planned for, and nothing was restored."""
+    target: Target
+    plan: dict[str, Any] | None
+    """`Plan.to_dict()`."""
+    refused: Refused | None
+    timers: list[TimerRecord]
+    """The timers that aren't off as the guest would find them, if it went on at the plan's instant."""
+
+
+def target(
+    checkpoint: Checkpoint,
+    *,
+    frequency_hz: int | None = None,
+    elapsed_ns: int | None = None,
+    kernel: str | None = None,
+) -> Vm:
+    """Return a model VM that is built as the checkpoint's was, for a dry run.
+
+    It runs over this host's counter; or, given one of the two, over a counter of `frequency_hz` (by default the
+    checkpoint's) on a host whose clocks went on for `elapsed_ns` since the checkpoint, by default until now by this
+    host's wall clock. `kernel` is as `Vm` has it. ValueError, OverflowError or KvmError where there can't be such a VM.
+    """
+    if frequency_hz is None and elapsed_ns is None:
+        return model_like(checkpoint, HostCounter(), kernel=kernel)
+    hz = checkpoint.frequency_hz if frequency_hz is None else frequency_hz
+    now_ns = HostCounter().cross_timestamp().realtime_ns
+    if host(checkpoint) is None:
+        # Nothing can be so long after an instant that nobody knows.
+        counter = ManualCounter(frequency_hz=hz, realtime_ns=now_ns)
+    else:
+        saved = checkpoint.host
+        if elapsed_ns is None:
+            elapsed_ns = now_ns - saved.realtime_ns
+        count = (saved.count + elapsed_ns * hz // NS_PER_S) % 2**64
+        counter = ManualCounter(count, frequency_hz=hz, realtime_ns=saved.realtime_ns + elapsed_ns)
+    return model_like(checkpoint, counter, kernel=kernel)
+
+
+def dry_run(
+    checkpoint: Checkpoint,
+    vm: Vm,
+    *,
+    policy: Policy,
+    views: Views = "preserve",
+    same_counter: bool | None = None,
+    assume_error_ns: int | None = None,
+    strict: bool = False,
+) -> DryRun:
+    """Return what `plan` says, or why it refuses: the arguments are its own."""
+    document: DryRun = {
+        "schema": "guestclock.plan/1",
+        "dry_run": True,
+        "target": {
+            "counter": vm.counter.source,
+            "frequency_hz": vm.frequency_hz,
+            "kernel": vm.kernel,
+            "vcpus": vm.vcpus,
+            "nested": vm.nested,
+        },
+        "plan": None,
+        "refused": None,
+        "timers": [],
+    }
+    try:
+        intended = plan(
+            checkpoint,
+            vm,
+            policy=policy,
+            views=views,
+            same_counter=same_counter,
+            assume_error_ns=assume_error_ns,
+            strict=strict,
+        )
+    except RestoreRefused as error:
+        facts = {name: value for name, value in vars(error).items() if name not in {"message", "__notes__"}}
+        document["refused"] = {"error": type(error).__name__, "message": str(error), "facts": facts}
+        return document
+    said: dict[str, Any] = intended.to_dict()
+    document["plan"] = said
+    found = timers(checkpoint, cntvct=said["cntvct"], cntpct=said["cntpct"])
+    document["timers"] = [record for record in found if record["state"] != "off"]
+    return document

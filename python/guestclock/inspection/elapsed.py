@@ -1,0 +1,71 @@
+"""What passed between two checkpoints, on the host and in the guest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal, TypedDict
+
+from guestclock.inspection.checkpoint import host
+from guestclock.inspection.words import signed, to_ns
+
+if TYPE_CHECKING:
+    from guestclock._core import Checkpoint
+    from guestclock.types import CrossTimestamp
+
+_SLEW_PPM: Final = 500
+"""How much faster or slower than a counter a wall clock may run: MAXFREQ in Linux's include/linux/timex.h."""
+
+
+class Elapsed(TypedDict):
+    """From one checkpoint to another. Negative where it went backwards."""
+
+    host_ns: int | None
+    """None where a host isn't known."""
+    host_by: Literal["counter", "wall clock"] | None
+    """The counter, where both were taken by it in one boot of one machine."""
+    guest_ticks: int
+    """By CNTVCT_EL0, modulo 2^64."""
+    guest_ns: int | None
+    """None where the frequencies differ."""
+    hidden_ns: int | None
+    """What the guest didn't see of the host's time: the pauses. Negative where it saw more than there was."""
+    known_to_ns: int | None
+    """How far that may be from the truth, if the clocks were right."""
+
+
+def elapsed(one: Checkpoint, other: Checkpoint) -> Elapsed:
+    """Return what passed from `one` to `other`."""
+    hz = one.frequency_hz
+    guest_ticks = signed(other.cntvct - one.cntvct)
+    passed: Elapsed = {
+        "host_ns": None,
+        "host_by": None,
+        "guest_ticks": guest_ticks,
+        "guest_ns": to_ns(guest_ticks, hz) if hz == other.frequency_hz else None,
+        "hidden_ns": None,
+        "known_to_ns": None,
+    }
+    if host(one) is not None and host(other) is not None:
+        host_ns, error_ns, passed["host_by"] = _host(one.host, other.host)
+        passed["host_ns"] = host_ns
+        if passed["guest_ns"] is not None:
+            passed["hidden_ns"] = host_ns - passed["guest_ns"]
+            # Three roundings to a nanosecond.
+            passed["known_to_ns"] = error_ns + to_ns(one.width_ticks + other.width_ticks, hz) + 3
+    return passed
+
+
+def _host(one: CrossTimestamp, other: CrossTimestamp) -> tuple[int, int, Literal["counter", "wall clock"]]:
+    """Return how long by the host, how far that may be off, and by which of its clocks."""
+    if _same_counter(one, other):
+        return to_ns(signed(other.count - one.count), one.frequency_hz), 0, "counter"
+    ns = other.realtime_ns - one.realtime_ns
+    return ns, one.width_ns + other.width_ns + abs(ns) * _SLEW_PPM // 1_000_000, "wall clock"
+
+
+def _same_counter(one: CrossTimestamp, other: CrossTimestamp) -> bool:
+    """Whether it was one counter, beyond doubt: within one boot it goes on. A plan looks for weaker evidence too."""
+
+    def name(stamp: CrossTimestamp) -> tuple[object, ...]:
+        return stamp.source, stamp.frequency_hz, stamp.machine_id, stamp.boot_id
+
+    return name(one) == name(other) and (one.boot_id is not None or one.source == "manual")

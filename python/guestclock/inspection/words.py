@@ -1,0 +1,50 @@
+"""Times in words, by integers alone."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Final
+
+NS_PER_S: Final = 1_000_000_000
+_LONG: Final = (("y", 31_557_600), ("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+"""In seconds; a year is a Julian one."""
+_SHORT: Final = (("s", NS_PER_S), ("ms", 1_000_000), ("µs", 1_000), ("ns", 1))
+"""In nanoseconds."""
+
+
+def to_ns(ticks: int, frequency_hz: int) -> int:
+    """Return the nanoseconds that `ticks` last, either way, rounded towards zero."""
+    ns = abs(ticks) * NS_PER_S // frequency_hz
+    return -ns if ticks < 0 else ns
+
+
+def signed(ticks: int) -> int:
+    """Return a difference of counts as the nearer of its two meanings modulo 2^64."""
+    return (ticks + 2**63) % 2**64 - 2**63
+
+
+def duration(ns: int) -> str:
+    """Say how long, to about three digits or two units, rounded down: "1.5 s", "62.5 µs", "2 min 3 s", "-16 ns"."""
+    if ns < 0:
+        return f"-{duration(-ns)}"
+    seconds = ns // NS_PER_S
+    if seconds < 60:
+        unit, size = next(((unit, size) for unit, size in _SHORT if ns >= size), _SHORT[-1])
+        thousandths = f"{ns % size * 1000 // size:03}".rstrip("0")
+        return f"{ns // size}.{thousandths} {unit}" if thousandths else f"{ns // size} {unit}"
+    first = next(index for index, (_, size) in enumerate(_LONG) if seconds >= size)
+    said = []
+    for unit, size in _LONG[first : first + 2]:
+        count, seconds = divmod(seconds, size)
+        if count:
+            said.append(f"{count} {unit}")
+    return " ".join(said)
+
+
+def instant(realtime_ns: int) -> str:
+    """Say when, by UTC: "2025-06-15 15:06:40.000000001 UTC"; as nanoseconds where no calendar has it."""
+    seconds, ns = divmod(realtime_ns, NS_PER_S)
+    try:
+        return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}.{ns:09} UTC"
+    except (ValueError, OverflowError, OSError):
+        return f"{realtime_ns} ns since 1970"

@@ -1,0 +1,444 @@
+"""Looking at checkpoints: the documents to the value, the tables for their facts, the picture by its parts."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner, Result
+
+from guestclock import Advance, Checkpoint, Freeze, Reg, Vm, inspection, restore
+from guestclock.cli.app import app
+from guestclock.inspection.words import duration, instant
+from test_cli import guestclock_command
+from vms import HZ, NS, SECOND, START_NS, host, owned
+
+DAY = 86_400 * SECOND
+
+
+@pytest.fixture
+def saved() -> Checkpoint:
+    """Two vCPUs at 1000 ticks: one has a deadline ahead, the other a past one and a masked physical timer."""
+    vm = owned(host())
+    for reg, value in ((Reg.TIMER_CVAL, 1000 + HZ), (Reg.TIMER_CTL, 1)):
+        vm.set_one_reg(0, reg, value)
+    for reg, value in ((Reg.TIMER_CVAL, 400), (Reg.TIMER_CTL, 1), (Reg.PTIMER_CVAL, 2**64 - 1), (Reg.PTIMER_CTL, 3)):
+        vm.set_one_reg(1, reg, value)
+    return vm.checkpoint(stopped_at=host().read() - 7)
+
+
+@pytest.fixture
+def journey() -> list[Checkpoint]:
+    """Frozen for 5 s, on for 3 s; advanced over 2 s, on for 1 s; then set back to the first, and on for 4 s."""
+    counter = host()
+    checkpoints = [owned(counter).checkpoint()]
+    for policy, away, on, back_to in ((Freeze(), 5, 3, 0), (Advance(), 2, 1, 1), (Freeze(), 0, 4, 0)):
+        counter.advance(away * HZ)
+        vm = Vm(2, counter=counter)
+        restore(checkpoints[back_to], vm, policy=policy)
+        counter.advance(on * HZ)
+        checkpoints.append(vm.checkpoint())
+    return checkpoints
+
+
+def run(*arguments: object, width: int = 150) -> Result:
+    return CliRunner(env={"COLUMNS": str(width), "NO_COLOR": "1"}).invoke(
+        app, [str(argument) for argument in arguments]
+    )
+
+
+def save(checkpoint: Checkpoint, path: Path) -> Path:
+    checkpoint.save(path)
+    return path
+
+
+def record(vcpu: int, timer: str, state: str, ctl: int, cval: int, remaining: int) -> dict[str, object]:
+    return {
+        "vcpu": vcpu,
+        "timer": timer,
+        "state": state,
+        "ctl": ctl,
+        "cval": cval,
+        "remaining_ticks": remaining,
+        "remaining_ns": remaining * NS,
+    }
+
+
+def test_an_inspection_says_it_all(saved: Checkpoint) -> None:
+    ahead = record(0, "vtimer", "armed", 1, 1000 + HZ, HZ)
+    assert inspection.inspect(saved) == {
+        "schema": "guestclock.inspect/1",
+        "frequency_hz": HZ,
+        "vcpus": 2,
+        "nested": False,
+        "owned": True,
+        "cntvct": 1000,
+        "cntpct": 1000,
+        "skew_ticks": 0,
+        "width_ticks": 0,
+        "width_ns": 0,
+        "host": {
+            "count": 10**12,
+            "frequency_hz": HZ,
+            "source": "manual",
+            "realtime_ns": START_NS,
+            "realtime": "2025-06-15 15:06:40.000000000 UTC",
+            "width_ns": 0,
+            "tai_offset_s": None,
+            "synchronized": None,
+            "max_error_ns": None,
+            "leap": "unknown",
+            "machine_id": False,
+            "boot_id": False,
+        },
+        "stopped_before_ticks": 7,
+        "cntvoff": None,
+        "timers": [
+            ahead,
+            record(0, "ptimer", "off", 0, 0, -1000),
+            record(1, "vtimer", "overdue", 1, 400, -600),
+            record(1, "ptimer", "masked", 3, 2**64 - 1, 2**64 - 1001),
+        ],
+        "next_deadline": ahead,
+        "other_regs": {},
+        "unknown": [],
+    }
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.booleans())
+def test_a_timer_is_what_its_vm_says(count: int, cval: int, cntvoff: int, nested: bool) -> None:
+    vm = Vm(2, counter=host(), kernel="7.3", nested=nested)
+    vm.set_counter_offset((10**12 - count) % 2**64)
+    if nested:
+        vm.set_one_reg(1, Reg.CNTVOFF_EL2, cntvoff)
+    for reg in vm.reg_list(1):
+        if "CVAL" in Reg(reg).name:
+            vm.set_one_reg(1, reg, cval)
+        elif "_CTL" in Reg(reg).name and not Reg(reg).name.startswith("CNTHCTL"):
+            vm.set_one_reg(1, reg, 1)
+    found = [timer for timer in inspection.timers(vm.checkpoint()) if timer["vcpu"] == 1]
+    assert len(found) == (4 if nested else 2)
+    for number, timer in enumerate(found):
+        state = vm.timer(1, number)
+        assert (timer["state"] == "overdue", timer["cval"]) == (state.line, cval)
+        assert (timer["remaining_ticks"] <= 0) is state.istatus
+        assert (timer["remaining_ticks"] - state.tval) % 2**32 == 0
+
+
+def test_a_host_that_nobody_knows_is_none() -> None:
+    registers: dict[int, int] = {Reg.TIMER_CNT: 3, Reg.TIMER_CVAL: 0, Reg.TIMER_CTL: 0, Reg.PTIMER_CNT: 3}
+    registers |= {Reg.PTIMER_CVAL: 0, Reg.PTIMER_CTL: 0}
+    unknown = Checkpoint.from_one_regs([registers], frequency_hz=HZ, host=None)
+    assert inspection.inspect(unknown)["host"] is None
+    document = inspection.dry_run(
+        unknown, inspection.target(unknown, elapsed_ns=5), policy=Advance(), assume_error_ns=0
+    )
+    assert document["refused"]
+    assert document["refused"]["error"] == "ClockWentBackwards"
+    assert inspection.dry_run(unknown, inspection.target(unknown, elapsed_ns=5), policy=Freeze())["plan"]
+    known = owned(host()).checkpoint()
+    assert inspection.diff(unknown, known)["elapsed"]["host_ns"] is None
+    with pytest.raises(ValueError, match=r"mine: .*no place on a time line"):
+        inspection.timeline([("mine", unknown), ("other", known)])
+
+
+def test_no_document_names_the_host(tmp_path: Path) -> None:
+    vm = Vm(1)
+    one, other = vm.checkpoint(), Vm(1, counter=host(hz=10**9)).checkpoint()
+    ids = [found for found in (one.host.machine_id, one.host.boot_id) if found]
+    assert ids
+    paths = save(one, tmp_path / "one"), save(other, tmp_path / "other")
+    for command in (("inspect", paths[0]), ("plan", paths[0], "--policy", "freeze"), ("diff", *paths)):
+        for said in (run(*command).output, run(*command, "--json").output):
+            assert said
+            assert not [found for found in ids if found in said]
+
+
+def test_a_plan_is_a_dry_run(saved: Checkpoint) -> None:
+    vm = inspection.target(saved, elapsed_ns=5 * SECOND)
+    document = inspection.dry_run(saved, vm, policy=Advance(2 * SECOND))
+    assert document["target"] == {
+        "counter": "manual",
+        "frequency_hz": HZ,
+        "kernel": "6.12",
+        "vcpus": 2,
+        "nested": False,
+    }
+    planned = document["plan"]
+    assert planned
+    assert (planned["cntvct"], planned["capped"], planned["same_counter"]) == (1000 + 2 * HZ, True, True)
+    assert document["timers"][0] == record(0, "vtimer", "overdue", 1, 1000 + HZ, -HZ)
+    assert not vm.owned
+    refused = inspection.dry_run(saved, inspection.target(saved, frequency_hz=HZ + 1), policy=Freeze())
+    assert refused["plan"] is None
+    assert refused["refused"]
+    assert refused["refused"]["error"] == "FrequencyMismatch"
+    assert refused["refused"]["facts"] == {"saved_hz": HZ, "host_hz": HZ + 1}
+    assert inspection.target(saved, kernel="7.3").counter.source != "manual"
+
+
+def test_a_difference_is_every_value(saved: Checkpoint) -> None:
+    assert inspection.diff(saved, saved)["equal"]
+    assert inspection.diff(saved, saved)["differences"] == []
+    vm = Vm(2, counter=host(count=10**12 + 8 * HZ, realtime_ns=START_NS + 8 * SECOND))
+    restore(saved, vm)
+    vm.set_one_reg(1, Reg.TIMER_CVAL, 300)
+    document = inspection.diff(saved, vm.checkpoint())
+    assert not document["equal"]
+    found = {entry["what"]: (entry["one"], entry["other"], entry["difference"]) for entry in document["differences"]}
+    assert found == {
+        "host.count": (10**12, 10**12 + 8 * HZ, 8 * HZ),
+        "host.realtime_ns": (START_NS, START_NS + 8 * SECOND, 8 * SECOND),
+        "stopped_at": (10**12 - 7, None, None),
+        "timers.vtimer.cval[1]": (400, 300, -100),
+    }
+    assert document["elapsed"] == {
+        "host_ns": 8 * SECOND,
+        "host_by": "counter",
+        "guest_ticks": 0,
+        "guest_ns": 0,
+        "hidden_ns": 8 * SECOND,
+        "known_to_ns": 3,
+    }
+
+
+def test_counts_differ_the_nearer_way() -> None:
+    before, after = (owned(host(), cntvct=count).checkpoint() for count in (2**64 - 5, 5))
+    differences = inspection.diff(before, after)["differences"]
+    assert [entry["difference"] for entry in differences if entry["what"] == "cntvct"] == [10]
+    assert inspection.diff(after, before)["elapsed"]["guest_ticks"] == -10
+
+
+def test_another_machines_counter_is_not_compared() -> None:
+    registers = owned(host(), vcpus=1).checkpoint().to_one_regs()
+    stamp = replace(host().cross_timestamp(), source="cntvct_el0", boot_id="11" * 16, width_ns=10)
+    later = replace(stamp, count=0, realtime_ns=START_NS + SECOND, boot_id="22" * 16)
+    one, other = (Checkpoint.from_one_regs(registers, frequency_hz=HZ, host=when) for when in (stamp, later))
+    passed = inspection.diff(one, other)["elapsed"]
+    assert (passed["host_ns"], passed["host_by"]) == (SECOND, "wall clock")
+    # Both brackets, 500 ppm of a second, three roundings.
+    assert passed["known_to_ns"] == 20 + 500_000 + 3
+
+
+def test_a_time_line(journey: list[Checkpoint]) -> None:
+    names = "abcd"
+    document = inspection.timeline(reversed(list(zip(names, journey, strict=True))))
+    assert [point["name"] for point in document["points"]] == list(names)
+    assert [(point["host_ns"] // SECOND, point["guest_ns"] // SECOND) for point in document["points"]] == [
+        (0, 0),
+        (8, 3),
+        (11, 6),
+        (15, 4),
+    ]
+    assert [(stretch["kind"], stretch["hidden_ns"]) for stretch in document["stretches"]] == [
+        ("paused", 5 * SECOND),
+        ("ran", 0),
+        ("went back", 6 * SECOND),
+    ]
+    ahead = owned(host(count=10**12 + HZ, realtime_ns=START_NS + SECOND), cntvct=1000 + 3 * HZ).checkpoint()
+    (stretch,) = inspection.timeline([("a", journey[0]), ("b", ahead)])["stretches"]
+    assert (stretch["kind"], stretch["hidden_ns"]) == ("gained", -2 * SECOND)
+    with pytest.raises(ValueError, match="at least two"):
+        inspection.timeline([("a", journey[0])])
+    with pytest.raises(ValueError, match="not of one guest"):
+        inspection.timeline([("a", journey[0]), ("b", Vm(1, counter=host(hz=5)).checkpoint())])
+
+
+@pytest.mark.parametrize("suffix", ["svg", "png"])
+def test_the_picture_shows_each_stretch(journey: list[Checkpoint], tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"line.{suffix}"
+    # Dollar signs are mathematics to matplotlib, unless it is told otherwise.
+    inspection.draw(inspection.timeline(zip(["$a$", "b", "c", "d"], journey, strict=True)), path)
+    if suffix == "png":
+        assert matplotlib.image.imread(path).shape == (900, 1500, 4)
+        return
+    svg = path.read_text()
+    parts = re.findall(r'<g id="(checkpoints|paused|hidden|ran)"', svg)
+    assert sorted(parts) == ["checkpoints", "hidden", "hidden", "paused", "ran", "ran", "ran"]
+    comments = re.findall(r"<!-- (.*?) -->", svg)
+    assert {"$a$", "b", "c", "d", "5 s", "went back"} <= set(comments)
+
+
+def test_verify_tells_damage_from_absence(saved: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = save(saved, tmp_path / "good")
+    bad, none = tmp_path / "bad", tmp_path / "none"
+    bad.write_bytes(saved.to_bytes()[:-1])
+    records = inspection.verify([good, bad, none])["files"]
+    assert [(found["intact"], found["error"]) for found in records] == [
+        (True, None),
+        (False, "Corrupt"),
+        (None, "FileNotFoundError"),
+    ]
+    assert (records[0]["vcpus"], records[0]["size_bytes"], records[0]["notes"]) == (2, good.stat().st_size, [])
+    for files, status in (([good], 0), ([good, bad], 1), ([bad, none], 2), ([], 2)):
+        assert run("verify", *files).exit_code == status
+    monkeypatch.chdir(tmp_path)
+    said = run("verify", "good", "bad", "none").output
+    assert re.search(r"good +intact", said)
+    assert re.search(r"bad +not intact", said)
+    assert re.search(r"none +unreadable", said)
+
+
+def test_what_this_version_does_not_know_is_noted(tmp_path: Path) -> None:
+    later = 0x6030_0000_0013_DF1D
+    registers: dict[int, int] = {Reg.TIMER_CNT: 3, Reg.TIMER_CVAL: 0, Reg.TIMER_CTL: 1, later: 9}
+    stamp = host().cross_timestamp()
+    checkpoint = Checkpoint.from_one_regs([registers], frequency_hz=HZ, host=stamp)
+    (found,) = inspection.verify([save(checkpoint, tmp_path / "file")])["files"]
+    assert found["notes"] == ["the register 0x603000000013df1d isn't known to this version"]
+    assert inspection.inspect(checkpoint)["other_regs"] == {"0x603000000013df1d": [9]}
+    assert "0x603000000013df1d" in run("inspect", tmp_path / "file").output
+    (entry,) = inspection.diff(
+        checkpoint, Checkpoint.from_one_regs([registers | {later: 8}], frequency_hz=HZ, host=stamp)
+    )["differences"]
+    assert (entry["what"], entry["difference"]) == ("other_regs.0x603000000013df1d[0]", -1)
+
+
+def test_the_commands_print_what_the_library_returns(journey: list[Checkpoint], tmp_path: Path) -> None:
+    a, b = (save(checkpoint, tmp_path / name) for checkpoint, name in zip(journey, ("a", "b"), strict=False))
+    picture = tmp_path / "new" / "line.svg"
+    target = inspection.target(journey[0], elapsed_ns=SECOND)
+    away = ("plan", a, "--policy", "advance", "--elapsed-ns", SECOND, "--other-counter")
+    options = ("--assume-error-ns", 9, "--views", "refuse", "--kernel", "7.3", "--frequency-hz", HZ)
+    full = (*away, *options, "--max-ns", 5)
+    for command, status, document in (
+        (("inspect", a), 0, inspection.inspect(journey[0])),
+        (("diff", a, b), 1, inspection.diff(journey[0], journey[1])),
+        (("diff", a, a), 0, inspection.diff(journey[0], journey[0])),
+        (("verify", a), 0, inspection.verify([a])),
+        (("plot", a, b, "--out", picture), 0, inspection.timeline(zip("ab", journey, strict=False))),
+        (
+            full,
+            0,
+            inspection.dry_run(
+                journey[0],
+                inspection.target(journey[0], elapsed_ns=SECOND, kernel="7.3"),
+                policy=Advance(5),
+                same_counter=False,
+                assume_error_ns=9,
+                views="refuse",
+            ),
+        ),
+        (
+            away,
+            1,
+            inspection.dry_run(journey[0], target, policy=Advance(), same_counter=False),
+        ),
+    ):
+        done = run(*command, "--json")
+        assert done.exit_code == status, command
+        assert json.loads(done.stdout) == json.loads(json.dumps(document))
+    assert picture.exists()
+
+
+def test_people_read_the_facts(saved: Checkpoint, journey: list[Checkpoint], tmp_path: Path) -> None:
+    path = save(saved, tmp_path / "a[b]")
+    said = run("inspect", path).output
+    for fact in ("1,000: 16 µs from 0", "2025-06-15 15:06:40", "The next interrupt is due in 1 s", "1 timer off"):
+        assert fact in said
+    # What is overdue comes first, whichever vCPU's it is.
+    assert re.search(r"1 +vtimer +overdue +400 +-600 +9\.6 µs ago\s+0 +vtimer +armed", said)
+    said = run("plan", path, "--policy", "advance", "--elapsed-ns", 5 * SECOND).output
+    for fact in ("nothing is restored", "same counter +yes", "312,500,000 ticks, 5 s", "Warning: this opts", "overdue"):
+        assert re.search(fact, said), fact
+    assert "Refused: FrequencyMismatch" in run("plan", path, "--policy", "freeze", "--frequency-hz", 5).output
+    other = save(journey[1], tmp_path / "other")
+    said = run("diff", path, other).output
+    assert re.search(r"hidden from it +5 s", said)
+    assert re.search(r"timers\.vtimer\.cval\[1\] +400 +0 +-400", said)
+    assert "They are equal." in run("diff", path, path).output
+    said = run("plot", path, other, "--out", tmp_path / "line.svg").output
+    assert re.search(r"a\[b\] +other +8 s +3 s +5 s +3 ns +paused", said)
+
+
+def test_many_timers_are_counted(tmp_path: Path) -> None:
+    vm = owned(host(), vcpus=60)
+    for vcpu in range(60):
+        vm.set_one_reg(vcpu, Reg.TIMER_CTL, 1)
+    path = save(vm.checkpoint(), tmp_path / "many")
+    said = run("inspect", path).output
+    assert said.count("overdue") == 40
+    assert "20 more timers" in said
+    assert len(json.loads(run("inspect", path, "--json").stdout)["timers"]) == 120
+
+
+def wrong_usage(path: Path, good: Path) -> Iterator[tuple[object, ...]]:
+    junk = path / "junk"
+    junk.write_bytes(b"no checkpoint")
+    for command in (("inspect",), ("plan", "--policy", "freeze"), ("diff", good), ("plot", good)):
+        yield (*command, junk)
+        yield (*command, path / "nowhere")
+    yield "plan", good
+    yield "plan", good, "--policy", "freeze", "--max-ns", 5
+    yield "plan", good, "--policy", "freeze", "--kernel", "5.10"
+    yield "plan", good, "--policy", "freeze", "--frequency-hz", 2**32
+    yield "plan", good, "--policy", "freeze", "--elapsed-ns", 2**63
+    yield "plot", good, "--out", path / "line.svg"
+    yield "plot", good, good, "--out", path / "line.nothing"
+
+
+def test_wrong_usage_exits_2_and_says_why(saved: Checkpoint, tmp_path: Path) -> None:
+    good = save(saved, tmp_path / "good")
+    for command in wrong_usage(tmp_path, good):
+        done = run(*command)
+        assert (done.exit_code, done.stdout) == (2, ""), command
+        assert done.stderr
+        assert not isinstance(done.exception, ValueError), command
+
+
+def test_checkpoints_of_two_guests_exit_1(saved: Checkpoint, tmp_path: Path) -> None:
+    other = save(Vm(1, counter=host(hz=5)).checkpoint(), tmp_path / "other")
+    done = run("plot", save(saved, tmp_path / "one"), other, "--out", tmp_path / "line.svg")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "not of one guest" in done.stderr
+
+
+def test_plot_names_its_extra(saved: Checkpoint, tmp_path: Path) -> None:
+    path = save(saved, tmp_path / "file")
+    done = guestclock_command("plot", str(path), str(path), blocked=("matplotlib",))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "guestclock: this command needs extra packages: pip install 'guestclock[plot]'\n"
+
+
+def test_looking_needs_no_extra() -> None:
+    code = "import json, sys, guestclock.inspection; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert {"matplotlib", "rich", "typer"}.isdisjoint(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize(
+    ("ns", "said"),
+    [
+        (0, "0 ns"),
+        (16, "16 ns"),
+        (-16, "-16 ns"),
+        (62_500, "62.5 µs"),
+        (1_999_999, "1.999 ms"),
+        (SECOND, "1 s"),
+        (59 * SECOND + 999_999_999, "59.999 s"),
+        (60 * SECOND, "1 min"),
+        (3_723 * SECOND, "1 h 2 min"),
+        (DAY + 59 * SECOND, "1 d"),
+        (31_557_600 * SECOND * 584 + 3 * DAY, "584 y 3 d"),
+    ],
+)
+def test_durations_in_words(ns: int, said: str) -> None:
+    assert duration(ns) == said
+
+
+def test_instants_in_words() -> None:
+    assert instant(START_NS + 1) == "2025-06-15 15:06:40.000000001 UTC"
+    assert instant(-1) == "1969-12-31 23:59:59.999999999 UTC"
+    assert instant(2**63 - 1).startswith("2262-04-11")
+    beyond: Any = 10**30
+    assert instant(beyond) == f"{beyond} ns since 1970"
