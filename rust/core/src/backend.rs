@@ -55,10 +55,23 @@ pub trait Backend {
     /// KVM_ARM_SET_COUNTER_OFFSET, once: who calls it takes a new sample for another attempt.
     fn set_counter_offset(&mut self, offset: Offset) -> Result<(), Self::Error>;
 
-    /// Whether to try [`set_counter_offset`](Self::set_counter_offset) again after this error, having waited a moment.
-    /// `attempt` counts from 0.
+    /// Whether to make a call again that failed so, having waited a moment: see [`patiently`]. `attempt` counts from 0.
     fn retries(&mut self, _error: &Self::Error, _attempt: u32) -> bool {
         false
+    }
+}
+
+/// Makes a call again for as long as the backend [`retries`](Backend::retries) what came of it.
+pub fn patiently<B: Backend + ?Sized, T>(
+    backend: &mut B,
+    mut call: impl FnMut(&mut B) -> Result<T, B::Error>,
+) -> Result<T, B::Error> {
+    let mut attempt = 0;
+    loop {
+        match call(backend) {
+            Err(error) if backend.retries(&error, attempt) => attempt = attempt.saturating_add(1),
+            result => return result,
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! do no harm; `apply` writes the timers and reads them back; `release` takes the last sample and writes the final offset,
 //! as the last act before the guest runs.
 
-use crate::backend::Backend;
+use crate::backend::{Backend, patiently};
 use crate::checkpoint::Checkpoint;
 use crate::counter::{Counter, CrossTimestamp, HostCount, Offset};
 use crate::measure::{OffsetInterval, measure, set_offset_by_value};
@@ -13,7 +13,6 @@ use crate::sysreg::{Role, Sysreg, View, one_reg_id};
 use crate::timer::{CTL_ENABLE, CTL_IMASK, Timer};
 use alloc::format;
 use alloc::string::String;
-use alloc::vec::Vec;
 use core::fmt;
 
 /// Why a restore stopped.
@@ -164,8 +163,7 @@ impl Restore {
         }
         let mut restore = Self { plan, stage: Stage::Prepared, provisional: None, writes: Writes::default() };
         if restore.plan.method == Method::Offset {
-            let step = || String::from("prepare: the provisional offset");
-            let outcome = restore.write_offset(backend).map_err(|error| error.at(Condition::Untouched, step))?;
+            let outcome = restore.write_offset(backend, "prepare: the provisional offset", Condition::Untouched)?;
             restore.provisional = Some(outcome.virtual_offset());
         }
         Ok(restore)
@@ -225,8 +223,7 @@ impl Restore {
             saved.check(backend, "release").inspect_err(|_| self.stage = Stage::Prepared)?;
         }
         let (outcome, written, by_value_error) = if self.plan.method == Method::Offset {
-            let step = || String::from("release: the final offset");
-            let outcome = self.write_offset(backend).map_err(|error| error.at(Condition::TimersOnly, step))?;
+            let outcome = self.write_offset(backend, "release: the final offset", Condition::TimersOnly)?;
             (outcome, Written::Offset { provisional: self.provisional, last: outcome.virtual_offset() }, 0)
         } else {
             let outcome = self.sample(backend)?;
@@ -252,19 +249,19 @@ impl Restore {
     }
 
     /// Writes the offset of the latest sample: of a newer one at each attempt.
-    fn write_offset<B: Backend + ?Sized>(&mut self, backend: &mut B) -> Result<Outcome, Unwritten<B::Error>> {
-        let mut attempt = 0;
-        loop {
-            let outcome = self.sample(backend)?;
-            match backend.set_counter_offset(outcome.virtual_offset()) {
-                Ok(()) => {
-                    self.writes.offsets += 1;
-                    return Ok(outcome);
-                }
-                Err(error) if backend.retries(&error, attempt) => attempt = attempt.saturating_add(1),
-                Err(error) => return Err(Unwritten::Backend(error)),
-            }
-        }
+    fn write_offset<B: Backend + ?Sized>(
+        &mut self,
+        backend: &mut B,
+        step: &str,
+        left: Condition,
+    ) -> Result<Outcome, RestoreError<B::Error>> {
+        let written = patiently(backend, |backend| match self.sample(backend) {
+            Ok(outcome) => backend.set_counter_offset(outcome.virtual_offset()).map(|()| Ok(outcome)),
+            Err(refusal) => Ok(Err(refusal)),
+        });
+        let outcome = written.map_err(at_step(left, || String::from(step)))??;
+        self.writes.offsets += 1;
+        Ok(outcome)
     }
 
     /// Sets the counters one after the other, and returns how they came out and how far off they may be.
@@ -298,27 +295,6 @@ impl Restore {
     }
 }
 
-/// Why an offset wasn't written.
-enum Unwritten<E> {
-    Refused(Refusal),
-    Backend(E),
-}
-
-impl<E> From<Refusal> for Unwritten<E> {
-    fn from(refusal: Refusal) -> Self {
-        Self::Refused(refusal)
-    }
-}
-
-impl<E> Unwritten<E> {
-    fn at(self, left: Condition, step: impl FnOnce() -> String) -> RestoreError<E> {
-        match self {
-            Self::Refused(refusal) => refusal.into(),
-            Self::Backend(source) => at_step(left, step)(source),
-        }
-    }
-}
-
 /// A register as it was saved.
 struct SavedRegister {
     vcpu: usize,
@@ -328,14 +304,15 @@ struct SavedRegister {
     seen: u64,
 }
 
+/// A column of registers that have to read back in full.
+fn whole(id: u64, values: &[u64]) -> impl Iterator<Item = SavedRegister> {
+    values.iter().enumerate().map(move |(vcpu, &value)| SavedRegister { vcpu, id, value, seen: u64::MAX })
+}
+
 /// What of a checkpoint is each vCPU's own, in the order of writing it.
 fn saved(checkpoint: &Checkpoint, method: Method) -> impl Iterator<Item = SavedRegister> {
-    let column = |id, values: &'_ [u64]| -> Vec<SavedRegister> {
-        let registers = values.iter().enumerate();
-        registers.map(|(vcpu, value)| SavedRegister { vcpu, id, value: *value, seen: u64::MAX }).collect()
-    };
-    let cntvoff = checkpoint.cntvoff.iter().flat_map(move |values| column(one_reg_id(Role::Cntvoff), values));
-    let others = checkpoint.others.iter().flat_map(move |others| column(others.id, &others.values));
+    let cntvoff = checkpoint.cntvoff.iter().flat_map(|values| whole(one_reg_id(Role::Cntvoff), values));
+    let others = checkpoint.others.iter().flat_map(|others| whole(others.id, &others.values));
     let timers = checkpoint
         .timers
         .iter()

@@ -7,9 +7,13 @@ use crate::restore::{PyReport, request};
 use crate::vm::PyVm;
 use guestclock_core::checkpoint::Checkpoint;
 use guestclock_core::counter::HostCount;
-use guestclock_core::gate::{OpenPause, OpenRestore};
+use guestclock_core::gate::{GateError, OpenPause, OpenRestore};
 use guestclock_core::plan::{Plan, Request};
 use guestclock_core::restore::Report;
+use guestclock_linux::counter::HostCounter;
+use guestclock_linux::kvm::error::KvmError;
+use guestclock_linux::kvm::fds::Fds;
+use guestclock_linux::kvm::vm::KvmVm;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
@@ -24,10 +28,17 @@ pub(crate) enum AnyVm {
     Kvm(Py<PyKvmVm>),
 }
 
-/// Time is injected into the model alone.
-fn only_now(now: Option<HostCount>) -> PyResult<()> {
-    let refuse = |_| Err(PyValueError::new_err("now= is for the model: KVM's time is the host's, and now"));
-    now.map_or(Ok(()), refuse)
+/// Works on a VM on KVM, where no other time than now is to be had.
+fn on_kvm<T: Send>(
+    vm: &Py<PyKvmVm>,
+    py: Python<'_>,
+    now: Option<HostCount>,
+    work: impl FnOnce(&KvmVm<HostCounter>, &Fds) -> Result<T, GateError<KvmError>> + Send,
+) -> PyResult<T> {
+    match now {
+        None => vm.get().with(py, work),
+        Some(_) => Err(PyValueError::new_err("now= is for the model: KVM's time is the host's, and now")),
+    }
 }
 
 impl AnyVm {
@@ -47,10 +58,7 @@ impl AnyVm {
     ) -> PyResult<Plan> {
         match self {
             Self::Model(vm) => vm.get().live.plan(checkpoint, request, now).or_raise(),
-            Self::Kvm(vm) => {
-                only_now(now)?;
-                vm.get().with(py, |vm, fds| vm.plan(fds, checkpoint, request))
-            }
+            Self::Kvm(vm) => on_kvm(vm, py, now, |vm, fds| vm.plan(fds, checkpoint, request)),
         }
     }
 
@@ -63,30 +71,21 @@ impl AnyVm {
     ) -> PyResult<OpenRestore> {
         match self {
             Self::Model(vm) => vm.get().live.prepare(plan, checkpoint, now).or_raise(),
-            Self::Kvm(vm) => {
-                only_now(now)?;
-                vm.get().with(py, |vm, fds| vm.prepare(fds, plan, checkpoint))
-            }
+            Self::Kvm(vm) => on_kvm(vm, py, now, |vm, fds| vm.prepare(fds, plan, checkpoint)),
         }
     }
 
     pub(crate) fn apply(&self, py: Python<'_>, open: &mut OpenRestore, now: Option<HostCount>) -> PyResult<()> {
         match self {
             Self::Model(vm) => vm.get().live.apply(open, now).or_raise(),
-            Self::Kvm(vm) => {
-                only_now(now)?;
-                vm.get().with(py, |vm, fds| vm.apply(fds, open))
-            }
+            Self::Kvm(vm) => on_kvm(vm, py, now, |vm, fds| vm.apply(fds, open)),
         }
     }
 
     pub(crate) fn release(&self, py: Python<'_>, open: &mut OpenRestore, now: Option<HostCount>) -> PyResult<Report> {
         match self {
             Self::Model(vm) => vm.get().live.release(open, now).or_raise(),
-            Self::Kvm(vm) => {
-                only_now(now)?;
-                vm.get().with(py, |vm, fds| vm.release(fds, open))
-            }
+            Self::Kvm(vm) => on_kvm(vm, py, now, |vm, fds| vm.release(fds, open)),
         }
     }
 

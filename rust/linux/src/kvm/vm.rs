@@ -2,7 +2,7 @@
 
 use crate::kvm::error::{KvmError, SET_COUNTER_OFFSET};
 use crate::kvm::ioctls::Ioctls;
-use guestclock_core::backend::{Abilities, Backend, Registers, count_reg};
+use guestclock_core::backend::{Abilities, Backend, Registers, count_reg, patiently};
 use guestclock_core::checkpoint::Checkpoint;
 use guestclock_core::counter::{Counter, GuestCount, HostCount, Offset};
 use guestclock_core::gate::{Gate, GateError, OpenPause, OpenRestore};
@@ -76,7 +76,6 @@ struct Locked {
 struct State {
     /// Whether each vCPU is in its `running()` block. A vCPU past its end has never been.
     running: Vec<bool>,
-    owned: Option<Offset>,
     /// Counts what was written through this VM.
     generation: u64,
     /// What a restore by value left, until the first vCPU enters its guest.
@@ -200,7 +199,7 @@ impl<C: Counter> KvmVm<C> {
     pub fn set_counter_offset(&self, io: &(impl Ioctls + ?Sized), offset: Offset) -> Result<(), KvmError> {
         self.ask(io, |backend| {
             backend.nobody_runs()?;
-            backend.patiently(|backend| backend.set_counter_offset(offset))
+            patiently(backend, |backend| backend.set_counter_offset(offset))
         })
     }
 
@@ -367,7 +366,6 @@ impl<C: Counter> KvmVm<C> {
     }
 
     fn own(&self, state: &mut State, offset: Offset) {
-        state.owned = Some(offset);
         state.generation += 1;
         let offsets = Offsets { virt: offset, phys: offset };
         self.owned.get_or_init(|| Mirror::new(offsets)).publish(offsets);
@@ -443,17 +441,6 @@ impl<I: Ioctls + ?Sized, C: Counter> Kvm<'_, I, C> {
         }
         KvmError::of(call, error)
     }
-
-    /// Tries again while it is busy, for as long as it may.
-    fn patiently(&mut self, mut call: impl FnMut(&mut Self) -> Result<(), KvmError>) -> Result<(), KvmError> {
-        let mut attempt = 0;
-        loop {
-            match call(self) {
-                Err(error) if self.retries(&error, attempt) => attempt = attempt.saturating_add(1),
-                result => return result,
-            }
-        }
-    }
 }
 
 impl<I: Ioctls + ?Sized, C: Counter> Backend for Kvm<'_, I, C> {
@@ -481,7 +468,7 @@ impl<I: Ioctls + ?Sized, C: Counter> Backend for Kvm<'_, I, C> {
     }
 
     fn owned_offset(&self) -> Option<Offset> {
-        self.state.owned
+        self.vm.owned.get().map(|owned| owned.offset(View::Virtual))
     }
 
     fn generation(&self) -> u64 {
@@ -493,7 +480,7 @@ impl<I: Ioctls + ?Sized, C: Counter> Backend for Kvm<'_, I, C> {
     /// stopped; an owned VM's offset, written as it is. Else the caller vouches.
     fn stopped(&mut self) -> Result<(), KvmError> {
         self.nobody_runs()?;
-        self.patiently(|kvm| match (kvm.io.distributor(), kvm.state.owned) {
+        patiently(self, |kvm| match (kvm.io.distributor(), kvm.owned_offset()) {
             (Some(answer), _) => {
                 answer.map_err(|error| kvm.on_vm("KVM_GET_DEVICE_ATTR of the vGIC's distributor", &error))
             }
