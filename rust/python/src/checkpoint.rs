@@ -1,8 +1,8 @@
 //! Checkpoints.
 
 use crate::errors::{IntoPyErr, OrRaise};
-use crate::interchange::{HostArgument, timer_regs};
-use crate::records;
+use crate::interchange::timer_regs;
+use crate::records::{self, AnyCrossTimestamp};
 use crate::registers;
 use crate::vm::modular;
 use guestclock_core::checkpoint::{Checkpoint, TimerColumns};
@@ -151,13 +151,13 @@ impl PyCheckpoint {
         _cls: &Bound<'_, PyType>,
         registers: Vec<Bound<'_, PyDict>>,
         frequency_hz: u32,
-        host: Option<HostArgument>,
+        host: Option<AnyCrossTimestamp>,
         counter_offset: Option<Bound<'_, PyAny>>,
         width_ticks: u64,
     ) -> PyResult<Self> {
         let lists = registers.iter().map(timer_regs).collect::<PyResult<Vec<_>>>()?;
         let counter_offset = counter_offset.map(|offset| modular(&offset, "a counter offset")).transpose()?.map(Offset);
-        let host = host.map(HostArgument::cross_timestamp).transpose()?;
+        let host = host.map(AnyCrossTimestamp::cross_timestamp).transpose()?;
         let known = Known { cntfrq_hz: frequency_hz, host, counter_offset, width_ticks };
         interchange::from_one_regs(&lists, known).or_raise().map(Self::from)
     }

@@ -1,8 +1,9 @@
 //! The pages that tell a guest of its time, in the caller's own memory.
 
 use crate::errors::{IntoPyErr, OrRaise};
+use crate::records::AnyCrossTimestamp;
 use core::ptr::NonNull;
-use guestclock_core::counter::{CrossTimestamp, Frequency, GuestCount, HostCount, Leap};
+use guestclock_core::counter::GuestCount;
 use guestclock_core::vmclock::equation::{Declared, Equation, EquationError, realtime_at};
 use guestclock_core::vmclock::{Body, CounterId, Header, Intent, Status, TimeType};
 use guestclock_linux::pages::{Memory, PageError, StolenTime, VmClock};
@@ -66,40 +67,6 @@ fn time_type_name(time_type: TimeType) -> &'static str {
     match time_type {
         TimeType::Utc => "utc",
         TimeType::Tai => "tai",
-    }
-}
-
-/// The fields of a `types.CrossTimestamp` that are needed here.
-#[derive(FromPyObject)]
-pub(crate) struct Here {
-    count: u64,
-    frequency_hz: u64,
-    source: String,
-    realtime_ns: i64,
-    width_ns: u64,
-    tai_offset_s: Option<i32>,
-    synchronized: Option<bool>,
-    leap: String,
-}
-
-impl Here {
-    fn cross_timestamp(self) -> PyResult<CrossTimestamp> {
-        let frequency = Frequency::new(self.frequency_hz);
-        let leap = Leap::from_name(&self.leap);
-        Ok(CrossTimestamp {
-            count: HostCount(self.count),
-            frequency: frequency.ok_or_else(|| PyValueError::new_err("frequency_hz must be at least 1"))?,
-            source: self.source,
-            realtime_ns: self.realtime_ns,
-            width_ns: self.width_ns,
-            tai_offset_s: self.tai_offset_s,
-            synchronized: self.synchronized,
-            // A claim of the kernel's: what is claimed to a guest is declared by the caller.
-            max_error_ns: None,
-            leap: leap.ok_or_else(|| PyValueError::new_err(format!("no leap-second state {:?}", self.leap)))?,
-            machine_id: None,
-            boot_id: None,
-        })
     }
 }
 
@@ -174,9 +141,9 @@ impl PyClockEquation {
         rate_max_error_ppb=None, synchronized=None
     ))]
     fn new(
-        here: Here,
+        here: AnyCrossTimestamp,
         cntvct: u64,
-        since: Option<Here>,
+        since: Option<AnyCrossTimestamp>,
         time_type: &str,
         est_error_ns: Option<u64>,
         max_error_ns: Option<u64>,
@@ -185,7 +152,7 @@ impl PyClockEquation {
         synchronized: Option<bool>,
     ) -> PyResult<Self> {
         let time_type = named("time_type", time_type, &TIME_TYPES)?;
-        let since = since.map(Here::cross_timestamp).transpose()?;
+        let since = since.map(AnyCrossTimestamp::cross_timestamp).transpose()?;
         let declared = Declared { est_error_ns, max_error_ns, rate_est_error_ppb, rate_max_error_ppb, synchronized };
         let here = here.cross_timestamp()?;
         Equation::new(time_type, &here, GuestCount(cntvct), since.as_ref(), declared).or_raise().map(Self)
@@ -504,7 +471,7 @@ impl State {
 /// ValueError for a time that CLOCK_REALTIME can't be set to: before 1970, or past 64 bits of nanoseconds.
 #[pyfunction]
 #[pyo3(signature = (here, *, cntvct, at))]
-pub(crate) fn clock_settime(here: Here, cntvct: u64, at: u64) -> PyResult<(u64, u32)> {
+pub(crate) fn clock_settime(here: AnyCrossTimestamp, cntvct: u64, at: u64) -> PyResult<(u64, u32)> {
     let time = realtime_at(&here.cross_timestamp()?, GuestCount(cntvct), GuestCount(at));
     time.ok_or_else(|| {
         PyValueError::new_err(format!("CLOCK_REALTIME has no such time as it would be when the guest reads {at}"))
