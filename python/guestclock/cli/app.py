@@ -12,8 +12,8 @@ import typer
 
 from guestclock import __version__, doctor, extras
 from guestclock.cli import look, needs
-from guestclock.cli.options import JSON
 from guestclock.cli.report import print_findings
+from guestclock.cli.shared import JSON, fail, show
 from guestclock.cli.verdict import print_verdict
 from guestclock.errors import CapabilityMissing
 
@@ -110,12 +110,8 @@ def demo_command(
     try:
         document = demo.run(backend=backend.value, pause_ms=pause_ms)
     except CapabilityMissing as error:
-        typer.echo(f"guestclock: {error}", err=True)
-        raise typer.Exit(2) from error
-    if as_json:
-        print(json.dumps(document, indent=2))
-    else:
-        demo.print_table(document)
+        fail(error)
+    show(document, demo.print_table, as_json=as_json)
     if plot:
         plot.parent.mkdir(parents=True, exist_ok=True)
         demo.draw(document, plot)
@@ -168,8 +164,7 @@ def payload_command(
         path = out or Path(f"guestclock-payload.{'bin' if form is Format.RAW else 'elf'}")
         path.write_bytes(written)
     except (ValueError, OSError) as error:
-        typer.echo(f"guestclock: {error}", err=True)
-        raise typer.Exit(2) from error
+        fail(error)
     typer.echo(f"The payload: {path}", err=True)
 
 
@@ -194,8 +189,7 @@ def check_log_command(
         views = ("cntvct",) if virtual_only else payload.VIEWS
         verdict = payload.check_log(log, host=saw, views=views, grace_ns=grace_ms * 1_000_000)
     except (ValueError, OSError) as error:
-        typer.echo(f"guestclock: {error}", err=True)
-        raise typer.Exit(2) from error
+        fail(error)
     if as_json:
         print(json.dumps(verdict.to_dict(), indent=2))
     else:

@@ -6,24 +6,19 @@ Each exits 0 where all is well, 1 for a difference, damage or a refusal, and 2 f
 from __future__ import annotations
 
 import importlib
-import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
+from typing import Annotated
 
 import typer
 
 from guestclock import Advance, Checkpoint, Freeze, inspection
 from guestclock.cli import needs, tables
-from guestclock.cli.options import JSON
+from guestclock.cli.shared import JSON, fail, show
 from guestclock.errors import CheckpointError, KvmError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 app = typer.Typer()
 
-_Document = TypeVar("_Document")
 _File = Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint.", show_default=False)]
 _Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Checkpoints.", show_default=False)]
 _Json = Annotated[bool, JSON]
@@ -48,7 +43,7 @@ class ViewsName(StrEnum):
 def inspect_command(file: _File, *, as_json: _Json = False) -> None:
     """Say what is in a checkpoint: its counters, its host's clocks, and how long its timers have left."""
     document = inspection.inspect(_load(file))
-    _show(document, tables.print_inspection, as_json=as_json)
+    show(document, tables.print_inspection, as_json=as_json)
 
 
 @app.command("plan")
@@ -83,12 +78,12 @@ def plan_command(
     With --frequency-hz or --elapsed-ns the target's counter is another, as described. Exits 1 for a refusal.
     """
     if max_ns is not None and policy is not PolicyName.ADVANCE:
-        _fail("--max-ns is the most that --policy advance adds: a frozen guest sees none")
+        fail("--max-ns is the most that --policy advance adds: a frozen guest sees none")
     checkpoint = _load(file)
     try:
         vm = inspection.target(checkpoint, frequency_hz=frequency_hz, elapsed_ns=elapsed_ns, kernel=kernel)
     except (ValueError, OverflowError, KvmError) as error:
-        _fail(f"there can't be such a target: {error}")
+        fail(f"there can't be such a target: {error}")
     document = inspection.dry_run(
         checkpoint,
         vm,
@@ -98,7 +93,7 @@ def plan_command(
         assume_error_ns=assume_error_ns,
         strict=strict,
     )
-    _show(document, tables.print_dry_run, as_json=as_json)
+    show(document, tables.print_dry_run, as_json=as_json)
     if document["refused"]:
         raise typer.Exit(1)
 
@@ -112,7 +107,7 @@ def diff_command(
 ) -> None:
     """Say how two checkpoints differ, and what passed between them. Exits 1 if they do."""
     document = inspection.diff(_load(one), _load(other))
-    _show(document, tables.print_difference, as_json=as_json)
+    show(document, tables.print_difference, as_json=as_json)
     if not document["equal"]:
         raise typer.Exit(1)
 
@@ -124,7 +119,7 @@ def verify_command(files: _Files, *, as_json: _Json = False) -> None:
     It finds damage, not forgery: a checksum proves nothing about who wrote a file.
     """
     document = inspection.verify(files)
-    _show(document, tables.print_verification, as_json=as_json)
+    show(document, tables.print_verification, as_json=as_json)
     found = {record["intact"] for record in document["files"]}
     if found != {True}:
         raise typer.Exit(2 if None in found else 1)
@@ -147,13 +142,13 @@ def plot_command(
     try:
         document = inspection.timeline(checkpoints)
     except ValueError as error:
-        _fail(str(error), status=2 if len(files) < 2 else 1)
+        fail(str(error), status=2 if len(files) < 2 else 1)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         inspection.draw(document, out)
     except (ValueError, OSError) as error:
-        _fail(str(error))
-    _show(document, tables.print_timeline, as_json=as_json)
+        fail(str(error))
+    show(document, tables.print_timeline, as_json=as_json)
     typer.echo(f"The picture: {out}", err=True)
 
 
@@ -161,16 +156,4 @@ def _load(file: Path) -> Checkpoint:
     try:
         return Checkpoint.load(file)
     except (CheckpointError, OSError) as error:
-        _fail(f"{file}: {error}")
-
-
-def _show(document: _Document, show: Callable[[_Document], None], *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(document, indent=2))
-    else:
-        show(document)
-
-
-def _fail(message: str, *, status: int = 2) -> NoReturn:
-    typer.echo(f"guestclock: {message}", err=True)
-    raise typer.Exit(status)
+        fail(f"{file}: {error}")

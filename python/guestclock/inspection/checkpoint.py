@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Final, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
+from guestclock._core import UNKNOWN_SOURCE
 from guestclock.inspection.timers import TimerRecord, skew_ticks, timers
 from guestclock.inspection.words import instant, to_ns
 
 if TYPE_CHECKING:
     from guestclock._core import Checkpoint
-
-UNKNOWN_SOURCE: Final = "unknown"
-"""The counter of a host that nobody knows, as `Checkpoint.from_one_regs(host=None)` writes it."""
 
 
 class Inspection(TypedDict):

@@ -228,7 +228,7 @@ pub struct Evidence {
 
 /// How much faster or slower than the wall clock an honest counter may run: the kernel's limit on slewing
 /// (MAXFREQ in include/linux/timex.h).
-const RATE_TOLERANCE_PPM: u128 = 500;
+pub const RATE_TOLERANCE_PPM: u128 = 500;
 
 impl Evidence {
     /// Compares two cross-timestamps.

@@ -1,0 +1,29 @@
+"""What several commands have in common: an option, how a document is shown, how a command fails."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+JSON = typer.Option("--json", help="Print one JSON document instead of a table.")
+
+_Document = TypeVar("_Document")
+
+
+def show(document: _Document, as_table: Callable[[_Document], None], *, as_json: bool) -> None:
+    """Print a document as JSON, or as a table."""
+    if as_json:
+        print(json.dumps(document, indent=2))
+    else:
+        as_table(document)
+
+
+def fail(message: object, *, status: int = 2) -> NoReturn:
+    """End the command with this message on standard error."""
+    typer.echo(f"guestclock: {message}", err=True)
+    raise typer.Exit(status)
