@@ -13,8 +13,8 @@ from guestclock.types import Capabilities, Counter, CrossTimestamp, GuestVm, Pol
 
 __version__: Final[str]
 DEBUG_BUILD: Final[bool]
-RATE_TOLERANCE_PPM: Final[int]
-UNKNOWN_SOURCE: Final[str]
+_RATE_TOLERANCE_PPM: Final[int]
+_UNKNOWN_SOURCE: Final[str]
 
 def reg_id(name: str) -> int: ...
 def sysreg(name: str) -> tuple[int, int, int, int, int]: ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, TypedDict
 
-from guestclock._core import RATE_TOLERANCE_PPM
+from guestclock._core import _RATE_TOLERANCE_PPM
 from guestclock.inspection.checkpoint import host
 from guestclock.inspection.words import signed, to_ns
 
@@ -57,7 +57,7 @@ def _host(one: CrossTimestamp, other: CrossTimestamp) -> tuple[int, int, Literal
     if _same_counter(one, other):
         return to_ns(signed(other.count - one.count), one.frequency_hz), 0, "counter"
     ns = other.realtime_ns - one.realtime_ns
-    return ns, one.width_ns + other.width_ns + abs(ns) * RATE_TOLERANCE_PPM // 1_000_000, "wall clock"
+    return ns, one.width_ns + other.width_ns + abs(ns) * _RATE_TOLERANCE_PPM // 1_000_000, "wall clock"
 
 
 def _same_counter(one: CrossTimestamp, other: CrossTimestamp) -> bool:

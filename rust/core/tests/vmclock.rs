@@ -152,11 +152,14 @@ mod arithmetic {
         fn the_bound_grows_as_the_rate_says(hz in 2_u64..=u64::from(u32::MAX), age: u64, ppb in 0..=1_000_000_000_u64) {
             let declared = Declared { max_error_ns: Some(5), rate_max_error_ppb: Some(ppb), ..Declared::default() };
             let bound = equation(hz, declared).max_error_ns_at(age).unwrap();
-            // The truth, rounded up; at most 5 + 1 for the time, 2 for roundings, and 2^-63 of the age for the rate's.
+            // The truth, rounded up, and 5 + 1 for the time.
             let drift = (u128::from(age) * u128::from(ppb)).div_ceil(u128::from(hz));
             prop_assert!(bound >= drift + 6, "{bound} {drift}");
             let age_ns = u128::from(age) * u128::from(NS_PER_S) / u128::from(hz);
-            prop_assert!(bound <= drift + 9 + (age_ns >> 62), "{bound} {drift}");
+            // At most 3 for the roundings of the sum. The rate's are below 2.5 units of the period's mantissa: half of one
+            // for the period's, of which the rate is a part, one for the part's and one that the bound adds. A unit
+            // is at most 2^-63 of the period.
+            prop_assert!(bound <= drift + 9 + ((age_ns * 5) >> 64), "{bound} {drift}");
         }
 
         #[test]

@@ -157,7 +157,7 @@ impl PyCheckpoint {
     ) -> PyResult<Self> {
         let lists = registers.iter().map(timer_regs).collect::<PyResult<Vec<_>>>()?;
         let counter_offset = counter_offset.map(|offset| modular(&offset, "a counter offset")).transpose()?.map(Offset);
-        let host = host.map(AnyCrossTimestamp::cross_timestamp).transpose()?;
+        let host = host.map(|host| host.cross_timestamp("host")).transpose()?;
         let known = Known { cntfrq_hz: frequency_hz, host, counter_offset, width_ticks };
         interchange::from_one_regs(&lists, known).or_raise().map(Self::from)
     }

@@ -48,8 +48,8 @@ mod _core {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
-        module.add("RATE_TOLERANCE_PPM", guestclock_core::plan::RATE_TOLERANCE_PPM)?;
-        module.add("UNKNOWN_SOURCE", guestclock_core::interchange::UNKNOWN_SOURCE)?;
+        module.add("_RATE_TOLERANCE_PPM", guestclock_core::plan::RATE_TOLERANCE_PPM)?;
+        module.add("_UNKNOWN_SOURCE", guestclock_core::interchange::UNKNOWN_SOURCE)?;
         // A debug build is slow, so the package warns of it on import.
         module.add("DEBUG_BUILD", cfg!(debug_assertions))
     }

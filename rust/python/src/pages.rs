@@ -152,9 +152,9 @@ impl PyClockEquation {
         synchronized: Option<bool>,
     ) -> PyResult<Self> {
         let time_type = named("time_type", time_type, &TIME_TYPES)?;
-        let since = since.map(AnyCrossTimestamp::cross_timestamp).transpose()?;
+        let since = since.map(|since| since.cross_timestamp("since")).transpose()?;
         let declared = Declared { est_error_ns, max_error_ns, rate_est_error_ppb, rate_max_error_ppb, synchronized };
-        let here = here.cross_timestamp()?;
+        let here = here.cross_timestamp("here")?;
         Equation::new(time_type, &here, GuestCount(cntvct), since.as_ref(), declared).or_raise().map(Self)
     }
 
@@ -472,7 +472,7 @@ impl State {
 #[pyfunction]
 #[pyo3(signature = (here, *, cntvct, at))]
 pub(crate) fn clock_settime(here: AnyCrossTimestamp, cntvct: u64, at: u64) -> PyResult<(u64, u32)> {
-    let time = realtime_at(&here.cross_timestamp()?, GuestCount(cntvct), GuestCount(at));
+    let time = realtime_at(&here.cross_timestamp("here")?, GuestCount(cntvct), GuestCount(at));
     time.ok_or_else(|| {
         PyValueError::new_err(format!("CLOCK_REALTIME has no such time as it would be when the guest reads {at}"))
     })

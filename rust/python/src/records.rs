@@ -61,11 +61,11 @@ pub(crate) struct AnyCrossTimestamp {
 }
 
 impl AnyCrossTimestamp {
-    /// The core's.
-    pub(crate) fn cross_timestamp(self) -> PyResult<CrossTimestamp> {
+    /// The core's. `argument` is what Python calls it.
+    pub(crate) fn cross_timestamp(self, argument: &str) -> PyResult<CrossTimestamp> {
         let wrong = |what: &str, value: &dyn std::fmt::Debug| {
             PyValueError::new_err(format!(
-                "the cross-timestamp's {what} is {value:?}: give one as a counter's cross_timestamp() does"
+                "{argument}.{what} is {value:?}: give a CrossTimestamp as a counter's cross_timestamp() does"
             ))
         };
         let id = |what, hex: Option<String>| hex.map(|hex| id(&hex).ok_or_else(|| wrong(what, &hex))).transpose();
