@@ -15,11 +15,27 @@ import cbor2
 import pytest
 
 from golden import make
-from guestclock import Advance, Checkpoint, Freeze, ManualCounter, Plan, Reg, Restore, Timer, Vm, plan, restore, sysreg
+from guestclock import (
+    Advance,
+    CatchUp,
+    Checkpoint,
+    Freeze,
+    ManualCounter,
+    Plan,
+    Reg,
+    Restore,
+    Timer,
+    Vm,
+    plan,
+    restore,
+    sysreg,
+)
 from guestclock.errors import (
     CapabilityMissing,
     ClockWentBackwards,
     CounterSkew,
+    DeadlineMissed,
+    ElapsedTooLong,
     ElapsedUnknown,
     FrequencyMismatch,
     GuestClockError,
@@ -370,6 +386,30 @@ PLAN_ROWS: list[Row] = [
         ElapsedUnknown,
         None,
     ),
+    (
+        "more time than is believed",
+        STOPPED,
+        lambda s: plan(checkpoint(realtime_ns=0), s.vm, policy=Advance(), assume_error_ns=0),
+        ElapsedTooLong,
+        None,
+    ),
+    (
+        "a deadline too short",
+        [opted_in],
+        lambda s: plan(checkpoint(), s.vm, policy=CatchUp(1, SECOND, 1), elapsed_ns=SECOND, assume_error_ns=0),
+        DeadlineMissed,
+        None,
+    ),
+    (
+        "owing by value",
+        [stopped_61],
+        lambda s: plan(checkpoint(), s.vm, policy=CatchUp(1, 1), same_counter=True),
+        CapabilityMissing,
+        None,
+    ),
+    ("elapsed, off by what", STOPPED, lambda s: plan(checkpoint(), s.vm, elapsed_ns=1), ValueError, None),
+    ("no such intent", STOPPED, lambda s: plan(checkpoint(), s.vm, intent="kexec"), ValueError, None),  # type: ignore[arg-type]
+    ("no such timers", STOPPED, lambda s: plan(checkpoint(), s.vm, timers="both"), ValueError, None),  # type: ignore[arg-type]
     (
         "the wall clock went backwards",
         STOPPED,

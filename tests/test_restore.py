@@ -144,7 +144,7 @@ def test_adopt_virtual_gives_up_the_physical_counter() -> None:
     counter.advance(1000)
     vm = Vm(1, counter=counter)
     intended = plan(source.checkpoint(), vm, views="adopt-virtual")
-    assert any(f"CNTPCT_EL0 jumps by {1000 - counter.read()} ticks" in warning for warning in intended.warnings)
+    assert any(f"CNTPCT_EL0 jumps by {1000 - counter.read()} ticks" in warning for warning in intended.lost)
     steps = intended.prepare()
     steps.apply()
     report = steps.release()
@@ -160,7 +160,7 @@ def test_a_kernel_without_physical_registers_restores_the_virtual_timer_only() -
     vm = Vm(1, counter=counter, kernel="6.1")
     intended = plan(source.checkpoint(), vm)
     assert intended.method == "virtual-only"
-    assert any("physical timer isn't restored" in warning for warning in intended.warnings)
+    assert any("physical timer isn't restored" in fact for fact in intended.lost)
     restore(source.checkpoint(), vm)
     assert (vm.cntvct(0), vm.cntpct(0)) == (1000, counter.read())
     # And what such a kernel saves can be restored where there is more.
@@ -449,7 +449,9 @@ def test_the_error_bound_holds_every_doubt() -> None:
     assert bound == 70 + 3 + 0 + 5 + 1
     live = MonotonicCounter()
     assert live.cross_timestamp().width_ns > 0
-    bound = restore(other(checkpoint), Vm(2, counter=live), assume_error_ns=0, **options).error_bound_ticks
+    bound = restore(
+        other(checkpoint), Vm(2, counter=live), assume_error_ns=0, max_elapsed_ns=2**63, **options
+    ).error_bound_ticks
     assert bound > 1
     assert restore(changed, Vm(2, counter=counter)).error_bound_ticks == 70
 
@@ -475,7 +477,7 @@ def test_a_plan_touches_nothing_and_says_what_it_costs() -> None:
     intended = plan(owned(counter).checkpoint(), vm)
     assert state(vm) == before
     assert any("for good" in warning for warning in intended.warnings)
-    assert any("trap" in warning for warning in intended.warnings)
+    assert any("trap" in fact for fact in intended.slower)
     assert "CNTVCT_EL0" in str(intended)
     # An owned VM has nothing left to lose.
     again = plan(owned(counter).checkpoint(), owned(counter))

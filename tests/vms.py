@@ -29,7 +29,12 @@ def owned(counter: ManualCounter, vcpus: int = 2, cntvct: int = 1000, **options:
 def state(vm: Vm) -> dict[str, Any]:
     """All that can be seen of a VM, at a host count of 0."""
     irqs = [vm.irq(timer) for timer in (Timer.VTIMER, Timer.PTIMER)]
-    return {"owned": vm.owned, "irqs": irqs, "vcpus": [vcpu_state(vm, vcpu) for vcpu in range(vm.vcpus)]}
+    return {
+        "owned": vm.owned,
+        "owed": vm.owed_ticks,
+        "irqs": irqs,
+        "vcpus": [vcpu_state(vm, vcpu) for vcpu in range(vm.vcpus)],
+    }
 
 
 def vcpu_state(vm: Vm, vcpu: int) -> dict[str, Any]:

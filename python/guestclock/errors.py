@@ -100,9 +100,26 @@ class ClockWentBackwards(RestoreRefused):
 
 
 class ElapsedUnknown(RestoreRefused):
-    """Nobody vouches for how much time has passed since the checkpoint."""
+    """Nobody vouches for how much time has passed since the checkpoint: `saved` and `host` say what is known where."""
 
+    saved: str
+    host: str
     evidence: str
+
+
+class ElapsedTooLong(RestoreRefused):
+    """The wall clocks say that more time has passed than is believed of them."""
+
+    elapsed_ns: int
+    longest_ns: int
+
+
+class DeadlineMissed(RestoreRefused):
+    """What the guest would be owed can't be paid back in the time that `CatchUp` gives."""
+
+    owed_ns: int
+    needed_ns: int
+    deadline_ns: int
 
 
 class TopologyMismatch(RestoreRefused):
@@ -146,6 +163,10 @@ class CountersMoved(GuestClockError):
 
 class RestoreOpen(GuestClockError):
     """A restore or pause of this VM isn't finished, so none of its vCPUs may run yet."""
+
+
+class NothingOwed(GuestClockError):
+    """The guest is owed nothing, so there is no step to make."""
 
 
 class SysregTrap(GuestClockError):

@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple, Protocol, SupportsIndex, TypeAlias
 
 from guestclock._core import (
     Advance,
+    CatchUp,
     Checkpoint,
     Freeze,
     HostCounter,
@@ -12,16 +13,24 @@ from guestclock._core import (
     MonotonicCounter,
     Paused,
     Running,
+    Steps,
+    _vouched,
 )
 
 Counter: TypeAlias = HostCounter | MonotonicCounter | ManualCounter
 """Whatever a `Vm` can run over."""
 
-Policy: TypeAlias = Freeze | Advance
+Policy: TypeAlias = Freeze | Advance | CatchUp
 """What a guest is to see of a pause."""
 
 Views: TypeAlias = Literal["preserve", "adopt-virtual", "refuse"]
 """What becomes of two counters that differ."""
+
+Deadlines: TypeAlias = Literal["absolute", "relative"]
+"""What becomes of the timers: they keep their deadlines, or the time that was left to them."""
+
+Intent: TypeAlias = Literal["live-migration", "live-update", "snapshot", "clone"]
+"""Why a VM is restored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +79,22 @@ class TimerState(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class SyncBound:
+    """How far the host's wall clock may be from UTC, and who vouches for it."""
+
+    max_error_ns: int
+    """CLOCK_REALTIME was at most this far from UTC when that was last known, in nanoseconds."""
+    age_ns: int = 0
+    """How long before the cross-timestamp that was, in nanoseconds."""
+    holdover_ppb: int = 50_000
+    """How much the error may have grown since, in parts per billion of the age: 50 ppm is a plain oscillator's."""
+    quality: Literal["declared", "chrony", "clockbound", "kernel-unverified"] = "declared"
+    """Who says so."""
+    tai_offset_s: int | None = None
+    """TAI - UTC in seconds, from who knows it better than the kernel; None for the kernel's word."""
+
+
+@dataclass(frozen=True, slots=True)
 class CrossTimestamp:
     """A host counter and the host's wall clock at one instant, and what vouches for it."""
 
@@ -94,6 +119,30 @@ class CrossTimestamp:
     """The installation, made from /etc/machine-id for guestclock alone, as hexadecimal."""
     boot_id: str | None
     """The kernel's boot id, as hexadecimal."""
+    sync: SyncBound | None = None
+    """Who vouches for the wall clock, where somebody was declared to."""
+    rate_ppb: int | None = None
+    """How much faster than at its nominal frequency the counter runs, in ppb, by the kernel's correction of it."""
+
+    @property
+    def tai_ns(self) -> int | None:
+        """CLOCK_TAI, in nanoseconds; None where TAI - UTC isn't known."""
+        return None if self.tai_offset_s is None else self.realtime_ns + self.tai_offset_s * 10**9
+
+    @property
+    def error_bound_ns(self) -> int | None:
+        """How far `realtime_ns` may be from UTC at the instant of `count`, in nanoseconds; None where nobody knows.
+
+        The bracket's width, the bound of `sync` and what that has grown by; or the kernel's own maximum error, which
+        nobody verified. Nobody knows where the kernel says that it isn't synchronised, where its maximum error has
+        reached 16 s, the end of its range, and where TAI - UTC isn't known (the kernel says 0 then).
+        """
+        return _vouched(self)[0]
+
+    @property
+    def vouched(self) -> str:
+        """Who vouches for that bound ("declared", "chrony", "clockbound", "kernel-unverified"), or why nobody does."""
+        return _vouched(self)[1]
 
 
 class GuestVm(Protocol):
@@ -153,8 +202,15 @@ class GuestVm(Protocol):
     def running(self, vcpu: int) -> Running:
         """A context manager for the time that the vCPU spends in its guest."""
 
-    def checkpoint(self, *, stopped_at: int | None = None) -> Checkpoint:
+    def checkpoint(self, *, stopped_at: int | None = None, sync: SyncBound | None = None) -> Checkpoint:
         """Save the VM's guest time."""
+
+    @property
+    def owed_ticks(self) -> int:
+        """What the guest is owed, in ticks: 0 but for a `CatchUp` that isn't over."""
+
+    def catch_up(self) -> Steps:
+        """Return the steps by which the guest is paid back."""
 
     def paused(self, policy: Policy | None = None, *, views: Views = "preserve") -> Paused:
         """Keep the VM from running, and treat the time until the end as `policy` says."""

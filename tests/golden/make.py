@@ -111,6 +111,13 @@ UNOWNED: dict[str, Any] = TWO_VCPUS | {
     "host": HOST | {"synchronized": False, "leap": "in-progress"},
 }
 
+# Owed time on its way back, on a host whose wall clock somebody vouches for.
+OWING: dict[str, Any] = TWO_VCPUS | {
+    "debt": {"owed_ticks": 0x10_0000_0000, "step_ns": 5_000_000_000, "interval_ns": 10_000_000_000},
+    "sync": {"max_error_ns": 250_000, "age_ns": 64_000_000_000, "holdover_ppb": 1_000, "quality": "chrony"},
+    "rate_ppb": -3_820,
+}
+
 NESTED: dict[str, Any] = TWO_VCPUS | {
     "cntvoff": u64s(0, 2**64 - 4096),
     "timers": {
@@ -163,6 +170,9 @@ MIN: dict[str, Any] = {
         "boot_id": bytes(16),
     },
     "stopped_at": 0,
+    "debt": {"owed_ticks": 1, "step_ns": 1, "interval_ns": 1},
+    "sync": {"max_error_ns": 0, "age_ns": 0, "holdover_ppb": 0, "quality": "declared", "tai_offset_s": -(2**31)},
+    "rate_ppb": -(2**63),
     "vcpus": 1,
     "cntvoff": u64s(0),
     "timers": {name: timer(u8s(0), 0) for name in ("vtimer", "ptimer", "hvtimer", "hptimer")},
@@ -188,6 +198,15 @@ MAX: dict[str, Any] = {
         "boot_id": b"\xff" * 16,
     },
     "stopped_at": U64_MAX,
+    "debt": {"owed_ticks": U64_MAX, "step_ns": U64_MAX, "interval_ns": U64_MAX},
+    "sync": {
+        "max_error_ns": U64_MAX,
+        "age_ns": U64_MAX,
+        "holdover_ppb": U64_MAX,
+        "quality": "kernel-unverified",
+        "tai_offset_s": 2**31 - 1,
+    },
+    "rate_ppb": 2**63 - 1,
     "vcpus": 1,
     "cntvoff": u64s(U64_MAX),
     "timers": {name: timer(u64s(U64_MAX & ~4), U64_MAX) for name in ("vtimer", "ptimer", "hvtimer", "hptimer")},
@@ -198,6 +217,7 @@ GOOD = {
     "bare": BARE,
     "two-vcpus": TWO_VCPUS,
     "unowned": UNOWNED,
+    "owing": OWING,
     "nested": NESTED,
     "wide-ctl": WIDE_CTL,
     "unknown-keys": UNKNOWN,

@@ -2,7 +2,7 @@
 
 use crate::backend::{Backend, Registers};
 use crate::checkpoint::{Checkpoint, CtlColumn, RegisterColumn, TimerColumns};
-use crate::counter::{HostCount, Offset};
+use crate::counter::Offset;
 use crate::measure::{OffsetInterval, measure};
 use crate::sysreg::{Role, View, one_reg_id};
 use alloc::vec::Vec;
@@ -21,11 +21,7 @@ pub enum Timers {
 /// An owned VM's counters are computed from its offset and exact. Otherwise they are read, and are as sure as the reads'
 /// brackets are narrow ([`OffsetInterval::best`]). Where the guest has EL2 the two counters have one offset, CNTVOFF_EL2
 /// apart, which is each vCPU's own and saved as such.
-pub fn capture<B: Backend + ?Sized>(
-    backend: &mut B,
-    timers: Timers,
-    stopped_at: Option<HostCount>,
-) -> Result<Checkpoint, B::Error> {
+pub fn capture<B: Backend + ?Sized>(backend: &mut B, timers: Timers) -> Result<Checkpoint, B::Error> {
     let registers = Registers::of(backend)?;
     let owned = backend.owned_offset();
     let (virt, phys) = match owned {
@@ -53,7 +49,8 @@ pub fn capture<B: Backend + ?Sized>(
         owned: owned.is_some(),
         width_ticks: virt.width.max(phys.width),
         host,
-        stopped_at: stopped_at.map(|count| count.0),
+        stopped_at: None,
+        debt: None,
         vcpus: backend.vcpus(),
         cntvoff: saved.cntvoff,
         timers: saved.timers,

@@ -1,6 +1,7 @@
 //! A guest's time as plain data: what is saved, apart from anything alive.
 
 use crate::counter::{CrossTimestamp, GuestCount};
+use crate::debt::Debt;
 use crate::sysreg::{Encoding, Sysreg};
 use crate::timer::{CTL_ISTATUS, Timer};
 use alloc::string::String;
@@ -24,6 +25,8 @@ pub struct Checkpoint {
     pub host: CrossTimestamp,
     /// The host's count when the last vCPU left the guest, from a VMM that knows it.
     pub stopped_at: Option<u64>,
+    /// What the guest is owed, where it was on its way back to real time.
+    pub debt: Option<Debt>,
     /// How many vCPUs: the length of every column.
     pub vcpus: usize,
     /// A nested guest's CNTVOFF_EL2, one a vCPU; `None` for a guest without EL2.
@@ -43,6 +46,9 @@ impl Checkpoint {
     pub fn validate(&self) -> Result<(), &'static str> {
         if self.cntfrq_hz == 0 {
             return Err("cntfrq_hz is 0");
+        }
+        if self.debt.is_some_and(|debt| debt.owed_ticks == 0 || debt.step_ns == 0 || debt.interval_ns == 0) {
+            return Err("debt has a 0");
         }
         if !is_source_name(&self.host.source) {
             return Err("host.source isn't 1 to 32 characters of a-z, 0-9 and _");

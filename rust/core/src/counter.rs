@@ -5,6 +5,7 @@
 //! `guest = host - offset` modulo 2^64, as `KVM_ARM_SET_COUNTER_OFFSET` defines it
 //! (Documentation/virt/kvm/api.rst, 4.138).
 
+use crate::wall_clock::SyncBound;
 use crate::word::w64;
 use alloc::string::String;
 use core::num::NonZeroU64;
@@ -256,6 +257,11 @@ pub struct CrossTimestamp {
     pub synchronized: Option<bool>,
     /// The kernel's maximum error of the wall clock (adjtimex `maxerror`) in nanoseconds: a claim, not a proof.
     pub max_error_ns: Option<u64>,
+    /// Who vouches for the wall clock, where somebody was declared to.
+    pub sync: Option<SyncBound>,
+    /// How much faster than at its nominal frequency the counter runs, in parts per billion, by the kernel's correction
+    /// of its wall clock; `None` where that isn't known.
+    pub rate_ppb: Option<i64>,
     /// The leap-second state.
     pub leap: Leap,
     /// The installation, as an id made from /etc/machine-id for guestclock alone.

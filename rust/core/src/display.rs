@@ -1,7 +1,9 @@
 //! Plans and reports for people: one fact a line.
 
+use crate::elapsed::{Amount, ErrorBound};
 use crate::plan::{Outcome, Plan, Policy};
 use crate::restore::{Report, Written};
+use crate::sysreg::View;
 use alloc::format;
 use alloc::string::{String, ToString};
 use core::fmt;
@@ -12,6 +14,13 @@ impl fmt::Display for Policy {
             Self::Freeze => f.write_str("Freeze()"),
             Self::Advance { max_ns: None } => f.write_str("Advance()"),
             Self::Advance { max_ns: Some(max_ns) } => write!(f, "Advance(max_ns={max_ns})"),
+            Self::CatchUp { step_ns, interval_ns, deadline_ns } => {
+                write!(f, "CatchUp(step_ns={step_ns}, interval_ns={interval_ns}")?;
+                if let Some(deadline_ns) = deadline_ns {
+                    write!(f, ", deadline_ns={deadline_ns}")?;
+                }
+                f.write_str(")")
+            }
         }
     }
 }
@@ -21,23 +30,80 @@ fn line(f: &mut fmt::Formatter<'_>, label: &str, value: &str) -> fmt::Result {
     writeln!(f, "  {label:<18} {value}")
 }
 
-fn counters(f: &mut fmt::Formatter<'_>, plan: &Plan, outcome: &Outcome) -> fmt::Result {
-    let added_ns = plan.frequency().ticks_to_ns(outcome.added_ticks);
-    let capped = if outcome.capped { ", all that the policy lets through" } else { "" };
-    line(f, "host counter", &outcome.count.0.to_string())?;
-    line(f, "CNTVCT_EL0", &outcome.cntvct.0.to_string())?;
-    line(f, "CNTPCT_EL0", &outcome.cntpct.0.to_string())?;
-    line(f, "guest time added", &format!("{} ticks ({added_ns} ns){capped}", outcome.added_ticks))
+/// Ticks, and how long they last, rounded down.
+fn ticks(plan: &Plan, ticks: u64) -> String {
+    format!("{ticks} ticks ({} ns)", plan.frequency().ticks_to_ns(ticks))
 }
 
-fn bound(plan: &Plan, ticks: u64) -> String {
-    format!("{ticks} ticks ({} ns)", plan.frequency().ticks_to_ns_ceil(ticks))
+fn counters(f: &mut fmt::Formatter<'_>, plan: &Plan, outcome: &Outcome) -> fmt::Result {
+    let capped = if outcome.capped { ", all that the policy lets through" } else { "" };
+    let saved = |view| plan.saved_counter(view).0;
+    line(f, "host counter", &format!("{} -> {}", plan.saved_at().count.0, outcome.count.0))?;
+    line(f, "CNTVCT_EL0", &format!("{} -> {}", saved(View::Virtual), outcome.cntvct.0))?;
+    line(f, "CNTPCT_EL0", &format!("{} -> {}", saved(View::Physical), outcome.cntpct.0))?;
+    line(f, "guest time added", &format!("{}{capped}", ticks(plan, outcome.added_ticks)))?;
+    if let Some(debt) = plan.debt(outcome) {
+        let (frequency, rate) = (plan.frequency(), debt.rate_permille());
+        line(f, "guest time owed", &ticks(plan, debt.owed_ticks))?;
+        line(
+            f,
+            "paid back",
+            &format!(
+                "in {} steps of {} ns, one every {} ns: done after {} ns, at {}.{:03} times the speed",
+                debt.steps(frequency),
+                debt.step_ns,
+                debt.interval_ns,
+                debt.duration_ns(frequency),
+                rate / 1000,
+                rate % 1000
+            ),
+        )?;
+    }
+    Ok(())
+}
+
+fn bound(f: &mut fmt::Formatter<'_>, plan: &Plan, bound: &ErrorBound) -> fmt::Result {
+    let sum = bound.ticks(plan.frequency());
+    line(f, "error bound", &format!("{sum} ticks ({} ns)", plan.frequency().ticks_to_ns_ceil(sum)))?;
+    for (what, amount) in bound.terms() {
+        match amount {
+            Amount::Ticks(0) | Amount::Ns(0) => {}
+            Amount::Ticks(term) => line(f, "  of which", &format!("{term} ticks: {what}"))?,
+            Amount::Ns(term) => line(f, "  of which", &format!("{term} ns: {what}"))?,
+        }
+    }
+    Ok(())
 }
 
 fn decisions(f: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
     let forced = if plan.request.same_counter.is_some() { "forced; " } else { "" };
+    if let Some(intent) = plan.request.intent {
+        line(f, "intent", intent.name())?;
+    }
     line(f, "method", plan.method.name())?;
     line(f, "same counter", &format!("{} ({forced}{})", if plan.same_counter { "yes" } else { "no" }, plan.evidence))
+}
+
+fn advice(f: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
+    if let Some(ppb) = plan.rate_step_ppb.filter(|ppb| *ppb != 0) {
+        let (sign, size) = (if ppb < 0 { '-' } else { '+' }, ppb.unsigned_abs());
+        line(
+            f,
+            "rate step",
+            &format!("{sign}{}.{:03} ppm: the counters run at another rate here", size / 1000, size % 1000),
+        )?;
+    }
+    for (label, facts) in [
+        ("provided that", &plan.premises),
+        ("can't be kept", &plan.lost),
+        ("slower", &plan.slower),
+        ("warning", &plan.warnings),
+    ] {
+        for fact in facts {
+            line(f, label, fact)?;
+        }
+    }
+    Ok(())
 }
 
 impl fmt::Display for Plan {
@@ -45,21 +111,15 @@ impl fmt::Display for Plan {
         writeln!(f, "Plan: {} at {} Hz", self.request.policy, self.frequency().hz())?;
         decisions(f, self)?;
         counters(f, self, &self.as_of)?;
-        line(f, "error bound", &bound(self, self.as_of.error_bound_ticks))?;
-        for premise in &self.premises {
-            line(f, "provided that", premise)?;
-        }
-        for warning in &self.warnings {
-            line(f, "warning", warning)?;
-        }
-        Ok(())
+        bound(f, self, &self.as_of.bound)?;
+        advice(f, self)
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plan = &self.plan;
-        let known = |ticks: Option<u64>| ticks.map_or(String::from("not known"), |ticks| bound(plan, ticks));
+        let known = |seen: Option<u64>| seen.map_or(String::from("not known"), |seen| ticks(plan, seen));
         writeln!(f, "Report: {} at {} Hz", plan.request.policy, plan.frequency().hz())?;
         decisions(f, plan)?;
         counters(f, plan, &self.outcome)?;
@@ -72,15 +132,12 @@ impl fmt::Display for Report {
                 }
             }
         }
-        line(f, "error bound", &bound(plan, self.error_bound_ticks))?;
+        if self.cval_shift != 0 {
+            line(f, "deadlines", &format!("moved by {}, to keep what was left", ticks(plan, self.cval_shift)))?;
+        }
+        bound(f, plan, &self.bound)?;
         line(f, "seen before", &known(self.before_checkpoint_ticks))?;
         line(f, "seen after", &known(self.after_release_ticks))?;
-        for premise in &plan.premises {
-            line(f, "provided that", premise)?;
-        }
-        for warning in &plan.warnings {
-            line(f, "warning", warning)?;
-        }
-        Ok(())
+        advice(f, plan)
     }
 }

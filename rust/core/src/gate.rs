@@ -2,12 +2,15 @@
 //!
 //! It takes no lock: who shares it between threads keeps it under the lock of its VM.
 
-use crate::backend::Backend;
+use crate::backend::{Backend, patiently};
 use crate::capture::{Timers, capture};
 use crate::checkpoint::Checkpoint;
-use crate::counter::HostCount;
-use crate::plan::{self, Plan, Refusal, Request, Target};
+use crate::counter::{Frequency, HostCount, Offset};
+use crate::debt::Debt;
+use crate::plan::{self, Plan, Request, Target};
+use crate::refusal::Refusal;
 use crate::restore::{Report, Restore, RestoreError};
+use crate::wall_clock::SyncBound;
 use alloc::sync::Arc;
 
 /// The part of a second within which a counter set by value has to be, as a divisor: 1 us.
@@ -36,6 +39,9 @@ pub enum GateError<E> {
     /// A restore or pause isn't finished.
     #[error("a restore or pause of this VM isn't finished: release it before any vCPU runs, or a checkpoint is taken")]
     Closed,
+    /// There is no step to make.
+    #[error("the guest is owed nothing: there is no step to make")]
+    NothingOwed,
     /// The vCPUs can't have stopped after the checkpoint.
     #[error("the vCPUs can't have stopped at the count {stopped}: the checkpoint is of {saved}")]
     StoppedLater {
@@ -69,6 +75,46 @@ pub struct Gate {
     state: State,
     /// The last ticket given out.
     tickets: u64,
+    owed: Option<Owed>,
+}
+
+/// What the guest is owed, and when the next step is due.
+#[derive(Clone, Copy, Debug)]
+struct Owed {
+    debt: Debt,
+    due: HostCount,
+}
+
+impl Owed {
+    /// The next step a whole interval after `count`.
+    fn after(count: HostCount, debt: Debt, frequency: Frequency) -> Self {
+        Self { debt, due: count.after(debt.interval_ticks(frequency)) }
+    }
+
+    fn step(self, frequency: Frequency) -> Step {
+        let Self { debt, due } = self;
+        Step { ticks: debt.step_ticks(frequency).min(debt.owed_ticks), due, owed_ticks: debt.owed_ticks }
+    }
+}
+
+/// A forward step by which a guest is paid back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Step {
+    /// By how much its counters go forward.
+    pub ticks: u64,
+    /// The host's count from which on it is due.
+    pub due: HostCount,
+    /// What is owed before it, in ticks.
+    pub owed_ticks: u64,
+}
+
+/// What is known when a checkpoint is taken, besides what the VM says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Saving {
+    /// The host's count when the last vCPU left its guest.
+    pub stopped_at: Option<HostCount>,
+    /// Who vouches for the wall clock.
+    pub sync: Option<SyncBound>,
 }
 
 /// A restore under way. Its VM stays closed until it is released; a new one takes over.
@@ -94,22 +140,21 @@ impl Gate {
     }
 
     /// Saves the VM's guest time. Refused while a vCPU runs, or a restore isn't finished.
-    pub fn checkpoint<B: Backend + ?Sized>(
-        &self,
-        backend: &mut B,
-        stopped_at: Option<HostCount>,
-    ) -> Gated<Checkpoint, B> {
+    pub fn checkpoint<B: Backend + ?Sized>(&self, backend: &mut B, saving: Saving) -> Gated<Checkpoint, B> {
         if matches!(self.state, State::Restoring(_)) {
             return Err(GateError::Closed);
         }
         backend.stopped().map_err(GateError::Backend)?;
-        let checkpoint = capture(backend, Timers::Saved, stopped_at).map_err(GateError::Backend)?;
-        match stopped_at {
-            Some(stopped) if stopped.is_after(checkpoint.host.count) => {
-                Err(GateError::StoppedLater { stopped: stopped.0, saved: checkpoint.host.count.0 })
-            }
-            _ => Ok(checkpoint),
+        let mut checkpoint = self.capture(backend, Timers::Saved)?;
+        let saved = checkpoint.host.count;
+        if let Some(stopped) = saving.stopped_at.filter(|stopped| stopped.is_after(saved)) {
+            return Err(GateError::StoppedLater { stopped: stopped.0, saved: saved.0 });
         }
+        checkpoint.stopped_at = saving.stopped_at.map(|count| count.0);
+        if let Some(sync) = saving.sync {
+            checkpoint.host = checkpoint.host.vouched_by(sync);
+        }
+        Ok(checkpoint)
     }
 
     /// Plans the restore of a checkpoint into this VM.
@@ -155,7 +200,7 @@ impl Gate {
     pub fn pause<B: Backend + ?Sized>(&mut self, backend: &mut B, request: Request) -> Gated<OpenPause, B> {
         self.open()?;
         backend.stopped().map_err(GateError::Backend)?;
-        let checkpoint = capture(backend, Timers::Kept, None).map_err(GateError::Backend)?;
+        let checkpoint = self.capture(backend, Timers::Kept)?;
         Ok(OpenPause { checkpoint, request, ticket: self.close(State::Paused) })
     }
 
@@ -168,6 +213,39 @@ impl Gate {
         self.finish(backend, &mut Restore::in_place(plan), &pause.checkpoint)
     }
 
+    /// The step that is next, where the guest is owed anything.
+    #[must_use]
+    pub fn next_step(&self, frequency: Frequency) -> Option<Step> {
+        self.owed.map(|owed| owed.step(frequency))
+    }
+
+    /// Makes the next step, with all vCPUs stopped: the owned offset is written, smaller by it. After a failure the debt is
+    /// what it was.
+    ///
+    /// A step made late puts off those after it: no two are nearer to each other than the interval.
+    pub fn step<B: Backend + ?Sized>(&mut self, backend: &mut B) -> Gated<Step, B> {
+        self.open()?;
+        let owed = self.owed.ok_or(GateError::NothingOwed)?;
+        backend.stopped().map_err(GateError::Backend)?;
+        let offset = backend.owned_offset().ok_or(Refusal::CapabilityMissing {
+            capability: "counter_offset",
+            reason: "paying back moves the VM-wide counter offset, and this VM hasn't opted in to one",
+        })?;
+        let frequency = backend.counter().frequency();
+        let step = owed.step(frequency);
+        let forward = Offset(offset.0.wrapping_sub(step.ticks));
+        patiently(backend, |backend| backend.set_counter_offset(forward)).map_err(GateError::Backend)?;
+        let count = backend.counter().count();
+        let last = if owed.due.is_after(count) { owed.due } else { count };
+        self.owed = owed.debt.less(step.ticks).map(|debt| Owed::after(last, debt, frequency));
+        Ok(step)
+    }
+
+    fn capture<B: Backend + ?Sized>(&self, backend: &mut B, timers: Timers) -> Gated<Checkpoint, B> {
+        let checkpoint = capture(backend, timers).map_err(GateError::Backend)?;
+        Ok(Checkpoint { debt: self.owed.map(|owed| owed.debt), ..checkpoint })
+    }
+
     fn finish<B: Backend + ?Sized>(
         &mut self,
         backend: &mut B,
@@ -177,6 +255,8 @@ impl Gate {
         let tolerance = backend.counter().frequency().hz() / BY_VALUE_TOLERANCE;
         let report = restore.release(checkpoint, tolerance, backend)?;
         self.state = State::Open;
+        let (debt, frequency) = (report.plan.debt(&report.outcome), report.plan.frequency());
+        self.owed = debt.map(|debt| Owed::after(report.outcome.count, debt, frequency));
         Ok(report)
     }
 

@@ -91,8 +91,8 @@ fn kvm_name(id: u64) -> &'static str {
 /// The cross-timestamp of a host that nobody knows, in the one way that the format has for it.
 ///
 /// Its source is no counter's name, so it is never the same counter; and both its clocks read more than any real one
-/// will, so that whoever wants to know how much time has passed since finds that they went backwards, and refuses.
-/// `Freeze` asks for neither.
+/// will, so that a reader which doesn't know of this finds that they went backwards, and refuses. `Freeze` asks for
+/// neither.
 #[must_use]
 pub fn unknown_host(frequency: Frequency) -> CrossTimestamp {
     CrossTimestamp {
@@ -105,10 +105,18 @@ pub fn unknown_host(frequency: Frequency) -> CrossTimestamp {
         tai_offset_s: None,
         synchronized: None,
         max_error_ns: None,
+        sync: None,
+        rate_ppb: None,
         leap: Leap::Unknown,
         machine_id: None,
         boot_id: None,
     }
+}
+
+/// Whether nobody knows the host's clocks. A checkpoint of an unknown source may still have a wall clock.
+#[must_use]
+pub fn is_unknown_host(host: &CrossTimestamp) -> bool {
+    host.source == UNKNOWN_SOURCE && host.realtime_ns == i64::MAX
 }
 
 /// A checkpoint from one register list a vCPU. What isn't the timers' is passed over, and CNTKCTL_EL1 and CNTHCTL_EL2,
@@ -167,6 +175,7 @@ pub fn from_one_regs(lists: &[BTreeMap<u64, u64>], known: Known) -> Result<Check
         width_ticks: virt.spread.max(phys.spread).saturating_add(known.width_ticks),
         host: known.host.unwrap_or_else(|| unknown_host(frequency)),
         stopped_at: None,
+        debt: None,
         vcpus: lists.len(),
         cntvoff,
         timers,

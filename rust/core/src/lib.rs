@@ -25,7 +25,7 @@
 //! source.create_vcpu(counter.count())?;
 //! source.set_counter_offset(Offset(4000), 0)?;
 //!
-//! let saved = capture(&mut Model { vm: &mut source, counter: &counter }, Timers::Saved, None)?;
+//! let saved = capture(&mut Model { vm: &mut source, counter: &counter }, Timers::Saved)?;
 //! let bytes = wire::encode(&saved);
 //! counter.advance(1_000_000);
 //!
@@ -51,12 +51,15 @@
 extern crate alloc;
 
 pub mod access;
+mod advice;
 pub mod backend;
 pub mod bank;
 pub mod capture;
 pub mod checkpoint;
 pub mod counter;
+pub mod debt;
 mod display;
+pub mod elapsed;
 pub mod gate;
 pub mod interchange;
 pub mod irq;
@@ -69,6 +72,7 @@ pub mod measure;
 pub mod mirror;
 pub mod plan;
 pub mod pvtime;
+pub mod refusal;
 pub mod restore;
 mod sync;
 pub mod sysreg;
@@ -76,5 +80,6 @@ pub mod timer;
 pub mod vm;
 pub mod vmclock;
 pub mod wake;
+pub mod wall_clock;
 pub mod wire;
 mod word;

@@ -6,7 +6,7 @@ use crate::access::Access;
 use crate::backend::{Abilities, Backend, Model};
 use crate::checkpoint::Checkpoint;
 use crate::counter::{Counter, CrossTimestamp, GuestCount, HostCount, Offset};
-use crate::gate::{Gate, GateError, OpenPause, OpenRestore};
+use crate::gate::{Gate, GateError, OpenPause, OpenRestore, Saving, Step};
 use crate::kernel::Behaviours;
 use crate::manual::Instant;
 use crate::mirror::Mirrors;
@@ -16,12 +16,22 @@ use crate::sync::{Mutex, MutexGuard};
 use crate::sysreg::{Encoding, View};
 use crate::timer::Timer;
 use crate::vm::{Config, Origin, TimerState, Vm, VmError};
+use std::boxed::Box;
 use std::sync::{Arc, PoisonError};
 
 #[derive(Debug)]
 struct Locked {
     vm: Vm,
     gate: Gate,
+}
+
+/// An injected instant.
+#[derive(Clone, Debug)]
+pub enum Now {
+    /// The counter reads this; the wall clock moves along with it.
+    Count(HostCount),
+    /// Both clocks and all that vouches for them.
+    Instant(Box<CrossTimestamp>),
 }
 
 /// Why an operation of a live VM failed.
@@ -202,32 +212,27 @@ impl<C: Counter> LiveVm<C> {
     }
 
     /// See [`Gate::checkpoint`].
-    pub fn checkpoint(&self, now: Option<HostCount>, stopped_at: Option<HostCount>) -> Result<Checkpoint, LiveError> {
-        self.gated(now, |gate, backend| gate.checkpoint(backend, stopped_at))
+    pub fn checkpoint(&self, now: Option<Now>, saving: Saving) -> Result<Checkpoint, LiveError> {
+        self.gated(now, |gate, backend| gate.checkpoint(backend, saving))
     }
 
     /// See [`Gate::plan`].
-    pub fn plan(&self, checkpoint: &Checkpoint, request: Request, now: Option<HostCount>) -> Result<Plan, LiveError> {
+    pub fn plan(&self, checkpoint: &Checkpoint, request: Request, now: Option<Now>) -> Result<Plan, LiveError> {
         self.gated(now, |gate, backend| gate.plan(backend, checkpoint, request))
     }
 
     /// See [`Gate::prepare`].
-    pub fn prepare(
-        &self,
-        plan: Plan,
-        checkpoint: Arc<Checkpoint>,
-        now: Option<HostCount>,
-    ) -> Result<OpenRestore, LiveError> {
+    pub fn prepare(&self, plan: Plan, checkpoint: Arc<Checkpoint>, now: Option<Now>) -> Result<OpenRestore, LiveError> {
         self.gated(now, |gate, backend| gate.prepare(backend, plan, checkpoint))
     }
 
     /// See [`Gate::apply`].
-    pub fn apply(&self, open: &mut OpenRestore, now: Option<HostCount>) -> Result<(), LiveError> {
+    pub fn apply(&self, open: &mut OpenRestore, now: Option<Now>) -> Result<(), LiveError> {
         self.gated(now, |gate, backend| gate.apply(backend, open))
     }
 
     /// See [`Gate::release`].
-    pub fn release(&self, open: &mut OpenRestore, now: Option<HostCount>) -> Result<Report, LiveError> {
+    pub fn release(&self, open: &mut OpenRestore, now: Option<Now>) -> Result<Report, LiveError> {
         self.gated(now, |gate, backend| gate.release(backend, open))
     }
 
@@ -241,22 +246,36 @@ impl<C: Counter> LiveVm<C> {
         self.gated(None, |gate, backend| gate.resume(backend, pause))
     }
 
+    /// See [`Gate::next_step`].
+    pub fn next_step(&self) -> Option<Step> {
+        self.lock().gate.next_step(self.counter.frequency())
+    }
+
+    /// See [`Gate::step`].
+    pub fn step(&self, now: Option<Now>) -> Result<Step, LiveError> {
+        self.gated(now, |gate, backend| gate.step(backend))
+    }
+
     /// Runs `work` on the VM over its counter, or over one instant of it, and mirrors what has changed, whatever came of it.
     fn gated<T>(
         &self,
-        now: Option<HostCount>,
+        now: Option<Now>,
         work: impl FnOnce(&mut Gate, &mut dyn Backend<Error = VmError>) -> Result<T, LiveError>,
     ) -> Result<T, LiveError> {
         let Locked { vm, gate } = &mut *self.lock();
         let result = match now {
             None => work(gate, &mut Model { vm, counter: &self.counter }),
-            Some(count) => work(gate, &mut Model { vm, counter: &Instant(self.instant(count)?) }),
+            Some(now) => work(gate, &mut Model { vm, counter: &Instant(self.instant(now)?) }),
         };
         self.mirrors.publish(vm);
         result
     }
 
-    fn instant(&self, count: HostCount) -> Result<CrossTimestamp, LiveError> {
+    fn instant(&self, now: Now) -> Result<CrossTimestamp, LiveError> {
+        let count = match now {
+            Now::Count(count) => count,
+            Now::Instant(instant) => return Ok(*instant),
+        };
         let here = self.counter.cross_timestamp();
         here.at(count).ok_or(LiveError::TooFar { count: count.0, here: here.count.0 })
     }

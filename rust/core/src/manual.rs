@@ -70,6 +70,8 @@ impl Counter for ManualCounter {
             tai_offset_s: None,
             synchronized: None,
             max_error_ns: None,
+            sync: None,
+            rate_ppb: None,
             leap: Leap::Unknown,
             machine_id: None,
             boot_id: None,

@@ -1,15 +1,18 @@
 //! Policy -> plan: what a restore would do here, computed without touching anything.
 
+use crate::advice;
 use crate::backend::{Abilities, Backend, Registers};
-use crate::checkpoint::{Checkpoint, TimerColumns};
-use crate::counter::{CrossTimestamp, Frequency, GuestCount, HostCount, NS_PER_S, Offset};
-use crate::manual::ManualCounter;
+use crate::checkpoint::Checkpoint;
+use crate::counter::{CrossTimestamp, Frequency, GuestCount, HostCount, Offset};
+use crate::debt::Debt;
+use crate::elapsed::{self, Elapsed, ErrorBound, Evidence, MAX_ELAPSED_NS};
+use crate::refusal::Refusal;
 use crate::sysreg::{Role, View};
-use crate::timer::{CTL_ENABLE, Timer};
-use alloc::format;
+use crate::timer::Timer;
+use crate::vmclock::Intent;
+use crate::wall_clock::SyncBound;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::fmt;
 
 /// What the guest is to see of the time it didn't run.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -21,6 +24,16 @@ pub enum Policy {
     Advance {
         /// The most guest time that is added.
         max_ns: Option<u64>,
+    },
+    /// All of it, later: its counters go on from where they stopped, and the time that they are behind is paid back in
+    /// steps while it lives.
+    CatchUp {
+        /// The most that one step makes up, in nanoseconds; not 0.
+        step_ns: u64,
+        /// The least between two steps, in nanoseconds; not 0.
+        interval_ns: u64,
+        /// How long all of it may take, in nanoseconds.
+        deadline_ns: Option<u64>,
     },
 }
 
@@ -42,6 +55,21 @@ impl Views {
         [("preserve", Self::Preserve), ("adopt-virtual", Self::AdoptVirtual), ("refuse", Self::Refuse)];
 }
 
+/// What becomes of the timers' deadlines.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Deadlines {
+    /// They stay where the guest set them: CVAL as it was saved.
+    #[default]
+    Absolute,
+    /// They keep the time that was left to them: CVAL moves with the counter.
+    Relative,
+}
+
+impl Deadlines {
+    /// Both, by the names that people use.
+    pub const NAMES: [(&'static str, Self); 2] = [("absolute", Self::Absolute), ("relative", Self::Relative)];
+}
+
 /// What the caller asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Request {
@@ -53,6 +81,16 @@ pub struct Request {
     pub same_counter: Option<bool>,
     /// How far apart the wall clocks of the two hosts may be, in nanoseconds: the caller's word.
     pub assume_error_ns: Option<u64>,
+    /// Who vouches for the wall clock here; else the kernel, where it claims anything.
+    pub sync: Option<SyncBound>,
+    /// How much time had passed when the plan was made, in nanoseconds: the caller's word, instead of the clocks'.
+    pub elapsed_ns: Option<u64>,
+    /// The most that two wall clocks are believed, in nanoseconds; `None` for [`MAX_ELAPSED_NS`].
+    pub max_elapsed_ns: Option<u64>,
+    /// What becomes of the timers' deadlines.
+    pub deadlines: Deadlines,
+    /// Why the VM is restored, where the caller says so.
+    pub intent: Option<Intent>,
     /// Refuse a checkpoint that has something this version doesn't know, rather than warn of it.
     pub strict: bool,
     /// The VM stays where it was: it isn't opted in where it wasn't, unless `views` asks for it.
@@ -113,179 +151,6 @@ impl Target {
     }
 }
 
-/// Why a restore is refused. Nothing was touched.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Refusal {
-    /// The guest was saved at another frequency.
-    #[error(
-        "the guest was saved with CNTFRQ_EL0 = {saved_hz} Hz, and this VM's counter runs at {host_hz} Hz: the guest would \
-         take each second for {} ms. KVM can't rescale: restore it on a host with a counter of {saved_hz} Hz",
-        second_in_ms(*saved_hz, *host_hz)
-    )]
-    FrequencyMismatch {
-        /// The checkpoint's.
-        saved_hz: u64,
-        /// The target's.
-        host_hz: u64,
-    },
-    /// Two counters that one offset can't reproduce.
-    #[error(
-        "the guest's counters differ (CNTVCT_EL0 {cntvct}, CNTPCT_EL0 {cntpct}), and {why}: views=\"preserve\" into a VM \
-         that never opted in keeps both, views=\"adopt-virtual\" gives up the physical one"
-    )]
-    CounterSkew {
-        /// The virtual counter.
-        cntvct: u64,
-        /// The physical counter.
-        cntpct: u64,
-        /// What stands in the way.
-        why: &'static str,
-    },
-    /// A clock reads less than it did.
-    #[error(
-        "the {clock} read {saved} at the checkpoint and {host} here: it went backwards, so the time that has passed isn't \
-         known. Put the clock right, or restore with Freeze()"
-    )]
-    ClockWentBackwards {
-        /// Which clock, and its unit.
-        clock: &'static str,
-        /// The checkpoint's reading.
-        saved: i128,
-        /// The reading here.
-        host: i128,
-    },
-    /// Nobody vouches for the time that has passed.
-    #[error(
-        "this isn't the counter that the checkpoint was taken by ({evidence}), and nobody says how far the wall clocks of \
-         the two hosts may be apart: give assume_error_ns=, or same_counter=True if it is the same counter after all, or \
-         restore with Freeze()"
-    )]
-    ElapsedUnknown {
-        /// What the decision rests on.
-        evidence: String,
-    },
-    /// The VM isn't built like the checkpoint's.
-    #[error("the checkpoint has {saved} {what} and this VM has {host}: build the VM as it was when it was saved")]
-    TopologyMismatch {
-        /// What is counted.
-        what: &'static str,
-        /// In the checkpoint.
-        saved: usize,
-        /// In the target.
-        host: usize,
-    },
-    /// The checkpoint has something this version doesn't know, and the caller was strict about it.
-    #[error(
-        "the checkpoint has {what}, which this guestclock doesn't know: restore it without strict=True, or with a newer one"
-    )]
-    Unknown {
-        /// What it has.
-        what: String,
-    },
-    /// The target changed after the plan was made.
-    #[error("the VM has changed since this plan was made: make a new plan")]
-    StalePlan,
-    /// The steps of a restore were taken out of order.
-    #[error("{called}() can't come now: a restore is prepare(), apply(), release(), once each")]
-    OutOfOrder {
-        /// The step that was tried.
-        called: &'static str,
-    },
-    /// The backend can't do it.
-    #[error("{capability}: {reason}")]
-    CapabilityMissing {
-        /// What is missing.
-        capability: &'static str,
-        /// What follows and what to do.
-        reason: &'static str,
-    },
-}
-
-/// What a guest of `saved` Hz takes for a second's worth of ticks at `host` Hz, in milliseconds.
-fn second_in_ms(saved_hz: u64, host_hz: u64) -> u128 {
-    u128::from(host_hz) * 1000 / u128::from(saved_hz.max(1))
-}
-
-/// What speaks for and against this being the counter that the checkpoint was taken by.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Evidence {
-    /// The same kind of counter.
-    pub source: bool,
-    /// At the same frequency.
-    pub frequency: bool,
-    /// On the same installation; `None` where a machine id is missing.
-    pub machine: Option<bool>,
-    /// In the same boot. Shown, but neither necessary (kexec) nor sufficient (a host that was itself restored).
-    pub boot: Option<bool>,
-    /// It hasn't gone backwards.
-    pub forward: bool,
-    /// How far the time that it counted is from the wall clock's, in nanoseconds.
-    pub disagreement_ns: u128,
-    /// How far it may be.
-    pub allowed_ns: u128,
-}
-
-/// How much faster or slower than the wall clock an honest counter may run: the kernel's limit on slewing
-/// (MAXFREQ in include/linux/timex.h).
-pub const RATE_TOLERANCE_PPM: u128 = 500;
-
-impl Evidence {
-    /// Compares two cross-timestamps.
-    #[must_use]
-    pub fn between(saved: &CrossTimestamp, here: &CrossTimestamp) -> Self {
-        let ticks = here.count.since(saved.count).cast_signed();
-        let counted = here.frequency.signed_ticks_to_ns(ticks);
-        let elapsed = i128::from(here.realtime_ns) - i128::from(saved.realtime_ns);
-        let same = |saved: Option<[u8; 16]>, here: Option<[u8; 16]>| Some(saved? == here?);
-        Self {
-            source: saved.source == here.source,
-            frequency: saved.frequency == here.frequency,
-            machine: same(saved.machine_id, here.machine_id),
-            boot: same(saved.boot_id, here.boot_id),
-            forward: ticks >= 0,
-            disagreement_ns: counted.abs_diff(elapsed),
-            // Both roundings to a nanosecond, both brackets, and the rate.
-            allowed_ns: 2
-                + u128::from(saved.width_ns)
-                + u128::from(here.width_ns)
-                + elapsed.unsigned_abs() * RATE_TOLERANCE_PPM / 1_000_000,
-        }
-    }
-
-    /// Whether it is the same counter. An unknown machine id is enough only for a counter that belongs to no machine.
-    #[must_use]
-    pub fn decides(&self, source: &str) -> bool {
-        self.source
-            && self.frequency
-            && (self.machine == Some(true) || self.machine.is_none() && source == ManualCounter::SOURCE)
-            && self.forward
-            && self.disagreement_ns <= self.allowed_ns
-    }
-}
-
-impl fmt::Display for Evidence {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let known = |same: Option<bool>| same.map_or("unknown", yes);
-        write!(
-            f,
-            "same source: {}, same frequency: {}, same machine: {}, same boot: {}, went forward: {}, off the wall clock by \
-             {} ns where {} are allowed",
-            yes(self.source),
-            yes(self.frequency),
-            known(self.machine),
-            known(self.boot),
-            yes(self.forward),
-            self.disagreement_ns,
-            self.allowed_ns
-        )
-    }
-}
-
-const fn yes(yes: bool) -> &'static str {
-    if yes { "yes" } else { "no" }
-}
-
 /// What a restore would do. Its numbers are as of `sample`; the decisions stand until the target's state changes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Plan {
@@ -304,7 +169,13 @@ pub struct Plan {
     /// What the caller should know before it goes on.
     pub warnings: Vec<String>,
     /// What has to be true for the error bound to hold.
-    pub premises: Vec<&'static str>,
+    pub premises: Vec<String>,
+    /// By how much faster the guest's counters run here than there, in parts per billion; `None` where it isn't known.
+    pub rate_step_ppb: Option<i64>,
+    /// What can't be preserved.
+    pub lost: Vec<String>,
+    /// What is slower from now on.
+    pub slower: Vec<String>,
     /// The target's state when the plan was made.
     pub generation: u64,
     /// The guest has EL2: both its counters have one offset, CNTVOFF_EL2 apart.
@@ -320,6 +191,7 @@ struct Saved {
     cntpct: GuestCount,
     width_ticks: u64,
     host: CrossTimestamp,
+    debt: Option<Debt>,
 }
 
 /// The guest's counters at one instant under a plan.
@@ -333,10 +205,12 @@ pub struct Outcome {
     pub cntpct: GuestCount,
     /// The guest time that the policy adds, in ticks, modulo 2^64.
     pub added_ticks: u64,
+    /// The guest time that is owed from then on, in ticks.
+    pub owed_ticks: u64,
     /// Whether more time has passed than the policy lets through.
     pub capped: bool,
-    /// How far the counters may be from what the policy promises, in ticks.
-    pub error_bound_ticks: u64,
+    /// How far the counters may be from what the policy promises.
+    pub bound: ErrorBound,
 }
 
 impl Outcome {
@@ -361,10 +235,14 @@ pub fn plan(
     request: Request,
 ) -> Result<Plan, Refusal> {
     let frequency = same_frequency(checkpoint, target, &sample)?;
-    if let Some(what) = unknown(checkpoint).next().filter(|_| request.strict) {
+    if let Some(what) = advice::unknown(checkpoint).next().filter(|_| request.strict) {
         return Err(Refusal::Unknown { what });
     }
     let method = method(checkpoint, target, request)?;
+    let sample = match request.sync {
+        Some(sync) => sample.vouched_by(sync),
+        None => sample,
+    };
     let evidence = Evidence::between(&checkpoint.host, &sample);
     let same_counter = request.same_counter.unwrap_or_else(|| evidence.decides(&sample.source));
     let cntpct = match request.views {
@@ -381,10 +259,14 @@ pub fn plan(
             cntvct: checkpoint.cntvct,
             cntpct,
             added_ticks: 0,
+            owed_ticks: 0,
             capped: false,
-            error_bound_ticks: 0,
+            bound: ErrorBound::default(),
         },
+        rate_step_ppb: if same_counter { Some(0) } else { elapsed::rate_step_ppb(&checkpoint.host, &sample) },
         sample,
+        lost: Vec::new(),
+        slower: Vec::new(),
         warnings: Vec::new(),
         premises: Vec::new(),
         generation: target.generation,
@@ -395,11 +277,15 @@ pub fn plan(
             cntpct,
             width_ticks: checkpoint.width_ticks,
             host: checkpoint.host.clone(),
+            debt: checkpoint.debt,
         },
     };
     plan.as_of = plan.at(&plan.sample)?;
-    plan.premises = plan.premises(checkpoint);
-    plan.warnings = plan.warnings(checkpoint, target);
+    plan.can_be_paid_back()?;
+    plan.premises = advice::premises(&plan, checkpoint);
+    plan.lost = advice::lost(&plan, checkpoint, target);
+    plan.slower = advice::slower(&plan, target);
+    plan.warnings = advice::warnings(&plan, checkpoint, target);
     Ok(plan)
 }
 
@@ -425,12 +311,6 @@ pub fn same_topology(checkpoint: &Checkpoint, target: &Target) -> Result<(), Ref
         return mismatch("timer registers unknown to guestclock", saved, host);
     }
     Ok(())
-}
-
-/// What the checkpoint has that this version doesn't know.
-fn unknown(checkpoint: &Checkpoint) -> impl Iterator<Item = String> {
-    let keys = checkpoint.unknown.iter().map(|unknown| format!("the key {:?}", unknown.key));
-    keys.chain(checkpoint.others.iter().map(|column| format!("the register {:#018x}", column.id)))
 }
 
 fn same_frequency(checkpoint: &Checkpoint, target: &Target, sample: &CrossTimestamp) -> Result<Frequency, Refusal> {
@@ -469,25 +349,18 @@ fn method(checkpoint: &Checkpoint, target: &Target, request: Request) -> Result<
 impl Plan {
     /// The guest's counters if it goes on at the instant `now`.
     pub fn at(&self, now: &CrossTimestamp) -> Result<Outcome, Refusal> {
-        let (elapsed, error) = match self.request.policy {
-            Policy::Freeze => (0, 0),
-            Policy::Advance { .. } if self.same_counter => {
-                if self.saved.host.count.is_after(now.count) {
-                    return Err(Refusal::ClockWentBackwards {
-                        clock: "host's counter (ticks)",
-                        saved: self.saved.host.count.0.into(),
-                        host: now.count.0.into(),
-                    });
-                }
-                (u128::from(now.count.since(self.saved.host.count)), 0)
-            }
-            Policy::Advance { .. } => self.elapsed_by_the_wall_clock(now)?,
+        let Elapsed { ticks, bound } = match self.request.policy {
+            Policy::Freeze => Elapsed::default(),
+            Policy::Advance { .. } | Policy::CatchUp { .. } => self.elapsed(now)?,
         };
-        let cap = match self.request.policy {
-            Policy::Advance { max_ns: Some(max_ns) } => Some(self.frequency.ns_to_ticks(max_ns)),
-            _ => None,
+        let owed = self.saved.debt.map_or(0, |debt| debt.owed_ticks);
+        let missed = ticks + u128::from(owed);
+        let (added, owed) = match self.request.policy {
+            Policy::Freeze => (0, owed),
+            Policy::Advance { max_ns: None } => (missed, 0),
+            Policy::Advance { max_ns: Some(max_ns) } => (missed.min(self.frequency.ns_to_ticks(max_ns)), 0),
+            Policy::CatchUp { .. } => (0, u64::try_from(missed).unwrap_or(u64::MAX)),
         };
-        let added = cap.map_or(elapsed, |cap| elapsed.min(cap));
         #[expect(
             clippy::cast_possible_truncation,
             reason = "the counter is modulo 2^64, and so is what is added to it"
@@ -498,15 +371,47 @@ impl Plan {
             cntvct: self.saved.cntvct.after(added_ticks),
             cntpct: self.saved.cntpct.after(added_ticks),
             added_ticks,
-            capped: added < elapsed,
-            error_bound_ticks: self.saved.width_ticks.saturating_add(error),
+            owed_ticks: owed,
+            capped: matches!(self.request.policy, Policy::Advance { .. }) && added < missed,
+            bound: ErrorBound { reads_ticks: self.saved.width_ticks, ..bound },
         })
     }
 
     /// Whether its numbers depend on the wall clock, so that the release needs a whole cross-timestamp.
     #[must_use]
     pub fn needs_the_wall_clock(&self) -> bool {
-        !self.same_counter && matches!(self.request.policy, Policy::Advance { .. })
+        !self.same_counter && self.request.policy != Policy::Freeze && self.request.elapsed_ns.is_none()
+    }
+
+    /// The instant with who vouches for its wall clock: what the caller declared was of the plan's sample.
+    #[must_use]
+    pub(crate) fn vouched(&self, now: CrossTimestamp) -> CrossTimestamp {
+        match self.request.sync {
+            None => now,
+            Some(sync) => {
+                let later = self.frequency.ticks_to_ns_ceil(now.count.since(self.sample.count));
+                now.vouched_by(sync.aged(u64::try_from(later).unwrap_or(u64::MAX)))
+            }
+        }
+    }
+
+    /// What the guest is owed once it goes on as in `outcome`.
+    #[must_use]
+    pub fn debt(&self, outcome: &Outcome) -> Option<Debt> {
+        let owed = |step_ns, interval_ns| Debt { owed_ticks: outcome.owed_ticks, step_ns, interval_ns };
+        match self.request.policy {
+            Policy::Freeze => self.saved.debt,
+            Policy::Advance { .. } => None,
+            Policy::CatchUp { .. } if outcome.owed_ticks == 0 => None,
+            Policy::CatchUp { step_ns, interval_ns, .. } => Some(owed(step_ns, interval_ns)),
+        }
+    }
+
+    /// How far the guest's counters jump at once, as far as it can tell: by what is added, or by one step.
+    #[must_use]
+    pub fn jump_ticks(&self) -> u64 {
+        let step = |debt: Debt| debt.step_ticks(self.frequency).min(debt.owed_ticks);
+        self.as_of.added_ticks.max(self.debt(&self.as_of).map_or(0, step))
     }
 
     /// The counters' frequency.
@@ -521,121 +426,46 @@ impl Plan {
         &self.saved.host
     }
 
-    fn elapsed_by_the_wall_clock(&self, now: &CrossTimestamp) -> Result<(u128, u64), Refusal> {
-        let saved = &self.saved.host;
-        let assumed = self
-            .request
-            .assume_error_ns
-            .ok_or_else(|| Refusal::ElapsedUnknown { evidence: format!("{}", self.evidence) })?;
-        let elapsed = i128::from(now.realtime_ns) - i128::from(saved.realtime_ns);
-        let elapsed = u64::try_from(elapsed).map_err(|_| Refusal::ClockWentBackwards {
-            clock: "wall clock (ns)",
-            saved: saved.realtime_ns.into(),
-            host: now.realtime_ns.into(),
-        })?;
-        let error_ns = u128::from(saved.width_ns) + u128::from(now.width_ns) + u128::from(assumed);
-        // One tick for rounding the elapsed time down.
-        let error = (error_ns * u128::from(self.frequency.hz())).div_ceil(NS_PER_S.into()) + 1;
-        Ok((self.frequency.ns_to_ticks(elapsed), u64::try_from(error).unwrap_or(u64::MAX)))
+    /// The guest's counter at the checkpoint.
+    #[must_use]
+    pub const fn saved_counter(&self, view: View) -> GuestCount {
+        match view {
+            View::Virtual => self.saved.cntvct,
+            View::Physical => self.saved.cntpct,
+        }
     }
 
-    fn premises(&self, checkpoint: &Checkpoint) -> Vec<&'static str> {
-        let mut premises = Vec::new();
-        if !checkpoint.owned {
-            premises.push("the guest's counters didn't move between the reads that measured them");
+    fn elapsed(&self, now: &CrossTimestamp) -> Result<Elapsed, Refusal> {
+        let (saved, request) = (&self.saved.host, &self.request);
+        if let Some(elapsed_ns) = request.elapsed_ns {
+            let assumed_ns = request.assume_error_ns.unwrap_or(0);
+            return elapsed::by_the_callers_word(elapsed_ns, assumed_ns, &self.sample, now);
         }
-        if matches!(self.request.policy, Policy::Advance { .. }) {
-            if self.same_counter {
-                premises.push("it is the same counter, and it has counted all the time");
-            } else {
-                premises.push("the wall clocks of both hosts are within the assumed error of each other");
-                premises.push("both counters run at their nominal frequency");
-            }
+        if self.same_counter {
+            return elapsed::by_one_counter(saved, now);
         }
-        premises
+        // Who caps what is let through has decided what becomes of the rest.
+        let decided = matches!(request.policy, Policy::Advance { max_ns: Some(_) });
+        let longest_ns = (!decided).then(|| request.max_elapsed_ns.unwrap_or(MAX_ELAPSED_NS));
+        elapsed::by_two_wall_clocks(saved, now, request.assume_error_ns, longest_ns)
     }
 
-    fn warnings(&self, checkpoint: &Checkpoint, target: &Target) -> Vec<String> {
-        let mut warnings = Vec::new();
-        match self.method {
-            Method::Offset if !target.owned => warnings.push(String::from(
-                "this opts the VM in to one offset for good: from then on counter values that are set are ignored",
-            )),
-            Method::Offset => {}
-            Method::ByValue => warnings.push(String::from(
-                "the counters are set one after the other by value: each is off by a measured interval, and so is their distance",
-            )),
-            Method::VirtualOnly => warnings.push(String::from(
-                "only the virtual counter and timer can be set here: the physical counter stays the host's, and the \
-                 physical timer isn't restored",
-            )),
-        }
+    /// Refuses a debt that would be made and could never be paid back, or not in time.
+    fn can_be_paid_back(&self) -> Result<(), Refusal> {
+        let Policy::CatchUp { deadline_ns, .. } = self.request.policy else { return Ok(()) };
         if self.method != Method::Offset {
-            warnings.push(String::from(
-                "counters set by value don't survive another KVM_CREATE_VCPU: create every vCPU before the restore",
-            ));
+            return Err(Refusal::CapabilityMissing {
+                capability: "counter_offset",
+                reason: "CatchUp() pays back by moving the VM-wide counter offset, and this VM's counters are set by value: \
+                         use Freeze() or Advance(), or opt in first with set_counter_offset()",
+            });
         }
-        if self.request.views == Views::AdoptVirtual && checkpoint.cntvct != checkpoint.cntpct {
-            let jump = checkpoint.cntvct.since(checkpoint.cntpct).cast_signed();
-            warnings.push(format!(
-                "CNTPCT_EL0 jumps by {jump} ticks against the guest's memory of it, and every armed physical timer fires \
-                 that much {}",
-                if jump < 0 { "later" } else { "earlier" }
-            ));
+        let Some((debt, deadline_ns)) = self.debt(&self.as_of).zip(deadline_ns) else { return Ok(()) };
+        let needed_ns = debt.duration_ns(self.frequency);
+        if needed_ns > u128::from(deadline_ns) {
+            let owed_ns = self.frequency.ticks_to_ns(debt.owed_ticks);
+            return Err(Refusal::DeadlineMissed { owed_ns, needed_ns, deadline_ns });
         }
-        warnings.extend(self.trapping(checkpoint, target));
-        let (bits, stated) = target.abilities.counter_bits.map_or((56, "may have"), |bits| (bits, "has"));
-        let reaches = |value: u64| bits < 64 && value >> bits != 0;
-        let offset = self.as_of.virtual_offset().0;
-        if reaches(self.as_of.cntvct.0) || reaches(self.as_of.cntpct.0) || reaches(offset.min(offset.wrapping_neg())) {
-            warnings.push(format!(
-                "a counter or its offset reaches 2^{bits}, and the hardware {stated} counters of {bits} bits: KVM compares 64"
-            ));
-        }
-        if self.as_of.capped {
-            warnings.push(format!(
-                "more time has passed than the policy lets through: the guest gets {} ticks of it",
-                self.as_of.added_ticks
-            ));
-        }
-        let physical = |columns: &TimerColumns| columns.timer == Timer::Ptimer;
-        let kept = self.method != Method::VirtualOnly && !self.request.in_place;
-        if kept && target.registers.has(Role::Cval(Timer::Ptimer)) && !checkpoint.timers.iter().any(physical) {
-            warnings.push(String::from("the checkpoint has no physical timer, so this VM's stays as it is"));
-        }
-        for what in unknown(checkpoint) {
-            warnings
-                .push(format!("the checkpoint has {what}, which this version doesn't know: it is passed on as it is"));
-        }
-        warnings
-    }
-
-    /// What a physical counter with an offset costs where the hardware can't apply it.
-    fn trapping(&self, checkpoint: &Checkpoint, target: &Target) -> Vec<String> {
-        let offset = self.as_of.physical_offset();
-        let moves = self.method != Method::VirtualOnly && offset != Offset(0);
-        if !moves || target.abilities.physical_offset_untrapped == Some(true) {
-            return Vec::new();
-        }
-        let mut warnings = Vec::from([String::from(
-            "the physical counter gets an offset: on a CPU without CNTPOFF_EL2 the guest's reads of CNTPCT_EL0 and its \
-             physical timer trap from now on",
-        )]);
-        // There the kernel programs CVAL + offset modulo 2^64, before Linux 7.3 (`timer_apply_offset`). An offset of more than
-        // 2^63 stands for a guest that is ahead of its host, and the sum is right unless it leaves [0, 2^64).
-        let shift = offset.0.cast_signed();
-        for columns in checkpoint.timers.iter().filter(|columns| columns.timer == Timer::Ptimer) {
-            for (vcpu, cval) in columns.cval.iter().enumerate() {
-                let enabled = columns.ctl.get(vcpu).is_some_and(|ctl| ctl & CTL_ENABLE != 0);
-                if enabled && cval.checked_add_signed(shift).is_none() {
-                    let fires = if shift < 0 { "never fires, though it is due" } else { "fires at once" };
-                    warnings.push(format!(
-                        "vCPU {vcpu}'s physical timer is on, and its CVAL {cval} with the offset {shift} isn't within 64 bits: \
-                         on a CPU without CNTPOFF_EL2, under kernels before 7.3, it {fires}"
-                    ));
-                }
-            }
-        }
-        warnings
+        Ok(())
     }
 }

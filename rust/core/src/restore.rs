@@ -7,8 +7,10 @@
 use crate::backend::{Backend, patiently};
 use crate::checkpoint::Checkpoint;
 use crate::counter::{Counter, CrossTimestamp, HostCount, Offset};
+use crate::elapsed::ErrorBound;
 use crate::measure::{OffsetInterval, measure, set_offset_by_value};
-use crate::plan::{Method, Outcome, Plan, Refusal};
+use crate::plan::{Deadlines, Method, Outcome, Plan};
+use crate::refusal::Refusal;
 use crate::sysreg::{Role, Sysreg, View, one_reg_id};
 use crate::timer::{CTL_ENABLE, CTL_IMASK, Timer};
 use alloc::format;
@@ -100,6 +102,8 @@ pub struct Restore {
     plan: Plan,
     stage: Stage,
     provisional: Option<Offset>,
+    /// By how much each CVAL moves.
+    cval_shift: u64,
     writes: Writes,
 }
 
@@ -133,8 +137,10 @@ pub struct Report {
     pub written: Written,
     /// How many writes it took.
     pub writes: Writes,
-    /// The farthest that a counter can be from what the policy promises at the last sample, in ticks.
-    pub error_bound_ticks: u64,
+    /// The farthest that a counter can be from what the policy promises at the last sample.
+    pub bound: ErrorBound,
+    /// By how many ticks CVALs were moved, to keep the time that was left to the timers.
+    pub cval_shift: u64,
     /// Guest ticks between the last guest exit and the checkpoint's sample, which the guest sees; `None` if not known.
     pub before_checkpoint_ticks: Option<u64>,
     /// Guest ticks between the last sample and the first guest entry, which the guest sees; `None` if not known.
@@ -161,7 +167,8 @@ impl Restore {
             let look = backend.get_one_reg(vcpu, one_reg_id(Role::Ctl(Timer::Vtimer)));
             look.map_err(at_step(Condition::Untouched, || format!("prepare: looking at vCPU {vcpu}")))?;
         }
-        let mut restore = Self { plan, stage: Stage::Prepared, provisional: None, writes: Writes::default() };
+        let mut restore =
+            Self { plan, stage: Stage::Prepared, provisional: None, cval_shift: 0, writes: Writes::default() };
         if restore.plan.method == Method::Offset {
             let outcome = restore.write_offset(backend, "prepare: the provisional offset", Condition::Untouched)?;
             restore.provisional = Some(outcome.virtual_offset());
@@ -172,7 +179,7 @@ impl Restore {
     /// A restore of a VM that stayed where it was: only the counters are to be set.
     #[must_use]
     pub fn in_place(plan: Plan) -> Self {
-        Self { plan, stage: Stage::Applied, provisional: None, writes: Writes::default() }
+        Self { plan, stage: Stage::Applied, provisional: None, cval_shift: 0, writes: Writes::default() }
     }
 
     /// The second step: every vCPU's CNTVOFF_EL2, then its timers, CVAL before CTL, each read back; then a look whether the
@@ -185,7 +192,10 @@ impl Restore {
         backend: &mut B,
     ) -> Result<(), RestoreError<B::Error>> {
         self.expect(Stage::Prepared, "apply")?;
-        for saved in saved(checkpoint, self.plan.method) {
+        if self.plan.request.deadlines == Deadlines::Relative {
+            self.cval_shift = self.sample(backend)?.added_ticks;
+        }
+        for saved in saved(checkpoint, self.plan.method, self.cval_shift) {
             backend
                 .set_one_reg(saved.vcpu, saved.id, saved.value)
                 .map_err(at_step(Condition::Partial, || format!("apply: {saved}")))?;
@@ -218,23 +228,24 @@ impl Restore {
         backend: &mut B,
     ) -> Result<Report, RestoreError<B::Error>> {
         self.expect(Stage::Applied, "release")?;
-        for saved in saved(checkpoint, self.plan.method) {
+        for saved in saved(checkpoint, self.plan.method, self.cval_shift) {
             // Before the last sample, since every tick after that is seen by the guest.
             saved.check(backend, "release").inspect_err(|_| self.stage = Stage::Prepared)?;
         }
-        let (outcome, written, by_value_error) = if self.plan.method == Method::Offset {
+        let (outcome, written, by_value_ticks) = if self.plan.method == Method::Offset {
             let outcome = self.write_offset(backend, "release: the final offset", Condition::TimersOnly)?;
             (outcome, Written::Offset { provisional: self.provisional, last: outcome.virtual_offset() }, 0)
         } else {
             let outcome = self.sample(backend)?;
-            let (written, error) = self.set_by_value(&outcome, tolerance, backend)?;
-            (outcome, written, error)
+            let (written, farthest) = self.set_by_value(&outcome, tolerance, backend)?;
+            (outcome, written, farthest)
         };
         self.stage = Stage::Released;
         let before = checkpoint.stopped_at.map(|stopped| checkpoint.host.count.since(HostCount(stopped)));
         Ok(Report {
             plan: self.plan.clone(),
-            error_bound_ticks: outcome.error_bound_ticks.saturating_add(by_value_error),
+            bound: ErrorBound { by_value_ticks, ..outcome.bound },
+            cval_shift: self.cval_shift,
             outcome,
             written,
             writes: self.writes,
@@ -310,19 +321,22 @@ fn whole(id: u64, values: &[u64]) -> impl Iterator<Item = SavedRegister> {
 }
 
 /// What of a checkpoint is each vCPU's own, in the order of writing it.
-fn saved(checkpoint: &Checkpoint, method: Method) -> impl Iterator<Item = SavedRegister> {
+///
+/// A CVAL that would pass the end of its range by `cval_shift` is held there: KVM compares without wrapping, so a timer
+/// that was never to fire stays one.
+fn saved(checkpoint: &Checkpoint, method: Method, cval_shift: u64) -> impl Iterator<Item = SavedRegister> {
     let cntvoff = checkpoint.cntvoff.iter().flat_map(|values| whole(one_reg_id(Role::Cntvoff), values));
     let others = checkpoint.others.iter().flat_map(|others| whole(others.id, &others.values));
     let timers = checkpoint
         .timers
         .iter()
         .filter(move |columns| method != Method::VirtualOnly || columns.timer != Timer::Ptimer)
-        .flat_map(|columns| {
-            columns.cval.iter().enumerate().flat_map(|(vcpu, cval)| {
+        .flat_map(move |columns| {
+            columns.cval.iter().enumerate().flat_map(move |(vcpu, cval)| {
                 let ctl = columns.ctl.get(vcpu).unwrap_or_default();
                 let register = |role, value, seen| SavedRegister { vcpu, id: one_reg_id(role), value, seen };
                 [
-                    register(Role::Cval(columns.timer), *cval, u64::MAX),
+                    register(Role::Cval(columns.timer), cval.saturating_add(cval_shift), u64::MAX),
                     // CTL's other bits aren't the guest's: ISTATUS is computed, and the rest are gone at the first run.
                     register(Role::Ctl(columns.timer), ctl, CTL_ENABLE | CTL_IMASK),
                 ]
@@ -358,7 +372,7 @@ impl fmt::Display for SavedRegister {
 /// Freeze every tick after the sample is seen by the guest.
 fn instant(plan: &Plan, counter: &dyn Counter) -> CrossTimestamp {
     if plan.needs_the_wall_clock() {
-        return counter.cross_timestamp();
+        return plan.vouched(counter.cross_timestamp());
     }
     let count = counter.count();
     plan.sample.at(count).unwrap_or_else(|| CrossTimestamp { count, ..plan.sample.clone() })

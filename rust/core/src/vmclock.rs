@@ -165,6 +165,17 @@ impl Intent {
         ("clone", Self::Clone),
     ];
 
+    /// Its name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::LiveMigration => "live-migration",
+            Self::LiveUpdate => "live-update",
+            Self::Snapshot => "snapshot",
+            Self::Clone => "clone",
+        }
+    }
+
     /// Whether the guest is a copy, which changes `vm_generation_counter`: UAPI.13, "VM Generation Count".
     #[must_use]
     pub const fn makes_a_copy(self) -> bool {
@@ -292,6 +303,15 @@ impl Body {
         self.0[FLAGS] &= !OF_AN_EQUATION;
         self.0[STATUS_TO_SHIFT] = u64::from_le_bytes([0, 0, status.code(), 0, 0, 0, 0, 0]);
         self.0[COUNTER_VALUE..=TIME_MAXERROR].fill(0);
+    }
+
+    /// The guest's counter went forward by so many ticks, and real time didn't: the equation goes along, so that the clock
+    /// shows the same as before, and is as sure as before. The counter was disrupted all the same.
+    pub fn step(&mut self, ticks: u64) {
+        self.disrupt();
+        if self.status().is_valid() {
+            self.0[COUNTER_VALUE] = self.0[COUNTER_VALUE].wrapping_add(ticks);
+        }
     }
 
     /// Gives the page this clock.

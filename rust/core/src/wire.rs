@@ -57,15 +57,18 @@ const U8_ARRAY: Tag = Tag::new(64);
 const U64_LE_ARRAY: Tag = Tag::new(71);
 
 /// The payload's keys in version 1, in their order. `crit` may name none of them.
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 15] = [
     "crit",
+    "debt",
     "host",
+    "sync",
     "owned",
     "vcpus",
     "cntpct",
     "cntvct",
     "timers",
     "cntvoff",
+    "rate_ppb",
     "cntfrq_hz",
     "other_regs",
     "stopped_at",

@@ -5,7 +5,9 @@ mod common;
 use common::{bare, timer};
 use guestclock_core::checkpoint::{Checkpoint, CtlColumn, RegisterColumn, TimerColumns, UnknownKey};
 use guestclock_core::counter::{CrossTimestamp, Frequency, GuestCount, HostCount, Leap};
+use guestclock_core::debt::Debt;
 use guestclock_core::timer::Timer;
+use guestclock_core::wall_clock::{Quality, SyncBound};
 use guestclock_core::wire::{VERSION, WireError, decode, encode};
 use std::collections::BTreeSet;
 use std::fs;
@@ -30,6 +32,8 @@ fn host() -> CrossTimestamp {
         tai_offset_s: None,
         synchronized: None,
         max_error_ns: None,
+        sync: None,
+        rate_ppb: None,
         leap: Leap::None,
         machine_id: None,
         boot_id: None,
@@ -57,6 +61,7 @@ fn two_vcpus() -> Checkpoint {
             ..host()
         },
         stopped_at: Some(0xe8_d4a5_0f00),
+        debt: None,
         vcpus: 2,
         cntvoff: None,
         timers: vec![
@@ -75,6 +80,21 @@ fn unowned() -> Checkpoint {
         cntpct: GuestCount(0xe8_d4a5_1000),
         width_ticks: 17,
         host: CrossTimestamp { synchronized: Some(false), leap: Leap::InProgress, ..host() },
+        ..two_vcpus()
+    }
+}
+
+fn owing() -> Checkpoint {
+    let sync = SyncBound {
+        max_error_ns: 250_000,
+        age_ns: 64_000_000_000,
+        holdover_ppb: 1_000,
+        quality: Quality::Chrony,
+        tai_offset_s: None,
+    };
+    Checkpoint {
+        debt: Some(Debt { owed_ticks: 0x10_0000_0000, step_ns: 5_000_000_000, interval_ns: 10_000_000_000 }),
+        host: CrossTimestamp { sync: Some(sync), rate_ppb: Some(-3_820), ..two_vcpus().host },
         ..two_vcpus()
     }
 }
@@ -135,11 +155,20 @@ fn min() -> Checkpoint {
             tai_offset_s: Some(i32::MIN),
             synchronized: Some(false),
             max_error_ns: Some(0),
+            sync: Some(SyncBound {
+                max_error_ns: 0,
+                age_ns: 0,
+                holdover_ppb: 0,
+                quality: Quality::Declared,
+                tai_offset_s: Some(i32::MIN),
+            }),
+            rate_ppb: Some(i64::MIN),
             leap: Leap::Delete,
             machine_id: Some([0; 16]),
             boot_id: Some([0; 16]),
         },
         stopped_at: Some(0),
+        debt: Some(Debt { owed_ticks: 1, step_ns: 1, interval_ns: 1 }),
         vcpus: 1,
         cntvoff: Some(vec![0]),
         timers: Timer::ALL.iter().map(|&name| timer(name, &[0], &[0])).collect(),
@@ -164,11 +193,20 @@ fn max() -> Checkpoint {
             tai_offset_s: Some(i32::MAX),
             synchronized: Some(true),
             max_error_ns: Some(u64::MAX),
+            sync: Some(SyncBound {
+                max_error_ns: u64::MAX,
+                age_ns: u64::MAX,
+                holdover_ppb: u64::MAX,
+                quality: Quality::KernelUnverified,
+                tai_offset_s: Some(i32::MAX),
+            }),
+            rate_ppb: Some(i64::MAX),
             leap: Leap::Passed,
             machine_id: Some([0xff; 16]),
             boot_id: Some([0xff; 16]),
         },
         stopped_at: Some(u64::MAX),
+        debt: Some(Debt { owed_ticks: u64::MAX, step_ns: u64::MAX, interval_ns: u64::MAX }),
         vcpus: 1,
         cntvoff: Some(vec![u64::MAX]),
         timers: Timer::ALL.iter().map(|&name| timer(name, &[u64::MAX], &[u64::MAX])).collect(),
@@ -192,6 +230,7 @@ fn each_golden_file_is_read_and_written_again() {
         ("bare", bare()),
         ("two-vcpus", two_vcpus()),
         ("unowned", unowned()),
+        ("owing", owing()),
         ("nested", nested()),
         ("wide-ctl", wide_ctl()),
         ("unknown-keys", unknown_keys()),

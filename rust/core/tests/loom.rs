@@ -6,10 +6,12 @@
 
 use guestclock_core::counter::{Counter, Frequency, GuestCount, HostCount, Offset};
 use guestclock_core::gate::OpenRestore;
+use guestclock_core::gate::Saving;
 use guestclock_core::kernel::Behaviours;
 use guestclock_core::live::{LiveError, LiveVm};
 use guestclock_core::manual::ManualCounter;
-use guestclock_core::plan::{Refusal, Request};
+use guestclock_core::plan::Request;
+use guestclock_core::refusal::Refusal;
 use guestclock_core::restore::RestoreError;
 use guestclock_core::sysreg::View::{self, Physical, Virtual};
 use guestclock_core::sysreg::{Role, Sysreg};
@@ -74,7 +76,7 @@ fn is_running<T>(result: &Result<T, LiveError>) -> bool {
 
 /// Plans and opens a Freeze of the VM's own checkpoint.
 fn prepare(vm: &Vm) -> Result<OpenRestore, LiveError> {
-    let checkpoint = std::sync::Arc::new(vm.checkpoint(None, None)?);
+    let checkpoint = std::sync::Arc::new(vm.checkpoint(None, Saving::default())?);
     let plan = vm.plan(&checkpoint, Request::default(), None)?;
     vm.prepare(plan, checkpoint, None)
 }
@@ -198,7 +200,7 @@ fn a_new_vcpu_is_read_whole_or_is_not_there() {
 fn a_freeze_goes_back_by_what_it_takes_away_and_never_behind_its_checkpoint() {
     loom::model(|| {
         let vm = owned();
-        let checkpoint = std::sync::Arc::new(vm.checkpoint(None, None).unwrap());
+        let checkpoint = std::sync::Arc::new(vm.checkpoint(None, Saving::default()).unwrap());
         vm.counter().advance(10);
         let plan = vm.plan(&checkpoint, Request::default(), None).unwrap();
         let mut open = vm.prepare(plan, checkpoint, None).unwrap();
@@ -301,7 +303,7 @@ fn a_running_vcpu_keeps_its_offset() {
 fn of_two_restores_the_newer_one_is_finished() {
     loom::model(|| {
         let vm = owned();
-        let checkpoint = std::sync::Arc::new(vm.checkpoint(None, None).unwrap());
+        let checkpoint = std::sync::Arc::new(vm.checkpoint(None, Saving::default()).unwrap());
         let restore = move |vm: &Vm| -> bool {
             let mut entered = false;
             let result = (|| {

@@ -62,9 +62,9 @@ pub fn cross_timestamp(source: &str, frequency: Frequency, count: impl Fn() -> H
     let source = source.to_owned();
     let machine_id = host_id::machine_id();
     let boot_id = host_id::boot_id();
-    let ClockState { tai_offset_s, synchronized, max_error_ns, leap } =
-        ClockState::read().unwrap_or(ClockState::UNKNOWN);
-    let bracket = bracket(count, clock::realtime_ns);
+    let (bracket, state) =
+        undisturbed(|| ClockState::read().unwrap_or(ClockState::UNKNOWN), || bracket(&count, clock::realtime_ns));
+    let ClockState { tai_offset_s, synchronized, max_error_ns, rate_ppb, leap } = state;
     CrossTimestamp {
         count: bracket.count,
         frequency,
@@ -74,9 +74,30 @@ pub fn cross_timestamp(source: &str, frequency: Frequency, count: impl Fn() -> H
         tai_offset_s,
         synchronized,
         max_error_ns,
+        sync: None,
+        rate_ppb,
         leap,
         machine_id,
         boot_id,
+    }
+}
+
+/// How often a bracket is taken again where the clock's state changed round it: it changes once in years.
+const TRIES: usize = 4;
+
+/// A bracket and the state of the clock that it is of: a leap second between the two would make them a second apart.
+fn undisturbed(state: impl Fn() -> ClockState, bracket: impl Fn() -> Bracket) -> (Bracket, ClockState) {
+    let leaps = |state: &ClockState| (state.tai_offset_s, state.leap);
+    let mut before = state();
+    let mut tries = 0;
+    loop {
+        let bracket = bracket();
+        let after = state();
+        tries += 1;
+        if leaps(&before) == leaps(&after) || tries == TRIES {
+            return (bracket, after);
+        }
+        before = after;
     }
 }
 
@@ -155,6 +176,19 @@ mod tests {
             let narrowest = counts.windows(2).map(|pair| pair[1].1.since(pair[0].1)).min();
             prop_assert_eq!(Some(bracket.ticks), narrowest);
         }
+    }
+
+    #[test]
+    fn a_leap_second_in_the_middle_is_tried_again() {
+        let tai = Cell::new(37);
+        let brackets = Cell::new(0);
+        let state = || ClockState { tai_offset_s: Some(tai.get()), ..ClockState::UNKNOWN };
+        let (bracket, state) = undisturbed(state, || {
+            brackets.set(brackets.get() + 1);
+            tai.set(38);
+            Bracket { count: HostCount(brackets.get()), realtime_ns: 0, ticks: 0 }
+        });
+        assert_eq!((bracket.count, state.tai_offset_s), (HostCount(2), Some(38)));
     }
 
     #[test]

@@ -2,10 +2,11 @@
 
 use guestclock_core::checkpoint::Checkpoint;
 use guestclock_core::counter::{Counter, Frequency, HostCount, Offset};
-use guestclock_core::gate::GateError;
+use guestclock_core::gate::{GateError, Saving};
 use guestclock_core::kernel::{Behaviours, CtlReadback, ListOrder};
 use guestclock_core::manual::ManualCounter;
-use guestclock_core::plan::{Method, Policy, Refusal, Request, Views};
+use guestclock_core::plan::{Method, Policy, Request, Views};
+use guestclock_core::refusal::Refusal;
 use guestclock_core::restore::{Condition, RestoreError, Written};
 use guestclock_core::sysreg::{Role, View, one_reg_id};
 use guestclock_core::timer::Timer;
@@ -192,7 +193,7 @@ fn saved(host: Host<'_>) -> Arc<Checkpoint> {
     let source = Kernel::plain(host);
     let vm = source.open();
     vm.set_counter_offset(&source, Offset(400)).unwrap();
-    Arc::new(vm.checkpoint(&source, None).unwrap())
+    Arc::new(vm.checkpoint(&source, Saving::default()).unwrap())
 }
 
 const CVAL: Role = Role::Cval(Timer::Vtimer);
@@ -324,12 +325,12 @@ fn the_gate_costs_no_ioctl() {
     let host = counter();
     let kernel = Kernel::plain(&host);
     let vm = kernel.open();
-    let saved = Arc::new(vm.checkpoint(&kernel, None).unwrap());
+    let saved = Arc::new(vm.checkpoint(&kernel, Saving::default()).unwrap());
     let plan = vm.plan(&kernel, &saved, freeze()).unwrap();
     vm.enter(&kernel, 1).unwrap();
     kernel.calls.take();
     let running = GateError::Backend(KvmError::Running { vcpu: 1 });
-    assert_eq!(vm.checkpoint(&kernel, None).unwrap_err(), running);
+    assert_eq!(vm.checkpoint(&kernel, Saving::default()).unwrap_err(), running);
     assert_eq!(vm.plan(&kernel, &saved, freeze()).unwrap_err(), running);
     assert_eq!(vm.prepare(&kernel, plan.clone(), Arc::clone(&saved)).unwrap_err(), running);
     assert_eq!(vm.pause(&kernel, freeze()).unwrap_err(), running);
@@ -369,14 +370,14 @@ fn a_vcpu_that_runs_unannounced() {
             vm.set_counter_offset(&kernel, Offset(77)).unwrap();
         }
         kernel.calls.take();
-        vm.checkpoint(&kernel, None).unwrap();
+        vm.checkpoint(&kernel, Saving::default()).unwrap();
         assert_eq!(kernel.calls.take()[0], first);
         if first == Call::List {
             // Nothing tells: the caller vouches.
             continue;
         }
         kernel.vm.borrow_mut().enter(0).unwrap();
-        let error = vm.checkpoint(&kernel, None).unwrap_err();
+        let error = vm.checkpoint(&kernel, Saving::default()).unwrap_err();
         let GateError::Backend(error @ KvmError::Busy { .. }) = error else { panic!("{error}") };
         assert_eq!(error.errno(), libc::EBUSY);
         assert!(error.to_string().contains("Stop every vCPU"), "{error}");
@@ -393,7 +394,7 @@ fn a_passing_ebusy_is_waited_out() {
     vm.set_counter_offset(&kernel, Offset(3)).unwrap();
     assert_eq!(kernel.offset_writes(), 201);
     kernel.busy.set(200);
-    vm.checkpoint(&kernel, None).unwrap();
+    vm.checkpoint(&kernel, Saving::default()).unwrap();
     let vm = KvmVm::new(&kernel, &host, impatient()).unwrap();
     kernel.busy.set(1);
     assert!(matches!(vm.set_counter_offset(&kernel, Offset(4)), Err(KvmError::Busy { .. })));
@@ -444,7 +445,7 @@ fn by_value_and_a_vcpu_created_too_late() {
     for (name, method) in [("6.1", Method::VirtualOnly), ("6.12", Method::ByValue)] {
         let host = counter();
         let source = Kernel::new(&host, name, El2::Absent, 2);
-        let saved = Arc::new(source.open().checkpoint(&source, None).unwrap());
+        let saved = Arc::new(source.open().checkpoint(&source, Saving::default()).unwrap());
         host.advance(1_000_000);
         let target = Kernel::new(&host, name, El2::Absent, 2);
         let vm = target.open();
@@ -474,7 +475,7 @@ fn by_value_and_a_vcpu_created_too_late() {
 fn by_value_the_first_entry_looks_and_the_others_do_not() {
     let host = counter();
     let source = Kernel::plain(&host);
-    let saved = Arc::new(source.open().checkpoint(&source, None).unwrap());
+    let saved = Arc::new(source.open().checkpoint(&source, Saving::default()).unwrap());
     let target = Kernel::plain(&host);
     let vm = target.open();
     let plan = vm.plan(&target, &saved, freeze()).unwrap();
@@ -500,9 +501,9 @@ fn a_late_vcpu_of_an_owned_vm() {
     vm.enter(&kernel, 2).unwrap();
     assert_eq!(vm.count(&kernel, 2, View::Virtual, None).unwrap(), host.count().guest(Offset(400)));
     vm.exit(2);
-    let stale = vm.plan(&kernel, &vm.checkpoint(&kernel, None).unwrap(), freeze()).unwrap();
+    let stale = vm.plan(&kernel, &vm.checkpoint(&kernel, Saving::default()).unwrap(), freeze()).unwrap();
     kernel.vm.borrow_mut().create_vcpu(host.count()).unwrap();
-    let saved = Arc::new(vm.checkpoint(&kernel, None).unwrap());
+    let saved = Arc::new(vm.checkpoint(&kernel, Saving::default()).unwrap());
     assert_eq!(vm.prepare(&kernel, stale, saved).unwrap_err(), Refusal::StalePlan.into());
 }
 
@@ -572,7 +573,7 @@ fn an_absent_register_and_a_missing_ioctl() {
     assert_eq!(kernel.calls.take(), []);
     let known = Options { counter_offset: Some(Offset(5)), ..options() };
     assert_eq!(KvmVm::new(&kernel, &host, known).unwrap_err(), KvmError::NoCounterOffset);
-    let saved = vm.checkpoint(&kernel, None).unwrap();
+    let saved = vm.checkpoint(&kernel, Saving::default()).unwrap();
     let adopt = Request { views: Views::AdoptVirtual, ..freeze() };
     let refused = vm.plan(&kernel, &saved, adopt).unwrap_err();
     assert!(matches!(refused, GateError::Restore(RestoreError::Refused(Refusal::CapabilityMissing { .. }))));

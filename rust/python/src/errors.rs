@@ -2,7 +2,7 @@
 
 use core::fmt::Display;
 use guestclock_core::gate::GateError;
-use guestclock_core::plan::Refusal;
+use guestclock_core::refusal::Refusal;
 use guestclock_core::restore::RestoreError;
 use guestclock_core::sysreg::{Role, one_reg_id};
 use guestclock_core::vm::VmError;
@@ -102,9 +102,20 @@ impl IntoPyErr for Refusal {
                 fields.set_item("saved", saved)?;
                 fields.set_item("host", host)
             }),
-            Self::ElapsedUnknown { evidence } => {
-                typed("ElapsedUnknown", &message, |fields| fields.set_item("evidence", evidence))
-            }
+            Self::ElapsedUnknown { saved, here, evidence } => typed("ElapsedUnknown", &message, |fields| {
+                fields.set_item("saved", saved)?;
+                fields.set_item("host", here)?;
+                fields.set_item("evidence", evidence)
+            }),
+            Self::ElapsedTooLong { elapsed_ns, longest_ns } => typed("ElapsedTooLong", &message, |fields| {
+                fields.set_item("elapsed_ns", elapsed_ns)?;
+                fields.set_item("longest_ns", longest_ns)
+            }),
+            Self::DeadlineMissed { owed_ns, needed_ns, deadline_ns } => typed("DeadlineMissed", &message, |fields| {
+                fields.set_item("owed_ns", owed_ns)?;
+                fields.set_item("needed_ns", needed_ns)?;
+                fields.set_item("deadline_ns", deadline_ns)
+            }),
             Self::TopologyMismatch { what, saved, host } => typed("TopologyMismatch", &message, |fields| {
                 fields.set_item("what", what)?;
                 fields.set_item("saved", saved)?;
@@ -166,6 +177,7 @@ impl<E: IntoPyErr + Display> IntoPyErr for GateError<E> {
                 })
             }
             Self::Closed => typed("RestoreOpen", &message, |_| Ok(())),
+            Self::NothingOwed => typed("NothingOwed", &message, |_| Ok(())),
             Self::StoppedLater { .. } => PyValueError::new_err(message),
             Self::TooFar { .. } => PyOverflowError::new_err(message),
             _ => typed("GuestClockError", &message, |_| Ok(())),

@@ -3,11 +3,12 @@
 use crate::errors::OrRaise;
 use crate::kvm::PyKvmVm;
 use crate::policy::AnyPolicy;
-use crate::restore::{PyReport, request};
+use crate::restore::{PyReport, Wishes};
 use crate::vm::PyVm;
 use guestclock_core::checkpoint::Checkpoint;
-use guestclock_core::counter::HostCount;
-use guestclock_core::gate::{GateError, OpenPause, OpenRestore};
+use guestclock_core::counter::Counter;
+use guestclock_core::gate::{GateError, OpenPause, OpenRestore, Step};
+use guestclock_core::live::Now;
 use guestclock_core::plan::{Plan, Request};
 use guestclock_core::restore::Report;
 use guestclock_linux::counter::HostCounter;
@@ -32,7 +33,7 @@ pub(crate) enum AnyVm {
 fn on_kvm<T: Send>(
     vm: &Py<PyKvmVm>,
     py: Python<'_>,
-    now: Option<HostCount>,
+    now: Option<Now>,
     work: impl FnOnce(&KvmVm<HostCounter>, &Fds) -> Result<T, GateError<KvmError>> + Send,
 ) -> PyResult<T> {
     match now {
@@ -54,7 +55,7 @@ impl AnyVm {
         py: Python<'_>,
         checkpoint: &Checkpoint,
         request: Request,
-        now: Option<HostCount>,
+        now: Option<Now>,
     ) -> PyResult<Plan> {
         match self {
             Self::Model(vm) => vm.get().live.plan(checkpoint, request, now).or_raise(),
@@ -67,7 +68,7 @@ impl AnyVm {
         py: Python<'_>,
         plan: Plan,
         checkpoint: Arc<Checkpoint>,
-        now: Option<HostCount>,
+        now: Option<Now>,
     ) -> PyResult<OpenRestore> {
         match self {
             Self::Model(vm) => vm.get().live.prepare(plan, checkpoint, now).or_raise(),
@@ -75,14 +76,14 @@ impl AnyVm {
         }
     }
 
-    pub(crate) fn apply(&self, py: Python<'_>, open: &mut OpenRestore, now: Option<HostCount>) -> PyResult<()> {
+    pub(crate) fn apply(&self, py: Python<'_>, open: &mut OpenRestore, now: Option<Now>) -> PyResult<()> {
         match self {
             Self::Model(vm) => vm.get().live.apply(open, now).or_raise(),
             Self::Kvm(vm) => on_kvm(vm, py, now, |vm, fds| vm.apply(fds, open)),
         }
     }
 
-    pub(crate) fn release(&self, py: Python<'_>, open: &mut OpenRestore, now: Option<HostCount>) -> PyResult<Report> {
+    pub(crate) fn release(&self, py: Python<'_>, open: &mut OpenRestore, now: Option<Now>) -> PyResult<Report> {
         match self {
             Self::Model(vm) => vm.get().live.release(open, now).or_raise(),
             Self::Kvm(vm) => on_kvm(vm, py, now, |vm, fds| vm.release(fds, open)),
@@ -100,6 +101,28 @@ impl AnyVm {
         match self {
             Self::Model(vm) => vm.get().live.resume(pause).or_raise(),
             Self::Kvm(vm) => vm.get().with(py, |vm, fds| vm.resume(fds, pause)),
+        }
+    }
+
+    pub(crate) fn next_step(&self, py: Python<'_>) -> Option<Step> {
+        match self {
+            Self::Model(vm) => vm.get().live.next_step(),
+            Self::Kvm(vm) => vm.get().next_step(py),
+        }
+    }
+
+    pub(crate) fn step(&self, py: Python<'_>, now: Option<Now>) -> PyResult<Step> {
+        match self {
+            Self::Model(vm) => vm.get().live.step(now).or_raise(),
+            Self::Kvm(vm) => on_kvm(vm, py, now, KvmVm::step),
+        }
+    }
+
+    /// Looks at the VM's counter.
+    pub(crate) fn over<T>(&self, look: impl FnOnce(&dyn Counter) -> T) -> T {
+        match self {
+            Self::Model(vm) => look(vm.get().live.counter()),
+            Self::Kvm(vm) => look(vm.get().host()),
         }
     }
 
@@ -168,7 +191,7 @@ pub(crate) struct PyPaused {
 
 impl PyPaused {
     pub(crate) fn new(vm: AnyVm, policy: Option<AnyPolicy>, views: &str) -> PyResult<Self> {
-        let request = request(policy, views, None, None, false)?;
+        let request = Wishes { policy, views, ..Wishes::default() }.request()?;
         Ok(Self { vm, request, state: Mutex::new(PauseState::New) })
     }
 }

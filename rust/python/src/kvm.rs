@@ -5,10 +5,12 @@ use crate::counters::PyHostCounter;
 use crate::errors::{IntoPyErr, OrRaise, typed};
 use crate::guest::{AnyVm, PyPaused, PyRunning};
 use crate::policy::AnyPolicy;
-use crate::records;
+use crate::records::{self, AnySyncBound};
 use crate::registers;
-use crate::vm::{count, modular};
-use guestclock_core::counter::{Counter, HostCount, Offset};
+use crate::steps::PySteps;
+use crate::vm::{count, modular, saving};
+use guestclock_core::counter::{Counter, Offset};
+use guestclock_core::gate::Step;
 use guestclock_core::kernel::{CtlReadback, ListOrder};
 use guestclock_core::sysreg::View;
 use guestclock_linux::counter::{HostCounter, Source};
@@ -108,6 +110,15 @@ impl PyKvmVm {
     ) -> PyResult<T> {
         let fds = self.fds(py)?;
         py.detach(|| work(&self.vm, &fds)).or_raise()
+    }
+
+    pub(crate) fn next_step(&self, py: Python<'_>) -> Option<Step> {
+        py.detach(|| self.vm.next_step())
+    }
+
+    /// The host's counter.
+    pub(crate) fn host(&self) -> &HostCounter {
+        self.vm.counter()
     }
 
     pub(crate) fn exit(&self, py: Python<'_>, vcpu: usize) {
@@ -324,11 +335,28 @@ impl PyKvmVm {
     /// Saves the VM's guest time. VcpuRunning (EBUSY) while a vCPU runs, as far as `capabilities.quiescence_check` goes.
     ///
     /// `stopped_at` is the host's count when the last vCPU left its guest, from a VMM that knows it: ValueError if that
-    /// lies after the checkpoint.
-    #[pyo3(signature = (*, stopped_at=None))]
-    fn checkpoint(&self, py: Python<'_>, stopped_at: Option<u64>) -> PyResult<PyCheckpoint> {
-        let stopped_at: Option<HostCount> = count(stopped_at);
-        self.with(py, |vm, fds| vm.checkpoint(fds, stopped_at)).map(PyCheckpoint::from)
+    /// lies after the checkpoint. `sync` says how far the wall clock may be off: without it there is only the kernel's
+    /// word.
+    #[pyo3(signature = (*, stopped_at=None, sync=None))]
+    fn checkpoint(
+        &self,
+        py: Python<'_>,
+        stopped_at: Option<u64>,
+        sync: Option<AnySyncBound>,
+    ) -> PyResult<PyCheckpoint> {
+        let saving = saving(stopped_at, sync)?;
+        self.with(py, |vm, fds| vm.checkpoint(fds, saving)).map(PyCheckpoint::from)
+    }
+
+    /// What the guest is owed, in ticks: 0 but for a `CatchUp` that isn't over.
+    #[getter]
+    fn owed_ticks(&self, py: Python<'_>) -> u64 {
+        self.next_step(py).map_or(0, |step| step.owed_ticks)
+    }
+
+    /// The steps by which the guest is paid back, one after the other, until nothing is owed.
+    fn catch_up(slf: Py<Self>) -> PySteps {
+        PySteps::new(AnyVm::Kvm(slf))
     }
 
     /// A context manager that keeps the VM from running and, at its end, treats the time in it as `policy` says.

@@ -18,6 +18,7 @@ mod policy;
 mod records;
 mod registers;
 mod restore;
+mod steps;
 mod vm;
 
 #[pyo3::pymodule]
@@ -37,18 +38,22 @@ mod _core {
     #[pymodule_export]
     use super::pages::{PyClockEquation, PyStolenTime, PyVmClock, PyVmClockUpdate, clock_settime};
     #[pymodule_export]
-    use super::policy::{PyAdvance, PyFreeze};
+    use super::policy::{PyAdvance, PyCatchUp, PyFreeze};
+    #[pymodule_export]
+    use super::records::_vouched;
     #[pymodule_export]
     use super::registers::{reg_id, sysreg};
     #[pymodule_export]
     use super::restore::{PyPlan, PyReport, PyRestore, plan, restore};
+    #[pymodule_export]
+    use super::steps::{PyStep, PySteps};
     #[pymodule_export]
     use super::vm::PyVm;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
-        module.add("_RATE_TOLERANCE_PPM", guestclock_core::plan::RATE_TOLERANCE_PPM)?;
+        module.add("_RATE_TOLERANCE_PPM", guestclock_core::elapsed::RATE_TOLERANCE_PPM)?;
         module.add("_UNKNOWN_SOURCE", guestclock_core::interchange::UNKNOWN_SOURCE)?;
         // A debug build is slow, so the package warns of it on import.
         module.add("DEBUG_BUILD", cfg!(debug_assertions))

@@ -1,7 +1,7 @@
 //! The pages that tell a guest of its time, in the caller's own memory.
 
 use crate::errors::{IntoPyErr, OrRaise};
-use crate::records::AnyCrossTimestamp;
+use crate::records::{AnyCrossTimestamp, named};
 use core::ptr::NonNull;
 use guestclock_core::counter::GuestCount;
 use guestclock_core::vmclock::equation::{Declared, Equation, EquationError, realtime_at};
@@ -50,15 +50,6 @@ impl Buffer {
         // isn't read-only. No Rust reference is made to it: the buffer is private, and used for nothing else.
         unsafe { Memory::new(bytes) }
     }
-}
-
-/// The value of that name, or a ValueError that lists them.
-fn named<T: Copy>(what: &str, name: &str, values: &[(&'static str, T)]) -> PyResult<T> {
-    let found = values.iter().find(|(known, _)| *known == name);
-    found.map(|(_, value)| *value).ok_or_else(|| {
-        let names: Vec<_> = values.iter().map(|(known, _)| *known).collect();
-        PyValueError::new_err(format!("no {what}={name:?}: one of {}", names.join(", ")))
-    })
 }
 
 const TIME_TYPES: [(&str, TimeType); 2] = [("utc", TimeType::Utc), ("tai", TimeType::Tai)];
@@ -225,6 +216,31 @@ pub(crate) struct PyVmClock {
 }
 
 impl PyVmClock {
+    /// Does `change` to the guest's counter while `seq_count` is odd; the clock then goes along with the ticks that it
+    /// returns. Where it fails, the page stays what it was.
+    pub(crate) fn stepped<T>(&self, change: impl FnOnce() -> PyResult<(T, u64)>) -> PyResult<T> {
+        let page = self.page()?;
+        // Nobody comes in between: not even from `change`, which may give up the interpreter's lock.
+        let mut body = {
+            let mut state = self.state();
+            if state.updating {
+                return Err(updating());
+            }
+            state.updating = true;
+            state.body
+        };
+        page.shared().begin();
+        let changed = change();
+        if let Ok((_, ticks)) = changed {
+            body.step(ticks);
+        }
+        page.shared().end(&body);
+        let mut state = self.state();
+        state.body = body;
+        state.updating = false;
+        changed.map(|(changed, _)| changed)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -348,6 +364,10 @@ impl PyVmClockUpdate {
     }
 }
 
+fn updating() -> PyErr {
+    PyRuntimeError::new_err("an update of this vmclock page is open already")
+}
+
 fn not_open() -> PyErr {
     PyRuntimeError::new_err("no update of the vmclock page is open: call this inside `with page.update() as update:`")
 }
@@ -360,7 +380,7 @@ impl PyVmClockUpdate {
         let shared = page.page()?;
         let mut state = page.state();
         if state.updating {
-            return Err(PyRuntimeError::new_err("an update of this vmclock page is open already"));
+            return Err(updating());
         }
         state.updating = true;
         let mut body = state.body;

@@ -2,11 +2,15 @@
 
 use guestclock_core::bank::NO_DEADLINE;
 use guestclock_core::counter::{CrossTimestamp, Frequency, HostCount, Leap};
+use guestclock_core::live::Now;
 use guestclock_core::timer::CTL_ISTATUS;
 use guestclock_core::vm::TimerState;
+use guestclock_core::wall_clock::{Quality, SyncBound};
 use pyo3::exceptions::PyValueError;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
+use pyo3::types::PyDict;
 
 /// A class of `guestclock.types`, looked up once.
 struct Class(&'static str, PyOnceLock<Py<PyAny>>);
@@ -22,6 +26,7 @@ impl Class {
 }
 
 static CROSS_TIMESTAMP: Class = Class::new("CrossTimestamp");
+static SYNC_BOUND: Class = Class::new("SyncBound");
 static TIMER_STATE: Class = Class::new("TimerState");
 static SUPPORT: Class = Class::new("Support");
 static CAPABILITIES: Class = Class::new("Capabilities");
@@ -29,7 +34,10 @@ static CAPABILITIES: Class = Class::new("Capabilities");
 /// `types.CrossTimestamp`.
 pub(crate) fn cross_timestamp<'py>(py: Python<'py>, here: &CrossTimestamp) -> PyResult<Bound<'py, PyAny>> {
     let hex = |id: Option<[u8; 16]>| id.map(|id| format!("{:032x}", u128::from_be_bytes(id)));
-    CROSS_TIMESTAMP.get(py)?.call1((
+    let vouched = PyDict::new(py);
+    vouched.set_item("sync", here.sync.map(|sync| sync_bound(py, sync)).transpose()?)?;
+    vouched.set_item("rate_ppb", here.rate_ppb)?;
+    let args = (
         here.count.0,
         here.frequency.hz(),
         &here.source,
@@ -41,7 +49,68 @@ pub(crate) fn cross_timestamp<'py>(py: Python<'py>, here: &CrossTimestamp) -> Py
         here.leap.name(),
         hex(here.machine_id),
         hex(here.boot_id),
-    ))
+    );
+    CROSS_TIMESTAMP.get(py)?.call(args, Some(&vouched))
+}
+
+/// How far the wall clock of a cross-timestamp may be from UTC at its count, in nanoseconds, and who says so; without a
+/// bound, why there is none.
+#[pyfunction]
+pub(crate) fn _vouched(here: AnyCrossTimestamp) -> PyResult<(Option<u64>, String)> {
+    let here = here.cross_timestamp("here")?;
+    Ok(match here.vouched() {
+        Ok(sync) => (here.error_bound_ns(), sync.quality.name().to_owned()),
+        Err(why) => (None, why.to_string()),
+    })
+}
+
+/// `types.SyncBound`.
+pub(crate) fn sync_bound(py: Python<'_>, sync: SyncBound) -> PyResult<Bound<'_, PyAny>> {
+    let SyncBound { max_error_ns, age_ns, holdover_ppb, quality, tai_offset_s } = sync;
+    SYNC_BOUND.get(py)?.call1((max_error_ns, age_ns, holdover_ppb, quality.name(), tai_offset_s))
+}
+
+/// `types.SyncBound` as an argument: whatever has its attributes.
+#[derive(FromPyObject)]
+pub(crate) struct AnySyncBound {
+    max_error_ns: u64,
+    age_ns: u64,
+    holdover_ppb: u64,
+    quality: String,
+    tai_offset_s: Option<i32>,
+}
+
+impl AnySyncBound {
+    /// The core's.
+    pub(crate) fn sync_bound(self) -> PyResult<SyncBound> {
+        let Self { max_error_ns, age_ns, holdover_ppb, quality, tai_offset_s } = self;
+        let quality = named("quality", &quality, &Quality::NAMES)?;
+        Ok(SyncBound { max_error_ns, age_ns, holdover_ppb, quality, tai_offset_s })
+    }
+}
+
+/// An instant that a caller injects: a count, with which the wall clock moves along, or a whole cross-timestamp.
+pub(crate) struct AnyNow(pub(crate) Now);
+
+impl<'py> FromPyObject<'_, 'py> for AnyNow {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        if object.hasattr(intern!(object.py(), "realtime_ns"))? {
+            let instant: AnyCrossTimestamp = object.extract()?;
+            return Ok(Self(Now::Instant(Box::new(instant.cross_timestamp("now")?))));
+        }
+        Ok(Self(Now::Count(HostCount(object.extract()?))))
+    }
+}
+
+/// The value of that name, or a ValueError that lists them.
+pub(crate) fn named<T: Copy>(what: &str, name: &str, values: &[(&'static str, T)]) -> PyResult<T> {
+    let found = values.iter().find(|(known, _)| *known == name);
+    found.map(|(_, value)| *value).ok_or_else(|| {
+        let names: Vec<_> = values.iter().map(|(known, _)| *known).collect();
+        PyValueError::new_err(format!("no {what}={name:?}: one of {}", names.join(", ")))
+    })
 }
 
 /// `types.CrossTimestamp` as an argument: whatever has its attributes.
@@ -58,6 +127,8 @@ pub(crate) struct AnyCrossTimestamp {
     leap: String,
     machine_id: Option<String>,
     boot_id: Option<String>,
+    sync: Option<AnySyncBound>,
+    rate_ppb: Option<i64>,
 }
 
 impl AnyCrossTimestamp {
@@ -78,6 +149,8 @@ impl AnyCrossTimestamp {
             tai_offset_s: self.tai_offset_s,
             synchronized: self.synchronized,
             max_error_ns: self.max_error_ns,
+            sync: self.sync.map(AnySyncBound::sync_bound).transpose()?,
+            rate_ppb: self.rate_ppb,
             leap: Leap::from_name(&self.leap).ok_or_else(|| wrong("leap", &self.leap))?,
             machine_id: id("machine_id", self.machine_id)?,
             boot_id: id("boot_id", self.boot_id)?,

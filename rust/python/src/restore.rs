@@ -3,33 +3,75 @@
 use crate::checkpoint::PyCheckpoint;
 use crate::guest::AnyVm;
 use crate::policy::{AnyPolicy, to_python};
+use crate::records::{AnyNow, AnySyncBound, named};
 
 use guestclock_core::checkpoint::Checkpoint;
 use guestclock_core::counter::HostCount;
+use guestclock_core::elapsed::{Amount, ErrorBound};
 use guestclock_core::gate::OpenRestore;
+use guestclock_core::live::Now;
 use guestclock_core::measure::OffsetInterval;
-use guestclock_core::plan::{Outcome, Plan, Policy, Request, Views};
+use guestclock_core::plan::{Deadlines, Outcome, Plan, Policy, Request, Views};
 use guestclock_core::restore::{Report, Written};
+use guestclock_core::sysreg::View;
+use guestclock_core::vmclock::Intent;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyList};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The core's request from the keyword arguments.
-pub(crate) fn request(
-    policy: Option<AnyPolicy>,
-    views: &str,
-    same_counter: Option<bool>,
-    assume_error_ns: Option<u64>,
-    strict: bool,
-) -> PyResult<Request> {
-    let Some((_, views)) = Views::NAMES.into_iter().find(|(name, _)| *name == views) else {
-        let names: Vec<_> = Views::NAMES.iter().map(|(name, _)| *name).collect();
-        return Err(PyValueError::new_err(format!("no views={views:?}: one of {}", names.join(", "))));
-    };
-    let policy = policy.as_ref().map(AnyPolicy::policy).unwrap_or_default();
-    Ok(Request { policy, views, same_counter, assume_error_ns, strict, in_place: false })
+/// What a caller asks for, as the keyword arguments have it.
+pub(crate) struct Wishes<'a> {
+    pub(crate) policy: Option<AnyPolicy>,
+    pub(crate) views: &'a str,
+    pub(crate) same_counter: Option<bool>,
+    pub(crate) assume_error_ns: Option<u64>,
+    pub(crate) sync: Option<AnySyncBound>,
+    pub(crate) elapsed_ns: Option<u64>,
+    pub(crate) max_elapsed_ns: Option<u64>,
+    pub(crate) timers: &'a str,
+    pub(crate) intent: Option<&'a str>,
+    pub(crate) strict: bool,
+}
+
+impl Default for Wishes<'_> {
+    fn default() -> Self {
+        Self {
+            policy: None,
+            views: "preserve",
+            same_counter: None,
+            assume_error_ns: None,
+            sync: None,
+            elapsed_ns: None,
+            max_elapsed_ns: None,
+            timers: "absolute",
+            intent: None,
+            strict: false,
+        }
+    }
+}
+
+impl Wishes<'_> {
+    /// The core's request.
+    pub(crate) fn request(self) -> PyResult<Request> {
+        if self.elapsed_ns.is_some() && self.assume_error_ns.is_none() {
+            return Err(PyValueError::new_err("elapsed_ns= needs assume_error_ns=: how far off it may be"));
+        }
+        Ok(Request {
+            policy: self.policy.as_ref().map(AnyPolicy::policy).unwrap_or_default(),
+            views: named("views", self.views, &Views::NAMES)?,
+            same_counter: self.same_counter,
+            assume_error_ns: self.assume_error_ns,
+            sync: self.sync.map(AnySyncBound::sync_bound).transpose()?,
+            elapsed_ns: self.elapsed_ns,
+            max_elapsed_ns: self.max_elapsed_ns,
+            deadlines: named("timers", self.timers, &Deadlines::NAMES)?,
+            intent: self.intent.map(|name| named("intent", name, &Intent::NAMES)).transpose()?,
+            strict: self.strict,
+            in_place: false,
+        })
+    }
 }
 
 fn describe<'py>(py: Python<'py>, plan: &Plan) -> PyResult<Bound<'py, PyDict>> {
@@ -41,8 +83,15 @@ fn describe<'py>(py: Python<'py>, plan: &Plan) -> PyResult<Bound<'py, PyDict>> {
             policy.set_item("name", "advance")?;
             policy.set_item("max_ns", max_ns)?;
         }
+        Policy::CatchUp { step_ns, interval_ns, deadline_ns } => {
+            policy.set_item("name", "catch-up")?;
+            policy.set_item("step_ns", step_ns)?;
+            policy.set_item("interval_ns", interval_ns)?;
+            policy.set_item("deadline_ns", deadline_ns)?;
+        }
     }
     fields.set_item("policy", policy)?;
+    fields.set_item("intent", plan.request.intent.map(Intent::name))?;
     fields.set_item("method", plan.method.name())?;
     fields.set_item("frequency_hz", plan.frequency().hz())?;
     fields.set_item("same_counter", plan.same_counter)?;
@@ -55,18 +104,54 @@ fn describe<'py>(py: Python<'py>, plan: &Plan) -> PyResult<Bound<'py, PyDict>> {
     evidence.set_item("disagreement_ns", plan.evidence.disagreement_ns)?;
     evidence.set_item("allowed_ns", plan.evidence.allowed_ns)?;
     fields.set_item("evidence", evidence)?;
+    fields.set_item("rate_step_ppb", plan.rate_step_ppb)?;
     fields.set_item("premises", &plan.premises)?;
+    fields.set_item("lost", &plan.lost)?;
+    fields.set_item("slower", &plan.slower)?;
     fields.set_item("warnings", &plan.warnings)?;
     Ok(fields)
 }
 
-fn describe_outcome(fields: &Bound<'_, PyDict>, plan: &Plan, outcome: &Outcome) -> PyResult<()> {
+fn describe_outcome(fields: &Bound<'_, PyDict>, plan: &Plan, outcome: &Outcome, bound: &ErrorBound) -> PyResult<()> {
+    let py = fields.py();
+    let frequency = plan.frequency();
+    let saved = PyDict::new(py);
+    saved.set_item("host_count", plan.saved_at().count.0)?;
+    saved.set_item("cntvct", plan.saved_counter(View::Virtual).0)?;
+    saved.set_item("cntpct", plan.saved_counter(View::Physical).0)?;
+    fields.set_item("saved", saved)?;
     fields.set_item("host_count", outcome.count.0)?;
     fields.set_item("cntvct", outcome.cntvct.0)?;
     fields.set_item("cntpct", outcome.cntpct.0)?;
     fields.set_item("added_ticks", outcome.added_ticks)?;
-    fields.set_item("added_ns", plan.frequency().ticks_to_ns(outcome.added_ticks))?;
-    fields.set_item("capped", outcome.capped)
+    fields.set_item("added_ns", frequency.ticks_to_ns(outcome.added_ticks))?;
+    fields.set_item("capped", outcome.capped)?;
+    let debt = plan.debt(outcome).map(|debt| {
+        let owed = PyDict::new(py);
+        owed.set_item("owed_ticks", debt.owed_ticks)?;
+        owed.set_item("owed_ns", frequency.ticks_to_ns(debt.owed_ticks))?;
+        owed.set_item("steps", debt.steps(frequency))?;
+        owed.set_item("step_ns", debt.step_ns)?;
+        owed.set_item("interval_ns", debt.interval_ns)?;
+        owed.set_item("duration_ns", debt.duration_ns(frequency))?;
+        owed.set_item("rate_permille", debt.rate_permille())?;
+        PyResult::Ok(owed)
+    });
+    fields.set_item("debt", debt.transpose()?)?;
+    let sum = bound.ticks(frequency);
+    fields.set_item("error_bound_ticks", sum)?;
+    fields.set_item("error_bound_ns", frequency.ticks_to_ns_ceil(sum))?;
+    let terms = PyList::empty(py);
+    for (what, amount) in bound.terms() {
+        let term = PyDict::new(py);
+        term.set_item("what", what)?;
+        match amount {
+            Amount::Ticks(ticks) => term.set_item("ticks", ticks)?,
+            Amount::Ns(ns) => term.set_item("ns", ns)?,
+        }
+        terms.append(term)?;
+    }
+    fields.set_item("error_bound_terms", terms)
 }
 
 /// What a restore would do: a dry run. `print` it, or take `to_dict()`.
@@ -105,11 +190,41 @@ impl PyPlan {
         self.plan.warnings.clone()
     }
 
+    /// What can't be preserved.
+    #[getter]
+    fn lost(&self) -> Vec<String> {
+        self.plan.lost.clone()
+    }
+
+    /// What is slower for the guest from now on.
+    #[getter]
+    fn slower(&self) -> Vec<String> {
+        self.plan.slower.clone()
+    }
+
+    /// How far the counters may be from what the policy promises, in ticks, as of the sample.
+    #[getter]
+    fn error_bound_ticks(&self) -> u64 {
+        self.plan.as_of.bound.ticks(self.plan.frequency())
+    }
+
+    /// The same in nanoseconds, rounded up.
+    #[getter]
+    fn error_bound_ns(&self) -> u128 {
+        self.plan.frequency().ticks_to_ns_ceil(self.error_bound_ticks())
+    }
+
+    /// By how much faster the guest's counters run here than where they were saved, in parts per billion, by what both
+    /// kernels found of their counters; None where one doesn't know. Not part of the bound: it is what comes after.
+    #[getter]
+    fn rate_step_ppb(&self) -> Option<i64> {
+        self.plan.rate_step_ppb
+    }
+
     /// Everything in it as plain Python values, for JSON.
     fn to_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let fields = describe(py, &self.plan)?;
-        describe_outcome(&fields, &self.plan, &self.plan.as_of)?;
-        fields.set_item("error_bound_ticks", self.plan.as_of.error_bound_ticks)?;
+        describe_outcome(&fields, &self.plan, &self.plan.as_of, &self.plan.as_of.bound)?;
         Ok(fields)
     }
 
@@ -117,8 +232,8 @@ impl PyPlan {
     ///
     /// After it the VMM replays its own state; no vCPU may run before `release`. StalePlan if the VM has changed.
     #[pyo3(signature = (*, now=None))]
-    fn prepare(&self, py: Python<'_>, now: Option<u64>) -> PyResult<PyRestore> {
-        let open = self.vm.prepare(py, self.plan.clone(), Arc::clone(&self.checkpoint), now.map(HostCount))?;
+    fn prepare(&self, py: Python<'_>, now: Option<AnyNow>) -> PyResult<PyRestore> {
+        let open = self.vm.prepare(py, self.plan.clone(), Arc::clone(&self.checkpoint), now.map(|now| now.0))?;
         Ok(PyRestore { open: Mutex::new(open), vm: self.vm.clone_ref(py) })
     }
 
@@ -144,16 +259,16 @@ pub(crate) struct PyRestore {
 impl PyRestore {
     /// The second step: every vCPU's timers, CVAL before CTL, read back.
     #[pyo3(signature = (*, now=None))]
-    fn apply(&self, py: Python<'_>, now: Option<u64>) -> PyResult<()> {
+    fn apply(&self, py: Python<'_>, now: Option<AnyNow>) -> PyResult<()> {
         let mut open = self.open.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
-        self.vm.apply(py, &mut open, now.map(HostCount))
+        self.vm.apply(py, &mut open, now.map(|now| now.0))
     }
 
     /// The last step: samples the counter, sets the guest's counters, and lets the vCPUs run.
     #[pyo3(signature = (*, now=None))]
-    fn release(&self, py: Python<'_>, now: Option<u64>) -> PyResult<PyReport> {
+    fn release(&self, py: Python<'_>, now: Option<AnyNow>) -> PyResult<PyReport> {
         let mut open = self.open.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
-        self.vm.release(py, &mut open, now.map(HostCount)).map(PyReport::from)
+        self.vm.release(py, &mut open, now.map(|now| now.0)).map(PyReport::from)
     }
 }
 
@@ -220,7 +335,19 @@ impl PyReport {
     /// How far the counters may be from what the policy promises, in ticks.
     #[getter]
     fn error_bound_ticks(&self) -> u64 {
-        self.0.error_bound_ticks
+        self.0.bound.ticks(self.0.plan.frequency())
+    }
+
+    /// The same in nanoseconds, rounded up.
+    #[getter]
+    fn error_bound_ns(&self) -> u128 {
+        self.0.plan.frequency().ticks_to_ns_ceil(self.error_bound_ticks())
+    }
+
+    /// What the guest is owed, in ticks: 0 but under `CatchUp`, or where it was owed before.
+    #[getter]
+    fn owed_ticks(&self) -> u64 {
+        self.0.outcome.owed_ticks
     }
 
     /// The same report with the host's count at the first guest entry known, from a VMM that knows it.
@@ -237,7 +364,7 @@ impl PyReport {
     fn to_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let report = &self.0;
         let fields = describe(py, &report.plan)?;
-        describe_outcome(&fields, &report.plan, &report.outcome)?;
+        describe_outcome(&fields, &report.plan, &report.outcome, &report.bound)?;
         let interval = |known: OffsetInterval| [known.low.0, known.width];
         let written = PyDict::new(py);
         match report.written {
@@ -253,7 +380,7 @@ impl PyReport {
         written.set_item("offset_writes", report.writes.offsets)?;
         written.set_item("register_writes", report.writes.registers)?;
         fields.set_item("written", written)?;
-        fields.set_item("error_bound_ticks", report.error_bound_ticks)?;
+        fields.set_item("cval_shift_ticks", report.cval_shift)?;
         fields.set_item("before_checkpoint_ticks", report.before_checkpoint_ticks)?;
         fields.set_item("after_release_ticks", report.after_release_ticks)?;
         Ok(fields)
@@ -272,11 +399,19 @@ impl PyReport {
 ///
 /// `views` says what becomes of two counters that differ: "preserve" sets each by value, "adopt-virtual" gives both the
 /// virtual counter's offset, "refuse" raises CounterSkew. `same_counter` forces what is otherwise decided from the
-/// evidence. `assume_error_ns` says how far apart the wall clocks of two hosts may be: without it an `Advance` to
-/// another host is refused (ElapsedUnknown). `strict` refuses a checkpoint that has something this version doesn't know,
-/// of which it otherwise warns. A RestoreRefused names both sides and the way out.
+/// evidence. On another counter time is told by the wall clocks: `sync` says how far the one here may be off, as
+/// `checkpoint(sync=)` did there, else there is only the kernel's word. `assume_error_ns` says instead how far apart the two
+/// may be, and `elapsed_ns` how much time has passed, that far off at most. Without any of it an `Advance` or `CatchUp` is
+/// refused (ElapsedUnknown), and so is more than `max_elapsed_ns`, by default 366 days, unless `Advance` has a cap of its
+/// own. `timers="relative"` keeps the time that was left to each timer, instead of its deadline. `intent` says why
+/// the VM is restored: "live-migration", "live-update", "snapshot" or "clone". `strict` refuses a checkpoint that has
+/// something this version doesn't know, of which it otherwise warns. `now` injects an instant of the VM's counter: a
+/// count, or a whole CrossTimestamp. A RestoreRefused names both sides and the way out.
 #[pyfunction]
-#[pyo3(signature = (checkpoint, vm, *, policy=None, views="preserve", same_counter=None, assume_error_ns=None, strict=false, now=None))]
+#[pyo3(signature = (
+    checkpoint, vm, *, policy=None, views="preserve", same_counter=None, assume_error_ns=None, sync=None, elapsed_ns=None,
+    max_elapsed_ns=None, timers="absolute", intent=None, strict=false, now=None
+))]
 pub(crate) fn plan(
     py: Python<'_>,
     checkpoint: &Bound<'_, PyCheckpoint>,
@@ -285,18 +420,48 @@ pub(crate) fn plan(
     views: &str,
     same_counter: Option<bool>,
     assume_error_ns: Option<u64>,
+    sync: Option<AnySyncBound>,
+    elapsed_ns: Option<u64>,
+    max_elapsed_ns: Option<u64>,
+    timers: &str,
+    intent: Option<&str>,
     strict: bool,
-    now: Option<u64>,
+    now: Option<AnyNow>,
 ) -> PyResult<PyPlan> {
-    let request = request(policy, views, same_counter, assume_error_ns, strict)?;
+    let wishes = Wishes {
+        policy,
+        views,
+        same_counter,
+        assume_error_ns,
+        sync,
+        elapsed_ns,
+        max_elapsed_ns,
+        timers,
+        intent,
+        strict,
+    };
+    planned(py, checkpoint, vm, wishes, now.map(|now| now.0))
+}
+
+fn planned(
+    py: Python<'_>,
+    checkpoint: &Bound<'_, PyCheckpoint>,
+    vm: AnyVm,
+    wishes: Wishes<'_>,
+    now: Option<Now>,
+) -> PyResult<PyPlan> {
     let checkpoint = Arc::clone(&checkpoint.get().0);
-    let plan = vm.plan(py, &checkpoint, request, now.map(HostCount))?;
+    let plan = vm.plan(py, &checkpoint, wishes.request()?, now)?;
     Ok(PyPlan { plan, checkpoint, vm })
 }
 
-/// Restores `checkpoint` into `vm`: `plan`, `prepare`, `apply` and `release` in one. The guest may run when it returns.
+/// Restores `checkpoint` into `vm`: `plan`, `prepare`, `apply` and `release` in one, with `plan`'s arguments. The guest may
+/// run when it returns.
 #[pyfunction]
-#[pyo3(signature = (checkpoint, vm, *, policy=None, views="preserve", same_counter=None, assume_error_ns=None, strict=false, now=None))]
+#[pyo3(signature = (
+    checkpoint, vm, *, policy=None, views="preserve", same_counter=None, assume_error_ns=None, sync=None, elapsed_ns=None,
+    max_elapsed_ns=None, timers="absolute", intent=None, strict=false, now=None
+))]
 pub(crate) fn restore(
     py: Python<'_>,
     checkpoint: &Bound<'_, PyCheckpoint>,
@@ -305,11 +470,29 @@ pub(crate) fn restore(
     views: &str,
     same_counter: Option<bool>,
     assume_error_ns: Option<u64>,
+    sync: Option<AnySyncBound>,
+    elapsed_ns: Option<u64>,
+    max_elapsed_ns: Option<u64>,
+    timers: &str,
+    intent: Option<&str>,
     strict: bool,
-    now: Option<u64>,
+    now: Option<AnyNow>,
 ) -> PyResult<PyReport> {
-    let restore =
-        plan(py, checkpoint, vm, policy, views, same_counter, assume_error_ns, strict, now)?.prepare(py, now)?;
-    restore.apply(py, now)?;
-    restore.release(py, now)
+    let wishes = Wishes {
+        policy,
+        views,
+        same_counter,
+        assume_error_ns,
+        sync,
+        elapsed_ns,
+        max_elapsed_ns,
+        timers,
+        intent,
+        strict,
+    };
+    let now = now.map(|now| now.0);
+    let PyPlan { plan, checkpoint, vm } = planned(py, checkpoint, vm, wishes, now.clone())?;
+    let mut open = vm.prepare(py, plan, checkpoint, now.clone())?;
+    vm.apply(py, &mut open, now.clone())?;
+    vm.release(py, &mut open, now).map(PyReport::from)
 }

@@ -5,10 +5,12 @@ use crate::counters::{AnyCounter, PyHostCounter};
 use crate::errors::OrRaise;
 use crate::guest::{AnyVm, PyPaused, PyRunning};
 use crate::policy::AnyPolicy;
-use crate::records;
+use crate::records::{self, AnyNow, AnySyncBound};
 use crate::registers;
+use crate::steps::PySteps;
 use guestclock_core::access::{Access, El};
 use guestclock_core::counter::{Counter, HostCount, Offset};
+use guestclock_core::gate::Saving;
 use guestclock_core::kernel::KERNELS;
 use guestclock_core::live::LiveVm;
 use guestclock_core::sysreg::{Encoding, View};
@@ -34,6 +36,11 @@ pub(crate) struct PyVm {
     pub(crate) live: LiveVm<AnyCounter>,
     counter: Py<PyAny>,
     kernel: &'static str,
+}
+
+/// What is known when a checkpoint is taken.
+pub(crate) fn saving(stopped_at: Option<u64>, sync: Option<AnySyncBound>) -> PyResult<Saving> {
+    Ok(Saving { stopped_at: count(stopped_at), sync: sync.map(AnySyncBound::sync_bound).transpose()? })
 }
 
 pub(crate) fn count(now: Option<u64>) -> Option<HostCount> {
@@ -347,10 +354,28 @@ impl PyVm {
     /// Saves the VM's guest time. VcpuRunning (EBUSY) while a vCPU runs.
     ///
     /// `now` is the host's count to save it at, by default the counter's; `stopped_at` is the host's count when the
-    /// last vCPU left its guest, from a VMM that knows it: ValueError if that lies after it.
-    #[pyo3(signature = (*, now=None, stopped_at=None))]
-    fn checkpoint(&self, now: Option<u64>, stopped_at: Option<u64>) -> PyResult<PyCheckpoint> {
-        self.live.checkpoint(count(now), count(stopped_at)).map(PyCheckpoint::from).or_raise()
+    /// last vCPU left its guest, from a VMM that knows it: ValueError if that lies after it. `sync` says how far the
+    /// wall clock may be off: without it there is only the kernel's word. `now` may be a whole CrossTimestamp too.
+    #[pyo3(signature = (*, now=None, stopped_at=None, sync=None))]
+    fn checkpoint(
+        &self,
+        now: Option<AnyNow>,
+        stopped_at: Option<u64>,
+        sync: Option<AnySyncBound>,
+    ) -> PyResult<PyCheckpoint> {
+        let now = now.map(|now| now.0);
+        self.live.checkpoint(now, saving(stopped_at, sync)?).map(PyCheckpoint::from).or_raise()
+    }
+
+    /// What the guest is owed, in ticks: 0 but for a `CatchUp` that isn't over.
+    #[getter]
+    fn owed_ticks(&self) -> u64 {
+        self.live.next_step().map_or(0, |step| step.owed_ticks)
+    }
+
+    /// The steps by which the guest is paid back, one after the other, until nothing is owed.
+    fn catch_up(slf: Py<Self>) -> PySteps {
+        PySteps::new(AnyVm::Model(slf))
     }
 
     /// A context manager that keeps the VM from running and, at its end, treats the time in it as `policy` says.

@@ -3,7 +3,9 @@
 use super::{KEYS, MAX_KEY_BYTES, MAX_KEYS, MAX_OTHER_REGS, U8_ARRAY, U64_LE_ARRAY, WireError, malformed};
 use crate::checkpoint::{Checkpoint, CtlColumn, RegisterColumn, TimerColumns, UnknownKey};
 use crate::counter::{CrossTimestamp, Frequency, GuestCount, HostCount, Leap};
+use crate::debt::Debt;
 use crate::timer::Timer;
+use crate::wall_clock::{Quality, SyncBound};
 use alloc::vec::Vec;
 use minicbor::data::Tag;
 use minicbor::decode::{self, Decoder};
@@ -112,6 +114,7 @@ pub(super) fn read_payload(mut r: Reader<'_>) -> Result<Checkpoint, WireError> {
     let (mut cntfrq_hz, mut virtual_count, mut physical_count, mut owned, mut width_ticks) =
         (None, None, None, None, None);
     let (mut host, mut stopped_at, mut vcpus, mut cntvoff, mut timers) = (None, None, None, None, None);
+    let (mut debt, mut sync, mut rate_ppb) = (None, None, None);
     let (mut others, mut unknown) = (Vec::new(), Vec::new());
 
     let keys = r.map("the payload isn't a map")?;
@@ -123,7 +126,9 @@ pub(super) fn read_payload(mut r: Reader<'_>) -> Result<Checkpoint, WireError> {
         match r.text("a key of the payload isn't text")? {
             // No known key sorts before it, so what it names is refused before anything is taken for what it was.
             "crit" => return Err(read_crit(&mut r)),
+            "debt" => debt = Some(read_debt(&mut r)?),
             "host" => host = Some(read_host(&mut r)?),
+            "sync" => sync = Some(read_sync(&mut r)?),
             "owned" => owned = Some(r.bool("owned isn't true or false")?),
             "vcpus" => {
                 let what = "vcpus isn't an unsigned integer that a column could be as long as";
@@ -134,6 +139,7 @@ pub(super) fn read_payload(mut r: Reader<'_>) -> Result<Checkpoint, WireError> {
             "cntvct" => virtual_count = Some(r.u64("cntvct isn't an unsigned integer")?),
             "timers" => timers = Some(read_timers(&mut r)?),
             "cntvoff" => cntvoff = Some(r.u64s("cntvoff isn't a u64 array (tag 71)")?),
+            "rate_ppb" => rate_ppb = Some(r.get("rate_ppb isn't an integer of 64 bits", Decoder::i64)?),
             "cntfrq_hz" => {
                 cntfrq_hz = Some(r.get("cntfrq_hz isn't an unsigned integer of 32 bits", Decoder::u32)?);
             }
@@ -150,8 +156,9 @@ pub(super) fn read_payload(mut r: Reader<'_>) -> Result<Checkpoint, WireError> {
         cntpct: GuestCount(physical_count.ok_or_else(missing("cntpct is missing"))?),
         owned: owned.ok_or_else(missing("owned is missing"))?,
         width_ticks: width_ticks.ok_or_else(missing("width_ticks is missing"))?,
-        host: host.ok_or_else(missing("host is missing"))?,
+        host: CrossTimestamp { sync, rate_ppb, ..host.ok_or_else(missing("host is missing"))? },
         stopped_at,
+        debt,
         vcpus: vcpus.ok_or_else(missing("vcpus is missing"))?,
         cntvoff,
         timers: timers.ok_or_else(missing("timers is missing"))?,
@@ -239,10 +246,50 @@ fn read_host(r: &mut Reader<'_>) -> Result<CrossTimestamp, WireError> {
         tai_offset_s,
         synchronized,
         max_error_ns,
+        sync: None,
+        rate_ppb: None,
         leap: leap.ok_or_else(missing("host.leap is missing"))?,
         machine_id,
         boot_id,
     })
+}
+
+fn read_debt(r: &mut Reader<'_>) -> Result<Debt, WireError> {
+    const PARTS: &str = "debt isn't a map of step_ns, owed_ticks and interval_ns, unsigned integers";
+    let start = r.position();
+    if r.map(PARTS)? != 3 {
+        return Err(malformed(start, PARTS));
+    }
+    let mut part = |key| if r.text(PARTS)? == key { r.u64(PARTS) } else { Err(malformed(start, PARTS)) };
+    Ok(Debt { step_ns: part("step_ns")?, owed_ticks: part("owed_ticks")?, interval_ns: part("interval_ns")? })
+}
+
+fn read_sync(r: &mut Reader<'_>) -> Result<SyncBound, WireError> {
+    const PARTS: &str = "sync isn't a map of age_ns, quality, holdover_ppb, max_error_ns and perhaps tai_offset_s";
+    let start = r.position();
+    let parts = r.map(PARTS)?;
+    if !(4..=5).contains(&parts) {
+        return Err(malformed(start, PARTS));
+    }
+    let key = |r: &mut Reader<'_>, key| if r.text(PARTS)? == key { Ok(()) } else { Err(malformed(start, PARTS)) };
+    key(r, "age_ns")?;
+    let age_ns = r.u64("sync.age_ns isn't an unsigned integer")?;
+    key(r, "quality")?;
+    let what = "sync.quality isn't declared, chrony, clockbound or kernel-unverified";
+    let at = r.position();
+    let name = r.text(what)?;
+    let named = Quality::NAMES.into_iter().find(|(known, _)| *known == name);
+    let (_, quality) = named.ok_or(malformed(at, what))?;
+    key(r, "holdover_ppb")?;
+    let holdover_ppb = r.u64("sync.holdover_ppb isn't an unsigned integer")?;
+    key(r, "max_error_ns")?;
+    let max_error_ns = r.u64("sync.max_error_ns isn't an unsigned integer")?;
+    let mut tai_offset_s = None;
+    if parts == 5 {
+        key(r, "tai_offset_s")?;
+        tai_offset_s = Some(r.get("sync.tai_offset_s isn't an integer of 32 bits", Decoder::i32)?);
+    }
+    Ok(SyncBound { max_error_ns, age_ns, holdover_ppb, quality, tai_offset_s })
 }
 
 fn read_timers(r: &mut Reader<'_>) -> Result<Vec<TimerColumns>, WireError> {

@@ -3,7 +3,9 @@
 use super::{CRC_BYTES, ENCODED_CBOR, MAGIC, U8_ARRAY, U64_LE_ARRAY, VERSION};
 use crate::checkpoint::{Checkpoint, CtlColumn, TimerColumns, UnknownKey};
 use crate::counter::CrossTimestamp;
+use crate::debt::Debt;
 use crate::timer::Timer;
+use crate::wall_clock::SyncBound;
 use core::cmp::Ordering;
 use core::convert::Infallible;
 use minicbor::encode::{self, Encoder, Write};
@@ -29,12 +31,21 @@ pub(super) fn write_body<W: Write>(e: &mut Encoder<W>, checkpoint: &Checkpoint, 
 
 pub(super) fn write_payload<W: Write>(e: &mut Encoder<W>, checkpoint: &Checkpoint) -> Written<W> {
     let known = 8
+        + usize::from(checkpoint.debt.is_some())
+        + usize::from(checkpoint.host.sync.is_some())
         + usize::from(checkpoint.cntvoff.is_some())
+        + usize::from(checkpoint.host.rate_ppb.is_some())
         + usize::from(!checkpoint.others.is_empty())
         + usize::from(checkpoint.stopped_at.is_some());
     e.map((known + checkpoint.unknown.len()) as u64)?;
     let mut keys = Keys { e, unknown: &checkpoint.unknown };
+    if let Some(debt) = &checkpoint.debt {
+        write_debt(keys.next("debt")?, debt)?;
+    }
     write_host(keys.next("host")?, &checkpoint.host)?;
+    if let Some(sync) = &checkpoint.host.sync {
+        write_sync(keys.next("sync")?, sync)?;
+    }
     keys.next("owned")?.bool(checkpoint.owned)?;
     keys.next("vcpus")?.u64(checkpoint.vcpus as u64)?;
     keys.next("cntpct")?.u64(checkpoint.cntpct.0)?;
@@ -42,6 +53,9 @@ pub(super) fn write_payload<W: Write>(e: &mut Encoder<W>, checkpoint: &Checkpoin
     write_timers(keys.next("timers")?, &checkpoint.timers)?;
     if let Some(cntvoff) = &checkpoint.cntvoff {
         write_u64s(keys.next("cntvoff")?, cntvoff)?;
+    }
+    if let Some(rate_ppb) = checkpoint.host.rate_ppb {
+        keys.next("rate_ppb")?.i64(rate_ppb)?;
     }
     keys.next("cntfrq_hz")?.u32(checkpoint.cntfrq_hz)?;
     if !checkpoint.others.is_empty() {
@@ -107,6 +121,25 @@ fn write_host<W: Write>(e: &mut Encoder<W>, host: &CrossTimestamp) -> Written<W>
         e.str("synchronized")?.bool(synchronized)?;
     }
     if let Some(tai_offset_s) = host.tai_offset_s {
+        e.str("tai_offset_s")?.i32(tai_offset_s)?;
+    }
+    Ok(())
+}
+
+fn write_debt<W: Write>(e: &mut Encoder<W>, debt: &Debt) -> Written<W> {
+    e.map(3)?;
+    e.str("step_ns")?.u64(debt.step_ns)?;
+    e.str("owed_ticks")?.u64(debt.owed_ticks)?;
+    e.str("interval_ns")?.u64(debt.interval_ns)?.ok()
+}
+
+fn write_sync<W: Write>(e: &mut Encoder<W>, sync: &SyncBound) -> Written<W> {
+    e.map(4 + u64::from(sync.tai_offset_s.is_some()))?;
+    e.str("age_ns")?.u64(sync.age_ns)?;
+    e.str("quality")?.str(sync.quality.name())?;
+    e.str("holdover_ppb")?.u64(sync.holdover_ppb)?;
+    e.str("max_error_ns")?.u64(sync.max_error_ns)?;
+    if let Some(tai_offset_s) = sync.tai_offset_s {
         e.str("tai_offset_s")?.i32(tai_offset_s)?;
     }
     Ok(())

@@ -4,8 +4,10 @@
 
 use guestclock_core::checkpoint::{Checkpoint, CtlColumn, RegisterColumn, TimerColumns, UnknownKey};
 use guestclock_core::counter::{CrossTimestamp, Frequency, GuestCount, HostCount, Leap};
+use guestclock_core::debt::Debt;
 use guestclock_core::sysreg::Encoding;
 use guestclock_core::timer::Timer;
+use guestclock_core::wall_clock::{Quality, SyncBound};
 use minicbor::Encoder;
 use minicbor::data::Tag;
 use proptest::collection::{btree_map, vec};
@@ -30,11 +32,14 @@ pub(crate) fn bare() -> Checkpoint {
             tai_offset_s: None,
             synchronized: None,
             max_error_ns: None,
+            sync: None,
+            rate_ppb: None,
             leap: Leap::Unknown,
             machine_id: None,
             boot_id: None,
         },
         stopped_at: None,
+        debt: None,
         vcpus: 1,
         cntvoff: None,
         timers: vec![timer(Timer::Vtimer, &[1], &[1000])],
@@ -57,11 +62,20 @@ pub(crate) fn full(vcpus: usize) -> Checkpoint {
             tai_offset_s: Some(37),
             synchronized: Some(true),
             max_error_ns: Some(500_000),
+            sync: Some(SyncBound {
+                max_error_ns: 50_000,
+                age_ns: 1_000_000_000,
+                holdover_ppb: 50_000,
+                quality: Quality::Chrony,
+                tai_offset_s: Some(37),
+            }),
+            rate_ppb: Some(-3_820),
             machine_id: Some([0x5a; 16]),
             boot_id: Some([0xa5; 16]),
             ..bare().host
         },
         stopped_at: Some(299),
+        debt: Some(Debt { owed_ticks: 1 << 35, step_ns: 5_000_000_000, interval_ns: 10_000_000_000 }),
         vcpus,
         cntvoff: Some(count(7)),
         timers,
@@ -177,14 +191,34 @@ fn edgy() -> impl Strategy<Value = u64> {
     ]
 }
 
+fn sync() -> impl Strategy<Value = SyncBound> {
+    (edgy(), edgy(), edgy(), 0..Quality::NAMES.len(), any::<Option<i32>>()).prop_map(
+        |(max_error_ns, age_ns, holdover_ppb, quality, tai_offset_s)| {
+            let (_, quality) = Quality::NAMES[quality];
+            SyncBound { max_error_ns, age_ns, holdover_ppb, quality, tai_offset_s }
+        },
+    )
+}
+
+fn debt() -> impl Strategy<Value = Debt> {
+    let part = || edgy().prop_map(|part| part.max(1));
+    (part(), part(), part()).prop_map(|(owed_ticks, step_ns, interval_ns)| Debt { owed_ticks, step_ns, interval_ns })
+}
+
 fn host() -> impl Strategy<Value = CrossTimestamp> {
     (
+        (option::of(sync()), option::of(edgy().prop_map(u64::cast_signed))),
         (edgy(), edgy().prop_map(|hz| hz.max(1)), "[a-z0-9_]{1,32}", edgy(), edgy()),
         (any::<Option<i32>>(), any::<Option<bool>>(), option::of(edgy()), 0..Leap::ALL.len()),
         (any::<Option<[u8; 16]>>(), any::<Option<[u8; 16]>>()),
     )
         .prop_map(
-            |((count, hz, source, realtime, width_ns), (tai_offset_s, synchronized, max_error_ns, leap), ids)| {
+            |(
+                (sync, rate_ppb),
+                (count, hz, source, realtime, width_ns),
+                (tai_offset_s, synchronized, max_error_ns, leap),
+                ids,
+            )| {
                 CrossTimestamp {
                     count: HostCount(count),
                     frequency: Frequency::new(hz).unwrap(),
@@ -194,6 +228,8 @@ fn host() -> impl Strategy<Value = CrossTimestamp> {
                     tai_offset_s,
                     synchronized,
                     max_error_ns,
+                    sync,
+                    rate_ppb,
                     leap: Leap::ALL[leap],
                     machine_id: ids.0,
                     boot_id: ids.1,
@@ -285,12 +321,12 @@ fn others(vcpus: usize) -> impl Strategy<Value = Vec<RegisterColumn>> {
 pub(crate) fn checkpoint() -> impl Strategy<Value = Checkpoint> {
     (0usize..6).prop_flat_map(|vcpus| {
         (
-            (edgy(), edgy(), edgy(), any::<bool>(), edgy()),
+            (edgy(), edgy(), edgy(), any::<bool>(), edgy(), option::of(debt())),
             (host(), option::of(edgy()), option::of(vec(edgy(), vcpus)), timers(vcpus), others(vcpus), unknown()),
         )
             .prop_map(
                 move |(
-                    (cntfrq, virt, phys, owned, width_ticks),
+                    (cntfrq, virt, phys, owned, width_ticks, debt),
                     (host, stopped_at, cntvoff, timers, others, unknown),
                 )| {
                     Checkpoint {
@@ -301,6 +337,7 @@ pub(crate) fn checkpoint() -> impl Strategy<Value = Checkpoint> {
                         width_ticks,
                         host,
                         stopped_at,
+                        debt,
                         vcpus,
                         cntvoff,
                         timers,

@@ -9,6 +9,7 @@ use std::io;
 ///
 /// ```
 /// use guestclock_core::counter::{Counter, Frequency, GuestCount, HostCount, Offset};
+/// use guestclock_core::gate::Saving;
 /// use guestclock_core::kernel::Behaviours;
 /// use guestclock_core::manual::ManualCounter;
 /// use guestclock_core::plan::{Policy, Request};
@@ -65,7 +66,7 @@ use std::io;
 /// let source = vmm()?;
 /// let vm = KvmVm::new(&source, &counter, Options::default())?;
 /// vm.set_counter_offset(&source, Offset(4_000_000))?;
-/// let saved = Arc::new(vm.checkpoint(&source, None)?);
+/// let saved = Arc::new(vm.checkpoint(&source, Saving::default())?);
 /// counter.advance(1_000_000);
 ///
 /// // The target restores, with the VMM's own state between the steps.

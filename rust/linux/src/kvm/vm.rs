@@ -5,7 +5,7 @@ use crate::kvm::ioctls::Ioctls;
 use guestclock_core::backend::{Abilities, Backend, Registers, count_reg, patiently};
 use guestclock_core::checkpoint::Checkpoint;
 use guestclock_core::counter::{Counter, GuestCount, HostCount, Offset};
-use guestclock_core::gate::{Gate, GateError, OpenPause, OpenRestore};
+use guestclock_core::gate::{Gate, GateError, OpenPause, OpenRestore, Saving, Step};
 use guestclock_core::kernel::{CtlReadback, ListOrder};
 use guestclock_core::measure::OffsetInterval;
 use guestclock_core::mirror::Mirror;
@@ -276,12 +276,8 @@ impl<C: Counter> KvmVm<C> {
     }
 
     /// See [`Gate::checkpoint`].
-    pub fn checkpoint(
-        &self,
-        io: &(impl Ioctls + ?Sized),
-        stopped_at: Option<HostCount>,
-    ) -> Result<Checkpoint, GateError<KvmError>> {
-        self.gated(io, |gate, backend| gate.checkpoint(backend, stopped_at))
+    pub fn checkpoint(&self, io: &(impl Ioctls + ?Sized), saving: Saving) -> Result<Checkpoint, GateError<KvmError>> {
+        self.gated(io, |gate, backend| gate.checkpoint(backend, saving))
     }
 
     /// See [`Gate::plan`].
@@ -330,6 +326,16 @@ impl<C: Counter> KvmVm<C> {
     /// See [`Gate::resume`].
     pub fn resume(&self, io: &(impl Ioctls + ?Sized), pause: &OpenPause) -> Result<Report, GateError<KvmError>> {
         self.released(io, |gate, backend| gate.resume(backend, pause))
+    }
+
+    /// See [`Gate::next_step`].
+    pub fn next_step(&self) -> Option<Step> {
+        self.lock().gate.next_step(self.counter.frequency())
+    }
+
+    /// See [`Gate::step`].
+    pub fn step(&self, io: &(impl Ioctls + ?Sized)) -> Result<Step, GateError<KvmError>> {
+        self.gated(io, |gate, backend| gate.step(backend))
     }
 
     fn released<I: Ioctls + ?Sized>(

@@ -1,0 +1,152 @@
+//! How far a host's wall clock may be from the truth, and who says so.
+//!
+//! Nobody can see that in the clock itself. A bound is declared, by the caller or by the daemon that disciplines the clock;
+//! the kernel's own figure is a claim that nobody verified.
+
+use crate::counter::{CrossTimestamp, NS_PER_S};
+use crate::interchange::is_unknown_host;
+use core::fmt;
+
+/// Parts per billion.
+const PPB: u128 = 1_000_000_000;
+
+/// Where the kernel's maximum error stops growing: NTP_PHASE_LIMIT, 16 s (include/linux/timex.h). It means nothing then.
+pub const SATURATED_NS: u64 = 16_000_000_000;
+
+/// Who vouches for a bound.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Quality {
+    /// The caller.
+    Declared,
+    /// chrony.
+    Chrony,
+    /// ClockBound.
+    ClockBound,
+    /// The kernel's `maxerror`. Daemons set it, some to 0 at each update, so it is no proof of anything.
+    KernelUnverified,
+}
+
+impl Quality {
+    /// All of them with their names.
+    pub const NAMES: [(&'static str, Self); 4] = [
+        ("declared", Self::Declared),
+        ("chrony", Self::Chrony),
+        ("clockbound", Self::ClockBound),
+        ("kernel-unverified", Self::KernelUnverified),
+    ];
+
+    /// Its name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Declared => "declared",
+            Self::Chrony => "chrony",
+            Self::ClockBound => "clockbound",
+            Self::KernelUnverified => "kernel-unverified",
+        }
+    }
+}
+
+/// How far the wall clock was from UTC at most, when that was last known.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct SyncBound {
+    /// The bound then, in nanoseconds.
+    pub max_error_ns: u64,
+    /// How long that is ago, in nanoseconds.
+    pub age_ns: u64,
+    /// How much the error may have grown since, in parts per billion of the age.
+    pub holdover_ppb: u64,
+    /// Who says so.
+    pub quality: Quality,
+    /// TAI - UTC in seconds, from who knows it better than the kernel.
+    pub tai_offset_s: Option<i32>,
+}
+
+impl SyncBound {
+    /// What the age adds to the bound, in nanoseconds, rounded up; held at the end of its range.
+    #[must_use]
+    pub fn held_over_ns(&self) -> u64 {
+        let ns = (u128::from(self.age_ns) * u128::from(self.holdover_ppb)).div_ceil(PPB);
+        u64::try_from(ns).unwrap_or(u64::MAX)
+    }
+
+    /// The same, so much later.
+    #[must_use]
+    pub const fn aged(self, ns: u64) -> Self {
+        Self { age_ns: self.age_ns.saturating_add(ns), ..self }
+    }
+}
+
+/// Why nobody knows how far a wall clock is from the truth.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Unvouched {
+    /// The checkpoint was made of what another VMM saved, and says nothing of its host's clocks.
+    UnknownHost,
+    /// Without TAI - UTC a leap second may lie between two readings.
+    TaiUnknown,
+    /// The kernel says so.
+    Unsynchronized,
+    /// The kernel's maximum error has reached the end of its range.
+    Saturated,
+    /// Nobody was asked.
+    Nobody,
+}
+
+impl fmt::Display for Unvouched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::UnknownHost => "nothing is known of that host's clocks",
+            Self::TaiUnknown => "TAI - UTC isn't known",
+            Self::Unsynchronized => "the kernel says that it isn't synchronised",
+            Self::Saturated => "the kernel's maximum error has reached its end of 16 s",
+            Self::Nobody => "nobody says how far it may be off",
+        })
+    }
+}
+
+impl CrossTimestamp {
+    /// CLOCK_TAI, in nanoseconds; `None` where TAI - UTC isn't known.
+    #[must_use]
+    pub fn tai_ns(&self) -> Option<i128> {
+        let ahead = i128::from(self.tai_offset_s?) * i128::from(NS_PER_S);
+        Some(i128::from(self.realtime_ns) + ahead)
+    }
+
+    /// Who vouches for the wall clock: who was declared to, else the kernel where it claims anything.
+    pub fn vouched(&self) -> Result<SyncBound, Unvouched> {
+        if is_unknown_host(self) {
+            return Err(Unvouched::UnknownHost);
+        }
+        if self.tai_offset_s.is_none() {
+            return Err(Unvouched::TaiUnknown);
+        }
+        match (self.sync, self.synchronized, self.max_error_ns) {
+            (Some(sync), ..) => Ok(sync),
+            (None, Some(false), _) => Err(Unvouched::Unsynchronized),
+            (None, Some(true), Some(max_error_ns)) if max_error_ns >= SATURATED_NS => Err(Unvouched::Saturated),
+            // It is of now: the kernel makes it grow by 500 ppm itself (second_overflow in kernel/time/ntp.c).
+            (None, Some(true), Some(max_error_ns)) => Ok(SyncBound {
+                max_error_ns,
+                age_ns: 0,
+                holdover_ppb: 0,
+                quality: Quality::KernelUnverified,
+                tai_offset_s: None,
+            }),
+            (None, ..) => Err(Unvouched::Nobody),
+        }
+    }
+
+    /// How far `realtime_ns` may be from UTC at the instant of `count`, in nanoseconds: the bracket's width, the bound and
+    /// what it has grown by. `None` where nobody vouches for it.
+    #[must_use]
+    pub fn error_bound_ns(&self) -> Option<u64> {
+        let sync = self.vouched().ok()?;
+        Some(self.width_ns.saturating_add(sync.max_error_ns).saturating_add(sync.held_over_ns()))
+    }
+
+    /// The same, with somebody to vouch for its wall clock.
+    #[must_use]
+    pub fn vouched_by(self, sync: SyncBound) -> Self {
+        Self { sync: Some(sync), tai_offset_s: sync.tai_offset_s.or(self.tai_offset_s), ..self }
+    }
+}

@@ -1,0 +1,90 @@
+//! Paying a guest back, step by step.
+
+use crate::guest::AnyVm;
+use crate::pages::PyVmClock;
+use crate::records::AnyNow;
+use guestclock_core::counter::{Counter, HostCount};
+use guestclock_core::gate::Step;
+use pyo3::prelude::*;
+
+/// The steps by which a guest is paid back, while there are any: what `catch_up` returns.
+///
+/// Each is given out again until it has been applied.
+#[pyclass(frozen, name = "Steps", module = "guestclock")]
+pub(crate) struct PySteps(AnyVm);
+
+impl PySteps {
+    pub(crate) const fn new(vm: AnyVm) -> Self {
+        Self(vm)
+    }
+}
+
+#[pymethods]
+impl PySteps {
+    fn __iter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __next__(&self, py: Python<'_>) -> Option<PyStep> {
+        self.0.next_step(py).map(|step| PyStep { vm: self.0.clone_ref(py), step })
+    }
+}
+
+/// A forward step that a guest is owed. Stop all of its vCPUs, `apply` it, and let them go on.
+#[pyclass(frozen, name = "Step", module = "guestclock")]
+pub(crate) struct PyStep {
+    vm: AnyVm,
+    step: Step,
+}
+
+#[pymethods]
+impl PyStep {
+    /// By how many ticks the guest's counters go forward.
+    #[getter]
+    fn ticks(&self) -> u64 {
+        self.step.ticks
+    }
+
+    /// The count of the VM's counter from which on it is due.
+    #[getter]
+    fn due_at(&self) -> u64 {
+        self.step.due.0
+    }
+
+    /// What the guest is owed before it, in ticks.
+    #[getter]
+    fn owed_ticks(&self) -> u64 {
+        self.step.owed_ticks
+    }
+
+    /// How long it is until it is due, in nanoseconds, rounded up; 0 when it is.
+    ///
+    /// `now` is a count of the VM's counter, by default the present one.
+    #[pyo3(signature = (*, now=None))]
+    fn wait_ns(&self, now: Option<u64>) -> u128 {
+        self.vm.over(|counter: &dyn Counter| {
+            let now = now.map_or_else(|| counter.count(), HostCount);
+            let left = if self.step.due.is_after(now) { self.step.due.since(now) } else { 0 };
+            counter.frequency().ticks_to_ns_ceil(left)
+        })
+    }
+
+    /// Moves the guest's counters forward: all vCPUs are stopped meanwhile, else VcpuRunning, and the debt is what it was.
+    ///
+    /// `page` is the guest's vmclock page, which is brought up to date in the same stop: its clock shows the same time
+    /// before and after, and its disruption marker changes. Returns what is still owed, in ticks. Made before it is due,
+    /// a step makes the guest's time seem faster than was planned. GuestClockError where nothing is owed (any more).
+    #[pyo3(signature = (page=None, *, now=None))]
+    fn apply(&self, py: Python<'_>, page: Option<&Bound<'_, PyVmClock>>, now: Option<AnyNow>) -> PyResult<u64> {
+        let now = now.map(|now| now.0);
+        let step = || self.vm.step(py, now).map(|made| (made.owed_ticks - made.ticks, made.ticks));
+        match page {
+            Some(page) => page.get().stepped(step),
+            None => step().map(|(left, _)| left),
+        }
+    }
+
+    fn __repr__(&self) -> String {
+        format!("<Step of {} ticks, due at {}, {} owed>", self.step.ticks, self.step.due.0, self.step.owed_ticks)
+    }
+}

@@ -1,0 +1,290 @@
+"""`CatchUp`: time that is owed, paid back in steps while the guest lives."""
+
+from __future__ import annotations
+
+import mmap
+import pickle
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guestclock import (
+    Advance,
+    CatchUp,
+    Checkpoint,
+    ClockEquation,
+    Freeze,
+    Reg,
+    Timer,
+    Vm,
+    VmClock,
+    plan,
+    restore,
+)
+from guestclock.errors import CapabilityMissing, DeadlineMissed, NothingOwed, RestoreOpen, VcpuRunning
+from vms import HZ, NS, SECOND, host, owned, state
+
+if TYPE_CHECKING:
+    from guestclock import ManualCounter
+
+SLOWLY = CatchUp(step_ns=SECOND // 2, interval_ns=SECOND)
+
+
+def owing(pause_ticks: int, policy: CatchUp = SLOWLY) -> tuple[ManualCounter, Vm]:
+    """A VM that was away for so many ticks, restored on its own counter."""
+    counter = host()
+    checkpoint = owned(counter).checkpoint()
+    counter.advance(pause_ticks)
+    vm = Vm(2, counter=counter)
+    restore(checkpoint, vm, policy=policy)
+    return counter, vm
+
+
+@given(
+    pause=st.integers(0, 2**40),
+    step_ns=st.integers(1, 2**50),
+    interval_ns=st.integers(1, 2**40),
+    late=st.lists(st.integers(0, 2**30), max_size=4),
+)
+def test_all_is_paid_back_in_bounded_steps(pause: int, step_ns: int, interval_ns: int, late: list[int]) -> None:
+    # Not more steps than a test has time for.
+    most = max(step_ns, pause * NS // 200)
+    counter, vm = owing(pause, CatchUp(most, interval_ns))
+    step_ticks = max(most // NS, 1)
+    interval = -(-interval_ns // NS)
+    last, left, made = counter.read(), pause, 0
+    assert (vm.cntvct(0), vm.owed_ticks) == (1000, pause)
+    for step in vm.catch_up():
+        assert step.owed_ticks == left
+        assert step.ticks == min(step_ticks, left)
+        # Never nearer to the one before than the interval.
+        assert step.due_at - last == interval
+        assert step.wait_ns() == (step.due_at - counter.read()) * NS
+        counter.advance(step.due_at - counter.read() + (late[made] if made < len(late) else 0))
+        assert step.wait_ns() == 0
+        last, before = counter.read(), vm.cntvct(1)
+        assert step.apply() == left - step.ticks == vm.owed_ticks
+        assert (vm.cntvct(1), vm.cntpct(0)) == (before + step.ticks,) * 2
+        left -= step.ticks
+        made += 1
+    assert left == 0
+    assert made == -(-pause // step_ticks)
+    # As if it had never been away.
+    assert vm.cntvct(0) == 1000 + counter.read() - 10**12
+
+
+def test_a_plan_says_what_it_takes() -> None:
+    counter = host()
+    checkpoint = owned(counter).checkpoint()
+    counter.advance(10 * HZ + 1)
+    intended = plan(checkpoint, Vm(2, counter=counter), policy=SLOWLY)
+    assert intended.to_dict()["debt"] == {
+        "owed_ticks": 10 * HZ + 1,
+        "owed_ns": 10 * SECOND + NS,
+        "steps": 21,
+        "step_ns": SECOND // 2,
+        "interval_ns": SECOND,
+        "duration_ns": 21 * SECOND,
+        "rate_permille": 1500,
+    }
+    assert "in 21 steps of 500000000 ns, one every 1000000000 ns: done after 21000000000 ns, at 1.500" in str(intended)
+    assert not any("steps" in warning or "fast" in warning for warning in intended.warnings)
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        (CatchUp(10 * SECOND, 100 * SECOND), "steps of 10000000000 ns are large"),
+        (CatchUp(10 * SECOND - 1, 100 * SECOND), None),
+        (CatchUp(SECOND + 1, SECOND), "2.001 times as fast"),
+        (CatchUp(SECOND, SECOND), None),
+    ],
+)
+def test_what_a_guest_would_mind_is_warned_of(policy: CatchUp, said: str | None) -> None:
+    counter = host()
+    checkpoint = owned(counter).checkpoint()
+    counter.advance(1)
+    warnings = plan(checkpoint, Vm(2, counter=counter), policy=policy).warnings
+    of_it = [warning for warning in warnings if "steps of" in warning or "as fast" in warning]
+    assert [said is not None and said in warning for warning in of_it] == [True] * (said is not None)
+
+
+def test_a_deadline_is_kept_or_refused() -> None:
+    counter = host()
+    checkpoint = owned(counter).checkpoint()
+    counter.advance(3 * HZ)
+    vm = Vm(2, counter=counter)
+    assert restore(checkpoint, vm, policy=CatchUp(SECOND, 2 * SECOND, 6 * SECOND)).owed_ticks == 3 * HZ
+    with pytest.raises(DeadlineMissed) as caught:
+        restore(checkpoint, vm, policy=CatchUp(SECOND, 2 * SECOND, 6 * SECOND - 1))
+    error = caught.value
+    assert (error.owed_ns, error.needed_ns, error.deadline_ns) == (3 * SECOND, 6 * SECOND, 6 * SECOND - 1)
+    # With nothing to pay back there is none to miss.
+    assert restore(vm.checkpoint(), vm, policy=Freeze()).owed_ticks == 3 * HZ
+    restore(checkpoint, vm, policy=CatchUp(1, 2**63, 1), now=checkpoint.host.count)
+
+
+def test_it_takes_an_owned_offset() -> None:
+    counter = host()
+    vm = Vm(2, counter=counter, kernel="6.1")
+    before = state(vm)
+    with pytest.raises(CapabilityMissing, match="moving the VM-wide counter offset"):
+        plan(owned(counter).checkpoint(), vm, policy=SLOWLY)
+    assert state(vm) == before
+    # Two counters that differ are kept by value, and in place a VM isn't opted in.
+    apart = Vm(2, counter=counter)
+    with pytest.raises(CapabilityMissing):
+        plan(apart.checkpoint(), Vm(2, counter=counter), policy=SLOWLY)
+
+
+def test_a_vcpu_that_runs_leaves_the_debt_as_it_was() -> None:
+    counter, vm = owing(HZ)
+    steps = vm.catch_up()
+    step = next(steps)
+    counter.advance(HZ)
+    with vm.running(1):
+        before = (vm.cntvct(0), vm.owed_ticks)
+        with pytest.raises(VcpuRunning) as caught:
+            step.apply()
+        assert (vm.cntvct(0), vm.owed_ticks) == before
+    assert caught.value.vcpu == 1
+    # The same step again.
+    again = next(steps)
+    assert (again.ticks, again.due_at, again.owed_ticks) == (step.ticks, step.due_at, step.owed_ticks)
+    assert again.apply() == HZ // 2
+    assert [left.apply() for left in steps] == [0]
+
+
+def test_nothing_is_owed_by_default() -> None:
+    counter, vm = owing(HZ, CatchUp(SECOND, SECOND))
+    step = next(vm.catch_up())
+    assert step.apply() == vm.owed_ticks == 0
+    before = state(vm)
+    with pytest.raises(NothingOwed):
+        step.apply()
+    assert state(vm) == before
+    fresh = Vm(counter=counter)
+    assert list(fresh.catch_up()) == []
+    assert fresh.checkpoint().to_bytes() == Vm(counter=counter).checkpoint().to_bytes()
+
+
+def test_no_step_while_a_restore_is_open() -> None:
+    counter, vm = owing(HZ)
+    step = next(vm.catch_up())
+    steps = plan(vm.checkpoint(), vm, policy=Freeze()).prepare()
+    with pytest.raises(RestoreOpen):
+        step.apply()
+    steps.apply()
+    steps.release()
+    assert vm.owed_ticks == HZ
+    with vm.paused(), pytest.raises(RestoreOpen):
+        step.apply()
+    assert vm.owed_ticks == HZ
+    assert counter.read() > 0
+
+
+@pytest.mark.parametrize(
+    ("policy", "added", "left"),
+    [
+        (Freeze(), 0, 10 * HZ),
+        (Advance(), 13 * HZ, 0),
+        (Advance(max_ns=4 * SECOND), 4 * HZ, 0),
+        (SLOWLY, 0, 13 * HZ),
+    ],
+)
+def test_the_debt_travels_with_the_checkpoint(policy: Freeze | Advance | CatchUp, added: int, left: int) -> None:
+    counter, vm = owing(10 * HZ, CatchUp(step_ns=2 * SECOND, interval_ns=5 * SECOND))
+    checkpoint = Checkpoint.from_bytes(vm.checkpoint().to_bytes())
+    cntvct = vm.cntvct(0)
+    counter.advance(3 * HZ)
+    there = Vm(2, counter=counter)
+    report = restore(checkpoint, there, policy=policy)
+    assert (report.added_ticks, report.owed_ticks, there.owed_ticks) == (added, left, left)
+    assert there.cntvct(0) == cntvct + added
+    assert report.capped == (policy == Advance(max_ns=4 * SECOND))
+    if policy == Freeze():
+        # It is paid back as it was going to be.
+        step = next(there.catch_up())
+        assert (step.ticks, step.due_at) == (2 * HZ, counter.read() + 5 * HZ)
+
+
+def test_a_pause_in_place_can_be_owed_too() -> None:
+    counter = host()
+    vm = owned(counter)
+    with vm.paused(SLOWLY) as pause:
+        counter.advance(HZ)
+    assert (pause.report.owed_ticks, vm.owed_ticks, vm.cntvct(0)) == (HZ, HZ, 1000)
+    with vm.paused(SLOWLY):
+        counter.advance(HZ)
+    assert vm.owed_ticks == 2 * HZ
+    with vm.paused():
+        counter.advance(HZ)
+    assert vm.owed_ticks == 2 * HZ
+
+
+def test_a_late_deadline_is_met_by_steps() -> None:
+    """A timer of the guest's fires in the step that passes it, and not before."""
+    counter, vm = owing(3 * HZ)
+    vm.set_one_reg(0, Reg.TIMER_CVAL, 1000 + HZ)
+    vm.set_one_reg(0, Reg.TIMER_CTL, 1)
+    steps = vm.catch_up()
+    assert next(steps).apply() == 5 * HZ // 2
+    assert not vm.timer(0, Timer.VTIMER).line
+    next(steps).apply()
+    assert vm.timer(0, Timer.VTIMER).line
+    assert counter.read() > 0
+
+
+def test_the_page_shows_the_same_time_before_and_after_a_step() -> None:
+    counter, vm = owing(HZ)
+    memory = mmap.mmap(-1, mmap.PAGESIZE)
+    page = VmClock.create(memory)
+    here = replace(counter.cross_timestamp(), synchronized=True)
+    equation = ClockEquation(here, cntvct=vm.cntvct(0), max_error_ns=10, rate_max_error_ppb=50_000)
+    with page.update() as update:
+        update.clock(equation)
+    marker = page.disruption_marker
+
+    def fields() -> tuple[int, int, int, bytes]:
+        """seq_count, disruption_marker, counter_value, and all that is after it (linux/vmclock-abi.h)."""
+        seq, marker, value = (int.from_bytes(memory[at:end], "little") for at, end in ((12, 16), (16, 24), (40, 48)))
+        return seq, marker, value, memory[48:112]
+
+    seq, _, value, rest = fields()
+    step = next(vm.catch_up())
+    with vm.running(0), pytest.raises(VcpuRunning):
+        step.apply(page)
+    # Nothing happened but that readers looked twice.
+    assert fields() == (seq + 2, marker, value, rest)
+    assert page.status == "synchronized"
+    before = vm.cntvct(0)
+    step.apply(page)
+    assert vm.cntvct(0) - before == step.ticks == HZ // 2
+    assert fields() == (seq + 4, marker + 1, value + step.ticks, rest)
+    assert (page.disruption_marker, page.status) == (marker + 1, "synchronized")
+    # A page without a clock has only its marker.
+    bare = VmClock.create(memory, 1024, size=112)
+    next(vm.catch_up()).apply(bare)
+    assert (bare.disruption_marker, bare.status) == (1, "unknown")
+    assert memory[1024 + 40 : 1024 + 48] == bytes(8)
+
+
+def test_no_step_within_an_update_of_its_page() -> None:
+    _, vm = owing(HZ)
+    page = VmClock.create(mmap.mmap(-1, mmap.PAGESIZE))
+    with page.update(), pytest.raises(RuntimeError, match="open already"):
+        next(vm.catch_up()).apply(page)
+    assert vm.owed_ticks == HZ
+
+
+def test_a_policy_is_checked() -> None:
+    for args in ((0, 1), (1, 0)):
+        with pytest.raises(ValueError, match="at least 1"):
+            CatchUp(*args)
+    with pytest.raises(OverflowError):
+        CatchUp(-1, 1)
+    assert repr(CatchUp(1, 2, 3)) == "CatchUp(step_ns=1, interval_ns=2, deadline_ns=3)"
+    assert pickle.loads(pickle.dumps(SLOWLY)) == SLOWLY != CatchUp(1, 2)
