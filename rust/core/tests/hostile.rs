@@ -53,7 +53,7 @@ fn the_pieces_put_together_again_are_the_checkpoint() {
 
 #[test]
 fn each_key_must_be_there() {
-    let optional = ["cntvoff", "stopped_at", "later"];
+    let optional = ["debt", "sync", "cntvoff", "rate_ppb", "stopped_at", "later"];
     let whole = Map::payload_of(&full(2));
     for (key, _) in &whole.0 {
         let bytes = whole.clone().without(key).seal();
@@ -78,6 +78,18 @@ fn each_key_must_be_there() {
         let bytes = whole.clone().with("timers", timers.clone().without(key).bytes()).seal();
         if key == "vtimer" { refused(&bytes, "without vtimer") } else { drop(decode(&bytes).unwrap()) }
     }
+    for map in ["debt", "sync"] {
+        let parts = whole.inner(map);
+        for (key, _) in &parts.0 {
+            let bytes = whole.clone().with(map, parts.clone().without(key).bytes()).seal();
+            // TAI - UTC is the one part that may be left out.
+            if key == "tai_offset_s" {
+                drop(decode(&bytes).unwrap())
+            } else {
+                refused(&bytes, &format!("{map} isn't a map"))
+            }
+        }
+    }
     let vtimer = timers.inner("vtimer");
     for key in ["ctl", "cval"] {
         let timers = timers.clone().with("vtimer", vtimer.clone().without(key).bytes());
@@ -90,7 +102,8 @@ fn each_key_must_hold_its_own_type() {
     let whole = Map::payload_of(&full(2));
     let wrong = [vec![0x80], vec![0x61, b'x'], vec![0xf6], vec![0x20], vec![0xd8, 0x47, 0x00]];
     for (key, _) in whole.0.iter().filter(|(key, _)| key != "later") {
-        for value in &wrong {
+        // -1 is a rate.
+        for value in wrong.iter().filter(|value| key != "rate_ppb" || **value != [0x20]) {
             refused(&whole.clone().with(key, value.clone()).seal(), key);
         }
     }
@@ -101,6 +114,26 @@ fn each_key_must_hold_its_own_type() {
             refused(&whole.clone().with("host", host.clone().with(key, value.clone()).bytes()).seal(), key);
         }
     }
+}
+
+#[test]
+fn what_is_owed_and_vouched_for_has_its_ranges() {
+    let whole = Map::payload_of(&full(2));
+    let with = |map: &str, key: &str, value: Vec<u8>| {
+        whole.clone().with(map, whole.inner(map).with(key, value).bytes()).seal()
+    };
+    for key in ["owed_ticks", "step_ns", "interval_ns"] {
+        refused(&with("debt", key, vec![0]), "debt has a 0");
+        refused(&with("debt", key, vec![0x20]), "debt isn't a map");
+    }
+    for key in ["age_ns", "holdover_ppb", "max_error_ns"] {
+        decode(&with("sync", key, vec![0])).unwrap();
+        refused(&with("sync", key, vec![0x20]), &format!("sync.{key}"));
+    }
+    refused(&with("sync", "quality", b"\x64good".to_vec()), "sync.quality");
+    refused(&with("sync", "tai_offset_s", cbor(|e| drop(e.i64(1 << 31)))), "sync.tai_offset_s");
+    refused(&with("sync", "later", vec![0]), "sync isn't a map");
+    refused(&with("debt", "later", vec![0]), "debt isn't a map");
 }
 
 #[test]
