@@ -12,6 +12,7 @@ from guestclock._core import (
     Advance,
     Checkpoint,
     ClockEquation,
+    FaultyVm,
     Freeze,
     HostCounter,
     KvmVm,
@@ -40,6 +41,7 @@ from guestclock.errors import (
     Corrupt,
     CounterSkew,
     CountersMoved,
+    Crashed,
     ElapsedUnknown,
     FrequencyMismatch,
     GuestClockError,
@@ -61,7 +63,7 @@ from guestclock.errors import (
     VcpuRunning,
 )
 from guestclock.registers import Reg, Timer
-from guestclock.types import Capabilities, Counter, CrossTimestamp, GuestVm, Policy, Support, TimerState, Views
+from guestclock.types import Capabilities, Counter, CrossTimestamp, Fault, GuestVm, Policy, Support, TimerState, Views
 
 if DEBUG_BUILD:
     warnings.warn(
@@ -84,8 +86,11 @@ __all__ = [
     "Counter",
     "CounterSkew",
     "CountersMoved",
+    "Crashed",
     "CrossTimestamp",
     "ElapsedUnknown",
+    "Fault",
+    "FaultyVm",
     "Freeze",
     "FrequencyMismatch",
     "GuestClockError",

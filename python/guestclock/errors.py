@@ -148,6 +148,10 @@ class RestoreOpen(GuestClockError):
     """A restore or pause of this VM isn't finished, so none of its vCPUs may run yet."""
 
 
+class Crashed(GuestClockError):
+    """A fault of a `FaultyVm` has ended the process that held the VM."""
+
+
 class SysregTrap(GuestClockError):
     """A guest's access to a register traps to its EL1 or EL2 instead of taking place."""
 

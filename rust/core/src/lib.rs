@@ -57,6 +57,7 @@ pub mod capture;
 pub mod checkpoint;
 pub mod counter;
 mod display;
+pub mod faulty;
 pub mod gate;
 pub mod interchange;
 pub mod irq;
