@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from guestclock import GuestVm, HostCounter, KvmVm, Vm
+from guestclock import FaultyVm, GuestVm, HostCounter, KvmVm, Vm
 
 if TYPE_CHECKING:
     from kvm_vmm import Machine
@@ -58,13 +58,13 @@ def meet(one: tuple[int, int], other: tuple[int, int]) -> bool:
     return within(one[0], *other) or within(other[0], *one)
 
 
-def model(kernel: str, *, nested: bool = False) -> Callable[[int], Any]:
-    """Rigs of the model, over this host's counter."""
+def model(kernel: str, *, nested: bool = False, faulty: bool = False) -> Callable[[int], Any]:
+    """Rigs of the model, over this host's counter; `faulty` ones without a fault."""
 
     @contextmanager
     def make(vcpus: int) -> Iterator[Rig]:
         vm = Vm(vcpus, counter=HostCounter(), kernel=kernel, nested=nested)
-        yield Rig(vm, vm.create_vcpu, vm.init_vcpu)
+        yield Rig(FaultyVm(vm, []) if faulty else vm, vm.create_vcpu, vm.init_vcpu)
 
     return make
 
@@ -97,6 +97,7 @@ MODELS = {
     "model-6.12": model("6.12"),
     "model-7.3": model("7.3"),
     "model-nested": model("7.3", nested=True),
+    "model-faulty": model("6.12", faulty=True),
 }
 # Without a vGIC too, since KVM creates no vCPU once there is one.
 REAL = {"kvm": kvm(), "kvm-without-vgic": kvm(gic=False)}

@@ -51,7 +51,7 @@ from guestclock.errors import (
     UnknownState,
     VcpuRunning,
 )
-from vms import HZ, SECOND, START_NS, host, owned, state
+from vms import HZ, SECOND, START_NS, busy, host, owned, state
 
 ANYTHING: Any = object()
 NO_SUCH_REG = Reg.TIMER_CTL + 4
@@ -97,14 +97,6 @@ class Scene:
         for vcpu in range(min(self.vm.vcpus, 4)):
             with self.vm.running(vcpu):
                 pass
-
-
-def busy(vm: Vm) -> Vm:
-    """The same, its vCPUs' registers each with a value of its own."""
-    for vcpu in range(vm.vcpus):
-        for number, reg in enumerate(vm.reg_list(vcpu)):
-            vm.set_one_reg(vcpu, reg, 2**62 + 100 * vcpu + 8 * number + 3)
-    return vm
 
 
 def stopped(kernel: str = "6.12") -> Scene:

@@ -8,7 +8,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "docs" / "unicorn.md", ROOT / "docs" / "pages.md"]
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("faults", "pages", "unicorn"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -26,6 +26,14 @@ def owned(counter: ManualCounter, vcpus: int = 2, cntvct: int = 1000, **options:
     return vm
 
 
+def busy(vm: Vm) -> Vm:
+    """The same, its vCPUs' registers each with a value of its own."""
+    for vcpu in range(vm.vcpus):
+        for number, reg in enumerate(vm.reg_list(vcpu)):
+            vm.set_one_reg(vcpu, reg, 2**62 + 100 * vcpu + 8 * number + 3)
+    return vm
+
+
 def state(vm: Vm) -> dict[str, Any]:
     """All that can be seen of a VM, at a host count of 0."""
     irqs = [vm.irq(timer) for timer in (Timer.VTIMER, Timer.PTIMER)]

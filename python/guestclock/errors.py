@@ -165,6 +165,10 @@ class RestoreOpen(GuestClockError):
     """A restore or pause of this VM isn't finished, so none of its vCPUs may run yet."""
 
 
+class Crashed(GuestClockError):
+    """A fault of a `FaultyVm` has ended the process that held the VM."""
+
+
 class NothingOwed(GuestClockError):
     """The guest is owed nothing, so there is no step to make."""
 

@@ -1,6 +1,6 @@
-"""Small immutable records that the native module returns, and names for what it takes."""
+"""Small immutable records that the native module returns or takes, and names for what it takes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol, SupportsIndex, TypeAlias
 
 from guestclock._core import (
@@ -145,10 +145,32 @@ class CrossTimestamp:
         return _vouched(self)[1]
 
 
-class GuestVm(Protocol):
-    """What `Vm` and `KvmVm` have in common, for annotations: code written for it runs on the model and on KVM.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """What a `FaultyVm` does to one of its calls, or to some: see docs/faults.md."""
 
-    `plan` and `restore` take these two, and nothing else that looks like them.
+    on: str | None = field(default=None, kw_only=False)
+    """Which calls: None for any; one as `FaultyVm.calls` has it ("set_one_reg 0 TIMER_CVAL"), or its beginning, for
+    all that begin so ("set_one_reg"). Or a step, before whose first call it comes: checkpoint, plan, prepare, apply,
+    release, pause, resume or catch_up."""
+    nth: int = 0
+    """How many of those calls are passed first: with `on=None`, an index into `FaultyVm.calls`."""
+    times: int | None = 1
+    """At how many of them in a row it happens; None for all from there on."""
+    errno: int | None = None
+    """What the call answers, without being made. Not for a step."""
+    delay_ticks: int = 0
+    """By how much the VM's `ManualCounter` moves on before the call."""
+    step_realtime_ns: int = 0
+    """By how much the wall clock of the VM's `ManualCounter` is stepped before the call, in nanoseconds."""
+    crash: bool = False
+    """The process that holds the VM is gone: neither the call nor any later one is made (`Crashed`)."""
+
+
+class GuestVm(Protocol):
+    """What `Vm`, `KvmVm` and `FaultyVm` have in common, for annotations: code written for it runs on each.
+
+    `plan` and `restore` take these three, and nothing else that looks like them.
     """
 
     @property

@@ -9,8 +9,10 @@ use crate::counter::{Frequency, HostCount, Offset};
 use crate::debt::Debt;
 use crate::plan::{self, Plan, Request, Target};
 use crate::refusal::Refusal;
-use crate::restore::{Report, Restore, RestoreError};
+use crate::restore::{Condition, Report, Restore, RestoreError, Stage, at_step};
 use crate::wall_clock::SyncBound;
+use alloc::format;
+use alloc::string::String;
 use alloc::sync::Arc;
 
 /// The part of a second within which a counter set by value has to be, as a divisor: 1 us.
@@ -117,6 +119,11 @@ pub struct Saving {
     pub sync: Option<SyncBound>,
 }
 
+/// The look whether all vCPUs are stopped, as a part of this step.
+fn look(step: &str) -> String {
+    format!("{step}: looking whether the vCPUs are stopped")
+}
+
 /// A restore under way. Its VM stays closed until it is released; a new one takes over.
 #[derive(Debug)]
 pub struct OpenRestore {
@@ -184,15 +191,17 @@ impl Gate {
     /// See [`Restore::apply`].
     pub fn apply<B: Backend + ?Sized>(&self, backend: &mut B, open: &mut OpenRestore) -> Gated<(), B> {
         self.holds(State::Restoring(open.ticket))?;
+        open.restore.expect(Stage::Prepared, "apply")?;
         // Again, since reading the register of a vCPU that runs would wait for it.
-        backend.stopped().map_err(GateError::Backend)?;
+        backend.stopped().map_err(at_step(Condition::Partial, || look("apply")))?;
         Ok(open.restore.apply(&open.checkpoint, backend)?)
     }
 
     /// See [`Restore::release`]: the VM's vCPUs may run again.
     pub fn release<B: Backend + ?Sized>(&mut self, backend: &mut B, open: &mut OpenRestore) -> Gated<Report, B> {
         self.holds(State::Restoring(open.ticket))?;
-        backend.stopped().map_err(GateError::Backend)?;
+        open.restore.expect(Stage::Applied, "release")?;
+        backend.stopped().map_err(at_step(Condition::TimersOnly, || look("release")))?;
         self.finish(backend, &mut open.restore, &open.checkpoint)
     }
 
@@ -208,7 +217,8 @@ impl Gate {
     pub fn resume<B: Backend + ?Sized>(&mut self, backend: &mut B, pause: &OpenPause) -> Gated<Report, B> {
         self.holds(State::Paused(pause.ticket))?;
         let request = Request { same_counter: Some(true), in_place: true, ..pause.request };
-        let target = Target::of(backend).map_err(GateError::Backend)?;
+        let target =
+            Target::of(backend).map_err(at_step(Condition::Paused, || String::from("resume: what the VM is")))?;
         let plan = plan::plan(&pause.checkpoint, &target, backend.counter().cross_timestamp(), request)?;
         self.finish(backend, &mut Restore::in_place(plan), &pause.checkpoint)
     }

@@ -60,6 +60,7 @@ pub mod counter;
 pub mod debt;
 mod display;
 pub mod elapsed;
+pub mod faulty;
 pub mod gate;
 pub mod interchange;
 pub mod irq;

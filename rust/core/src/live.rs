@@ -257,11 +257,13 @@ impl<C: Counter> LiveVm<C> {
     }
 
     /// Runs `work` on the VM over its counter, or over one instant of it, and mirrors what has changed, whatever came of it.
-    fn gated<T>(
+    ///
+    /// `work` runs under the VM's lock. Its error is its own: a backend around this one may fail for other reasons.
+    pub fn gated<T, E>(
         &self,
         now: Option<Now>,
-        work: impl FnOnce(&mut Gate, &mut dyn Backend<Error = VmError>) -> Result<T, LiveError>,
-    ) -> Result<T, LiveError> {
+        work: impl FnOnce(&mut Gate, &mut dyn Backend<Error = VmError>) -> Result<T, GateError<E>>,
+    ) -> Result<T, GateError<E>> {
         let Locked { vm, gate } = &mut *self.lock();
         let result = match now {
             None => work(gate, &mut Model { vm, counter: &self.counter }),
@@ -271,13 +273,13 @@ impl<C: Counter> LiveVm<C> {
         result
     }
 
-    fn instant(&self, now: Now) -> Result<CrossTimestamp, LiveError> {
+    fn instant<E>(&self, now: Now) -> Result<CrossTimestamp, GateError<E>> {
         let count = match now {
             Now::Count(count) => count,
             Now::Instant(instant) => return Ok(*instant),
         };
         let here = self.counter.cross_timestamp();
-        here.at(count).ok_or(LiveError::TooFar { count: count.0, here: here.count.0 })
+        here.at(count).ok_or(GateError::TooFar { count: count.0, here: here.count.0 })
     }
 
     fn now(&self, now: Option<HostCount>) -> HostCount {

@@ -61,6 +61,8 @@ pub enum Condition {
     Partial,
     /// The timers are as they were saved. The counters aren't yet.
     TimersOnly,
+    /// It is still paused, in place. One of two counters may be set already.
+    Paused,
 }
 
 impl fmt::Display for Condition {
@@ -71,11 +73,14 @@ impl fmt::Display for Condition {
             Self::TimersOnly => {
                 "its timers are restored, its counters aren't, and it must not run: call release() again, or build it anew"
             }
+            Self::Paused => {
+                "the VM is still paused, and must not run: leave the pause again (__exit__), or restore a checkpoint into it"
+            }
         })
     }
 }
 
-fn at_step<E>(left: Condition, step: impl FnOnce() -> String) -> impl FnOnce(E) -> RestoreError<E> {
+pub(crate) fn at_step<E>(left: Condition, step: impl FnOnce() -> String) -> impl FnOnce(E) -> RestoreError<E> {
     move |source| RestoreError::Backend { step: step(), source, left }
 }
 
@@ -90,7 +95,7 @@ pub struct Writes {
 
 /// How far a restore has got.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Stage {
+pub(crate) enum Stage {
     Prepared,
     Applied,
     Released,
@@ -233,7 +238,7 @@ impl Restore {
             saved.check(backend, "release").inspect_err(|_| self.stage = Stage::Prepared)?;
         }
         let (outcome, written, by_value_ticks) = if self.plan.method == Method::Offset {
-            let outcome = self.write_offset(backend, "release: the final offset", Condition::TimersOnly)?;
+            let outcome = self.write_offset(backend, "release: the final offset", self.left())?;
             (outcome, Written::Offset { provisional: self.provisional, last: outcome.virtual_offset() }, 0)
         } else {
             let outcome = self.sample(backend)?;
@@ -282,10 +287,11 @@ impl Restore {
         tolerance: u64,
         backend: &mut B,
     ) -> Result<(Written, u64), RestoreError<B::Error>> {
+        let left = self.left();
         let mut by_value = |view, wanted| {
             let step = || format!("release: the {} counter by value", name(view));
             set_offset_by_value(backend, view, wanted, tolerance, &mut self.writes.registers)
-                .map_err(at_step(Condition::TimersOnly, step))
+                .map_err(at_step(left, step))
         };
         let (wanted, virt) = (outcome.physical_offset(), outcome.virtual_offset());
         let phys = match self.plan.method {
@@ -301,7 +307,13 @@ impl Restore {
         Ok((Written::ByValue { virt: virt_known, phys }, farthest))
     }
 
-    fn expect<E>(&self, stage: Stage, called: &'static str) -> Result<(), RestoreError<E>> {
+    /// What a release leaves that fails once the timers have been looked at.
+    const fn left(&self) -> Condition {
+        if self.plan.request.in_place { Condition::Paused } else { Condition::TimersOnly }
+    }
+
+    /// Refuses a step out of its order.
+    pub(crate) fn expect<E>(&self, stage: Stage, called: &'static str) -> Result<(), RestoreError<E>> {
         if self.stage == stage { Ok(()) } else { Err(Refusal::OutOfOrder { called }.into()) }
     }
 }

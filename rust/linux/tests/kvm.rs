@@ -268,15 +268,19 @@ fn a_vcpu_that_runs_unannounced_in_a_restore() {
         let vm = KvmVm::new(&target, &host, impatient()).unwrap();
         let plan = vm.plan(&target, &saved, freeze()).unwrap();
         let mut restore = vm.prepare(&target, plan, saved).unwrap();
-        let busy = |result: Result<(), GateError<KvmError>>| {
-            assert!(matches!(result, Err(GateError::Backend(KvmError::Busy { .. }))), "{result:?}");
+        let busy = |result: Result<(), GateError<KvmError>>, condition| {
+            let Err(GateError::Restore(RestoreError::Backend { source: KvmError::Busy { .. }, left, .. })) = result
+            else {
+                panic!("{result:?}")
+            };
+            assert_eq!(left, condition);
         };
         target.vm.borrow_mut().enter(0).unwrap();
-        busy(vm.apply(&target, &mut restore));
+        busy(vm.apply(&target, &mut restore), Condition::Partial);
         target.vm.borrow_mut().exit(0, host.count()).unwrap();
         vm.apply(&target, &mut restore).unwrap();
         target.vm.borrow_mut().enter(0).unwrap();
-        busy(vm.release(&target, &mut restore).map(|_| ()));
+        busy(vm.release(&target, &mut restore).map(|_| ()), Condition::TimersOnly);
         target.vm.borrow_mut().exit(0, host.count()).unwrap();
         vm.release(&target, &mut restore).unwrap();
     }

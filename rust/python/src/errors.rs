@@ -1,6 +1,7 @@
 //! Rust's errors as the classes of `guestclock.errors`.
 
 use core::fmt::Display;
+use guestclock_core::faulty::{FaultyError, Kind};
 use guestclock_core::gate::GateError;
 use guestclock_core::refusal::Refusal;
 use guestclock_core::restore::RestoreError;
@@ -153,6 +154,30 @@ impl IntoPyErr for KvmError {
             }),
             Self::CountersMoved { view } => typed("CountersMoved", &message, |fields| fields.set_item("view", view)),
             _ => typed("KvmError", &message, |fields| fields.set_item("errno", errno)),
+        }
+    }
+}
+
+/// An injected errno is what it is on KVM (`KvmError`).
+impl IntoPyErr for FaultyError {
+    #[cold]
+    fn into_pyerr(self) -> PyErr {
+        let message = self.to_string();
+        match self {
+            Self::Vm(error) => error.into_pyerr(),
+            Self::Crashed => typed("Crashed", &message, |_| Ok(())),
+            Self::Injected { call, errno, .. } => match (call.kind, errno, call.reg) {
+                (Kind::Stopped | Kind::SetCounterOffset, EBUSY, _) => typed("VcpuRunning", &message, |fields| {
+                    fields.set_item("errno", errno)?;
+                    fields.set_item("vcpu", None::<usize>)
+                }),
+                (_, ENOENT, Some(id)) => typed("UnknownRegister", &message, |fields| {
+                    fields.set_item("errno", errno)?;
+                    fields.set_item("reg", id)
+                }),
+                _ => typed("KvmError", &message, |fields| fields.set_item("errno", errno)),
+            },
+            _ => typed("GuestClockError", &message, |_| Ok(())),
         }
     }
 }

@@ -1,6 +1,7 @@
-//! What the model's and KVM's VMs share: the time in a guest, pauses, and the steps of a restore.
+//! What the VMs share, of the model, on KVM and under faults: the time in a guest, pauses, and the steps of a restore.
 
 use crate::errors::OrRaise;
+use crate::faulty::PyFaultyVm;
 use crate::kvm::PyKvmVm;
 use crate::policy::AnyPolicy;
 use crate::restore::{PyReport, Wishes};
@@ -20,13 +21,15 @@ use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// A VM of either kind.
+/// A VM of any kind.
 #[derive(FromPyObject)]
 pub(crate) enum AnyVm {
     /// The model.
     Model(Py<PyVm>),
     /// KVM's.
     Kvm(Py<PyKvmVm>),
+    /// The model under faults.
+    Faulty(Py<PyFaultyVm>),
 }
 
 /// Works on a VM on KVM, where no other time than now is to be had.
@@ -47,6 +50,7 @@ impl AnyVm {
         match self {
             Self::Model(vm) => Self::Model(vm.clone_ref(py)),
             Self::Kvm(vm) => Self::Kvm(vm.clone_ref(py)),
+            Self::Faulty(vm) => Self::Faulty(vm.clone_ref(py)),
         }
     }
 
@@ -60,6 +64,7 @@ impl AnyVm {
         match self {
             Self::Model(vm) => vm.get().live.plan(checkpoint, request, now).or_raise(),
             Self::Kvm(vm) => on_kvm(vm, py, now, |vm, fds| vm.plan(fds, checkpoint, request)),
+            Self::Faulty(vm) => vm.get().plan(checkpoint, request, now),
         }
     }
 
@@ -73,6 +78,7 @@ impl AnyVm {
         match self {
             Self::Model(vm) => vm.get().live.prepare(plan, checkpoint, now).or_raise(),
             Self::Kvm(vm) => on_kvm(vm, py, now, |vm, fds| vm.prepare(fds, plan, checkpoint)),
+            Self::Faulty(vm) => vm.get().prepare(plan, checkpoint, now),
         }
     }
 
@@ -80,6 +86,7 @@ impl AnyVm {
         match self {
             Self::Model(vm) => vm.get().live.apply(open, now).or_raise(),
             Self::Kvm(vm) => on_kvm(vm, py, now, |vm, fds| vm.apply(fds, open)),
+            Self::Faulty(vm) => vm.get().apply(open, now),
         }
     }
 
@@ -87,6 +94,7 @@ impl AnyVm {
         match self {
             Self::Model(vm) => vm.get().live.release(open, now).or_raise(),
             Self::Kvm(vm) => on_kvm(vm, py, now, |vm, fds| vm.release(fds, open)),
+            Self::Faulty(vm) => vm.get().release(open, now),
         }
     }
 
@@ -94,6 +102,7 @@ impl AnyVm {
         match self {
             Self::Model(vm) => vm.get().live.pause(request).or_raise(),
             Self::Kvm(vm) => vm.get().with(py, |vm, fds| vm.pause(fds, request)),
+            Self::Faulty(vm) => vm.get().pause(request),
         }
     }
 
@@ -101,6 +110,7 @@ impl AnyVm {
         match self {
             Self::Model(vm) => vm.get().live.resume(pause).or_raise(),
             Self::Kvm(vm) => vm.get().with(py, |vm, fds| vm.resume(fds, pause)),
+            Self::Faulty(vm) => vm.get().resume(pause),
         }
     }
 
@@ -108,6 +118,7 @@ impl AnyVm {
         match self {
             Self::Model(vm) => vm.get().live.next_step(),
             Self::Kvm(vm) => vm.get().next_step(py),
+            Self::Faulty(vm) => vm.get().model().live.next_step(),
         }
     }
 
@@ -115,6 +126,7 @@ impl AnyVm {
         match self {
             Self::Model(vm) => vm.get().live.step(now).or_raise(),
             Self::Kvm(vm) => on_kvm(vm, py, now, KvmVm::step),
+            Self::Faulty(vm) => vm.get().step_forward(now),
         }
     }
 
@@ -123,6 +135,7 @@ impl AnyVm {
         match self {
             Self::Model(vm) => look(vm.get().live.counter()),
             Self::Kvm(vm) => look(vm.get().host()),
+            Self::Faulty(vm) => look(vm.get().model().live.counter()),
         }
     }
 
@@ -130,6 +143,7 @@ impl AnyVm {
         match self {
             Self::Model(vm) => vm.get().live.enter(vcpu).or_raise(),
             Self::Kvm(vm) => vm.get().with(py, |vm, fds| vm.enter(fds, vcpu)),
+            Self::Faulty(vm) => vm.get().enter(vcpu),
         }
     }
 
@@ -140,6 +154,7 @@ impl AnyVm {
                 vm.get().exit(py, vcpu);
                 Ok(())
             }
+            Self::Faulty(vm) => vm.get().exit(vcpu),
         }
     }
 }

@@ -9,6 +9,7 @@
 mod checkpoint;
 mod counters;
 mod errors;
+mod faulty;
 mod guest;
 mod host;
 mod interchange;
@@ -29,6 +30,8 @@ mod _core {
     use super::checkpoint::PyCheckpoint;
     #[pymodule_export]
     use super::counters::{PyHostCounter, PyManualCounter, PyMonotonicCounter};
+    #[pymodule_export]
+    use super::faulty::PyFaultyVm;
     #[pymodule_export]
     use super::guest::{PyPaused, PyRunning};
     #[pymodule_export]

@@ -120,25 +120,25 @@ impl PyVm {
 
     /// How many vCPUs.
     #[getter]
-    fn vcpus(&self) -> usize {
+    pub(crate) fn vcpus(&self) -> usize {
         self.live.vcpus()
     }
 
     /// The counter that the guest's are offset from.
     #[getter]
-    fn counter(&self, py: Python<'_>) -> Py<PyAny> {
+    pub(crate) fn counter(&self, py: Python<'_>) -> Py<PyAny> {
         self.counter.clone_ref(py)
     }
 
     /// The guest's CNTFRQ_EL0, in Hz.
     #[getter]
-    fn frequency_hz(&self) -> u64 {
+    pub(crate) fn frequency_hz(&self) -> u64 {
         self.live.counter().frequency().hz()
     }
 
     /// Whether the guest has EL2.
     #[getter]
-    fn nested(&self) -> bool {
+    pub(crate) fn nested(&self) -> bool {
         self.live.config().el2 != El2::Absent
     }
 
@@ -150,13 +150,13 @@ impl PyVm {
 
     /// Whether the VM has opted in to one counter offset, for good.
     #[getter]
-    fn owned(&self) -> bool {
+    pub(crate) fn owned(&self) -> bool {
         self.live.owned()
     }
 
     /// What can be done for this VM's clocks.
     #[getter]
-    fn capabilities<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+    pub(crate) fn capabilities<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let abilities = self.live.abilities();
         let behaviours = self.live.behaviours();
         let kernel = format!("Linux {}, as modelled", self.kernel);
@@ -206,13 +206,13 @@ impl PyVm {
 
     /// What the vCPU's guest reads from CNTVCT_EL0, now or when the host's counter reads `now`. Takes no lock.
     #[pyo3(signature = (vcpu, now=None))]
-    fn cntvct(&self, vcpu: usize, now: Option<u64>) -> PyResult<u64> {
+    pub(crate) fn cntvct(&self, vcpu: usize, now: Option<u64>) -> PyResult<u64> {
         self.live.count(vcpu, View::Virtual, count(now)).map(|guest| guest.0).or_raise()
     }
 
     /// What the vCPU's guest reads from CNTPCT_EL0, now or when the host's counter reads `now`. Takes no lock.
     #[pyo3(signature = (vcpu, now=None))]
-    fn cntpct(&self, vcpu: usize, now: Option<u64>) -> PyResult<u64> {
+    pub(crate) fn cntpct(&self, vcpu: usize, now: Option<u64>) -> PyResult<u64> {
         self.live.count(vcpu, View::Physical, count(now)).map(|guest| guest.0).or_raise()
     }
 
@@ -334,13 +334,19 @@ impl PyVm {
 
     /// One timer as its guest sees it, now or when the host's counter reads `now`.
     #[pyo3(signature = (vcpu, timer, *, now=None))]
-    fn timer<'py>(&self, py: Python<'py>, vcpu: usize, timer: usize, now: Option<u64>) -> PyResult<Bound<'py, PyAny>> {
+    pub(crate) fn timer<'py>(
+        &self,
+        py: Python<'py>,
+        vcpu: usize,
+        timer: usize,
+        now: Option<u64>,
+    ) -> PyResult<Bound<'py, PyAny>> {
         records::timer_state(py, self.live.timer(vcpu, registers::timer(timer)?, count(now)).or_raise()?)
     }
 
     /// The host count at which the first of the vCPU's timer lines goes high by itself; None if none will.
     #[pyo3(signature = (vcpu, *, now=None))]
-    fn next_deadline(&self, vcpu: usize, now: Option<u64>) -> PyResult<Option<u64>> {
+    pub(crate) fn next_deadline(&self, vcpu: usize, now: Option<u64>) -> PyResult<Option<u64>> {
         self.live.next_deadline(vcpu, count(now)).map(records::deadline).or_raise()
     }
 
@@ -369,7 +375,7 @@ impl PyVm {
 
     /// What the guest is owed, in ticks: 0 but for a `CatchUp` that isn't over.
     #[getter]
-    fn owed_ticks(&self) -> u64 {
+    pub(crate) fn owed_ticks(&self) -> u64 {
         self.live.next_step().map_or(0, |step| step.owed_ticks)
     }
 

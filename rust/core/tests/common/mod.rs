@@ -207,7 +207,8 @@ fn debt() -> impl Strategy<Value = Debt> {
 
 fn host() -> impl Strategy<Value = CrossTimestamp> {
     (
-        (option::of(sync()), option::of(edgy().prop_map(u64::cast_signed))),
+        // Boxed, since the whole would need too much of a test's stack.
+        (option::of(sync().boxed()), option::of(edgy().prop_map(u64::cast_signed).boxed())),
         (edgy(), edgy().prop_map(|hz| hz.max(1)), "[a-z0-9_]{1,32}", edgy(), edgy()),
         (any::<Option<i32>>(), any::<Option<bool>>(), option::of(edgy()), 0..Leap::ALL.len()),
         (any::<Option<[u8; 16]>>(), any::<Option<[u8; 16]>>()),
@@ -321,8 +322,15 @@ fn others(vcpus: usize) -> impl Strategy<Value = Vec<RegisterColumn>> {
 pub(crate) fn checkpoint() -> impl Strategy<Value = Checkpoint> {
     (0usize..6).prop_flat_map(|vcpus| {
         (
-            (edgy(), edgy(), edgy(), any::<bool>(), edgy(), option::of(debt())),
-            (host(), option::of(edgy()), option::of(vec(edgy(), vcpus)), timers(vcpus), others(vcpus), unknown()),
+            (edgy(), edgy(), edgy(), any::<bool>(), edgy(), option::of(debt().boxed())),
+            (
+                host().boxed(),
+                option::of(edgy()),
+                option::of(vec(edgy(), vcpus)),
+                timers(vcpus).boxed(),
+                others(vcpus).boxed(),
+                unknown().boxed(),
+            ),
         )
             .prop_map(
                 move |(

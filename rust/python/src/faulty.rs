@@ -1,0 +1,306 @@
+//! A model VM under faults.
+
+use crate::checkpoint::PyCheckpoint;
+use crate::counters::AnyCounter;
+use crate::errors::OrRaise;
+use crate::guest::{AnyVm, PyPaused, PyRunning};
+use crate::policy::AnyPolicy;
+use crate::records::{AnyNow, AnySyncBound};
+use crate::steps::PySteps;
+use crate::vm::{PyVm, count, modular, saving};
+use guestclock_core::backend::{Backend, patiently};
+use guestclock_core::checkpoint::Checkpoint;
+use guestclock_core::counter::Offset;
+use guestclock_core::faulty::{Call, Fault, Faults, Faulty, FaultyError, On, Step};
+use guestclock_core::gate::{Gate, GateError, OpenPause, OpenRestore, Step as Forward};
+use guestclock_core::live::Now;
+use guestclock_core::plan::{Plan, Request};
+use guestclock_core::restore::{Report, RestoreError};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// `types.Fault`: whatever has its attributes.
+#[derive(FromPyObject)]
+struct AnyFault {
+    on: Option<String>,
+    nth: usize,
+    times: Option<usize>,
+    errno: Option<i32>,
+    delay_ticks: u64,
+    step_realtime_ns: i64,
+    crash: bool,
+}
+
+/// The core's, for a VM over a counter that can be moved, or not.
+fn fault(object: &Bound<'_, PyAny>, movable: bool) -> PyResult<Fault> {
+    let AnyFault { on, nth, times, errno, delay_ticks, step_realtime_ns, crash } = object.extract()?;
+    let on = on.map_or(Ok(On::AnyCall), |place| place.parse());
+    match on.and_then(|on| Fault { on, nth, times, errno, delay_ticks, step_realtime_ns, crash }.check(movable)) {
+        Ok(fault) => Ok(fault),
+        Err(error) => Err(PyValueError::new_err(format!("{}: {error}", object.repr()?))),
+    }
+}
+
+/// The error without the note of what to call next, where the process that would call it is gone.
+fn without_a_way_on(error: GateError<FaultyError>) -> GateError<FaultyError> {
+    match error {
+        GateError::Restore(RestoreError::Backend { source: FaultyError::Crashed, .. }) => {
+            GateError::Backend(FaultyError::Crashed)
+        }
+        error => error,
+    }
+}
+
+/// A model VM whose calls fail, dawdle, or find the process gone where `faults` say: for the tests of a VMM, of an
+/// orchestrator, or of anything else that restores VMs.
+///
+/// It is a `GuestVm`, and what runs on it is the code that runs on KVM. `faults` are of `Fault`; ValueError for one that
+/// makes no sense, and for one that moves time where `vm` isn't over a `ManualCounter`. `busy_retries` is how many times
+/// set_counter_offset and the look whether vCPUs run are made again after EBUSY: `KvmVm` does so for `busy_timeout_ms`.
+///
+/// Once it has crashed everything that it is asked to do raises Crashed. `vm` can still be looked at.
+#[pyclass(frozen, name = "FaultyVm", module = "guestclock")]
+pub(crate) struct PyFaultyVm {
+    vm: Py<PyVm>,
+    /// Taken under the VM's lock, and never held while Python code runs.
+    faults: Mutex<Faults>,
+}
+
+impl PyFaultyVm {
+    fn faults(&self) -> MutexGuard<'_, Faults> {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn gated<T>(
+        &self,
+        now: Option<Now>,
+        work: impl FnOnce(&mut Gate, &mut Faulty<'_>) -> Result<T, GateError<FaultyError>>,
+    ) -> PyResult<T> {
+        let under_faults = self.vm.get().live.gated(now, |gate, backend| {
+            let faults = &mut *self.faults();
+            work(gate, &mut Faulty { backend, faults })
+        });
+        under_faults.map_err(without_a_way_on).or_raise()
+    }
+
+    /// An operation that faults can come before.
+    fn step<T>(
+        &self,
+        step: Step,
+        now: Option<Now>,
+        work: impl FnOnce(&mut Gate, &mut Faulty<'_>) -> Result<T, GateError<FaultyError>>,
+    ) -> PyResult<T> {
+        self.gated(now, |gate, faulty| {
+            faulty.faults.step(step).map_err(GateError::Backend)?;
+            work(gate, faulty)
+        })
+    }
+
+    /// A call of the VMM's own.
+    fn call<T>(&self, now: Option<u64>, call: impl FnOnce(&mut Faulty<'_>) -> Result<T, FaultyError>) -> PyResult<T> {
+        self.gated(count(now).map(Now::Count), |_, faulty| call(faulty).map_err(GateError::Backend))
+    }
+
+    /// The VM, for what isn't an ioctl on it, so that no fault comes there.
+    fn alive(&self) -> PyResult<&Py<PyVm>> {
+        self.faults().alive().or_raise()?;
+        Ok(&self.vm)
+    }
+
+    pub(crate) fn plan(&self, checkpoint: &Checkpoint, request: Request, now: Option<Now>) -> PyResult<Plan> {
+        self.step(Step::Plan, now, |gate, faulty| gate.plan(faulty, checkpoint, request))
+    }
+
+    pub(crate) fn prepare(&self, plan: Plan, checkpoint: Arc<Checkpoint>, now: Option<Now>) -> PyResult<OpenRestore> {
+        self.step(Step::Prepare, now, |gate, faulty| gate.prepare(faulty, plan, checkpoint))
+    }
+
+    pub(crate) fn apply(&self, open: &mut OpenRestore, now: Option<Now>) -> PyResult<()> {
+        self.step(Step::Apply, now, |gate, faulty| gate.apply(faulty, open))
+    }
+
+    pub(crate) fn release(&self, open: &mut OpenRestore, now: Option<Now>) -> PyResult<Report> {
+        self.step(Step::Release, now, |gate, faulty| gate.release(faulty, open))
+    }
+
+    pub(crate) fn pause(&self, request: Request) -> PyResult<OpenPause> {
+        self.step(Step::Pause, None, |gate, faulty| gate.pause(faulty, request))
+    }
+
+    pub(crate) fn resume(&self, pause: &OpenPause) -> PyResult<Report> {
+        self.step(Step::Resume, None, |gate, faulty| gate.resume(faulty, pause))
+    }
+
+    pub(crate) fn step_forward(&self, now: Option<Now>) -> PyResult<Forward> {
+        self.step(Step::CatchUp, now, |gate, faulty| gate.step(faulty))
+    }
+
+    /// The model under it.
+    pub(crate) fn model(&self) -> &PyVm {
+        self.vm.get()
+    }
+
+    pub(crate) fn enter(&self, vcpu: usize) -> PyResult<()> {
+        self.alive()?.get().live.enter(vcpu).or_raise()
+    }
+
+    /// After a crash too: a vCPU isn't in its guest any more when its process is gone.
+    pub(crate) fn exit(&self, vcpu: usize) -> PyResult<()> {
+        self.vm.get().live.exit(vcpu).or_raise()
+    }
+}
+
+#[pymethods]
+impl PyFaultyVm {
+    #[new]
+    #[pyo3(signature = (vm, faults, *, busy_retries=0))]
+    fn new(vm: Py<PyVm>, faults: Bound<'_, PyAny>, busy_retries: u32) -> PyResult<Self> {
+        let host = match vm.get().live.counter() {
+            AnyCounter::Manual(counter) => Some(Arc::clone(counter)),
+            AnyCounter::Host(_) | AnyCounter::Monotonic(_) => None,
+        };
+        let script = faults.try_iter()?.map(|object| fault(&object?, host.is_some()));
+        let faults = Faults::new(script.collect::<PyResult<_>>()?, host, busy_retries);
+        Ok(Self { vm, faults: Mutex::new(faults) })
+    }
+
+    /// The VM under it.
+    #[getter]
+    fn vm(&self, py: Python<'_>) -> Py<PyVm> {
+        self.vm.clone_ref(py)
+    }
+
+    /// What was called so far, in order, those that failed among them: "set_counter_offset", "set_one_reg 0 TIMER_CVAL".
+    #[getter]
+    fn calls(&self) -> Vec<String> {
+        self.faults().calls().iter().map(Call::to_string).collect()
+    }
+
+    /// How many vCPUs.
+    #[getter]
+    fn vcpus(&self) -> usize {
+        self.vm.get().vcpus()
+    }
+
+    /// The counter that the guest's are offset from.
+    #[getter]
+    fn counter(&self, py: Python<'_>) -> Py<PyAny> {
+        self.vm.get().counter(py)
+    }
+
+    /// The guest's CNTFRQ_EL0, in Hz.
+    #[getter]
+    fn frequency_hz(&self) -> u64 {
+        self.vm.get().frequency_hz()
+    }
+
+    /// Whether the guest has EL2.
+    #[getter]
+    fn nested(&self) -> bool {
+        self.vm.get().nested()
+    }
+
+    /// Whether the VM has opted in to one counter offset, for good.
+    #[getter]
+    fn owned(&self) -> bool {
+        self.vm.get().owned()
+    }
+
+    /// What can be done for this VM's clocks.
+    #[getter]
+    fn capabilities<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.vm.get().capabilities(py)
+    }
+
+    /// KVM_ARM_SET_COUNTER_OFFSET: see `Vm.set_counter_offset`.
+    fn set_counter_offset(&self, offset: &Bound<'_, PyAny>) -> PyResult<()> {
+        let offset = Offset(modular(offset, "an offset")?);
+        self.call(None, |faulty| patiently(faulty, |faulty| faulty.set_counter_offset(offset)))
+    }
+
+    /// What the vCPU's guest reads from CNTVCT_EL0, now or when the host's counter reads `now`. No fault comes here.
+    #[pyo3(signature = (vcpu, now=None))]
+    fn cntvct(&self, vcpu: usize, now: Option<u64>) -> PyResult<u64> {
+        self.alive()?.get().cntvct(vcpu, now)
+    }
+
+    /// What the vCPU's guest reads from CNTPCT_EL0, now or when the host's counter reads `now`. No fault comes here.
+    #[pyo3(signature = (vcpu, now=None))]
+    fn cntpct(&self, vcpu: usize, now: Option<u64>) -> PyResult<u64> {
+        self.alive()?.get().cntpct(vcpu, now)
+    }
+
+    /// KVM_GET_ONE_REG: `reg` is a `Reg` or its number.
+    #[pyo3(signature = (vcpu, reg, *, now=None))]
+    fn get_one_reg(&self, vcpu: usize, reg: u64, now: Option<u64>) -> PyResult<u64> {
+        self.call(now, |faulty| faulty.get_one_reg(vcpu, reg))
+    }
+
+    /// KVM_SET_ONE_REG: see `Vm.set_one_reg`.
+    #[pyo3(signature = (vcpu, reg, value, *, now=None))]
+    fn set_one_reg(&self, vcpu: usize, reg: u64, value: &Bound<'_, PyAny>, now: Option<u64>) -> PyResult<()> {
+        let value = modular(value, "a register's value")?;
+        self.call(now, |faulty| faulty.set_one_reg(vcpu, reg, value))
+    }
+
+    /// The timer registers of the vCPU, in KVM_GET_REG_LIST's order.
+    fn reg_list(&self, vcpu: usize) -> PyResult<Vec<u64>> {
+        self.call(None, |faulty| faulty.reg_list(vcpu))
+    }
+
+    /// One timer as its guest sees it, now or when the host's counter reads `now`. No fault comes here.
+    #[pyo3(signature = (vcpu, timer, *, now=None))]
+    fn timer<'py>(&self, py: Python<'py>, vcpu: usize, timer: usize, now: Option<u64>) -> PyResult<Bound<'py, PyAny>> {
+        self.alive()?.get().timer(py, vcpu, timer, now)
+    }
+
+    /// The host count at which the first of the vCPU's timer lines goes high by itself; None if none will. No fault comes
+    /// here.
+    #[pyo3(signature = (vcpu, *, now=None))]
+    fn next_deadline(&self, vcpu: usize, now: Option<u64>) -> PyResult<Option<u64>> {
+        self.alive()?.get().next_deadline(vcpu, now)
+    }
+
+    /// A context manager for the time that the vCPU spends in its guest. No fault comes here.
+    ///
+    /// RestoreOpen while a restore or pause isn't finished.
+    fn running(slf: Py<Self>, vcpu: usize) -> PyRunning {
+        PyRunning::new(AnyVm::Faulty(slf), vcpu)
+    }
+
+    /// Saves the VM's guest time: see `Vm.checkpoint`.
+    #[pyo3(signature = (*, now=None, stopped_at=None, sync=None))]
+    fn checkpoint(
+        &self,
+        now: Option<AnyNow>,
+        stopped_at: Option<u64>,
+        sync: Option<AnySyncBound>,
+    ) -> PyResult<PyCheckpoint> {
+        let (now, saving) = (now.map(|now| now.0), saving(stopped_at, sync)?);
+        let checkpoint = self.step(Step::Checkpoint, now, |gate, faulty| gate.checkpoint(faulty, saving));
+        checkpoint.map(PyCheckpoint::from)
+    }
+
+    /// What the guest is owed, in ticks: 0 but for a `CatchUp` that isn't over. No fault comes here.
+    #[getter]
+    fn owed_ticks(&self) -> PyResult<u64> {
+        Ok(self.alive()?.get().owed_ticks())
+    }
+
+    /// The steps by which the guest is paid back, one after the other, until nothing is owed.
+    fn catch_up(slf: Py<Self>) -> PySteps {
+        PySteps::new(AnyVm::Faulty(slf))
+    }
+
+    /// A context manager that keeps the VM from running and, at its end, treats the time in it as `policy` says.
+    #[pyo3(signature = (policy=None, *, views="preserve"))]
+    fn paused(slf: Py<Self>, policy: Option<AnyPolicy>, views: &str) -> PyResult<PyPaused> {
+        PyPaused::new(AnyVm::Faulty(slf), policy, views)
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let gone = if self.faults().alive().is_err() { ", crashed" } else { "" };
+        Ok(format!("<FaultyVm of {}{gone}>", self.vm.bind(py).repr()?))
+    }
+}
