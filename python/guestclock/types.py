@@ -12,9 +12,10 @@ from guestclock._core import (
     MonotonicCounter,
     Paused,
     Running,
+    ScaledCounter,
 )
 
-Counter: TypeAlias = HostCounter | MonotonicCounter | ManualCounter
+Counter: TypeAlias = HostCounter | MonotonicCounter | ManualCounter | ScaledCounter
 """Whatever a `Vm` can run over."""
 
 Policy: TypeAlias = Freeze | Advance

@@ -70,6 +70,7 @@ pub mod mirror;
 pub mod plan;
 pub mod pvtime;
 pub mod restore;
+pub mod scaled;
 mod sync;
 pub mod sysreg;
 pub mod timer;
