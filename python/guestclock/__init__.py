@@ -47,6 +47,7 @@ from guestclock.errors import (
     KvmError,
     Malformed,
     NotACheckpoint,
+    NotSynchronised,
     OutOfOrder,
     ReadBackMismatch,
     RestoreOpen,
@@ -62,7 +63,17 @@ from guestclock.errors import (
     VcpuRunning,
 )
 from guestclock.registers import Reg, Timer
-from guestclock.types import Capabilities, Counter, CrossTimestamp, GuestVm, Policy, Support, TimerState, Views
+from guestclock.types import (
+    Capabilities,
+    Counter,
+    CrossTimestamp,
+    GuestVm,
+    Policy,
+    Support,
+    SyncBound,
+    TimerState,
+    Views,
+)
 
 if DEBUG_BUILD:
     warnings.warn(
@@ -98,6 +109,7 @@ __all__ = [
     "ManualCounter",
     "MonotonicCounter",
     "NotACheckpoint",
+    "NotSynchronised",
     "OutOfOrder",
     "Paused",
     "Plan",
@@ -113,6 +125,7 @@ __all__ = [
     "StalePlan",
     "StolenTime",
     "Support",
+    "SyncBound",
     "SysregTrap",
     "Timer",
     "TimerState",

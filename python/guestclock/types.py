@@ -97,6 +97,26 @@ class CrossTimestamp:
     """The kernel's boot id, as hexadecimal."""
 
 
+@dataclass(frozen=True, slots=True)
+class SyncBound:
+    """How far the host's wall clock may be from UTC, and who says so.
+
+    `max_error_ns + age_ns * holdover_ppb / 10**9`, rounded up, bounds it at the cross-timestamp that this goes with.
+    `guestclock.sync` asks chrony or ClockBound; a caller that knows its own clocks gives the numbers.
+    """
+
+    max_error_ns: int
+    """|CLOCK_REALTIME - UTC| was at most this, in nanoseconds, when it was last known."""
+    age_ns: int = 0
+    """How long before the cross-timestamp that was, in nanoseconds."""
+    holdover_ppb: int = 50_000
+    """How fast it may have grown since, in parts per billion: 50 ppm is what a plain crystal oscillator is good for."""
+    quality: Literal["declared", "chrony", "clockbound", "kernel-unverified"] = "declared"
+    """Who says so: the caller, a daemon that was asked, or the kernel's maxerror, which nobody has verified."""
+    tai_offset_s: int | None = None
+    """TAI - UTC in seconds, from somebody who knows it better than the kernel; None: the kernel's word."""
+
+
 class GuestVm(Protocol):
     """What `Vm` and `KvmVm` have in common, for annotations: code written for it runs on the model and on KVM.
 

@@ -8,8 +8,8 @@ use crate::counter::{Counter, CrossTimestamp, Frequency, HostCount};
 /// `floor(inner * n / d)` modulo 2^64, where `n / d` is this counter's frequency over the inner one's.
 ///
 /// Each read is scaled by itself, in 128 bits, so nothing drifts, and it never goes backwards unless the inner counter
-/// does. One exception: where the inner counter wraps at 2^64 this one jumps, unless `d` is 1 (at 1 GHz that is after 584
-/// years).
+/// does. One exception: where the inner counter wraps at 2^64 this one jumps, unless `d` is 1 (at 1 GHz that is after
+/// 584 years).
 #[derive(Clone, Debug)]
 pub struct ScaledCounter<C> {
     inner: C,
@@ -52,8 +52,8 @@ impl<C: Counter> ScaledCounter<C> {
 
     /// The first inner count at which it reads `count` or more: until when to wait for a deadline in its ticks.
     ///
-    /// Above the inner counter's frequency it wraps while the inner one doesn't, so this is about its present pass through
-    /// its 2^64 counts, as a deadline is. `None` where the inner counter wraps first.
+    /// Above the inner counter's frequency it wraps while the inner one doesn't, so this is about its present pass
+    /// through its 2^64 counts, as a deadline is. `None` where the inner counter wraps first.
     #[must_use]
     pub fn inner_count(&self, count: HostCount) -> Option<HostCount> {
         let passes = self.scaled(self.inner.count()) >> 64;
@@ -68,8 +68,8 @@ impl<C: Counter> ScaledCounter<C> {
         inner.0 as u128 * self.n as u128 / self.d as u128
     }
 
-    /// The longest that it can have read what it reads, beyond what the inner counter's own ticks hide: a tick, rounded up.
-    /// At a whole multiple of the inner frequency its ticks fall on the inner one's.
+    /// The longest that it can have read what it reads, beyond what the inner counter's own ticks hide: a tick, rounded
+    /// up. At a whole multiple of the inner frequency its ticks fall on the inner one's.
     fn hidden_ns(&self) -> u64 {
         if self.d == 1 {
             return 0;
@@ -222,7 +222,8 @@ mod tests {
             prop_assert_eq!(counter.count().since(before), ticks.wrapping_mul(factor));
         }
 
-        /// Two cross-timestamps of one counter never speak against each other: the tick that rounding hides is in the width.
+        /// Two cross-timestamps of one counter never speak against each other: the tick that rounding hides is in the
+        /// width.
         #[test]
         fn is_the_same_counter_as_itself(
             inner in 0..1_u64 << 40, ticks in 0..1_u64 << 40, host in 1..1_u64 << 32, guest in 1..1_u64 << 32,

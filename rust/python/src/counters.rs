@@ -37,13 +37,13 @@ pub(crate) struct PyMonotonicCounter(MonotonicCounter);
 #[pyclass(frozen, name = "ManualCounter", module = "guestclock")]
 pub(crate) struct PyManualCounter(Arc<ManualCounter>);
 
-/// Another counter at a frequency of its own: the count is `floor(count * frequency_hz / counter.frequency_hz)` modulo 2^64.
+/// Another counter at a frequency of its own: `floor(count * frequency_hz / counter.frequency_hz)` modulo 2^64.
 ///
 /// This is how the model takes a guest that was saved at another frequency: `Vm(counter=ScaledCounter(HostCounter(),
-/// frequency_hz=24_000_000))`. KVM can't rescale. Each read is exact to the tick, so nothing drifts. Every count of a VM over
-/// it, `now=` and deadlines included, is in its ticks, which `read` gives; `inner_count` leads back to the inner counter's. The
-/// cross-timestamp is the inner counter's, wider by a tick of this one unless the frequency is a whole multiple. Where the
-/// inner counter wraps at 2^64 this one jumps, unless it is a whole multiple.
+/// frequency_hz=24_000_000))`. KVM can't rescale. Each read is exact to the tick, so nothing drifts. Every count of a VM
+/// over it, `now=` and deadlines included, is in its ticks, which `read` gives; `inner_count` leads back to the inner
+/// counter's. The cross-timestamp is the inner counter's, wider by a tick of this one unless the frequency is a whole
+/// multiple. Where the inner counter wraps at 2^64 this one jumps, unless it is a whole multiple.
 #[pyclass(frozen, name = "ScaledCounter", module = "guestclock")]
 pub(crate) struct PyScaledCounter {
     scaled: Arc<ScaledCounter<AnyCounter>>,
@@ -218,10 +218,11 @@ impl PyScaledCounter {
         records::cross_timestamp(py, &self.scaled.cross_timestamp())
     }
 
-    /// The first inner count at which this counter reads `count` or more: what to wait for until a deadline of a VM over it.
+    /// The first inner count at which this counter reads `count` or more: what to wait for until a deadline of a VM over
+    /// it.
     ///
-    /// None where the inner counter wraps first. A count that has passed gives an inner count that has passed. A counter that
-    /// is faster than the inner one wraps more often, and then this is about its present pass, as deadlines are.
+    /// None where the inner counter wraps first. A count that has passed gives an inner count that has passed. A counter
+    /// that is faster than the inner one wraps more often, and then this is about its present pass, as deadlines are.
     fn inner_count(&self, count: u64) -> Option<u64> {
         self.scaled.inner_count(HostCount(count)).map(|count| count.0)
     }
