@@ -61,6 +61,7 @@ pub mod gate;
 pub mod interchange;
 pub mod irq;
 pub mod kernel;
+pub mod limits;
 #[cfg(feature = "std")]
 pub mod live;
 pub mod manual;
