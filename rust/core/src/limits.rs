@@ -92,7 +92,7 @@ impl Conversion {
     /// whose `mult` leaves room for the counts of `range_s` seconds in 64 bits.
     fn new(hz: u32, range_s: u64) -> Self {
         let from = u64::from(hz);
-        let room = 32 - (64 - (range_s * from >> 32).leading_zeros());
+        let room = 32 - (64 - ((range_s * from) >> 32).leading_zeros());
         let mult = |shift: u32| ((NS_PER_S << shift) + from / 2) / from;
         let shift = (0..=32).rev().find(|shift| mult(*shift) >> room == 0).unwrap_or(0);
         Self { hz, mult: mult(shift), shift }
@@ -282,7 +282,7 @@ mod tests {
             let in_range = u128::from(range_s) * u128::from(hz) * u128::from(mult);
             prop_assert!(in_range <= u128::from(u64::MAX));
             // Twice as exact a `mult` would need one bit more than the range leaves.
-            prop_assert!(shift == 32 || 2 * u128::from(mult) + 1 >= 1 << (32 - bits(range_s * u64::from(hz) >> 32)));
+            prop_assert!(shift == 32 || 2 * u128::from(mult) + 1 >= 1 << (32 - bits((range_s * u64::from(hz)) >> 32)));
         }
     }
 
