@@ -180,6 +180,13 @@ class SysregTrap(GuestClockError):
     to_el: int
 
 
+class NotSynchronised(GuestClockError):
+    """Nobody vouches for the host's wall clock: what `source` (chrony, clockbound) says, or why it can't be asked."""
+
+    source: str
+    reason: str
+
+
 class CapabilityMissing(GuestClockError):
     """The backend or host can't do what was asked."""
 

@@ -13,11 +13,12 @@ from guestclock._core import (
     MonotonicCounter,
     Paused,
     Running,
+    ScaledCounter,
     Steps,
     _vouched,
 )
 
-Counter: TypeAlias = HostCounter | MonotonicCounter | ManualCounter
+Counter: TypeAlias = HostCounter | MonotonicCounter | ManualCounter | ScaledCounter
 """Whatever a `Vm` can run over."""
 
 Policy: TypeAlias = Freeze | Advance | CatchUp
@@ -80,18 +81,22 @@ class TimerState(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SyncBound:
-    """How far the host's wall clock may be from UTC, and who vouches for it."""
+    """How far the host's wall clock may be from UTC, and who says so.
+
+    `max_error_ns + age_ns * holdover_ppb / 10**9`, rounded up, bounds it at the cross-timestamp that this goes with.
+    `guestclock.sync` asks chrony or ClockBound; a caller that knows its own clocks gives the numbers.
+    """
 
     max_error_ns: int
-    """CLOCK_REALTIME was at most this far from UTC when that was last known, in nanoseconds."""
+    """|CLOCK_REALTIME - UTC| was at most this, in nanoseconds, when it was last known."""
     age_ns: int = 0
     """How long before the cross-timestamp that was, in nanoseconds."""
     holdover_ppb: int = 50_000
-    """How much the error may have grown since, in parts per billion of the age: 50 ppm is a plain oscillator's."""
+    """How fast it may have grown since, in parts per billion: 50 ppm is what a plain crystal oscillator is good for."""
     quality: Literal["declared", "chrony", "clockbound", "kernel-unverified"] = "declared"
-    """Who says so."""
+    """Who says so: the caller, a daemon that was asked, or the kernel's maxerror, which nobody has verified."""
     tai_offset_s: int | None = None
-    """TAI - UTC in seconds, from who knows it better than the kernel; None for the kernel's word."""
+    """TAI - UTC in seconds, from somebody who knows it better than the kernel; None: the kernel's word."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 use crate::checkpoint::{Checkpoint, TimerColumns};
 use crate::counter::Offset;
+use crate::limits::Reached;
 use crate::plan::{Method, Plan, Policy, Target, Views};
 use crate::sysreg::Role;
 use crate::timer::{CTL_ENABLE, Timer};
@@ -13,6 +14,9 @@ use alloc::vec::Vec;
 
 /// The largest step that nothing in a Linux guest is likely to mind: half of what makes a soft lockup.
 const LARGE_STEP_NS: u64 = 10_000_000_000;
+
+/// A step that is suggested: half of that again.
+const SUGGESTED_STEP_NS: u64 = LARGE_STEP_NS / 2;
 
 /// What the checkpoint has that this version doesn't know.
 pub(crate) fn unknown(checkpoint: &Checkpoint) -> impl Iterator<Item = String> {
@@ -137,12 +141,28 @@ pub(crate) fn warnings(plan: &Plan, checkpoint: &Checkpoint, target: &Target) ->
             plan.as_of.added_ticks
         ));
     }
+    warnings.extend(of_the_jump(plan));
     warnings.extend(of_the_clocks(plan));
     warnings.extend(of_the_debt(plan));
     for what in unknown(checkpoint) {
         warnings.push(format!("the checkpoint has {what}, which this version doesn't know: it is passed on as it is"));
     }
     warnings
+}
+
+/// What a Linux guest makes of a forward jump.
+fn of_the_jump(plan: &Plan) -> Option<String> {
+    let felt: Vec<_> = plan.limits().filter(|(_, reached)| *reached != Reached::No).collect();
+    let names: Vec<_> = felt.iter().map(|(limit, _)| limit.name).collect();
+    let crossed = names.join(", ");
+    (!names.is_empty()).then(|| {
+        format!(
+            "the guest's time jumps by {} ns at once, which a Linux guest may take for: {crossed} (docs/limits.md). Pay it \
+             back in steps: CatchUp(step_ns={SUGGESTED_STEP_NS}, interval_ns={})",
+            plan.jump_ns(),
+            2 * SUGGESTED_STEP_NS
+        )
+    })
 }
 
 /// What is odd about the clocks that the elapsed time is taken from.

@@ -1,6 +1,7 @@
 //! Plans and reports for people: one fact a line.
 
 use crate::elapsed::{Amount, ErrorBound};
+use crate::limits::Limit;
 use crate::plan::{Outcome, Plan, Policy};
 use crate::restore::{Report, Written};
 use crate::sysreg::View;
@@ -62,6 +63,18 @@ fn counters(f: &mut fmt::Formatter<'_>, plan: &Plan, outcome: &Outcome) -> fmt::
     Ok(())
 }
 
+fn limits(f: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
+    if plan.jump_ticks() == 0 {
+        return Ok(());
+    }
+    line(f, "jumps at once by", &format!("{} ns", plan.jump_ns()))?;
+    for (limit, reached) in plan.limits() {
+        let Limit { name, at_ns, .. } = limit;
+        line(f, "  a Linux guest's", &format!("{name}, from {at_ns} ns: {}", reached.name()))?;
+    }
+    Ok(())
+}
+
 fn bound(f: &mut fmt::Formatter<'_>, plan: &Plan, bound: &ErrorBound) -> fmt::Result {
     let sum = bound.ticks(plan.frequency());
     line(f, "error bound", &format!("{sum} ticks ({} ns)", plan.frequency().ticks_to_ns_ceil(sum)))?;
@@ -111,6 +124,7 @@ impl fmt::Display for Plan {
         writeln!(f, "Plan: {} at {} Hz", self.request.policy, self.frequency().hz())?;
         decisions(f, self)?;
         counters(f, self, &self.as_of)?;
+        limits(f, self)?;
         bound(f, self, &self.as_of.bound)?;
         advice(f, self)
     }

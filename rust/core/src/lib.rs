@@ -65,6 +65,7 @@ pub mod gate;
 pub mod interchange;
 pub mod irq;
 pub mod kernel;
+pub mod limits;
 #[cfg(feature = "std")]
 pub mod live;
 pub mod manual;
@@ -75,6 +76,7 @@ pub mod plan;
 pub mod pvtime;
 pub mod refusal;
 pub mod restore;
+pub mod scaled;
 mod sync;
 pub mod sysreg;
 pub mod timer;

@@ -6,6 +6,7 @@ use crate::checkpoint::Checkpoint;
 use crate::counter::{CrossTimestamp, Frequency, GuestCount, HostCount, Offset};
 use crate::debt::Debt;
 use crate::elapsed::{self, Elapsed, ErrorBound, Evidence, MAX_ELAPSED_NS};
+use crate::limits::{Limit, Reached, limits};
 use crate::refusal::Refusal;
 use crate::sysreg::{Role, View};
 use crate::timer::Timer;
@@ -412,6 +413,18 @@ impl Plan {
     pub fn jump_ticks(&self) -> u64 {
         let step = |debt: Debt| debt.step_ticks(self.frequency).min(debt.owed_ticks);
         self.as_of.added_ticks.max(self.debt(&self.as_of).map_or(0, step))
+    }
+
+    /// The same in nanoseconds, rounded up.
+    #[must_use]
+    pub fn jump_ns(&self) -> u128 {
+        self.frequency.ticks_to_ns_ceil(self.jump_ticks())
+    }
+
+    /// What a Linux guest makes of that jump.
+    pub fn limits(&self) -> impl Iterator<Item = (Limit, Reached)> {
+        let jump_ns = self.jump_ns();
+        limits(self.frequency).into_iter().map(move |limit| (limit, limit.reached_by(jump_ns)))
     }
 
     /// The counters' frequency.

@@ -9,8 +9,10 @@ pub enum Refusal {
     /// The guest was saved at another frequency.
     #[error(
         "the guest was saved with CNTFRQ_EL0 = {saved_hz} Hz, and this VM's counter runs at {host_hz} Hz: the guest would \
-         take each second for {} ms. KVM can't rescale: restore it on a host with a counter of {saved_hz} Hz",
-        second_in_ms(*saved_hz, *host_hz)
+         take each second for {} ms, a drift of {:+} ppm. KVM can't rescale: restore it on a host with a counter of \
+         {saved_hz} Hz, or into the model over ScaledCounter(counter, frequency_hz={saved_hz})",
+        second_in_ms(*saved_hz, *host_hz),
+        drift_ppm(*saved_hz, *host_hz)
     )]
     FrequencyMismatch {
         /// The checkpoint's.
@@ -123,4 +125,11 @@ pub enum Refusal {
 /// What a guest of `saved` Hz takes for a second's worth of ticks at `host` Hz, in milliseconds.
 fn second_in_ms(saved_hz: u64, host_hz: u64) -> u128 {
     u128::from(host_hz) * 1000 / u128::from(saved_hz.max(1))
+}
+
+/// How fast that guest's clock would run, in parts per million of `(host - saved) / saved`: rounded away from zero, so that
+/// no mismatch looks like none.
+fn drift_ppm(saved_hz: u64, host_hz: u64) -> i128 {
+    let size = (u128::from(host_hz.abs_diff(saved_hz)) * 1_000_000).div_ceil(saved_hz.max(1).into()).cast_signed();
+    if host_hz < saved_hz { -size } else { size }
 }

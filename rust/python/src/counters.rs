@@ -4,6 +4,7 @@ use crate::errors::OrRaise;
 use crate::records;
 use guestclock_core::counter::{Counter, CrossTimestamp, Frequency, HostCount};
 use guestclock_core::manual::ManualCounter;
+use guestclock_core::scaled::ScaledCounter;
 use guestclock_linux::counter::HostCounter;
 use guestclock_linux::monotonic::MonotonicCounter;
 use pyo3::exceptions::PyValueError;
@@ -35,6 +36,19 @@ pub(crate) struct PyMonotonicCounter(MonotonicCounter);
 /// counts and replay.
 #[pyclass(frozen, name = "ManualCounter", module = "guestclock")]
 pub(crate) struct PyManualCounter(Arc<ManualCounter>);
+
+/// Another counter at a frequency of its own: `floor(count * frequency_hz / counter.frequency_hz)` modulo 2^64.
+///
+/// This is how the model takes a guest that was saved at another frequency: `Vm(counter=ScaledCounter(HostCounter(),
+/// frequency_hz=24_000_000))`. KVM can't rescale. Each read is exact to the tick, so nothing drifts. Every count of a VM
+/// over it, `now=` and deadlines included, is in its ticks, which `read` gives; `inner_count` leads back to the inner
+/// counter's. The cross-timestamp is the inner counter's, wider by a tick of this one unless the frequency is a whole
+/// multiple. Where the inner counter wraps at 2^64 this one jumps, unless it is a whole multiple.
+#[pyclass(frozen, name = "ScaledCounter", module = "guestclock")]
+pub(crate) struct PyScaledCounter {
+    scaled: Arc<ScaledCounter<AnyCounter>>,
+    inner: Py<PyAny>,
+}
 
 #[pymethods]
 impl PyHostCounter {
@@ -167,6 +181,57 @@ impl PyManualCounter {
     }
 }
 
+#[pymethods]
+impl PyScaledCounter {
+    #[new]
+    #[pyo3(signature = (counter, *, frequency_hz))]
+    fn new(counter: Bound<'_, PyAny>, frequency_hz: u64) -> PyResult<Self> {
+        let scaled = ScaledCounter::new(counter.extract::<AnyCounter>()?, frequency(frequency_hz)?);
+        Ok(Self { scaled: Arc::new(scaled), inner: counter.unbind() })
+    }
+
+    /// The counter that it is made from.
+    #[getter]
+    fn counter(&self, py: Python<'_>) -> Py<PyAny> {
+        self.inner.clone_ref(py)
+    }
+
+    /// Which counter it is made from: rescaling doesn't make it another one.
+    #[getter]
+    fn source(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.inner.getattr(py, "source")
+    }
+
+    /// Ticks a second.
+    #[getter]
+    fn frequency_hz(&self) -> u64 {
+        self.scaled.frequency().hz()
+    }
+
+    /// The count now.
+    fn read(&self) -> u64 {
+        self.scaled.count().0
+    }
+
+    /// The count and the wall clock together.
+    fn cross_timestamp<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        records::cross_timestamp(py, &self.scaled.cross_timestamp())
+    }
+
+    /// The first inner count at which this counter reads `count` or more: what to wait for until a deadline of a VM over
+    /// it.
+    ///
+    /// None where the inner counter wraps first. A count that has passed gives an inner count that has passed. A counter
+    /// that is faster than the inner one wraps more often, and then this is about its present pass, as deadlines are.
+    fn inner_count(&self, count: u64) -> Option<u64> {
+        self.scaled.inner_count(HostCount(count)).map(|count| count.0)
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        Ok(format!("ScaledCounter({}, frequency_hz={})", self.inner.bind(py).repr()?, self.frequency_hz()))
+    }
+}
+
 /// Any of the counters, as the core reads it.
 pub(crate) enum AnyCounter {
     /// The host's.
@@ -175,6 +240,8 @@ pub(crate) enum AnyCounter {
     Monotonic(MonotonicCounter),
     /// One moved by hand.
     Manual(Arc<ManualCounter>),
+    /// Another one of these at a frequency of its own.
+    Scaled(Arc<ScaledCounter<AnyCounter>>),
 }
 
 impl<'py> FromPyObject<'_, 'py> for AnyCounter {
@@ -185,6 +252,8 @@ impl<'py> FromPyObject<'_, 'py> for AnyCounter {
             Ok(Self::Host(counter.get().0))
         } else if let Ok(counter) = object.cast::<PyMonotonicCounter>() {
             Ok(Self::Monotonic(counter.get().0))
+        } else if let Ok(counter) = object.cast::<PyScaledCounter>() {
+            Ok(Self::Scaled(Arc::clone(&counter.get().scaled)))
         } else {
             Ok(Self::Manual(Arc::clone(&object.cast::<PyManualCounter>()?.get().0)))
         }
@@ -197,6 +266,7 @@ impl Counter for AnyCounter {
             Self::Host(counter) => counter.frequency(),
             Self::Monotonic(counter) => counter.frequency(),
             Self::Manual(counter) => counter.frequency(),
+            Self::Scaled(counter) => counter.frequency(),
         }
     }
 
@@ -206,6 +276,7 @@ impl Counter for AnyCounter {
             Self::Host(counter) => counter.count(),
             Self::Monotonic(counter) => counter.count(),
             Self::Manual(counter) => counter.count(),
+            Self::Scaled(counter) => counter.count(),
         }
     }
 
@@ -214,6 +285,7 @@ impl Counter for AnyCounter {
             Self::Host(counter) => counter.cross_timestamp(),
             Self::Monotonic(counter) => counter.cross_timestamp(),
             Self::Manual(counter) => counter.cross_timestamp(),
+            Self::Scaled(counter) => counter.cross_timestamp(),
         }
     }
 }

@@ -158,7 +158,7 @@ impl PyFaultyVm {
     fn new(vm: Py<PyVm>, faults: Bound<'_, PyAny>, busy_retries: u32) -> PyResult<Self> {
         let host = match vm.get().live.counter() {
             AnyCounter::Manual(counter) => Some(Arc::clone(counter)),
-            AnyCounter::Host(_) | AnyCounter::Monotonic(_) => None,
+            AnyCounter::Host(_) | AnyCounter::Monotonic(_) | AnyCounter::Scaled(_) => None,
         };
         let script = faults.try_iter()?.map(|object| fault(&object?, host.is_some()));
         let faults = Faults::new(script.collect::<PyResult<_>>()?, host, busy_retries);

@@ -29,7 +29,7 @@ mod _core {
     #[pymodule_export]
     use super::checkpoint::PyCheckpoint;
     #[pymodule_export]
-    use super::counters::{PyHostCounter, PyManualCounter, PyMonotonicCounter};
+    use super::counters::{PyHostCounter, PyManualCounter, PyMonotonicCounter, PyScaledCounter};
     #[pymodule_export]
     use super::faulty::PyFaultyVm;
     #[pymodule_export]

@@ -105,6 +105,17 @@ fn describe<'py>(py: Python<'py>, plan: &Plan) -> PyResult<Bound<'py, PyDict>> {
     evidence.set_item("allowed_ns", plan.evidence.allowed_ns)?;
     fields.set_item("evidence", evidence)?;
     fields.set_item("rate_step_ppb", plan.rate_step_ppb)?;
+    fields.set_item("jump_ns", plan.jump_ns())?;
+    let limits = PyList::empty(py);
+    for (limit, reached) in plan.limits() {
+        let row = PyDict::new(py);
+        row.set_item("name", limit.name)?;
+        row.set_item("at_ns", limit.at_ns)?;
+        row.set_item("earliest_ns", limit.earliest_ns)?;
+        row.set_item("reached", reached.name())?;
+        limits.append(row)?;
+    }
+    fields.set_item("limits", limits)?;
     fields.set_item("premises", &plan.premises)?;
     fields.set_item("lost", &plan.lost)?;
     fields.set_item("slower", &plan.slower)?;

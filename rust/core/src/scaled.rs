@@ -1,0 +1,274 @@
+//! A counter at another frequency than the one that it is made from.
+//!
+//! Only the model can have one: KVM gives every guest the host's counter, at the host's frequency. Over a
+//! [`ScaledCounter`] of the frequency that a guest was saved at, a restore is as on any counter, exact to the tick.
+
+use crate::counter::{Counter, CrossTimestamp, Frequency, HostCount};
+
+/// `floor(inner * n / d)` modulo 2^64, where `n / d` is this counter's frequency over the inner one's.
+///
+/// Each read is scaled by itself, in 128 bits, so nothing drifts, and it never goes backwards unless the inner counter
+/// does. One exception: where the inner counter wraps at 2^64 this one jumps, unless `d` is 1 (at 1 GHz that is after
+/// 584 years).
+#[derive(Clone, Debug)]
+pub struct ScaledCounter<C> {
+    inner: C,
+    frequency: Frequency,
+    /// The ratio, reduced.
+    n: u64,
+    d: u64,
+}
+
+impl<C: Counter> ScaledCounter<C> {
+    /// `inner` as a counter of `frequency`.
+    ///
+    /// ```
+    /// use guestclock_core::counter::{Counter, Frequency, HostCount};
+    /// use guestclock_core::manual::ManualCounter;
+    /// use guestclock_core::scaled::ScaledCounter;
+    /// let host = ManualCounter::new(HostCount(62_500_001), Frequency::new(62_500_000).unwrap(), 0);
+    /// let guest = ScaledCounter::new(host, Frequency::new(24_000_000).unwrap());
+    /// assert_eq!(guest.count(), HostCount(24_000_000));
+    /// assert_eq!(guest.inner_count(HostCount(24_000_001)), Some(HostCount(62_500_003)));
+    /// ```
+    #[must_use]
+    pub fn new(inner: C, frequency: Frequency) -> Self {
+        let (n, d) = (frequency.hz(), inner.frequency().hz());
+        let divisor = greatest_common_divisor(n, d);
+        Self { inner, frequency, n: n / divisor, d: d / divisor }
+    }
+
+    /// The counter that it is made from.
+    pub const fn inner(&self) -> &C {
+        &self.inner
+    }
+
+    /// What it reads when the inner counter reads `inner`.
+    #[must_use]
+    pub const fn at(&self, inner: HostCount) -> HostCount {
+        #[expect(clippy::cast_possible_truncation, reason = "a count is modulo 2^64")]
+        HostCount(self.scaled(inner) as u64)
+    }
+
+    /// The first inner count at which it reads `count` or more: until when to wait for a deadline in its ticks.
+    ///
+    /// Above the inner counter's frequency it wraps while the inner one doesn't, so this is about its present pass
+    /// through its 2^64 counts, as a deadline is. `None` where the inner counter wraps first.
+    #[must_use]
+    pub fn inner_count(&self, count: HostCount) -> Option<HostCount> {
+        let passes = self.scaled(self.inner.count()) >> 64;
+        let scaled = passes << 64 | u128::from(count.0);
+        // Where the product leaves 128 bits, the quotient leaves 64.
+        let inner = scaled.checked_mul(self.d.into())?.div_ceil(self.n.into());
+        u64::try_from(inner).ok().map(HostCount)
+    }
+
+    /// All of it, before it is reduced modulo 2^64.
+    const fn scaled(&self, inner: HostCount) -> u128 {
+        inner.0 as u128 * self.n as u128 / self.d as u128
+    }
+
+    /// The longest that it can have read what it reads, beyond what the inner counter's own ticks hide: a tick, rounded
+    /// up. At a whole multiple of the inner frequency its ticks fall on the inner one's.
+    fn hidden_ns(&self) -> u64 {
+        if self.d == 1 {
+            return 0;
+        }
+        u64::try_from(self.frequency.ticks_to_ns_ceil(1)).expect("a tick lasts at most a second")
+    }
+}
+
+impl<C: Counter> Counter for ScaledCounter<C> {
+    fn frequency(&self) -> Frequency {
+        self.frequency
+    }
+
+    #[inline]
+    fn count(&self) -> HostCount {
+        self.at(self.inner.count())
+    }
+
+    /// The inner counter's, of the same source. Its width is wider by a tick, which rounding a count down can hide.
+    fn cross_timestamp(&self) -> CrossTimestamp {
+        let inner = self.inner.cross_timestamp();
+        CrossTimestamp {
+            count: self.at(inner.count),
+            frequency: self.frequency,
+            width_ns: inner.width_ns.saturating_add(self.hidden_ns()),
+            ..inner
+        }
+    }
+}
+
+const fn greatest_common_divisor(mut a: u64, mut b: u64) -> u64 {
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    a
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::elapsed::Evidence;
+    use crate::manual::ManualCounter;
+    use proptest::prelude::*;
+
+    fn hz(hz: u64) -> Frequency {
+        Frequency::new(hz).unwrap()
+    }
+
+    fn scaled(inner: u64, inner_hz: u64, frequency_hz: u64) -> ScaledCounter<ManualCounter> {
+        ScaledCounter::new(ManualCounter::new(HostCount(inner), hz(inner_hz), 0), hz(frequency_hz))
+    }
+
+    /// `a * b` in base 2^32, lowest digit first: integers without bounds, as on paper.
+    fn product(a: &[u64], b: &[u64]) -> alloc::vec::Vec<u64> {
+        let mut digits = alloc::vec![0; a.len() + b.len()];
+        for (i, x) in a.iter().enumerate() {
+            let mut carry = 0;
+            for (j, y) in b.iter().enumerate() {
+                let sum = digits[i + j] + x * y + carry;
+                digits[i + j] = sum & 0xffff_ffff;
+                carry = sum >> 32;
+            }
+            digits[i + b.len()] = carry;
+        }
+        digits
+    }
+
+    fn digits(value: u128) -> [u64; 4] {
+        [0, 32, 64, 96].map(|shift| u64::try_from(value >> shift & 0xffff_ffff).unwrap())
+    }
+
+    /// `a * b <= c * d`, of 128 bits each, without overflow.
+    fn at_most((a, b): (u128, u128), (c, d): (u128, u128)) -> bool {
+        product(&digits(a), &digits(b)).iter().rev().le(product(&digits(c), &digits(d)).iter().rev())
+    }
+
+    fn frequencies() -> impl Strategy<Value = u64> {
+        prop_oneof![
+            1..=u64::MAX,
+            1..=u64::from(u32::MAX),
+            1..=100_u64,
+            prop::sample::select(alloc::vec![
+                24_000_000,
+                62_500_000,
+                83_333_333,
+                1_000_000_000,
+                1_050_000_000,
+                u64::MAX
+            ]),
+        ]
+    }
+
+    fn counts() -> impl Strategy<Value = u64> {
+        prop_oneof![0..=u64::MAX, 0..=1000_u64, u64::MAX - 1000..=u64::MAX]
+    }
+
+    proptest! {
+        /// The one count that fits, by its definition: `count * host <= inner * guest < (count + 1) * host`.
+        #[test]
+        fn reads_the_whole_ticks(inner in counts(), host in frequencies(), guest in frequencies()) {
+            let counter = scaled(inner, host, guest);
+            let all = counter.scaled(HostCount(inner));
+            let exact = (u128::from(inner), u128::from(guest));
+            prop_assert!(at_most((all, host.into()), exact));
+            prop_assert!(!at_most((all + 1, host.into()), exact));
+            prop_assert_eq!(u128::from(counter.count().0), all & u128::from(u64::MAX));
+        }
+
+        #[test]
+        fn goes_forward_when_the_inner_does(
+            inner in counts(), ticks in 0..1_u64 << 40, host in frequencies(), guest in frequencies(),
+        ) {
+            let counter = scaled(inner, host, guest);
+            let before = counter.scaled(HostCount(inner));
+            if inner.checked_add(ticks).is_some() {
+                counter.inner().advance(ticks);
+                prop_assert!(counter.scaled(counter.inner().count()) >= before);
+            }
+        }
+
+        /// The inner count for a deadline is the first one, on the same pass, or there is none within 64 bits.
+        #[test]
+        fn waits_until_the_first_inner_count(
+            inner in counts(), count in counts(), host in frequencies(), guest in frequencies(),
+        ) {
+            let counter = scaled(inner, host, guest);
+            let wanted = counter.scaled(HostCount(inner)) >> 64 << 64 | u128::from(count);
+            match counter.inner_count(HostCount(count)) {
+                Some(first) => {
+                    prop_assert!(counter.scaled(first) >= wanted);
+                    prop_assert!(first.0 == 0 || counter.scaled(HostCount(first.0 - 1)) < wanted);
+                }
+                None => prop_assert!(counter.scaled(HostCount(u64::MAX)) < wanted),
+            }
+        }
+
+        #[test]
+        fn its_own_frequency_changes_nothing(inner in counts(), frequency in frequencies()) {
+            let counter = scaled(inner, frequency, frequency);
+            prop_assert_eq!(counter.count(), HostCount(inner));
+            prop_assert_eq!(counter.cross_timestamp(), counter.inner().cross_timestamp());
+        }
+
+        /// A whole multiple goes on where the inner counter wraps.
+        #[test]
+        fn a_multiple_wraps_with_the_inner(inner in counts(), ticks in 0..1000_u64, factor in 1..1_u64 << 32) {
+            let counter = scaled(inner, 3, 3 * factor);
+            let before = counter.count();
+            counter.inner().advance(ticks);
+            prop_assert_eq!(counter.count().since(before), ticks.wrapping_mul(factor));
+        }
+
+        /// Two cross-timestamps of one counter never speak against each other: the tick that rounding hides is in the
+        /// width.
+        #[test]
+        fn is_the_same_counter_as_itself(
+            inner in 0..1_u64 << 40, ticks in 0..1_u64 << 40, host in 1..1_u64 << 32, guest in 1..1_u64 << 32,
+        ) {
+            let counter = scaled(inner, host, guest);
+            let saved = counter.cross_timestamp();
+            counter.inner().advance(ticks);
+            let here = counter.cross_timestamp();
+            // What is left is for the rate, which is the nominal one here.
+            let mut evidence = Evidence::between(&saved, &here);
+            evidence.allowed_ns = 2 + u128::from(saved.width_ns) + u128::from(here.width_ns);
+            prop_assert!(!evidence.forward || evidence.decides(ManualCounter::SOURCE), "{}", evidence);
+        }
+    }
+
+    #[test]
+    fn big_integers_agree() {
+        // Python: [(c * n // d) % 2**64 for ...], with the frequencies themselves, not reduced.
+        let rows = [
+            (u64::MAX, 62_500_000, 24_000_000, 7_083_549_724_304_467_820),
+            (u64::MAX, 24_000_000, 62_500_000, 11_144_907_877_866_187_432),
+            (u64::MAX, 1_000_000_000, 1_050_000_000, 922_337_203_685_477_579),
+            (u64::MAX, 1_050_000_000, 83_333_333, 1_464_027_301_581_156_771),
+            (123_456_789_012_345_678, 1_000_000_000, 83_333_333, 10_288_065_709_876_543),
+            (1 << 63, u64::MAX, u64::MAX - 1, (1 << 63) - 1),
+        ];
+        for (inner, host, guest, expected) in rows {
+            assert_eq!(scaled(inner, host, guest).count(), HostCount(expected), "{inner} at {host} Hz as {guest} Hz");
+        }
+    }
+
+    #[test]
+    fn the_width_is_wider_by_a_tick() {
+        let of = |host, guest| scaled(1000, host, guest).cross_timestamp().width_ns;
+        assert_eq!(of(62_500_000, 24_000_000), 42);
+        assert_eq!(of(24_000_000, 62_500_000), 16);
+        assert_eq!(of(31_250_000, 62_500_000), 0);
+        assert_eq!(of(3, 1), 1_000_000_000);
+    }
+
+    #[test]
+    fn counters_can_be_scaled_again() {
+        let counter = ScaledCounter::new(scaled(62_500_001, 62_500_000, 24_000_000), hz(1_000_000));
+        let here = counter.cross_timestamp();
+        assert_eq!((here.count, here.frequency, here.width_ns), (HostCount(1_000_000), hz(1_000_000), 42 + 1000));
+        assert_eq!(counter.inner_count(HostCount(1_000_001)), Some(HostCount(24_000_024)));
+    }
+}
