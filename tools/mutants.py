@@ -34,7 +34,9 @@ MUTANTS = Path(__file__).with_suffix(".toml")
 SOURCES = Path("rust/core/src")
 COPIED = ("Cargo.toml", "Cargo.lock", "pyproject.toml", "python", "rust", "tests")
 # The state machine last, which takes longest.
-TESTS = tuple(f"tests/test_{name}.py" for name in ("observed", "nested", "restore", "atomicity", "model"))
+TESTS = tuple(
+    f"tests/test_{name}.py" for name in ("observed", "nested", "restore", "atomicity", "model", "timers_after")
+)
 SCRATCH = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve() / "mutants"
 # Quick to build, and no debug build, whose warning the tests take for an error.
 BUILD = {

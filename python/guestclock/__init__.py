@@ -61,7 +61,18 @@ from guestclock.errors import (
     VcpuRunning,
 )
 from guestclock.registers import Reg, Timer
-from guestclock.types import Capabilities, Counter, CrossTimestamp, GuestVm, Policy, Support, TimerState, Views
+from guestclock.types import (
+    Capabilities,
+    Counter,
+    CrossTimestamp,
+    GuestVm,
+    LatchMismatch,
+    Policy,
+    Support,
+    TimerOutlook,
+    TimerState,
+    Views,
+)
 
 if DEBUG_BUILD:
     warnings.warn(
@@ -93,6 +104,7 @@ __all__ = [
     "HostCounter",
     "KvmError",
     "KvmVm",
+    "LatchMismatch",
     "Malformed",
     "ManualCounter",
     "MonotonicCounter",
@@ -113,6 +125,7 @@ __all__ = [
     "Support",
     "SysregTrap",
     "Timer",
+    "TimerOutlook",
     "TimerState",
     "TooLarge",
     "TopologyMismatch",

@@ -67,6 +67,7 @@ pub mod manual;
 pub mod measure;
 #[cfg(feature = "std")]
 pub mod mirror;
+pub mod outlook;
 pub mod plan;
 pub mod pvtime;
 pub mod restore;
