@@ -74,9 +74,9 @@ def test_it_is_what_the_restored_vm_says(
         here = target.timer(each.vcpu, each.timer, now=report.released_at)
         on = bool(here.ctl & ENABLE)
         count = target.cntvct if each.timer is Timer.VTIMER else target.cntpct
-        assert each.count == count(each.vcpu, report.released_at)
+        assert each.guest_count == count(each.vcpu, report.released_at)
         assert (each.line, each.cval, each.ctl) == (here.line, here.cval, here.ctl & (ENABLE | IMASK))
-        assert each.overdue_ticks == (each.count - each.cval if on and here.istatus else None)
+        assert each.overdue_ticks == (each.guest_count - each.cval if on and here.istatus else None)
         assert each.passed_in_pause == (on and here.istatus and not before[each.vcpu, each.timer].istatus)
 
 
@@ -94,10 +94,10 @@ def test_which_deadlines_passed_in_the_pause() -> None:
     vm.set_one_reg(0, Reg.TIMER_CTL, ENABLE)
     saved = vm.checkpoint()
     frozen = restore(saved, Vm(1, counter=host(10**12 + 600)), policy=Freeze())
-    off = TimerOutlook(0, Timer.PTIMER, 0, 0, 1000, line=False, overdue_ticks=None, passed_in_pause=False)
-    assert frozen.timers() == [TimerOutlook(0, Timer.VTIMER, ENABLE, 1500, 1000, False, None, False), off]
+    on = TimerOutlook(0, Timer.VTIMER, ENABLE, 1500, 1000, line=False, overdue_ticks=None, passed_in_pause=False)
+    assert frozen.timers() == [on, on._replace(timer=Timer.PTIMER, ctl=0, cval=0)]
     advanced = restore(saved, Vm(1, counter=host(10**12 + 600)), policy=Advance(), same_counter=True)
-    assert advanced.timers()[0] == TimerOutlook(0, Timer.VTIMER, ENABLE, 1500, 1600, True, 100, True)
+    assert advanced.timers()[0] == on._replace(guest_count=1600, line=True, overdue_ticks=100, passed_in_pause=True)
     assert advanced.resumed_at(10**12 + 700).timers() == advanced.timers(), "at the release"
 
 

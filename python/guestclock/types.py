@@ -79,7 +79,7 @@ class TimerOutlook(NamedTuple):
     """CTL as it was saved, without ISTATUS."""
     cval: int
     """The compare value, in guest ticks."""
-    count: int
+    guest_count: int
     """What the counter that it compares with reads on this vCPU, in guest ticks."""
     line: bool
     """The level that the interrupt line has to have: enabled, not masked, and CVAL reached."""

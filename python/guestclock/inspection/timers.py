@@ -58,8 +58,8 @@ def timers(checkpoint: Checkpoint, intended: Plan | None = None) -> list[TimerRe
             "ctl": outlook.ctl,
             "cval": outlook.cval,
             # Reached is an unsigned comparison: a CVAL far ahead isn't one that has long passed.
-            "remaining_ticks": outlook.cval - outlook.count,
-            "remaining_ns": to_ns(outlook.cval - outlook.count, checkpoint.frequency_hz),
+            "remaining_ticks": outlook.cval - outlook.guest_count,
+            "remaining_ns": to_ns(outlook.cval - outlook.guest_count, checkpoint.frequency_hz),
         }
         for outlook in (checkpoint if intended is None else intended).timers()
     ]

@@ -28,12 +28,12 @@ fn near() -> impl Strategy<Value = u64> {
     prop_oneof![0..40_u64, (0..40_u64).prop_map(|below| u64::MAX - below), any::<u64>()]
 }
 
-fn saved(cntvct: u64, cntpct: u64, cntvoff: Option<u64>, timers: [(u64, u64); 4]) -> Checkpoint {
+fn saved(virt: u64, phys: u64, cntvoff: Option<u64>, timers: [(u64, u64); 4]) -> Checkpoint {
     let present = if cntvoff.is_some() { 4 } else { 2 };
     let column = |(&kind, (ctl, cval)): (&Timer, (u64, u64))| timer(kind, &[ctl], &[cval]);
     Checkpoint {
-        cntvct: GuestCount(cntvct),
-        cntpct: GuestCount(cntpct),
+        cntvct: GuestCount(virt),
+        cntpct: GuestCount(phys),
         cntvoff: cntvoff.map(|cntvoff| vec![cntvoff]),
         timers: Timer::ALL.iter().zip(timers).map(column).take(present).collect(),
         ..bare()

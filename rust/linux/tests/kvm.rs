@@ -192,7 +192,7 @@ impl Ioctls for Kernel<'_> {
                 return Err(io::Error::from_raw_os_error(libc::EBUSY));
             }
             let vcpu = (0..self.vcpus()).find(|vcpu| attr == LATCHES[*vcpu]);
-            vcpu.map(|vcpu| vcpu as u32).ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))
+            vcpu.map(|vcpu| u32::try_from(vcpu).unwrap()).ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))
         })
     }
 

@@ -109,10 +109,9 @@ pub(crate) fn timer_state(py: Python<'_>, state: TimerState) -> PyResult<Bound<'
 }
 
 /// `registers.Timer`, each in its number's place.
-fn timers(py: Python<'_>) -> PyResult<[Bound<'_, PyAny>; 4]> {
+fn timers(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyAny>>> {
     let class = TIMER.get(py)?;
-    let [vtimer, ptimer, hvtimer, hptimer] = Timer::ALL.map(|timer| class.call1((timer.index(),)));
-    Ok([vtimer?, ptimer?, hvtimer?, hptimer?])
+    Timer::ALL.iter().map(|timer| class.call1((timer.index(),))).collect()
 }
 
 /// A list of `types.TimerOutlook`.
