@@ -7,16 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guestclock import Advance, Freeze, LatchMismatch, Policy, Reg, Report, Timer, TimerOutlook, Vm, plan, restore
-from vms import HZ, SECOND, host, owned
+from vms import HZ, SECOND, TIMER_REGS, host, owned
 
 KERNELS = ["6.1", "6.12", "7.3"]
 ENABLE, IMASK = 1, 2
-REGS = {
-    Timer.VTIMER: (Reg.TIMER_CVAL, Reg.TIMER_CTL),
-    Timer.PTIMER: (Reg.PTIMER_CVAL, Reg.PTIMER_CTL),
-    Timer.HVTIMER: (Reg.CNTHV_CVAL_EL2, Reg.CNTHV_CTL_EL2),
-    Timer.HPTIMER: (Reg.CNTHP_CVAL_EL2, Reg.CNTHP_CTL_EL2),
-}
 near = st.one_of(st.integers(0, 3000), st.integers(2**64 - 3000, 2**64 - 1), st.integers(0, 2**64 - 1))
 """Counts and CVALs: near one another often enough for deadlines to lie between."""
 
@@ -32,9 +26,9 @@ def source(kernel: str, *, nested: bool, cntvct: int, timers: list[tuple[int, in
     if nested:
         vm.set_one_reg(1, Reg.CNTVOFF_EL2, cntvoff)
     for timer, (cval, ctl) in zip(Timer, timers, strict=True):
-        if REGS[timer][0] in vm.reg_list(1):
-            vm.set_one_reg(1, REGS[timer][0], cval)
-            vm.set_one_reg(1, REGS[timer][1], ctl)
+        if TIMER_REGS[timer][0] in vm.reg_list(1):
+            vm.set_one_reg(1, TIMER_REGS[timer][0], cval)
+            vm.set_one_reg(1, TIMER_REGS[timer][1], ctl)
     return vm
 
 
@@ -42,8 +36,8 @@ def due(*, irq_timers: dict[Timer, int]) -> Report:
     """The report of a Freeze whose timers are on with these CVALs, at the count 1000 of one vCPU."""
     vm = owned(host(), vcpus=1)
     for timer, cval in irq_timers.items():
-        vm.set_one_reg(0, REGS[timer][0], cval)
-        vm.set_one_reg(0, REGS[timer][1], ENABLE)
+        vm.set_one_reg(0, TIMER_REGS[timer][0], cval)
+        vm.set_one_reg(0, TIMER_REGS[timer][1], ENABLE)
     return restore(vm.checkpoint(), Vm(1, counter=host()), policy=Freeze())
 
 
@@ -68,7 +62,7 @@ def test_it_is_what_the_restored_vm_says(
     told = report.timers()
     assert told == intended.timers(), "the counter stood still"
     assert [(each.vcpu, each.timer) for each in told] == [
-        (vcpu, timer) for vcpu in range(2) for timer in Timer if REGS[timer][0] in target.reg_list(0)
+        (vcpu, timer) for vcpu in range(2) for timer in Timer if TIMER_REGS[timer][0] in target.reg_list(0)
     ]
     for each in told:
         here = target.timer(each.vcpu, each.timer, now=report.released_at)
@@ -127,7 +121,7 @@ def test_the_interrupt_ids_are_the_vms_own() -> None:
 def test_all_timers_of_a_nested_guest_have_their_ids() -> None:
     vm = owned(host(), vcpus=1, nested=True)
     for timer in Timer:
-        vm.set_one_reg(0, REGS[timer][1], ENABLE)
+        vm.set_one_reg(0, TIMER_REGS[timer][1], ENABLE)
     report = restore(vm.checkpoint(), Vm(1, counter=host(), nested=True))
     assert [each.irq for each in report.latch_mismatches([0])] == [27, 30, 28, 26]
     assert report.latch_mismatches([1 << 27 | 1 << 30 | 1 << 28 | 1 << 26]) == []

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from guestclock import Freeze, KvmVm, LatchMismatch, Reg, Timer, plan
+from guestclock import Freeze, KvmVm, LatchMismatch, Reg, Timer, plan, restore
 from guestclock.errors import CapabilityMissing, VcpuRunning
 from guestclock.payload import Doorbell, Kind, Record, image
 from kvm.spinning import spinning
@@ -17,12 +17,14 @@ from kvm_vmm import (
     GIC_REDISTRIBUTORS,
     GICD,
     GICR,
+    KVM_CAP_ARM_EL2,
     KVM_EXIT_MMIO,
     PC,
     RAM,
     Machine,
     Vmm,
 )
+from vms import TIMER_REGS
 
 KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO = 7
 """Its attribute 0 is the lines of the interrupts 0 to 31 (VGIC_LEVEL_INFO_LINE_LEVEL)."""
@@ -61,13 +63,18 @@ def run_to_the_alarm(vmm: Vmm) -> None:
         stop = vmm.machine.run(0)
         assert stop.reason == KVM_EXIT_MMIO, stop
         bell = stop.data & 0xFF
-    load(vmm)
+    load(vmm.machine)
 
 
-def load(vmm: Vmm) -> None:
+def load(machine: Machine) -> None:
     """Load vCPU 0 without a step of its guest."""
-    vmm.machine.kick(0)
-    vmm.machine.run(0)
+    machine.kick(0)
+    machine.run(0)
+
+
+def lines(machine: Machine) -> int:
+    """The levels that KVM has for the lines of vCPU 0's private interrupts, a bit each."""
+    return machine.gic_reg(KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, 0, 0)
 
 
 def fired(vmm: Vmm) -> list[Record]:
@@ -105,9 +112,9 @@ def test_what_disagrees_and_what_comes_of_it(vmms: tuple[Vmm, Vmm], due: bool, p
         *(other if pending else []),
     ]
     # Once the vCPU is loaded, KVM has the line as it was told, and the latch as it was.
-    load(target)
+    load(target.machine)
     assert report.timers()[0].line is due
-    assert target.machine.gic_reg(KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, 0, 0) == due << 27
+    assert lines(target.machine) == due << 27
     assert target.vm.pending_latches() == latches
 
     if not due and not pending:
@@ -120,6 +127,39 @@ def test_what_disagrees_and_what_comes_of_it(vmms: tuple[Vmm, Vmm], due: bool, p
     assert (record.cntvct >= record.cval) is due
     # There is one, whatever it came of: the latch is gone with it, and the alarm set since rings in an hour.
     assert target.vm.pending_latches()[0] == 0
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["plain", "nested"])
+@pytest.mark.parametrize("turn", range(6))
+def test_the_lines_are_those_that_kvm_raises(nested: bool, turn: int) -> None:
+    """Of every timer: due or not, off, on or masked. Under CNTVOFF_EL2 the virtual one has half an hour to go still."""
+    with contextlib.ExitStack() as stack:
+        if nested:
+            bare = stack.enter_context(contextlib.closing(Machine(0, gic=False)))
+            if not bare.check_extension(KVM_CAP_ARM_EL2):
+                pytest.skip("this kernel offers no EL2 to guests")
+        source, target = (stack.enter_context(contextlib.closing(Machine(1, nested=nested))) for _ in range(2))
+        vm, other = (KvmVm(each.vm_fd, each.vcpu_fds, gic_fd=each.gic_fd) for each in (source, target))
+        hour = HOUR_S * vm.frequency_hz
+        if vm.capabilities.counter_offset:
+            vm.set_counter_offset(vm.counter.read() - 10 * hour)
+        else:
+            vm.set_one_reg(0, Reg.TIMER_CNT, 10 * hour)
+        if nested:
+            vm.set_one_reg(0, Reg.CNTVOFF_EL2, hour)
+        states = [(cval, ctl) for ctl in (1, 0, 3) for cval in (10 * hour - hour // 2, 11 * hour)]
+        for timer, (cval_reg, ctl_reg) in TIMER_REGS.items():
+            if cval_reg in vm.reg_list(0):
+                cval, ctl = states[(turn + timer) % 6]
+                vm.set_one_reg(0, cval_reg, cval)
+                vm.set_one_reg(0, ctl_reg, ctl)
+        report = restore(vm.checkpoint(), other, policy=Freeze())
+        load(target)
+        told = report.timers()
+        assert lines(target) == sum(each.line << other.irq(each.timer) for each in told)
+        # No latch is set, so those that are listed are those whose line is high.
+        listed = report.latch_mismatches(other.pending_latches())
+        assert [each.timer for each in listed] == [each.timer for each in told if each.line]
 
 
 def test_the_latches_of_a_vm_that_runs_are_not_to_be_had() -> None:
