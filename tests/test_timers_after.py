@@ -95,6 +95,14 @@ def test_which_deadlines_passed_in_the_pause() -> None:
     assert advanced.resumed_at(10**12 + 700).timers() == advanced.timers(), "at the release"
 
 
+def test_a_timer_that_is_not_restored_is_not_told() -> None:
+    vm = Vm(1, counter=host(), kernel="6.12")
+    report = restore(vm.checkpoint(), Vm(1, counter=host(), kernel="6.1"))
+    assert report.method == "virtual-only"
+    assert [each.timer for each in report.timers()] == [Timer.VTIMER]
+    assert report.latch_mismatches([1 << 30]) == [], "it is as it was, and nobody asked how"
+
+
 def test_a_pause_in_place_reads_no_timers() -> None:
     vm = owned(host())
     with vm.paused() as pause:
