@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from guestclock import ManualCounter, Timer, Vm, sysreg
+from guestclock import ManualCounter, Reg, Timer, Vm, sysreg
 from guestclock.errors import UnknownRegister, VcpuRunning
 
 HZ = 62_500_000
@@ -12,6 +12,13 @@ NS = 16
 """Nanoseconds in a tick."""
 SECOND = 10**9
 START_NS = 1_750_000_000 * SECOND
+TIMER_REGS = {
+    Timer.VTIMER: (Reg.TIMER_CVAL, Reg.TIMER_CTL),
+    Timer.PTIMER: (Reg.PTIMER_CVAL, Reg.PTIMER_CTL),
+    Timer.HVTIMER: (Reg.CNTHV_CVAL_EL2, Reg.CNTHV_CTL_EL2),
+    Timer.HPTIMER: (Reg.CNTHP_CVAL_EL2, Reg.CNTHP_CTL_EL2),
+}
+"""Each timer's CVAL and CTL."""
 
 
 def host(count: int = 10**12, realtime_ns: int = START_NS, hz: int = HZ) -> ManualCounter:

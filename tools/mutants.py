@@ -34,7 +34,20 @@ MUTANTS = Path(__file__).with_suffix(".toml")
 SOURCES = Path("rust/core/src")
 COPIED = ("Cargo.toml", "Cargo.lock", "pyproject.toml", "python", "rust", "tests")
 # The state machine last, which takes longest.
-TESTS = tuple(f"tests/test_{name}.py" for name in ("observed", "nested", "restore", "atomicity", "faults", "model"))
+TESTS = tuple(
+    f"tests/test_{name}.py"
+    for name in (
+        "observed",
+        "nested",
+        "restore",
+        "atomicity",
+        "elapsed",
+        "catch_up",
+        "timers_after",
+        "faults",
+        "model",
+    )
+)
 SCRATCH = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve() / "mutants"
 # Quick to build, and no debug build, whose warning the tests take for an error.
 BUILD = {

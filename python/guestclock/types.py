@@ -17,6 +17,7 @@ from guestclock._core import (
     Steps,
     _vouched,
 )
+from guestclock.registers import Timer
 
 Counter: TypeAlias = HostCounter | MonotonicCounter | ManualCounter | ScaledCounter
 """Whatever a `Vm` can run over."""
@@ -77,6 +78,38 @@ class TimerState(NamedTuple):
     """The interrupt line: enabled, not masked, and the condition met."""
     deadline: int | None
     """The host count at which the line goes high by itself (now, if it is high); None if it never does."""
+
+
+class TimerOutlook(NamedTuple):
+    """One timer of one vCPU at one instant, from a checkpoint: as its guest finds it. KVM's rules, on 64 bits."""
+
+    vcpu: int
+    timer: Timer
+    ctl: int
+    """CTL as it was saved, without ISTATUS."""
+    cval: int
+    """The compare value, in guest ticks."""
+    guest_count: int
+    """What the counter that it compares with reads on this vCPU, in guest ticks."""
+    line: bool
+    """The level that the interrupt line has to have: enabled, not masked, and CVAL reached."""
+    overdue_ticks: int | None
+    """Guest ticks since its deadline, for a timer that is on, masked or not; None where the deadline is to come."""
+    passed_in_pause: bool
+    """It is on, and its deadline lies between the checkpoint and the instant."""
+
+
+class LatchMismatch(NamedTuple):
+    """A timer's interrupt whose pending latch isn't as its line has to be."""
+
+    vcpu: int
+    timer: Timer
+    irq: int
+    """Its interrupt id."""
+    line: bool
+    """The level that the line has to have."""
+    pending: bool
+    """The latch: without the line, the guest takes one interrupt that no timer accounts for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,8 +118,6 @@ def dry_run(
         facts = {name: value for name, value in vars(error).items() if name not in {"message", "__notes__"}}
         document["refused"] = {"error": type(error).__name__, "message": str(error), "facts": facts}
         return document
-    said: dict[str, Any] = intended.to_dict()
-    document["plan"] = said
-    found = timers(checkpoint, cntvct=said["cntvct"], cntpct=said["cntpct"])
-    document["timers"] = [record for record in found if record["state"] != "off"]
+    document["plan"] = intended.to_dict()
+    document["timers"] = [record for record in timers(checkpoint, intended) if record["state"] != "off"]
     return document

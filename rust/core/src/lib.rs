@@ -72,6 +72,7 @@ pub mod manual;
 pub mod measure;
 #[cfg(feature = "std")]
 pub mod mirror;
+pub mod outlook;
 pub mod plan;
 pub mod pvtime;
 pub mod refusal;

@@ -408,6 +408,15 @@ impl Plan {
         }
     }
 
+    /// By how much CVALs move at the instant of `outcome`, so that the timers keep what was left to them.
+    #[must_use]
+    pub fn cval_shift(&self, outcome: &Outcome) -> u64 {
+        match self.request.deadlines {
+            Deadlines::Absolute => 0,
+            Deadlines::Relative => outcome.added_ticks,
+        }
+    }
+
     /// How far the guest's counters jump at once, as far as it can tell: by what is added, or by one step.
     #[must_use]
     pub fn jump_ticks(&self) -> u64 {

@@ -12,7 +12,7 @@ use crate::measure::{OffsetInterval, measure, set_offset_by_value};
 use crate::plan::{Deadlines, Method, Outcome, Plan};
 use crate::refusal::Refusal;
 use crate::sysreg::{Role, Sysreg, View, one_reg_id};
-use crate::timer::{CTL_ENABLE, CTL_IMASK, Timer};
+use crate::timer::{self, CTL_ENABLE, CTL_IMASK, Timer};
 use alloc::format;
 use alloc::string::String;
 use core::fmt;
@@ -198,7 +198,7 @@ impl Restore {
     ) -> Result<(), RestoreError<B::Error>> {
         self.expect(Stage::Prepared, "apply")?;
         if self.plan.request.deadlines == Deadlines::Relative {
-            self.cval_shift = self.sample(backend)?.added_ticks;
+            self.cval_shift = self.plan.cval_shift(&self.sample(backend)?);
         }
         for saved in saved(checkpoint, self.plan.method, self.cval_shift) {
             backend
@@ -333,9 +333,6 @@ fn whole(id: u64, values: &[u64]) -> impl Iterator<Item = SavedRegister> {
 }
 
 /// What of a checkpoint is each vCPU's own, in the order of writing it.
-///
-/// A CVAL that would pass the end of its range by `cval_shift` is held there: KVM compares without wrapping, so a timer
-/// that was never to fire stays one.
 fn saved(checkpoint: &Checkpoint, method: Method, cval_shift: u64) -> impl Iterator<Item = SavedRegister> {
     let cntvoff = checkpoint.cntvoff.iter().flat_map(|values| whole(one_reg_id(Role::Cntvoff), values));
     let others = checkpoint.others.iter().flat_map(|others| whole(others.id, &others.values));
@@ -348,7 +345,7 @@ fn saved(checkpoint: &Checkpoint, method: Method, cval_shift: u64) -> impl Itera
                 let ctl = columns.ctl.get(vcpu).unwrap_or_default();
                 let register = |role, value, seen| SavedRegister { vcpu, id: one_reg_id(role), value, seen };
                 [
-                    register(Role::Cval(columns.timer), cval.saturating_add(cval_shift), u64::MAX),
+                    register(Role::Cval(columns.timer), timer::moved_cval(*cval, cval_shift), u64::MAX),
                     // CTL's other bits aren't the guest's: ISTATUS is computed, and the rest are gone at the first run.
                     register(Role::Ctl(columns.timer), ctl, CTL_ENABLE | CTL_IMASK),
                 ]

@@ -81,6 +81,14 @@ pub const fn tval_write(tval: u32, now: GuestCount) -> u64 {
     w64::tval_write(tval as u64, now.0)
 }
 
+/// CVAL moved by `shift` ticks, so that what was left to the timer stays as it was while its counter goes forward.
+///
+/// Held at the end of its range: the comparison doesn't wrap, so a timer that was never to fire stays one.
+#[must_use]
+pub const fn moved_cval(cval: u64, shift: u64) -> u64 {
+    cval.saturating_add(shift)
+}
+
 /// The ticks until the count reaches `cval`: 0 where it has.
 #[must_use]
 pub const fn ticks_until(cval: u64, now: GuestCount) -> u64 {

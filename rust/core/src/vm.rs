@@ -182,6 +182,16 @@ impl Offsets {
             View::Physical => self.phys,
         }
     }
+
+    /// The VM's, on a vCPU of this CNTVOFF_EL2: `None` for one without EL2. With it, both views go by the physical offset
+    /// (`timer_get_offset`, include/kvm/arm_arch_timer.h).
+    #[must_use]
+    pub const fn on_vcpu(self, cntvoff: Option<Offset>) -> Self {
+        match cntvoff {
+            None => self,
+            Some(cntvoff) => Self { virt: self.phys.plus(cntvoff), phys: self.phys },
+        }
+    }
 }
 
 /// The counter that a timer compares with, as far as its offset goes: the EL2 virtual timer's is without CNTVOFF_EL2, and so
@@ -410,13 +420,8 @@ impl Vm {
     /// The offsets that the vCPU's counters are under: a running vCPU keeps those it was loaded with.
     pub fn offsets(&self, vcpu: usize) -> Result<Offsets, VmError> {
         self.exists(vcpu)?;
-        Ok(match self.config.el2 {
-            _ if self.running[vcpu] => self.loaded[vcpu],
-            El2::Absent => self.offsets,
-            El2::Vhe | El2::E2h0 => {
-                Offsets { virt: self.offsets.phys.plus(Offset(self.cntvoff[vcpu])), phys: self.offsets.phys }
-            }
-        })
+        let cntvoff = (self.config.el2 != El2::Absent).then(|| Offset(self.cntvoff[vcpu]));
+        Ok(if self.running[vcpu] { self.loaded[vcpu] } else { self.offsets.on_vcpu(cntvoff) })
     }
 
     /// What the vCPU's guest reads from a counter at EL1.

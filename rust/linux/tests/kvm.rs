@@ -27,6 +27,8 @@ enum Call {
     Set(usize, u64),
     List,
     Distributor,
+    Redistributor(u64),
+    TimerIrq(usize, u64),
 }
 
 /// The model behind KVM's ioctls and errnos, with what a kernel may do besides.
@@ -41,6 +43,8 @@ struct Kernel<'a> {
     /// An offset that differs answers EBUSY, and one that is written as it is doesn't.
     late: Cell<bool>,
     gic: bool,
+    /// The errno of every redistributor's register: a GICv2's.
+    redistributor_errno: Cell<Option<i32>>,
     /// A vCPU that KVM_ARM_VCPU_INIT wasn't called on.
     bare: Cell<Option<usize>>,
     /// The errno of every offset: a protected VM's.
@@ -72,6 +76,7 @@ impl<'a> Kernel<'a> {
             busy: Cell::new(0),
             late: Cell::new(false),
             gic: false,
+            redistributor_errno: Cell::new(None),
             bare: Cell::new(None),
             offset_errno: Cell::new(None),
             offset_lost: Cell::new(false),
@@ -150,6 +155,10 @@ impl Ioctls for Kernel<'_> {
     fn get_one_reg(&self, vcpu: usize, id: u64) -> io::Result<u64> {
         self.called(Call::Get(vcpu, id))?;
         self.initialised(vcpu)?;
+        if id == MPIDR_EL1 {
+            assert!(self.vm.borrow().first_running().is_none(), "KVM would wait for the vCPU");
+            return Ok(mpidr(vcpu));
+        }
         self.vm.borrow().get_one_reg(vcpu, id, self.counter.count()).map_err(errno)
     }
 
@@ -174,7 +183,35 @@ impl Ioctls for Kernel<'_> {
             self.all_stopped()
         })
     }
+
+    /// The redistributor of a vCPU has its number in ISPENDR0.
+    fn redistributor(&self, attr: u64) -> Option<io::Result<u32>> {
+        self.gic.then(|| {
+            self.called(Call::Redistributor(attr))?;
+            self.redistributor_errno.get().map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)))?;
+            if self.late.take() {
+                return Err(io::Error::from_raw_os_error(libc::EBUSY));
+            }
+            let vcpu = (0..self.vcpus()).find(|vcpu| attr == LATCHES[*vcpu]);
+            vcpu.map(|vcpu| u32::try_from(vcpu).unwrap()).ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))
+        })
+    }
+
+    fn timer_irq(&self, vcpu: usize, timer: u64) -> Option<io::Result<i32>> {
+        let id = || self.vm.borrow().irqs().get(timer).map(i32::from).map_err(|error| errno(VmError::Irq(error)));
+        Some(self.called(Call::TimerIrq(vcpu, timer)).and_then(|()| id()))
+    }
 }
+
+const MPIDR_EL1: u64 = 0x6030_0000_0013_c005;
+
+/// Aff3, U and Aff1 besides Aff0, and RES1, so that each field shows.
+fn mpidr(vcpu: usize) -> u64 {
+    0x5a_c000_0000 | 0x31_2200 | vcpu as u64
+}
+
+/// What the vGIC knows GICR_ISPENDR0 of the first three by: Aff3, Aff2, Aff1, Aff0, and the offset.
+const LATCHES: [u64; 3] = [0x5a31_2200_0001_0200, 0x5a31_2201_0001_0200, 0x5a31_2202_0001_0200];
 
 fn options() -> Options {
     Options { busy_timeout: Duration::from_secs(3600), ..Options::default() }
@@ -626,4 +663,77 @@ fn a_pause_in_place() {
     let report = vm.resume(&kernel, &pause).unwrap();
     assert_eq!((report.outcome.cntvct, vm.count(&kernel, 0, View::Virtual, None).unwrap()), (before, before));
     vm.enter(&kernel, 0).unwrap();
+}
+
+#[test]
+fn the_pending_latches_of_each_vcpu() {
+    let host = counter();
+    let kernel = Kernel { gic: true, ..Kernel::new(&host, "6.12", El2::Absent, 3) };
+    let vm = kernel.open();
+    assert_eq!(vm.pending_latches(&kernel).unwrap(), [0, 1, 2]);
+    let mut reads = kernel.calls.take();
+    reads.retain(|call| *call != Call::Distributor);
+    let each = |vcpu: usize| [Call::Get(vcpu, MPIDR_EL1), Call::Redistributor(LATCHES[vcpu])];
+    assert_eq!(reads, [0, 1, 2].map(each).concat());
+}
+
+/// Found out before a register is read, which would wait for it.
+#[test]
+fn the_latches_of_a_vm_that_runs_are_not_to_be_had() {
+    let host = counter();
+    let kernel = Kernel { gic: true, ..Kernel::plain(&host) };
+    let vm = KvmVm::new(&kernel, &host, impatient()).unwrap();
+    kernel.vm.borrow_mut().enter(1).unwrap();
+    let busy = vm.pending_latches(&kernel).unwrap_err();
+    assert!(matches!(busy, KvmError::Busy { .. }), "{busy:?}");
+    kernel.vm.borrow_mut().exit(1, host.count()).unwrap();
+    vm.enter(&kernel, 1).unwrap();
+    kernel.calls.take();
+    assert_eq!(vm.pending_latches(&kernel).unwrap_err(), KvmError::Running { vcpu: 1 });
+    assert!(!kernel.calls.take().iter().any(|call| matches!(call, Call::Get(..) | Call::Redistributor(_))));
+    vm.exit(1);
+    vm.pending_latches(&kernel).unwrap();
+}
+
+/// Another thread's ioctl on a vCPU makes for EBUSY too, and is soon gone.
+#[test]
+fn a_busy_redistributor_is_waited_out() {
+    let host = counter();
+    let kernel = Kernel { gic: true, ..Kernel::plain(&host) };
+    let vm = kernel.open();
+    kernel.busy.set(5);
+    assert_eq!(vm.pending_latches(&kernel).unwrap(), [0, 1]);
+    let reads =
+        |kernel: &Kernel<'_>| kernel.calls.take().iter().filter(|call| matches!(call, Call::Redistributor(_))).count();
+    assert_eq!(reads(&kernel), 2, "the look before waited");
+    kernel.late.set(true);
+    assert_eq!(vm.pending_latches(&kernel).unwrap(), [0, 1]);
+    assert_eq!(reads(&kernel), 3);
+}
+
+#[test]
+fn the_latches_take_a_vgic_v3() {
+    let host = counter();
+    let kernel = Kernel::plain(&host);
+    let vm = kernel.open();
+    assert_eq!(vm.pending_latches(&kernel).unwrap_err(), KvmError::NoVgic);
+    assert_eq!(kernel.calls.take(), []);
+    let kernel = Kernel { gic: true, redistributor_errno: Cell::new(Some(libc::ENXIO)), ..Kernel::plain(&host) };
+    let refused = kernel.open().pending_latches(&kernel).unwrap_err();
+    assert_eq!(refused.errno(), libc::ENXIO);
+    assert!(refused.to_string().contains("GICv2"), "{refused}");
+}
+
+#[test]
+fn the_timers_interrupt_ids() {
+    let host = counter();
+    let kernel = Kernel::plain(&host);
+    let vm = kernel.open();
+    kernel.vm.borrow_mut().set_irq(1, 19).unwrap();
+    let ids = Timer::ALL.map(|timer| vm.timer_irq(&kernel, timer).unwrap());
+    assert_eq!(ids, [27, 19, 28, 26]);
+    vm.enter(&kernel, 0).unwrap();
+    kernel.calls.take();
+    assert_eq!(vm.timer_irq(&kernel, Timer::Vtimer).unwrap_err(), KvmError::Running { vcpu: 0 });
+    assert_eq!(kernel.calls.take(), [], "KVM would wait for it");
 }

@@ -8,6 +8,7 @@ use crate::vm::modular;
 use guestclock_core::checkpoint::{Checkpoint, TimerColumns};
 use guestclock_core::counter::Offset;
 use guestclock_core::interchange::{self, Known};
+use guestclock_core::outlook;
 use guestclock_core::wire::{self, MAX_BYTES, WireError};
 use guestclock_linux::file;
 use numpy::PyArray1;
@@ -131,6 +132,11 @@ impl PyCheckpoint {
             columns.set_item(format!("{:#018x}", other.id), PyArray1::from_slice(py, &other.values))?;
         }
         Ok(columns)
+    }
+
+    /// Every timer of every vCPU at the checkpoint's own instant: a list of `TimerOutlook`, each vCPU's in their order.
+    fn timers<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        records::timer_outlooks(py, outlook::saved(&self.0))
     }
 
     /// A checkpoint from the registers that another VMM saved: one {KVM register id: value} a vCPU, in the vCPUs' order.

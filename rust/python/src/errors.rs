@@ -152,6 +152,9 @@ impl IntoPyErr for KvmError {
                 fields.set_item("errno", errno)?;
                 fields.set_item("reg", id)
             }),
+            Self::NoVgic => {
+                typed("CapabilityMissing", &message, |fields| fields.set_item("capability", "pending_latches"))
+            }
             Self::CountersMoved { view } => typed("CountersMoved", &message, |fields| fields.set_item("view", view)),
             _ => typed("KvmError", &message, |fields| fields.set_item("errno", errno)),
         }

@@ -243,7 +243,7 @@ impl PyPaused {
         let mut state = self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
         if let PauseState::Paused(pause) = &*state {
             let report = self.vm.resume(py, pause)?;
-            *state = PauseState::Done(Py::new(py, PyReport::from(report))?);
+            *state = PauseState::Done(Py::new(py, PyReport::in_place(report))?);
         }
         Ok(())
     }

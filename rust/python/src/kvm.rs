@@ -324,6 +324,23 @@ impl PyKvmVm {
         self.with(py, |vm, fds| vm.next_deadline(fds, vcpu)).map(records::deadline)
     }
 
+    /// The interrupt id of a timer, on every vCPU (KVM_ARM_VCPU_TIMER_CTRL), asked of vCPU 0.
+    ///
+    /// KvmError: ENXIO for a timer that the kernel doesn't know. VcpuRunning in vCPU 0's `running` block, since KVM would wait.
+    fn irq(&self, py: Python<'_>, timer: usize) -> PyResult<i32> {
+        let timer = registers::timer(timer)?;
+        self.with(py, |vm, fds| vm.timer_irq(fds, timer))
+    }
+
+    /// Each vCPU's GICR_ISPENDR0 as the vGICv3 keeps it, 32 bits: the pending latches of its private interrupts, lines apart
+    /// (KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, Documentation/virt/kvm/devices/arm-vgic-v3.rst).
+    ///
+    /// For `Report.latch_mismatches`. VcpuRunning (EBUSY) while a vCPU runs; CapabilityMissing without `gic_fd`; KvmError
+    /// (ENXIO) for a GICv2, which has none.
+    fn pending_latches(&self, py: Python<'_>) -> PyResult<Vec<u32>> {
+        self.with(py, KvmVm::pending_latches)
+    }
+
     /// A context manager for the time that the vCPU spends in its guest: a VMM wraps KVM_RUN in this.
     ///
     /// While it is held, checkpoints and restores raise VcpuRunning without an ioctl. RestoreOpen while a restore or pause

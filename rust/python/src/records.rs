@@ -3,14 +3,15 @@
 use guestclock_core::bank::NO_DEADLINE;
 use guestclock_core::counter::{CrossTimestamp, Frequency, HostCount, Leap};
 use guestclock_core::live::Now;
-use guestclock_core::timer::CTL_ISTATUS;
+use guestclock_core::outlook::{LatchMismatch, Outlook};
+use guestclock_core::timer::{CTL_ISTATUS, Timer};
 use guestclock_core::vm::TimerState;
 use guestclock_core::wall_clock::{Quality, SyncBound};
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyList};
 
 /// A class of `guestclock.types`, looked up once.
 struct Class(&'static str, PyOnceLock<Py<PyAny>>);
@@ -27,7 +28,10 @@ impl Class {
 
 static CROSS_TIMESTAMP: Class = Class::new("CrossTimestamp");
 static SYNC_BOUND: Class = Class::new("SyncBound");
+static TIMER: Class = Class::new("Timer");
 static TIMER_STATE: Class = Class::new("TimerState");
+static TIMER_OUTLOOK: Class = Class::new("TimerOutlook");
+static LATCH_MISMATCH: Class = Class::new("LatchMismatch");
 static SUPPORT: Class = Class::new("Support");
 static CAPABILITIES: Class = Class::new("Capabilities");
 
@@ -174,6 +178,42 @@ pub(crate) fn timer_state(py: Python<'_>, state: TimerState) -> PyResult<Bound<'
         state.line,
         deadline(state.deadline),
     ))
+}
+
+/// `registers.Timer`, each in its number's place.
+fn timers(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyAny>>> {
+    let class = TIMER.get(py)?;
+    Timer::ALL.iter().map(|timer| class.call1((timer.index(),))).collect()
+}
+
+/// A list of `types.TimerOutlook`.
+pub(crate) fn timer_outlooks(py: Python<'_>, outlooks: impl Iterator<Item = Outlook>) -> PyResult<Bound<'_, PyList>> {
+    let (class, timers, list) = (TIMER_OUTLOOK.get(py)?, timers(py)?, PyList::empty(py));
+    for outlook in outlooks {
+        list.append(class.call1((
+            outlook.vcpu,
+            &timers[outlook.timer.index()],
+            outlook.ctl,
+            outlook.cval,
+            outlook.count.0,
+            outlook.line,
+            outlook.overdue_ticks,
+            outlook.passed_in_pause,
+        ))?)?;
+    }
+    Ok(list)
+}
+
+/// A list of `types.LatchMismatch`.
+pub(crate) fn latch_mismatches(
+    py: Python<'_>,
+    mismatches: impl Iterator<Item = LatchMismatch>,
+) -> PyResult<Bound<'_, PyList>> {
+    let (class, timers, list) = (LATCH_MISMATCH.get(py)?, timers(py)?, PyList::empty(py));
+    for found in mismatches {
+        list.append(class.call1((found.vcpu, &timers[found.timer.index()], found.irq, found.line, found.pending))?)?;
+    }
+    Ok(list)
 }
 
 /// A deadline, or None for none.

@@ -3,14 +3,16 @@
 use crate::checkpoint::PyCheckpoint;
 use crate::guest::AnyVm;
 use crate::policy::{AnyPolicy, to_python};
-use crate::records::{AnyNow, AnySyncBound, named};
+use crate::records::{self, AnyNow, AnySyncBound, named};
 
 use guestclock_core::checkpoint::Checkpoint;
 use guestclock_core::counter::HostCount;
 use guestclock_core::elapsed::{Amount, ErrorBound};
 use guestclock_core::gate::OpenRestore;
+use guestclock_core::irq::IrqIds;
 use guestclock_core::live::Now;
 use guestclock_core::measure::OffsetInterval;
+use guestclock_core::outlook::{self, Outlook};
 use guestclock_core::plan::{Deadlines, Outcome, Plan, Policy, Request, Views};
 use guestclock_core::restore::{Report, Written};
 use guestclock_core::sysreg::View;
@@ -239,13 +241,25 @@ impl PyPlan {
         Ok(fields)
     }
 
+    /// Every timer of every vCPU as the guest would find it if it went on at the plan's sample: a list of `TimerOutlook`,
+    /// each vCPU's in their order.
+    ///
+    /// Without the physical timer where that isn't restored ("virtual-only").
+    fn timers<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        records::timer_outlooks(
+            py,
+            outlook::restored(&self.checkpoint, &self.plan, &self.plan.as_of, self.plan.cval_shift(&self.plan.as_of)),
+        )
+    }
+
     /// The first step of a restore: opts the VM in with a provisional offset, where the plan is to use one.
     ///
     /// After it the VMM replays its own state; no vCPU may run before `release`. StalePlan if the VM has changed.
     #[pyo3(signature = (*, now=None))]
     fn prepare(&self, py: Python<'_>, now: Option<AnyNow>) -> PyResult<PyRestore> {
         let open = self.vm.prepare(py, self.plan.clone(), Arc::clone(&self.checkpoint), now.map(|now| now.0))?;
-        Ok(PyRestore { open: Mutex::new(open), vm: self.vm.clone_ref(py) })
+        let checkpoint = Arc::clone(&self.checkpoint);
+        Ok(PyRestore { open: Mutex::new(open), checkpoint, vm: self.vm.clone_ref(py) })
     }
 
     fn __str__(&self) -> String {
@@ -263,6 +277,7 @@ pub(crate) struct PyRestore {
     /// Locked, since each step changes how far it has got. Waiting for it gives up the interpreter's lock: an exception is
     /// made by Python code, in which another thread may get its turn and come here too.
     open: Mutex<OpenRestore>,
+    checkpoint: Arc<Checkpoint>,
     vm: AnyVm,
 }
 
@@ -279,17 +294,29 @@ impl PyRestore {
     #[pyo3(signature = (*, now=None))]
     fn release(&self, py: Python<'_>, now: Option<AnyNow>) -> PyResult<PyReport> {
         let mut open = self.open.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
-        self.vm.release(py, &mut open, now.map(|now| now.0)).map(PyReport::from)
+        let report = self.vm.release(py, &mut open, now.map(|now| now.0))?;
+        Ok(PyReport { report, checkpoint: Some(Arc::clone(&self.checkpoint)) })
     }
 }
 
 /// What a restore or a pause did. `print` it, or take `to_dict()`.
 #[pyclass(frozen, name = "Report", module = "guestclock")]
-pub(crate) struct PyReport(Report);
+pub(crate) struct PyReport {
+    report: Report,
+    /// What was restored; None in place, where the timers stayed where they were.
+    checkpoint: Option<Arc<Checkpoint>>,
+}
 
-impl From<Report> for PyReport {
-    fn from(report: Report) -> Self {
-        Self(report)
+impl PyReport {
+    /// Of a pause.
+    pub(crate) const fn in_place(report: Report) -> Self {
+        Self { report, checkpoint: None }
+    }
+
+    fn outlooks(&self) -> impl Iterator<Item = Outlook> {
+        let restored =
+            |checkpoint| outlook::restored(checkpoint, &self.report.plan, &self.report.outcome, self.report.cval_shift);
+        self.checkpoint.iter().map(|checkpoint| &**checkpoint).flat_map(restored)
     }
 }
 
@@ -298,67 +325,67 @@ impl PyReport {
     /// The policy.
     #[getter]
     fn policy<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        to_python(py, self.0.plan.request.policy)
+        to_python(py, self.report.plan.request.policy)
     }
 
     /// How the counters were set: "offset", "by-value" or "virtual-only".
     #[getter]
     fn method(&self) -> &'static str {
-        self.0.plan.method.name()
+        self.report.plan.method.name()
     }
 
     /// The host's count at the last sample: the counters below belong to it.
     #[getter]
     fn released_at(&self) -> u64 {
-        self.0.outcome.count.0
+        self.report.outcome.count.0
     }
 
     /// The guest's virtual counter at the last sample.
     #[getter]
     fn cntvct(&self) -> u64 {
-        self.0.outcome.cntvct.0
+        self.report.outcome.cntvct.0
     }
 
     /// The guest's physical counter at the last sample.
     #[getter]
     fn cntpct(&self) -> u64 {
-        self.0.outcome.cntpct.0
+        self.report.outcome.cntpct.0
     }
 
     /// The guest time that the policy added, in ticks.
     #[getter]
     fn added_ticks(&self) -> u64 {
-        self.0.outcome.added_ticks
+        self.report.outcome.added_ticks
     }
 
     /// The guest time that the policy added, in nanoseconds, rounded down.
     #[getter]
     fn added_ns(&self) -> u128 {
-        self.0.plan.frequency().ticks_to_ns(self.0.outcome.added_ticks)
+        self.report.plan.frequency().ticks_to_ns(self.report.outcome.added_ticks)
     }
 
     /// Whether more time had passed than the policy let through.
     #[getter]
     fn capped(&self) -> bool {
-        self.0.outcome.capped
+        self.report.outcome.capped
     }
 
     /// How far the counters may be from what the policy promises, in ticks.
     #[getter]
     fn error_bound_ticks(&self) -> u64 {
-        self.0.bound.ticks(self.0.plan.frequency())
+        self.report.bound.ticks(self.report.plan.frequency())
     }
 
     /// The same in nanoseconds, rounded up.
     #[getter]
     fn error_bound_ns(&self) -> u128 {
-        self.0.plan.frequency().ticks_to_ns_ceil(self.error_bound_ticks())
+        self.report.plan.frequency().ticks_to_ns_ceil(self.error_bound_ticks())
     }
 
     /// What the guest is owed, in ticks: 0 but under `CatchUp`, or where it was owed before.
     #[getter]
     fn owed_ticks(&self) -> u64 {
-        self.0.outcome.owed_ticks
+        self.report.outcome.owed_ticks
     }
 
     /// The same report with the host's count at the first guest entry known, from a VMM that knows it.
@@ -366,14 +393,53 @@ impl PyReport {
     /// ValueError for a count before the release.
     fn resumed_at(&self, count: u64) -> PyResult<Self> {
         let released = self.released_at();
-        self.0.resumed_at(HostCount(count)).map(Self).ok_or_else(|| {
+        let report = self.report.resumed_at(HostCount(count)).ok_or_else(|| {
             PyValueError::new_err(format!("the guest can't have resumed at {count}: it was released at {released}"))
-        })
+        })?;
+        Ok(Self { report, checkpoint: self.checkpoint.clone() })
+    }
+
+    /// Every timer of every vCPU as the guest finds it at the release: a list of `TimerOutlook`, each vCPU's in their order.
+    ///
+    /// Without the physical timer where that isn't restored ("virtual-only"). Empty for a pause, whose timers weren't read.
+    fn timers<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        records::timer_outlooks(py, self.outlooks())
+    }
+
+    /// The timers' interrupts whose pending latch isn't as the line has to be at the release: a list of `LatchMismatch`.
+    ///
+    /// `pending` is each vCPU's GICR_ISPENDR0 as KVM_DEV_ARM_VGIC_GRP_REDIST_REGS reads it, 32 bits: of a saved vGIC, or
+    /// `KvmVm.pending_latches()`. `irqs` has the interrupt ids of the timers that haven't the default ones (27, 30, 28 and
+    /// 26). Pending without the line is one interrupt that no timer accounts for. The line without pending is how KVM keeps
+    /// a timer that is due: it raises the line itself when the vCPU is next loaded (`kvm_timer_vcpu_load`,
+    /// arch/arm64/kvm/arch_timer.c), but an interrupt controller in user space has to do it.
+    ///
+    /// ValueError for another number of words than of vCPUs, and for an id that isn't a PPI.
+    #[pyo3(signature = (pending, *, irqs=None))]
+    fn latch_mismatches<'py>(
+        &self,
+        py: Python<'py>,
+        pending: Vec<u32>,
+        irqs: Option<Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let vcpus = self.checkpoint.as_ref().map_or(pending.len(), |checkpoint| checkpoint.vcpus);
+        if pending.len() != vcpus {
+            return Err(PyValueError::new_err(format!(
+                "pending has {} words, and {vcpus} vCPUs were restored: give GICR_ISPENDR0 of each",
+                pending.len()
+            )));
+        }
+        let mut ids = IrqIds::new(true);
+        for (timer, id) in irqs.iter().flatten() {
+            let set = ids.set(timer.extract()?, id.extract()?, true);
+            set.map_err(|error| PyValueError::new_err(format!("irqs: {error}")))?;
+        }
+        records::latch_mismatches(py, outlook::latch_mismatches(self.outlooks(), &pending, &ids))
     }
 
     /// Everything in it as plain Python values, for JSON.
     fn to_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let report = &self.0;
+        let report = &self.report;
         let fields = describe(py, &report.plan)?;
         describe_outcome(&fields, &report.plan, &report.outcome, &report.bound)?;
         let interval = |known: OffsetInterval| [known.low.0, known.width];
@@ -398,11 +464,11 @@ impl PyReport {
     }
 
     fn __str__(&self) -> String {
-        self.0.to_string()
+        self.report.to_string()
     }
 
     fn __repr__(&self) -> String {
-        format!("<Report {} by {}: {} ticks added>", self.0.plan.request.policy, self.method(), self.added_ticks())
+        format!("<Report {} by {}: {} ticks added>", self.report.plan.request.policy, self.method(), self.added_ticks())
     }
 }
 
@@ -503,7 +569,8 @@ pub(crate) fn restore(
     };
     let now = now.map(|now| now.0);
     let PyPlan { plan, checkpoint, vm } = planned(py, checkpoint, vm, wishes, now.clone())?;
-    let mut open = vm.prepare(py, plan, checkpoint, now.clone())?;
+    let mut open = vm.prepare(py, plan, Arc::clone(&checkpoint), now.clone())?;
     vm.apply(py, &mut open, now.clone())?;
-    vm.release(py, &mut open, now).map(PyReport::from)
+    let report = vm.release(py, &mut open, now)?;
+    Ok(PyReport { report, checkpoint: Some(checkpoint) })
 }

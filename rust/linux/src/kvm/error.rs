@@ -51,6 +51,12 @@ pub enum KvmError {
     /// Without KVM_CAP_COUNTER_OFFSET there is no offset to write.
     #[error("this kernel has no KVM_CAP_COUNTER_OFFSET (Linux 6.4 and later have): set the counters by value instead")]
     NoCounterOffset,
+    /// Nobody gave the vGIC's descriptor.
+    #[error("the pending latches are in the vGIC, and this VM was made without its descriptor: give gic_fd=")]
+    NoVgic,
+    /// Nobody asks for the timers' interrupt ids.
+    #[error("this VMM's Ioctls don't ask for KVM_ARM_VCPU_TIMER_CTRL: it has to know the timers' interrupt ids itself")]
+    NoTimerIrq,
     /// The counters of a restore by value aren't where it left them.
     #[error(
         "the guest's {view} counter has moved since it was restored by value: a vCPU was created after the release, or a \
@@ -104,6 +110,7 @@ impl KvmError {
 }
 
 pub(crate) const SET_COUNTER_OFFSET: &str = "KVM_ARM_SET_COUNTER_OFFSET";
+pub(crate) const GET_REDISTRIBUTOR: &str = "KVM_GET_DEVICE_ATTR of the vGIC's redistributor";
 
 /// What an errno means on a VM's and vCPU's descriptors (virt/kvm/kvm_main.c, arch/arm64/kvm/arm.c and guest.c).
 fn hint(call: &str, errno: i32) -> &'static str {
@@ -117,6 +124,7 @@ fn hint(call: &str, errno: i32) -> &'static str {
         libc::EINVAL if call == SET_COUNTER_OFFSET => {
             ". KVM lets nobody move a protected VM's counters: its guest keeps the host's, and can't be restored"
         }
+        libc::ENXIO if call == GET_REDISTRIBUTOR => ". It isn't a GICv3: a GICv2 has no redistributors to read",
         _ => "",
     }
 }

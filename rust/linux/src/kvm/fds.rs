@@ -3,7 +3,8 @@
 
 use crate::kvm::ioctls::Ioctls;
 use kvm_bindings::{
-    KVM_DEV_ARM_VGIC_GRP_DIST_REGS, KVMIO, kvm_arm_counter_offset, kvm_device_attr, kvm_one_reg, kvm_reg_list,
+    KVM_ARM_VCPU_TIMER_CTRL, KVM_DEV_ARM_VGIC_GRP_DIST_REGS, KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, KVMIO,
+    kvm_arm_counter_offset, kvm_device_attr, kvm_one_reg, kvm_reg_list,
 };
 use std::io;
 use std::os::fd::RawFd;
@@ -109,13 +110,29 @@ impl Ioctls for Fds {
     }
 
     fn distributor(&self) -> Option<io::Result<()>> {
-        let mut value = 0_u32;
-        let addr = address(&raw mut value);
-        let mut argument = kvm_device_attr { group: KVM_DEV_ARM_VGIC_GRP_DIST_REGS, attr: GICD_CTLR, addr, flags: 0 };
-        // SAFETY: the struct is the one that the request is made from, and a distributor register has the 4 bytes of `value`
-        // (Documentation/virt/kvm/devices/arm-vgic-v3.rst).
-        self.gic.map(|fd| unsafe { ioctl(fd, GET_DEVICE_ATTR, &raw mut argument) })
+        self.gic.map(|fd| word(fd, KVM_DEV_ARM_VGIC_GRP_DIST_REGS, GICD_CTLR).map(drop))
     }
+
+    fn redistributor(&self, attr: u64) -> Option<io::Result<u32>> {
+        self.gic.map(|fd| word(fd, KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, attr))
+    }
+
+    fn timer_irq(&self, vcpu: usize, timer: u64) -> Option<io::Result<i32>> {
+        Some(self.vcpu(vcpu).and_then(|fd| word(fd, KVM_ARM_VCPU_TIMER_CTRL, timer)).map(u32::cast_signed))
+    }
+}
+
+/// KVM_GET_DEVICE_ATTR of an attribute of 32 bits.
+///
+/// Of the groups asked for, all attributes are: the vGIC's registers (Documentation/virt/kvm/devices/arm-vgic-v3.rst;
+/// GICv2's, arm-vgic.rst), and a timer's interrupt id (vcpu.rst, 2).
+fn word(fd: RawFd, group: u32, attr: u64) -> io::Result<u32> {
+    let mut value = 0_u32;
+    let mut argument = kvm_device_attr { group, attr, addr: address(&raw mut value), flags: 0 };
+    // SAFETY: the struct is the one that the request is made from, and KVM writes no more than the 4 bytes of `value`: the
+    // groups that it is called with have no larger attribute.
+    unsafe { ioctl(fd, GET_DEVICE_ATTR, &raw mut argument) }?;
+    Ok(value)
 }
 
 /// An address as the kernel takes it, exposed: the compiler has to know that the value may be read and written through it.

@@ -105,4 +105,19 @@ pub trait Ioctls {
     fn distributor(&self) -> Option<io::Result<()>> {
         None
     }
+
+    /// KVM_GET_DEVICE_ATTR of a 32-bit register of KVM_DEV_ARM_VGIC_GRP_REDIST_REGS on the vGIC's descriptor; `None` where
+    /// there is no such descriptor.
+    ///
+    /// `attr` has the vCPU's affinity in bits 63:32 and the register's offset in 31:0
+    /// (Documentation/virt/kvm/devices/arm-vgic-v3.rst).
+    fn redistributor(&self, _attr: u64) -> Option<io::Result<u32>> {
+        None
+    }
+
+    /// KVM_GET_DEVICE_ATTR of KVM_ARM_VCPU_TIMER_CTRL on a vCPU's descriptor: the interrupt id of the timer of this number;
+    /// `None` where it isn't asked (Documentation/virt/kvm/devices/vcpu.rst, 2).
+    fn timer_irq(&self, _vcpu: usize, _timer: u64) -> Option<io::Result<i32>> {
+        None
+    }
 }

@@ -1,6 +1,6 @@
 //! A VM on KVM: the same operations as the model's, over ioctls.
 
-use crate::kvm::error::{KvmError, SET_COUNTER_OFFSET};
+use crate::kvm::error::{GET_REDISTRIBUTOR, KvmError, SET_COUNTER_OFFSET};
 use crate::kvm::ioctls::Ioctls;
 use guestclock_core::backend::{Abilities, Backend, Registers, count_reg, patiently};
 use guestclock_core::checkpoint::Checkpoint;
@@ -18,6 +18,19 @@ use kvm_bindings::KVM_CAP_COUNTER_OFFSET;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
+
+/// KVM's register id of a vCPU's affinity.
+const MPIDR_EL1: u64 = Encoding(3, 0, 0, 0, 5).one_reg_id();
+
+/// The pending latches of SGIs and PPIs, in the second 64 KiB frame of a redistributor (Arm IHI 0069, GICR_ISPENDR0).
+const GICR_ISPENDR0: u32 = 0x1_0200;
+
+/// A register of the redistributor of the vCPU with this MPIDR_EL1, as `KVM_DEV_ARM_VGIC_GRP_REDIST_REGS` has it: Aff3 to Aff0
+/// in bits 63:32, the offset below (Documentation/virt/kvm/devices/arm-vgic-v3.rst).
+const fn redistributor_attr(mpidr: u64, offset: u32) -> u64 {
+    let (aff3, aff2_to_0) = (mpidr >> 32 & 0xff, mpidr & 0xff_ffff);
+    aff3 << 56 | aff2_to_0 << 32 | offset as u64
+}
 
 /// What isn't found out by asking KVM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -225,6 +238,36 @@ impl<C: Counter> KvmVm<C> {
             deadline = deadline.min(self.timer(io, vcpu, timer)?.deadline);
         }
         Ok(deadline)
+    }
+
+    /// Each vCPU's GICR_ISPENDR0 as a vGICv3 keeps it: the pending latches of its private interrupts, lines apart
+    /// (Documentation/virt/kvm/devices/arm-vgic-v3.rst). Every vCPU has to be stopped.
+    pub fn pending_latches(&self, io: &(impl Ioctls + ?Sized)) -> Result<Vec<u32>, KvmError> {
+        if io.distributor().is_none() {
+            return Err(KvmError::NoVgic);
+        }
+        self.ask(io, |backend| {
+            // Reading MPIDR_EL1 would wait for a vCPU that runs.
+            backend.stopped()?;
+            (0..io.vcpus())
+                .map(|vcpu| {
+                    let attr = redistributor_attr(backend.get_one_reg(vcpu, MPIDR_EL1)?, GICR_ISPENDR0);
+                    patiently(backend, |kvm| {
+                        let answer = kvm.io.redistributor(attr).ok_or(KvmError::NoVgic)?;
+                        answer.map_err(|error| kvm.on_vm(GET_REDISTRIBUTOR, &error))
+                    })
+                })
+                .collect()
+        })
+    }
+
+    /// The timer's interrupt id, on every vCPU (KVM_ARM_VCPU_TIMER_CTRL). Asked of vCPU 0, which has to be stopped.
+    pub fn timer_irq(&self, io: &(impl Ioctls + ?Sized), timer: Timer) -> Result<i32, KvmError> {
+        self.ask(io, |backend| {
+            backend.is_stopped(0)?;
+            let answer = io.timer_irq(0, timer as u64).ok_or(KvmError::NoTimerIrq)?;
+            answer.map_err(|error| KvmError::of("KVM_GET_DEVICE_ATTR of KVM_ARM_VCPU_TIMER_CTRL", &error))
+        })
     }
 
     /// The vCPU enters its guest: the VMM calls KVM_RUN after this. Refused while a restore or pause isn't finished, and
