@@ -84,9 +84,9 @@ fn each_key_must_be_there() {
             let bytes = whole.clone().with(map, parts.clone().without(key).bytes()).seal();
             // TAI - UTC is the one part that may be left out.
             if key == "tai_offset_s" {
-                drop(decode(&bytes).unwrap())
+                drop(decode(&bytes).unwrap());
             } else {
-                refused(&bytes, &format!("{map} isn't a map"))
+                refused(&bytes, &format!("{map} isn't a map"));
             }
         }
     }
