@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from guestclock import Advance, Checkpoint, Freeze, KvmVm, Reg, Timer, plan, restore
+from guestclock import Advance, CatchUp, Checkpoint, Freeze, KvmVm, Reg, SyncBound, Timer, plan, restore
 from guestclock.errors import (
     CapabilityMissing,
     CounterSkew,
@@ -274,6 +274,70 @@ def test_a_restore_by_offset(make: Make, policy: Freeze | Advance) -> None:
         written: Any = report.to_dict()["written"]
         assert written["offset_writes"] == 2
         assert target.vm.nested or written["register_writes"] == 4 * 2
+
+
+def test_what_is_owed_is_paid_back_to_the_tick(make: Make) -> None:
+    with make(2) as source:
+        opted_in(source)
+        sync = SyncBound(1000, age_ns=5, quality="chrony", tai_offset_s=37)
+        checkpoint = source.vm.checkpoint(sync=sync)
+        assert (checkpoint.host.sync, checkpoint.host.tai_offset_s) == (sync, 37)
+    ms = checkpoint.frequency_hz // 1000
+    policy = CatchUp(step_ns=1_000_000, interval_ns=1_000_000)
+    with make(2) as target:
+        begun = plan(checkpoint, target.vm, policy=policy, same_counter=True).prepare()
+        begun.apply()
+        while target.host() - checkpoint.host.count < 10 * ms:
+            pass
+        report = begun.release()
+        owed = report.owed_ticks
+        assert owed == target.vm.owed_ticks == report.released_at - checkpoint.host.count
+        assert report.cntvct == checkpoint.cntvct
+        steps = 0
+        last = report.released_at
+        for step in target.vm.catch_up():
+            assert step.due_at - last >= ms
+            while step.wait_ns():
+                pass
+            if steps == 0:
+                with target.vm.running(1), pytest.raises(VcpuRunning):
+                    step.apply()
+                assert target.vm.owed_ticks == owed
+            # What the guest reads before and after it, and when.
+            _, guest, seen = target.read("cntpct")
+            left = step.apply()
+            last, now, _ = target.read("cntpct")
+            assert now - guest >= step.ticks
+            assert left == target.vm.owed_ticks == owed - step.ticks
+            owed, steps = left, steps + 1
+            last = seen
+        # The source's own offset again: as if it had never been away.
+        for view in VIEWS:
+            if target.vm.nested and view == "cntvct":
+                continue
+            before, guest, after = target.read(view)
+            been = checkpoint.cntvct - checkpoint.host.count
+            assert within(guest, before + been, after + been)
+        assert steps == -(-report.owed_ticks // ms)
+        with target.vm.running(0):
+            pass
+
+
+def test_relative_timers_go_along(make: Make) -> None:
+    with make(2) as source:
+        opted_in(source)
+        source.vm.set_one_reg(0, Reg.TIMER_CVAL, 12345)
+        source.vm.set_one_reg(1, Reg.TIMER_CVAL, 2**64 - 1)
+        checkpoint = source.vm.checkpoint()
+    with make(2) as target:
+        report = restore(checkpoint, target.vm, policy=Advance(), same_counter=True, timers="relative")
+        shift = report.to_dict()["cval_shift_ticks"]
+        assert isinstance(shift, int)
+        # As of apply(), so not more than what was added in the end.
+        assert 0 < shift <= report.added_ticks
+        assert target.vm.get_one_reg(0, Reg.TIMER_CVAL) == 12345 + shift
+        assert target.vm.get_one_reg(1, Reg.TIMER_CVAL) == 2**64 - 1
+        assert report.timers()[0].cval == 12345 + shift
 
 
 def test_a_restore_by_value_keeps_two_counters(make: Make) -> None:

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
-from guestclock import Advance, Checkpoint, Freeze, Reg, Vm, inspection, restore
+from guestclock import Advance, CatchUp, Checkpoint, Freeze, Reg, SyncBound, Vm, inspection, restore
 from guestclock.cli.app import app
 from guestclock.inspection.words import duration, instant
 from test_cli import guestclock_command
@@ -332,6 +332,23 @@ def test_the_commands_print_what_the_library_returns(journey: list[Checkpoint], 
             ),
         ),
         (
+            (
+                *("plan", a, "--policy", "catch-up", "--step-ns", 5, "--interval-ns", 7, "--deadline-ns", SECOND * 9),
+                *("--elapsed-ns", SECOND, "--timers", "relative", "--intent", "clone", "--max-error-ns", 3),
+                *("--max-elapsed-ns", SECOND),
+            ),
+            0,
+            inspection.dry_run(
+                journey[0],
+                target,
+                policy=CatchUp(5, 7, 9 * SECOND),
+                timers="relative",
+                intent="clone",
+                sync=SyncBound(3),
+                max_elapsed_ns=SECOND,
+            ),
+        ),
+        (
             away,
             1,
             inspection.dry_run(journey[0], target, policy=Advance(), same_counter=False),
@@ -353,6 +370,12 @@ def test_people_read_the_facts(saved: Checkpoint, journey: list[Checkpoint], tmp
     said = run("plan", path, "--policy", "advance", "--elapsed-ns", 5 * SECOND).output
     for fact in ("nothing is restored", "same counter +yes", "312,500,000 ticks, 5 s", "Warning: this opts", "overdue"):
         assert re.search(fact, said), fact
+    said = run("plan", path, "--policy", "advance", "--elapsed-ns", 25 * SECOND).output
+    assert re.search(r"soft lockup of a Linux guest, from 20 s: crossed", said)
+    assert re.search(r"sched_clock wrap of a Linux guest, from 2 h 26 min: not crossed", said)
+    catch_up = ("--policy", "catch-up", "--step-ns", SECOND, "--interval-ns", 4 * SECOND)
+    said = run("plan", path, *catch_up, "--elapsed-ns", 25 * SECOND).output
+    assert re.search(r"in 25 steps of 1 s, one every 4 s: 1 min 40 s, at 1\.250 times the speed", said)
     assert "Refused: FrequencyMismatch" in run("plan", path, "--policy", "freeze", "--frequency-hz", 5).output
     other = save(journey[1], tmp_path / "other")
     said = run("diff", path, other).output
@@ -382,6 +405,9 @@ def wrong_usage(path: Path, good: Path) -> Iterator[tuple[object, ...]]:
         yield (*command, path / "nowhere")
     yield "plan", good
     yield "plan", good, "--policy", "freeze", "--max-ns", 5
+    yield "plan", good, "--policy", "freeze", "--step-ns", 5
+    yield "plan", good, "--policy", "catch-up", "--step-ns", 5
+    yield "plan", good, "--policy", "advance", "--chrony", "--max-error-ns", 5
     yield "plan", good, "--policy", "freeze", "--kernel", "5.10"
     yield "plan", good, "--policy", "freeze", "--frequency-hz", 2**32
     yield "plan", good, "--policy", "freeze", "--elapsed-ns", 2**63

@@ -12,10 +12,10 @@ from typing import Annotated
 
 import typer
 
-from guestclock import Advance, Checkpoint, Freeze, inspection
+from guestclock import Advance, CatchUp, Checkpoint, Freeze, SyncBound, inspection, sync
 from guestclock.cli import needs, tables
 from guestclock.cli.shared import JSON, fail, show
-from guestclock.errors import CheckpointError, KvmError
+from guestclock.errors import CheckpointError, KvmError, NotSynchronised
 
 app = typer.Typer()
 
@@ -29,6 +29,23 @@ class PolicyName(StrEnum):
 
     FREEZE = "freeze"
     ADVANCE = "advance"
+    CATCH_UP = "catch-up"
+
+
+class TimersName(StrEnum):
+    """What becomes of the timers."""
+
+    ABSOLUTE = "absolute"
+    RELATIVE = "relative"
+
+
+class IntentName(StrEnum):
+    """Why the VM is restored."""
+
+    LIVE_MIGRATION = "live-migration"
+    LIVE_UPDATE = "live-update"
+    SNAPSHOT = "snapshot"
+    CLONE = "clone"
 
 
 class ViewsName(StrEnum):
@@ -52,6 +69,9 @@ def plan_command(
     *,
     policy: Annotated[PolicyName, typer.Option(help="What the guest is to see of the time that has passed.")],
     max_ns: Annotated[int | None, typer.Option(min=0, help="With advance: the most guest time to add.")] = None,
+    step_ns: Annotated[int | None, typer.Option(min=1, help="With catch-up: the most that one step makes up.")] = None,
+    interval_ns: Annotated[int | None, typer.Option(min=1, help="With catch-up: the least between two steps.")] = None,
+    deadline_ns: Annotated[int | None, typer.Option(min=0, help="With catch-up: how long all may take.")] = None,
     views: Annotated[ViewsName, typer.Option(help="What becomes of two counters that differ.")] = ViewsName.PRESERVE,
     same_counter: Annotated[
         bool | None,
@@ -62,6 +82,17 @@ def plan_command(
     assume_error_ns: Annotated[
         int | None, typer.Option(min=0, help="How far apart the two hosts' wall clocks may be.")
     ] = None,
+    max_error_ns: Annotated[
+        int | None, typer.Option(min=0, help="How far the wall clock here may be from UTC: somebody vouches for it.")
+    ] = None,
+    chrony: Annotated[bool, typer.Option("--chrony", help="Ask chrony how far that is.")] = False,
+    max_elapsed_ns: Annotated[
+        int | None, typer.Option(min=0, help="The most that two wall clocks are believed; else 366 days.")
+    ] = None,
+    timers: Annotated[
+        TimersName, typer.Option(help="Whether timers keep their deadlines, or what was left to them.")
+    ] = TimersName.ABSOLUTE,
+    intent: Annotated[IntentName | None, typer.Option(help="Why the VM is restored.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse what this version doesn't know.")] = False,
     kernel: Annotated[str | None, typer.Option(help="The target's kernel: 6.1, 6.12 or 7.3.")] = None,
     frequency_hz: Annotated[
@@ -77,8 +108,7 @@ def plan_command(
 
     With --frequency-hz or --elapsed-ns the target's counter is another, as described. Exits 1 for a refusal.
     """
-    if max_ns is not None and policy is not PolicyName.ADVANCE:
-        fail("--max-ns is the most that --policy advance adds: a frozen guest sees none")
+    wanted = _policy(policy, max_ns, (step_ns, interval_ns, deadline_ns))
     checkpoint = _load(file)
     try:
         vm = inspection.target(checkpoint, frequency_hz=frequency_hz, elapsed_ns=elapsed_ns, kernel=kernel)
@@ -87,15 +117,45 @@ def plan_command(
     document = inspection.dry_run(
         checkpoint,
         vm,
-        policy=Freeze() if policy is PolicyName.FREEZE else Advance(max_ns),
+        policy=wanted,
         views=views.value,
         same_counter=same_counter,
         assume_error_ns=assume_error_ns,
+        sync=_sync(max_error_ns, chrony=chrony),
+        max_elapsed_ns=max_elapsed_ns,
+        timers=timers.value,
+        intent=intent.value if intent else None,
         strict=strict,
     )
     show(document, tables.print_dry_run, as_json=as_json)
     if document["refused"]:
         raise typer.Exit(1)
+
+
+def _policy(
+    name: PolicyName, max_ns: int | None, catch_up: tuple[int | None, int | None, int | None]
+) -> Freeze | Advance | CatchUp:
+    step_ns, interval_ns, deadline_ns = catch_up
+    if max_ns is not None and name is not PolicyName.ADVANCE:
+        fail("--max-ns is the most that --policy advance adds: no other adds any at once")
+    if name is PolicyName.CATCH_UP:
+        if step_ns is None or interval_ns is None:
+            fail("--policy catch-up needs --step-ns and --interval-ns")
+        return CatchUp(step_ns, interval_ns, deadline_ns)
+    if catch_up != (None, None, None):
+        fail("--step-ns, --interval-ns and --deadline-ns say how --policy catch-up pays back")
+    return Freeze() if name is PolicyName.FREEZE else Advance(max_ns)
+
+
+def _sync(max_error_ns: int | None, *, chrony: bool) -> SyncBound | None:
+    if not chrony:
+        return None if max_error_ns is None else SyncBound(max_error_ns)
+    if max_error_ns is not None:
+        fail("--chrony asks for what --max-error-ns says: give one of them")
+    try:
+        return sync.chrony()
+    except (NotSynchronised, OSError) as error:
+        fail(error)
 
 
 @app.command("diff")

@@ -214,8 +214,10 @@ def _plan(planned: dict[str, Any]) -> list[tuple[str, str]]:
     evidence = planned["evidence"]
     known = {True: "yes", False: "no", None: "unknown"}
     cut = ", cut short by the policy" if planned["capped"] else ""
+    debt = planned["debt"]
     rows = [
         ("policy", policy["name"] if cap is None else f"{policy['name']}, at most {duration(cap)}"),
+        ("intent", planned["intent"] or "not said"),
         ("method", planned["method"]),
         ("the same counter", known[planned["same_counter"]]),
         (
@@ -227,11 +229,35 @@ def _plan(planned: dict[str, Any]) -> list[tuple[str, str]]:
             f"off the wall clock by {duration(evidence['disagreement_ns'])} of {duration(evidence['allowed_ns'])}",
         ),
         ("added guest time", f"{_ticks(planned['added_ticks'], hz)}{cut}" if planned["added_ticks"] else "none"),
-        ("CNTVCT_EL0", _count(planned["cntvct"], hz)),
-        ("CNTPCT_EL0", _count(planned["cntpct"], hz)),
-        ("error bound", _ticks(planned["error_bound_ticks"], hz)),
+        ("CNTVCT_EL0", f"{planned['saved']['cntvct']:,} -> {_count(planned['cntvct'], hz)}"),
+        ("CNTPCT_EL0", f"{planned['saved']['cntpct']:,} -> {_count(planned['cntpct'], hz)}"),
     ]
-    return rows + [("provided that", premise) for premise in planned["premises"]]
+    if debt:
+        step, interval = duration(debt["step_ns"]), duration(debt["interval_ns"])
+        back = f"{_plural(debt['steps'], 'step')} of {step}, one every {interval}"
+        rate = f"{debt['rate_permille'] // 1000}.{debt['rate_permille'] % 1000:03}"
+        rows += [
+            ("owed guest time", _ticks(debt["owed_ticks"], hz)),
+            ("paid back", f"in {back}: {duration(debt['duration_ns'])}, at {rate} times the speed"),
+        ]
+    if planned["jump_ns"]:
+        rows.append(("jumps at once by", duration(planned["jump_ns"])))
+        rows += [
+            ("", f"{limit['name']} of a Linux guest, from {duration(limit['at_ns'])}: {limit['reached']}")
+            for limit in planned["limits"]
+        ]
+    rows.append(("error bound", _ticks(planned["error_bound_ticks"], hz)))
+    for term in planned["error_bound_terms"]:
+        ticks, ns = term.get("ticks", 0), term.get("ns", 0)
+        if ticks or ns:
+            rows.append(("", f"{term['what']}: {_plural(ticks, 'tick') if ticks else duration(ns)}"))
+    if planned["rate_step_ppb"]:
+        size = abs(planned["rate_step_ppb"])
+        sign = "-" if planned["rate_step_ppb"] < 0 else "+"
+        rows.append(("step in rate", f"{sign}{size // 1000}.{size % 1000:03} ppm"))
+    for label, facts in (("provided that", "premises"), ("can't be kept", "lost"), ("slower", "slower")):
+        rows += [(label, fact) for fact in planned[facts]]
+    return rows
 
 
 def _elapsed(passed: Elapsed) -> list[tuple[str, str]]:

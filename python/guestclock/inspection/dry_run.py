@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from guestclock._core import HostCounter, ManualCounter, Vm, plan
 from guestclock.errors import RestoreRefused
@@ -12,7 +12,7 @@ from guestclock.inspection.words import NS_PER_S
 
 if TYPE_CHECKING:
     from guestclock._core import Checkpoint
-    from guestclock.types import Policy, Views
+    from guestclock.types import Deadlines, Intent, Policy, SyncBound, Views
 
 
 class Target(TypedDict):
@@ -79,16 +79,21 @@ def target(
     return model_like(checkpoint, counter, kernel=kernel)
 
 
-def dry_run(
-    checkpoint: Checkpoint,
-    vm: Vm,
-    *,
-    policy: Policy,
-    views: Views = "preserve",
-    same_counter: bool | None = None,
-    assume_error_ns: int | None = None,
-    strict: bool = False,
-) -> DryRun:
+class PlanOptions(TypedDict, total=False):
+    """`plan`'s keyword arguments but for the policy."""
+
+    views: Views
+    same_counter: bool | None
+    assume_error_ns: int | None
+    sync: SyncBound | None
+    elapsed_ns: int | None
+    max_elapsed_ns: int | None
+    timers: Deadlines
+    intent: Intent | None
+    strict: bool
+
+
+def dry_run(checkpoint: Checkpoint, vm: Vm, *, policy: Policy, **options: Unpack[PlanOptions]) -> DryRun:
     """Return what `plan` says, or why it refuses: the arguments are its own."""
     document: DryRun = {
         "schema": "guestclock.plan/1",
@@ -105,15 +110,7 @@ def dry_run(
         "timers": [],
     }
     try:
-        intended = plan(
-            checkpoint,
-            vm,
-            policy=policy,
-            views=views,
-            same_counter=same_counter,
-            assume_error_ns=assume_error_ns,
-            strict=strict,
-        )
+        intended = plan(checkpoint, vm, policy=policy, **options)
     except RestoreRefused as error:
         facts = {name: value for name, value in vars(error).items() if name not in {"message", "__notes__"}}
         document["refused"] = {"error": type(error).__name__, "message": str(error), "facts": facts}

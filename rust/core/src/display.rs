@@ -97,6 +97,29 @@ fn decisions(f: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
     line(f, "same counter", &format!("{} ({forced}{})", if plan.same_counter { "yes" } else { "no" }, plan.evidence))
 }
 
+/// How many overdue timers are printed.
+const MANY: usize = 8;
+
+fn overdue(f: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
+    for late in plan.overdue.iter().take(MANY) {
+        let by = ticks(plan, late.overdue_ticks.unwrap_or(0));
+        let when = if late.passed_in_pause { ", passed in the pause" } else { "" };
+        line(f, "overdue", &format!("vCPU {}, {}: by {by}{when}", late.vcpu, late.timer.name()))?;
+    }
+    match plan.overdue.len().checked_sub(MANY) {
+        None | Some(0) => Ok(()),
+        Some(more) => line(f, "", &format!("and {more} more")),
+    }
+}
+
+/// What a vmclock page has to say.
+fn told(f: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
+    let Some(intent) = plan.request.intent else { return Ok(()) };
+    let changes = |changes| if changes { "changes" } else { "stays" };
+    let (marker, generation) = (changes(plan.disrupts()), changes(intent.makes_a_copy()));
+    line(f, "its vmclock page", &format!("disruption_marker {marker}, vm_generation_counter {generation}"))
+}
+
 fn advice(f: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
     if let Some(ppb) = plan.rate_step_ppb.filter(|ppb| *ppb != 0) {
         let (sign, size) = (if ppb < 0 { '-' } else { '+' }, ppb.unsigned_abs());
@@ -124,6 +147,8 @@ impl fmt::Display for Plan {
         writeln!(f, "Plan: {} at {} Hz", self.request.policy, self.frequency().hz())?;
         decisions(f, self)?;
         counters(f, self, &self.as_of)?;
+        told(f, self)?;
+        overdue(f, self)?;
         limits(f, self)?;
         bound(f, self, &self.as_of.bound)?;
         advice(f, self)

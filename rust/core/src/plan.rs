@@ -7,6 +7,7 @@ use crate::counter::{CrossTimestamp, Frequency, GuestCount, HostCount, Offset};
 use crate::debt::Debt;
 use crate::elapsed::{self, Elapsed, ErrorBound, Evidence, MAX_ELAPSED_NS};
 use crate::limits::{Limit, Reached, limits};
+use crate::outlook::{self, Outlook};
 use crate::refusal::Refusal;
 use crate::sysreg::{Role, View};
 use crate::timer::Timer;
@@ -173,6 +174,8 @@ pub struct Plan {
     pub premises: Vec<String>,
     /// By how much faster the guest's counters run here than there, in parts per billion; `None` where it isn't known.
     pub rate_step_ppb: Option<i64>,
+    /// The timers that the guest finds overdue at that instant.
+    pub overdue: Vec<Outlook>,
     /// What can't be preserved.
     pub lost: Vec<String>,
     /// What is slower from now on.
@@ -266,6 +269,7 @@ pub fn plan(
         },
         rate_step_ppb: if same_counter { Some(0) } else { elapsed::rate_step_ppb(&checkpoint.host, &sample) },
         sample,
+        overdue: Vec::new(),
         lost: Vec::new(),
         slower: Vec::new(),
         warnings: Vec::new(),
@@ -283,6 +287,11 @@ pub fn plan(
     };
     plan.as_of = plan.at(&plan.sample)?;
     plan.can_be_paid_back()?;
+    if !request.in_place {
+        // In place the checkpoint has no timers.
+        let found = outlook::restored(checkpoint, &plan, &plan.as_of, plan.cval_shift(&plan.as_of));
+        plan.overdue = found.filter(|outlook| outlook.overdue_ticks.is_some()).collect();
+    }
     plan.premises = advice::premises(&plan, checkpoint);
     plan.lost = advice::lost(&plan, checkpoint, target);
     plan.slower = advice::slower(&plan, target);
@@ -415,6 +424,14 @@ impl Plan {
             Deadlines::Absolute => 0,
             Deadlines::Relative => outcome.added_ticks,
         }
+    }
+
+    /// Whether the guest's counters lose step with real time, so that what it calibrated against them is no longer true: all
+    /// but an `Advance` on the same counter, of all the time that has passed, from a known count.
+    #[must_use]
+    pub fn disrupts(&self) -> bool {
+        let goes_on = matches!(self.request.policy, Policy::Advance { .. }) && self.same_counter;
+        !goes_on || self.as_of.capped || self.request.elapsed_ns.is_some() || self.saved.width_ticks != 0
     }
 
     /// How far the guest's counters jump at once, as far as it can tell: by what is added, or by one step.

@@ -94,6 +94,7 @@ fn describe<'py>(py: Python<'py>, plan: &Plan) -> PyResult<Bound<'py, PyDict>> {
     }
     fields.set_item("policy", policy)?;
     fields.set_item("intent", plan.request.intent.map(Intent::name))?;
+    fields.set_item("disrupts", plan.disrupts())?;
     fields.set_item("method", plan.method.name())?;
     fields.set_item("frequency_hz", plan.frequency().hz())?;
     fields.set_item("same_counter", plan.same_counter)?;
@@ -227,6 +228,13 @@ impl PyPlan {
         self.plan.frequency().ticks_to_ns_ceil(self.error_bound_ticks())
     }
 
+    /// Whether the guest's counters lose step with real time, as a vmclock page has to say: all but an `Advance` on the same
+    /// counter of all the time that has passed.
+    #[getter]
+    fn disrupts(&self) -> bool {
+        self.plan.disrupts()
+    }
+
     /// By how much faster the guest's counters run here than where they were saved, in parts per billion, by what both
     /// kernels found of their counters; None where one doesn't know. Not part of the bound: it is what comes after.
     #[getter]
@@ -238,6 +246,19 @@ impl PyPlan {
     fn to_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let fields = describe(py, &self.plan)?;
         describe_outcome(&fields, &self.plan, &self.plan.as_of, &self.plan.as_of.bound)?;
+        let overdue = PyList::empty(py);
+        for late in &self.plan.overdue {
+            let row = PyDict::new(py);
+            row.set_item("vcpu", late.vcpu)?;
+            row.set_item("timer", late.timer.name())?;
+            row.set_item("line", late.line)?;
+            row.set_item("overdue_ticks", late.overdue_ticks)?;
+            let ns = late.overdue_ticks.map(|ticks| self.plan.frequency().ticks_to_ns(ticks));
+            row.set_item("overdue_ns", ns)?;
+            row.set_item("passed_in_pause", late.passed_in_pause)?;
+            overdue.append(row)?;
+        }
+        fields.set_item("overdue", overdue)?;
         Ok(fields)
     }
 
@@ -374,6 +395,12 @@ impl PyReport {
     #[getter]
     fn error_bound_ticks(&self) -> u64 {
         self.report.bound.ticks(self.report.plan.frequency())
+    }
+
+    /// Whether the guest's counters lost step with real time: `disrupted=` of `VmClock.update`.
+    #[getter]
+    fn disrupts(&self) -> bool {
+        self.report.plan.disrupts() || self.report.outcome.capped
     }
 
     /// The same in nanoseconds, rounded up.
