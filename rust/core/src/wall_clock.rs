@@ -70,6 +70,12 @@ impl SyncBound {
         u64::try_from(ns).unwrap_or(u64::MAX)
     }
 
+    /// How far the wall clock may be off now, in nanoseconds.
+    #[must_use]
+    pub fn error_ns(&self) -> u64 {
+        self.max_error_ns.saturating_add(self.held_over_ns())
+    }
+
     /// The same, so much later.
     #[must_use]
     pub const fn aged(self, ns: u64) -> Self {
@@ -141,7 +147,7 @@ impl CrossTimestamp {
     #[must_use]
     pub fn error_bound_ns(&self) -> Option<u64> {
         let sync = self.vouched().ok()?;
-        Some(self.width_ns.saturating_add(sync.max_error_ns).saturating_add(sync.held_over_ns()))
+        Some(self.width_ns.saturating_add(sync.error_ns()))
     }
 
     /// The same, with somebody to vouch for its wall clock.

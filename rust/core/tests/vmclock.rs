@@ -7,6 +7,7 @@ mod arithmetic {
     use guestclock_core::manual::ManualCounter;
     use guestclock_core::vmclock::equation::{Declared, Equation, EquationError, Period, Time, realtime_at};
     use guestclock_core::vmclock::{Body, CounterId, Header, Status, TIME_MAXERROR_VALID, TimeType};
+    use guestclock_core::wall_clock::{Quality, SyncBound};
     use proptest::prelude::*;
 
     const NS_PER_S: u64 = 1_000_000_000;
@@ -63,6 +64,24 @@ mod arithmetic {
         body.without_clock(Status::Unreliable);
         assert_eq!((body.flags(), body.time_at(GuestCount(600))), (1 << 8, None));
         assert_eq!((body.disruption_marker(), body.vm_generation()), (7, 9));
+    }
+
+    #[test]
+    fn who_vouches_for_the_cross_timestamp_vouches_for_the_equation() {
+        let sync = SyncBound {
+            max_error_ns: 500,
+            age_ns: 1_000_000_000,
+            holdover_ppb: 30,
+            quality: Quality::Chrony,
+            tai_offset_s: Some(37),
+        };
+        let here = CrossTimestamp { synchronized: Some(false), ..here(62_500_000) }.vouched_by(sync);
+        let of = |declared| Equation::new(TimeType::Tai, &here, GuestCount(0), None, declared);
+        // One more for the rounding of the time.
+        assert_eq!(of(Declared::default()).unwrap().max_error_ns, Some(531));
+        assert_eq!(of(Declared { max_error_ns: Some(7), ..Declared::default() }).unwrap().max_error_ns, Some(8));
+        let denied = of(Declared { synchronized: Some(false), ..Declared::default() });
+        assert_eq!(denied, Err(EquationError::Unsynchronized));
     }
 
     #[test]

@@ -220,7 +220,8 @@ impl Equation {
     ///
     /// The rate is measured between `since` and `here`, two readings of one counter with the wall clock running
     /// undisturbed between them; without `since` it is the counter's nominal one. What is declared of the wall clock
-    /// has to hold at both ends. The width of each bracket is added to what is declared.
+    /// has to hold at both ends. The width of each bracket is added to what is declared. Where `here` has somebody to vouch
+    /// for it, what isn't declared of the time is taken from there.
     pub fn new(
         time_type: TimeType,
         here: &CrossTimestamp,
@@ -228,6 +229,13 @@ impl Equation {
         since: Option<&CrossTimestamp>,
         declared: Declared,
     ) -> Result<Self, EquationError> {
+        let vouched = here.sync;
+        let declared = Declared {
+            max_error_ns: declared.max_error_ns.or(vouched.map(|sync| sync.error_ns())),
+            // Who vouches for a bound says that it is synchronised.
+            synchronized: declared.synchronized.or(vouched.map(|_| true)),
+            ..declared
+        };
         if declared.synchronized.or(here.synchronized) != Some(true) {
             return Err(EquationError::Unsynchronized);
         }
