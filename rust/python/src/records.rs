@@ -94,6 +94,7 @@ impl AnySyncBound {
 }
 
 /// An instant that a caller injects: a count, with which the wall clock moves along, or a whole cross-timestamp.
+#[derive(Clone)]
 pub(crate) struct AnyNow(pub(crate) Now);
 
 impl<'py> FromPyObject<'_, 'py> for AnyNow {

@@ -10,7 +10,6 @@ use guestclock_core::counter::HostCount;
 use guestclock_core::elapsed::{Amount, ErrorBound};
 use guestclock_core::gate::OpenRestore;
 use guestclock_core::irq::IrqIds;
-use guestclock_core::live::Now;
 use guestclock_core::measure::OffsetInterval;
 use guestclock_core::outlook::{self, Outlook};
 use guestclock_core::plan::{Deadlines, Outcome, Plan, Policy, Request, Views};
@@ -544,18 +543,8 @@ pub(crate) fn plan(
         intent,
         strict,
     };
-    planned(py, checkpoint, vm, wishes, now.map(|now| now.0))
-}
-
-fn planned(
-    py: Python<'_>,
-    checkpoint: &Bound<'_, PyCheckpoint>,
-    vm: AnyVm,
-    wishes: Wishes<'_>,
-    now: Option<Now>,
-) -> PyResult<PyPlan> {
     let checkpoint = Arc::clone(&checkpoint.get().0);
-    let plan = vm.plan(py, &checkpoint, wishes.request()?, now)?;
+    let plan = vm.plan(py, &checkpoint, wishes.request()?, now.map(|now| now.0))?;
     Ok(PyPlan { plan, checkpoint, vm })
 }
 
@@ -582,7 +571,10 @@ pub(crate) fn restore(
     strict: bool,
     now: Option<AnyNow>,
 ) -> PyResult<PyReport> {
-    let wishes = Wishes {
+    let PyPlan { plan, checkpoint, vm } = plan(
+        py,
+        checkpoint,
+        vm,
         policy,
         views,
         same_counter,
@@ -593,9 +585,9 @@ pub(crate) fn restore(
         timers,
         intent,
         strict,
-    };
+        now.clone(),
+    )?;
     let now = now.map(|now| now.0);
-    let PyPlan { plan, checkpoint, vm } = planned(py, checkpoint, vm, wishes, now.clone())?;
     let mut open = vm.prepare(py, plan, Arc::clone(&checkpoint), now.clone())?;
     vm.apply(py, &mut open, now.clone())?;
     let report = vm.release(py, &mut open, now)?;
