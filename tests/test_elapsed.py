@@ -159,6 +159,7 @@ def test_the_bound_is_the_sum_of_its_terms(
         "hold-over at the checkpoint": held[0],
         "hold-over here": held[1],
         "assumed between the wall clocks": 0,
+        "hidden by the cap": 0,
     }
     ns = sum(widths) + sum(bounds) + sum(held)
     assert intended.error_bound_ticks == -(-ns * HZ // SECOND) + 1
@@ -172,6 +173,20 @@ def test_the_bound_is_the_sum_of_its_terms(
     ns = sum(widths) + sum(bounds) + sum(held)
     assert report.error_bound_ticks == -(-ns * HZ // SECOND) + 1
     assert report.added_ticks == pause_ns // NS + wait
+
+
+@pytest.mark.parametrize("beyond", [-1, 0, 1, 7, 8, 9, 10**6])
+def test_what_lies_beyond_the_cap_is_no_error(beyond: int) -> None:
+    """The elapsed time is sure to 8 ticks, its rounding among them: who is further past the cap is at the cap."""
+    now = elsewhere(SECOND + beyond * NS, width_ns=0)
+    checkpoint = saved(instant(width_ns=0))
+    found = advanced(checkpoint, now, assume_error_ns=7 * NS)
+    assert found["error_bound_ticks"] == 8
+    capped = plan(
+        checkpoint, Vm(2, counter=host(5)), policy=Advance(max_ns=SECOND), assume_error_ns=7 * NS, now=now
+    ).to_dict()
+    assert capped["added_ticks"] == HZ + min(beyond, 0)
+    assert capped["error_bound_ticks"] == max(8 - max(beyond, 0), 0)
 
 
 def test_a_leap_second_is_no_time() -> None:

@@ -80,7 +80,8 @@ fn bound(f: &mut fmt::Formatter<'_>, plan: &Plan, bound: &ErrorBound) -> fmt::Re
     line(f, "error bound", &format!("{sum} ticks ({} ns)", plan.frequency().ticks_to_ns_ceil(sum)))?;
     for (what, amount) in bound.terms() {
         match amount {
-            Amount::Ticks(0) | Amount::Ns(0) => {}
+            Amount::Ticks(0) | Amount::Ns(0) | Amount::LessTicks(0) => {}
+            Amount::LessTicks(term) => line(f, "  less", &format!("{term} ticks: {what}"))?,
             Amount::Ticks(term) => line(f, "  of which", &format!("{term} ticks: {what}"))?,
             Amount::Ns(term) => line(f, "  of which", &format!("{term} ns: {what}"))?,
         }

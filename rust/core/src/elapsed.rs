@@ -127,6 +127,9 @@ pub struct ErrorBound {
     pub here_holdover_ns: u64,
     /// What the caller assumes.
     pub assumed_ns: u64,
+    /// By how much the elapsed time lies beyond what the policy lets through, in ticks: so much of its error, all of the
+    /// above but the guest's own counters', has no effect.
+    pub beyond_cap_ticks: u64,
 }
 
 /// A term of an error bound.
@@ -136,12 +139,14 @@ pub enum Amount {
     Ticks(u64),
     /// In nanoseconds.
     Ns(u64),
+    /// Ticks that it is less by, down to what the counters themselves are off.
+    LessTicks(u64),
 }
 
 impl ErrorBound {
     /// The terms by name, those of 0 too.
     #[must_use]
-    pub const fn terms(&self) -> [(&'static str, Amount); 10] {
+    pub const fn terms(&self) -> [(&'static str, Amount); 11] {
         [
             ("reading the counters at the checkpoint", Amount::Ticks(self.reads_ticks)),
             ("setting the counters by value", Amount::Ticks(self.by_value_ticks)),
@@ -153,22 +158,34 @@ impl ErrorBound {
             ("hold-over at the checkpoint", Amount::Ns(self.saved_holdover_ns)),
             ("hold-over here", Amount::Ns(self.here_holdover_ns)),
             ("assumed between the wall clocks", Amount::Ns(self.assumed_ns)),
+            ("hidden by the cap", Amount::LessTicks(self.beyond_cap_ticks)),
         ]
     }
 
     /// The sum in ticks, the nanoseconds together rounded up once; held at the end of its range.
     #[must_use]
     pub fn ticks(&self, frequency: Frequency) -> u64 {
-        let (mut ticks, mut ns) = (0_u128, 0_u128);
-        for (_, amount) in self.terms() {
-            match amount {
-                Amount::Ticks(term) => ticks += u128::from(term),
-                Amount::Ns(term) => ns += u128::from(term),
-            }
-        }
-        // At most seven terms, so the product is below 2^131 only for absurd ones: those are held.
-        let whole = ns.checked_mul(frequency.hz().into()).map(|product| product.div_ceil(NS_PER_S.into()));
-        whole.and_then(|whole| u64::try_from(whole + ticks).ok()).unwrap_or(u64::MAX)
+        let counters = self.reads_ticks.saturating_add(self.by_value_ticks);
+        let elapsed = self.elapsed_ticks(frequency).unwrap_or(u64::MAX);
+        counters.saturating_add(elapsed.saturating_sub(self.beyond_cap_ticks))
+    }
+
+    /// The error of the elapsed time; `None` past the end of the range.
+    fn elapsed_ticks(&self, frequency: Frequency) -> Option<u64> {
+        let ns: u128 = [
+            self.saved_bracket_ns,
+            self.here_bracket_ns,
+            self.saved_sync_ns,
+            self.here_sync_ns,
+            self.saved_holdover_ns,
+            self.here_holdover_ns,
+            self.assumed_ns,
+        ]
+        .map(u128::from)
+        .iter()
+        .sum();
+        let ticks = ns.checked_mul(frequency.hz().into())?.div_ceil(NS_PER_S.into());
+        u64::try_from(ticks).ok()?.checked_add(self.rounding_ticks)
     }
 }
 

@@ -376,14 +376,16 @@ impl Plan {
             reason = "the counter is modulo 2^64, and so is what is added to it"
         )]
         let added_ticks = added as u64;
+        let capped = matches!(self.request.policy, Policy::Advance { .. }) && added < missed;
+        let beyond_cap_ticks = if capped { u64::try_from(missed - added).unwrap_or(u64::MAX) } else { 0 };
         Ok(Outcome {
             count: now.count,
             cntvct: self.saved.cntvct.after(added_ticks),
             cntpct: self.saved.cntpct.after(added_ticks),
             added_ticks,
             owed_ticks: owed,
-            capped: matches!(self.request.policy, Policy::Advance { .. }) && added < missed,
-            bound: ErrorBound { reads_ticks: self.saved.width_ticks, ..bound },
+            capped,
+            bound: ErrorBound { reads_ticks: self.saved.width_ticks, beyond_cap_ticks, ..bound },
         })
     }
 

@@ -161,6 +161,7 @@ fn describe_outcome(fields: &Bound<'_, PyDict>, plan: &Plan, outcome: &Outcome, 
         match amount {
             Amount::Ticks(ticks) => term.set_item("ticks", ticks)?,
             Amount::Ns(ns) => term.set_item("ns", ns)?,
+            Amount::LessTicks(ticks) => term.set_item("ticks", -i128::from(ticks))?,
         }
         terms.append(term)?;
     }
