@@ -1,0 +1,61 @@
+"""Paying a guest back, at the right times: `for step in paced(vm.catch_up())` waits for each step.
+
+In an event loop it is `guestclock.aio.catch_up`, which waits by the same rule.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from guestclock import Step
+
+NS_PER_S: Final = 10**9
+LEAST_NS: Final = 10**6
+"""The shortest sleep: no interval is so short that waiting for it becomes a busy loop."""
+MOST_NS: Final = NS_PER_S
+"""The longest sleep before the counter is asked again: a sleep goes by another clock, which may be slewed or stop."""
+BACK_OFF_NS: Final = 10 * LEAST_NS
+"""The least until a step is given again that was not applied: each try stops all vCPUs."""
+
+
+def paced(steps: Iterable[Step], *, sleep: Callable[[float], object] = time.sleep) -> Iterator[Step]:
+    """Give the same steps, each when it is due.
+
+    `sleep` takes seconds, and is a hint: the VM's counter alone says whether a step is due, and is asked again after
+    each sleep. A sleep lasts 1 ms at least and 1 s at most, and there is one between any two steps, so shorter
+    intervals become 1 ms. A step that wasn't applied (VcpuRunning, RestoreOpen) is given again after 10 ms at least.
+    Whenever it is left, the debt is what the steps so far have left of it.
+    """
+    for ns_or_step in rhythm(steps):
+        if isinstance(ns_or_step, int):
+            sleep(ns_or_step / NS_PER_S)
+        else:
+            yield ns_or_step
+
+
+def rhythm(steps: Iterable[Step]) -> Iterator[int | Step]:
+    """What is next: to sleep for so many nanoseconds, or a step that is due.
+
+    `steps` gives out the same step until it has been applied, and another when a restore has changed the debt. So after
+    each sleep it is asked again.
+    """
+    given = None
+    for step in steps:
+        left_ns = step.wait_ns()
+        this = (step.due_at, step.owed_ticks)
+        if given is not None:
+            yield _clamped(left_ns, least=BACK_OFF_NS if this == given else LEAST_NS)
+            given = None
+        elif left_ns > 0:
+            yield _clamped(left_ns, least=LEAST_NS)
+        else:
+            given = this
+            yield step
+
+
+def _clamped(ns: int, *, least: int) -> int:
+    return min(max(ns, least), MOST_NS)
