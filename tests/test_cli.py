@@ -57,7 +57,7 @@ def test_the_doctor_prints_one_document() -> None:
     assert findings["counter", "read_cost_ns"]["value"] > 0
     assert findings["build", "guestclock"]["value"] == guestclock.__version__
     assert {name for subject, name in findings if subject == "extra"} == set(extras.EXTRAS)
-    assert {"synchronised", "max_error_ns", "tai_offset_s", "leap"} == {
+    assert {"synchronised", "max_error_ns", "tai_offset_s", "error_bound_ns", "leap"} == {
         name for subject, name in findings if subject == "wall_clock"
     }
     assert {("host", "machine_id"), ("host", "boot_id"), ("host", "time_namespace"), ("kvm", "device")} <= set(findings)

@@ -85,7 +85,7 @@ def _other_source(source: Literal["cntvct_el0", "clock_monotonic_raw", "tsc"]) -
 def _wall_clock(stamp: CrossTimestamp) -> Iterator[Finding]:
     synchronised = {
         True: "the kernel says so: Advance on another host can rest on it",
-        False: "the kernel says that nothing steers the clock: Advance on another host will not trust it",
+        False: "the kernel says that nothing steers the clock: Advance on another host needs sync=",
         None: "the kernel did not say",
     }[stamp.synchronized]
     yield Finding("wall_clock", "synchronised", stamp.synchronized, stamp.synchronized, synchronised)
@@ -97,6 +97,10 @@ def _wall_clock(stamp: CrossTimestamp) -> Iterator[Finding]:
         yield Finding("wall_clock", "tai_offset_s", None, None, "the kernel was never told TAI - UTC")
     else:
         yield Finding("wall_clock", "tai_offset_s", stamp.tai_offset_s, True, "TAI - UTC, as the kernel was told")
+    bound_ns = stamp.error_bound_ns
+    trust = f"how far off one sample's wall clock may be, {stamp.vouched}; sync= declares more"
+    why = f"{stamp.vouched}: Advance on another host needs sync= or assume_error_ns="
+    yield Finding("wall_clock", "error_bound_ns", bound_ns, bound_ns is not None, why if bound_ns is None else trust)
     if stamp.leap == "unknown":
         yield Finding(
             "wall_clock", "leap", None, None, "the kernel vouches for no leap-second state while unsynchronised"
