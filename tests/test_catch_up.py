@@ -24,7 +24,7 @@ from guestclock import (
     plan,
     restore,
 )
-from guestclock.errors import CapabilityMissing, DeadlineMissed, NothingOwed, RestoreOpen, VcpuRunning
+from guestclock.errors import CapabilityMissing, CounterSkew, DeadlineMissed, NothingOwed, RestoreOpen, VcpuRunning
 from vms import HZ, NS, SECOND, host, owned, state
 
 if TYPE_CHECKING:
@@ -223,6 +223,31 @@ def test_a_pause_in_place_can_be_owed_too() -> None:
     with vm.paused():
         counter.advance(HZ)
     assert vm.owed_ticks == 2 * HZ
+
+
+def test_a_pause_that_could_not_end_does_not_begin() -> None:
+    counter = host()
+    vm = Vm(2, counter=counter)
+    counter.advance(5)
+    before = state(vm)
+    with pytest.raises(CapabilityMissing), vm.paused(SLOWLY):
+        pass
+    with pytest.raises(CounterSkew), vm.paused(views="refuse"):
+        pass
+    assert state(vm) == before
+    with vm.running(0):
+        pass
+
+
+def test_a_pause_that_took_too_long_ends_nevertheless() -> None:
+    counter = host()
+    vm = owned(counter)
+    with vm.paused(CatchUp(SECOND, 2 * SECOND, 6 * SECOND - 1)) as pause:
+        counter.advance(3 * HZ)
+    assert vm.owed_ticks == 3 * HZ
+    warnings = pause.report.to_dict()["warnings"]
+    assert isinstance(warnings, list)
+    assert any("takes 6000000000 ns in these steps, and 5999999999 ns" in warning for warning in warnings)
 
 
 def test_a_late_deadline_is_met_by_steps() -> None:

@@ -205,6 +205,9 @@ fn of_the_debt(plan: &Plan) -> Vec<String> {
             "the guest is owed time from before, which can't be paid back here: its counters are set by value",
         ));
     }
+    if let Policy::CatchUp { deadline_ns, .. } = plan.request.policy {
+        warnings.extend(plan.missed(deadline_ns).map(|missed| format!("{missed}")));
+    }
     if debt.step_ns >= LARGE_STEP_NS {
         warnings.push(format!(
             "steps of {} ns are large: from 10 s on a guest's watchdogs may take one for a lockup",

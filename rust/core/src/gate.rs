@@ -210,16 +210,19 @@ impl Gate {
         self.open()?;
         backend.stopped().map_err(GateError::Backend)?;
         let checkpoint = self.capture(backend, Timers::Kept)?;
+        let request = Request { same_counter: Some(true), in_place: true, ..request };
+        // What would be refused at the end is refused now, while the VM can still go on without it.
+        let target = Target::of(backend).map_err(GateError::Backend)?;
+        plan::plan(&checkpoint, &target, checkpoint.host.clone(), request)?;
         Ok(OpenPause { checkpoint, request, ticket: self.close(State::Paused) })
     }
 
     /// Ends a pause under its policy: the same plan and report as a restore's, on the timers that stayed where they were.
     pub fn resume<B: Backend + ?Sized>(&mut self, backend: &mut B, pause: &OpenPause) -> Gated<Report, B> {
         self.holds(State::Paused(pause.ticket))?;
-        let request = Request { same_counter: Some(true), in_place: true, ..pause.request };
         let target =
             Target::of(backend).map_err(at_step(Condition::Paused, || String::from("resume: what the VM is")))?;
-        let plan = plan::plan(&pause.checkpoint, &target, backend.counter().cross_timestamp(), request)?;
+        let plan = plan::plan(&pause.checkpoint, &target, backend.counter().cross_timestamp(), pause.request)?;
         self.finish(backend, &mut Restore::in_place(plan), &pause.checkpoint)
     }
 

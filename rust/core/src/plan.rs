@@ -501,12 +501,18 @@ impl Plan {
                          use Freeze() or Advance(), or opt in first with set_counter_offset()",
             });
         }
-        let Some((debt, deadline_ns)) = self.debt(&self.as_of).zip(deadline_ns) else { return Ok(()) };
-        let needed_ns = debt.duration_ns(self.frequency);
-        if needed_ns > u128::from(deadline_ns) {
-            let owed_ns = self.frequency.ticks_to_ns(debt.owed_ticks);
-            return Err(Refusal::DeadlineMissed { owed_ns, needed_ns, deadline_ns });
+        match self.missed(deadline_ns) {
+            // In place the pause is over: the VM has to go on, and the plan warns.
+            Some(missed) if !self.request.in_place => Err(missed),
+            _ => Ok(()),
         }
-        Ok(())
+    }
+
+    /// That the deadline is missed, if it is.
+    pub(crate) fn missed(&self, deadline_ns: Option<u64>) -> Option<Refusal> {
+        let (debt, deadline_ns) = self.debt(&self.as_of).zip(deadline_ns)?;
+        let needed_ns = debt.duration_ns(self.frequency);
+        let owed_ns = self.frequency.ticks_to_ns(debt.owed_ticks);
+        (needed_ns > u128::from(deadline_ns)).then_some(Refusal::DeadlineMissed { owed_ns, needed_ns, deadline_ns })
     }
 }
