@@ -211,6 +211,29 @@ def test_the_debt_travels_with_the_checkpoint(policy: Freeze | Advance | CatchUp
         assert (step.ticks, step.due_at) == (2 * HZ, counter.read() + 5 * HZ)
 
 
+def test_what_disrupts_the_counter() -> None:
+    """What a vmclock page has to say: whether the counter went on as if nothing had been."""
+    counter = host()
+    checkpoint = owned(counter).checkpoint()
+    counter.advance(HZ)
+    for policy, same, disrupts in (
+        (Advance(), True, False),
+        (Advance(max_ns=SECOND), True, False),
+        (Advance(max_ns=SECOND - NS), True, True),
+        (Advance(), False, True),
+        (Freeze(), True, True),
+        (SLOWLY, True, True),
+    ):
+        vm = Vm(2, counter=counter)
+        intended = plan(checkpoint, vm, policy=policy, same_counter=same, assume_error_ns=0)
+        steps = intended.prepare()
+        steps.apply()
+        assert intended.disrupts is steps.release().disrupts is disrupts, policy
+    # Paid back at once, too, and by reads that are sure to no tick.
+    assert plan(vm.checkpoint(), vm, policy=Advance()).disrupts
+    assert plan(Vm(2, counter=counter).checkpoint(), Vm(2, counter=counter), policy=Advance()).disrupts is False
+
+
 def test_a_pause_in_place_can_be_owed_too() -> None:
     counter = host()
     vm = owned(counter)

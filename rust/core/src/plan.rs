@@ -429,11 +429,12 @@ impl Plan {
     }
 
     /// Whether the guest's counters lose step with real time, so that what it calibrated against them is no longer true: all
-    /// but an `Advance` on the same counter, of all the time that has passed, from a known count.
+    /// but an `Advance` on the same counter, of all the time that has passed and no more, from a known count.
     #[must_use]
     pub fn disrupts(&self) -> bool {
         let goes_on = matches!(self.request.policy, Policy::Advance { .. }) && self.same_counter;
-        !goes_on || self.as_of.capped || self.request.elapsed_ns.is_some() || self.saved.width_ticks != 0
+        let told = self.request.elapsed_ns.is_some() || self.saved.debt.is_some();
+        !goes_on || told || self.as_of.capped || self.saved.width_ticks != 0
     }
 
     /// How far the guest's counters jump at once, as far as it can tell: by what is added, or by one step.
