@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 LOOSEST_TICKS: Final = 2
 """What a bound may exceed the worst corner of its class by."""
-CELLS_PER_DECADE: Final = 8
+CELLS_PER_DECADE: Final = 4
 
 _LISTED: Final = 20
 """How many of the findings are told in full."""

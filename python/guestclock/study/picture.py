@@ -35,17 +35,19 @@ _LEAST: Final = -1
 def draw(document: Document, path: str | PathLike[str]) -> None:
     """Draw it and save it; SVG or PNG by the path's suffix, ValueError for one that matplotlib doesn't know.
 
-    A dot stands for all migrations of one class about there, and is the larger the more there are. Errors below a
-    tenth of a tick are drawn at the foot, bounds of 0 at the left.
+    A dot stands for all migrations of one class about there, and is the larger the more there are. The classes of one
+    place stand side by side, along the line, so that none is nearer to it than it was. Errors below a tenth of a tick
+    are drawn at the foot, bounds of 0 at the left.
     """
     figure = Figure(figsize=(10, 7), layout="constrained")
     axes = figure.add_subplot()
     axes.set_xscale("log")
     axes.set_yscale("log")
     decades = [1]
-    for record, colour in zip(document["classes"], _COLOURS, strict=True):
+    for number, (record, colour) in enumerate(zip(document["classes"], _COLOURS, strict=True)):
         decades += [(cell[0] or 0) // CELLS_PER_DECADE + 1 for cell in (*record["cells"], *record["corners"]["cells"])]
-        _dots(axes, record["cells"], colour, record["title"])
+        aside = 10 ** ((number / len(_COLOURS) - 0.5) / CELLS_PER_DECADE)
+        _dots(axes, record["cells"], colour, record["title"], aside)
     for number, record in enumerate(document["classes"]):
         _crosses(axes, record["corners"]["cells"], "the worst corner of each bound" if number == 0 else None)
     end = 10.0 ** max(decades)
@@ -73,8 +75,8 @@ def draw(document: Document, path: str | PathLike[str]) -> None:
     axes.set_ylabel("true error, ticks")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
-    axes.legend(loc="upper left", frameon=False, fontsize="small", markerscale=1)
-    figure.savefig(path, dpi=150)
+    axes.legend(loc="upper left", frameon=False, fontsize="small", markerscale=2)
+    figure.savefig(path, dpi=110)
 
 
 def _of_lie(document: Document) -> str:
@@ -82,16 +84,15 @@ def _of_lie(document: Document) -> str:
     return "" if lie is None else f"; the targets lie about {lie['about']} by {lie['factor']}"
 
 
-def _dots(axes: Axes, cells: list[Cell], colour: str, title: str) -> None:
-    # As pixels in an SVG too: there are thousands.
-    sizes = [4 + 3 * (cell[2] or 0).bit_length() for cell in cells]
+def _dots(axes: Axes, cells: list[Cell], colour: str, title: str, aside: float) -> None:
+    # As pixels in an SVG too, since there are thousands; and in few colours, or those would be as large.
     axes.scatter(
-        [_place(cell[0]) for cell in cells],
-        [_place(cell[1]) for cell in cells],
-        s=sizes,
+        [_place(cell[0]) * aside for cell in cells],
+        [_place(cell[1]) * aside for cell in cells],
+        s=[2 + (cell[2] or 0).bit_length() for cell in cells],
         c=colour,
-        alpha=0.6,
         linewidths=0,
+        antialiased=False,
         label=title,
         rasterized=True,
         zorder=2,
@@ -102,10 +103,11 @@ def _crosses(axes: Axes, cells: list[Cell], label: str | None) -> None:
     axes.scatter(
         [_place(cell[0]) for cell in cells],
         [_place(cell[1]) for cell in cells],
-        s=22,
+        s=16,
         c="#000000",
         marker="x",
         linewidths=0.8,
+        antialiased=False,
         label=label,
         rasterized=True,
         zorder=3,
