@@ -89,6 +89,10 @@ kvm-replay: $(NATIVE) ## Judges the traces of kvm-test again, by the model as it
 kvm-mutants: $(VENV)/.tools | cargo ## Plants wrong rules in copies of the tree: the traces of kvm-test have to contradict each
 	$(PY) tools/mutants.py --traces $(or $(TRACE),$(TRACES))
 
+.PHONY: study
+study: $(NATIVE) ## 100 000 simulated migrations and every corner: no error exceeds its bound (docs/study.md); or SEED=n
+	$(BIN)/guestclock study --seed $(or $(SEED),1) --plot out/guestclock-study.svg
+
 .PHONY: accuracy
 accuracy: wheel-aarch64 ## Where a guest's clock is after a restore, as it reads it itself: the table in docs/accuracy.md
 	$(PY) tools/accuracy.py

@@ -5,7 +5,6 @@ The judge has the guest's log and the host's clock as the VMM read it, and none 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import platform
@@ -17,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from guestclock.errors import CapabilityMissing
+from guestclock.progress import progress as progressing
 from guestclock.promise import Interval, expected_gap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Sequence
 
     from guestclock.demo.document import CounterRecord, Document, PolicyRecord, RunRecord
 
@@ -79,7 +79,7 @@ def run(
         ]
     runs: list[RunRecord] = []
     ways = ["on two vCPUs"] if backend == "kvm" else [f"{mode} mode" for mode in modes]
-    with _progress(len(ways) * len(policies), shown=progress) as tell:
+    with progressing(len(ways) * len(policies), shown=progress) as tell:
         for number, way in enumerate(ways):
             for policy in policies:
                 tell(f"{describe(policy)}, {way}", 0)
@@ -228,17 +228,3 @@ def _width_ns(counter: CounterRecord, frequency_hz: int) -> int:
 def _signed(difference: int) -> int:
     """The difference of two counts, which wrap at 2^64, as the nearer of the two numbers it can mean."""
     return (difference + (1 << 63)) % (1 << 64) - (1 << 63)
-
-
-@contextlib.contextmanager
-def _progress(total: int, *, shown: bool) -> Iterator[Callable[[str, int], None]]:
-    if not shown:
-        yield lambda _description, _advance: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda description, advance: bar.update(task, description=description, advance=advance)

@@ -35,6 +35,7 @@ pub(crate) fn premises(plan: &Plan, checkpoint: &Checkpoint) -> Vec<String> {
     }
     if plan.request.elapsed_ns.is_some() {
         premises.push(String::from("the elapsed time is as the caller says, within the assumed error"));
+        premises.push(String::from("the counter here runs at its nominal frequency from the plan to the release"));
     } else if plan.same_counter {
         premises.push(String::from("it is the same counter, and it has counted all the time"));
     } else {

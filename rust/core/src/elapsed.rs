@@ -4,7 +4,7 @@
 use crate::counter::{CrossTimestamp, Frequency, NS_PER_S};
 use crate::manual::ManualCounter;
 use crate::refusal::Refusal;
-use crate::wall_clock::{SyncBound, Unvouched};
+use crate::wall_clock::{PPB, SyncBound, Unvouched, whole_ns};
 use alloc::format;
 use core::fmt;
 
@@ -121,10 +121,10 @@ pub struct ErrorBound {
     pub saved_sync_ns: u64,
     /// The bound of the wall clock here.
     pub here_sync_ns: u64,
-    /// What the checkpoint's has grown by since.
-    pub saved_holdover_ns: u64,
-    /// What the one here has grown by.
-    pub here_holdover_ns: u64,
+    /// What the checkpoint's has grown by since, in billionths of a nanosecond: exact, so that it is rounded once.
+    pub saved_holdover: u128,
+    /// What the one here has grown by, in the same.
+    pub here_holdover: u128,
     /// What the caller assumes.
     pub assumed_ns: u64,
     /// By how much the elapsed time lies beyond what the policy lets through, in ticks: so much of its error, all of the
@@ -146,7 +146,7 @@ pub enum Amount {
 impl ErrorBound {
     /// The terms by name, those of 0 too.
     #[must_use]
-    pub const fn terms(&self) -> [(&'static str, Amount); 11] {
+    pub fn terms(&self) -> [(&'static str, Amount); 11] {
         [
             ("reading the counters at the checkpoint", Amount::Ticks(self.reads_ticks)),
             ("setting the counters by value", Amount::Ticks(self.by_value_ticks)),
@@ -155,14 +155,14 @@ impl ErrorBound {
             ("bracket here", Amount::Ns(self.here_bracket_ns)),
             ("wall clock at the checkpoint", Amount::Ns(self.saved_sync_ns)),
             ("wall clock here", Amount::Ns(self.here_sync_ns)),
-            ("hold-over at the checkpoint", Amount::Ns(self.saved_holdover_ns)),
-            ("hold-over here", Amount::Ns(self.here_holdover_ns)),
+            ("hold-over at the checkpoint", Amount::Ns(whole_ns(self.saved_holdover))),
+            ("hold-over here", Amount::Ns(whole_ns(self.here_holdover))),
             ("assumed between the wall clocks", Amount::Ns(self.assumed_ns)),
             ("hidden by the cap", Amount::LessTicks(self.beyond_cap_ticks)),
         ]
     }
 
-    /// The sum in ticks, the nanoseconds together rounded up once; held at the end of its range.
+    /// The sum in ticks, all that is time together rounded up once; held at the end of its range.
     #[must_use]
     pub fn ticks(&self, frequency: Frequency) -> u64 {
         let counters = self.reads_ticks.saturating_add(self.by_value_ticks);
@@ -170,23 +170,24 @@ impl ErrorBound {
         counters.saturating_add(elapsed.saturating_sub(self.beyond_cap_ticks))
     }
 
-    /// The error of the elapsed time; `None` past the end of the range.
+    /// The error of the elapsed time. `None` past the end of the range: centuries of it and more.
     fn elapsed_ticks(&self, frequency: Frequency) -> Option<u64> {
-        let ns: u128 = [
-            self.saved_bracket_ns,
-            self.here_bracket_ns,
-            self.saved_sync_ns,
-            self.here_sync_ns,
-            self.saved_holdover_ns,
-            self.here_holdover_ns,
-            self.assumed_ns,
-        ]
-        .map(u128::from)
-        .iter()
-        .sum();
-        let ticks = ns.checked_mul(frequency.hz().into())?.div_ceil(NS_PER_S.into());
+        let terms =
+            [self.saved_bracket_ns, self.here_bracket_ns, self.saved_sync_ns, self.here_sync_ns, self.assumed_ns];
+        let ns: u128 = terms.into_iter().map(u128::from).sum();
+        let time = (ns * PPB).checked_add(self.saved_holdover)?.checked_add(self.here_holdover)?;
+        let ticks = time.checked_mul(frequency.hz().into())?.div_ceil(u128::from(NS_PER_S) * PPB);
         u64::try_from(ticks).ok()?.checked_add(self.rounding_ticks)
     }
+}
+
+/// The longest that `ticks` of an honest counter last, in nanoseconds, rounded up: it may be as slow as is tolerated.
+pub(crate) fn longest_ns(frequency: Frequency, ticks: u64) -> u64 {
+    const MILLION: u128 = 1_000_000;
+    // Below 2^114, and the divisor not 0.
+    let ticks = u128::from(ticks) * u128::from(NS_PER_S) * MILLION;
+    let longest = ticks.div_ceil(u128::from(frequency.hz()) * (MILLION - RATE_TOLERANCE_PPM));
+    u64::try_from(longest).unwrap_or(u64::MAX)
 }
 
 /// The time that has passed.
@@ -236,9 +237,9 @@ pub(crate) fn by_two_wall_clocks(
         (Some(assumed_ns), there, _) if there != Err(Unvouched::UnknownHost) => ErrorBound { assumed_ns, ..brackets },
         (None, Ok(there), Ok(here)) => ErrorBound {
             saved_sync_ns: there.max_error_ns,
-            saved_holdover_ns: there.held_over_ns(),
+            saved_holdover: there.held_over(),
             here_sync_ns: here.max_error_ns,
-            here_holdover_ns: here.held_over_ns(),
+            here_holdover: here.held_over(),
             ..brackets
         },
         (_, there, here_is) => {

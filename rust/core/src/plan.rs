@@ -401,8 +401,9 @@ impl Plan {
         match self.request.sync {
             None => now,
             Some(sync) => {
-                let later = self.frequency.ticks_to_ns_ceil(now.count.since(self.sample.count));
-                now.vouched_by(sync.aged(u64::try_from(later).unwrap_or(u64::MAX)))
+                // By a counter that may be slow: a hold-over that is counted too short is a bound too narrow.
+                let later = elapsed::longest_ns(self.frequency, now.count.since(self.sample.count));
+                now.vouched_by(sync.aged(later))
             }
         }
     }

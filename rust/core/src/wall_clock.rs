@@ -8,7 +8,12 @@ use crate::interchange::is_unknown_host;
 use core::fmt;
 
 /// Parts per billion.
-const PPB: u128 = 1_000_000_000;
+pub(crate) const PPB: u128 = 1_000_000_000;
+
+/// Nanoseconds from billionths of them, rounded up; held at the end of their range.
+pub(crate) fn whole_ns(billionths: u128) -> u64 {
+    u64::try_from(billionths.div_ceil(PPB)).unwrap_or(u64::MAX)
+}
 
 /// Where the kernel's maximum error stops growing: NTP_PHASE_LIMIT, 16 s (include/linux/timex.h). It means nothing then.
 pub const SATURATED_NS: u64 = 16_000_000_000;
@@ -63,11 +68,15 @@ pub struct SyncBound {
 }
 
 impl SyncBound {
+    /// What the age adds to the bound, in billionths of a nanosecond: exact.
+    pub(crate) fn held_over(&self) -> u128 {
+        u128::from(self.age_ns) * u128::from(self.holdover_ppb)
+    }
+
     /// What the age adds to the bound, in nanoseconds, rounded up; held at the end of its range.
     #[must_use]
     pub fn held_over_ns(&self) -> u64 {
-        let ns = (u128::from(self.age_ns) * u128::from(self.holdover_ppb)).div_ceil(PPB);
-        u64::try_from(ns).unwrap_or(u64::MAX)
+        whole_ns(self.held_over())
     }
 
     /// How far the wall clock may be off now, in nanoseconds.
