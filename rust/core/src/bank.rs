@@ -11,10 +11,14 @@
 mod counts;
 mod deadlines;
 mod lines;
+mod recompute;
+mod scale;
 
 pub use counts::{both_counts, counts};
 pub use deadlines::{TimerSlices, deadlines_by_vm, earliest, next_deadlines};
 pub use lines::{changes, evaluate};
+pub use recompute::{Added, Saved, WentBackwards, recompute_offsets};
+pub use scale::{Scale, convert, convert_mixed};
 
 use crate::counter::HostCount;
 use alloc::vec::Vec;

@@ -1,8 +1,18 @@
 //! Each batch kernel against its scalar law, row by row.
 
-use guestclock_core::bank::{self, NO_DEADLINE, TimerSlices};
-use guestclock_core::counter::{HostCount, Offset};
+mod common;
+
+use common::bare;
+use guestclock_core::backend::Model;
+use guestclock_core::bank::{self, Added, NO_DEADLINE, Saved, Scale, TimerSlices, WentBackwards};
+use guestclock_core::checkpoint::Checkpoint;
+use guestclock_core::counter::{Counter, Frequency, GuestCount, HostCount, Offset};
+use guestclock_core::kernel::Behaviours;
+use guestclock_core::manual::ManualCounter;
+use guestclock_core::plan::{Policy, Request, Target, plan};
+use guestclock_core::refusal::Refusal;
 use guestclock_core::timer;
+use guestclock_core::vm::{Config, Vm};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -105,6 +115,123 @@ proptest! {
             prop_assert_eq!(found, earliest_of(vm).unwrap_or(NO_DEADLINE));
         }
         prop_assert_eq!(bank::earliest(&out), out.iter().copied().min().unwrap_or(NO_DEADLINE));
+    }
+}
+
+/// Frequencies of real counters, the least and the greatest there are, those round a second's nanoseconds, and any others.
+fn hz() -> impl Strategy<Value = u64> {
+    let real = [19_200_000, 24_000_000, 62_500_000, 83_333_333, 121_875_000, 1_000_000_000, 1_050_000_000];
+    let edges = [1, 2, 3, 999_999_999, 1_000_000_001, u32::MAX.into(), 1 << 32, 1 << 63, u64::MAX - 1, u64::MAX];
+    prop_oneof![prop::sample::select(real.to_vec()), prop::sample::select(edges.to_vec()), 1..=u64::MAX]
+}
+
+fn frequency(hz: u64) -> Frequency {
+    Frequency::new(hz).unwrap()
+}
+
+fn held(wide: u128) -> u64 {
+    u64::try_from(wide).unwrap_or(u64::MAX)
+}
+
+/// Numbers on either side of a result's step, and of where the results leave the range.
+fn steps(quotient: u64, a: u64, b: u64) -> [u64; 4] {
+    let at = |quotient: u128| held((quotient * u128::from(b)).div_ceil(u128::from(a)));
+    let (step, end) = (at(quotient.into()), at(1 << 64));
+    [step, step.saturating_sub(1), end, end.saturating_sub(1)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn conversions(hzs in vec(hz(), 1..5), rows in rows((near(), any::<u16>(), any::<bool>()))) {
+        let second = 1_000_000_000;
+        let of: Vec<u16> = column(&rows, |row| row.1 % u16::try_from(hzs.len()).unwrap());
+        let frequencies = column(&hzs, |&hz| frequency(hz));
+        for (hz, &f) in hzs.iter().zip(&frequencies) {
+            let numbers = |a, b| -> Vec<u64> {
+                rows.iter().flat_map(|&(n, _, exact)| if exact { [n; 4] } else { steps(n, a, b) }).collect()
+            };
+            let ticks = numbers(second, *hz);
+            let mut out = vec![7; ticks.len()];
+            bank::convert(Scale::ticks_to_ns(f), &ticks, &mut out);
+            prop_assert_eq!(&out, &column(&ticks, |&ticks| held(f.ticks_to_ns(ticks))), "{} Hz", hz);
+            let ns = numbers(*hz, second);
+            let mut out = vec![7; ns.len()];
+            bank::convert(Scale::ns_to_ticks(f), &ns, &mut out);
+            prop_assert_eq!(&out, &column(&ns, |&ns| held(f.ns_to_ticks(ns))), "{} Hz", hz);
+        }
+        let from = column(&rows, |row| row.0);
+        let mut out = vec![7; rows.len()];
+        bank::convert_mixed(&column(&frequencies, |&f| Scale::ticks_to_ns(f)), &of, &from, &mut out);
+        let one = |row: &(u64, u16)| held(frequencies[usize::from(row.1)].ticks_to_ns(row.0));
+        prop_assert_eq!(&out, &from.iter().copied().zip(of.iter().copied()).map(|row| one(&row)).collect::<Vec<_>>());
+        bank::convert_mixed(&column(&frequencies, |&f| Scale::ns_to_ticks(f)), &of, &from, &mut out);
+        let one = |row: &(u64, u16)| held(frequencies[usize::from(row.1)].ns_to_ticks(row.0));
+        prop_assert_eq!(&out, &from.iter().copied().zip(of.iter().copied()).map(|row| one(&row)).collect::<Vec<_>>());
+    }
+}
+
+/// A VM to restore: its guest's counter, the host's then, what is added, how long it has been, the most, and its Hz.
+type Row = (u64, u64, Added, u64, u64, u32);
+
+fn restored() -> impl Strategy<Value = Row> {
+    let hz = hz().prop_map(|hz| u32::try_from(hz).unwrap_or(83_333_333));
+    (near(), near(), prop::sample::select(Added::ALL.to_vec()), near(), near(), hz)
+}
+
+/// What the plan itself says: the offset and the ticks added; `None` where its counter has gone backwards.
+fn planned(now: u64, (guest, host, added, elapsed_ns, max_ns, hz): Row) -> Option<(u64, u64)> {
+    let counter = ManualCounter::new(HostCount(now), frequency(hz.into()), 0);
+    let mut vm = Vm::new(counter.frequency(), Behaviours::named("6.12").unwrap(), Config::default()).unwrap();
+    vm.create_vcpu(counter.count()).unwrap();
+    let target = Target::of(&mut Model { vm: &mut vm, counter: &counter }).unwrap();
+    let mut checkpoint = Checkpoint { cntfrq_hz: hz, cntvct: GuestCount(guest), cntpct: GuestCount(guest), ..bare() };
+    checkpoint.host.count = HostCount(host);
+    checkpoint.host.frequency = counter.frequency();
+    let max_ns = matches!(added, Added::CountedUpTo | Added::ElapsedUpTo).then_some(max_ns);
+    let counted = matches!(added, Added::Counted | Added::CountedUpTo);
+    let policy = if added == Added::Nothing { Policy::Freeze } else { Policy::Advance { max_ns } };
+    let elapsed_ns = (!counted).then_some(elapsed_ns);
+    let request = Request { policy, same_counter: Some(counted), elapsed_ns, ..Request::default() };
+    match plan(&checkpoint, &target, counter.cross_timestamp(), request) {
+        Ok(plan) => Some((plan.as_of.virtual_offset().0, plan.as_of.added_ticks)),
+        Err(Refusal::ClockWentBackwards { .. }) => None,
+        Err(other) => panic!("{other}"),
+    }
+}
+
+proptest! {
+    #[test]
+    fn recomputed_offsets(now in near(), rows in rows(restored())) {
+        let expected = column(&rows, |&row| planned(now, row));
+        let first = expected.iter().position(Option::is_none);
+        // Refused with it, and computed without.
+        for refused in [true, false] {
+            let rows: Vec<_> = (rows.iter().zip(&expected))
+                .filter(|(_, expected)| refused || expected.is_some())
+                .map(|(row, _)| *row)
+                .collect();
+            let scales = column(&rows, |row| Scale::ns_to_ticks(frequency(row.5.into())));
+            let saved = Saved {
+                guest: &column(&rows, |row| row.0),
+                host: &column(&rows, |row| row.1),
+                added: &column(&rows, |row| row.2),
+                elapsed_ns: &column(&rows, |row| row.3),
+                max_ns: &column(&rows, |row| row.4),
+                frequency: &(0..u16::try_from(rows.len()).unwrap()).collect::<Vec<_>>(),
+            };
+            let (mut offsets, mut added) = (vec![7; rows.len()], vec![7; rows.len()]);
+            let done = bank::recompute_offsets(HostCount(now), &scales, saved, &mut offsets, &mut added);
+            if let Some(row) = first.filter(|_| refused) {
+                prop_assert_eq!(done, Err(WentBackwards { row }));
+                prop_assert!(offsets.iter().chain(&added).all(|&untouched| untouched == 7));
+            } else {
+                prop_assert_eq!(done, Ok(()));
+                let found: Vec<_> = offsets.into_iter().zip(added).collect();
+                prop_assert_eq!(found, expected.iter().copied().flatten().collect::<Vec<_>>());
+            }
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use super::NO_DEADLINE;
 use crate::counter::{HostCount, Offset};
 use crate::timer;
+use core::ops::Range;
 
 /// How many rows are taken through all their timers at a time, so that what is written stays in the first-level cache.
 const BLOCK: usize = 512;
@@ -26,8 +27,12 @@ impl<C> TimerSlices<'_, C> {
         assert_eq!(columns, [rows; 3], "rows of the offsets, CVAL and CTL");
     }
 
-    fn block(&self, from: usize, to: usize) -> Self {
-        Self { offsets: &self.offsets[from..to], cval: &self.cval[from..to], ctl: &self.ctl[from..to] }
+    fn block(&self, rows: Range<usize>) -> impl Iterator<Item = (u64, u64, C)>
+    where
+        C: Copy,
+    {
+        let (offsets, cval, ctl) = (&self.offsets[rows.clone()], &self.cval[rows.clone()], &self.ctl[rows]);
+        offsets.iter().zip(cval).zip(ctl).map(|((&offset, &cval), &ctl)| (offset, cval, ctl))
     }
 }
 
@@ -45,17 +50,26 @@ pub fn next_deadlines<C: Copy + Into<u64>>(now: HostCount, timers: &[TimerSlices
     // A real deadline is `soonest` and at most `room` more, so that nothing is left to saturate in the loop.
     let soonest = now.0.min(NO_DEADLINE - 1);
     let room = NO_DEADLINE - 1 - soonest;
+    let deadline = |(offset, cval, ctl): (u64, u64, C)| {
+        let guest = now.guest(Offset(offset));
+        // All bits set, which is NO_DEADLINE, where the line never goes high.
+        let never = u64::from(timer::ticks_to_line(ctl.into(), cval, guest).is_some()).wrapping_sub(1);
+        soonest.wrapping_add(timer::ticks_until(cval, guest).min(room)) | never
+    };
     for (number, out) in out.chunks_mut(BLOCK).enumerate() {
-        let from = number * BLOCK;
+        let rows = number * BLOCK..number * BLOCK + out.len();
         out.fill(NO_DEADLINE);
-        for timer in timers {
-            let TimerSlices { offsets, cval, ctl } = timer.block(from, from + out.len());
-            for (out, ((&offset, &cval), &ctl)) in out.iter_mut().zip(offsets.iter().zip(cval).zip(ctl)) {
-                let guest = now.guest(Offset(offset));
-                // All bits set, which is NO_DEADLINE, where the line never goes high.
-                let never = u64::from(timer::ticks_to_line(ctl.into(), cval, guest).is_some()).wrapping_sub(1);
-                let deadline = soonest.wrapping_add(timer::ticks_until(cval, guest).min(room));
-                *out = (deadline | never).min(*out);
+        // Two timers at a time: of one alone the compiler makes a masked store, which the next one's load has to wait for.
+        for pair in timers.chunks(2) {
+            if let [one, other] = pair {
+                let timers = one.block(rows.clone()).zip(other.block(rows.clone()));
+                for (out, (one, other)) in out.iter_mut().zip(timers) {
+                    *out = deadline(one).min(deadline(other)).min(*out);
+                }
+            } else {
+                for (out, timer) in out.iter_mut().zip(pair[0].block(rows.clone())) {
+                    *out = deadline(timer).min(*out);
+                }
             }
         }
     }
