@@ -1,8 +1,10 @@
 //! The batch kernels against the scalar law in a plain loop over the same columns: docs/performance.md.
+#![allow(clippy::cast_possible_truncation, reason = "of numbers that are drawn, and of counts, which are modulo 2^64")]
+#![allow(clippy::cast_possible_wrap, clippy::needless_range_loop, reason = "what one would write first")]
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use guestclock_core::bank::{self, NO_DEADLINE, TimerSlices};
-use guestclock_core::counter::{HostCount, Offset};
+use guestclock_core::bank::{self, Added, NO_DEADLINE, Saved, Scale, TimerSlices};
+use guestclock_core::counter::{Frequency, GuestCount, HostCount, Offset};
 use guestclock_core::timer;
 use std::hint::black_box;
 use std::time::Duration;
@@ -183,9 +185,92 @@ fn deadlines(criterion: &mut Criterion) {
     }
 }
 
+const HZ: [u64; 5] = [24_000_000, 62_500_000, 83_333_333, 1_000_000_000, 1_050_000_000];
+
+fn conversions(criterion: &mut Criterion) {
+    let frequencies = HZ.map(|hz| Frequency::new(hz).unwrap());
+    let scales = frequencies.map(Scale::ticks_to_ns);
+    for rows in ROWS {
+        let ticks = offsets(1, rows);
+        let of: Vec<u16> = numbers(2, rows).into_iter().map(|x| (x % 5) as u16).collect();
+        let mut out = vec![0; rows];
+        let mut group = criterion.benchmark_group(format!("ticks to ns/{rows}"));
+        group.throughput(Throughput::Elements(rows as u64));
+        group.bench_function("plain", |bench| {
+            bench.iter(|| {
+                let frequency = black_box(frequencies[2]);
+                for row in 0..black_box(rows) {
+                    out[row] = u64::try_from(frequency.ticks_to_ns(ticks[row])).unwrap_or(u64::MAX);
+                }
+            });
+        });
+        group.bench_function("kernel", |bench| {
+            bench.iter(|| bank::convert(black_box(scales[2]), black_box(&ticks), black_box(&mut out)));
+        });
+        group.bench_function("plain, five frequencies", |bench| {
+            bench.iter(|| {
+                for row in 0..black_box(rows) {
+                    let frequency = frequencies[usize::from(of[row])];
+                    out[row] = u64::try_from(frequency.ticks_to_ns(ticks[row])).unwrap_or(u64::MAX);
+                }
+            });
+        });
+        group.bench_function("kernel, five frequencies", |bench| {
+            bench.iter(|| bank::convert_mixed(black_box(&scales), &of, black_box(&ticks), black_box(&mut out)));
+        });
+    }
+}
+
+/// Five frequencies; of the rows a third each are frozen, advanced and advanced up to a cap.
+fn recompute(criterion: &mut Criterion) {
+    let frequencies = HZ.map(|hz| Frequency::new(hz).unwrap());
+    let scales = frequencies.map(Scale::ns_to_ticks);
+    for rows in ROWS {
+        let policies = [Added::Nothing, Added::Elapsed, Added::ElapsedUpTo];
+        let saved = Saved {
+            guest: &offsets(1, rows),
+            host: &offsets(2, rows),
+            added: &numbers(3, rows).into_iter().map(|x| policies[(x % 3) as usize]).collect::<Vec<_>>(),
+            elapsed_ns: &offsets(4, rows),
+            max_ns: &offsets(5, rows),
+            frequency: &numbers(6, rows).into_iter().map(|x| (x % 5) as u16).collect::<Vec<_>>(),
+        };
+        let (mut offsets, mut added) = (vec![0; rows], vec![0; rows]);
+        let mut group = criterion.benchmark_group(format!("recompute offsets/{rows}"));
+        group.throughput(Throughput::Elements(rows as u64));
+        group.bench_function("plain", |bench| {
+            bench.iter(|| {
+                for row in 0..black_box(rows) {
+                    let frequency = frequencies[usize::from(saved.frequency[row])];
+                    let ticks = |ns| frequency.ns_to_ticks(ns);
+                    let (elapsed_ns, max_ns) = (saved.elapsed_ns[row], saved.max_ns[row]);
+                    let counted = || u128::from(NOW.since(HostCount(saved.host[row])));
+                    let wide = match saved.added[row] {
+                        Added::Nothing => 0,
+                        Added::Counted => counted(),
+                        Added::CountedUpTo => counted().min(ticks(max_ns)),
+                        Added::Elapsed => ticks(elapsed_ns),
+                        Added::ElapsedUpTo => ticks(elapsed_ns).min(ticks(max_ns)),
+                    };
+                    added[row] = wide as u64;
+                    offsets[row] = Offset::between(NOW, GuestCount(saved.guest[row]).after(added[row])).0;
+                }
+            });
+        });
+        group.bench_function("kernel", |bench| {
+            bench.iter(|| {
+                bank::recompute_offsets(black_box(NOW), &scales, black_box(saved), &mut offsets, &mut added).unwrap();
+            });
+        });
+    }
+}
+
 criterion_group! {
     name = bank;
-    config = Criterion::default().warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
-    targets = counts, lines, deadlines
+    config = Criterion::default()
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_millis(600))
+        .sample_size(50);
+    targets = counts, lines, deadlines, conversions, recompute
 }
 criterion_main!(bank);

@@ -19,9 +19,9 @@ pub fn counts(now: HostCount, offsets: &[u64], out: &mut [u64]) {
 /// # Panics
 ///
 /// Where the columns differ in length.
-pub fn both_counts(now: HostCount, virt: &[u64], phys: &[u64], cntvct: &mut [u64], cntpct: &mut [u64]) {
-    let rows = [virt.len(), phys.len(), cntvct.len(), cntpct.len()];
+pub fn both_counts(now: HostCount, virt: &[u64], phys: &[u64], virt_out: &mut [u64], phys_out: &mut [u64]) {
+    let rows = [virt.len(), phys.len(), virt_out.len(), phys_out.len()];
     assert_eq!(rows, [virt.len(); 4], "rows of the offsets and of the outputs");
-    counts(now, virt, cntvct);
-    counts(now, phys, cntpct);
+    counts(now, virt, virt_out);
+    counts(now, phys, phys_out);
 }

@@ -53,23 +53,15 @@ pub fn next_deadlines<C: Copy + Into<u64>>(now: HostCount, timers: &[TimerSlices
     let deadline = |(offset, cval, ctl): (u64, u64, C)| {
         let guest = now.guest(Offset(offset));
         // All bits set, which is NO_DEADLINE, where the line never goes high.
-        let never = u64::from(timer::ticks_to_line(ctl.into(), cval, guest).is_some()).wrapping_sub(1);
+        let never = u64::from(timer::can_raise(ctl.into())).wrapping_sub(1);
         soonest.wrapping_add(timer::ticks_until(cval, guest).min(room)) | never
     };
     for (number, out) in out.chunks_mut(BLOCK).enumerate() {
         let rows = number * BLOCK..number * BLOCK + out.len();
         out.fill(NO_DEADLINE);
-        // Two timers at a time: of one alone the compiler makes a masked store, which the next one's load has to wait for.
-        for pair in timers.chunks(2) {
-            if let [one, other] = pair {
-                let timers = one.block(rows.clone()).zip(other.block(rows.clone()));
-                for (out, (one, other)) in out.iter_mut().zip(timers) {
-                    *out = deadline(one).min(deadline(other)).min(*out);
-                }
-            } else {
-                for (out, timer) in out.iter_mut().zip(pair[0].block(rows.clone())) {
-                    *out = deadline(timer).min(*out);
-                }
+        for timer in timers {
+            for (out, timer) in out.iter_mut().zip(timer.block(rows.clone())) {
+                *out = deadline(timer).min(*out);
             }
         }
     }

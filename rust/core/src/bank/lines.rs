@@ -4,8 +4,10 @@ use super::TimerSlices;
 use crate::counter::{HostCount, Offset};
 use crate::timer;
 
-/// Rows that are looked at together for a change: most have none, and one look passes over all of them.
+/// Rows that are taken together, so that what is written of them stays in the first-level cache. Of most blocks no line
+/// has changed, and one look passes over all of it.
 const BLOCK: usize = 64;
+const BLOCK_ROWS: i64 = 64;
 
 /// Of one timer on each row when the host's counter reads `now`: ISTATUS ([`condition_met`](timer::condition_met)) and
 /// the level of its line ([`line`](timer::line())).
@@ -22,11 +24,16 @@ pub fn evaluate<C: Copy + Into<u64>>(
     let TimerSlices { offsets, cval, ctl } = columns;
     let rows = [offsets.len(), cval.len(), ctl.len(), istatus.len(), line.len()];
     assert_eq!(rows, [offsets.len(); 5], "rows of the offsets, CVAL, CTL, ISTATUS and the lines");
-    let timers = offsets.iter().zip(cval).zip(ctl);
-    for ((istatus, line), ((&offset, &cval), &ctl)) in istatus.iter_mut().zip(line).zip(timers) {
-        let guest = now.guest(Offset(offset));
-        *istatus = timer::condition_met(cval, guest);
-        *line = timer::line(ctl.into(), cval, guest);
+    // A block's conditions, then its lines: a vector has room for more lines than for counts.
+    let outputs = istatus.chunks_mut(BLOCK).zip(line.chunks_mut(BLOCK));
+    let inputs = offsets.chunks(BLOCK).zip(cval.chunks(BLOCK)).zip(ctl.chunks(BLOCK));
+    for ((istatus, line), ((offsets, cval), ctl)) in outputs.zip(inputs) {
+        for (istatus, (&offset, &cval)) in istatus.iter_mut().zip(offsets.iter().zip(cval)) {
+            *istatus = timer::condition_met(cval, now.guest(Offset(offset)));
+        }
+        for (line, (&istatus, &ctl)) in line.iter_mut().zip(istatus.iter().zip(ctl)) {
+            *line = istatus & timer::can_raise(ctl.into());
+        }
     }
 }
 
@@ -38,12 +45,13 @@ pub fn evaluate<C: Copy + Into<u64>>(
 /// # Panics
 ///
 /// Where the columns differ in length.
+#[expect(clippy::needless_bitwise_bool, reason = "a branch for each row would keep it from being vector code")]
 pub fn changes(before: &[bool], line: &[bool], rows: &mut [i64]) -> usize {
     assert_eq!([line.len(), rows.len()], [before.len(); 2], "rows of both columns of lines, and of the output");
     let mut found = 0;
     let mut first = 0_i64;
     for (before, line) in before.chunks(BLOCK).zip(line.chunks(BLOCK)) {
-        if before.iter().zip(line).fold(false, |any, (before, line)| any | (before != line)) {
+        if before.iter().zip(line).fold(false, |any, (before, line)| any | (before ^ line)) {
             for (row, (before, line)) in (first..).zip(before.iter().zip(line)) {
                 if before != line {
                     rows[found] = row;
@@ -51,7 +59,7 @@ pub fn changes(before: &[bool], line: &[bool], rows: &mut [i64]) -> usize {
                 }
             }
         }
-        first += BLOCK as i64;
+        first += BLOCK_ROWS;
     }
     found
 }

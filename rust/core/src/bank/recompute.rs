@@ -28,9 +28,50 @@ impl Added {
         matches!(self, Self::Counted | Self::CountedUpTo)
     }
 
+    const fn told(self) -> bool {
+        matches!(self, Self::Elapsed | Self::ElapsedUpTo)
+    }
+
     const fn capped(self) -> bool {
         matches!(self, Self::CountedUpTo | Self::ElapsedUpTo)
     }
+}
+
+/// All bits where it is so. Read from a table, which the compiler makes no branches of: a third of them would be
+/// mispredicted where the policies are mixed.
+#[derive(Clone, Copy)]
+struct Masks {
+    counted: u64,
+    told: u64,
+    uncapped: u64,
+}
+
+const MASKS: [Masks; Added::ALL.len()] = {
+    let mut masks = [Masks { counted: 0, told: 0, uncapped: 0 }; Added::ALL.len()];
+    let mut number = 0;
+    while number < masks.len() {
+        let added = Added::ALL[number];
+        masks[number] =
+            Masks { counted: all(added.counted()), told: all(added.told()), uncapped: all(!added.capped()) };
+        number += 1;
+    }
+    masks
+};
+
+const fn all(yes: bool) -> u64 {
+    if yes { u64::MAX } else { 0 }
+}
+
+/// `min`, of which the compiler makes a branch here, to hide the latency of the multiplication: of policies that are mixed
+/// many of them are mispredicted.
+#[inline]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the halves of a difference: the upper one is its sign, in each bit"
+)]
+fn lesser(one: u64, other: u64) -> u64 {
+    let difference = u128::from(one).wrapping_sub(other.into());
+    other.wrapping_add(difference as u64 & (difference >> 64) as u64)
 }
 
 /// VMs to restore, a row each. A column that a row's [`Added`] makes no use of may hold anything.
@@ -97,14 +138,13 @@ pub fn recompute_offsets(
     for ((offset, added_ticks), row) in offsets.iter_mut().zip(added_ticks).zip(columns) {
         let (((&guest, &host), &added), ((&elapsed_ns, &max_ns), &frequency)) = row;
         let scale = frequencies[usize::from(frequency)];
+        let masks = MASKS[added as usize];
         // Of two times the lesser has the lesser ticks, so one conversion does. Modulo 2^64, as a counter is.
-        let most_ns = if added.capped() { max_ns } else { u64::MAX };
-        let ns = if added.counted() { most_ns } else { elapsed_ns.min(most_ns) };
+        let ns = (elapsed_ns | !masks.told).min(max_ns | masks.uncapped);
         let ticks = scale.wrapping(ns);
-        let most = if added.capped() & !scale.exceeds(ns) { ticks } else { u64::MAX };
-        let counted = now.since(HostCount(host)).min(most);
-        let ticks = if added.counted() { counted } else { ticks };
-        let ticks = if matches!(added, Added::Nothing) { 0 } else { ticks };
+        let most = ticks | masks.uncapped | u64::from(scale.exceeds(ns)).wrapping_neg();
+        let since = now.since(HostCount(host));
+        let ticks = lesser(since, most) & masks.counted | ticks & masks.told;
         *added_ticks = ticks;
         *offset = Offset::between(now, GuestCount(guest).after(ticks)).0;
     }

@@ -18,7 +18,8 @@
 
 macro_rules! scale {
     ($module:ident, $word:ty, $wide:ty) => {
-        pub(super) mod $module {
+        #[allow(unreachable_pub, reason = "of the two only that of 64 bits is public")]
+        mod $module {
             const BITS: u32 = <$word>::BITS;
 
             /// A ratio `a / b`, ready to multiply with.
@@ -54,7 +55,10 @@ macro_rules! scale {
                 /// `floor(n * a / b)` modulo 2^64.
                 #[must_use]
                 #[inline]
-                #[expect(clippy::cast_possible_truncation, reason = "modulo 2^64")]
+                #[allow(
+                    clippy::cast_possible_truncation,
+                    reason = "modulo 2^64; of bytes clippy sees that nothing is lost"
+                )]
                 pub const fn wrapping(self, n: $word) -> $word {
                     // The products' digits below 2^128 are lost; the carry of those above 2^64 isn't. No sum overflows:
                     // (2^64 - 1)^2 + 2^64 - 1 < 2^128.
