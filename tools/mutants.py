@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 MUTANTS = Path(__file__).with_suffix(".toml")
 SOURCES = Path("rust/core/src")
-COPIED = ("Cargo.toml", "Cargo.lock", "pyproject.toml", "python", "rust", "tests")
+COPIED = ("Cargo.toml", "Cargo.lock", "pyproject.toml", "docs", "python", "rust", "tests")
 # The state machine last, which takes longest.
 TESTS = tuple(
     f"tests/test_{name}.py"
