@@ -5,8 +5,9 @@
 
 The wrong rules are in mutants.toml; NAME picks some of them. `--check` only sees that each still applies to this tree.
 With `--traces` they are judged by what real kernels answered (docs/differential.md), and not by the tests: those that
-have `traces = true`, which says that a kernel contradicts them. Those with `rust = NAME` aren't in reach of Python yet: the
-core's own tests judge them, those of rust/core/tests/NAME.rs and the unit tests of that name. Exits 1 if one survives, or can't be judged.
+have `traces = true`, which says that a kernel contradicts them. Those with `rust = NAME` aren't in reach of Python
+yet: the core's own tests judge them, those of rust/core/tests/NAME.rs and the unit tests of that name. Exits 1 if one
+survives, or can't be judged.
 """
 
 from __future__ import annotations
@@ -130,7 +131,9 @@ class Tree:
         command = ["cargo", "test", "--quiet", "--locked", "--package", "guestclock-core"]
         env = os.environ | {"CARGO_TARGET_DIR": str(self.target), "PROPTEST_FAILURE_PERSISTENCE": "off"}
         for chosen in (("--lib", f"{name}::"), ("--test", name)):
-            done = subprocess.run([*command, *chosen], cwd=self.path, env=env, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [*command, *chosen], cwd=self.path, env=env, capture_output=True, text=True, check=False
+            )
             failed = re.search(r"^test (\S+) .*FAILED$|^    (\S+)$", done.stdout, re.MULTILINE)
             if bool(failed) != (done.returncode != 0):
                 raise Unjudged(f"cargo test exits with {done.returncode}:\n{done.stdout}{done.stderr}")

@@ -118,7 +118,8 @@ proptest! {
     }
 }
 
-/// Frequencies of real counters, the least and the greatest there are, those round a second's nanoseconds, and any others.
+/// Frequencies of real counters, the least and the greatest there are, those round a second's nanoseconds, and any
+/// others.
 fn hz() -> impl Strategy<Value = u64> {
     let real = [19_200_000, 24_000_000, 62_500_000, 83_333_333, 121_875_000, 1_000_000_000, 1_050_000_000];
     let edges = [1, 2, 3, 999_999_999, 1_000_000_001, u32::MAX.into(), 1 << 32, 1 << 63, u64::MAX - 1, u64::MAX];

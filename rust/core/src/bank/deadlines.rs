@@ -36,9 +36,9 @@ impl<C> TimerSlices<'_, C> {
     }
 }
 
-/// The host count at which the first of each row's lines goes high by itself: [`deadline`](super::deadline) of the least
-/// [`ticks_to_line`](timer::ticks_to_line) of its timers. `now` where a line is high, [`NO_DEADLINE`] for none, and a
-/// deadline past the counter's last count is held just below that.
+/// The host count at which the first of each row's lines goes high by itself: [`deadline`](super::deadline) of the
+/// least [`ticks_to_line`](timer::ticks_to_line) of its timers. `now` where a line is high, [`NO_DEADLINE`] for none,
+/// and a deadline past the counter's last count is held just below that.
 ///
 /// # Panics
 ///
@@ -72,7 +72,8 @@ pub fn next_deadlines<C: Copy + Into<u64>>(now: HostCount, timers: &[TimerSlices
 ///
 /// # Panics
 ///
-/// Where the columns differ in length, and at a row whose VM isn't in `out`: the rows before it have been looked at then.
+/// Where the columns differ in length, and at a row whose VM isn't in `out`: the rows before it have been looked at
+/// then.
 pub fn deadlines_by_vm(deadlines: &[u64], vm_of: &[u32], out: &mut [u64]) {
     assert_eq!(vm_of.len(), deadlines.len(), "rows of the deadlines and of their VMs");
     out.fill(NO_DEADLINE);

@@ -3,8 +3,8 @@
 use super::scale::Scale;
 use crate::counter::{GuestCount, HostCount, Offset};
 
-/// What a VM's guest is to see of the time it didn't run, and by what that is told: [`Policy`](crate::plan::Policy) with
-/// the plan's decision whether it is the same counter.
+/// What a VM's guest is to see of the time it didn't run, and by what that is told: [`Policy`](crate::plan::Policy)
+/// with the plan's decision whether it is the same counter.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u8)]
 pub enum Added {
@@ -62,8 +62,8 @@ const fn all(yes: bool) -> u64 {
     if yes { u64::MAX } else { 0 }
 }
 
-/// `min`, of which the compiler makes a branch here, to hide the latency of the multiplication: of policies that are mixed
-/// many of them are mispredicted.
+/// `min`, of which the compiler makes a branch here, to hide the latency of the multiplication: of policies that are
+/// mixed many of them are mispredicted.
 #[inline]
 #[expect(
     clippy::cast_possible_truncation,
@@ -104,8 +104,8 @@ pub struct WentBackwards {
 /// The offset under which each guest goes on at the instant at which its host's counter reads `now`, and the ticks that
 /// are added to its counter, modulo 2^64: [`Plan::at`](crate::plan::Plan::at) of a VM that is owed no time.
 ///
-/// `frequencies` are [`Scale::ns_to_ticks`] of each counter. Either of a guest's counters has a call of its own. How far
-/// off the elapsed time may be, and whether it is believed, is the plan's to say.
+/// `frequencies` are [`Scale::ns_to_ticks`] of each counter. Either of a guest's counters has a call of its own. How
+/// far off the elapsed time may be, and whether it is believed, is the plan's to say.
 ///
 /// # Errors
 ///

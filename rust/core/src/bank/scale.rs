@@ -9,10 +9,11 @@
 //! ```
 //!
 //! **It is exact** for every `n`, `a` and `b` of 64 bits. Let `fraction = (rest * 2^128 + e) / b`, where `0 <= e < b`.
-//! Then `n * fraction / 2^128 = n * rest / b + n * e / (b * 2^128)`. The first term is a multiple of `1 / b`, so its floor
-//! stays what it is if less than `1 / b` is added to it: if `n * e < 2^128`, and both are below 2^64.
+//! Then `n * fraction / 2^128 = n * rest / b + n * e / (b * 2^128)`. The first term is a multiple of `1 / b`, so its
+//! floor stays what it is if less than `1 / b` is added to it: if `n * e < 2^128`, and both are below 2^64.
 //!
-//! The fraction fits in 128 bits: `rest <= b - 1`, so it is at most `ceil(2^128 - 2^128 / b)`, and `2^128 / b` is above 1.
+//! The fraction fits in 128 bits: `rest <= b - 1`, so it is at most `ceil(2^128 - 2^128 / b)`, and `2^128 / b` is above
+//! 1.
 //!
 //! The tests make the same text of bytes, and try each `n`, `a` and `b` there is.
 
