@@ -134,11 +134,11 @@ class Tree:
             done = subprocess.run(
                 [*command, *chosen], cwd=self.path, env=env, capture_output=True, text=True, check=False
             )
-            failed = re.search(r"^test (\S+) .*FAILED$|^    (\S+)$", done.stdout, re.MULTILINE)
+            failed = re.search(r"^---- (\S+) stdout ----$", done.stdout, re.MULTILINE)
             if bool(failed) != (done.returncode != 0):
                 raise Unjudged(f"cargo test exits with {done.returncode}:\n{done.stdout}{done.stderr}")
             if failed:
-                return f"{' '.join(chosen)}: {failed[1] or failed[2]}"
+                return f"{' '.join(chosen)}: {failed[1]}"
         return None
 
     def first(self) -> str | None:
