@@ -191,10 +191,10 @@ fn planned(now: u64, (guest, host, added, elapsed_ns, max_ns, hz): Row) -> Optio
     checkpoint.host.count = HostCount(host);
     checkpoint.host.frequency = counter.frequency();
     let max_ns = matches!(added, Added::CountedUpTo | Added::ElapsedUpTo).then_some(max_ns);
-    let counted = matches!(added, Added::Counted | Added::CountedUpTo);
+    let by_counter = matches!(added, Added::Counted | Added::CountedUpTo);
     let policy = if added == Added::Nothing { Policy::Freeze } else { Policy::Advance { max_ns } };
-    let elapsed_ns = (!counted).then_some(elapsed_ns);
-    let request = Request { policy, same_counter: Some(counted), elapsed_ns, ..Request::default() };
+    let elapsed_ns = (!by_counter).then_some(elapsed_ns);
+    let request = Request { policy, same_counter: Some(by_counter), elapsed_ns, ..Request::default() };
     match plan(&checkpoint, &target, counter.cross_timestamp(), request) {
         Ok(plan) => Some((plan.as_of.virtual_offset().0, plan.as_of.added_ticks)),
         Err(Refusal::ClockWentBackwards { .. }) => None,
