@@ -1,4 +1,25 @@
 //! vCPUs and their timers as columns, and what is computed over them.
+//!
+//! A kernel is a loop over columns, a row each vCPU or VM, and gives row by row just what the scalar law gives: the
+//! rules themselves stay in [`counter`](crate::counter), [`timer`](crate::timer) and [`plan`](crate::plan). Columns are
+//! plain `u64` and `bool`, as an array library lays them out. Kernels allocate nothing, and write only to what they are
+//! given to write to. All columns of a call have as many rows: a kernel panics where they don't, before it writes
+//! anything.
+//!
+//! Rows are computed without branches, so that the compiler makes vector code of the loops (docs/performance.md).
+//! Comparisons are KVM's, of 64 bits: a narrow counter ([`Width`](crate::timer::Width)) has no kernel.
+
+mod counts;
+mod deadlines;
+mod lines;
+mod recompute;
+mod scale;
+
+pub use counts::{both_counts, counts};
+pub use deadlines::{TimerSlices, deadlines_by_vm, earliest, next_deadlines};
+pub use lines::{changes, evaluate};
+pub use recompute::{Added, Saved, WentBackwards, recompute_offsets};
+pub use scale::{Scale, convert, convert_mixed};
 
 use crate::counter::HostCount;
 use alloc::vec::Vec;

@@ -60,6 +60,12 @@ pub const fn line(ctl: u64, cval: u64, now: GuestCount) -> bool {
     w64::line(ctl, cval, now.0)
 }
 
+/// Whether the timer's line goes high once its condition is met: enabled, and not masked.
+#[must_use]
+pub const fn can_raise(ctl: u64) -> bool {
+    w64::can_raise(ctl)
+}
+
 /// CTL as a guest reads it: what was written, with ISTATUS set where the condition is met, whatever ENABLE says.
 ///
 /// With ENABLE clear the architecture leaves ISTATUS UNKNOWN; KVM's trapped read ORs it in all the same.

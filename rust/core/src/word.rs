@@ -37,8 +37,12 @@ macro_rules! arithmetic {
                 now >= cval
             }
 
+            pub(crate) const fn can_raise(ctl: u64) -> bool {
+                ctl & (CTL_ENABLE | CTL_IMASK) == CTL_ENABLE
+            }
+
             pub(crate) const fn line(ctl: u64, cval: $word, now: $word) -> bool {
-                ctl & (CTL_ENABLE | CTL_IMASK) == CTL_ENABLE && condition_met(cval, now)
+                can_raise(ctl) && condition_met(cval, now)
             }
 
             pub(crate) const fn ctl_read(ctl: u64, cval: $word, now: $word) -> u64 {
@@ -60,7 +64,7 @@ macro_rules! arithmetic {
             }
 
             pub(crate) const fn ticks_to_line(ctl: u64, cval: $word, now: $word) -> Option<$word> {
-                if ctl & (CTL_ENABLE | CTL_IMASK) == CTL_ENABLE { Some(ticks_until(cval, now)) } else { None }
+                if can_raise(ctl) { Some(ticks_until(cval, now)) } else { None }
             }
 
             /// An interval of offsets: its lowest, and how much more it can be.
