@@ -13,13 +13,13 @@
 mod winners;
 
 use crate::bank::NO_DEADLINE;
-use crate::counter::{HostCount, Offset};
+use crate::counter::{GuestCount, HostCount, Offset};
 use crate::timer::ticks_until;
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::ops::Range;
-use winners::{Due, NONE, ROW, Row, Winners, each};
+use winners::{LANES, NONE, ROW, Row, Winners, each};
 
 /// A timer that fired.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -90,8 +90,8 @@ impl Group {
 
     /// The places of its timers in a row: the whole of it, or the part that it has of its only one.
     fn lanes(&self) -> u8 {
-        let spare = (ROW as u32).saturating_sub(self.timers);
-        u8::MAX >> spare << (self.first % ROW as u32)
+        let spare = (LANES).saturating_sub(self.timers);
+        u8::MAX >> spare << (self.first % LANES)
     }
 
     /// Its least compare value; [`NONE`] where it has none.
@@ -146,9 +146,20 @@ pub struct DeadlineQueue {
     /// What the deadlines are seen from.
     now: HostCount,
     pending: usize,
+    seen: Seen,
     /// Ids that are free, by how many there are from each on; and numbers of groups.
     free_ids: BTreeMap<u32, Vec<u32>>,
     free_groups: Vec<u32>,
+}
+
+/// What `expire` looks at, kept for its memory.
+#[derive(Clone, Debug, Default)]
+struct Seen {
+    groups: Vec<u32>,
+    /// Rows of groups without a tree, each with its group and its guest's count.
+    rows: Vec<(u32, u32, GuestCount)>,
+    tree_rows: Vec<u32>,
+    spare: Vec<u32>,
 }
 
 const NO_GROUP: u32 = u32::MAX;
@@ -299,39 +310,40 @@ impl DeadlineQueue {
     pub fn expire(&mut self, now: HostCount, fired: &mut Vec<Fired>) {
         self.look_from(now);
         fired.clear();
-        let Self { cvals, armed, groups, deadlines, pending, .. } = self;
-        let (mut due_groups, mut due_rows) = (Due::default(), Due::default());
-        deadlines.replay(now.0, &mut due_groups, |number| {
-            let group = &mut groups[number];
-            if group.armed == 0 {
-                return NONE;
+        let Self { cvals, armed, groups, deadlines, pending, seen, .. } = self;
+        let mut fire = |cvals: &mut [Row], group: &mut Group, row: usize, guest: GuestCount| {
+            let row_cvals = &mut cvals[row];
+            let due = row_cvals.due(guest.0) & armed[row] & group.lanes();
+            armed[row] &= !due;
+            group.armed -= due.count_ones();
+            // Before it is written to: a wide read waits for narrow writes.
+            let least = row_cvals.least_of(!due);
+            each(due, |lane| {
+                let cval = core::mem::replace(&mut row_cvals.0[lane as usize], NONE);
+                let deadline = now.0.saturating_sub(guest.0 - cval);
+                fired.push(Fired { deadline, timer: narrow(row * ROW) + lane });
+            });
+            least
+        };
+        deadlines.due(now.0, &mut seen.groups, &mut seen.spare);
+        // In passes, each of them short: what one group or row is waited for to be read, the next ones are read as well.
+        seen.rows.clear();
+        for number in &seen.groups {
+            let group = &mut groups[*number as usize];
+            let (guest, rows) = (now.guest(group.offset), group.rows());
+            if let Some(mut tree) = group.tree.take() {
+                tree.due(guest.0, &mut seen.tree_rows, &mut seen.spare);
+                tree.renew(&mut seen.tree_rows, |row| fire(cvals, group, rows.start + row, guest));
+                group.tree = Some(tree);
+            } else if group.armed > 0 {
+                seen.rows.extend(rows.map(|row| (*number, narrow(row), guest)));
             }
-            let (guest, rows, lanes) = (now.guest(group.offset), group.rows(), group.lanes());
-            let before = fired.len();
-            let mut fire = |row: usize| {
-                let cvals = &mut cvals[row];
-                let due = cvals.due(guest.0) & armed[row] & lanes;
-                armed[row] &= !due;
-                let least = cvals.least_of(lanes & !due);
-                each(due, |lane| {
-                    let cval = core::mem::replace(&mut cvals.0[lane as usize], NONE);
-                    let deadline = now.0.saturating_sub(guest.0 - cval);
-                    fired.push(Fired { deadline, timer: narrow(row * ROW) + lane });
-                });
-                least
-            };
-            let least = match &mut group.tree {
-                Some(tree) => {
-                    tree.replay(guest.0, &mut due_rows, |row| fire(rows.start + row));
-                    tree.least()
-                }
-                None => rows.fold(NONE, |least, row| least.min(fire(row))),
-            };
-            let gone = fired.len() - before;
-            group.armed -= narrow(gone);
-            *pending -= gone;
-            if group.armed == 0 { NONE } else { group.deadline_of(least, now) }
-        });
+        }
+        for (number, row, guest) in &seen.rows {
+            fire(cvals, &mut groups[*number as usize], *row as usize, *guest);
+        }
+        *pending -= fired.len();
+        deadlines.renew(&mut seen.groups, |number| groups[number].deadline(cvals, now));
         order(fired);
     }
 
@@ -342,7 +354,9 @@ impl DeadlineQueue {
         let groups = self.groups.capacity() * size_of::<Group>() + self.free_groups.capacity() * 4;
         let rows: usize = self.groups.iter().filter_map(|group| group.tree.as_ref()).map(|tree| tree.bytes()).sum();
         let ids: usize = self.free_ids.values().map(|ids| ids.capacity() * 4).sum();
-        columns + groups + rows + ids + self.deadlines.bytes()
+        let Seen { groups: seen, rows: seen_rows, tree_rows, spare } = &self.seen;
+        let seen = (seen.capacity() + tree_rows.capacity() + spare.capacity()) * 4 + seen_rows.capacity() * 16;
+        columns + groups + rows + ids + seen + self.deadlines.bytes()
     }
 
     fn group(&self, group: u32) -> Result<&Group, QueueError> {
@@ -432,7 +446,7 @@ impl DeadlineQueue {
 
 /// How many ids a group takes: a part of a row that doesn't straddle it, or rows.
 const fn footprint(timers: u32) -> u32 {
-    if timers as usize <= ROW { timers.next_power_of_two() } else { timers.next_multiple_of(ROW as u32) }
+    if timers as usize <= ROW { timers.next_power_of_two() } else { timers.next_multiple_of(LANES) }
 }
 
 /// A timer's row, and its place there.

@@ -8,6 +8,8 @@ use alloc::vec::Vec;
 
 /// How many values are in a row: a cache line's.
 pub(super) const ROW: usize = 8;
+/// The same, for indices of 32 bits.
+pub(super) const LANES: u32 = 8;
 /// The largest value, which stands for none: it loses against every other.
 pub(super) const NONE: u64 = u64::MAX;
 
@@ -40,13 +42,6 @@ impl Row {
     pub(super) fn due(&self, limit: u64) -> u8 {
         self.0.iter().enumerate().fold(0, |due, (lane, value)| due | u8::from(*value <= limit) << lane)
     }
-}
-
-/// The rows that a replay has still to see: kept from one to the next, for its memory.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Due {
-    rows: Vec<u32>,
-    below: Vec<u32>,
 }
 
 /// Calls with the index of each bit that is set.
@@ -147,41 +142,43 @@ impl Winners {
         })
     }
 
-    /// Replaces every value that `limit` has reached by what `play` makes of its index.
+    /// The indices of all values that `limit` has reached, in order, as `found`; `spare` is memory to work with.
     ///
     /// Level by level instead of value by value: the reads of one level don't wait for each other.
-    pub(super) fn replay(&mut self, limit: u64, due: &mut Due, mut play: impl FnMut(usize) -> u64) {
-        let Due { rows, below } = due;
-        rows.clear();
-        rows.push(0);
-        for level in (1..self.levels.len()).rev() {
-            below.clear();
-            for row in rows.iter() {
-                each(self.levels[level][*row as usize].due(limit), |lane| below.push(*row * 8 + lane));
+    pub(super) fn due(&self, limit: u64, found: &mut Vec<u32>, spare: &mut Vec<u32>) {
+        found.clear();
+        found.push(0);
+        for (level, rows) in self.levels.iter().enumerate().rev() {
+            spare.clear();
+            for row in found.iter() {
+                each(rows[*row as usize].due(limit), |lane| spare.push(*row * LANES + lane));
             }
-            // A limit of NONE reaches the places behind the last row, too.
-            below.retain(|row| (*row as usize) < self.levels[level - 1].len());
-            core::mem::swap(rows, below);
+            // A limit of NONE reaches the places behind the last one, too.
+            let end = if level == 0 { self.values } else { self.levels[level - 1].len() };
+            spare.retain(|index| (*index as usize) < end);
+            core::mem::swap(found, spare);
         }
-        for row in rows.iter() {
-            let values = &mut self.levels[0][*row as usize];
-            each(values.due(limit), |lane| {
-                let index = (*row * 8 + lane) as usize;
-                if index < self.values {
-                    values.0[lane as usize] = play(index);
+    }
+
+    /// Sets many values, whose indices are in order, and works them off `indices`.
+    pub(super) fn renew(&mut self, indices: &mut Vec<u32>, mut value: impl FnMut(usize) -> u64) {
+        for index in indices.iter() {
+            self.levels[0][*index as usize / ROW].0[*index as usize % ROW] = value(*index as usize);
+        }
+        for level in 0..self.levels.len() {
+            for index in indices.iter_mut() {
+                *index /= LANES;
+            }
+            indices.dedup();
+            let (lower, upper) = self.levels.split_at_mut(level + 1);
+            for index in indices.iter() {
+                let least = lower[level][*index as usize].least();
+                match upper.first_mut() {
+                    Some(above) => above[*index as usize / ROW].0[*index as usize % ROW] = least,
+                    None => self.least = least,
                 }
-            });
-        }
-        for level in 1..self.levels.len() {
-            let (lower, upper) = self.levels.split_at_mut(level);
-            for row in rows.iter_mut() {
-                let index = *row as usize;
-                upper[0][index / ROW].0[index % ROW] = lower[level - 1][index].least();
-                *row /= 8;
             }
-            rows.dedup();
         }
-        self.least = self.levels.last().map_or(NONE, |level| level[0].least());
     }
 
     /// The bytes that it holds.
