@@ -15,13 +15,13 @@ class Step:
 
     def setup(self, timers: int, kept_by: str) -> None:
         work = steady.Work(timers)
-        make = {
-            "queue": lambda: steady.Queue(work),
-            "queue, one VM": lambda: steady.Queue(work, vm=timers),
-            "heapq": lambda: steady.Heap(work),
-            "numpy": lambda: steady.Scan(work),
-        }
-        self.kept: steady.Kept = make[kept_by]()
+        self.kept: steady.Kept
+        if kept_by == "heapq":
+            self.kept = steady.Heap(work)
+        elif kept_by == "numpy":
+            self.kept = steady.Scan(work)
+        else:
+            self.kept = steady.Queue(work, vm=8 if kept_by == "queue" else timers)
 
     def time_step(self, timers: int, kept_by: str) -> None:
         self.kept.step()
