@@ -2,7 +2,7 @@
 //!
 //! A timer belongs to a group, which is a VM: its compare value is in the guest's ticks, and the group's offset leads
 //! from the host's counter to them. The comparison is KVM's: unsigned, on guest counts, without a wrap
-//! (`kvm_timer_compute_delta` and `kvm_timer_should_fire` in arch/arm64/kvm/arch_timer.c). So a timer is due while
+//! (`kvm_timer_compute_delta` and `kvm_timer_pending` in arch/arm64/kvm/arch_timer.c). So a timer is due while
 //! `now - offset`, modulo 2^64, is at or past its compare value, and its deadline is a distance from `now` and not the sum
 //! of both: where a guest's count wraps, timers that were due no longer are.
 //!

@@ -24,7 +24,7 @@ const FIRING: usize = 128;
 ///
 /// A VM is a group of timers with one counter offset. Compare values (CVAL) are guest ticks; deadlines and `now` are ticks
 /// of the host's counter, `now` given by the caller. A timer is due while the guest's count, `now - offset` modulo 2^64, is
-/// at or past its compare value, unsigned and without a wrap, as KVM compares (kvm_timer_should_fire in
+/// at or past its compare value, unsigned and without a wrap, as KVM compares (kvm_timer_pending in
 /// arch/arm64/kvm/arch_timer.c). Which timers are enabled and not masked is the caller's to know: arm those.
 ///
 /// Timers and groups are named by ints, or by int64 arrays in the calls whose names end in `_many` and in `set_offsets`;
