@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 import guestclock
-from benchmarks import columns
+from benchmarks import columns, steady
 from guestclock import _core
 
 
@@ -65,6 +65,14 @@ PAIRS = (
     Pair("Checkpoint.from_bytes(bytes_1)", "pickle.loads(pickled_1)"),
     Pair("Checkpoint.from_bytes(bytes_64)", "pickle.loads(pickled_64)"),
     Pair("Checkpoint.from_bytes(bytes_512)", "pickle.loads(pickled_512)"),
+    # Steps of the steady state: steady.TOUCHED timers each, in VMs of 8, or all in one.
+    Pair("queue_100k.step()", "heapq_100k.step()", 0.14),
+    Pair("queue_100k.step()", "numpy_100k.step()", 0.2),
+    Pair("queue_100k_in_one.step()", "heapq_100k.step()", 0.14),
+    Pair("queue_100k_in_one.step()", "numpy_100k.step()", 0.2),
+    Pair("queue_1m.step()", "queue_1k.step()", 2.0),
+    Pair("queue_1m_in_one.step()", "queue_1k_in_one.step()", 2.0),
+    Pair("heapq_1m.step()", "heapq_1k.step()"),
 )
 
 
@@ -81,6 +89,16 @@ def namespace() -> dict[str, object]:
         names[f"bytes_{vcpus}"] = checkpoint.to_bytes()
         names[f"columns_{vcpus}"] = columns.arrays(checkpoint)
         names[f"pickled_{vcpus}"] = pickle.dumps(names[f"columns_{vcpus}"], 5)
+    for timers, size in ((1000, "1k"), (100_000, "100k"), (1_000_000, "1m")):
+        work = steady.Work(timers)
+        kept: dict[str, steady.Kept] = {
+            f"queue_{size}": steady.Queue(work),
+            f"queue_{size}_in_one": steady.Queue(work, vm=timers),
+            f"heapq_{size}": steady.Heap(work),
+            f"numpy_{size}": steady.Scan(work),
+        }
+        steady.agreed(*kept.values())
+        names |= kept
     return names
 
 

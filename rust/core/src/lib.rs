@@ -57,6 +57,7 @@ pub mod bank;
 pub mod capture;
 pub mod checkpoint;
 pub mod counter;
+pub mod deadline;
 pub mod debt;
 mod display;
 pub mod elapsed;

@@ -1,6 +1,7 @@
 //! Rust's errors as the classes of `guestclock.errors`.
 
 use core::fmt::Display;
+use guestclock_core::deadline::QueueError;
 use guestclock_core::faulty::{FaultyError, Kind};
 use guestclock_core::gate::GateError;
 use guestclock_core::refusal::Refusal;
@@ -50,6 +51,18 @@ impl<T, E: IntoPyErr> OrRaise<T> for Result<T, E> {
     #[inline]
     fn or_raise(self) -> PyResult<T> {
         self.map_err(IntoPyErr::into_pyerr)
+    }
+}
+
+impl IntoPyErr for QueueError {
+    #[cold]
+    fn into_pyerr(self) -> PyErr {
+        let message = self.to_string();
+        match self {
+            Self::NoSuchGroup { .. } | Self::NoSuchTimer { .. } => PyIndexError::new_err(message),
+            Self::TooManyTimers { .. } => PyOverflowError::new_err(message),
+            _ => PyValueError::new_err(message),
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 
 mod checkpoint;
 mod counters;
+mod deadline;
 mod errors;
 mod faulty;
 mod guest;
@@ -30,6 +31,8 @@ mod _core {
     use super::checkpoint::PyCheckpoint;
     #[pymodule_export]
     use super::counters::{PyHostCounter, PyManualCounter, PyMonotonicCounter, PyScaledCounter};
+    #[pymodule_export]
+    use super::deadline::PyDeadlineQueue;
     #[pymodule_export]
     use super::faulty::PyFaultyVm;
     #[pymodule_export]

@@ -1,0 +1,47 @@
+"""The deadline queue in its steady state, beside heapq and a numpy scan; and an offset that moves."""
+
+from __future__ import annotations
+
+from . import steady
+
+TIMERS = (1000, 100_000, 1_000_000)
+
+
+class Step:
+    """One step, of about `steady.TOUCHED` timers."""
+
+    params = (TIMERS, ("queue", "queue, one VM", "heapq", "numpy"))
+    param_names = ("timers", "kept by")
+
+    def setup(self, timers: int, kept_by: str) -> None:
+        work = steady.Work(timers)
+        self.kept: steady.Kept
+        if kept_by == "heapq":
+            self.kept = steady.Heap(work)
+        elif kept_by == "numpy":
+            self.kept = steady.Scan(work)
+        else:
+            self.kept = steady.Queue(work, vm=8 if kept_by == "queue" else timers)
+
+    def time_step(self, timers: int, kept_by: str) -> None:
+        self.kept.step()
+
+
+class Queue:
+    """What one VM of 8 timers costs, and one VM that has all of them."""
+
+    params = (TIMERS, ("VMs of 8", "one VM"))
+    param_names = ("timers", "in")
+
+    def setup(self, timers: int, held_in: str) -> None:
+        self.queue = steady.Queue(steady.Work(timers), vm=8 if held_in == "VMs of 8" else timers).queue
+        self.offset = 0
+
+    def time_set_offset(self, timers: int, held_in: str) -> None:
+        self.offset += 1
+        self.queue.set_offset(0, self.offset)
+
+    def track_bytes_per_timer(self, timers: int, held_in: str) -> float:
+        return self.queue.nbytes / timers
+
+    track_bytes_per_timer.unit = "bytes"  # type: ignore[attr-defined]

@@ -1,0 +1,176 @@
+//! The deadline queue.
+
+use crate::errors::OrRaise;
+use crate::vm::modular;
+use guestclock_core::counter::{HostCount, Offset};
+use guestclock_core::deadline::DeadlineQueue;
+use numpy::{Element, PyArray1, PyArrayMethods, PyUntypedArrayMethods};
+use pyo3::exceptions::{PyIndexError, PyTypeError};
+use pyo3::prelude::*;
+use pyo3::sync::MutexExt;
+use pyo3::types::PyRange;
+use std::slice::from_ref;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// From how many timers on a call lets other Python threads run: they take it 100 us, and giving up the GIL and taking it
+/// again 50 ns. The columns are copied before that, so nobody can write to them meanwhile.
+const RELEASE_GIL_FROM: usize = 4096;
+
+/// For how many timers that fire at once there is memory beforehand.
+const FIRING: usize = 128;
+
+/// Timers of many VMs, and which of them are due: the next deadline is always at hand, and no call looks at timers that it
+/// isn't about.
+///
+/// A VM is a group of timers with one counter offset. Compare values (CVAL) are guest ticks; deadlines and `now` are ticks
+/// of the host's counter, `now` given by the caller. A timer is due while the guest's count, `now - offset` modulo 2^64, is
+/// at or past its compare value, unsigned and without a wrap, as KVM compares (kvm_timer_pending in
+/// arch/arm64/kvm/arch_timer.c). Which timers are enabled and not masked is the caller's to know: arm those.
+///
+/// Timers and groups are named by ints, or by int64 arrays in the calls whose names end in `_many` and in `set_offsets`;
+/// counts in arrays are uint64. Arrays are one-dimensional and may be strided; they are copied, and refused as a whole
+/// before anything changes: TypeError for another dtype, ValueError for lengths that differ, IndexError for a timer or a group
+/// that the queue hasn't got.
+#[pyclass(frozen, name = "DeadlineQueue", module = "guestclock")]
+pub(crate) struct PyDeadlineQueue {
+    // A call for many timers works on it without the GIL.
+    queue: Mutex<DeadlineQueue>,
+}
+
+impl PyDeadlineQueue {
+    fn lock(&self, py: Python<'_>) -> MutexGuard<'_, DeadlineQueue> {
+        self.queue.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does `work` on the queue, without the GIL where it is about many timers.
+    fn with<T: Send>(&self, py: Python<'_>, timers: usize, work: impl FnOnce(&mut DeadlineQueue) -> T + Send) -> T {
+        if timers < RELEASE_GIL_FROM {
+            return work(&mut self.lock(py));
+        }
+        py.detach(|| work(&mut self.queue.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+}
+
+/// A copy of an array: while the GIL is released, other threads may write to the array itself.
+fn column<T: Element + Copy>(array: &Bound<'_, PyAny>, what: &str, dtype: &str) -> PyResult<Vec<T>> {
+    let refused = || PyTypeError::new_err(format!("{what} must be a one-dimensional, aligned numpy array of {dtype}"));
+    let array = array.cast::<PyArray1<T>>().map_err(|_| refused())?.try_readonly().map_err(|_| refused())?;
+    match array.as_slice() {
+        Ok(slice) => Ok(slice.to_vec()),
+        Err(_) if array.is_aligned() => Ok(array.as_array().iter().copied().collect()),
+        Err(_) => Err(refused()),
+    }
+}
+
+/// Ids or groups, as the core counts them.
+fn indices(array: &Bound<'_, PyAny>, what: &str) -> PyResult<Vec<u32>> {
+    column::<i64>(array, what, "int64")?.into_iter().map(|index| narrow(index, what)).collect()
+}
+
+fn narrow(index: i64, what: &str) -> PyResult<u32> {
+    u32::try_from(index).map_err(|_| PyIndexError::new_err(format!("{what} are from 0 up to 2**32, and {index} isn't")))
+}
+
+#[pymethods]
+impl PyDeadlineQueue {
+    #[new]
+    fn new() -> Self {
+        Self { queue: Mutex::new(DeadlineQueue::new()) }
+    }
+
+    /// Adds a VM with so many timers, none of them armed, and returns the group's number.
+    ///
+    /// `offset` is what the guest's counter lies behind the host's, in ticks: any int from -2^63 up to 2^64, modulo 2^64.
+    #[pyo3(signature = (timers, *, offset=None))]
+    fn add_group(&self, py: Python<'_>, timers: u32, offset: Option<Bound<'_, PyAny>>) -> PyResult<u32> {
+        let offset = offset.map_or(Ok(0), |offset| modular(&offset, "an offset"))?;
+        self.lock(py).add_group(timers, Offset(offset)).or_raise()
+    }
+
+    /// Removes a group with its timers. Its number and its ids are given to groups that are added later.
+    fn remove_group(&self, py: Python<'_>, group: i64) -> PyResult<()> {
+        self.lock(py).remove_group(narrow(group, "groups")?).or_raise()
+    }
+
+    /// The ids of a group's timers: a range. Those of two groups needn't follow each other.
+    fn timers<'py>(&self, py: Python<'py>, group: i64) -> PyResult<Bound<'py, PyRange>> {
+        let timers = self.lock(py).timers(narrow(group, "groups")?).or_raise()?;
+        PyRange::new(py, isize::try_from(timers.start)?, isize::try_from(timers.end)?)
+    }
+
+    /// A group's counter offset, in ticks, from 0 up to 2^64.
+    fn offset(&self, py: Python<'_>, group: i64) -> PyResult<u64> {
+        self.lock(py).offset(narrow(group, "groups")?).or_raise().map(|offset| offset.0)
+    }
+
+    /// Sets a group's counter offset. All its deadlines move with it, at the cost of one.
+    fn set_offset(&self, py: Python<'_>, group: i64, offset: Bound<'_, PyAny>) -> PyResult<()> {
+        let offset = Offset(modular(&offset, "an offset")?);
+        self.lock(py).set_offset(narrow(group, "groups")?, offset).or_raise()
+    }
+
+    /// Sets the offsets of many groups, in this order: int64 numbers, uint64 ticks.
+    fn set_offsets(&self, py: Python<'_>, groups: Bound<'_, PyAny>, offsets: Bound<'_, PyAny>) -> PyResult<()> {
+        let groups = indices(&groups, "groups")?;
+        let offsets: Vec<u64> = column(&offsets, "offsets", "uint64")?;
+        self.with(py, groups.len(), |queue| queue.set_offsets(&groups, &offsets)).or_raise()
+    }
+
+    /// Arms a timer with a compare value in guest ticks; one that is armed is moved.
+    fn arm(&self, py: Python<'_>, timer: i64, cval: u64) -> PyResult<()> {
+        self.lock(py).arm(&[narrow(timer, "timers")?], from_ref(&cval)).or_raise()
+    }
+
+    /// Arms many timers, in this order: int64 ids, uint64 compare values. One that is armed is moved.
+    fn arm_many(&self, py: Python<'_>, timers: Bound<'_, PyAny>, cvals: Bound<'_, PyAny>) -> PyResult<()> {
+        let timers = indices(&timers, "timers")?;
+        let cvals: Vec<u64> = column(&cvals, "cvals", "uint64")?;
+        self.with(py, timers.len(), |queue| queue.arm(&timers, &cvals)).or_raise()
+    }
+
+    /// Disarms a timer; one that isn't armed stays so.
+    fn disarm(&self, py: Python<'_>, timer: i64) -> PyResult<()> {
+        self.lock(py).disarm(&[narrow(timer, "timers")?]).or_raise()
+    }
+
+    /// Disarms many timers, by their int64 ids; those that aren't armed stay so.
+    fn disarm_many(&self, py: Python<'_>, timers: Bound<'_, PyAny>) -> PyResult<()> {
+        let timers = indices(&timers, "timers")?;
+        self.with(py, timers.len(), |queue| queue.disarm(&timers)).or_raise()
+    }
+
+    /// The host count at which the next timer is due: `now` where one is, 2^64 - 1 where none is armed. A deadline past
+    /// the counter's last count is 2^64 - 2.
+    fn next_deadline(&self, py: Python<'_>, now: u64) -> u64 {
+        self.lock(py).next_deadline(HostCount(now))
+    }
+
+    /// Disarms the timers that are due and returns their ids (int64) and deadlines (uint64), in the order of the deadlines and
+    /// then of the ids.
+    ///
+    /// A deadline is the host count at which the timer became due: 0 where that was before the counter's first count.
+    fn expire<'py>(&self, py: Python<'py>, now: u64) -> (Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<u64>>) {
+        let pending = self.lock(py).len();
+        let (ids, deadlines): (Vec<i64>, Vec<u64>) = self.with(py, pending, |queue| {
+            let mut fired = Vec::with_capacity(FIRING);
+            queue.expire(HostCount(now), &mut fired);
+            fired.iter().map(|fired| (i64::from(fired.timer), fired.deadline)).unzip()
+        });
+        (PyArray1::from_slice(py, &ids), PyArray1::from_slice(py, &deadlines))
+    }
+
+    /// The memory that it takes, in bytes.
+    #[getter]
+    fn nbytes(&self, py: Python<'_>) -> usize {
+        self.lock(py).bytes()
+    }
+
+    /// How many timers are armed.
+    fn __len__(&self, py: Python<'_>) -> usize {
+        self.lock(py).len()
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> String {
+        format!("<DeadlineQueue with {} timers armed>", self.lock(py).len())
+    }
+}
