@@ -235,7 +235,7 @@ def _plan(planned: dict[str, Any]) -> list[tuple[str, str]]:
     if debt:
         step, interval = duration(debt["step_ns"]), duration(debt["interval_ns"])
         back = f"{_plural(debt['steps'], 'step')} of {step}, one every {interval}"
-        rate = f"{debt['rate_permille'] // 1000}.{debt['rate_permille'] % 1000:03}"
+        rate = _thousandths(debt["rate_permille"])
         rows += [
             ("owed guest time", _ticks(debt["owed_ticks"], hz)),
             ("paid back", f"in {back}: {duration(debt['duration_ns'])}, at {rate} times the speed"),
@@ -254,7 +254,7 @@ def _plan(planned: dict[str, Any]) -> list[tuple[str, str]]:
     if planned["rate_step_ppb"]:
         size = abs(planned["rate_step_ppb"])
         sign = "-" if planned["rate_step_ppb"] < 0 else "+"
-        rows.append(("step in rate", f"{sign}{size // 1000}.{size % 1000:03} ppm"))
+        rows.append(("step in rate", f"{sign}{_thousandths(size)} ppm"))
     for label, facts in (("provided that", "premises"), ("can't be kept", "lost"), ("slower", "slower")):
         rows += [(label, fact) for fact in planned[facts]]
     return rows
@@ -279,6 +279,10 @@ def _count(count: int, hz: int) -> str:
 
 def _ticks(ticks: int, hz: int) -> str:
     return f"{_plural(ticks, 'tick')}, {duration(to_ns(ticks, hz))}"
+
+
+def _thousandths(number: int) -> str:
+    return f"{number // 1000}.{number % 1000:03}"
 
 
 def _plural(count: int, what: str) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from guestclock.errors import CapabilityMissing
+from guestclock.inspection.words import signed
 from guestclock.progress import progress as progressing
 from guestclock.promise import Interval, expected_gap
 
@@ -168,7 +169,7 @@ def judge(
     for column, name in enumerate(COUNTERS):
         if name not in restored.get("counters", COUNTERS):
             continue
-        gap = _signed(logged[len(before) + first][column] - logged[last][column])
+        gap = signed(logged[len(before) + first][column] - logged[last][column])
         expected = expected_gap(
             policy["name"],
             policy["max_ns"],
@@ -223,8 +224,3 @@ def _span(sample: list[list[int]]) -> int:
 def _width_ns(counter: CounterRecord, frequency_hz: int) -> int:
     low, high = counter["expected_gap_ticks"]
     return (high - low) * _NS_PER_S // frequency_hz
-
-
-def _signed(difference: int) -> int:
-    """The difference of two counts, which wrap at 2^64, as the nearer of the two numbers it can mean."""
-    return (difference + (1 << 63)) % (1 << 64) - (1 << 63)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from guestclock._core import _UNKNOWN_SOURCE
+from guestclock._core import _is_unknown_host
 from guestclock.inspection.timers import TimerRecord, skew_ticks, timers
 from guestclock.inspection.words import instant, to_ns
 
@@ -75,7 +75,7 @@ def inspect(checkpoint: Checkpoint) -> Inspection:
 def host(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """Return the checkpoint's instant without the ids that name the host; None where it isn't known."""
     stamp = checkpoint.host
-    if stamp.source == _UNKNOWN_SOURCE and stamp.realtime_ns == 2**63 - 1:
+    if _is_unknown_host(stamp):
         return None
     ids = {name: getattr(stamp, name) is not None for name in ("machine_id", "boot_id")}
     return asdict(stamp) | ids | {"realtime": instant(stamp.realtime_ns)}

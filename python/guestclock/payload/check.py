@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Final
 
+from guestclock.inspection.words import signed
 from guestclock.payload.layout import Kind
 from guestclock.payload.verdict import Finding, FindingKind, GapFigures, Host, Skew, VcpuFigures, Verdict
 from guestclock.promise import Interval, expected_shift
@@ -91,11 +92,11 @@ def _check_state(judge: _Judge, number: int, vcpu: VcpuLog) -> None:
 def _check_order(judge: _Judge, number: int, vcpu: VcpuLog) -> None:
     for view in judge.views:
         for before, after in pairwise(_read(vcpu.records, view)):
-            step = _signed(after - before)
+            step = signed(after - before)
             if step < 0:
                 judge.finds("backward", number, -step, f"{view.upper()} went from {before} to {after}")
     for sample in vcpu.samples:
-        step = _signed(sample.cntvct - sample.last_cntvct)
+        step = signed(sample.cntvct - sample.last_cntvct)
         if step < 0 and sample.last_cntvct:
             what = f"it read CNTVCT {sample.cntvct} after {sample.last_cntvct} had been read"
             judge.finds("vcpu-skew", number, -step, what)
@@ -117,8 +118,8 @@ def _check_interrupts(judge: _Judge, number: int, vcpu: VcpuLog) -> None:
                 judge.finds("doubled-interrupt", number, None, f"another at {record.cntvct}, for no alarm")
             if armed is not None and record.cval != armed.cval:
                 what = f"CVAL was set to {armed.cval}, and is {record.cval} at the interrupt"
-                judge.finds("wrong-interrupt", number, abs(_signed(record.cval - armed.cval)), what)
-            early = _signed(record.cval - record.cntvct)
+                judge.finds("wrong-interrupt", number, abs(signed(record.cval - armed.cval)), what)
+            early = signed(record.cval - record.cntvct)
             if early > 0:
                 judge.finds("early-interrupt", number, early, f"for {record.cval}, at {record.cntvct}")
             armed, known = None, True
@@ -136,7 +137,7 @@ def _check_pending(judge: _Judge, number: int, vcpu: VcpuLog, armed: Record) -> 
     if host is not None and host.ended is not None and host.brackets[number] and vcpu.samples:
         passed = host.ended - host.brackets[number][-1].high
         last.append((vcpu.samples[-1].cntvct + passed, "the host went on"))
-    late, who = max(((_signed(count - armed.cval), who) for count, who in last), default=(0, ""))
+    late, who = max(((signed(count - armed.cval), who) for count, who in last), default=(0, ""))
     if late > judge.grace_ns * vcpu.frequency_hz // _NS_PER_S:
         judge.finds("lost-interrupt", number, late, f"none for the alarm at {armed.cval}, though {who}")
 
@@ -245,7 +246,7 @@ def _across_pauses(judge: _Judge, host: Host, offsets: _Offsets) -> Iterator[Gap
                     index + 1,
                     number,
                     view,
-                    _signed(first - last),
+                    signed(first - last),
                     (shift.low, shift.high),
                     None if promised is None else (promised.low, promised.high),
                     error,
@@ -254,7 +255,7 @@ def _across_pauses(judge: _Judge, host: Host, offsets: _Offsets) -> Iterator[Gap
 
 def _figures(number: int, vcpu: VcpuLog) -> VcpuFigures:
     fired = [record for record in vcpu.records if record.kind is Kind.FIRED]
-    steps = [_signed(after - before) for before, after in pairwise(_read(vcpu.records, "cntvct"))]
+    steps = [signed(after - before) for before, after in pairwise(_read(vcpu.records, "cntvct"))]
     return VcpuFigures(
         number,
         len(vcpu.samples),
@@ -262,7 +263,7 @@ def _figures(number: int, vcpu: VcpuLog) -> VcpuFigures:
         len(fired),
         sum(record.kind is Kind.OTHER_IRQ and record.interrupt >= _SPECIAL for record in vcpu.records),
         max(steps, default=0),
-        max((_signed(record.cntvct - record.cval) for record in fired), default=None),
+        max((signed(record.cntvct - record.cval) for record in fired), default=None),
     )
 
 
@@ -280,7 +281,7 @@ def _common(bounds: Iterable[Interval]) -> Interval | None:
 
 def _about(low: int, high: int, *, origin: int) -> Interval:
     """The bounds of a number modulo 2^64, as integers near the origin's. In the wrong order they bound nothing."""
-    near = _signed(low - origin)
+    near = signed(low - origin)
     return Interval(near, near + (high - low) % 2**64)
 
 
@@ -290,8 +291,3 @@ def _apart(one: Interval, other: Interval) -> int:
 
 def _when(stretch: int) -> str:
     return f"after pause {stretch}" if stretch else "before any pause"
-
-
-def _signed(difference: int) -> int:
-    """The difference of two counts, which wrap at 2^64, as the nearer of the two numbers it can mean."""
-    return (difference + (1 << 63)) % (1 << 64) - (1 << 63)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from guestclock import Advance, CatchUp, Checkpoint, Freeze, ManualCounter, Reg, Vm, plan
 from guestclock.errors import RestoreRefused
+from guestclock.inspection.words import signed
 from guestclock.study.hosts import SECOND
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def judge(migration: Migration) -> Judged:
     passed = _passed(migration, basis)
     released = release.count
     shown = {vm.cntvct(0, now=released), vm.cntpct(0, now=released)}
-    errors = [Fraction(_signed(count - migration.guest) + report.owed_ticks - passed) for count in shown]
+    errors = [Fraction(signed(count - migration.guest) + report.owed_ticks - passed) for count in shown]
     warned = any(warning.startswith(STEPPED) for warning in intended.warnings)
     return Judged(
         basis,
@@ -187,8 +188,3 @@ def _passed(migration: Migration, basis: str) -> Fraction | int:
 
 def _ticks(frequency_hz: int, ns: Fraction) -> Fraction:
     return ns * frequency_hz / SECOND
-
-
-def _signed(difference: int) -> int:
-    """The difference of two counts, which wrap at 2^64, as the nearer of the two numbers it can mean."""
-    return (difference + (1 << 63)) % (1 << 64) - (1 << 63)

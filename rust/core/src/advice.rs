@@ -2,6 +2,7 @@
 
 use crate::checkpoint::{Checkpoint, TimerColumns};
 use crate::counter::Offset;
+use crate::display::thousandths;
 use crate::limits::Reached;
 use crate::plan::{Method, Plan, Policy, Target, Views};
 use crate::sysreg::Role;
@@ -218,9 +219,8 @@ fn of_the_debt(plan: &Plan) -> Vec<String> {
     let rate = debt.rate_permille();
     if rate > 2000 {
         warnings.push(format!(
-            "the guest's time seems to go by {}.{:03} times as fast while it is paid back: more than twice",
-            rate / 1000,
-            rate % 1000
+            "the guest's time seems to go by {} times as fast while it is paid back: more than twice",
+            thousandths(rate)
         ));
     }
     warnings

@@ -271,6 +271,26 @@ pub struct CrossTimestamp {
 }
 
 impl CrossTimestamp {
+    /// Two readings that belong together within `width_ns`, and nobody to say anything of the clocks.
+    #[must_use]
+    pub fn unvouched(count: HostCount, frequency: Frequency, source: &str, realtime_ns: i64, width_ns: u64) -> Self {
+        Self {
+            count,
+            frequency,
+            source: String::from(source),
+            realtime_ns,
+            width_ns,
+            tai_offset_s: None,
+            synchronized: None,
+            max_error_ns: None,
+            sync: None,
+            rate_ppb: None,
+            leap: Leap::Unknown,
+            machine_id: None,
+            boot_id: None,
+        }
+    }
+
     /// The same, moved to the instant at which the counter reads `count`: the wall clock moves by the ticks between.
     ///
     /// `count` may lie before or after. Exact to the nanosecond but for the wall clock's rate, so it is for short

@@ -26,6 +26,11 @@ impl fmt::Display for Policy {
     }
 }
 
+/// So many thousandths, as a decimal number.
+pub(crate) fn thousandths(number: u128) -> String {
+    format!("{}.{:03}", number / 1000, number % 1000)
+}
+
 /// A label and what it labels.
 fn line(f: &mut fmt::Formatter<'_>, label: &str, value: &str) -> fmt::Result {
     writeln!(f, "  {label:<18} {value}")
@@ -44,19 +49,18 @@ fn counters(f: &mut fmt::Formatter<'_>, plan: &Plan, outcome: &Outcome) -> fmt::
     line(f, "CNTPCT_EL0", &format!("{} -> {}", saved(View::Physical), outcome.cntpct.0))?;
     line(f, "guest time added", &format!("{}{capped}", ticks(plan, outcome.added_ticks)))?;
     if let Some(debt) = plan.debt(outcome) {
-        let (frequency, rate) = (plan.frequency(), debt.rate_permille());
+        let frequency = plan.frequency();
         line(f, "guest time owed", &ticks(plan, debt.owed_ticks))?;
         line(
             f,
             "paid back",
             &format!(
-                "in {} steps of {} ns, one every {} ns: done after {} ns, at {}.{:03} times the speed",
+                "in {} steps of {} ns, one every {} ns: done after {} ns, at {} times the speed",
                 debt.steps(frequency),
                 debt.step_ns,
                 debt.interval_ns,
                 debt.duration_ns(frequency),
-                rate / 1000,
-                rate % 1000
+                thousandths(debt.rate_permille())
             ),
         )?;
     }
@@ -123,12 +127,8 @@ fn told(f: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
 
 fn advice(f: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
     if let Some(ppb) = plan.rate_step_ppb.filter(|ppb| *ppb != 0) {
-        let (sign, size) = (if ppb < 0 { '-' } else { '+' }, ppb.unsigned_abs());
-        line(
-            f,
-            "rate step",
-            &format!("{sign}{}.{:03} ppm: the counters run at another rate here", size / 1000, size % 1000),
-        )?;
+        let (sign, size) = (if ppb < 0 { '-' } else { '+' }, thousandths(ppb.unsigned_abs().into()));
+        line(f, "rate step", &format!("{sign}{size} ppm: the counters run at another rate here"))?;
     }
     for (label, facts) in [
         ("provided that", &plan.premises),

@@ -6,12 +6,11 @@
 
 use crate::backend::count_reg;
 use crate::checkpoint::{Checkpoint, CtlColumn, RegisterColumn, TimerColumns};
-use crate::counter::{CrossTimestamp, Frequency, GuestCount, HostCount, Leap, Offset};
+use crate::counter::{CrossTimestamp, Frequency, GuestCount, HostCount, Offset};
 use crate::sysreg::{Encoding, Role, Sysreg, View, one_reg_id};
 use crate::timer::Timer;
 use crate::wire::MAX_OTHER_REGS;
 use alloc::collections::{BTreeMap, BTreeSet};
-use alloc::string::String;
 use alloc::vec::Vec;
 
 /// The [`source`](CrossTimestamp::source) of a host that nobody knows: see [`unknown_host`].
@@ -95,22 +94,9 @@ fn kvm_name(id: u64) -> &'static str {
 /// neither.
 #[must_use]
 pub fn unknown_host(frequency: Frequency) -> CrossTimestamp {
-    CrossTimestamp {
-        // Counts are compared modulo 2^64: this one lies ahead of everything that a counter reads in centuries.
-        count: HostCount(i64::MAX.cast_unsigned()),
-        frequency,
-        source: String::from(UNKNOWN_SOURCE),
-        realtime_ns: i64::MAX,
-        width_ns: u64::MAX,
-        tai_offset_s: None,
-        synchronized: None,
-        max_error_ns: None,
-        sync: None,
-        rate_ppb: None,
-        leap: Leap::Unknown,
-        machine_id: None,
-        boot_id: None,
-    }
+    // Counts are compared modulo 2^64: this one lies ahead of everything that a counter reads in centuries.
+    let count = HostCount(i64::MAX.cast_unsigned());
+    CrossTimestamp::unvouched(count, frequency, UNKNOWN_SOURCE, i64::MAX, u64::MAX)
 }
 
 /// Whether nobody knows the host's clocks. A checkpoint of an unknown source may still have a wall clock.

@@ -1,8 +1,7 @@
 //! A counter that moves only when it is told to: for tests, simulation, instruction counts and replay.
 
-use crate::counter::{Counter, CrossTimestamp, Frequency, HostCount, Leap};
+use crate::counter::{Counter, CrossTimestamp, Frequency, HostCount};
 use crate::sync::{AtomicI64, AtomicU64, Ordering};
-use alloc::string::String;
 
 /// A counter moved by [`advance`](Self::advance), with a wall clock that moves along.
 #[derive(Debug)]
@@ -61,21 +60,7 @@ impl Counter for ManualCounter {
 
     fn cross_timestamp(&self) -> CrossTimestamp {
         let count = self.count();
-        CrossTimestamp {
-            count,
-            frequency: self.frequency,
-            source: String::from(Self::SOURCE),
-            realtime_ns: self.realtime_ns(count),
-            width_ns: 0,
-            tai_offset_s: None,
-            synchronized: None,
-            max_error_ns: None,
-            sync: None,
-            rate_ppb: None,
-            leap: Leap::Unknown,
-            machine_id: None,
-            boot_id: None,
-        }
+        CrossTimestamp::unvouched(count, self.frequency, Self::SOURCE, self.realtime_ns(count), 0)
     }
 }
 

@@ -142,8 +142,8 @@ impl PyCheckpoint {
     /// A checkpoint from the registers that another VMM saved: one {KVM register id: value} a vCPU, in the vCPUs' order.
     ///
     /// Registers that aren't the timers' are passed over. `frequency_hz` is the guest's CNTFRQ_EL0. `host` is the host's
-    /// counter and wall clock at the save, and None says that nobody knows them: then `Freeze()` restores the guest, and an
-    /// `Advance` is refused (ClockWentBackwards: an unknown clock is stated as one that is ahead of every other).
+    /// counter and wall clock at the save, and None says that nobody knows them: then `Freeze()` restores the guest, and
+    /// `Advance` and `CatchUp` are refused (ElapsedUnknown) unless `elapsed_ns=` says how much time has passed.
     ///
     /// A list has no word on when its counters were read. The latest count is taken, and `width_ticks` of the checkpoint is
     /// the distance between the vCPUs' counts, plus the argument: how many ticks may lie between `host` and the reading.

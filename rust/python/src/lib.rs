@@ -46,7 +46,7 @@ mod _core {
     #[pymodule_export]
     use super::policy::{PyAdvance, PyCatchUp, PyFreeze};
     #[pymodule_export]
-    use super::records::_vouched;
+    use super::records::{_is_unknown_host, _vouched};
     #[pymodule_export]
     use super::registers::{reg_id, sysreg};
     #[pymodule_export]
@@ -60,7 +60,6 @@ mod _core {
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         module.add("_RATE_TOLERANCE_PPM", guestclock_core::elapsed::RATE_TOLERANCE_PPM)?;
-        module.add("_UNKNOWN_SOURCE", guestclock_core::interchange::UNKNOWN_SOURCE)?;
         // A debug build is slow, so the package warns of it on import.
         module.add("DEBUG_BUILD", cfg!(debug_assertions))
     }

@@ -2,6 +2,7 @@
 
 use guestclock_core::bank::NO_DEADLINE;
 use guestclock_core::counter::{CrossTimestamp, Frequency, HostCount, Leap};
+use guestclock_core::interchange::is_unknown_host;
 use guestclock_core::live::Now;
 use guestclock_core::outlook::{LatchMismatch, Outlook};
 use guestclock_core::timer::{CTL_ISTATUS, Timer};
@@ -66,6 +67,12 @@ pub(crate) fn _vouched(here: AnyCrossTimestamp) -> PyResult<(Option<u64>, String
         Ok(sync) => (here.error_bound_ns(), sync.quality.name().to_owned()),
         Err(why) => (None, why.to_string()),
     })
+}
+
+/// Whether nobody knows the clocks of a checkpoint's host.
+#[pyfunction]
+pub(crate) fn _is_unknown_host(host: AnyCrossTimestamp) -> PyResult<bool> {
+    host.cross_timestamp("host").map(|host| is_unknown_host(&host))
 }
 
 /// `types.SyncBound`.
