@@ -1,7 +1,7 @@
 //! What a restore needs of a VM: the one seam between guestclock and KVM, or the model.
 
 use crate::counter::{Counter, Offset};
-use crate::sysreg::{self, Encoding, Role, Sysreg, View};
+use crate::sysreg::{self, Role, View, is_unknown_timers};
 use crate::timer::{Timer, Width};
 use crate::vm::{Vm, VmError};
 use alloc::vec::Vec;
@@ -105,11 +105,7 @@ impl Registers {
     /// The ids of timer registers that aren't in the table, in their order.
     #[must_use]
     pub fn others(&self) -> Vec<u64> {
-        let unknown = |id: &u64| {
-            Encoding::from_one_reg_id(*id).is_some_and(Encoding::is_generic_timer)
-                && Sysreg::with_one_reg_id(*id).is_none()
-        };
-        let mut others: Vec<u64> = self.0.iter().copied().filter(unknown).collect();
+        let mut others: Vec<u64> = self.0.iter().copied().filter(|id| is_unknown_timers(*id)).collect();
         others.sort_unstable();
         others
     }

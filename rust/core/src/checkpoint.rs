@@ -2,7 +2,7 @@
 
 use crate::counter::{CrossTimestamp, GuestCount};
 use crate::debt::Debt;
-use crate::sysreg::{Encoding, Sysreg};
+use crate::sysreg::is_unknown_timers;
 use crate::timer::{CTL_ISTATUS, Timer};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -81,9 +81,7 @@ impl Checkpoint {
             if column.values.len() != self.vcpus {
                 return Err("a column of other_regs hasn't one value a vCPU");
             }
-            if !Encoding::from_one_reg_id(column.id).is_some_and(Encoding::is_generic_timer)
-                || Sysreg::with_one_reg_id(column.id).is_some()
-            {
+            if !is_unknown_timers(column.id) {
                 return Err("other_regs has a register that is known, or no timer's");
             }
         }

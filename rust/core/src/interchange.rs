@@ -7,7 +7,7 @@
 use crate::backend::count_reg;
 use crate::checkpoint::{Checkpoint, CtlColumn, RegisterColumn, TimerColumns};
 use crate::counter::{CrossTimestamp, Frequency, GuestCount, HostCount, Offset};
-use crate::sysreg::{Encoding, Role, Sysreg, View, one_reg_id};
+use crate::sysreg::{Role, Sysreg, View, is_unknown_timers, one_reg_id};
 use crate::timer::Timer;
 use crate::wire::MAX_OTHER_REGS;
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -226,22 +226,12 @@ fn counts(lists: &[BTreeMap<u64, u64>], view: View) -> Result<Vec<GuestCount>, I
 
 /// Timer registers that aren't in the table: carried, as from any VM.
 fn others(lists: &[BTreeMap<u64, u64>]) -> Result<Vec<RegisterColumn>, InterchangeError> {
-    let ids: BTreeSet<u64> = lists
-        .iter()
-        .flat_map(BTreeMap::keys)
-        .copied()
-        .filter(|&id| is_timers(id) && Sysreg::with_one_reg_id(id).is_none())
-        .collect();
+    let ids: BTreeSet<u64> =
+        lists.iter().flat_map(BTreeMap::keys).copied().filter(|&id| is_unknown_timers(id)).collect();
     if ids.len() > MAX_OTHER_REGS {
         return Err(InterchangeError::TooManyUnknown { found: ids.len() });
     }
     ids.into_iter().map(|id| Ok(RegisterColumn { id, values: column(lists, id)? })).collect()
-}
-
-/// Whether a register of this KVM id is one of the timers', as far as the id tells.
-#[must_use]
-pub fn is_timers(id: u64) -> bool {
-    Encoding::from_one_reg_id(id).is_some_and(Encoding::is_generic_timer)
 }
 
 /// One counter, read several times.

@@ -177,6 +177,18 @@ pub fn one_reg_id(role: Role) -> u64 {
     Sysreg::of(role).and_then(Sysreg::one_reg_id).expect("the role has a KVM register")
 }
 
+/// Whether a register of this KVM id is one of the timers', as far as the id tells.
+#[must_use]
+pub fn is_timers(id: u64) -> bool {
+    Encoding::from_one_reg_id(id).is_some_and(Encoding::is_generic_timer)
+}
+
+/// Whether it is one of the timers' that isn't in the table.
+#[must_use]
+pub fn is_unknown_timers(id: u64) -> bool {
+    is_timers(id) && Sysreg::with_one_reg_id(id).is_none()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,7 +11,7 @@ use guestclock_core::measure::OffsetInterval;
 use guestclock_core::mirror::Mirror;
 use guestclock_core::plan::{Plan, Request};
 use guestclock_core::restore::{Report, Written};
-use guestclock_core::sysreg::{Encoding, Role, View, one_reg_id};
+use guestclock_core::sysreg::{Encoding, Role, View, is_timers, one_reg_id};
 use guestclock_core::timer::{CTL_ENABLE, CTL_ISTATUS, Timer};
 use guestclock_core::vm::{Offsets, TimerState, view_of};
 use kvm_bindings::KVM_CAP_COUNTER_OFFSET;
@@ -204,7 +204,7 @@ impl<C: Counter> KvmVm<C> {
     /// The timer registers of the vCPU, in KVM_GET_REG_LIST's order.
     pub fn reg_list(&self, io: &(impl Ioctls + ?Sized), vcpu: usize) -> Result<Vec<u64>, KvmError> {
         let mut list = self.ask(io, |backend| backend.reg_list(vcpu))?;
-        list.retain(|id| Encoding::from_one_reg_id(*id).is_some_and(Encoding::is_generic_timer));
+        list.retain(|id| is_timers(*id));
         Ok(list)
     }
 
