@@ -1,10 +1,14 @@
 //! What a restore needs of a VM: the one seam between guestclock and KVM, or the model.
 
+use crate::bank::Bank;
 use crate::counter::{Counter, Offset};
+use crate::kernel::Behaviours;
 use crate::sysreg::{self, Role, View, is_unknown_timers};
 use crate::timer::{Timer, Width};
-use crate::vm::{Vm, VmError};
+use crate::vm::{Config, Vm, VmError};
+use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::ops::DerefMut;
 
 /// What a backend can do for a VM's clocks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -15,6 +19,18 @@ pub struct Abilities {
     pub physical_offset_untrapped: Option<bool>,
     /// How many bits the counter has; `None` where nothing can tell (the architecture allows 56 to 64).
     pub counter_bits: Option<u8>,
+}
+
+impl Abilities {
+    /// Those of the model of such a VM.
+    #[must_use]
+    pub fn modelled(behaviours: Behaviours, config: Config) -> Self {
+        Self {
+            counter_offset: behaviours.counter_offset,
+            physical_offset_untrapped: None,
+            counter_bits: Some(config.width).filter(|width| *width != Width::FULL).map(Width::bits),
+        }
+    }
 }
 
 /// A VM whose guest time can be saved and restored. All vCPUs are stopped while any of this is called.
@@ -119,14 +135,14 @@ pub fn count_reg(view: View) -> u64 {
 
 /// The model as a backend: a VM and the counter that its time comes from.
 #[derive(Debug)]
-pub struct Model<'a, C: Counter + ?Sized> {
+pub struct Model<'a, C: Counter + ?Sized, B = Box<Bank>> {
     /// The VM.
-    pub vm: &'a mut Vm,
+    pub vm: &'a mut Vm<B>,
     /// Its counter, or an [`Instant`](crate::manual::Instant) of it.
     pub counter: &'a C,
 }
 
-impl<C: Counter> Backend for Model<'_, C> {
+impl<C: Counter, B: DerefMut<Target = Bank>> Backend for Model<'_, C, B> {
     type Error = VmError;
 
     fn counter(&self) -> &dyn Counter {
@@ -142,12 +158,7 @@ impl<C: Counter> Backend for Model<'_, C> {
     }
 
     fn abilities(&self) -> Abilities {
-        let behaviours = self.vm.behaviours();
-        Abilities {
-            counter_offset: behaviours.counter_offset,
-            physical_offset_untrapped: None,
-            counter_bits: Some(self.vm.config().width).filter(|width| *width != Width::FULL).map(Width::bits),
-        }
+        Abilities::modelled(self.vm.behaviours(), self.vm.config())
     }
 
     fn reg_list(&mut self, vcpu: usize) -> Result<Vec<u64>, VmError> {

@@ -9,40 +9,34 @@
 //! Rows are computed without branches, so that the compiler makes vector code of the loops (docs/performance.md).
 //! Comparisons are KVM's, of 64 bits: a narrow counter ([`Width`](crate::timer::Width)) has no kernel.
 
+mod armed;
+mod batch;
 mod counts;
 mod deadlines;
+mod gated;
+mod handle;
 mod lines;
 mod recompute;
+pub(crate) mod rows;
 mod scale;
+mod selection;
+pub(crate) mod vms;
 
+pub use batch::{Change, Expired};
 pub use counts::{both_counts, counts};
 pub use deadlines::{TimerSlices, deadlines_by_vm, earliest, next_deadlines};
+pub use gated::GatedBank;
+pub use handle::{Handle, MAX_VMS};
 pub use lines::{changes, evaluate};
 pub use recompute::{Added, Saved, WentBackwards, recompute_offsets};
 pub use scale::{Scale, convert, convert_mixed};
+pub use selection::Selection;
+pub use vms::{Bank, BankError, MAX_ROWS};
 
 use crate::counter::HostCount;
-use alloc::vec::Vec;
 
 /// "No deadline", where a count is expected. A real deadline there is moved one tick earlier.
 pub const NO_DEADLINE: u64 = u64::MAX;
-
-/// One timer of every vCPU.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct TimerBank {
-    /// The compare values.
-    pub cval: Vec<u64>,
-    /// The controls, as stored: bits above ENABLE and IMASK may be there.
-    pub ctl: Vec<u64>,
-}
-
-impl TimerBank {
-    /// Adds a vCPU's timer as reset leaves it: off, comparing with 0.
-    pub fn push(&mut self) {
-        self.cval.push(0);
-        self.ctl.push(0);
-    }
-}
 
 /// The host count that many ticks from `now`: `now` itself for none to wait, [`NO_DEADLINE`] for never. One past the
 /// counter's last count is held just below that.

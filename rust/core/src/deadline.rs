@@ -359,6 +359,20 @@ impl DeadlineQueue {
         columns + groups + rows + ids + seen + self.deadlines.bytes()
     }
 
+    /// A timer's group, and its number there.
+    pub fn place_of(&self, timer: u32) -> Result<(u32, u32), QueueError> {
+        self.known(&[timer])?;
+        let group = self.home[timer as usize];
+        Ok((group, timer - self.groups[group as usize].first))
+    }
+
+    /// The compare value that a timer is armed with; `None` for one that isn't.
+    pub fn cval(&self, timer: u32) -> Result<Option<u64>, QueueError> {
+        self.known(&[timer])?;
+        let (row, lane) = place(timer);
+        Ok((self.armed[row] >> lane & 1 == 1).then_some(self.cvals[row].0[lane]))
+    }
+
     fn group(&self, group: u32) -> Result<&Group, QueueError> {
         let known = self.groups.get(group as usize).filter(|known| known.timers > 0);
         known.ok_or(QueueError::NoSuchGroup { group })

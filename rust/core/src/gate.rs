@@ -22,10 +22,10 @@ const BY_VALUE_TOLERANCE: u64 = 1_000_000;
 enum State {
     #[default]
     Open,
-    /// Paused in place, by the pause with this ticket.
-    Paused(u64),
-    /// Being restored, by the restore with this ticket.
-    Restoring(u64),
+    /// Paused in place, by the pause with the last ticket.
+    Paused,
+    /// Being restored, by the restore with the last ticket.
+    Restoring,
 }
 
 /// Why an operation on a gated VM failed.
@@ -38,6 +38,9 @@ pub enum GateError<E> {
     /// A restore was refused or failed.
     #[error(transparent)]
     Restore(#[from] RestoreError<E>),
+    /// The VM is no more.
+    #[error("the VM was removed from its bank")]
+    Removed,
     /// A restore or pause isn't finished.
     #[error("a restore or pause of this VM isn't finished: release it before any vCPU runs, or a checkpoint is taken")]
     Closed,
@@ -148,7 +151,7 @@ impl Gate {
 
     /// Saves the VM's guest time. Refused while a vCPU runs, or a restore isn't finished.
     pub fn checkpoint<B: Backend + ?Sized>(&self, backend: &mut B, saving: Saving) -> Gated<Checkpoint, B> {
-        if matches!(self.state, State::Restoring(_)) {
+        if self.state == State::Restoring {
             return Err(GateError::Closed);
         }
         backend.stopped().map_err(GateError::Backend)?;
@@ -190,7 +193,7 @@ impl Gate {
 
     /// See [`Restore::apply`].
     pub fn apply<B: Backend + ?Sized>(&self, backend: &mut B, open: &mut OpenRestore) -> Gated<(), B> {
-        self.holds(State::Restoring(open.ticket))?;
+        self.holds(State::Restoring, open.ticket)?;
         open.restore.expect(Stage::Prepared, "apply")?;
         // Again, since reading the register of a vCPU that runs would wait for it.
         backend.stopped().map_err(at_step(Condition::Partial, || look("apply")))?;
@@ -199,7 +202,7 @@ impl Gate {
 
     /// See [`Restore::release`]: the VM's vCPUs may run again.
     pub fn release<B: Backend + ?Sized>(&mut self, backend: &mut B, open: &mut OpenRestore) -> Gated<Report, B> {
-        self.holds(State::Restoring(open.ticket))?;
+        self.holds(State::Restoring, open.ticket)?;
         open.restore.expect(Stage::Applied, "release")?;
         backend.stopped().map_err(at_step(Condition::TimersOnly, || look("release")))?;
         self.finish(backend, &mut open.restore, &open.checkpoint)
@@ -219,7 +222,7 @@ impl Gate {
 
     /// Ends a pause under its policy: the same plan and report as a restore's, on the timers that stayed where they were.
     pub fn resume<B: Backend + ?Sized>(&mut self, backend: &mut B, pause: &OpenPause) -> Gated<Report, B> {
-        self.holds(State::Paused(pause.ticket))?;
+        self.holds(State::Paused, pause.ticket)?;
         let target =
             Target::of(backend).map_err(at_step(Condition::Paused, || String::from("resume: what the VM is")))?;
         let plan = plan::plan(&pause.checkpoint, &target, backend.counter().cross_timestamp(), pause.request)?;
@@ -273,13 +276,13 @@ impl Gate {
         Ok(report)
     }
 
-    fn close(&mut self, state: fn(u64) -> State) -> u64 {
+    fn close(&mut self, state: State) -> u64 {
         self.tickets += 1;
-        self.state = state(self.tickets);
+        self.state = state;
         self.tickets
     }
 
-    fn holds(&self, state: State) -> Result<(), Refusal> {
-        if self.state == state { Ok(()) } else { Err(Refusal::StalePlan) }
+    fn holds(&self, state: State, ticket: u64) -> Result<(), Refusal> {
+        if self.state == state && self.tickets == ticket { Ok(()) } else { Err(Refusal::StalePlan) }
     }
 }

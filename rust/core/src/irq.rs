@@ -78,7 +78,7 @@ impl IrqError {
 pub struct IrqIds {
     ids: [u8; 4],
     /// The attributes below this number exist.
-    attributes: u64,
+    attributes: u8,
     /// KVM_ARCH_FLAG_TIMER_PPIS_IMMUTABLE: set by the first run that got past the check, never cleared.
     immutable: bool,
 }
@@ -140,7 +140,7 @@ impl IrqIds {
     fn timer(&self, attribute: u64) -> Result<Timer, IrqError> {
         Timer::ALL
             .into_iter()
-            .find(|timer| *timer as u64 == attribute && attribute < self.attributes)
+            .find(|timer| *timer as u64 == attribute && attribute < self.attributes.into())
             .ok_or(IrqError::NoSuchAttribute { attribute })
     }
 }

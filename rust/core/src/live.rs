@@ -4,8 +4,9 @@
 
 use crate::access::Access;
 use crate::backend::{Abilities, Backend, Model};
+use crate::bank::{Bank, BankError, GatedBank, Handle};
 use crate::checkpoint::Checkpoint;
-use crate::counter::{Counter, CrossTimestamp, GuestCount, HostCount, Offset};
+use crate::counter::{Counter, CrossTimestamp, Frequency, GuestCount, HostCount, Offset};
 use crate::gate::{Gate, GateError, OpenPause, OpenRestore, Saving, Step};
 use crate::kernel::Behaviours;
 use crate::manual::Instant;
@@ -17,13 +18,8 @@ use crate::sysreg::{Encoding, View};
 use crate::timer::Timer;
 use crate::vm::{Config, Origin, TimerState, Vm, VmError};
 use std::boxed::Box;
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
-
-#[derive(Debug)]
-struct Locked {
-    vm: Vm,
-    gate: Gate,
-}
 
 /// An injected instant.
 #[derive(Clone, Debug)]
@@ -43,29 +39,90 @@ impl From<VmError> for LiveError {
     }
 }
 
-/// A model VM that threads share.
+/// What is under the lock: VMs with their gates, and the mirrors of those that somebody has in hand.
+#[derive(Debug)]
+struct Locked {
+    bank: GatedBank,
+    mirrors: BTreeMap<Handle, Arc<Mirrors>>,
+}
+
+/// A bank that threads share.
+#[derive(Debug)]
+pub struct LiveBank(Mutex<Locked>);
+
+impl LiveBank {
+    /// See [`Bank::new`].
+    #[must_use]
+    pub fn new(frequency: Frequency, el2: bool) -> Self {
+        Self(Mutex::new(Locked { bank: GatedBank::new(frequency, el2), mirrors: BTreeMap::new() }))
+    }
+
+    /// Works on the bank, and mirrors what has changed, whatever came of it.
+    pub fn with<T>(&self, work: impl FnOnce(&mut GatedBank) -> T) -> T {
+        let Locked { bank, mirrors } = &mut *self.lock();
+        let result = work(bank);
+        mirrors.retain(|vm, mirrors| match bank.bank().vm(*vm) {
+            Ok(vm) => {
+                mirrors.publish(&vm);
+                true
+            }
+            Err(_) => {
+                mirrors.clear();
+                false
+            }
+        });
+        result
+    }
+
+    /// Looks at the bank.
+    pub fn look<T>(&self, look: impl FnOnce(&Bank) -> T) -> T {
+        look(self.lock().bank.bank())
+    }
+
+    fn mirrors(&self, vm: Handle) -> Result<Arc<Mirrors>, BankError> {
+        let Locked { bank, mirrors } = &mut *self.lock();
+        let view = bank.bank().vm(vm)?;
+        Ok(Arc::clone(mirrors.entry(vm).or_insert_with(|| Arc::new(Mirrors::of(&view)))))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Locked> {
+        // A panic under the lock leaves no rule half applied: each is checked before it is written.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A model VM that threads share: a VM of a [`LiveBank`], or of one of its own.
 pub struct LiveVm<C: Counter> {
     counter: C,
+    behaviours: Behaviours,
     config: Config,
-    mirrors: Mirrors,
-    locked: Mutex<Locked>,
+    mirrors: Arc<Mirrors>,
+    bank: Arc<LiveBank>,
+    handle: Handle,
 }
 
 impl<C: Counter + core::fmt::Debug> core::fmt::Debug for LiveVm<C> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("LiveVm").field("counter", &self.counter).field("locked", &self.locked).finish_non_exhaustive()
+        f.debug_struct("LiveVm").field("counter", &self.counter).field("handle", &self.handle).finish_non_exhaustive()
     }
 }
 
 impl<C: Counter> LiveVm<C> {
-    /// A VM with this many vCPUs, all created now.
+    /// A VM with this many vCPUs, all created now, in a bank of its own.
     pub fn new(counter: C, behaviours: Behaviours, config: Config, vcpus: usize) -> Result<Self, VmError> {
-        let mut vm = Vm::new(counter.frequency(), behaviours, config)?;
-        for _ in 0..vcpus {
-            vm.create_vcpu(counter.count())?;
-        }
-        let mirrors = Mirrors::of(&vm);
-        Ok(Self { counter, config, mirrors, locked: Mutex::new(Locked { vm, gate: Gate::default() }) })
+        let (bank, handle) = GatedBank::of_one(counter.frequency(), behaviours, config)?;
+        let bank = Arc::new(LiveBank(Mutex::new(Locked { bank, mirrors: BTreeMap::new() })));
+        let vm = Self::of(bank, handle, counter).map_err(|_| VmError::Removed)?;
+        vm.create_vcpus(vcpus, None)?;
+        Ok(vm)
+    }
+
+    /// A VM of this bank. `counter` is the bank's, or a [`ScaledCounter`](crate::scaled::ScaledCounter) of it that runs at
+    /// the VM's frequency.
+    pub fn of(bank: Arc<LiveBank>, handle: Handle, counter: C) -> Result<Self, BankError> {
+        let (behaviours, config) = bank.look(|bank| bank.vm(handle).map(|vm| (vm.behaviours(), vm.config())))?;
+        let mirrors = bank.mirrors(handle)?;
+        Ok(Self { counter, behaviours, config, mirrors, bank, handle })
     }
 
     /// Its counter.
@@ -75,17 +132,17 @@ impl<C: Counter> LiveVm<C> {
 
     /// How many vCPUs.
     pub fn vcpus(&self) -> usize {
-        self.lock().vm.vcpus()
+        self.look(|vm| Ok(vm.vcpus())).unwrap_or(0)
     }
 
     /// Whether it has opted in to one offset.
     pub fn owned(&self) -> bool {
-        self.lock().vm.owned_offset().is_some()
+        self.look(|vm| Ok(vm.owned_offset().is_some())).unwrap_or(false)
     }
 
     /// What its kernel does.
-    pub fn behaviours(&self) -> Behaviours {
-        self.lock().vm.behaviours()
+    pub const fn behaviours(&self) -> Behaviours {
+        self.behaviours
     }
 
     /// What it is made of.
@@ -95,7 +152,7 @@ impl<C: Counter> LiveVm<C> {
 
     /// What can be done for its clocks.
     pub fn abilities(&self) -> Abilities {
-        Model { vm: &mut self.lock().vm, counter: &self.counter }.abilities()
+        Abilities::modelled(self.behaviours, self.config)
     }
 
     /// What the vCPU's guest reads from a counter, now or at an injected count. Takes no lock.
@@ -114,6 +171,11 @@ impl<C: Counter> LiveVm<C> {
         self.change(|vm| vm.create_vcpu(self.now(now)))
     }
 
+    /// See [`Vm::create_vcpus`].
+    pub fn create_vcpus(&self, vcpus: usize, now: Option<HostCount>) -> Result<(), VmError> {
+        self.change(|vm| vm.create_vcpus(vcpus, self.now(now)))
+    }
+
     /// See [`Vm::init_vcpu`].
     pub fn init_vcpu(&self, vcpu: usize) -> Result<(), VmError> {
         self.change(|vm| vm.init_vcpu(vcpu))
@@ -126,12 +188,12 @@ impl<C: Counter> LiveVm<C> {
 
     /// See [`Vm::reg_list`].
     pub fn reg_list(&self, vcpu: usize) -> Result<std::vec::Vec<u64>, VmError> {
-        self.lock().vm.reg_list(vcpu)
+        self.look(|vm| vm.reg_list(vcpu))
     }
 
     /// See [`Vm::get_one_reg`].
     pub fn get_one_reg(&self, vcpu: usize, id: u64, now: Option<HostCount>) -> Result<u64, VmError> {
-        self.lock().vm.get_one_reg(vcpu, id, self.now(now))
+        self.look(|vm| vm.get_one_reg(vcpu, id, self.now(now)))
     }
 
     /// See [`Vm::set_one_reg`].
@@ -141,7 +203,7 @@ impl<C: Counter> LiveVm<C> {
 
     /// See [`Vm::access`].
     pub fn access(&self, vcpu: usize, encoding: Encoding, write: bool, from: Origin) -> Result<Access, VmError> {
-        self.lock().vm.access(vcpu, encoding, write, from)
+        self.look(|vm| vm.access(vcpu, encoding, write, from))
     }
 
     /// See [`Vm::read_sysreg`].
@@ -152,7 +214,7 @@ impl<C: Counter> LiveVm<C> {
         from: Origin,
         now: Option<HostCount>,
     ) -> Result<u64, VmError> {
-        self.lock().vm.read_sysreg(vcpu, encoding, from, self.now(now))
+        self.look(|vm| vm.read_sysreg(vcpu, encoding, from, self.now(now)))
     }
 
     /// See [`Vm::write_sysreg`].
@@ -169,17 +231,17 @@ impl<C: Counter> LiveVm<C> {
 
     /// See [`Vm::wake`].
     pub fn wake(&self, vcpu: usize, wfit: Option<u64>, from: Origin, now: Option<HostCount>) -> Result<u64, VmError> {
-        self.lock().vm.wake(vcpu, wfit, from, self.now(now))
+        self.look(|vm| vm.wake(vcpu, wfit, from, self.now(now)))
     }
 
     /// See [`Vm::device_irq_level`].
     pub fn device_irq_level(&self, vcpu: usize, now: Option<HostCount>) -> Result<u64, VmError> {
-        self.lock().vm.device_irq_level(vcpu, self.now(now))
+        self.look(|vm| vm.device_irq_level(vcpu, self.now(now)))
     }
 
     /// KVM_GET_DEVICE_ATTR of KVM_ARM_VCPU_TIMER_CTRL.
     pub fn irq(&self, attribute: u64) -> Result<u8, VmError> {
-        Ok(self.lock().vm.irqs().get(attribute)?)
+        self.look(|vm| Ok(vm.irqs().get(attribute)?))
     }
 
     /// See [`Vm::set_irq`].
@@ -189,21 +251,21 @@ impl<C: Counter> LiveVm<C> {
 
     /// See [`Vm::timer`].
     pub fn timer(&self, vcpu: usize, timer: Timer, now: Option<HostCount>) -> Result<TimerState, VmError> {
-        self.lock().vm.timer(vcpu, timer, self.now(now))
+        self.look(|vm| vm.timer(vcpu, timer, self.now(now)))
     }
 
     /// See [`Vm::next_deadline`].
     pub fn next_deadline(&self, vcpu: usize, now: Option<HostCount>) -> Result<u64, VmError> {
-        self.lock().vm.next_deadline(vcpu, self.now(now))
+        self.look(|vm| vm.next_deadline(vcpu, self.now(now)))
     }
 
     /// The vCPU enters the guest. Refused while a restore or pause isn't finished.
     pub fn enter(&self, vcpu: usize) -> Result<(), LiveError> {
-        let mut locked = self.lock();
-        locked.gate.open()?;
-        locked.vm.enter(vcpu)?;
-        self.mirrors.publish(&locked.vm);
-        Ok(())
+        self.one(|gate, vm| {
+            gate.open()?;
+            Ok(vm.enter(vcpu)?)
+        })
+        .unwrap_or(Err(GateError::Removed))
     }
 
     /// The vCPU leaves the guest.
@@ -248,7 +310,7 @@ impl<C: Counter> LiveVm<C> {
 
     /// See [`Gate::next_step`].
     pub fn next_step(&self) -> Option<Step> {
-        self.lock().gate.next_step(self.counter.frequency())
+        self.one(|gate, _| gate.next_step(self.counter.frequency())).ok().flatten()
     }
 
     /// See [`Gate::step`].
@@ -264,13 +326,13 @@ impl<C: Counter> LiveVm<C> {
         now: Option<Now>,
         work: impl FnOnce(&mut Gate, &mut dyn Backend<Error = VmError>) -> Result<T, GateError<E>>,
     ) -> Result<T, GateError<E>> {
-        let Locked { vm, gate } = &mut *self.lock();
-        let result = match now {
+        // Not under the lock: the counter may be read at length.
+        let instant = now.map(|now| self.instant(now).map(Instant)).transpose()?;
+        let done = self.one(|gate, vm| match instant {
             None => work(gate, &mut Model { vm, counter: &self.counter }),
-            Some(now) => work(gate, &mut Model { vm, counter: &Instant(self.instant(now)?) }),
-        };
-        self.mirrors.publish(vm);
-        result
+            Some(instant) => work(gate, &mut Model { vm, counter: &instant }),
+        });
+        done.unwrap_or(Err(GateError::Removed))
     }
 
     fn instant<E>(&self, now: Now) -> Result<CrossTimestamp, GateError<E>> {
@@ -286,15 +348,20 @@ impl<C: Counter> LiveVm<C> {
         now.unwrap_or_else(|| self.counter.count())
     }
 
-    fn change<T>(&self, change: impl FnOnce(&mut Vm) -> Result<T, VmError>) -> Result<T, VmError> {
-        let mut locked = self.lock();
-        let result = change(&mut locked.vm)?;
-        self.mirrors.publish(&locked.vm);
-        Ok(result)
+    fn look<T>(&self, look: impl FnOnce(Vm<&Bank>) -> Result<T, VmError>) -> Result<T, VmError> {
+        self.bank.look(|bank| look(bank.vm(self.handle).map_err(|_| VmError::Removed)?))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Locked> {
-        // A panic under the lock leaves no rule half applied: each is checked before it is written.
-        self.locked.lock().unwrap_or_else(PoisonError::into_inner)
+    fn change<T>(&self, change: impl FnOnce(&mut Vm<&mut Bank>) -> Result<T, VmError>) -> Result<T, VmError> {
+        self.one(|_, vm| change(vm)).unwrap_or(Err(VmError::Removed))
+    }
+
+    /// Works on the VM, and mirrors what has changed, whatever came of it.
+    fn one<T>(&self, work: impl FnOnce(&mut Gate, &mut Vm<&mut Bank>) -> T) -> Result<T, BankError> {
+        let mut locked = self.bank.lock();
+        let (gate, mut vm) = locked.bank.gated(self.handle)?;
+        let result = work(gate, &mut vm);
+        self.mirrors.publish(&vm);
+        Ok(result)
     }
 }

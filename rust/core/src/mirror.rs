@@ -18,10 +18,12 @@
 //! is ordered before all accesses that follow it). No fence stands here: what a counter that isn't an atomic needs for it is
 //! the business of its `count`.
 
+use crate::bank::Bank;
 use crate::counter::{Counter, GuestCount, Offset};
 use crate::sync::{AtomicU64, Ordering};
 use crate::sysreg::View;
 use crate::vm::{MAX_VCPUS, Offsets, Vm, VmError};
+use core::ops::Deref;
 use std::boxed::Box;
 use std::sync::OnceLock;
 
@@ -90,7 +92,7 @@ pub(crate) struct Mirrors {
 
 impl Mirrors {
     /// Those of a VM that nobody reads yet.
-    pub(crate) fn of(vm: &Vm) -> Self {
+    pub(crate) fn of(vm: &Vm<impl Deref<Target = Bank>>) -> Self {
         let mirrors = Self { chunks: [const { OnceLock::new() }; CHUNKS], vcpus: AtomicU64::new(0) };
         mirrors.publish(vm);
         mirrors
@@ -105,11 +107,16 @@ impl Mirrors {
 
     /// Shows the VM's offsets to its readers, one after the other: two reads that straddle it may be under different ones.
     /// Under the VM's lock, so that the last to publish is the last that changed the VM.
-    pub(crate) fn publish(&self, vm: &Vm) {
+    pub(crate) fn publish(&self, vm: &Vm<impl Deref<Target = Bank>>) {
         for vcpu in 0..vm.vcpus() {
             let Ok(offsets) = vm.offsets(vcpu) else { continue };
             self.chunks[vcpu / CHUNK].get_or_init(Box::default)[vcpu % CHUNK].publish(offsets);
         }
         self.vcpus.store(vm.vcpus() as u64, Ordering::Release);
+    }
+
+    /// Shows nothing any more: the VM is removed.
+    pub(crate) fn clear(&self) {
+        self.vcpus.store(0, Ordering::Release);
     }
 }

@@ -5,18 +5,65 @@
 
 use crate::counter::{Counter, CrossTimestamp, Frequency, HostCount};
 
-/// `floor(inner * n / d)` modulo 2^64, where `n / d` is this counter's frequency over the inner one's.
+/// The exact ratio of two counters' frequencies: `floor(inner * n / d)` modulo 2^64, where `n / d` is reduced.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ratio {
+    n: u64,
+    d: u64,
+}
+
+impl Ratio {
+    /// Of a counter of `frequency` over one of `inner`.
+    #[must_use]
+    pub const fn new(frequency: Frequency, inner: Frequency) -> Self {
+        let (n, d) = (frequency.hz(), inner.hz());
+        let divisor = greatest_common_divisor(n, d);
+        Self { n: n / divisor, d: d / divisor }
+    }
+
+    /// Whether both counters are one.
+    #[must_use]
+    pub const fn is_one(self) -> bool {
+        self.n == self.d
+    }
+
+    /// What the counter reads when the inner one reads `inner`.
+    #[must_use]
+    pub const fn at(self, inner: HostCount) -> HostCount {
+        #[expect(clippy::cast_possible_truncation, reason = "a count is modulo 2^64")]
+        HostCount(self.scaled(inner) as u64)
+    }
+
+    /// The first inner count at which the counter reads `count` or more, where the inner one reads `now`: until when to
+    /// wait for a deadline in its ticks.
+    ///
+    /// Above the inner counter's frequency it wraps while the inner one doesn't, so this is about its present pass
+    /// through its 2^64 counts, as a deadline is. `None` where the inner counter wraps first.
+    #[must_use]
+    pub fn inner_count(self, count: HostCount, now: HostCount) -> Option<HostCount> {
+        let passes = self.scaled(now) >> 64;
+        let scaled = passes << 64 | u128::from(count.0);
+        // Where the product leaves 128 bits, the quotient leaves 64.
+        let inner = scaled.checked_mul(self.d.into())?.div_ceil(self.n.into());
+        u64::try_from(inner).ok().map(HostCount)
+    }
+
+    /// All of it, before it is reduced modulo 2^64.
+    const fn scaled(self, inner: HostCount) -> u128 {
+        inner.0 as u128 * self.n as u128 / self.d as u128
+    }
+}
+
+/// Another counter at a frequency of its own, by the exact [`Ratio`].
 ///
 /// Each read is scaled by itself, in 128 bits, so nothing drifts, and it never goes backwards unless the inner counter
-/// does. One exception: where the inner counter wraps at 2^64 this one jumps, unless `d` is 1 (at 1 GHz that is after
-/// 584 years).
+/// does. One exception: where the inner counter wraps at 2^64 this one jumps, unless it is a whole multiple (at 1 GHz that
+/// is after 584 years).
 #[derive(Clone, Debug)]
 pub struct ScaledCounter<C> {
     inner: C,
     frequency: Frequency,
-    /// The ratio, reduced.
-    n: u64,
-    d: u64,
+    ratio: Ratio,
 }
 
 impl<C: Counter> ScaledCounter<C> {
@@ -33,9 +80,8 @@ impl<C: Counter> ScaledCounter<C> {
     /// ```
     #[must_use]
     pub fn new(inner: C, frequency: Frequency) -> Self {
-        let (n, d) = (frequency.hz(), inner.frequency().hz());
-        let divisor = greatest_common_divisor(n, d);
-        Self { inner, frequency, n: n / divisor, d: d / divisor }
+        let ratio = Ratio::new(frequency, inner.frequency());
+        Self { inner, frequency, ratio }
     }
 
     /// The counter that it is made from.
@@ -43,38 +89,16 @@ impl<C: Counter> ScaledCounter<C> {
         &self.inner
     }
 
-    /// What it reads when the inner counter reads `inner`.
+    /// [`Ratio::at`] of an inner count.
     #[must_use]
     pub const fn at(&self, inner: HostCount) -> HostCount {
-        #[expect(clippy::cast_possible_truncation, reason = "a count is modulo 2^64")]
-        HostCount(self.scaled(inner) as u64)
+        self.ratio.at(inner)
     }
 
-    /// The first inner count at which it reads `count` or more: until when to wait for a deadline in its ticks.
-    ///
-    /// Above the inner counter's frequency it wraps while the inner one doesn't, so this is about its present pass
-    /// through its 2^64 counts, as a deadline is. `None` where the inner counter wraps first.
+    /// [`Ratio::inner_count`], seen from now.
     #[must_use]
     pub fn inner_count(&self, count: HostCount) -> Option<HostCount> {
-        let passes = self.scaled(self.inner.count()) >> 64;
-        let scaled = passes << 64 | u128::from(count.0);
-        // Where the product leaves 128 bits, the quotient leaves 64.
-        let inner = scaled.checked_mul(self.d.into())?.div_ceil(self.n.into());
-        u64::try_from(inner).ok().map(HostCount)
-    }
-
-    /// All of it, before it is reduced modulo 2^64.
-    const fn scaled(&self, inner: HostCount) -> u128 {
-        inner.0 as u128 * self.n as u128 / self.d as u128
-    }
-
-    /// The longest that it can have read what it reads, beyond what the inner counter's own ticks hide: a tick, rounded
-    /// up. At a whole multiple of the inner frequency its ticks fall on the inner one's.
-    fn hidden_ns(&self) -> u64 {
-        if self.d == 1 {
-            return 0;
-        }
-        u64::try_from(self.frequency.ticks_to_ns_ceil(1)).expect("a tick lasts at most a second")
+        self.ratio.inner_count(count, self.inner.count())
     }
 }
 
@@ -88,15 +112,24 @@ impl<C: Counter> Counter for ScaledCounter<C> {
         self.at(self.inner.count())
     }
 
-    /// The inner counter's, of the same source. Its width is wider by a tick, which rounding a count down can hide.
+    /// The inner counter's at this frequency: [`CrossTimestamp::scaled`].
     fn cross_timestamp(&self) -> CrossTimestamp {
-        let inner = self.inner.cross_timestamp();
-        CrossTimestamp {
-            count: self.at(inner.count),
-            frequency: self.frequency,
-            width_ns: inner.width_ns.saturating_add(self.hidden_ns()),
-            ..inner
-        }
+        self.inner.cross_timestamp().scaled(self.frequency)
+    }
+}
+
+impl CrossTimestamp {
+    /// The same instant by a counter of another frequency that is made from this one: of the same source, and wider by a
+    /// tick, the longest that it can have read what it reads beyond what the inner counter's own ticks hide. At a whole
+    /// multiple of the inner frequency its ticks fall on the inner one's.
+    #[must_use]
+    pub fn scaled(self, frequency: Frequency) -> Self {
+        let ratio = Ratio::new(frequency, self.frequency);
+        let hidden_ns = match ratio.d {
+            1 => 0,
+            _ => u64::try_from(frequency.ticks_to_ns_ceil(1)).expect("a tick lasts at most a second"),
+        };
+        Self { count: ratio.at(self.count), frequency, width_ns: self.width_ns.saturating_add(hidden_ns), ..self }
     }
 }
 
@@ -171,7 +204,7 @@ mod tests {
         #[test]
         fn reads_the_whole_ticks(inner in counts(), host in frequencies(), guest in frequencies()) {
             let counter = scaled(inner, host, guest);
-            let all = counter.scaled(HostCount(inner));
+            let all = counter.ratio.scaled(HostCount(inner));
             let exact = (u128::from(inner), u128::from(guest));
             prop_assert!(at_most((all, host.into()), exact));
             prop_assert!(!at_most((all + 1, host.into()), exact));
@@ -183,10 +216,10 @@ mod tests {
             inner in counts(), ticks in 0..1_u64 << 40, host in frequencies(), guest in frequencies(),
         ) {
             let counter = scaled(inner, host, guest);
-            let before = counter.scaled(HostCount(inner));
+            let before = counter.ratio.scaled(HostCount(inner));
             if inner.checked_add(ticks).is_some() {
                 counter.inner().advance(ticks);
-                prop_assert!(counter.scaled(counter.inner().count()) >= before);
+                prop_assert!(counter.ratio.scaled(counter.inner().count()) >= before);
             }
         }
 
@@ -196,13 +229,13 @@ mod tests {
             inner in counts(), count in counts(), host in frequencies(), guest in frequencies(),
         ) {
             let counter = scaled(inner, host, guest);
-            let wanted = counter.scaled(HostCount(inner)) >> 64 << 64 | u128::from(count);
+            let wanted = counter.ratio.scaled(HostCount(inner)) >> 64 << 64 | u128::from(count);
             match counter.inner_count(HostCount(count)) {
                 Some(first) => {
-                    prop_assert!(counter.scaled(first) >= wanted);
-                    prop_assert!(first.0 == 0 || counter.scaled(HostCount(first.0 - 1)) < wanted);
+                    prop_assert!(counter.ratio.scaled(first) >= wanted);
+                    prop_assert!(first.0 == 0 || counter.ratio.scaled(HostCount(first.0 - 1)) < wanted);
                 }
-                None => prop_assert!(counter.scaled(HostCount(u64::MAX)) < wanted),
+                None => prop_assert!(counter.ratio.scaled(HostCount(u64::MAX)) < wanted),
             }
         }
 

@@ -1,0 +1,325 @@
+//! What is asked of many vCPUs at one instant, and written to many.
+//!
+//! `now` is always the bank's counter's count. VMs of another frequency have a `now` of their own, by their exact ratio,
+//! and their deadlines are led back to the bank's counter.
+
+use super::armed::Due;
+use super::deadlines::{TimerSlices, deadlines_by_vm, earliest, next_deadlines};
+use super::handle::Handle;
+use super::selection::{Part, Selection};
+use super::vms::{Bank, BankError, Clock};
+use super::{NO_DEADLINE, changes, counts, evaluate};
+use crate::counter::{HostCount, Offset};
+use crate::sysreg::View;
+use crate::timer::{CTL_ISTATUS, Timer, can_raise};
+use crate::vm::VmError;
+use alloc::vec;
+use alloc::vec::Vec;
+
+/// A line that has changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Change {
+    /// Whose.
+    pub vcpu: Handle,
+    /// Of which timer.
+    pub timer: Timer,
+    /// What it is now.
+    pub level: bool,
+}
+
+/// A timer that has fired.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Expired {
+    /// The count of the bank's counter at which it was due: 0 where that was before its first.
+    pub deadline: u64,
+    /// Whose.
+    pub vcpu: Handle,
+    /// Which.
+    pub timer: Timer,
+}
+
+impl Bank {
+    /// What the vCPUs' counters read at `now`: into `out`, which has room for each that is selected.
+    pub fn counts(&self, now: HostCount, view: View, vcpus: &Selection, out: &mut [u64]) {
+        for (part, clock, now) in self.parts(vcpus, now) {
+            let offsets = part.of(clock.rows.offsets_in(view));
+            part.write(out, |out| counts(now, &offsets, out));
+        }
+    }
+
+    /// The offsets in force of one of the vCPUs' counters.
+    pub fn offsets(&self, view: View, vcpus: &Selection, out: &mut [u64]) {
+        for (part, clock, _) in self.parts(vcpus, HostCount(0)) {
+            part.write(out, |out| out.copy_from_slice(&part.of(clock.rows.offsets_in(view))));
+        }
+    }
+
+    /// Which vCPUs are in their guests.
+    pub fn running(&self, vcpus: &Selection, out: &mut [bool]) {
+        for (part, clock, _) in self.parts(vcpus, HostCount(0)) {
+            part.write(out, |out| out.copy_from_slice(&part.of(&clock.rows.running)));
+        }
+    }
+
+    /// ISTATUS and the line of every timer at `now`: a column for each of [`timers`](Self::timers), one after the other.
+    pub fn evaluate(&self, now: HostCount, vcpus: &Selection, istatus: &mut [bool], line: &mut [bool]) {
+        for (part, clock, now) in self.parts(vcpus, now) {
+            let columns = istatus.chunks_mut(vcpus.len().max(1)).zip(line.chunks_mut(vcpus.len().max(1)));
+            for (timer, columns) in clock.rows.kept().iter().zip(columns) {
+                let picked = Picked::new(part, clock, *timer);
+                part.write_both(columns, |istatus, line| evaluate(now, picked.slices(), istatus, line));
+            }
+        }
+    }
+
+    /// The count of the bank's counter at which the first of each vCPU's lines goes high: `now` where one is,
+    /// [`NO_DEADLINE`] where none will.
+    pub fn next_deadlines(&self, now: HostCount, vcpus: &Selection, out: &mut [u64]) {
+        for (part, clock, here) in self.parts(vcpus, now) {
+            let timers: Vec<Picked> = clock.rows.kept().iter().map(|timer| Picked::new(part, clock, *timer)).collect();
+            let timers: Vec<TimerSlices<u8>> = timers.iter().map(Picked::slices).collect();
+            part.write(out, |out| {
+                next_deadlines(here, &timers, out);
+                clock.lead_back(now, out);
+            });
+        }
+    }
+
+    /// The first of [`next_deadlines`](Self::next_deadlines) of each VM: of those of these handles, or of all in the order of
+    /// [`handles`](Self::handles).
+    pub fn next_deadlines_of_vms(
+        &mut self,
+        now: HostCount,
+        vms: Option<&[Handle]>,
+        out: &mut [u64],
+    ) -> Result<(), BankError> {
+        let Some(vms) = vms else {
+            let all = self.all();
+            let mut deadlines = vec![NO_DEADLINE; all.len()];
+            self.next_deadlines(now, &all, &mut deadlines);
+            let vm_of: Vec<u32> = self.clocks.iter().flat_map(|clock| clock.rows.vm.iter().copied()).collect();
+            let mut by_slot = vec![NO_DEADLINE; self.seats.len()];
+            deadlines_by_vm(&deadlines, &vm_of, &mut by_slot);
+            for (out, vm) in out.iter_mut().zip(self.handles()) {
+                *out = by_slot[vm.slot() as usize];
+            }
+            return Ok(());
+        };
+        let slots = self.slots(vms)?;
+        let mut deadlines = [0; crate::vm::MAX_VCPUS];
+        for (out, slot) in out.iter_mut().zip(slots) {
+            let (rows, clock) = (self.rows_of(slot), self.clock_of(slot));
+            let deadlines = &mut deadlines[..rows.len()];
+            let timers: Vec<TimerSlices<u8>> =
+                clock.rows.kept().iter().map(|timer| clock.rows.slices(*timer, rows.clone())).collect();
+            next_deadlines(clock.ratio.at(now), &timers, deadlines);
+            clock.lead_back(now, deadlines);
+            *out = earliest(deadlines);
+        }
+        Ok(())
+    }
+
+    /// The lines that have changed since the last call, those of each timer in the order of the rows. A new vCPU's are low.
+    pub fn changes(&mut self, now: HostCount) -> Vec<Change> {
+        self.close_gaps();
+        let mut found = Vec::new();
+        for number in 0..self.clocks.len() {
+            let here = self.now_of(number, now);
+            let rows = &mut self.clocks[number].rows;
+            let (mut istatus, mut line) = (vec![false; rows.len()], vec![false; rows.len()]);
+            let mut changed = vec![0; rows.len()];
+            for &timer in rows.kept() {
+                evaluate(here, rows.slices(timer, 0..rows.len()), &mut istatus, &mut line);
+                let seen = &mut rows.timers[timer.index()].seen;
+                seen.resize(line.len(), false);
+                let count = changes(seen, &line, &mut changed);
+                seen.copy_from_slice(&line);
+                found.extend(
+                    changed[..count].iter().map(|row| (number, *row, timer, line[usize::try_from(*row).unwrap_or(0)])),
+                );
+            }
+        }
+        let handle = |clock: usize, row: i64| {
+            let row = u32::try_from(row).expect("a row's number");
+            self.handle_of(self.clocks[clock].rows.vm[row as usize], row)
+        };
+        found.into_iter().map(|(clock, row, timer, level)| Change { vcpu: handle(clock, row), timer, level }).collect()
+    }
+
+    /// Opts VMs in to these offsets: [`Vm::set_counter_offset`](crate::vm::Vm::set_counter_offset) of each, or of none.
+    pub fn set_offsets(&mut self, vms: &[Handle], offsets: &[u64]) -> Result<(), BankError> {
+        assert_eq!(vms.len(), offsets.len(), "VMs and offsets");
+        let slots = self.slots(vms)?;
+        for vm in vms {
+            let view = self.vm(*vm)?;
+            let refused = match view.first_running() {
+                _ if !view.behaviours().counter_offset => Some(VmError::NoCounterOffset),
+                running => running.map(|vcpu| VmError::Running { vcpu }),
+            };
+            if let Some(error) = refused {
+                return Err(BankError::OfVm { handle: vm.0, error });
+            }
+        }
+        for (slot, offset) in slots.into_iter().zip(offsets) {
+            crate::vm::Vm::view(&mut *self, slot).set_counter_offset(Offset(*offset), 0)?;
+        }
+        Ok(())
+    }
+
+    /// Writes CVAL and CTL of one timer of many vCPUs, as SET_ONE_REG of each does: of all, or of none.
+    pub fn set_timers(&mut self, timer: Timer, vcpus: &[Handle], cval: &[u64], ctl: &[u8]) -> Result<(), BankError> {
+        assert_eq!([cval.len(), ctl.len()], [vcpus.len(); 2], "vCPUs, CVAL and CTL");
+        self.select(vcpus)?;
+        for vcpu in vcpus {
+            let (vm, handle) = (self.vm(vcpu.vm())?, vcpu.vm().0);
+            if !vm.config().el2.timers().contains(&timer) {
+                return Err(BankError::OfVm { handle, error: VmError::NoSuchTimer { timer } });
+            }
+            let (clock, row) = self.row(*vcpu)?;
+            if self.clocks[clock].rows.running[row] {
+                return Err(BankError::OfVm { handle, error: VmError::Running { vcpu: vcpu.number().into() } });
+            }
+        }
+        let mut queued: Vec<Queued> = self.clocks.iter().map(|_| Queued::default()).collect();
+        for ((vcpu, cval), ctl) in vcpus.iter().zip(cval).zip(ctl) {
+            let (number, row) = self.row(*vcpu)?;
+            let (slot, ctl) = (vcpu.slot(), u64::from(*ctl) & !CTL_ISTATUS);
+            let Clock { rows, armed, .. } = &mut self.clocks[number];
+            rows.set_cval(row, timer, *cval);
+            rows.set_ctl(row, timer, ctl);
+            if let Some(armed) = armed {
+                queued[number].add(armed.id(slot, vcpu.number(), timer), can_raise(ctl).then_some(*cval));
+            }
+            self.seats[slot as usize].changes += 1;
+        }
+        for (clock, queued) in self.clocks.iter_mut().zip(queued) {
+            if let Some(armed) = &mut clock.armed {
+                armed.write_all(&queued.armed, &queued.cvals, &queued.disarmed);
+            }
+        }
+        Ok(())
+    }
+
+    /// When the next line goes high, as a count of the bank's counter: `now` where one is, [`NO_DEADLINE`] where none will. A
+    /// timer that [`expire`](Self::expire) has given doesn't count until it is written again, or to come again.
+    pub fn next_deadline(&mut self, now: HostCount) -> u64 {
+        self.look_again(now);
+        let deadlines = self.armed().map(|clock| {
+            let mut deadline =
+                [clock.armed.as_mut().map_or(NO_DEADLINE, |armed| armed.next_deadline(clock.ratio.at(now)))];
+            clock.lead_back(now, &mut deadline);
+            deadline[0]
+        });
+        deadlines.fold(NO_DEADLINE, u64::min)
+    }
+
+    /// The timers whose lines have gone high, by their deadlines and then by vCPU and timer: each once, until it is written
+    /// again, or its VM's offset moves and it is to come again.
+    pub fn expire(&mut self, now: HostCount) -> Vec<Expired> {
+        self.look_again(now);
+        let mut fired = Vec::new();
+        for clock in self.armed() {
+            let from = fired.len();
+            let here = clock.ratio.at(now);
+            if let Some(armed) = &mut clock.armed {
+                armed.expire(here, &mut fired);
+            }
+            if !clock.ratio.is_one() {
+                for due in &mut fired[from..] {
+                    due.deadline =
+                        clock.ratio.inner_count(HostCount(due.deadline), now).map_or(now.0, |count| count.0.min(now.0));
+                }
+            }
+        }
+        let expired =
+            |Due { deadline, slot, vcpu, timer }| Expired { deadline, vcpu: self.handle_of_vm(slot).vcpu(vcpu), timer };
+        let mut expired: Vec<Expired> = fired.into_iter().map(expired).collect();
+        expired.sort_unstable();
+        expired
+    }
+
+    /// How many timers are yet to fire; 0 until a deadline was asked for.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.clocks.iter().filter_map(|clock| clock.armed.as_ref()).map(super::armed::Armed::pending).sum()
+    }
+
+    fn look_again(&mut self, now: HostCount) {
+        for number in 0..self.clocks.len() {
+            let Some(mut armed) = self.clocks[number].armed.take() else { continue };
+            for slot in armed.take_moved() {
+                armed.look_again(self.place(slot), &self.clocks[number].rows, self.now_of(number, now));
+            }
+            self.clocks[number].armed = Some(armed);
+        }
+    }
+
+    fn parts<'a>(
+        &'a self,
+        vcpus: &'a Selection,
+        now: HostCount,
+    ) -> impl Iterator<Item = (&'a Part, &'a Clock, HostCount)> {
+        vcpus.parts().iter().map(move |part| (part, &self.clocks[part.clock], self.now_of(part.clock, now)))
+    }
+}
+
+/// One timer of the vCPUs of a part.
+struct Picked<'a> {
+    offsets: alloc::borrow::Cow<'a, [u64]>,
+    cval: alloc::borrow::Cow<'a, [u64]>,
+    ctl: alloc::borrow::Cow<'a, [u8]>,
+}
+
+impl<'a> Picked<'a> {
+    fn new(part: &Part, clock: &'a Clock, timer: Timer) -> Self {
+        let columns = &clock.rows.timers[timer.index()];
+        Self {
+            offsets: part.of(clock.rows.offsets_of(timer)),
+            cval: part.of(&columns.cval),
+            ctl: part.of(&columns.ctl),
+        }
+    }
+
+    fn slices(&self) -> TimerSlices<'_, u8> {
+        TimerSlices { offsets: &self.offsets, cval: &self.cval, ctl: &self.ctl }
+    }
+}
+
+/// What is to be written to a deadline queue.
+#[derive(Default)]
+struct Queued {
+    armed: Vec<u32>,
+    cvals: Vec<u64>,
+    disarmed: Vec<u32>,
+}
+
+impl Queued {
+    fn add(&mut self, id: u32, cval: Option<u64>) {
+        match cval {
+            Some(cval) => {
+                self.armed.push(id);
+                self.cvals.push(cval);
+            }
+            None => self.disarmed.push(id),
+        }
+    }
+}
+
+impl Clock {
+    /// Makes deadlines in its own counts into those of the bank's counter. One past its last count is held just below that.
+    fn lead_back(&self, now: HostCount, deadlines: &mut [u64]) {
+        if self.ratio.is_one() {
+            return;
+        }
+        let here = self.ratio.at(now);
+        for deadline in deadlines.iter_mut().filter(|deadline| **deadline != NO_DEADLINE) {
+            *deadline = if *deadline == here.0 {
+                now.0
+            } else {
+                self.ratio
+                    .inner_count(HostCount(*deadline), now)
+                    .map_or(NO_DEADLINE - 1, |count| count.0.min(NO_DEADLINE - 1))
+            };
+        }
+    }
+}

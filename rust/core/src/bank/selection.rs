@@ -1,0 +1,135 @@
+//! Which vCPUs a batch is about, and where their values go.
+
+use super::handle::Handle;
+use super::vms::{Bank, BankError};
+use alloc::borrow::Cow;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::ops::Range;
+
+/// vCPUs of a bank: all in the order of their rows, or some in the caller's order. It holds until the bank's VMs change.
+#[derive(Clone, Debug)]
+pub struct Selection {
+    parts: Vec<Part>,
+    len: usize,
+}
+
+/// Those of one clock.
+#[derive(Clone, Debug)]
+pub(crate) struct Part {
+    pub(crate) clock: usize,
+    /// `None` for all.
+    rows: Option<Vec<u32>>,
+    places: Places,
+}
+
+#[derive(Clone, Debug)]
+enum Places {
+    /// One after the other.
+    Run(Range<usize>),
+    /// Each where the caller has it.
+    Each(Vec<usize>),
+}
+
+impl Selection {
+    /// How many vCPUs.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub(crate) fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+}
+
+impl Bank {
+    /// All vCPUs, in the order of [`vcpu_handles`](Self::vcpu_handles).
+    pub fn all(&mut self) -> Selection {
+        self.close_gaps();
+        let mut len = 0;
+        let parts = self.clocks.iter().enumerate().map(|(clock, columns)| {
+            let run = len..len + columns.rows.len();
+            len = run.end;
+            Part { clock, rows: None, places: Places::Run(run) }
+        });
+        Selection { parts: parts.collect(), len }
+    }
+
+    /// The vCPUs of these handles, each once.
+    pub fn select(&self, vcpus: &[Handle]) -> Result<Selection, BankError> {
+        let mut seen: Vec<Vec<bool>> = self.clocks.iter().map(|_| Vec::new()).collect();
+        let mut found = Vec::with_capacity(vcpus.len());
+        for vcpu in vcpus {
+            let (clock, row) = self.row(*vcpu)?;
+            if seen[clock].is_empty() {
+                seen[clock] = vec![false; self.clocks[clock].rows.len()];
+            }
+            if core::mem::replace(&mut seen[clock][row], true) {
+                return Err(BankError::Duplicate { handle: vcpu.0 });
+            }
+            found.push((clock, u32::try_from(row).expect("a bank has fewer rows")));
+        }
+        let clocks: Vec<usize> =
+            seen.iter().enumerate().filter(|(_, seen)| !seen.is_empty()).map(|(of, _)| of).collect();
+        let parts = clocks.iter().map(|clock| {
+            let here = found.iter().enumerate().filter(|(_, (of, _))| of == clock);
+            let places = match clocks.len() {
+                1 => Places::Run(0..found.len()),
+                _ => Places::Each(here.clone().map(|(place, _)| place).collect()),
+            };
+            Part { clock: *clock, rows: Some(here.map(|(_, (_, row))| *row).collect()), places }
+        });
+        Ok(Selection { parts: parts.collect(), len: vcpus.len() })
+    }
+
+    /// The slots of these VMs, each once.
+    pub(crate) fn slots(&self, vms: &[Handle]) -> Result<Vec<u32>, BankError> {
+        let mut seen = vec![false; self.seats.len()];
+        let slots = vms.iter().map(|vm| {
+            let slot = self.slot(*vm)?;
+            let again = core::mem::replace(&mut seen[slot as usize], true);
+            if again { Err(BankError::Duplicate { handle: vm.0 }) } else { Ok(slot) }
+        });
+        slots.collect()
+    }
+}
+
+impl Part {
+    /// A column's values of these vCPUs.
+    pub(crate) fn of<'c, T: Copy>(&self, column: &'c [T]) -> Cow<'c, [T]> {
+        match &self.rows {
+            None => Cow::Borrowed(column),
+            Some(rows) => rows.iter().map(|row| column[*row as usize]).collect(),
+        }
+    }
+
+    /// Has `compute` write these vCPUs' values, in a column for all that are selected.
+    pub(crate) fn write<T: Copy + Default>(&self, out: &mut [T], compute: impl FnOnce(&mut [T])) {
+        match &self.places {
+            Places::Run(run) => compute(&mut out[run.clone()]),
+            Places::Each(places) => {
+                let mut values = vec![T::default(); places.len()];
+                compute(&mut values);
+                for (place, value) in places.iter().zip(values) {
+                    out[*place] = value;
+                }
+            }
+        }
+    }
+
+    /// The same of two columns.
+    pub(crate) fn write_both<T: Copy + Default>(
+        &self,
+        (one, other): (&mut [T], &mut [T]),
+        compute: impl FnOnce(&mut [T], &mut [T]),
+    ) {
+        self.write(one, |one| self.write(other, |other| compute(one, other)));
+    }
+}
