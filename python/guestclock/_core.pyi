@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from os import PathLike
 from types import TracebackType
-from typing import Final, Literal, Protocol, Self, SupportsIndex, TypedDict, final, type_check_only
+from typing import Final, Literal, Protocol, Self, SupportsIndex, TypeAlias, TypedDict, final, type_check_only
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +12,16 @@ from typing_extensions import Buffer
 from guestclock.registers import Timer
 from guestclock.types import (
     Capabilities,
+    Changes,
     Counter,
     CrossTimestamp,
     Deadlines,
+    Expired,
     Fault,
     GuestVm,
     Intent,
     LatchMismatch,
+    Lines,
     Policy,
     Support,
     SyncBound,
@@ -29,6 +32,7 @@ from guestclock.types import (
 
 __version__: Final[str]
 DEBUG_BUILD: Final[bool]
+NO_DEADLINE: Final[int]
 _RATE_TOLERANCE_PPM: Final[int]
 
 def reg_id(name: str) -> int: ...
@@ -36,6 +40,8 @@ def sysreg(name: str) -> tuple[int, int, int, int, int]: ...
 def _is_unknown_host(host: CrossTimestamp) -> bool: ...
 def _vouched(here: CrossTimestamp) -> tuple[int | None, str]: ...
 def read_cost_ns(counter: Counter) -> int: ...
+
+_Select: TypeAlias = NDArray[np.int64] | NDArray[np.bool_]
 
 @type_check_only
 class _KvmProbe(TypedDict):
@@ -114,6 +120,82 @@ class DeadlineQueue:
     @property
     def nbytes(self) -> int: ...
     def __len__(self) -> int: ...
+
+@final
+class ClockBank:
+    def __new__(cls, counter: Counter | None = None, *, timers: Literal[2, 4] = 2) -> Self: ...
+    @property
+    def counter(self) -> Counter: ...
+    @property
+    def frequency_hz(self) -> int: ...
+    @property
+    def timers(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    def add(
+        self,
+        vcpus: int = 1,
+        *,
+        frequency_hz: int | None = None,
+        kernel: str | None = None,
+        nested: bool = False,
+        e2h0: bool = False,
+        irqchip: Literal["in-kernel", "user"] = "in-kernel",
+        vhe: bool = True,
+        now: int | None = None,
+    ) -> int: ...
+    def add_many(
+        self,
+        vms: int,
+        vcpus: int = 1,
+        *,
+        frequency_hz: int | None = None,
+        kernel: str | None = None,
+        nested: bool = False,
+        e2h0: bool = False,
+        irqchip: Literal["in-kernel", "user"] = "in-kernel",
+        vhe: bool = True,
+        now: int | None = None,
+    ) -> NDArray[np.int64]: ...
+    def remove(self, vms: SupportsIndex | NDArray[np.int64]) -> None: ...
+    def vm(self, handle: SupportsIndex) -> Vm: ...
+    def vms(self) -> NDArray[np.int64]: ...
+    def vcpus(self) -> NDArray[np.int64]: ...
+    def cntvct(
+        self, now: int | None = None, *, select: _Select | None = None, out: NDArray[np.uint64] | None = None
+    ) -> NDArray[np.uint64]: ...
+    def cntpct(
+        self, now: int | None = None, *, select: _Select | None = None, out: NDArray[np.uint64] | None = None
+    ) -> NDArray[np.uint64]: ...
+    def counts(
+        self, now: int | None = None, *, select: _Select | None = None, out: NDArray[np.uint64] | None = None
+    ) -> NDArray[np.uint64]: ...
+    def offsets(
+        self, *, select: _Select | None = None, out: NDArray[np.uint64] | None = None
+    ) -> NDArray[np.uint64]: ...
+    def running(self, *, select: _Select | None = None, out: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]: ...
+    def set_offsets(self, vms: NDArray[np.int64], offsets: NDArray[np.uint64]) -> None: ...
+    def set_timers(
+        self, timer: int, vcpus: NDArray[np.int64], cval: NDArray[np.uint64], ctl: NDArray[np.uint8]
+    ) -> None: ...
+    def evaluate(
+        self,
+        now: int | None = None,
+        *,
+        select: _Select | None = None,
+        out: tuple[NDArray[np.bool_], NDArray[np.bool_]] | None = None,
+    ) -> Lines: ...
+    def next_deadlines(
+        self, now: int | None = None, *, select: _Select | None = None, out: NDArray[np.uint64] | None = None
+    ) -> NDArray[np.uint64]: ...
+    def next_deadlines_of_vms(
+        self, now: int | None = None, *, vms: NDArray[np.int64] | None = None
+    ) -> NDArray[np.uint64]: ...
+    def next_deadline(self, now: int | None = None) -> int: ...
+    def expire(self, now: int | None = None) -> Expired: ...
+    def changes(self, now: int | None = None) -> Changes: ...
+    def __len__(self) -> int: ...
+    def __contains__(self, handle: SupportsIndex, /) -> bool: ...
 
 @final
 class Freeze:

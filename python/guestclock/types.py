@@ -1,7 +1,7 @@
 """Small immutable records that the native module returns or takes, and names for what it takes."""
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol, SupportsIndex, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, SupportsIndex, TypeAlias
 
 from guestclock._core import (
     Advance,
@@ -18,6 +18,10 @@ from guestclock._core import (
     _vouched,
 )
 from guestclock.registers import Timer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Counter: TypeAlias = HostCounter | MonotonicCounter | ManualCounter | ScaledCounter
 """Whatever a `Vm` can run over."""
@@ -274,3 +278,34 @@ class GuestVm(Protocol):
 
     def paused(self, policy: Policy | None = None, *, views: Views = "preserve") -> Paused:
         """Keep the VM from running, and treat the time until the end as `policy` says."""
+
+
+class Lines(NamedTuple):
+    """The timers of many vCPUs at one instant: two bool arrays of shape (timers, n), a row for each of `Timer`."""
+
+    istatus: "NDArray[np.bool_]"
+    """Whether the timer condition is met."""
+    line: "NDArray[np.bool_]"
+    """Whether the interrupt line is high: enabled, not masked, and the condition met."""
+
+
+class Changes(NamedTuple):
+    """Lines whose level has changed: three arrays of one length."""
+
+    vcpus: "NDArray[np.int64]"
+    """Handles of the vCPUs."""
+    timers: "NDArray[np.uint8]"
+    """Numbers of the timers, as `Timer` has them."""
+    levels: "NDArray[np.bool_]"
+    """What the lines are now."""
+
+
+class Expired(NamedTuple):
+    """Timers that have fired, by deadline, then by vCPU and timer: three arrays of one length."""
+
+    vcpus: "NDArray[np.int64]"
+    """Handles of the vCPUs."""
+    timers: "NDArray[np.uint8]"
+    """Numbers of the timers, as `Timer` has them."""
+    deadlines: "NDArray[np.uint64]"
+    """The counts of the bank's counter at which they were due."""

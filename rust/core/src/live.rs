@@ -50,26 +50,27 @@ struct Locked {
 #[derive(Debug)]
 pub struct LiveBank(Mutex<Locked>);
 
+impl From<Bank> for LiveBank {
+    /// All gates are open.
+    fn from(bank: Bank) -> Self {
+        Self(Mutex::new(Locked { bank: GatedBank::from(bank), mirrors: BTreeMap::new() }))
+    }
+}
+
 impl LiveBank {
     /// See [`Bank::new`].
     #[must_use]
     pub fn new(frequency: Frequency, el2: bool) -> Self {
-        Self(Mutex::new(Locked { bank: GatedBank::new(frequency, el2), mirrors: BTreeMap::new() }))
+        Self::from(Bank::new(frequency, el2))
     }
 
     /// Works on the bank, and mirrors what has changed, whatever came of it.
     pub fn with<T>(&self, work: impl FnOnce(&mut GatedBank) -> T) -> T {
         let Locked { bank, mirrors } = &mut *self.lock();
         let result = work(bank);
-        mirrors.retain(|vm, mirrors| match bank.bank().vm(*vm) {
-            Ok(vm) => {
-                mirrors.publish(&vm);
-                true
-            }
-            Err(_) => {
-                mirrors.clear();
-                false
-            }
+        mirrors.retain(|vm, mirrors| {
+            let there = bank.bank().vm(*vm).map(|vm| mirrors.publish(&vm));
+            there.inspect_err(|_| mirrors.clear()).is_ok()
         });
         result
     }
@@ -110,8 +111,8 @@ impl<C: Counter + core::fmt::Debug> core::fmt::Debug for LiveVm<C> {
 impl<C: Counter> LiveVm<C> {
     /// A VM with this many vCPUs, all created now, in a bank of its own.
     pub fn new(counter: C, behaviours: Behaviours, config: Config, vcpus: usize) -> Result<Self, VmError> {
-        let (bank, handle) = GatedBank::of_one(counter.frequency(), behaviours, config)?;
-        let bank = Arc::new(LiveBank(Mutex::new(Locked { bank, mirrors: BTreeMap::new() })));
+        let (bank, slot) = Bank::of_one(counter.frequency(), behaviours, config)?;
+        let (handle, bank) = (bank.handle_of_vm(slot), Arc::new(LiveBank::from(bank)));
         let vm = Self::of(bank, handle, counter).map_err(|_| VmError::Removed)?;
         vm.create_vcpus(vcpus, None)?;
         Ok(vm)

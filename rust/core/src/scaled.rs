@@ -125,12 +125,14 @@ impl CrossTimestamp {
     #[must_use]
     pub fn scaled(self, frequency: Frequency) -> Self {
         let ratio = Ratio::new(frequency, self.frequency);
-        let hidden_ns = match ratio.d {
-            1 => 0,
-            _ => u64::try_from(frequency.ticks_to_ns_ceil(1)).expect("a tick lasts at most a second"),
-        };
+        let hidden_ns = if ratio.d == 1 { 0 } else { tick_ns(frequency) };
         Self { count: ratio.at(self.count), frequency, width_ns: self.width_ns.saturating_add(hidden_ns), ..self }
     }
+}
+
+/// How long a tick lasts, rounded up.
+fn tick_ns(frequency: Frequency) -> u64 {
+    u64::try_from(frequency.ticks_to_ns_ceil(1)).expect("a tick lasts at most a second")
 }
 
 const fn greatest_common_divisor(mut a: u64, mut b: u64) -> u64 {

@@ -323,8 +323,8 @@ impl World {
     fn changes(&mut self) {
         let now = self.now;
         let changes = self.bank.changes(now);
-        let changed: BTreeMap<_, _> = changes.iter().map(|it| ((it.vcpu, it.timer), it.level)).collect();
-        assert_eq!(changed.len(), changes.len());
+        let found: BTreeMap<_, _> = changes.iter().map(|it| ((it.vcpu, it.timer), it.level)).collect();
+        assert_eq!(found.len(), changes.len());
         let mut expected = BTreeMap::new();
         for (handle, it) in &mut self.alone {
             for vcpu in 0..it.vm.vcpus() {
@@ -336,7 +336,7 @@ impl World {
                 }
             }
         }
-        assert_eq!(changed, expected);
+        assert_eq!(found, expected);
     }
 
     fn expire(&mut self) {

@@ -185,7 +185,7 @@ impl PyManualCounter {
 impl PyScaledCounter {
     #[new]
     #[pyo3(signature = (counter, *, frequency_hz))]
-    fn new(counter: Bound<'_, PyAny>, frequency_hz: u64) -> PyResult<Self> {
+    pub(crate) fn new(counter: Bound<'_, PyAny>, frequency_hz: u64) -> PyResult<Self> {
         let scaled = ScaledCounter::new(counter.extract::<AnyCounter>()?, frequency(frequency_hz)?);
         Ok(Self { scaled: Arc::new(scaled), inner: counter.unbind() })
     }

@@ -6,6 +6,8 @@
     reason = "the signatures are Python's"
 )]
 
+mod arrays;
+mod bank;
 mod checkpoint;
 mod counters;
 mod deadline;
@@ -27,6 +29,8 @@ mod vm;
 mod _core {
     use pyo3::prelude::*;
 
+    #[pymodule_export]
+    use super::bank::PyClockBank;
     #[pymodule_export]
     use super::checkpoint::PyCheckpoint;
     #[pymodule_export]
@@ -60,6 +64,7 @@ mod _core {
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         module.add("_RATE_TOLERANCE_PPM", guestclock_core::elapsed::RATE_TOLERANCE_PPM)?;
+        module.add("NO_DEADLINE", guestclock_core::bank::NO_DEADLINE)?;
         // A debug build is slow, so the package warns of it on import.
         module.add("DEBUG_BUILD", cfg!(debug_assertions))
     }

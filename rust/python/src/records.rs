@@ -8,6 +8,7 @@ use guestclock_core::outlook::{LatchMismatch, Outlook};
 use guestclock_core::timer::{CTL_ISTATUS, Timer};
 use guestclock_core::vm::TimerState;
 use guestclock_core::wall_clock::{Quality, SyncBound};
+use numpy::{PyArray1, PyArrayDyn};
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -34,6 +35,9 @@ static TIMER_STATE: Class = Class::new("TimerState");
 static TIMER_OUTLOOK: Class = Class::new("TimerOutlook");
 static LATCH_MISMATCH: Class = Class::new("LatchMismatch");
 static SUPPORT: Class = Class::new("Support");
+static LINES: Class = Class::new("Lines");
+static CHANGES: Class = Class::new("Changes");
+static EXPIRED: Class = Class::new("Expired");
 static CAPABILITIES: Class = Class::new("Capabilities");
 
 /// `types.CrossTimestamp`.
@@ -237,4 +241,33 @@ pub(crate) fn support<'py>(py: Python<'py>, ok: Option<bool>, reason: &str) -> P
 /// `types.Capabilities`, its fields in order.
 pub(crate) fn capabilities<'py>(py: Python<'py>, fields: [Bound<'py, PyAny>; 5]) -> PyResult<Bound<'py, PyAny>> {
     CAPABILITIES.get(py)?.call1(pyo3::types::PyTuple::new(py, fields)?)
+}
+
+/// `types.Lines`.
+pub(crate) fn lines<'py>(
+    py: Python<'py>,
+    istatus: Bound<'py, PyArrayDyn<bool>>,
+    line: Bound<'py, PyArrayDyn<bool>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    LINES.get(py)?.call1((istatus, line))
+}
+
+/// `types.Changes`.
+pub(crate) fn changes<'py>(
+    py: Python<'py>,
+    vcpus: Bound<'py, PyArray1<i64>>,
+    timers: Bound<'py, PyArray1<u8>>,
+    levels: Bound<'py, PyArray1<bool>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    CHANGES.get(py)?.call1((vcpus, timers, levels))
+}
+
+/// `types.Expired`.
+pub(crate) fn expired<'py>(
+    py: Python<'py>,
+    vcpus: Bound<'py, PyArray1<i64>>,
+    timers: Bound<'py, PyArray1<u8>>,
+    deadlines: Bound<'py, PyArray1<u64>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    EXPIRED.get(py)?.call1((vcpus, timers, deadlines))
 }

@@ -11,7 +11,7 @@ use crate::steps::PySteps;
 use guestclock_core::access::{Access, El};
 use guestclock_core::counter::{Counter, HostCount, Offset};
 use guestclock_core::gate::Saving;
-use guestclock_core::kernel::KERNELS;
+use guestclock_core::kernel::{Behaviours, KERNELS};
 use guestclock_core::live::LiveVm;
 use guestclock_core::sysreg::{Encoding, View};
 use guestclock_core::timer::Width;
@@ -69,16 +69,15 @@ pub(crate) fn modular(value: &Bound<'_, PyAny>, what: &str) -> PyResult<u64> {
     }
 }
 
-#[pymethods]
-impl PyVm {
-    #[new]
-    #[pyo3(signature = (
-        vcpus=1, *, counter=None, kernel=None, nested=false, e2h0=false, irqchip="in-kernel", vhe=true, arch_width=64
-    ))]
-    fn new(
-        py: Python<'_>,
-        vcpus: usize,
-        counter: Option<Bound<'_, PyAny>>,
+/// What a VM is of, as the keyword arguments have it.
+pub(crate) struct Guest {
+    kernel: &'static str,
+    pub(crate) behaviours: Behaviours,
+    pub(crate) config: Config,
+}
+
+impl Guest {
+    pub(crate) fn new(
         kernel: Option<&str>,
         nested: bool,
         e2h0: bool,
@@ -106,13 +105,44 @@ impl PyVm {
         let width = Width::new(arch_width)
             .ok_or_else(|| PyValueError::new_err(format!("arch_width={arch_width}: a counter has 56 to 64 bits")))?;
         let config = Config { el2, in_kernel_irqchip, vhe, width };
-        let counter = match counter {
-            Some(counter) => counter,
-            None => py.get_type::<PyHostCounter>().call0()?,
-        };
         let Some(&(kernel, behaviours)) = KERNELS.iter().find(|(name, _)| *name == kernel) else {
             let names: Vec<_> = KERNELS.iter().map(|(name, _)| *name).collect();
             return Err(PyValueError::new_err(format!("no kernel {kernel:?}: one of {}", names.join(", "))));
+        };
+        Ok(Self { kernel, behaviours, config })
+    }
+}
+
+impl PyVm {
+    /// A VM of a bank, over that counter.
+    pub(crate) fn new_over(live: LiveVm<AnyCounter>, counter: Py<PyAny>) -> Self {
+        let behaviours = live.behaviours();
+        let kernel = KERNELS.iter().find(|(_, known)| *known == behaviours).map_or("unknown", |(name, _)| name);
+        Self { live, counter, kernel }
+    }
+}
+
+#[pymethods]
+impl PyVm {
+    #[new]
+    #[pyo3(signature = (
+        vcpus=1, *, counter=None, kernel=None, nested=false, e2h0=false, irqchip="in-kernel", vhe=true, arch_width=64
+    ))]
+    fn new(
+        py: Python<'_>,
+        vcpus: usize,
+        counter: Option<Bound<'_, PyAny>>,
+        kernel: Option<&str>,
+        nested: bool,
+        e2h0: bool,
+        irqchip: &str,
+        vhe: bool,
+        arch_width: u8,
+    ) -> PyResult<Self> {
+        let Guest { kernel, behaviours, config } = Guest::new(kernel, nested, e2h0, irqchip, vhe, arch_width)?;
+        let counter = match counter {
+            Some(counter) => counter,
+            None => py.get_type::<PyHostCounter>().call0()?,
         };
         let live = LiveVm::new(counter.extract::<AnyCounter>()?, behaviours, config, vcpus).or_raise()?;
         Ok(Self { live, counter: counter.unbind(), kernel })

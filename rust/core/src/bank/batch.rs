@@ -7,7 +7,7 @@ use super::armed::Due;
 use super::deadlines::{TimerSlices, deadlines_by_vm, earliest, next_deadlines};
 use super::handle::Handle;
 use super::selection::{Part, Selection};
-use super::vms::{Bank, BankError, Clock};
+use super::vms::{Bank, BankError, Clock, narrow};
 use super::{NO_DEADLINE, changes, counts, evaluate};
 use crate::counter::{HostCount, Offset};
 use crate::sysreg::View;
@@ -134,19 +134,19 @@ impl Bank {
                 seen.resize(line.len(), false);
                 let count = changes(seen, &line, &mut changed);
                 seen.copy_from_slice(&line);
-                found.extend(
-                    changed[..count].iter().map(|row| (number, *row, timer, line[usize::try_from(*row).unwrap_or(0)])),
-                );
+                let rows = changed[..count].iter().map(|row| usize::try_from(*row).unwrap_or(usize::MAX));
+                found.extend(rows.map(|row| (number, row, timer, line[row])));
             }
         }
-        let handle = |clock: usize, row: i64| {
-            let row = u32::try_from(row).expect("a row's number");
-            self.handle_of(self.clocks[clock].rows.vm[row as usize], row)
-        };
+        let handle = |clock: usize, row: usize| self.handle_of(self.clocks[clock].rows.vm[row], narrow(row));
         found.into_iter().map(|(clock, row, timer, level)| Change { vcpu: handle(clock, row), timer, level }).collect()
     }
 
     /// Opts VMs in to these offsets: [`Vm::set_counter_offset`](crate::vm::Vm::set_counter_offset) of each, or of none.
+    ///
+    /// # Panics
+    ///
+    /// Where there aren't as many offsets as VMs.
     pub fn set_offsets(&mut self, vms: &[Handle], offsets: &[u64]) -> Result<(), BankError> {
         assert_eq!(vms.len(), offsets.len(), "VMs and offsets");
         let slots = self.slots(vms)?;
@@ -167,6 +167,10 @@ impl Bank {
     }
 
     /// Writes CVAL and CTL of one timer of many vCPUs, as SET_ONE_REG of each does: of all, or of none.
+    ///
+    /// # Panics
+    ///
+    /// Where the columns differ in length.
     pub fn set_timers(&mut self, timer: Timer, vcpus: &[Handle], cval: &[u64], ctl: &[u8]) -> Result<(), BankError> {
         assert_eq!([cval.len(), ctl.len()], [vcpus.len(); 2], "vCPUs, CVAL and CTL");
         self.select(vcpus)?;

@@ -1,11 +1,11 @@
 //! A bank whose VMs have gates: whether their vCPUs may run.
 
-use super::{Bank, BankError, Handle};
-use crate::counter::Frequency;
+use super::{Bank, BankError, Handle, MAX_ROWS, MAX_VMS};
+use crate::counter::{Frequency, HostCount};
 use crate::gate::Gate;
 use crate::kernel::Behaviours;
-use crate::vm::{Config, Vm, VmError};
-use alloc::vec;
+use crate::scaled::Ratio;
+use crate::vm::{Config, Vm};
 use alloc::vec::Vec;
 
 /// A bank, and the gate of each of its VMs.
@@ -16,22 +16,19 @@ pub struct GatedBank {
     gates: Vec<Gate>,
 }
 
+impl From<Bank> for GatedBank {
+    /// All gates are open.
+    fn from(bank: Bank) -> Self {
+        let gates = bank.seats.iter().map(|_| Gate::default()).collect();
+        Self { bank, gates }
+    }
+}
+
 impl GatedBank {
     /// See [`Bank::new`].
     #[must_use]
     pub fn new(frequency: Frequency, el2: bool) -> Self {
-        Self { bank: Bank::new(frequency, el2), gates: Vec::new() }
-    }
-
-    /// A bank of one VM, and its handle.
-    pub(crate) fn of_one(
-        frequency: Frequency,
-        behaviours: Behaviours,
-        config: Config,
-    ) -> Result<(Self, Handle), VmError> {
-        let (bank, slot) = Bank::of_one(frequency, behaviours, config)?;
-        let vm = bank.handle_of_vm(slot);
-        Ok((Self { bank, gates: vec![Gate::default()] }, vm))
+        Self::from(Bank::new(frequency, el2))
     }
 
     /// The bank.
@@ -54,6 +51,37 @@ impl GatedBank {
         }
         self.gates[slot] = Gate::default();
         Ok(vm)
+    }
+
+    /// Adds VMs that are alike, with so many vCPUs each, all created when the bank's counter reads `now`: all, or none.
+    pub fn add_many(
+        &mut self,
+        vms: usize,
+        vcpus: usize,
+        frequency: Frequency,
+        behaviours: Behaviours,
+        config: Config,
+        now: HostCount,
+    ) -> Result<Vec<Handle>, BankError> {
+        if vms > MAX_VMS - self.bank.len() || vms.saturating_mul(vcpus) > MAX_ROWS {
+            return Err(BankError::Full);
+        }
+        let here = Ratio::new(frequency, self.bank.frequency()).at(now);
+        let mut added = Vec::new();
+        let done = (0..vms).try_for_each(|number| {
+            let vm = self.add(frequency, behaviours, config)?;
+            added.push(vm);
+            self.bank.vm_mut(vm)?.create_vcpus(vcpus, here)?;
+            // Once one of them has shown that it can be.
+            if number == 0 { self.bank.reserve(frequency, (vms - 1) * vcpus) } else { Ok(()) }
+        });
+        match done {
+            Ok(()) => Ok(added),
+            Err(error) => {
+                self.bank.remove_all(&added)?;
+                Err(error)
+            }
+        }
     }
 
     /// A VM and its gate.

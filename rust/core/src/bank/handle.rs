@@ -34,11 +34,11 @@ impl Handle {
     /// The vCPU's number in its VM: 0 for a VM's own handle.
     #[must_use]
     pub const fn number(self) -> u16 {
-        (self.0 & ((1 << VCPU_BITS) - 1)) as u16
+        (self.0.cast_unsigned() & ((1 << VCPU_BITS) - 1)) as u16
     }
 
     pub(crate) const fn slot(self) -> u32 {
-        (self.0 >> VCPU_BITS & ((1 << SLOT_BITS) - 1)) as u32
+        (self.0.cast_unsigned() >> VCPU_BITS & ((1 << SLOT_BITS) - 1)) as u32
     }
 
     /// `None` for a negative number, which is no handle.

@@ -79,18 +79,18 @@ impl Rows {
     }
 
     pub(crate) fn reserve(&mut self, rows: usize) {
-        self.vm.reserve(rows);
-        self.running.reserve(rows);
-        let el2 = if self.el2 { rows } else { 0 };
-        let words = [&mut self.virt, &mut self.phys, &mut self.cntkctl];
-        for (column, rows) in
-            words.into_iter().zip([rows; 3]).chain([(&mut self.cntvoff, el2), (&mut self.cnthctl, el2)])
-        {
-            column.reserve(rows);
+        self.vm.reserve_exact(rows);
+        self.running.reserve_exact(rows);
+        for column in [&mut self.virt, &mut self.phys, &mut self.cntkctl] {
+            column.reserve_exact(rows);
+        }
+        if self.el2 {
+            self.cntvoff.reserve_exact(rows);
+            self.cnthctl.reserve_exact(rows);
         }
         for timer in &mut self.timers {
-            timer.cval.reserve(rows);
-            timer.ctl.reserve(rows);
+            timer.cval.reserve_exact(rows);
+            timer.ctl.reserve_exact(rows);
         }
     }
 

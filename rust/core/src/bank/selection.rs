@@ -1,7 +1,7 @@
 //! Which vCPUs a batch is about, and where their values go.
 
 use super::handle::Handle;
-use super::vms::{Bank, BankError};
+use super::vms::{Bank, BankError, narrow};
 use alloc::borrow::Cow;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -74,7 +74,7 @@ impl Bank {
             if core::mem::replace(&mut seen[clock][row], true) {
                 return Err(BankError::Duplicate { handle: vcpu.0 });
             }
-            found.push((clock, u32::try_from(row).expect("a bank has fewer rows")));
+            found.push((clock, narrow(row)));
         }
         let clocks: Vec<usize> =
             seen.iter().enumerate().filter(|(_, seen)| !seen.is_empty()).map(|(of, _)| of).collect();
@@ -87,6 +87,25 @@ impl Bank {
             Part { clock: *clock, rows: Some(here.map(|(_, (_, row))| *row).collect()), places }
         });
         Ok(Selection { parts: parts.collect(), len: vcpus.len() })
+    }
+
+    /// The vCPUs that `mask` has, a bool for each in the order of [`vcpu_handles`](Self::vcpu_handles).
+    pub fn select_mask(&mut self, mask: &[bool]) -> Result<Selection, BankError> {
+        self.close_gaps();
+        let vcpus = self.vcpus();
+        if mask.len() != vcpus {
+            return Err(BankError::Mask { rows: mask.len(), vcpus });
+        }
+        let (mut len, mut rest) = (0, mask);
+        let parts = self.clocks.iter().enumerate().map(|(clock, columns)| {
+            let (here, after) = rest.split_at(columns.rows.len());
+            rest = after;
+            let rows: Vec<u32> = (0..).zip(here).filter(|(_, chosen)| **chosen).map(|(row, _)| row).collect();
+            let run = len..len + rows.len();
+            len = run.end;
+            Part { clock, rows: Some(rows), places: Places::Run(run) }
+        });
+        Ok(Selection { parts: parts.collect(), len })
     }
 
     /// The slots of these VMs, each once.

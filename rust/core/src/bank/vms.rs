@@ -40,6 +40,14 @@ pub enum BankError {
         /// The handle.
         handle: i64,
     },
+    /// A mask of another length.
+    #[error("a mask has a bool for each vCPU: this one has {rows} of them, and the bank {vcpus} vCPUs")]
+    Mask {
+        /// How many bools.
+        rows: usize,
+        /// How many vCPUs.
+        vcpus: usize,
+    },
     /// A guest with EL2, in a bank of guests without.
     #[error("a guest with EL2 has up to four timers, and the bank keeps two of each vCPU: make it with timers=4")]
     TwoTimers,
@@ -215,6 +223,19 @@ impl Bank {
         if clock.rows.holes() > clock.rows.len() / 2 {
             self.close_gaps();
         }
+        Ok(())
+    }
+
+    /// Removes many VMs, each once: all, or none.
+    pub fn remove_all(&mut self, vms: &[Handle]) -> Result<(), BankError> {
+        self.slots(vms)?;
+        vms.iter().try_for_each(|vm| self.remove(*vm))
+    }
+
+    /// Makes room for so many more vCPUs at this frequency, and no more.
+    pub fn reserve(&mut self, frequency: Frequency, vcpus: usize) -> Result<(), BankError> {
+        let clock = self.clock(frequency)?;
+        self.clocks[usize::from(clock)].rows.reserve(vcpus);
         Ok(())
     }
 
@@ -444,6 +465,6 @@ impl Seat {
 }
 
 /// A slot or a row: [`MAX_VMS`] and [`MAX_ROWS`] are below 2^32.
-fn narrow(index: usize) -> u32 {
+pub(crate) fn narrow(index: usize) -> u32 {
     u32::try_from(index).expect("below 2^32")
 }

@@ -1,0 +1,108 @@
+//! Numpy arrays as arguments and results: one contract for every batch call.
+//!
+//! What comes in is copied, so it may be strided, and other threads may write to it meanwhile. What goes out is written to
+//! an array that nobody else knows yet, or to the caller's own, `out=`: of just this dtype and shape, contiguous and
+//! writable, and no part of what came in. All of it is looked at before anything is written.
+
+use numpy::ndarray::Dimension;
+use numpy::{
+    Element, PyArray, PyArray1, PyArrayDyn, PyArrayMethods, PyReadwriteArrayDyn, PyUntypedArray, PyUntypedArrayMethods,
+};
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use std::ops::Range;
+
+/// A dtype's name.
+pub(crate) trait Named: Element + Copy + Default {
+    const NAME: &'static str;
+}
+
+impl Named for u64 {
+    const NAME: &'static str = "uint64";
+}
+impl Named for i64 {
+    const NAME: &'static str = "int64";
+}
+impl Named for u8 {
+    const NAME: &'static str = "uint8";
+}
+impl Named for bool {
+    const NAME: &'static str = "bool";
+}
+
+/// A copy of a one-dimensional array.
+pub(crate) struct Column<T> {
+    /// Its values.
+    pub(crate) values: Vec<T>,
+    /// Where the array's own lie in memory.
+    pub(crate) bytes: Range<usize>,
+}
+
+/// Copies an array of just this dtype.
+pub(crate) fn column<T: Named>(array: &Bound<'_, PyAny>, what: &str) -> PyResult<Column<T>> {
+    let refused =
+        || PyTypeError::new_err(format!("{what} must be a one-dimensional, aligned numpy array of {}", T::NAME));
+    let array = array.cast::<PyArray1<T>>().map_err(|_| refused())?;
+    let (bytes, array) = (extent(array), array.try_readonly().map_err(|_| refused())?);
+    let values = match array.as_slice() {
+        Ok(slice) => slice.to_vec(),
+        Err(_) if array.is_aligned() => array.as_array().iter().copied().collect(),
+        Err(_) => return Err(refused()),
+    };
+    Ok(Column { values, bytes })
+}
+
+/// Refuses columns of different lengths.
+pub(crate) fn same_rows(what: &str, rows: usize, other: &str, others: usize) -> PyResult<()> {
+    if rows == others {
+        return Ok(());
+    }
+    Err(PyValueError::new_err(format!("{what} and {other} must be of one length, and are of {rows} and {others}")))
+}
+
+/// The bytes that an array's elements lie in, with all between them.
+pub(crate) fn extent<T: Element, D: Dimension>(array: &Bound<'_, PyArray<T, D>>) -> Range<usize> {
+    if array.is_empty() {
+        return 0..0;
+    }
+    let reach = |forward: bool| -> usize {
+        let steps = array.shape().iter().zip(array.strides());
+        steps
+            .filter(|(_, stride)| (**stride > 0) == forward)
+            .map(|(rows, stride)| (rows - 1) * stride.unsigned_abs())
+            .sum()
+    };
+    let first = array.data().addr();
+    first - reach(false)..first + reach(true) + size_of::<T>()
+}
+
+/// The caller's `out=`, if it is as it has to be; else a new array, which owns its memory.
+pub(crate) fn output<'py, T: Named>(
+    py: Python<'py>,
+    out: Option<&Bound<'py, PyAny>>,
+    shape: &[usize],
+    inputs: &[Range<usize>],
+) -> PyResult<Bound<'py, PyArrayDyn<T>>> {
+    let Some(out) = out else { return Ok(PyArrayDyn::zeros(py, shape, false)) };
+    let Ok(array) = out.cast::<PyArrayDyn<T>>() else {
+        let found = out.cast::<PyUntypedArray>().map(|array| array.dtype().to_string());
+        let found = found.unwrap_or_else(|_| format!("a {}", out.get_type()));
+        return Err(PyTypeError::new_err(format!("out must be a numpy array of {}, and is {found}", T::NAME)));
+    };
+    if array.shape() != shape {
+        return Err(PyValueError::new_err(format!("out must be of shape {shape:?}, and is of {:?}", array.shape())));
+    }
+    if !array.is_c_contiguous() || !array.is_aligned() {
+        return Err(PyValueError::new_err("out must be C-contiguous and aligned: take a copy() of it"));
+    }
+    let bytes = extent(array);
+    if inputs.iter().any(|input| input.start < bytes.end && bytes.start < input.end) {
+        return Err(PyValueError::new_err("out overlaps with an input: take another array"));
+    }
+    Ok(array.clone())
+}
+
+/// An output, to write to.
+pub(crate) fn writable<'py, T: Named>(array: &Bound<'py, PyArrayDyn<T>>) -> PyResult<PyReadwriteArrayDyn<'py, T>> {
+    array.try_readwrite().map_err(|error| PyValueError::new_err(format!("out can't be written to: {error}")))
+}

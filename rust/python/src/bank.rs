@@ -1,0 +1,581 @@
+//! Many VMs as columns.
+
+use crate::arrays::{Column, Named, column, output, same_rows, writable};
+use crate::counters::{AnyCounter, PyHostCounter, PyScaledCounter};
+use crate::errors::{IntoPyErr, OrRaise};
+use crate::records;
+use crate::registers;
+use crate::vm::{Guest, PyVm};
+use guestclock_core::bank::{Bank, BankError, Handle, NO_DEADLINE, Selection};
+use guestclock_core::counter::{Counter, Frequency, HostCount};
+use guestclock_core::live::{LiveBank, LiveVm};
+use guestclock_core::sysreg::View;
+use guestclock_core::timer::Timer;
+use numpy::{PyArray1, PyArrayDyn};
+use pyo3::exceptions::{PyIndexError, PyValueError};
+use pyo3::prelude::*;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// From how many vCPUs on a call lets other Python threads run: it takes 3 us or more then, and giving up the GIL and taking
+/// it again 50 ns. It works on the bank's own columns and on an array that nobody else knows yet, so no Python object
+/// can change either meanwhile; into the caller's `out=` it writes under the GIL.
+const RELEASE_GIL_FROM: usize = 8192;
+
+/// Many VMs with their vCPUs, as columns over one counter: what is asked of all of them costs a pass over columns.
+///
+/// `counter` is the host's by default. `timers` is how many timers a vCPU may have: 2, or 4 for guests with EL2. VMs and
+/// vCPUs are named by int64 handles, which are never given to others: vCPU n of the VM `h` is `h + n`.
+///
+/// `now` is the counter's count, by default what it reads. All counts and deadlines are in its ticks, those of the
+/// counters that guests read apart. `select` is an int64 array of vCPU handles, each once, in any order, or a bool array
+/// over `vcpus()`; without, a result is in the order of `vcpus()`. `out` is a C-contiguous array of just the result's
+/// dtype and shape that overlaps with no input; without, the result is a new array. Inputs may be strided; they are
+/// copied. All of it is looked at before anything is written: TypeError for another dtype, ValueError for a shape or an
+/// overlap, IndexError for a handle that the bank hasn't got. Safe to use from many threads.
+#[pyclass(frozen, name = "ClockBank", module = "guestclock")]
+pub(crate) struct PyClockBank {
+    bank: Arc<LiveBank>,
+    counter: AnyCounter,
+    counter_object: Py<PyAny>,
+}
+
+/// Which vCPUs are asked for.
+enum Chosen {
+    All,
+    Some(Vec<Handle>),
+    Mask(Vec<bool>),
+}
+
+impl Chosen {
+    /// And where the array lies that says so.
+    fn new(select: Option<&Bound<'_, PyAny>>) -> PyResult<(Self, Range<usize>)> {
+        let Some(select) = select else { return Ok((Self::All, 0..0)) };
+        if select.cast::<PyArray1<bool>>().is_ok() {
+            let Column { values, bytes } = column(select, "select")?;
+            return Ok((Self::Mask(values), bytes));
+        }
+        let what = "select (or a mask: one of bool)";
+        let Column { values, bytes } = column(select, what)?;
+        Ok((Self::Some(values.into_iter().map(Handle).collect()), bytes))
+    }
+
+    /// How many rows a result has.
+    fn rows(&self, bank: &Bank) -> usize {
+        match self {
+            Self::All => bank.vcpus(),
+            Self::Some(vcpus) => vcpus.len(),
+            Self::Mask(mask) => mask.iter().filter(|chosen| **chosen).count(),
+        }
+    }
+
+    fn selection(&self, bank: &mut Bank) -> Result<Selection, BankError> {
+        match self {
+            Self::All => Ok(bank.all()),
+            Self::Some(vcpus) => bank.select(vcpus),
+            Self::Mask(mask) => bank.select_mask(mask),
+        }
+    }
+}
+
+fn handles(array: &Bound<'_, PyAny>, what: &str) -> PyResult<Vec<Handle>> {
+    Ok(column(array, what)?.values.into_iter().map(Handle).collect())
+}
+
+/// VM handles: one, or an array.
+fn vm_handles(vms: &Bound<'_, PyAny>) -> PyResult<Vec<Handle>> {
+    match vms.extract::<i64>() {
+        Ok(vm) => Ok(vec![Handle(vm)]),
+        Err(_) => handles(vms, "vms (or one int)"),
+    }
+}
+
+fn as_array(py: Python<'_>, handles: impl Iterator<Item = Handle>) -> Bound<'_, PyArray1<i64>> {
+    PyArray1::from_iter(py, handles.map(|handle| handle.0))
+}
+
+impl PyClockBank {
+    /// Works on the bank, whose GIL-less moments are others' chance.
+    fn with<T: Send>(&self, py: Python<'_>, rows: usize, work: impl FnOnce(&mut Bank) -> T + Send) -> T {
+        let work = || self.bank.with(|bank| work(bank.bank_mut()));
+        if rows < RELEASE_GIL_FROM { work() } else { py.detach(work) }
+    }
+
+    fn now(&self, now: Option<u64>) -> HostCount {
+        now.map_or_else(|| self.counter.count(), HostCount)
+    }
+
+    /// Computes a result of `columns` columns for each of the chosen vCPUs, at one instant, into `out` or new arrays.
+    fn compute<'py, T: Named + Send, const ARRAYS: usize>(
+        &self,
+        py: Python<'py>,
+        select: Option<&Bound<'py, PyAny>>,
+        out: Option<[Bound<'py, PyAny>; ARRAYS]>,
+        shape: impl Fn(usize) -> Vec<usize>,
+        now: Option<u64>,
+        work: impl Fn(&mut Bank, HostCount, &Selection, [&mut [T]; ARRAYS]) + Send + Sync,
+    ) -> PyResult<[Bound<'py, PyArrayDyn<T>>; ARRAYS]> {
+        let (chosen, bytes) = Chosen::new(select)?;
+        loop {
+            // The arrays are made outside of the bank's lock, and it may have grown since.
+            let rows = self.bank.look(|bank| chosen.rows(bank));
+            let shape = shape(rows);
+            let mut inputs = vec![bytes.clone()];
+            let mut arrays = Vec::with_capacity(ARRAYS);
+            for number in 0..ARRAYS {
+                let array = output::<T>(py, out.as_ref().map(|out| &out[number]), &shape, &inputs)?;
+                inputs.push(crate::arrays::extent(&array));
+                arrays.push(array);
+            }
+            let mut columns = arrays.iter().map(writable).collect::<PyResult<Vec<_>>>()?;
+            let slices = columns.iter_mut().map(|column| column.as_slice_mut().map_err(PyErr::from));
+            let slices: Vec<&mut [T]> = slices.collect::<PyResult<_>>()?;
+            let slices: [&mut [T]; ARRAYS] = slices.try_into().unwrap_or_else(|_| unreachable!("as many as arrays"));
+            let apart = if out.is_some() { 0 } else { rows };
+            let done = self.with(py, apart, |bank| {
+                if chosen.rows(bank) != rows {
+                    return Ok(false);
+                }
+                let selection = chosen.selection(bank)?;
+                work(bank, self.now(now), &selection, slices);
+                Ok::<bool, BankError>(true)
+            });
+            let done = done.or_raise()?;
+            drop(columns);
+            if done {
+                return Ok(arrays.try_into().unwrap_or_else(|_| unreachable!("as many as arrays")));
+            }
+        }
+    }
+}
+
+#[pymethods]
+impl PyClockBank {
+    #[new]
+    #[pyo3(signature = (counter=None, *, timers=2))]
+    fn new(py: Python<'_>, counter: Option<Bound<'_, PyAny>>, timers: u8) -> PyResult<Self> {
+        let el2 = match timers {
+            2 => false,
+            4 => true,
+            _ => {
+                return Err(PyValueError::new_err(format!(
+                    "timers={timers}: a vCPU has 2, or 4 where its guest has EL2"
+                )));
+            }
+        };
+        let counter_object = match counter {
+            Some(counter) => counter,
+            None => py.get_type::<PyHostCounter>().call0()?,
+        };
+        let counter = counter_object.extract::<AnyCounter>()?;
+        let bank = Arc::new(LiveBank::new(counter.frequency(), el2));
+        Ok(Self { bank, counter, counter_object: counter_object.unbind() })
+    }
+
+    /// The counter that the guests' are offset from.
+    #[getter]
+    fn counter(&self, py: Python<'_>) -> Py<PyAny> {
+        self.counter_object.clone_ref(py)
+    }
+
+    /// Its frequency, in Hz.
+    #[getter]
+    fn frequency_hz(&self) -> u64 {
+        self.counter.frequency().hz()
+    }
+
+    /// Of how many timers of a vCPU it keeps columns: 2 or 4.
+    #[getter]
+    fn timers(&self) -> usize {
+        self.bank.look(Bank::timers)
+    }
+
+    /// The memory that it takes, in bytes, that of the deadline queue included.
+    #[getter]
+    fn nbytes(&self) -> usize {
+        self.bank.look(Bank::bytes)
+    }
+
+    /// Adds a VM with so many vCPUs, all created at `now`, and returns its handle. See `Vm` for the other arguments.
+    ///
+    /// `frequency_hz` is the guest's CNTFRQ_EL0, by default the counter's: for a guest that was saved at another frequency
+    /// its counters are `floor(count * frequency_hz / counter.frequency_hz)` less its offset, exact to the tick. KVM
+    /// can't rescale.
+    #[pyo3(signature = (
+        vcpus=1, *, frequency_hz=None, kernel=None, nested=false, e2h0=false, irqchip="in-kernel", vhe=true, now=None
+    ))]
+    fn add(
+        &self,
+        py: Python<'_>,
+        vcpus: usize,
+        frequency_hz: Option<u64>,
+        kernel: Option<&str>,
+        nested: bool,
+        e2h0: bool,
+        irqchip: &str,
+        vhe: bool,
+        now: Option<u64>,
+    ) -> PyResult<i64> {
+        let vms = self.add_all(py, 1, vcpus, frequency_hz, Guest::new(kernel, nested, e2h0, irqchip, vhe, 64)?, now)?;
+        Ok(vms[0].0)
+    }
+
+    /// Adds `vms` VMs that are alike, and returns their handles (int64): see `add`.
+    #[pyo3(signature = (
+        vms, vcpus=1, *, frequency_hz=None, kernel=None, nested=false, e2h0=false, irqchip="in-kernel", vhe=true, now=None
+    ))]
+    fn add_many<'py>(
+        &self,
+        py: Python<'py>,
+        vms: usize,
+        vcpus: usize,
+        frequency_hz: Option<u64>,
+        kernel: Option<&str>,
+        nested: bool,
+        e2h0: bool,
+        irqchip: &str,
+        vhe: bool,
+        now: Option<u64>,
+    ) -> PyResult<Bound<'py, PyArray1<i64>>> {
+        let guest = Guest::new(kernel, nested, e2h0, irqchip, vhe, 64)?;
+        Ok(as_array(py, self.add_all(py, vms, vcpus, frequency_hz, guest, now)?.into_iter()))
+    }
+
+    /// Removes VMs with their vCPUs: an int, or an int64 array of handles. Their handles stay nobody's.
+    fn remove(&self, py: Python<'_>, vms: Bound<'_, PyAny>) -> PyResult<()> {
+        let vms = vm_handles(&vms)?;
+        self.with(py, vms.len(), |bank| bank.remove_all(&vms)).or_raise()
+    }
+
+    /// A VM of the bank, as a `Vm`: a view of its rows. IndexError for a handle that it hasn't got.
+    ///
+    /// Over the bank's counter, or over a `ScaledCounter` of it for a VM of another frequency: `now=` and deadlines of that
+    /// `Vm` are in its ticks. Once the VM is removed, the view refuses whatever is asked of it.
+    fn vm(&self, py: Python<'_>, handle: i64) -> PyResult<PyVm> {
+        let handle = Handle(handle);
+        let hz = self.bank.look(|bank| bank.vm(handle).map(|vm| u64::from(vm.cntfrq_hz()))).or_raise()?;
+        let counter = if hz == self.frequency_hz() {
+            self.counter(py).into_bound(py)
+        } else {
+            Bound::new(py, PyScaledCounter::new(self.counter(py).into_bound(py), hz)?)?.into_any()
+        };
+        let live = LiveVm::of(Arc::clone(&self.bank), handle, counter.extract::<AnyCounter>()?).or_raise()?;
+        Ok(PyVm::new_over(live, counter.unbind()))
+    }
+
+    /// The handles of all VMs (int64).
+    fn vms<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
+        let vms: Vec<Handle> = self.bank.look(|bank| bank.handles().collect());
+        as_array(py, vms.into_iter())
+    }
+
+    /// The handles of all vCPUs (int64), in the order of their rows: VM by VM as they were added, those of the counter's
+    /// own frequency first. A VM that gets another vCPU later may go to the end.
+    fn vcpus<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
+        let vcpus: Vec<Handle> = self.with(py, 0, |bank| bank.vcpu_handles().collect());
+        as_array(py, vcpus.into_iter())
+    }
+
+    /// What the guests read from CNTVCT_EL0, all at one instant: uint64, of shape (n,).
+    #[pyo3(signature = (now=None, *, select=None, out=None))]
+    fn cntvct<'py>(
+        &self,
+        py: Python<'py>,
+        now: Option<u64>,
+        select: Option<Bound<'py, PyAny>>,
+        out: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyArrayDyn<u64>>> {
+        self.count(py, View::Virtual, now, select, out)
+    }
+
+    /// What the guests read from CNTPCT_EL0, all at one instant: uint64, of shape (n,).
+    #[pyo3(signature = (now=None, *, select=None, out=None))]
+    fn cntpct<'py>(
+        &self,
+        py: Python<'py>,
+        now: Option<u64>,
+        select: Option<Bound<'py, PyAny>>,
+        out: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyArrayDyn<u64>>> {
+        self.count(py, View::Physical, now, select, out)
+    }
+
+    /// Both counters at one instant: uint64, of shape (2, n), CNTVCT_EL0 first.
+    #[pyo3(signature = (now=None, *, select=None, out=None))]
+    fn counts<'py>(
+        &self,
+        py: Python<'py>,
+        now: Option<u64>,
+        select: Option<Bound<'py, PyAny>>,
+        out: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyArrayDyn<u64>>> {
+        let [counts] = self.compute(
+            py,
+            select.as_ref(),
+            one(out),
+            |rows| vec![2, rows],
+            now,
+            |bank, now, vcpus, [out]| {
+                let (virt, phys) = out.split_at_mut(vcpus.len());
+                bank.counts(now, View::Virtual, vcpus, virt);
+                bank.counts(now, View::Physical, vcpus, phys);
+            },
+        )?;
+        Ok(counts)
+    }
+
+    /// The offsets that the vCPUs' counters are under, in ticks, modulo 2^64: uint64, of shape (2, n), the virtual
+    /// counter's first. A running vCPU keeps those it was loaded with.
+    #[pyo3(signature = (*, select=None, out=None))]
+    fn offsets<'py>(
+        &self,
+        py: Python<'py>,
+        select: Option<Bound<'py, PyAny>>,
+        out: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyArrayDyn<u64>>> {
+        let [offsets] = self.compute(
+            py,
+            select.as_ref(),
+            one(out),
+            |rows| vec![2, rows],
+            Some(0),
+            |bank, _, vcpus, [out]| {
+                let (virt, phys) = out.split_at_mut(vcpus.len());
+                bank.offsets(View::Virtual, vcpus, virt);
+                bank.offsets(View::Physical, vcpus, phys);
+            },
+        )?;
+        Ok(offsets)
+    }
+
+    /// Which vCPUs are in their guests: bool, of shape (n,).
+    #[pyo3(signature = (*, select=None, out=None))]
+    fn running<'py>(
+        &self,
+        py: Python<'py>,
+        select: Option<Bound<'py, PyAny>>,
+        out: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyArrayDyn<bool>>> {
+        let [running] = self.compute(
+            py,
+            select.as_ref(),
+            one(out),
+            |rows| vec![rows],
+            Some(0),
+            |bank, _, vcpus, [out]| {
+                bank.running(vcpus, out);
+            },
+        )?;
+        Ok(running)
+    }
+
+    /// Opts VMs in to one counter offset each (KVM_ARM_SET_COUNTER_OFFSET): int64 handles, each once, and uint64 ticks.
+    ///
+    /// As `Vm.set_counter_offset` of each, but of all or of none: VcpuRunning (EBUSY) while a vCPU of theirs runs.
+    fn set_offsets(&self, py: Python<'_>, vms: Bound<'_, PyAny>, offsets: Bound<'_, PyAny>) -> PyResult<()> {
+        let vms = handles(&vms, "vms")?;
+        let offsets = column::<u64>(&offsets, "offsets")?.values;
+        same_rows("vms", vms.len(), "offsets", offsets.len())?;
+        self.with(py, vms.len(), |bank| bank.set_offsets(&vms, &offsets)).or_raise()
+    }
+
+    /// Writes CVAL and CTL of one timer of many vCPUs: int64 handles, each once, uint64 and uint8.
+    ///
+    /// As KVM_SET_ONE_REG of each, but of all or of none: VcpuRunning (EBUSY) for a vCPU that runs, UnknownRegister
+    /// (ENOENT) for a guest that hasn't got the timer.
+    fn set_timers(
+        &self,
+        py: Python<'_>,
+        timer: usize,
+        vcpus: Bound<'_, PyAny>,
+        cval: Bound<'_, PyAny>,
+        ctl: Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let (timer, vcpus) = (registers::timer(timer)?, handles(&vcpus, "vcpus")?);
+        let (cval, ctl) = (column::<u64>(&cval, "cval")?.values, column::<u8>(&ctl, "ctl")?.values);
+        same_rows("vcpus", vcpus.len(), "cval", cval.len())?;
+        same_rows("vcpus", vcpus.len(), "ctl", ctl.len())?;
+        self.with(py, vcpus.len(), |bank| bank.set_timers(timer, &vcpus, &cval, &ctl)).or_raise()
+    }
+
+    /// ISTATUS and the interrupt line of every timer at one instant: `Lines`, of two bool arrays of shape (timers, n), a row
+    /// for each of `Timer`. `out` is a tuple of two such arrays.
+    ///
+    /// A timer that a guest hasn't got is off, and compares with 0.
+    #[pyo3(signature = (now=None, *, select=None, out=None))]
+    fn evaluate<'py>(
+        &self,
+        py: Python<'py>,
+        now: Option<u64>,
+        select: Option<Bound<'py, PyAny>>,
+        out: Option<(Bound<'py, PyAny>, Bound<'py, PyAny>)>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let (timers, out) = (self.timers(), out.map(<[_; 2]>::from));
+        let shape = |rows| vec![timers, rows];
+        let [istatus, line] =
+            self.compute(py, select.as_ref(), out, shape, now, |bank, now, vcpus, [istatus, line]| {
+                bank.evaluate(now, vcpus, istatus, line);
+            })?;
+        records::lines(py, istatus, line)
+    }
+
+    /// The count at which the first of each vCPU's lines goes high by itself: uint64, of shape (n,).
+    ///
+    /// `now` where one is high, NO_DEADLINE (2^64 - 1) where none will be; a deadline at or past that is one less.
+    #[pyo3(signature = (now=None, *, select=None, out=None))]
+    fn next_deadlines<'py>(
+        &self,
+        py: Python<'py>,
+        now: Option<u64>,
+        select: Option<Bound<'py, PyAny>>,
+        out: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyArrayDyn<u64>>> {
+        let [deadlines] = self.compute(
+            py,
+            select.as_ref(),
+            one(out),
+            |rows| vec![rows],
+            now,
+            |bank, now, vcpus, [out]| {
+                bank.next_deadlines(now, vcpus, out);
+            },
+        )?;
+        Ok(deadlines)
+    }
+
+    /// The least of `next_deadlines` of each VM: uint64, of those of the handles `vms` (int64, each once), or of all in the
+    /// order of `vms()`.
+    #[pyo3(signature = (now=None, *, vms=None))]
+    fn next_deadlines_of_vms<'py>(
+        &self,
+        py: Python<'py>,
+        now: Option<u64>,
+        vms: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyArray1<u64>>> {
+        let vms = vms.map(|vms| handles(&vms, "vms")).transpose()?;
+        let rows = self.bank.look(Bank::vcpus);
+        let deadlines = self.with(py, rows, |bank| {
+            let mut deadlines = vec![NO_DEADLINE; vms.as_ref().map_or(bank.len(), Vec::len)];
+            bank.next_deadlines_of_vms(self.now(now), vms.as_deref(), &mut deadlines).map(|()| deadlines)
+        });
+        Ok(PyArray1::from_slice(py, &deadlines.or_raise()?))
+    }
+
+    /// The count at which the next line goes high: `now` where one is, NO_DEADLINE (2^64 - 1) where none will be.
+    ///
+    /// At hand, whatever the number of timers. A timer that `expire` has given doesn't count until it is written again, or its
+    /// VM's offset moves and it is to come again.
+    #[pyo3(signature = (now=None))]
+    fn next_deadline(&self, py: Python<'_>, now: Option<u64>) -> u64 {
+        self.with(py, 0, |bank| bank.next_deadline(self.now(now)))
+    }
+
+    /// The timers whose lines have gone high: `Expired`, of their vCPUs (int64), timers (uint8) and deadlines (uint64), in
+    /// the order of the deadlines, then of the vCPUs' handles and the timers.
+    ///
+    /// Each is given once, until it is written again, or its VM's offset moves and it is to come again. What a call costs
+    /// depends on how many it gives, not on how many are pending. A deadline before the counter's first count is 0.
+    #[pyo3(signature = (now=None))]
+    fn expire<'py>(&self, py: Python<'py>, now: Option<u64>) -> PyResult<Bound<'py, PyAny>> {
+        let pending = self.bank.look(Bank::pending);
+        let fired = self.with(py, pending, |bank| bank.expire(self.now(now)));
+        let vcpus = as_array(py, fired.iter().map(|fired| fired.vcpu));
+        let timers = numbers(py, fired.iter().map(|fired| fired.timer));
+        records::expired(py, vcpus, timers, PyArray1::from_iter(py, fired.iter().map(|fired| fired.deadline)))
+    }
+
+    /// The lines whose level isn't what it was at the last call: `Changes`, of their vCPUs (int64), timers (uint8) and levels
+    /// (bool), those of each timer in the order of `vcpus()`. A new vCPU's lines are low.
+    #[pyo3(signature = (now=None))]
+    fn changes<'py>(&self, py: Python<'py>, now: Option<u64>) -> PyResult<Bound<'py, PyAny>> {
+        let rows = self.bank.look(Bank::vcpus);
+        let changes = self.with(py, rows, |bank| bank.changes(self.now(now)));
+        let vcpus = as_array(py, changes.iter().map(|change| change.vcpu));
+        let timers = numbers(py, changes.iter().map(|change| change.timer));
+        records::changes(py, vcpus, timers, PyArray1::from_iter(py, changes.iter().map(|change| change.level)))
+    }
+
+    /// How many VMs.
+    fn __len__(&self) -> usize {
+        self.bank.look(Bank::len)
+    }
+
+    /// Whether a VM of this handle is in it.
+    fn __contains__(&self, handle: i64) -> bool {
+        self.bank.look(|bank| bank.contains(Handle(handle)))
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let counter = self.counter_object.bind(py).repr()?;
+        let (vms, vcpus) = self.bank.look(|bank| (bank.len(), bank.vcpus()));
+        Ok(format!("<ClockBank of {vms} VMs with {vcpus} vCPUs over {counter}>"))
+    }
+}
+
+impl PyClockBank {
+    fn count<'py>(
+        &self,
+        py: Python<'py>,
+        view: View,
+        now: Option<u64>,
+        select: Option<Bound<'py, PyAny>>,
+        out: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyArrayDyn<u64>>> {
+        let [counts] = self.compute(
+            py,
+            select.as_ref(),
+            one(out),
+            |rows| vec![rows],
+            now,
+            |bank, now, vcpus, [out]| {
+                bank.counts(now, view, vcpus, out);
+            },
+        )?;
+        Ok(counts)
+    }
+
+    fn add_all(
+        &self,
+        py: Python<'_>,
+        vms: usize,
+        vcpus: usize,
+        frequency_hz: Option<u64>,
+        Guest { behaviours, config, .. }: Guest,
+        now: Option<u64>,
+    ) -> PyResult<Vec<Handle>> {
+        let hz = frequency_hz.unwrap_or_else(|| self.frequency_hz());
+        let frequency = Frequency::new(hz).ok_or_else(|| PyValueError::new_err("frequency_hz must be at least 1"))?;
+        let work = || self.bank.with(|bank| bank.add_many(vms, vcpus, frequency, behaviours, config, self.now(now)));
+        let added = if vms < RELEASE_GIL_FROM { work() } else { py.detach(work) };
+        added.or_raise()
+    }
+}
+
+fn one<T>(out: Option<T>) -> Option<[T; 1]> {
+    out.map(|out| [out])
+}
+
+fn numbers(py: Python<'_>, timers: impl Iterator<Item = Timer>) -> Bound<'_, PyArray1<u8>> {
+    PyArray1::from_iter(py, timers.map(|timer| timer as u8))
+}
+
+impl IntoPyErr for BankError {
+    #[cold]
+    fn into_pyerr(self) -> PyErr {
+        let message = self.to_string();
+        match self {
+            Self::NoSuchVm { .. } | Self::NoSuchVcpu { .. } => PyIndexError::new_err(message),
+            Self::OfVm { handle, error } => noted(error.into_pyerr(), handle),
+            Self::Vm(error) => error.into_pyerr(),
+            _ => PyValueError::new_err(message),
+        }
+    }
+}
+
+/// The error, with a note which VM of a batch it is about.
+fn noted(error: PyErr, handle: i64) -> PyErr {
+    Python::attach(|py| {
+        let note = error.value(py).call_method1("add_note", (format!("VM {handle} of the bank"),));
+        note.err().unwrap_or(error)
+    })
+}
