@@ -5,33 +5,34 @@
 
 use crate::counter::{Counter, CrossTimestamp, Frequency, HostCount};
 
-/// The exact ratio of two counters' frequencies: `floor(inner * n / d)` modulo 2^64, where `n / d` is reduced.
+/// From the counts of a counter to those of one of another frequency: the law of [`ScaledCounter`], without a counter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ratio {
+    to: Frequency,
+    /// `to` over the frequency that it is made from, reduced.
     n: u64,
     d: u64,
 }
 
 impl Ratio {
-    /// Of a counter of `frequency` over one of `inner`.
+    /// From counts at the frequency `from` to counts at the frequency `to`.
     #[must_use]
-    pub const fn new(frequency: Frequency, inner: Frequency) -> Self {
-        let (n, d) = (frequency.hz(), inner.hz());
-        let divisor = greatest_common_divisor(n, d);
-        Self { n: n / divisor, d: d / divisor }
+    pub const fn new(from: Frequency, to: Frequency) -> Self {
+        let divisor = greatest_common_divisor(to.hz(), from.hz());
+        Self { to, n: to.hz() / divisor, d: from.hz() / divisor }
+    }
+
+    /// The count where the other counter reads `inner`: `floor(inner * n / d)` modulo 2^64.
+    #[must_use]
+    pub const fn at(self, inner: HostCount) -> HostCount {
+        #[expect(clippy::cast_possible_truncation, reason = "a count is modulo 2^64")]
+        HostCount(self.scaled(inner) as u64)
     }
 
     /// Whether both counters are one.
     #[must_use]
     pub const fn is_one(self) -> bool {
         self.n == self.d
-    }
-
-    /// What the counter reads when the inner one reads `inner`.
-    #[must_use]
-    pub const fn at(self, inner: HostCount) -> HostCount {
-        #[expect(clippy::cast_possible_truncation, reason = "a count is modulo 2^64")]
-        HostCount(self.scaled(inner) as u64)
     }
 
     /// The first inner count at which the counter reads `count` or more, where the inner one reads `now`: until when to
@@ -48,21 +49,41 @@ impl Ratio {
         u64::try_from(inner).ok().map(HostCount)
     }
 
+    /// The same instant on this counter, of the same source. Its width is wider by a tick, which rounding a count down can
+    /// hide.
+    #[must_use]
+    pub fn instant(self, inner: CrossTimestamp) -> CrossTimestamp {
+        CrossTimestamp {
+            count: self.at(inner.count),
+            frequency: self.to,
+            width_ns: inner.width_ns.saturating_add(self.hidden_ns()),
+            ..inner
+        }
+    }
+
     /// All of it, before it is reduced modulo 2^64.
     const fn scaled(self, inner: HostCount) -> u128 {
         inner.0 as u128 * self.n as u128 / self.d as u128
     }
+
+    /// The longest that it can have read what it reads, beyond what the inner counter's own ticks hide: a tick, rounded
+    /// up. At a whole multiple of the inner frequency its ticks fall on the inner one's.
+    fn hidden_ns(self) -> u64 {
+        if self.d == 1 {
+            return 0;
+        }
+        u64::try_from(self.to.ticks_to_ns_ceil(1)).expect("a tick lasts at most a second")
+    }
 }
 
-/// Another counter at a frequency of its own, by the exact [`Ratio`].
+/// `floor(inner * n / d)` modulo 2^64, where `n / d` is this counter's frequency over the inner one's.
 ///
 /// Each read is scaled by itself, in 128 bits, so nothing drifts, and it never goes backwards unless the inner counter
-/// does. One exception: where the inner counter wraps at 2^64 this one jumps, unless it is a whole multiple (at 1 GHz that
-/// is after 584 years).
+/// does. One exception: where the inner counter wraps at 2^64 this one jumps, unless `d` is 1 (at 1 GHz that is after
+/// 584 years).
 #[derive(Clone, Debug)]
 pub struct ScaledCounter<C> {
     inner: C,
-    frequency: Frequency,
     ratio: Ratio,
 }
 
@@ -80,8 +101,8 @@ impl<C: Counter> ScaledCounter<C> {
     /// ```
     #[must_use]
     pub fn new(inner: C, frequency: Frequency) -> Self {
-        let ratio = Ratio::new(frequency, inner.frequency());
-        Self { inner, frequency, ratio }
+        let ratio = Ratio::new(inner.frequency(), frequency);
+        Self { inner, ratio }
     }
 
     /// The counter that it is made from.
@@ -89,7 +110,7 @@ impl<C: Counter> ScaledCounter<C> {
         &self.inner
     }
 
-    /// [`Ratio::at`] of an inner count.
+    /// What it reads when the inner counter reads `inner`.
     #[must_use]
     pub const fn at(&self, inner: HostCount) -> HostCount {
         self.ratio.at(inner)
@@ -104,7 +125,7 @@ impl<C: Counter> ScaledCounter<C> {
 
 impl<C: Counter> Counter for ScaledCounter<C> {
     fn frequency(&self) -> Frequency {
-        self.frequency
+        self.ratio.to
     }
 
     #[inline]
@@ -112,27 +133,9 @@ impl<C: Counter> Counter for ScaledCounter<C> {
         self.at(self.inner.count())
     }
 
-    /// The inner counter's at this frequency: [`CrossTimestamp::scaled`].
     fn cross_timestamp(&self) -> CrossTimestamp {
-        self.inner.cross_timestamp().scaled(self.frequency)
+        self.ratio.instant(self.inner.cross_timestamp())
     }
-}
-
-impl CrossTimestamp {
-    /// The same instant by a counter of another frequency that is made from this one: of the same source, and wider by a
-    /// tick, the longest that it can have read what it reads beyond what the inner counter's own ticks hide. At a whole
-    /// multiple of the inner frequency its ticks fall on the inner one's.
-    #[must_use]
-    pub fn scaled(self, frequency: Frequency) -> Self {
-        let ratio = Ratio::new(frequency, self.frequency);
-        let hidden_ns = if ratio.d == 1 { 0 } else { tick_ns(frequency) };
-        Self { count: ratio.at(self.count), frequency, width_ns: self.width_ns.saturating_add(hidden_ns), ..self }
-    }
-}
-
-/// How long a tick lasts, rounded up.
-fn tick_ns(frequency: Frequency) -> u64 {
-    u64::try_from(frequency.ticks_to_ns_ceil(1)).expect("a tick lasts at most a second")
 }
 
 const fn greatest_common_divisor(mut a: u64, mut b: u64) -> u64 {

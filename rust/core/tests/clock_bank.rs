@@ -162,7 +162,7 @@ impl World {
                 let vm = self.bank.add(frequency, behaviours, config).unwrap();
                 assert!(!self.alone.contains_key(&vm) && !self.gone.contains(&vm), "a handle is given once");
                 let mut alone = Vm::new(frequency, behaviours, config).unwrap();
-                let ratio = Ratio::new(frequency, hz(HZ[0]));
+                let ratio = Ratio::new(hz(HZ[0]), frequency);
                 self.bank.vm_mut(vm).unwrap().create_vcpus(vcpus, ratio.at(self.now)).unwrap();
                 alone.create_vcpus(vcpus, ratio.at(self.now)).unwrap();
                 let (armed, seen) = (BTreeMap::new(), BTreeMap::new());

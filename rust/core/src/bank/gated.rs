@@ -66,7 +66,7 @@ impl GatedBank {
         if vms > MAX_VMS - self.bank.len() || vms.saturating_mul(vcpus) > MAX_ROWS {
             return Err(BankError::Full);
         }
-        let here = Ratio::new(frequency, self.bank.frequency()).at(now);
+        let here = Ratio::new(self.bank.frequency(), frequency).at(now);
         let mut added = Vec::new();
         let done = (0..vms).try_for_each(|number| {
             let vm = self.add(frequency, behaviours, config)?;

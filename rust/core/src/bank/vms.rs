@@ -118,7 +118,7 @@ pub(crate) struct Clock {
 
 impl Clock {
     fn new(frequency: Frequency, of: Frequency, el2: bool) -> Self {
-        Self { frequency, ratio: Ratio::new(frequency, of), rows: Rows::new(el2), armed: None }
+        Self { frequency, ratio: Ratio::new(of, frequency), rows: Rows::new(el2), armed: None }
     }
 
     /// A timer was written by its guest or its VMM.
