@@ -95,6 +95,13 @@ pub fn patiently<B: Backend + ?Sized, T>(
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Registers(Vec<u64>);
 
+impl From<Vec<u64>> for Registers {
+    /// Those of this list.
+    fn from(list: Vec<u64>) -> Self {
+        Self(list)
+    }
+}
+
 impl Registers {
     /// Asks vCPU 0. A VM without vCPUs has none.
     pub fn of<B: Backend + ?Sized>(backend: &mut B) -> Result<Self, B::Error> {

@@ -20,6 +20,7 @@ mod recompute;
 pub(crate) mod rows;
 mod scale;
 mod selection;
+mod sets;
 pub(crate) mod vms;
 
 pub use batch::{Change, Expired};
@@ -31,6 +32,7 @@ pub use lines::{changes, evaluate};
 pub use recompute::{Added, Saved, WentBackwards, recompute_offsets};
 pub use scale::{Scale, convert, convert_mixed};
 pub use selection::Selection;
+pub use sets::{OpenPauses, SetError, SetReport, handle_named, own_names};
 pub use vms::{Bank, BankError, MAX_ROWS};
 
 use crate::counter::HostCount;

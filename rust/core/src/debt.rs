@@ -3,7 +3,7 @@
 use crate::counter::Frequency;
 
 /// What a guest is owed, and how it is paid back.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Debt {
     /// What its counters are behind, in ticks; never 0.
     pub owed_ticks: u64,

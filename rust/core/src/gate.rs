@@ -7,7 +7,7 @@ use crate::capture::{Timers, capture};
 use crate::checkpoint::Checkpoint;
 use crate::counter::{Frequency, HostCount, Offset};
 use crate::debt::Debt;
-use crate::plan::{self, Plan, Request, Target};
+use crate::plan::{self, Outcome, Plan, Request, Target};
 use crate::refusal::Refusal;
 use crate::restore::{Condition, Report, Restore, RestoreError, Stage, at_step};
 use crate::wall_clock::SyncBound;
@@ -149,11 +149,35 @@ impl Gate {
         if self.state == State::Open { Ok(()) } else { Err(GateError::Closed) }
     }
 
+    /// Refuses while a restore isn't finished: there is nothing to save then.
+    pub(crate) fn may_save<E>(&self) -> Result<(), GateError<E>> {
+        if self.state == State::Restoring { Err(GateError::Closed) } else { Ok(()) }
+    }
+
+    /// What the guest is owed.
+    pub(crate) fn debt(&self) -> Option<Debt> {
+        self.owed.map(|owed| owed.debt)
+    }
+
+    /// The VM is paused, with others at one instant: the ticket of the pause.
+    pub(crate) fn pause_now(&mut self) -> u64 {
+        self.close(State::Paused)
+    }
+
+    /// Refuses where the pause of that ticket isn't the last thing that the VM is in.
+    pub(crate) fn is_paused(&self, ticket: u64) -> Result<(), Refusal> {
+        self.holds(State::Paused, ticket)
+    }
+
+    /// The VM goes on, with others at one instant. Whatever was under way is over.
+    pub(crate) fn goes_on(&mut self, plan: &Plan, outcome: &Outcome) {
+        self.close(State::Restoring);
+        self.open_up(plan, outcome);
+    }
+
     /// Saves the VM's guest time. Refused while a vCPU runs, or a restore isn't finished.
     pub fn checkpoint<B: Backend + ?Sized>(&self, backend: &mut B, saving: Saving) -> Gated<Checkpoint, B> {
-        if self.state == State::Restoring {
-            return Err(GateError::Closed);
-        }
+        self.may_save()?;
         backend.stopped().map_err(GateError::Backend)?;
         let mut checkpoint = self.capture(backend, Timers::Saved)?;
         let saved = checkpoint.host.count;
@@ -259,7 +283,7 @@ impl Gate {
 
     fn capture<B: Backend + ?Sized>(&self, backend: &mut B, timers: Timers) -> Gated<Checkpoint, B> {
         let checkpoint = capture(backend, timers).map_err(GateError::Backend)?;
-        Ok(Checkpoint { debt: self.owed.map(|owed| owed.debt), ..checkpoint })
+        Ok(Checkpoint { debt: self.debt(), ..checkpoint })
     }
 
     fn finish<B: Backend + ?Sized>(
@@ -270,10 +294,13 @@ impl Gate {
     ) -> Gated<Report, B> {
         let tolerance = backend.counter().frequency().hz() / BY_VALUE_TOLERANCE;
         let report = restore.release(checkpoint, tolerance, backend)?;
-        self.state = State::Open;
-        let (debt, frequency) = (report.plan.debt(&report.outcome), report.plan.frequency());
-        self.owed = debt.map(|debt| Owed::after(report.outcome.count, debt, frequency));
+        self.open_up(&report.plan, &report.outcome);
         Ok(report)
+    }
+
+    fn open_up(&mut self, plan: &Plan, outcome: &Outcome) {
+        self.state = State::Open;
+        self.owed = plan.debt(outcome).map(|debt| Owed::after(outcome.count, debt, plan.frequency()));
     }
 
     fn close(&mut self, state: State) -> u64 {

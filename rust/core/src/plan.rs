@@ -55,6 +55,14 @@ impl Views {
     /// All, by the names that people use.
     pub const NAMES: [(&'static str, Self); 3] =
         [("preserve", Self::Preserve), ("adopt-virtual", Self::AdoptVirtual), ("refuse", Self::Refuse)];
+
+    /// The physical counter that the guest goes on with, of the two that were saved.
+    const fn physical(self, virt: GuestCount, phys: GuestCount) -> GuestCount {
+        match self {
+            Self::AdoptVirtual => virt,
+            Self::Preserve | Self::Refuse => phys,
+        }
+    }
 }
 
 /// What becomes of the timers' deadlines.
@@ -249,10 +257,7 @@ pub fn plan(
     };
     let evidence = Evidence::between(&checkpoint.host, &sample);
     let same_counter = request.same_counter.unwrap_or_else(|| evidence.decides(&sample.source));
-    let cntpct = match request.views {
-        Views::AdoptVirtual => checkpoint.cntvct,
-        Views::Preserve | Views::Refuse => checkpoint.cntpct,
-    };
+    let cntpct = request.views.physical(checkpoint.cntvct, checkpoint.cntpct);
     let mut plan = Plan {
         request,
         method,
@@ -387,6 +392,14 @@ impl Plan {
             capped,
             bound: ErrorBound { reads_ticks: self.saved.width_ticks, beyond_cap_ticks, ..bound },
         })
+    }
+
+    /// The same for another VM that is saved and restored alike, but for its counters.
+    #[must_use]
+    pub(crate) fn outcome_of(&self, outcome: &Outcome, (virt, phys): (GuestCount, GuestCount)) -> Outcome {
+        let phys = self.request.views.physical(virt, phys);
+        let after = |saved: GuestCount| saved.after(outcome.added_ticks);
+        Outcome { cntvct: after(virt), cntpct: after(phys), ..*outcome }
     }
 
     /// Whether its numbers depend on the wall clock, so that the release needs a whole cross-timestamp.

@@ -242,7 +242,11 @@ impl Restore {
             (outcome, Written::Offset { provisional: self.provisional, last: outcome.virtual_offset() }, 0)
         } else {
             let outcome = self.sample(backend)?;
-            let (written, farthest) = self.set_by_value(&outcome, tolerance, backend)?;
+            let left = self.left();
+            let set = set_by_value(&self.plan, &outcome, tolerance, &mut self.writes.registers, backend);
+            let (written, farthest) = set.map_err(|(view, source)| {
+                at_step(left, || format!("release: the {} counter by value", name(view)))(source)
+            })?;
             (outcome, written, farthest)
         };
         self.stage = Stage::Released;
@@ -280,33 +284,6 @@ impl Restore {
         Ok(outcome)
     }
 
-    /// Sets the counters one after the other, and returns how they came out and how far off they may be.
-    fn set_by_value<B: Backend + ?Sized>(
-        &mut self,
-        outcome: &Outcome,
-        tolerance: u64,
-        backend: &mut B,
-    ) -> Result<(Written, u64), RestoreError<B::Error>> {
-        let left = self.left();
-        let mut by_value = |view, wanted| {
-            let step = || format!("release: the {} counter by value", name(view));
-            set_offset_by_value(backend, view, wanted, tolerance, &mut self.writes.registers)
-                .map_err(at_step(left, step))
-        };
-        let (wanted, virt) = (outcome.physical_offset(), outcome.virtual_offset());
-        let phys = match self.plan.method {
-            Method::VirtualOnly => None,
-            _ => Some(by_value(View::Physical, wanted)?),
-        };
-        // Where the guest has EL2, setting the physical count has moved both.
-        let virt_known = match phys {
-            Some(both) if self.plan.nested => both,
-            _ => by_value(View::Virtual, virt)?,
-        };
-        let farthest = virt_known.farthest(virt).max(phys.map_or(0, |known| known.farthest(wanted)));
-        Ok((Written::ByValue { virt: virt_known, phys }, farthest))
-    }
-
     /// What a release leaves that fails once the timers have been looked at.
     const fn left(&self) -> Condition {
         if self.plan.request.in_place { Condition::Paused } else { Condition::TimersOnly }
@@ -316,6 +293,42 @@ impl Restore {
     pub(crate) fn expect<E>(&self, stage: Stage, called: &'static str) -> Result<(), RestoreError<E>> {
         if self.stage == stage { Ok(()) } else { Err(Refusal::OutOfOrder { called }.into()) }
     }
+}
+
+/// Sets both counters for the instant of `outcome`, as the plan has it.
+pub(crate) fn set_counters<B: Backend + ?Sized>(
+    plan: &Plan,
+    outcome: &Outcome,
+    backend: &mut B,
+) -> Result<(), B::Error> {
+    match plan.method {
+        Method::Offset => backend.set_counter_offset(outcome.virtual_offset()),
+        _ => set_by_value(plan, outcome, 0, &mut 0, backend).map(drop).map_err(|(_, source)| source),
+    }
+}
+
+/// Sets the counters one after the other, and returns how they came out and how far off they may be.
+fn set_by_value<B: Backend + ?Sized>(
+    plan: &Plan,
+    outcome: &Outcome,
+    tolerance: u64,
+    writes: &mut u64,
+    backend: &mut B,
+) -> Result<(Written, u64), (View, B::Error)> {
+    let mut by_value =
+        |view, wanted| set_offset_by_value(backend, view, wanted, tolerance, writes).map_err(|source| (view, source));
+    let (wanted, virt) = (outcome.physical_offset(), outcome.virtual_offset());
+    let phys = match plan.method {
+        Method::VirtualOnly => None,
+        _ => Some(by_value(View::Physical, wanted)?),
+    };
+    // Where the guest has EL2, setting the physical count has moved both.
+    let virt_known = match phys {
+        Some(both) if plan.nested => both,
+        _ => by_value(View::Virtual, virt)?,
+    };
+    let farthest = virt_known.farthest(virt).max(phys.map_or(0, |known| known.farthest(wanted)));
+    Ok((Written::ByValue { virt: virt_known, phys }, farthest))
 }
 
 /// A register as it was saved.

@@ -5,9 +5,11 @@
 //! running kernels; docs/model.md has them rule by rule.
 
 use crate::access::{self, Access, Controls, El};
+use crate::backend::Registers;
 use crate::bank;
 use crate::bank::rows::Rows;
 use crate::bank::vms::{Bank, Clock, Kind, Seat};
+use crate::checkpoint_set::VmGroup;
 use crate::counter::{Frequency, GuestCount, HostCount, Offset};
 use crate::irq::{self, IrqError, IrqIds};
 use crate::kernel::{Behaviours, CtlReadback, ListOrder};
@@ -18,7 +20,7 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::ops::{Deref, DerefMut};
+use core::ops::{Deref, DerefMut, Range};
 
 /// How many vCPUs a VM may have: KVM_MAX_VCPUS, which is VGIC_V3_MAX_CPUS (arch/arm64/include/asm/kvm_host.h).
 pub const MAX_VCPUS: usize = 512;
@@ -331,6 +333,19 @@ impl<B: Deref<Target = Bank>> Vm<B> {
         Ok(rows.into_iter().filter_map(Sysreg::one_reg_id).collect())
     }
 
+    /// What GET_ONE_REG shows of a stored CTL, ISTATUS apart.
+    pub(crate) fn ctl_seen(&self, ctl: u64) -> u64 {
+        match self.behaviours().ctl_readback {
+            CtlReadback::Stored => ctl,
+            CtlReadback::Computed => ctl & 0xffff_ffff,
+        }
+    }
+
+    /// The registers of its vCPUs.
+    pub(crate) fn registers(&self) -> Registers {
+        Registers::from(self.reg_list(0).unwrap_or_default())
+    }
+
     /// KVM_GET_ONE_REG. On KVM it would wait until the vCPU leaves the guest; here a running vCPU is refused.
     pub fn get_one_reg(&self, vcpu: usize, id: u64, now: HostCount) -> Result<u64, VmError> {
         let (rows, row) = (self.rows(), self.stopped(vcpu)?);
@@ -342,7 +357,7 @@ impl<B: Deref<Target = Bank>> Vm<B> {
                 CtlReadback::Computed => {
                     let guest = self.count(vcpu, view_of(timer), now)?;
                     let met = self.config().width.condition_met(rows.cval(row, timer), guest);
-                    Ok(rows.ctl(row, timer) & 0xffff_ffff | if met { CTL_ISTATUS } else { 0 })
+                    Ok(self.ctl_seen(rows.ctl(row, timer)) | if met { CTL_ISTATUS } else { 0 })
                 }
             },
             Role::Cntkctl => Ok(rows.cntkctl[row]),
@@ -666,6 +681,24 @@ impl<B: DerefMut<Target = Bank>> Vm<B> {
 
     fn changed(&mut self) {
         self.state().1.changes += 1;
+    }
+
+    /// Writes what is saved of the vCPUs themselves, as a restore does: CNTVOFF_EL2, and the timers but for the physical one
+    /// where that can't be set.
+    pub(crate) fn load(&mut self, saved: &VmGroup, from: Range<usize>, cval_shift: u64, physical: bool) {
+        self.bank.rewrite(self.slot, |rows, to| {
+            for (from, to) in from.zip(to) {
+                if let Some(cntvoff) = saved.cntvoff.as_ref().and_then(|column| column.get(from)) {
+                    rows.cntvoff[to] = cntvoff;
+                }
+                for columns in saved.timers.iter().filter(|columns| physical || columns.timer != Timer::Ptimer) {
+                    rows.set_cval(to, columns.timer, timer::moved_cval(columns.cval[from], cval_shift));
+                    rows.set_ctl(to, columns.timer, columns.ctl.get(from).unwrap_or_default());
+                }
+            }
+        });
+        self.follow_the_vm();
+        self.changed();
     }
 
     /// Writes CVAL or CTL or both, as its guest or its VMM does.

@@ -317,6 +317,14 @@ impl World {
             self.bank.next_deadlines_of_vms(now, selected, &mut of_vms).unwrap();
             assert_eq!(of_vms, expected);
         }
+        for (handle, it) in &self.alone {
+            let (vm, here) = (self.bank.vm(*handle).unwrap(), self.here(*handle));
+            for (vcpu, id) in
+                (0..it.vm.vcpus()).flat_map(|vcpu| it.vm.reg_list(vcpu).unwrap().into_iter().map(move |id| (vcpu, id)))
+            {
+                assert_eq!(vm.get_one_reg(vcpu, id, here), it.vm.get_one_reg(vcpu, id, here), "{id:#x}");
+            }
+        }
         self.changes();
     }
 
@@ -399,6 +407,51 @@ proptest! {
         world.look();
         world.expire();
     }
+}
+
+#[test]
+fn a_timer_that_fired_is_to_come_again_when_its_vm_goes_back() {
+    let mut bank = Bank::new(hz(HZ[0]), false);
+    let vm = bank.add(hz(HZ[0]), Behaviours::named("6.12").unwrap(), Config::default()).unwrap();
+    bank.vm_mut(vm).unwrap().create_vcpus(1, HostCount(0)).unwrap();
+    bank.set_offsets(&[vm], &[100]).unwrap();
+    bank.set_timers(Timer::Vtimer, &[vm], &[50], &[1]).unwrap();
+    let fired = |deadline| vec![Expired { deadline, vcpu: vm, timer: Timer::Vtimer }];
+    assert_eq!((bank.expire(HostCount(160)), bank.expire(HostCount(170))), (fired(150), vec![]));
+    assert_eq!(bank.next_deadline(HostCount(170)), NO_DEADLINE, "it was reported");
+    // Its guest is at 70, then at 20 again, as after a restore of an older checkpoint.
+    bank.set_offsets(&[vm], &[150]).unwrap();
+    assert_eq!(bank.next_deadline(HostCount(170)), 200);
+    assert_eq!(bank.expire(HostCount(200)), fired(200));
+    // It stays past its deadline: nothing is to come.
+    bank.set_offsets(&[vm], &[140]).unwrap();
+    assert_eq!(bank.expire(HostCount(200)), vec![]);
+}
+
+#[test]
+fn rows_that_move_take_all_of_a_vcpu_along() {
+    let mut bank = Bank::new(hz(HZ[0]), false);
+    let mut add = || {
+        let vm = bank.add(hz(HZ[0]), Behaviours::named("7.3").unwrap(), Config::default()).unwrap();
+        bank.vm_mut(vm).unwrap().create_vcpus(1, HostCount(5)).unwrap();
+        vm
+    };
+    let (vm, next, last) = (add(), add(), add());
+    let registers = [(Role::Ctl(Timer::Ptimer), !4), (Role::Cval(Timer::Vtimer), 77), (Role::Cntkctl, 99)];
+    let as_written = |bank: &Bank, vm: Handle| {
+        let vm = bank.vm(vm).unwrap();
+        registers.iter().all(|(role, value)| vm.get_one_reg(0, one_reg_id(*role), HostCount(9)) == Ok(*value))
+    };
+    for vm in [vm, last] {
+        for (role, value) in registers {
+            bank.vm_mut(vm).unwrap().set_one_reg(0, one_reg_id(role), value, HostCount(5)).unwrap();
+        }
+    }
+    bank.vm_mut(vm).unwrap().create_vcpu(HostCount(6)).unwrap();
+    assert!(as_written(&bank, vm) && as_written(&bank, last), "moved to the end");
+    bank.remove(next).unwrap();
+    assert_eq!(bank.vcpu_handles().count(), 3);
+    assert!(as_written(&bank, vm) && as_written(&bank, last), "moved together");
 }
 
 #[test]

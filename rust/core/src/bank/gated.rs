@@ -11,9 +11,9 @@ use alloc::vec::Vec;
 /// A bank, and the gate of each of its VMs.
 #[derive(Debug)]
 pub struct GatedBank {
-    bank: Bank,
+    pub(super) bank: Bank,
     /// By the VM's slot.
-    gates: Vec<Gate>,
+    pub(super) gates: Vec<Gate>,
 }
 
 impl From<Bank> for GatedBank {

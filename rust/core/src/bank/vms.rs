@@ -373,6 +373,19 @@ impl Bank {
         }
     }
 
+    /// Writes to a VM's rows. All of its timers count as written.
+    pub(crate) fn rewrite(&mut self, slot: u32, write: impl FnOnce(&mut Rows, Range<usize>)) {
+        let (place, shared, rows_of) = (self.place(slot), self.shared_offsets(slot), self.rows_of(slot));
+        let Clock { rows, armed, .. } = self.clock_and_seat(slot).0;
+        if let Some(armed) = armed {
+            armed.dismiss(slot);
+        }
+        write(rows, rows_of);
+        if let Some(armed) = armed {
+            armed.enrol(place, shared, rows, &[]);
+        }
+    }
+
     /// Has the deadline queue know of the offsets that a VM and its vCPUs are under.
     pub(crate) fn follow(&mut self, slot: u32) {
         let (place, shared) = (self.place(slot), self.shared_offsets(slot));
@@ -405,8 +418,19 @@ impl Bank {
         Place { slot, first: seat.first as usize, vcpus: seat.vcpus }
     }
 
+    /// The clock and the kind of a VM: those that have both in common are alike.
+    pub(crate) fn likeness(&self, slot: u32) -> (u16, u16) {
+        let seat = &self.seats[slot as usize];
+        (seat.clock, seat.kind)
+    }
+
+    /// The timers that a checkpoint of a VM has.
+    pub(crate) fn saved_timers(&self, slot: u32) -> Vec<Timer> {
+        Vm::view(self, slot).registers().timers().collect()
+    }
+
     /// The offsets that a VM's vCPUs are under, but those that run with others or have a CNTVOFF_EL2.
-    fn shared_offsets(&self, slot: u32) -> Offsets {
+    pub(crate) fn shared_offsets(&self, slot: u32) -> Offsets {
         let nested = self.kind_of(slot).config.el2 != El2::Absent;
         self.seats[slot as usize].offsets.on_vcpu(nested.then_some(Offset(0)))
     }
