@@ -44,36 +44,13 @@ impl Checkpoint {
     ///
     /// `unknown` isn't looked at: it is whatever [`wire::decode`](crate::wire::decode) found.
     pub fn validate(&self) -> Result<(), &'static str> {
-        if self.cntfrq_hz == 0 {
-            return Err("cntfrq_hz is 0");
-        }
-        if self.debt.is_some_and(|debt| debt.owed_ticks == 0 || debt.step_ns == 0 || debt.interval_ns == 0) {
-            return Err("debt has a 0");
-        }
-        if !is_source_name(&self.host.source) {
-            return Err("host.source isn't 1 to 32 characters of a-z, 0-9 and _");
-        }
+        validate_frequency(self.cntfrq_hz)?;
+        self.debt.iter().try_for_each(validate_debt)?;
+        validate_host(&self.host)?;
         if self.cntvoff.as_ref().is_some_and(|column| column.len() != self.vcpus) {
             return Err("cntvoff hasn't one value a vCPU");
         }
-        if !self.timers.is_sorted_by(|one, next| one.timer < next.timer) {
-            return Err("timers aren't in their numbers' order, each once");
-        }
-        // Every guest has it, and without a column nothing would bound `vcpus`.
-        if self.timers.first().is_none_or(|columns| columns.timer != Timer::Vtimer) {
-            return Err("timers is without vtimer");
-        }
-        for columns in &self.timers {
-            if columns.cval.len() != self.vcpus {
-                return Err("a timer's cval hasn't one value a vCPU");
-            }
-            if columns.ctl.len() != self.vcpus {
-                return Err("a timer's ctl hasn't one value a vCPU");
-            }
-            if !columns.ctl.is_canonical() {
-                return Err("a timer's ctl has ISTATUS set, or isn't in the narrowest column that holds it");
-            }
-        }
+        validate_timers(&self.timers, self.vcpus)?;
         if !self.others.is_sorted_by(|one, next| one.id < next.id) {
             return Err("other_regs aren't in their ids' order, each once");
         }
@@ -87,6 +64,40 @@ impl Checkpoint {
         }
         Ok(())
     }
+}
+
+pub(crate) const fn validate_frequency(cntfrq_hz: u32) -> Result<(), &'static str> {
+    if cntfrq_hz == 0 { Err("cntfrq_hz is 0") } else { Ok(()) }
+}
+
+pub(crate) const fn validate_debt(debt: &Debt) -> Result<(), &'static str> {
+    if debt.owed_ticks == 0 || debt.step_ns == 0 || debt.interval_ns == 0 { Err("debt has a 0") } else { Ok(()) }
+}
+
+pub(crate) fn validate_host(host: &CrossTimestamp) -> Result<(), &'static str> {
+    if is_source_name(&host.source) { Ok(()) } else { Err("host.source isn't 1 to 32 characters of a-z, 0-9 and _") }
+}
+
+pub(crate) fn validate_timers(timers: &[TimerColumns], vcpus: usize) -> Result<(), &'static str> {
+    if !timers.is_sorted_by(|one, next| one.timer < next.timer) {
+        return Err("timers aren't in their numbers' order, each once");
+    }
+    // Every guest has it, and without a column nothing would bound `vcpus`.
+    if timers.first().is_none_or(|columns| columns.timer != Timer::Vtimer) {
+        return Err("timers is without vtimer");
+    }
+    for columns in timers {
+        if columns.cval.len() != vcpus {
+            return Err("a timer's cval hasn't one value a vCPU");
+        }
+        if columns.ctl.len() != vcpus {
+            return Err("a timer's ctl hasn't one value a vCPU");
+        }
+        if !columns.ctl.is_canonical() {
+            return Err("a timer's ctl has ISTATUS set, or isn't in the narrowest column that holds it");
+        }
+    }
+    Ok(())
 }
 
 /// Names of counters are printed as they are, so a file must not bring its own escape sequences.
@@ -170,8 +181,12 @@ impl CtlColumn {
     #[must_use]
     pub fn is_canonical(&self) -> bool {
         match self {
-            Self::Bits(bits) => bits.iter().all(|&ctl| ctl < 4),
-            Self::Wide(wide) => wide.iter().all(|ctl| ctl & CTL_ISTATUS == 0) && wide.iter().any(|&ctl| ctl >= 4),
+            // All bits that are set anywhere: a loop without an early end becomes vector code.
+            Self::Bits(bits) => bits.iter().fold(0, |all, ctl| all | ctl) < 4,
+            Self::Wide(wide) => {
+                let all = wide.iter().fold(0, |all, ctl| all | ctl);
+                all & CTL_ISTATUS == 0 && all >= 4
+            }
         }
     }
 }

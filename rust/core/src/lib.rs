@@ -56,6 +56,7 @@ pub mod backend;
 pub mod bank;
 pub mod capture;
 pub mod checkpoint;
+pub mod checkpoint_set;
 pub mod counter;
 pub mod deadline;
 pub mod debt;
