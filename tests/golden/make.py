@@ -39,6 +39,11 @@ def u64s(*values: int) -> cbor2.CBORTag:
     return cbor2.CBORTag(71, struct.pack(f"<{len(values)}Q", *values))
 
 
+def u16s(*values: int) -> cbor2.CBORTag:
+    """A typed array of u16, little endian (RFC 8746)."""
+    return cbor2.CBORTag(69, struct.pack(f"<{len(values)}H", *values))
+
+
 def u8s(*values: int) -> cbor2.CBORTag:
     """A typed array of u8 (RFC 8746)."""
     return cbor2.CBORTag(64, bytes(values))
@@ -212,6 +217,69 @@ MAX: dict[str, Any] = {
     "timers": {name: timer(u64s(U64_MAX & ~4), U64_MAX) for name in ("vtimer", "ptimer", "hvtimer", "hptimer")},
 }
 
+# Three VMs of two vCPUs that owned their offsets.
+SET_PLAIN: dict[str, Any] = {
+    "host": TWO_VCPUS["host"],
+    "stopped_at": TWO_VCPUS["stopped_at"],
+    "groups": [
+        {
+            "cntfrq_hz": 24_000_000,
+            "names": u64s(0x8000_0000, 0x8000_0200, 0x8000_0400),
+            "vcpus": 2,
+            "cntvct": u64s(0x1_0000_0000, 5, U64_MAX),
+            "owned": True,
+            "timers": {
+                "vtimer": timer(u8s(1, 3, 1, 0, 1, 1), 0x1_0000_1000, U64_MAX, 6, 0, 7, 8),
+                "ptimer": timer(u8s(0, 2, 0, 0, 0, 1), 0, 0x1_0000_2000, 0, 0, 0, 9),
+            },
+        }
+    ],
+}
+
+# Two frequencies, the second scaled from the host's; guests with EL2, unowned ones, debts, a wide CTL, another key.
+SET_MIXED: dict[str, Any] = {
+    "host": HOST,
+    "sync": OWING["sync"],
+    "rate_ppb": -3_820,
+    "later": [1, "x"],
+    "groups": [
+        {
+            "cntfrq_hz": 24_000_000,
+            "names": u64s(1, 3, U64_MAX),
+            "vcpus": u16s(1, 2, 1),
+            "cntvct": u64s(10, 20, 30),
+            "cntpct": u64s(10, 21, 30),
+            "owned": u8s(1, 0, 1),
+            "debts": {
+                "rows": u64s(0, 2),
+                "step_ns": u64s(5_000_000_000, 1),
+                "owed_ticks": u64s(0x10_0000_0000, U64_MAX),
+                "interval_ns": u64s(10_000_000_000, 2),
+            },
+            "timers": {
+                "vtimer": timer(u64s(1, 0xFFFF_FFFF_FFFF_FFF8, 0, 3), 100, 200, 300, 400),
+                "ptimer": timer(u8s(1, 0, 0, 0), 500, 600, 700, 800),
+            },
+        },
+        {
+            "cntfrq_hz": 1_000_000_000,
+            "names": u64s(2),
+            "vcpus": 2,
+            "cntvct": u64s(40),
+            "owned": False,
+            "cntvoff": u64s(0, 2**64 - 4096),
+            "timers": NESTED["timers"],
+        },
+    ],
+}
+
+# No VM, and VMs of the same CNTVOFF_EL2.
+SET_NONE: dict[str, Any] = {"host": BARE_HOST, "groups": []}
+SET_SAME_CNTVOFF: dict[str, Any] = {
+    "host": BARE_HOST,
+    "groups": [SET_MIXED["groups"][1] | {"cntfrq_hz": 62_500_000, "cntvoff": 0}],
+}
+
 # What a reader of version 1 takes.
 GOOD = {
     "bare": BARE,
@@ -228,9 +296,17 @@ GOOD = {
 }
 
 
+SETS = {
+    "set-plain": SET_PLAIN,
+    "set-mixed": SET_MIXED,
+    "set-none": SET_NONE,
+    "set-same-cntvoff": SET_SAME_CNTVOFF,
+}
+
+
 def files() -> dict[str, bytes]:
     """Every golden file's name and bytes."""
-    made = {name: seal(cbor2.dumps(payload, canonical=True)) for name, payload in GOOD.items()}
+    made = {name: seal(cbor2.dumps(payload, canonical=True)) for name, payload in (GOOD | SETS).items()}
     # What it refuses: another version, whose payload is anything, and a key that must be known.
     made["version-2"] = seal(cbor2.dumps("of another kind", canonical=True), version=2)
     made["crit"] = seal(cbor2.dumps(BARE | {"crit": ["scaling"], "scaling": [1, 2]}, canonical=True))

@@ -133,7 +133,11 @@ impl CheckpointSet {
     ///
     /// For a VM of another frequency the instant is that of its own counter, so that a restore over a
     /// [`ScaledCounter`](crate::scaled::ScaledCounter) compares like with like. Keys that aren't known belong to the set,
-    /// and stay there.
+    /// and stay there. It takes time by the place in the group where VMs differ in their numbers of vCPUs.
+    ///
+    /// # Panics
+    ///
+    /// Perhaps, where the set isn't [valid](Self::validate).
     #[must_use]
     pub fn get(&self, index: usize) -> Option<Checkpoint> {
         let mut vm = index;

@@ -1,20 +1,26 @@
-//! A [`Checkpoint`] as bytes: deterministic CBOR with a checksum, specified in docs/checkpoint-format.md.
+//! A [`Checkpoint`] or a [`CheckpointSet`] as bytes: deterministic CBOR with a checksum, specified in
+//! docs/checkpoint-format.md.
 //!
 //! What is read comes from anywhere. Nothing here panics, recurses without a limit, or allocates by a length that was
 //! only declared: what a decoded checkpoint holds was there in the bytes. The checksum finds damage, not forgery.
 
+mod checksum;
 mod deterministic;
 mod read;
+mod set;
+mod vm;
 mod write;
 
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint_set::CheckpointSet;
 use alloc::string::String;
 use alloc::vec::Vec;
-use crc::{CRC_32_ISCSI, Crc, Table};
+use checksum::crc32c;
+use core::fmt::{self, Debug, Display};
 use minicbor::data::Tag;
 use minicbor::encode::Encoder;
-use read::{Reader, read_payload};
-use write::{Count, Same, write_body, write_payload};
+use read::{Reader, read_kind};
+use write::{Count, Same, Sink, Written, write_body};
 
 /// The version that is written and read.
 pub const VERSION: u64 = 1;
@@ -22,7 +28,8 @@ pub const VERSION: u64 = 1;
 /// The most bytes that are looked at.
 ///
 /// A vCPU takes 72 bytes at most (CNTVOFF_EL2, and CVAL and a wide CTL of four timers). KVM allows an arm64 VM 512
-/// vCPUs, which makes 37 kB; this is room for 200 000, and little enough to read into memory from a stranger.
+/// vCPUs, which makes 37 kB; this is room for 200 000 of one VM, or of many (with a VM's own columns 99 bytes), and
+/// little enough to read into memory from a stranger.
 pub const MAX_BYTES: usize = 16 << 20;
 
 /// The most keys the payload may have. It bounds what a decoded checkpoint's bookkeeping adds to the bytes themselves.
@@ -43,21 +50,17 @@ const MAGIC: &[u8] = b"\xd9\xd9\xf7\x84\x6aguestclock";
 /// The checksum's value: the last bytes of the file, big endian as CBOR's own numbers are.
 const CRC_BYTES: usize = 4;
 
-/// What the envelope adds to the payload, at most: the mark, the version, tag 24, a length and the checksum.
-const MAX_OVERHEAD: usize = MAGIC.len() + 9 + 2 + 9 + 1 + CRC_BYTES;
-
-/// CRC-32C, sixteen bytes a step.
-static CRC32C: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISCSI);
-
 /// Encoded CBOR in a byte string (RFC 8949, 3.4.5.1).
 const ENCODED_CBOR: Tag = Tag::new(24);
 /// A typed array of u8 (RFC 8746, 2.1).
 const U8_ARRAY: Tag = Tag::new(64);
+/// A typed array of u16, little endian (RFC 8746, 2.1).
+const U16_LE_ARRAY: Tag = Tag::new(69);
 /// A typed array of u64, little endian (RFC 8746, 2.1).
 const U64_LE_ARRAY: Tag = Tag::new(71);
 
-/// The payload's keys in version 1, in their order. `crit` may name none of them.
-const KEYS: [&str; 15] = [
+/// The payload's keys in version 1, of either kind, in their order. `crit` may name none of them.
+const KEYS: [&str; 16] = [
     "crit",
     "debt",
     "host",
@@ -66,6 +69,7 @@ const KEYS: [&str; 15] = [
     "vcpus",
     "cntpct",
     "cntvct",
+    "groups",
     "timers",
     "cntvoff",
     "rate_ppb",
@@ -75,6 +79,35 @@ const KEYS: [&str; 15] = [
     "width_ticks",
 ];
 
+/// What a checkpoint is of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// One VM: a [`Checkpoint`].
+    Vm,
+    /// A set of VMs: a [`CheckpointSet`].
+    Set,
+}
+
+impl Kind {
+    /// What holds it, here and in Python: `Checkpoint` or `CheckpointSet`.
+    #[must_use]
+    pub const fn class(self) -> &'static str {
+        match self {
+            Self::Vm => "Checkpoint",
+            Self::Set => "CheckpointSet",
+        }
+    }
+}
+
+impl Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Vm => "one VM",
+            Self::Set => "a set of VMs",
+        })
+    }
+}
+
 /// Why bytes aren't a checkpoint that this version reads. The steps are tried in this order.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -82,7 +115,7 @@ pub enum WireError {
     /// More bytes than a checkpoint may have.
     #[error(
         "too large for a checkpoint: {size} bytes, and at most {limit} are read; \
-         check that this is the right file"
+         check that this is the right file, or make sets of fewer VMs"
     )]
     TooLarge {
         /// How many there are.
@@ -129,6 +162,14 @@ pub enum WireError {
         /// What is wrong.
         what: &'static str,
     },
+    /// An intact checkpoint of the other kind.
+    #[error("a checkpoint of {found}, where one of {wanted} is wanted: read it as a {}", found.class())]
+    WrongKind {
+        /// The file's.
+        found: Kind,
+        /// What was asked for.
+        wanted: Kind,
+    },
     /// A key in `crit` that this version doesn't know.
     #[error(
         "the checkpoint needs {feature:?}, which this guestclock doesn't know; \
@@ -150,20 +191,83 @@ pub enum WireError {
 /// In a debug build, where the bytes can't be read back.
 #[must_use]
 pub fn encode(checkpoint: &Checkpoint) -> Vec<u8> {
-    let mut count = Encoder::new(Count(0));
-    write_payload(&mut count, checkpoint).expect(INFALLIBLE);
-    let payload = count.into_writer().0;
-    let mut body = Encoder::new(Vec::with_capacity(payload + MAX_OVERHEAD));
-    write_body(&mut body, checkpoint, payload).expect(INFALLIBLE);
-    let mut bytes = body.into_writer();
-    let crc = CRC32C.checksum(&bytes);
-    bytes.extend_from_slice(&crc.to_be_bytes());
-    debug_assert_eq!(decode(&bytes).as_ref(), Ok(checkpoint));
-    bytes
+    seal(checkpoint, Length::of(checkpoint))
 }
 
 /// The checkpoint in these bytes, which [`encode`] gives back to the byte.
 pub fn decode(bytes: &[u8]) -> Result<Checkpoint, WireError> {
+    open(bytes)
+}
+
+/// The set's bytes: the same for the same set, always. [`WireError::TooLarge`] where they couldn't be read back.
+///
+/// It must be [valid](CheckpointSet::validate), with `unknown` as [`decode_set`] left it; else the bytes can't be read
+/// back either.
+///
+/// # Panics
+///
+/// In a debug build, where it isn't valid.
+pub fn encode_set(set: &CheckpointSet) -> Result<Vec<u8>, WireError> {
+    let length = Length::of(set);
+    if length.whole > MAX_BYTES {
+        return Err(WireError::TooLarge { size: length.whole, limit: MAX_BYTES });
+    }
+    Ok(seal(set, length))
+}
+
+/// How many bytes [`encode_set`] makes, without making them.
+#[must_use]
+pub fn encoded_len(set: &CheckpointSet) -> usize {
+    Length::of(set).whole
+}
+
+/// The set in these bytes, which [`encode_set`] gives back to the byte.
+pub fn decode_set(bytes: &[u8]) -> Result<CheckpointSet, WireError> {
+    open(bytes)
+}
+
+/// What goes into the envelope.
+trait Payload: Sized + PartialEq + Debug {
+    const KIND: Kind;
+
+    /// From a map that [`deterministic::check`] and [`read_kind`] have passed.
+    fn read(reader: Reader<'_>) -> Result<Self, WireError>;
+
+    fn validate(&self) -> Result<(), &'static str>;
+
+    /// As a map, in the order of its keys.
+    fn write<S: Sink>(&self, encoder: &mut Encoder<S>) -> Written<S>;
+}
+
+/// How many bytes there will be.
+#[derive(Clone, Copy)]
+struct Length {
+    payload: usize,
+    whole: usize,
+}
+
+impl Length {
+    fn of<P: Payload>(value: &P) -> Self {
+        let mut count = Encoder::new(Count(0));
+        value.write(&mut count).expect(INFALLIBLE);
+        let payload = count.into_writer().0;
+        let mut count = Encoder::new(Count(0));
+        write_body(&mut count, value, payload).expect(INFALLIBLE);
+        Self { payload, whole: count.into_writer().0 + CRC_BYTES }
+    }
+}
+
+fn seal<P: Payload>(value: &P, length: Length) -> Vec<u8> {
+    let mut body = Encoder::new(Vec::with_capacity(length.whole));
+    write_body(&mut body, value, length.payload).expect(INFALLIBLE);
+    let mut bytes = body.into_writer();
+    let crc = crc32c(&bytes);
+    bytes.extend_from_slice(&crc.to_be_bytes());
+    debug_assert_eq!(open(&bytes).as_ref(), Ok(value));
+    bytes
+}
+
+fn open<P: Payload>(bytes: &[u8]) -> Result<P, WireError> {
     if bytes.len() > MAX_BYTES {
         return Err(WireError::TooLarge { size: bytes.len(), limit: MAX_BYTES });
     }
@@ -173,7 +277,7 @@ pub fn decode(bytes: &[u8]) -> Result<Checkpoint, WireError> {
     let Some((body, crc)) = bytes.split_last_chunk::<CRC_BYTES>() else {
         return Err(WireError::NotACheckpoint);
     };
-    let (stored, computed) = (u32::from_be_bytes(*crc), CRC32C.checksum(body));
+    let (stored, computed) = (u32::from_be_bytes(*crc), crc32c(body));
     if stored != computed {
         return Err(WireError::Corrupt { stored, computed });
     }
@@ -195,15 +299,19 @@ pub fn decode(bytes: &[u8]) -> Result<Checkpoint, WireError> {
     // Everything up to the payload's end, so that positions are the file's.
     let bytes = &bytes[..end];
     deterministic::check(bytes, start)?;
-    let checkpoint = read_payload(Reader::new(bytes, start))?;
-    checkpoint.validate().map_err(|what| malformed(start, what))?;
+    let found = read_kind(Reader::new(bytes, start))?;
+    if found != P::KIND {
+        return Err(WireError::WrongKind { found, wanted: P::KIND });
+    }
+    let value = P::read(Reader::new(bytes, start))?;
+    value.validate().map_err(|what| malformed(start, what))?;
     let mut same = Encoder::new(Same { expected: body, at: 0 });
-    let written = write_body(&mut same, &checkpoint, payload.len());
+    let written = write_body(&mut same, &value, payload.len());
     let at = same.writer().at;
     if written.is_err() || at != body.len() {
         return Err(malformed(at, NOT_DETERMINISTIC));
     }
-    Ok(checkpoint)
+    Ok(value)
 }
 
 const INFALLIBLE: &str = "memory takes every byte";
@@ -224,12 +332,5 @@ mod tests {
         assert!(KEYS.is_sorted_by(|one, next| key_order(one, next).is_lt()));
         assert!(write::TIMERS.is_sorted_by(|one, next| key_order(one.name(), next.name()).is_lt()));
         assert_eq!(write::TIMERS.len(), Timer::ALL.len());
-    }
-
-    #[test]
-    fn the_checksum_is_crc_32c() {
-        // RFC 3720, B.4: 32 bytes of zeros, and 32 bytes of ones.
-        assert_eq!(CRC32C.checksum(&[0; 32]), 0x8a91_36aa);
-        assert_eq!(CRC32C.checksum(&[0xff; 32]), 0x62a8_ab43);
     }
 }

@@ -4,11 +4,12 @@ mod common;
 
 use common::{bare, timer};
 use guestclock_core::checkpoint::{Checkpoint, CtlColumn, RegisterColumn, TimerColumns, UnknownKey};
+use guestclock_core::checkpoint_set::{CheckpointSet, Column, VmGroup};
 use guestclock_core::counter::{CrossTimestamp, Frequency, GuestCount, HostCount, Leap};
 use guestclock_core::debt::Debt;
 use guestclock_core::timer::Timer;
 use guestclock_core::wall_clock::{Quality, SyncBound};
-use guestclock_core::wire::{VERSION, WireError, decode, encode};
+use guestclock_core::wire::{VERSION, WireError, decode, decode_set, encode, encode_set};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
@@ -223,6 +224,68 @@ fn other_regs() -> Checkpoint {
     }
 }
 
+fn set_plain() -> CheckpointSet {
+    let Checkpoint { host, stopped_at, .. } = two_vcpus();
+    let group = VmGroup {
+        cntfrq_hz: 24_000_000,
+        names: vec![0x8000_0000, 0x8000_0200, 0x8000_0400],
+        vcpus: Column::Same(2),
+        cntvct: vec![1 << 32, 5, u64::MAX],
+        cntpct: None,
+        owned: Column::Same(true),
+        debts: Vec::new(),
+        cntvoff: None,
+        timers: vec![
+            timer(Timer::Vtimer, &[1, 3, 1, 0, 1, 1], &[0x1_0000_1000, u64::MAX, 6, 0, 7, 8]),
+            timer(Timer::Ptimer, &[0, 2, 0, 0, 0, 1], &[0, 0x1_0000_2000, 0, 0, 0, 9]),
+        ],
+    };
+    CheckpointSet { host, stopped_at, groups: vec![group], unknown: Vec::new() }
+}
+
+fn set_mixed() -> CheckpointSet {
+    let debt = owing().debt.unwrap();
+    let other = VmGroup {
+        cntfrq_hz: 24_000_000,
+        names: vec![1, 3, u64::MAX],
+        vcpus: Column::Each(vec![1, 2, 1]),
+        cntvct: vec![10, 20, 30],
+        cntpct: Some(vec![10, 21, 30]),
+        owned: Column::Each(vec![true, false, true]),
+        debts: vec![(0, debt), (2, Debt { owed_ticks: u64::MAX, step_ns: 1, interval_ns: 2 })],
+        cntvoff: None,
+        timers: vec![
+            timer(Timer::Vtimer, &[1, 0xffff_ffff_ffff_fff8, 0, 3], &[100, 200, 300, 400]),
+            timer(Timer::Ptimer, &[1, 0, 0, 0], &[500, 600, 700, 800]),
+        ],
+    };
+    let nested = nested();
+    let own = VmGroup {
+        cntfrq_hz: 1_000_000_000,
+        names: vec![2],
+        vcpus: Column::Same(2),
+        cntvct: vec![40],
+        cntpct: None,
+        owned: Column::Same(false),
+        debts: Vec::new(),
+        cntvoff: nested.cntvoff.map(Column::Each),
+        timers: nested.timers,
+    };
+    let CrossTimestamp { sync, rate_ppb, .. } = owing().host;
+    CheckpointSet {
+        host: CrossTimestamp { sync, rate_ppb, ..host() },
+        stopped_at: None,
+        groups: vec![other, own],
+        unknown: vec![UnknownKey { key: "later".into(), value: b"\x82\x01\x61x".to_vec() }],
+    }
+}
+
+fn set_same_cntvoff() -> CheckpointSet {
+    let own = set_mixed().groups.remove(1);
+    let group = VmGroup { cntfrq_hz: 62_500_000, cntvoff: Some(Column::Same(0)), ..own };
+    CheckpointSet { host: bare().host, stopped_at: None, groups: vec![group], unknown: Vec::new() }
+}
+
 #[test]
 fn each_golden_file_is_read_and_written_again() {
     let no_vcpus = Checkpoint { vcpus: 0, timers: vec![timer(Timer::Vtimer, &[], &[])], ..bare() };
@@ -244,6 +307,17 @@ fn each_golden_file_is_read_and_written_again() {
         assert_eq!(decode(&bytes).as_ref(), Ok(checkpoint), "{name}");
         assert_eq!(encode(checkpoint), bytes, "{name}");
     }
+    let sets = [
+        ("set-plain", set_plain()),
+        ("set-mixed", set_mixed()),
+        ("set-none", CheckpointSet { host: bare().host, stopped_at: None, groups: Vec::new(), unknown: Vec::new() }),
+        ("set-same-cntvoff", set_same_cntvoff()),
+    ];
+    for (name, set) in &sets {
+        let bytes = golden(name);
+        assert_eq!(decode_set(&bytes).as_ref(), Ok(set), "{name}");
+        assert_eq!(encode_set(set), Ok(bytes), "{name}");
+    }
     let refused = [
         ("version-2", WireError::UnsupportedVersion { found: 2, supported: VERSION }),
         ("crit", WireError::UnsupportedFeature { feature: "scaling".into() }),
@@ -251,8 +325,11 @@ fn each_golden_file_is_read_and_written_again() {
     for (name, error) in &refused {
         assert_eq!(decode(&golden(name)).as_ref(), Err(error), "{name}");
     }
-    let tried: BTreeSet<String> =
-        expected.iter().map(|(name, _)| *name).chain(refused.iter().map(|(name, _)| *name)).map(String::from).collect();
+    let tried: BTreeSet<String> = (expected.iter().map(|(name, _)| *name))
+        .chain(sets.iter().map(|(name, _)| *name))
+        .chain(refused.iter().map(|(name, _)| *name))
+        .map(String::from)
+        .collect();
     let there: BTreeSet<String> = fs::read_dir(root().join("tests/golden"))
         .unwrap()
         .map(|entry| entry.unwrap().path())

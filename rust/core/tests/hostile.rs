@@ -2,15 +2,20 @@
 
 mod common;
 
-use common::{Map, bare, cbor, full, seal, u8s, u64s};
+use common::{Map, bare, cbor, full, full_set, plain_set, seal, u8s, u16s, u64s};
 use guestclock_core::checkpoint::{Checkpoint, CtlColumn};
-use guestclock_core::wire::{MAX_DEPTH, MAX_KEYS, WireError, decode, encode};
+use guestclock_core::checkpoint_set::MAX_GROUPS;
+use guestclock_core::wire::{Kind, MAX_DEPTH, MAX_KEYS, WireError, decode, decode_set, encode, encode_set};
 
 /// The reason for refusing these bytes as malformed.
 #[track_caller]
 fn flaw(bytes: &[u8]) -> &'static str {
-    match decode(bytes) {
-        Err(WireError::Malformed { offset, what }) => {
+    let error = match decode(bytes) {
+        Err(WireError::WrongKind { found: Kind::Set, .. }) => decode_set(bytes).err(),
+        other => other.err(),
+    };
+    match error {
+        Some(WireError::Malformed { offset, what }) => {
             assert!(offset <= bytes.len(), "{what} at {offset} of {}", bytes.len());
             what
         }
@@ -349,4 +354,148 @@ fn crit_names_what_version_1_lacks_or_isnt_there() {
     refused(&payload().with("crit", vec![0x81, 0x00]).seal(), "crit isn't an array of text");
     let long = cbor(|e| drop(e.encode([&*"k".repeat(65)])));
     refused(&payload().with("crit", long).seal(), "too long");
+}
+
+/// A set of two groups; the first has everything.
+fn sets() -> Map {
+    Map::payload_of_set(&full_set(3))
+}
+
+/// The same with its first group changed.
+fn with_group(change: impl FnOnce(Map) -> Map) -> Vec<u8> {
+    let mut groups = sets().each("groups");
+    groups[0] = change(groups[0].clone());
+    sets().with("groups", Map::array(&groups)).seal()
+}
+
+#[test]
+fn the_pieces_put_together_again_are_the_set() {
+    assert_eq!(Ok(sets().seal()), encode_set(&full_set(3)));
+    assert_eq!(Ok(with_group(|group| group)), encode_set(&full_set(3)));
+}
+
+#[test]
+fn each_key_of_a_set_must_be_there() {
+    for (key, _) in &sets().0 {
+        let bytes = sets().without(key).seal();
+        match key.as_str() {
+            "sync" | "rate_ppb" | "stopped_at" | "later" => drop(decode_set(&bytes).unwrap()),
+            // Without it, it is one of one VM, with hardly anything in it.
+            "groups" => {
+                let wrong = WireError::WrongKind { found: Kind::Vm, wanted: Kind::Set };
+                assert_eq!(decode_set(&bytes), Err(wrong));
+                refused(&bytes, "is missing");
+            }
+            _ => refused(&bytes, &format!("{key} is missing")),
+        }
+    }
+    for (key, _) in &sets().each("groups")[0].0 {
+        let bytes = with_group(|group| group.without(key));
+        if ["debts", "cntpct", "cntvoff"].contains(&key.as_str()) {
+            decode_set(&bytes).unwrap();
+        } else {
+            refused(&bytes, &format!("{key} is missing"));
+        }
+    }
+}
+
+#[test]
+fn each_key_of_a_set_must_hold_its_own_type() {
+    let wrong = [vec![0x60], vec![0x61, b'x'], vec![0xf6], vec![0x20], vec![0xd8, 0x47, 0x00], u8s(&[2; 8])];
+    for (key, _) in sets().0.iter().filter(|(key, _)| key != "later") {
+        for value in wrong.iter().filter(|value| key != "rate_ppb" || **value != [0x20]) {
+            refused(&sets().with(key, value.clone()).seal(), key);
+        }
+    }
+    for (key, _) in &sets().each("groups")[0].0 {
+        for value in &wrong {
+            refused(&with_group(|group| group.with(key, value.clone())), key);
+        }
+    }
+    refused(&sets().with("groups", vec![0x81, 0x00]).seal(), "groups isn't an array of maps");
+}
+
+#[test]
+fn the_kinds_arent_mixed() {
+    for (key, value) in Map::payload_of(&full(2)).0.into_iter().filter(|(key, _)| sets().without(key).0 == sets().0) {
+        refused(&sets().with(&key, value).seal(), "a key that only a checkpoint of one VM has");
+    }
+    let whole = payload().with("groups", vec![0x80]).seal();
+    assert_eq!(decode(&whole), Err(WireError::WrongKind { found: Kind::Set, wanted: Kind::Vm }));
+    refused(&with_group(|group| group.with("later", vec![0])), "a group has a key that version 1 hasn't");
+    refused(&with_group(|group| group.with("crit", vec![0x80])), "a group has a key that version 1 hasn't");
+}
+
+#[test]
+fn a_set_has_one_form() {
+    let is = |key: &'static str, value: Vec<u8>, what: &str| refused(&with_group(|group| group.with(key, value)), what);
+    let column = |key| sets().each("groups")[0].0.iter().find(|(other, _)| other == key).unwrap().1.clone();
+    is("owned", u8s(&[1; 3]), "of which some differ");
+    is("owned", u8s(&[0, 1]), "one a VM");
+    is("owned", u8s(&[0, 1, 2]), "a u8 array (tag 64) of 0 and 1");
+    is("vcpus", u16s(&[3; 3]), "of which some differ");
+    is("vcpus", u16s(&[2, 3, 3, 3]), "one a VM");
+    is("vcpus", [&[0xd8, 69, 0x43][..], &[2, 0, 3]].concat(), "vcpus is neither");
+    is("vcpus", vec![0], "1 to 512");
+    is("vcpus", cbor(|e| drop(e.u16(513))), "1 to 512");
+    is("vcpus", cbor(|e| drop(e.u32(1 << 16))), "vcpus is neither");
+    is("vcpus", vec![2], "nor one a vCPU");
+    is("cntvoff", u64s(&[7; 8]), "of which some differ");
+    is("cntvoff", u64s(&[7, 8]), "nor one a vCPU");
+    is("cntpct", column("cntvct"), "as cntvct for all");
+    is("cntpct", u64s(&[1]), "one value a VM");
+    is("cntvct", u64s(&[1]), "one value a VM");
+    is("names", u64s(&[1, 2, 2]), "names aren't ascending");
+    is("names", u64s(&[1, 3, 2]), "names aren't ascending");
+    is("names", u64s(&[]), "a group has no VMs");
+    is("cntfrq_hz", vec![0], "cntfrq_hz is 0");
+    is("timers", vec![0xa0], "without vtimer");
+    // The other group's.
+    is("names", sets().each("groups")[1].0.iter().find(|(key, _)| key == "names").unwrap().1.clone(), "the same name");
+    let mut groups = sets().each("groups");
+    groups.swap(0, 1);
+    refused(&sets().with("groups", Map::array(&groups)).seal(), "groups aren't in the order");
+    refused(&sets().with("groups", Map::array(&[groups[0].clone(), groups[0].clone()])).seal(), "groups aren't in");
+}
+
+#[test]
+fn debts_are_those_of_the_groups_vms() {
+    let with = |key: &str, value: Vec<u8>| {
+        with_group(|group| {
+            let debts = group.inner("debts").with(key, value);
+            group.with("debts", debts.bytes())
+        })
+    };
+    let parts = "debts isn't a map of rows";
+    for key in ["rows", "step_ns", "owed_ticks", "interval_ns"] {
+        refused(&with(key, u64s(&[1])), parts);
+        refused(&with(key, u64s(&[1, 2, 3])), parts);
+        refused(&with(key, vec![0]), parts);
+        refused(&with_group(|group| group.clone().with("debts", group.inner("debts").without(key).bytes())), parts);
+        if key != "rows" {
+            refused(&with(key, u64s(&[1, 0])), "debt has a 0");
+        }
+    }
+    for rows in [[2, 1], [1, 1], [1, 3], [1, u64::MAX]] {
+        refused(&with("rows", u64s(&rows)), "the rows of debts");
+    }
+    refused(&with("later", u64s(&[1, 2])), parts);
+    let none = ["rows", "step_ns", "owed_ticks", "interval_ns"]
+        .iter()
+        .fold(Map::default(), |map, key| map.with(key, u64s(&[])));
+    refused(&with_group(|group| group.with("debts", none.bytes())), parts);
+}
+
+#[test]
+fn groups_are_few() {
+    let group = Map::payload_of_set(&plain_set(1)).each("groups").remove(0);
+    let of = |count: u32| {
+        let groups: Vec<_> = (1..=count)
+            .map(|n| group.clone().with("cntfrq_hz", cbor(|e| drop(e.u32(n)))).with("names", u64s(&[n.into()])))
+            .collect();
+        Map::payload_of_set(&plain_set(1)).with("groups", Map::array(&groups)).seal()
+    };
+    let most = u32::try_from(MAX_GROUPS).unwrap();
+    assert_eq!(decode_set(&of(most)).unwrap().len(), MAX_GROUPS);
+    refused(&of(most + 1), "groups isn't an array of at most 64 maps");
 }

@@ -4,9 +4,11 @@
 
 mod common;
 
-use common::{Map, bare, full, seal, u64s};
-use guestclock_core::checkpoint::UnknownKey;
-use guestclock_core::wire::{MAX_BYTES, MAX_KEYS, decode, encode};
+use common::{Map, bare, full, full_set, plain_set, seal, u8s, u16s, u64s};
+use guestclock_core::checkpoint::{TimerColumns, UnknownKey};
+use guestclock_core::checkpoint_set::{CheckpointSet, MAX_GROUPS, VmGroup};
+use guestclock_core::timer::Timer;
+use guestclock_core::wire::{MAX_BYTES, MAX_KEYS, WireError, decode, decode_set, encode, encode_set};
 use peak_alloc::PeakAlloc;
 
 #[global_allocator]
@@ -15,16 +17,31 @@ static ALLOCATOR: PeakAlloc = PeakAlloc;
 /// The structs of a checkpoint with as many unknown keys as there may be, and the vector of them as it grew; errors.
 const ALLOWANCE: usize = 3 * MAX_KEYS * size_of::<UnknownKey>();
 
+/// Those of a set: its groups, and the vectors of their timers.
+const SETS_ALLOWANCE: usize =
+    ALLOWANCE + MAX_GROUPS * (size_of::<VmGroup>() + Timer::ALL.len() * size_of::<TimerColumns>());
+
 /// Decodes, and says whether it went well: within the input's size and the allowance, at the worst moment.
 #[track_caller]
 fn measured(name: &str, bytes: &[u8]) -> bool {
+    within(ALLOWANCE, name, bytes, decode)
+}
+
+/// The same of a set.
+#[track_caller]
+fn measured_set(name: &str, bytes: &[u8]) -> bool {
+    within(SETS_ALLOWANCE, name, bytes, decode_set)
+}
+
+#[track_caller]
+fn within<T>(allowance: usize, name: &str, bytes: &[u8], decode: fn(&[u8]) -> Result<T, WireError>) -> bool {
     ALLOCATOR.reset_peak_usage();
     let before = ALLOCATOR.current_usage();
     let result = decode(bytes);
     let peak = ALLOCATOR.peak_usage() - before;
     let kept = ALLOCATOR.current_usage() - before;
     println!("{name}: {} bytes, peak {peak}, kept {kept}", bytes.len());
-    assert!(peak <= bytes.len() + ALLOWANCE, "{name}: {} bytes took {peak}", bytes.len());
+    assert!(peak <= bytes.len() + allowance, "{name}: {} bytes took {peak}", bytes.len());
     if result.is_err() {
         assert!(kept <= 64, "{name}: an error of {kept} bytes");
     }
@@ -71,4 +88,44 @@ fn decoding_takes_no_more_than_the_bytes() {
     let crit = common::cbor(|e| drop(e.encode(&names)));
     assert!(!measured("a million names in crit", &payload.with("crit", crit).seal()));
     assert!(!measured("more than is read", &vec![0; MAX_BYTES + 1]));
+    sets();
+}
+
+fn sets() {
+    let write = |set: &CheckpointSet| encode_set(set).unwrap();
+    assert!(measured_set("no VMs", &write(&CheckpointSet { groups: Vec::new(), ..plain_set(1) })));
+    assert!(measured_set("two VMs", &write(&plain_set(2))));
+    assert!(measured_set("100 000 VMs", &write(&plain_set(100_000))));
+    assert!(measured_set("60 000 VMs that owe, half of them nested", &write(&full_set(30_000))));
+    let mut apart = plain_set(1);
+    let group = apart.groups.remove(0);
+    apart.groups = (1..=64).map(|n| VmGroup { cntfrq_hz: n, names: vec![n.into()], ..group.clone() }).collect();
+    assert!(measured_set("as many groups as there may be", &write(&apart)));
+    // Read as the other kind, it is refused before anything of it is kept.
+    assert!(!measured("a set for one VM", &write(&plain_set(100_000))));
+    assert!(!measured_set("one VM for a set", &encode(&full(100_000))));
+
+    let payload = Map::payload_of_set(&plain_set(2));
+    let with = |key: &str, value: Vec<u8>| {
+        let group = payload.each("groups").remove(0).with(key, value);
+        payload.clone().with("groups", Map::array(&[group])).seal()
+    };
+    for major in [2u8, 4, 5] {
+        let huge = [&[major << 5 | 0x1b][..], &(1u64 << 40).to_be_bytes()].concat();
+        assert!(!measured_set("a length of 2^40", &with("names", [&[0xd8, 71][..], &huge].concat())));
+        assert!(!measured_set("groups of 2^40", &payload.clone().with("groups", huge).seal()));
+    }
+    let groups = [&[0x9a][..], &10_000_000u32.to_be_bytes(), &vec![0xa0; 10_000_000]].concat();
+    assert!(!measured_set("10 000 000 groups", &payload.clone().with("groups", groups).seal()));
+    assert!(!measured_set("512 vCPUs a VM", &with("vcpus", vec![0x19, 2, 0])));
+    assert!(!measured_set("a million vCPUs too many", &with("vcpus", u16s(&vec![512; 1_000_000]))));
+    assert!(!measured_set("a million owners too many", &with("owned", u8s(&vec![1; 1_000_000]))));
+    assert!(!measured_set("a million names", &with("names", u64s(&(0..1_000_000).collect::<Vec<_>>()))));
+    let million = u64s(&vec![1; 1_000_000]);
+    let parts = ["rows", "step_ns", "owed_ticks", "interval_ns"];
+    let debts = parts.iter().fold(Map::default(), |map, key| {
+        map.with(key, if *key == "rows" { u64s(&vec![0; 500_000]) } else { u64s(&vec![1; 500_000]) })
+    });
+    assert!(!measured_set("half a million debts of one VM", &with("debts", debts.bytes())));
+    assert!(!measured_set("a million offsets", &with("cntvoff", million)));
 }

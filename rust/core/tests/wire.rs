@@ -2,31 +2,44 @@
 
 mod common;
 
-use common::{Map, bare, checkpoint, full, reseal, seal};
-use guestclock_core::checkpoint::Checkpoint;
-use guestclock_core::wire::{MAX_BYTES, VERSION, WireError, decode, encode};
+use common::{Map, bare, checkpoint, full, full_set, plain_set, reseal, seal, set};
+use guestclock_core::checkpoint::{Checkpoint, UnknownKey};
+use guestclock_core::checkpoint_set::CheckpointSet;
+use guestclock_core::wire::{Kind, MAX_BYTES, VERSION, WireError, decode, decode_set, encode, encode_set, encoded_len};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::FileFailurePersistence;
 
-/// Checkpoints whose every bit is flipped and every truncation tried.
-fn samples() -> [Checkpoint; 3] {
-    [
-        Checkpoint { vcpus: 0, timers: vec![common::timer(guestclock_core::timer::Timer::Vtimer, &[], &[])], ..bare() },
-        bare(),
-        full(3),
-    ]
+/// Checkpoints and sets whose every bit is flipped and every truncation tried.
+fn samples() -> Vec<Vec<u8>> {
+    let none =
+        Checkpoint { vcpus: 0, timers: vec![common::timer(guestclock_core::timer::Timer::Vtimer, &[], &[])], ..bare() };
+    let sets = [CheckpointSet { groups: Vec::new(), ..plain_set(1) }, plain_set(2), full_set(3)];
+    let checkpoints = [none, bare(), full(3)].map(|checkpoint| encode(&checkpoint));
+    checkpoints.into_iter().chain(sets.map(|set| encode_set(&set).unwrap())).collect()
+}
+
+/// Reads it as what it is of.
+fn read(bytes: &[u8]) -> Result<Result<Checkpoint, CheckpointSet>, WireError> {
+    match decode(bytes) {
+        Err(WireError::WrongKind { found: Kind::Set, wanted: Kind::Vm }) => decode_set(bytes).map(Err),
+        other => other.map(Ok),
+    }
+}
+
+/// Its bytes.
+fn written(value: &Result<Checkpoint, CheckpointSet>) -> Vec<u8> {
+    value.as_ref().map_or_else(|set| encode_set(set).unwrap(), encode)
 }
 
 #[test]
 fn every_single_bit_flip_is_refused() {
-    for checkpoint in samples() {
-        let whole = encode(&checkpoint);
+    for whole in samples() {
         let mut bytes = whole.clone();
         for byte in 0..bytes.len() {
             for bit in 0..8 {
                 bytes[byte] ^= 1 << bit;
-                match decode(&bytes) {
+                match read(&bytes) {
                     Err(WireError::NotACheckpoint) => assert!(byte < 15, "byte {byte} isn't in the mark"),
                     Err(WireError::Corrupt { stored, computed }) => assert_ne!(stored, computed),
                     other => panic!("bit {bit} of byte {byte}: {other:?}"),
@@ -34,24 +47,22 @@ fn every_single_bit_flip_is_refused() {
                 bytes[byte] ^= 1 << bit;
             }
         }
-        assert_eq!(bytes, whole);
-        assert_eq!(decode(&bytes), Ok(checkpoint));
+        assert_eq!(written(&read(&bytes).unwrap()), whole);
     }
 }
 
 #[test]
 fn every_truncation_is_refused() {
-    for checkpoint in samples() {
-        let bytes = encode(&checkpoint);
+    for bytes in samples() {
         for len in 0..bytes.len() {
-            match decode(&bytes[..len]) {
+            match read(&bytes[..len]) {
                 Err(WireError::NotACheckpoint) => assert!(len < 15, "{len} bytes have the mark"),
                 Err(WireError::Corrupt { .. }) => {}
                 other => panic!("{len} bytes: {other:?}"),
             }
             // Cut short by someone who mends the checksum: the lengths tell.
             let mended = reseal(bytes[..len].to_vec());
-            match decode(&mended) {
+            match read(&mended) {
                 Err(WireError::Malformed { .. }) => {}
                 // The new checksum stands where the mark or the version was.
                 Err(WireError::NotACheckpoint | WireError::UnsupportedVersion { .. }) if len < 24 => {}
@@ -59,6 +70,38 @@ fn every_truncation_is_refused() {
             }
         }
     }
+}
+
+#[test]
+fn each_kind_is_read_as_what_it_is() {
+    let (one, set) = (encode(&bare()), encode_set(&plain_set(2)).unwrap());
+    let of_set = decode(&set).unwrap_err();
+    assert_eq!(of_set, WireError::WrongKind { found: Kind::Set, wanted: Kind::Vm });
+    assert!(of_set.to_string().contains("a set of VMs") && of_set.to_string().contains("as a CheckpointSet"));
+    let of_one = decode_set(&one).unwrap_err();
+    assert_eq!(of_one, WireError::WrongKind { found: Kind::Vm, wanted: Kind::Set });
+    assert!(of_one.to_string().contains("one VM") && of_one.to_string().ends_with("as a Checkpoint"));
+    // What isn't sound is that first, whichever is wanted.
+    for read in [|bytes: &[u8]| decode(bytes).err(), |bytes: &[u8]| decode_set(bytes).err()] {
+        assert!(matches!(read(&set[..set.len() - 1]), Some(WireError::Corrupt { .. })));
+        let payload = Map::payload_of_set(&plain_set(2)).with("crit", b"\x81\x65later".to_vec());
+        assert_eq!(read(&payload.seal()), Some(WireError::UnsupportedFeature { feature: "later".into() }));
+    }
+}
+
+#[test]
+fn a_set_that_couldnt_be_read_back_isnt_written() {
+    let of = |blob: usize| {
+        let value = common::cbor(|e| drop(e.bytes(&vec![0; blob])));
+        CheckpointSet { unknown: vec![UnknownKey { key: "later".into(), value }], ..plain_set(1) }
+    };
+    // Lengths above 2^16 have heads of one size.
+    let room = MAX_BYTES - encoded_len(&of(1 << 20)) + (1 << 20);
+    let bytes = encode_set(&of(room)).unwrap();
+    assert_eq!(bytes.len(), MAX_BYTES);
+    assert!(decode_set(&bytes).is_ok_and(|set| set == of(room)));
+    let size = MAX_BYTES + 1;
+    assert_eq!(encode_set(&of(room + 1)), Err(WireError::TooLarge { size, limit: MAX_BYTES }));
 }
 
 #[test]
@@ -133,9 +176,17 @@ fn messages_say_both_sides_and_the_way_out() {
 
 /// Whatever the bytes: refused, or the very bytes that the checkpoint in them is written as.
 fn refused_or_the_same(bytes: &[u8]) {
-    if let Ok(checkpoint) = decode(bytes) {
-        assert_eq!(encode(&checkpoint), bytes);
+    if let Ok(value) = read(bytes) {
+        assert_eq!(written(&value), bytes);
     }
+}
+
+/// Bytes of either kind.
+fn intact() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        checkpoint().prop_map(|checkpoint| encode(&checkpoint)),
+        set().prop_map(|set| encode_set(&set).unwrap())
+    ]
 }
 
 proptest! {
@@ -151,6 +202,16 @@ proptest! {
     }
 
     #[test]
+    fn a_set_that_is_written_is_read(set in set()) {
+        prop_assert_eq!(set.validate(), Ok(()));
+        let bytes = encode_set(&set).unwrap();
+        prop_assert_eq!(encoded_len(&set), bytes.len());
+        let read = decode_set(&bytes);
+        prop_assert_eq!(read.as_ref(), Ok(&set));
+        prop_assert_eq!(encode_set(&read.unwrap()), Ok(bytes));
+    }
+
+    #[test]
     fn random_bytes_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         prop_assert!(decode(&bytes).is_err());
         refused_or_the_same(&seal(&bytes));
@@ -159,10 +220,10 @@ proptest! {
 
     #[test]
     fn mutations_with_the_checksum_mended_are_refused_or_the_same(
-        checkpoint in checkpoint(),
+        bytes in intact(),
         changes in prop::collection::vec((any::<Index>(), any::<u8>(), 0..4), 1..6),
     ) {
-        let mut bytes = encode(&checkpoint);
+        let mut bytes = bytes;
         for (place, value, kind) in changes {
             let at = place.index(bytes.len());
             match kind {
@@ -178,10 +239,10 @@ proptest! {
     /// As above, in the payload alone, so that the envelope's lengths don't catch what changes its length.
     #[test]
     fn mutated_payloads_are_refused_or_the_same(
-        checkpoint in checkpoint(),
+        bytes in intact(),
         changes in prop::collection::vec((any::<Index>(), any::<u8>(), 0..4), 1..4),
     ) {
-        let mut payload = Map::payload_of(&checkpoint).bytes();
+        let mut payload = Map::payload_in(&bytes).bytes();
         for (place, value, kind) in changes {
             let at = place.index(payload.len());
             match kind {

@@ -1,13 +1,13 @@
-//! From a payload to its checkpoint.
+//! What payloads are read with: typed values, and the parts that both kinds have.
 
-use super::{KEYS, MAX_KEY_BYTES, MAX_KEYS, MAX_OTHER_REGS, U8_ARRAY, U64_LE_ARRAY, WireError, malformed};
-use crate::checkpoint::{Checkpoint, CtlColumn, RegisterColumn, TimerColumns, UnknownKey};
-use crate::counter::{CrossTimestamp, Frequency, GuestCount, HostCount, Leap};
+use super::{KEYS, Kind, MAX_KEY_BYTES, MAX_KEYS, U8_ARRAY, U64_LE_ARRAY, WireError, malformed};
+use crate::checkpoint::{CtlColumn, TimerColumns};
+use crate::counter::{CrossTimestamp, Frequency, HostCount, Leap};
 use crate::debt::Debt;
 use crate::timer::Timer;
 use crate::wall_clock::{Quality, SyncBound};
 use alloc::vec::Vec;
-use minicbor::data::Tag;
+use minicbor::data::{Tag, Type};
 use minicbor::decode::{self, Decoder};
 
 /// A decoder whose errors say what was expected, and where.
@@ -24,7 +24,7 @@ impl<'b> Reader<'b> {
         self.0.position()
     }
 
-    fn get<T>(
+    pub(super) fn get<T>(
         &mut self,
         what: &'static str,
         read: impl FnOnce(&mut Decoder<'b>) -> Result<T, decode::Error>,
@@ -37,11 +37,11 @@ impl<'b> Reader<'b> {
         self.get(what, Decoder::u64)
     }
 
-    fn bool(&mut self, what: &'static str) -> Result<bool, WireError> {
+    pub(super) fn bool(&mut self, what: &'static str) -> Result<bool, WireError> {
         self.get(what, Decoder::bool)
     }
 
-    fn text(&mut self, what: &'static str) -> Result<&'b str, WireError> {
+    pub(super) fn text(&mut self, what: &'static str) -> Result<&'b str, WireError> {
         self.get(what, Decoder::str)
     }
 
@@ -49,7 +49,7 @@ impl<'b> Reader<'b> {
         self.get(what, Decoder::bytes)
     }
 
-    fn any_tag(&mut self, what: &'static str) -> Result<Tag, WireError> {
+    pub(super) fn any_tag(&mut self, what: &'static str) -> Result<Tag, WireError> {
         self.get(what, Decoder::tag)
     }
 
@@ -59,7 +59,7 @@ impl<'b> Reader<'b> {
     }
 
     /// The number of pairs.
-    fn map(&mut self, what: &'static str) -> Result<u64, WireError> {
+    pub(super) fn map(&mut self, what: &'static str) -> Result<u64, WireError> {
         let at = self.position();
         self.get(what, Decoder::map)?.ok_or(malformed(at, what))
     }
@@ -70,18 +70,25 @@ impl<'b> Reader<'b> {
         self.bytes(what)?.try_into().map_err(|_| malformed(at, what))
     }
 
-    fn u64s(&mut self, what: &'static str) -> Result<Vec<u64>, WireError> {
+    pub(super) fn u64s(&mut self, what: &'static str) -> Result<Vec<u64>, WireError> {
         self.tag(U64_LE_ARRAY, what)?;
         self.u64_elements(what)
     }
 
     fn u64_elements(&mut self, what: &'static str) -> Result<Vec<u64>, WireError> {
+        Ok(self.elements(what)?.iter().copied().map(u64::from_le_bytes).collect())
+    }
+
+    /// The elements of a typed array of N bytes each, its tag already read.
+    pub(super) fn elements<const N: usize>(&mut self, what: &'static str) -> Result<&'b [[u8; N]], WireError> {
         let at = self.position();
-        let (values, rest) = self.bytes(what)?.as_chunks::<8>();
-        if !rest.is_empty() {
-            return Err(malformed(at, what));
-        }
-        Ok(values.iter().copied().map(u64::from_le_bytes).collect())
+        let (elements, rest) = self.bytes(what)?.as_chunks();
+        if rest.is_empty() { Ok(elements) } else { Err(malformed(at, what)) }
+    }
+
+    /// Whether a typed array is next: any other value would be that of all rows.
+    pub(super) fn tag_is_next(&self) -> bool {
+        matches!(self.0.datatype(), Ok(Type::Tag))
     }
 
     fn ctl(&mut self) -> Result<CtlColumn, WireError> {
@@ -95,7 +102,7 @@ impl<'b> Reader<'b> {
     }
 
     /// A value of any kind, as it stands.
-    fn value(&mut self) -> Result<&'b [u8], WireError> {
+    pub(super) fn value(&mut self) -> Result<&'b [u8], WireError> {
         let at = self.position();
         self.get("this isn't CBOR", Decoder::skip)?;
         Ok(&self.0.input()[at..self.position()])
@@ -107,78 +114,27 @@ impl<'b> Reader<'b> {
     }
 }
 
-/// The payload's map, which [`Deterministic::check`] has passed: keys are in order and none is there twice.
-pub(super) fn read_payload(mut r: Reader<'_>) -> Result<Checkpoint, WireError> {
+/// What the payload is of, by its keys: those of a set have `groups` among them. `crit` is looked at here, before any
+/// other key is taken for what it was.
+pub(super) fn read_kind(mut r: Reader<'_>) -> Result<Kind, WireError> {
     let start = r.position();
-    let missing = |what| move || malformed(start, what);
-    let (mut cntfrq_hz, mut virtual_count, mut physical_count, mut owned, mut width_ticks) =
-        (None, None, None, None, None);
-    let (mut host, mut stopped_at, mut vcpus, mut cntvoff, mut timers) = (None, None, None, None, None);
-    let (mut debt, mut sync, mut rate_ppb) = (None, None, None);
-    let (mut others, mut unknown) = (Vec::new(), Vec::new());
-
     let keys = r.map("the payload isn't a map")?;
     if keys > MAX_KEYS as u64 {
         return Err(malformed(start, "the payload has too many keys"));
     }
+    let mut kind = Kind::Vm;
     for _ in 0..keys {
         let at = r.position();
         match r.text("a key of the payload isn't text")? {
-            // No known key sorts before it, so what it names is refused before anything is taken for what it was.
+            // No known key sorts before it.
             "crit" => return Err(read_crit(&mut r)),
-            "debt" => debt = Some(read_debt(&mut r)?),
-            "host" => host = Some(read_host(&mut r)?),
-            "sync" => sync = Some(read_sync(&mut r)?),
-            "owned" => owned = Some(r.bool("owned isn't true or false")?),
-            "vcpus" => {
-                let what = "vcpus isn't an unsigned integer that a column could be as long as";
-                let at = r.position();
-                vcpus = Some(usize::try_from(r.u64(what)?).map_err(|_| malformed(at, what))?);
-            }
-            "cntpct" => physical_count = Some(r.u64("cntpct isn't an unsigned integer")?),
-            "cntvct" => virtual_count = Some(r.u64("cntvct isn't an unsigned integer")?),
-            "timers" => timers = Some(read_timers(&mut r)?),
-            "cntvoff" => cntvoff = Some(r.u64s("cntvoff isn't a u64 array (tag 71)")?),
-            "rate_ppb" => rate_ppb = Some(r.get("rate_ppb isn't an integer of 64 bits", Decoder::i64)?),
-            "cntfrq_hz" => {
-                cntfrq_hz = Some(r.get("cntfrq_hz isn't an unsigned integer of 32 bits", Decoder::u32)?);
-            }
-            "other_regs" => others = read_other_regs(&mut r)?,
-            "stopped_at" => stopped_at = Some(r.u64("stopped_at isn't an unsigned integer")?),
-            "width_ticks" => width_ticks = Some(r.u64("width_ticks isn't an unsigned integer")?),
+            "groups" => kind = Kind::Set,
             key if key.len() > MAX_KEY_BYTES => return Err(malformed(at, "a key of the payload is too long")),
-            key => unknown.push(UnknownKey { key: key.into(), value: r.value()?.into() }),
+            _ => {}
         }
+        r.value()?;
     }
-    Ok(Checkpoint {
-        cntfrq_hz: cntfrq_hz.ok_or_else(missing("cntfrq_hz is missing"))?,
-        cntvct: GuestCount(virtual_count.ok_or_else(missing("cntvct is missing"))?),
-        cntpct: GuestCount(physical_count.ok_or_else(missing("cntpct is missing"))?),
-        owned: owned.ok_or_else(missing("owned is missing"))?,
-        width_ticks: width_ticks.ok_or_else(missing("width_ticks is missing"))?,
-        host: CrossTimestamp { sync, rate_ppb, ..host.ok_or_else(missing("host is missing"))? },
-        stopped_at,
-        debt,
-        vcpus: vcpus.ok_or_else(missing("vcpus is missing"))?,
-        cntvoff,
-        timers: timers.ok_or_else(missing("timers is missing"))?,
-        others,
-        unknown,
-    })
-}
-
-fn read_other_regs(r: &mut Reader<'_>) -> Result<Vec<RegisterColumn>, WireError> {
-    let at = r.position();
-    let columns = r.map("other_regs isn't a map")?;
-    if columns == 0 || columns > MAX_OTHER_REGS as u64 {
-        return Err(malformed(at, "other_regs has no columns, or too many"));
-    }
-    let mut others = Vec::new();
-    for _ in 0..columns {
-        let id = r.u64("a key of other_regs isn't an unsigned integer")?;
-        others.push(RegisterColumn { id, values: r.u64s("a column of other_regs isn't a u64 array (tag 71)")? });
-    }
-    Ok(others)
+    Ok(kind)
 }
 
 /// Version 1 has nothing to put into `crit`, so where it is there, the file is refused: for the key that it names, or for
@@ -201,7 +157,7 @@ fn read_crit(r: &mut Reader<'_>) -> WireError {
     malformed(at, "crit names no key beyond those of version 1, which every reader knows")
 }
 
-fn read_host(r: &mut Reader<'_>) -> Result<CrossTimestamp, WireError> {
+pub(super) fn read_host(r: &mut Reader<'_>) -> Result<CrossTimestamp, WireError> {
     let start = r.position();
     let missing = |what| move || malformed(start, what);
     let (mut count, mut frequency, mut source, mut realtime_ns) = (None, None, None, None);
@@ -254,7 +210,7 @@ fn read_host(r: &mut Reader<'_>) -> Result<CrossTimestamp, WireError> {
     })
 }
 
-fn read_debt(r: &mut Reader<'_>) -> Result<Debt, WireError> {
+pub(super) fn read_debt(r: &mut Reader<'_>) -> Result<Debt, WireError> {
     const PARTS: &str = "debt isn't a map of step_ns, owed_ticks and interval_ns, unsigned integers";
     let start = r.position();
     if r.map(PARTS)? != 3 {
@@ -264,7 +220,7 @@ fn read_debt(r: &mut Reader<'_>) -> Result<Debt, WireError> {
     Ok(Debt { step_ns: part("step_ns")?, owed_ticks: part("owed_ticks")?, interval_ns: part("interval_ns")? })
 }
 
-fn read_sync(r: &mut Reader<'_>) -> Result<SyncBound, WireError> {
+pub(super) fn read_sync(r: &mut Reader<'_>) -> Result<SyncBound, WireError> {
     const PARTS: &str = "sync isn't a map of age_ns, quality, holdover_ppb, max_error_ns and perhaps tai_offset_s";
     let start = r.position();
     let parts = r.map(PARTS)?;
@@ -292,7 +248,7 @@ fn read_sync(r: &mut Reader<'_>) -> Result<SyncBound, WireError> {
     Ok(SyncBound { max_error_ns, age_ns, holdover_ppb, quality, tai_offset_s })
 }
 
-fn read_timers(r: &mut Reader<'_>) -> Result<Vec<TimerColumns>, WireError> {
+pub(super) fn read_timers(r: &mut Reader<'_>) -> Result<Vec<TimerColumns>, WireError> {
     // By number, to give the columns back in that order: the keys' own is another.
     let mut columns = Timer::ALL.map(|_| None);
     for _ in 0..r.map("timers isn't a map")? {

@@ -1,13 +1,15 @@
-//! From a checkpoint to its payload, in the order of its keys.
+//! What payloads are written with: sinks, and the parts that both kinds have.
 
-use super::{CRC_BYTES, ENCODED_CBOR, MAGIC, U8_ARRAY, U64_LE_ARRAY, VERSION};
-use crate::checkpoint::{Checkpoint, CtlColumn, TimerColumns, UnknownKey};
+use super::{CRC_BYTES, ENCODED_CBOR, MAGIC, Payload, U8_ARRAY, U64_LE_ARRAY, VERSION};
+use crate::checkpoint::{CtlColumn, TimerColumns, UnknownKey};
 use crate::counter::CrossTimestamp;
 use crate::debt::Debt;
 use crate::timer::Timer;
 use crate::wall_clock::SyncBound;
+use alloc::vec::Vec;
 use core::cmp::Ordering;
 use core::convert::Infallible;
+use minicbor::data::Tag;
 use minicbor::encode::{self, Encoder, Write};
 
 /// The order of keys in a map: bytewise, by their encodings (RFC 8949, 4.2.1), so that shorter text comes first.
@@ -19,69 +21,41 @@ pub(super) fn key_order(one: &str, other: &str) -> Ordering {
 pub(super) const TIMERS: [Timer; 4] = [Timer::Ptimer, Timer::Vtimer, Timer::Hptimer, Timer::Hvtimer];
 
 /// What writing into a sink gives.
-type Written<W> = Result<(), encode::Error<<W as Write>::Error>>;
+pub(super) type Written<W> = Result<(), encode::Error<<W as Write>::Error>>;
 
 /// Everything before the checksum's four bytes.
-pub(super) fn write_body<W: Write>(e: &mut Encoder<W>, checkpoint: &Checkpoint, payload: usize) -> Written<W> {
+pub(super) fn write_body<S: Sink>(e: &mut Encoder<S>, value: &impl Payload, payload: usize) -> Written<S> {
     e.writer_mut().write_all(MAGIC).map_err(encode::Error::write)?;
     e.u64(VERSION)?.tag(ENCODED_CBOR)?.bytes_len(payload as u64)?;
-    write_payload(e, checkpoint)?;
+    value.write(e)?;
     e.bytes_len(CRC_BYTES as u64)?.ok()
 }
 
-pub(super) fn write_payload<W: Write>(e: &mut Encoder<W>, checkpoint: &Checkpoint) -> Written<W> {
-    let known = 8
-        + usize::from(checkpoint.debt.is_some())
-        + usize::from(checkpoint.host.sync.is_some())
-        + usize::from(checkpoint.cntvoff.is_some())
-        + usize::from(checkpoint.host.rate_ppb.is_some())
-        + usize::from(!checkpoint.others.is_empty())
-        + usize::from(checkpoint.stopped_at.is_some());
-    e.map((known + checkpoint.unknown.len()) as u64)?;
-    let mut keys = Keys { e, unknown: &checkpoint.unknown };
-    if let Some(debt) = &checkpoint.debt {
-        write_debt(keys.next("debt")?, debt)?;
-    }
-    write_host(keys.next("host")?, &checkpoint.host)?;
-    if let Some(sync) = &checkpoint.host.sync {
-        write_sync(keys.next("sync")?, sync)?;
-    }
-    keys.next("owned")?.bool(checkpoint.owned)?;
-    keys.next("vcpus")?.u64(checkpoint.vcpus as u64)?;
-    keys.next("cntpct")?.u64(checkpoint.cntpct.0)?;
-    keys.next("cntvct")?.u64(checkpoint.cntvct.0)?;
-    write_timers(keys.next("timers")?, &checkpoint.timers)?;
-    if let Some(cntvoff) = &checkpoint.cntvoff {
-        write_u64s(keys.next("cntvoff")?, cntvoff)?;
-    }
-    if let Some(rate_ppb) = checkpoint.host.rate_ppb {
-        keys.next("rate_ppb")?.i64(rate_ppb)?;
-    }
-    keys.next("cntfrq_hz")?.u32(checkpoint.cntfrq_hz)?;
-    if !checkpoint.others.is_empty() {
-        let e = keys.next("other_regs")?;
-        e.map(checkpoint.others.len() as u64)?;
-        for column in &checkpoint.others {
-            write_u64s(e.u64(column.id)?, &column.values)?;
-        }
-    }
-    if let Some(stopped_at) = checkpoint.stopped_at {
-        keys.next("stopped_at")?.u64(stopped_at)?;
-    }
-    keys.next("width_ticks")?.u64(checkpoint.width_ticks)?;
-    keys.unknown_before(None)
-}
-
 /// The payload's keys in their order, the unknown ones written where they belong among the known.
-struct Keys<'a, W> {
+pub(super) struct Keys<'a, W> {
     e: &'a mut Encoder<W>,
     unknown: &'a [UnknownKey],
 }
 
-impl<W: Write> Keys<'_, W> {
-    fn next(&mut self, key: &str) -> Result<&mut Encoder<W>, encode::Error<W::Error>> {
+impl<'a, W: Write> Keys<'a, W> {
+    /// Begins the map, which has so many keys that are known.
+    pub(super) fn of(
+        e: &'a mut Encoder<W>,
+        known: usize,
+        unknown: &'a [UnknownKey],
+    ) -> Result<Self, encode::Error<W::Error>> {
+        e.map((known + unknown.len()) as u64)?;
+        Ok(Self { e, unknown })
+    }
+
+    pub(super) fn next(&mut self, key: &str) -> Result<&mut Encoder<W>, encode::Error<W::Error>> {
         self.unknown_before(Some(key))?;
         self.e.str(key)
+    }
+
+    /// The unknown keys that come after all known ones.
+    pub(super) fn finish(mut self) -> Written<W> {
+        self.unknown_before(None)
     }
 
     fn unknown_before(&mut self, key: Option<&str>) -> Written<W> {
@@ -95,7 +69,7 @@ impl<W: Write> Keys<'_, W> {
     }
 }
 
-fn write_host<W: Write>(e: &mut Encoder<W>, host: &CrossTimestamp) -> Written<W> {
+pub(super) fn write_host<W: Write>(e: &mut Encoder<W>, host: &CrossTimestamp) -> Written<W> {
     let optional = usize::from(host.boot_id.is_some())
         + usize::from(host.machine_id.is_some())
         + usize::from(host.max_error_ns.is_some())
@@ -126,14 +100,14 @@ fn write_host<W: Write>(e: &mut Encoder<W>, host: &CrossTimestamp) -> Written<W>
     Ok(())
 }
 
-fn write_debt<W: Write>(e: &mut Encoder<W>, debt: &Debt) -> Written<W> {
+pub(super) fn write_debt<W: Write>(e: &mut Encoder<W>, debt: &Debt) -> Written<W> {
     e.map(3)?;
     e.str("step_ns")?.u64(debt.step_ns)?;
     e.str("owed_ticks")?.u64(debt.owed_ticks)?;
     e.str("interval_ns")?.u64(debt.interval_ns)?.ok()
 }
 
-fn write_sync<W: Write>(e: &mut Encoder<W>, sync: &SyncBound) -> Written<W> {
+pub(super) fn write_sync<W: Write>(e: &mut Encoder<W>, sync: &SyncBound) -> Written<W> {
     e.map(4 + u64::from(sync.tai_offset_s.is_some()))?;
     e.str("age_ns")?.u64(sync.age_ns)?;
     e.str("quality")?.str(sync.quality.name())?;
@@ -145,7 +119,7 @@ fn write_sync<W: Write>(e: &mut Encoder<W>, sync: &SyncBound) -> Written<W> {
     Ok(())
 }
 
-fn write_timers<W: Write>(e: &mut Encoder<W>, timers: &[TimerColumns]) -> Written<W> {
+pub(super) fn write_timers<S: Sink>(e: &mut Encoder<S>, timers: &[TimerColumns]) -> Written<S> {
     e.map(timers.len() as u64)?;
     for timer in TIMERS {
         for columns in timers.iter().filter(|columns| columns.timer == timer) {
@@ -160,17 +134,40 @@ fn write_timers<W: Write>(e: &mut Encoder<W>, timers: &[TimerColumns]) -> Writte
     Ok(())
 }
 
-fn write_u64s<W: Write>(e: &mut Encoder<W>, column: &[u64]) -> Written<W> {
-    const AT_ONCE: usize = 64;
-    e.tag(U64_LE_ARRAY)?.bytes_len(size_of_val(column) as u64)?;
-    let mut buffer = [[0; 8]; AT_ONCE];
-    for values in column.chunks(AT_ONCE) {
-        for (bytes, value) in buffer.iter_mut().zip(values) {
-            *bytes = value.to_le_bytes();
+pub(super) fn write_u64s<S: Sink>(e: &mut Encoder<S>, column: &[u64]) -> Written<S> {
+    write_elements(e, U64_LE_ARRAY, column, |value| value.to_le_bytes())
+}
+
+/// A typed array of N bytes an element.
+pub(super) fn write_elements<T, const N: usize, S: Sink>(
+    e: &mut Encoder<S>,
+    tag: Tag,
+    column: &[T],
+    bytes: impl Fn(&T) -> [u8; N],
+) -> Written<S> {
+    e.tag(tag)?.bytes_len((N * column.len()) as u64)?;
+    e.writer_mut().elements(column, bytes).map_err(encode::Error::write)
+}
+
+/// Where a payload is written to.
+pub(super) trait Sink: Write {
+    /// Takes a column, N bytes an element.
+    fn elements<T, const N: usize>(&mut self, column: &[T], bytes: impl Fn(&T) -> [u8; N]) -> Result<(), Self::Error>;
+}
+
+impl Sink for Vec<u8> {
+    fn elements<T, const N: usize>(&mut self, column: &[T], bytes: impl Fn(&T) -> [u8; N]) -> Result<(), Infallible> {
+        // In blocks that stay in the nearest cache: element by element it would look for room each time.
+        const AT_ONCE: usize = 256;
+        let mut block = [[0; N]; AT_ONCE];
+        for elements in column.chunks(AT_ONCE) {
+            for (written, element) in block.iter_mut().zip(elements) {
+                *written = bytes(element);
+            }
+            self.extend_from_slice(block[..elements.len()].as_flattened());
         }
-        e.writer_mut().write_all(buffer[..values.len()].as_flattened()).map_err(encode::Error::write)?;
+        Ok(())
     }
-    Ok(())
 }
 
 /// A sink that only counts.
@@ -185,7 +182,16 @@ impl Write for Count {
     }
 }
 
+impl Sink for Count {
+    fn elements<T, const N: usize>(&mut self, column: &[T], _: impl Fn(&T) -> [u8; N]) -> Result<(), Infallible> {
+        self.0 += N * column.len();
+        Ok(())
+    }
+}
+
 /// A sink that already knows what it should be given, and fails at the first byte that differs.
+///
+/// Of a column only the length is compared: its elements were copied from these bytes, each in the one form that it has.
 pub(super) struct Same<'b> {
     pub(super) expected: &'b [u8],
     pub(super) at: usize,
@@ -193,6 +199,17 @@ pub(super) struct Same<'b> {
 
 /// The first byte that differs is at the sink's `at`.
 pub(super) struct Differs;
+
+impl Same<'_> {
+    /// Takes so many bytes as they are expected.
+    pub(super) fn skip(&mut self, bytes: usize) -> Result<(), Differs> {
+        if self.expected.len() - self.at < bytes {
+            return Err(Differs);
+        }
+        self.at += bytes;
+        Ok(())
+    }
+}
 
 impl Write for Same<'_> {
     type Error = Differs;
@@ -205,5 +222,11 @@ impl Write for Same<'_> {
         }
         self.at += expected.iter().zip(bytes).take_while(|(one, other)| one == other).count();
         Err(Differs)
+    }
+}
+
+impl Sink for Same<'_> {
+    fn elements<T, const N: usize>(&mut self, column: &[T], _: impl Fn(&T) -> [u8; N]) -> Result<(), Differs> {
+        self.skip(N * column.len())
     }
 }

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test takes what it needs")]
 
 use guestclock_core::checkpoint::{Checkpoint, CtlColumn, RegisterColumn, TimerColumns, UnknownKey};
+use guestclock_core::checkpoint_set::{CheckpointSet, Column, VmGroup};
 use guestclock_core::counter::{CrossTimestamp, Frequency, GuestCount, HostCount, Leap};
 use guestclock_core::debt::Debt;
 use guestclock_core::sysreg::Encoding;
@@ -10,7 +11,7 @@ use guestclock_core::timer::Timer;
 use guestclock_core::wall_clock::{Quality, SyncBound};
 use minicbor::Encoder;
 use minicbor::data::Tag;
-use proptest::collection::{btree_map, vec};
+use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
 use std::cmp::Ordering;
@@ -84,6 +85,43 @@ pub(crate) fn full(vcpus: usize) -> Checkpoint {
     }
 }
 
+/// So many VMs of two vCPUs with two timers, of the host's own frequency, in one group.
+pub(crate) fn plain_set(vms: usize) -> CheckpointSet {
+    let count = |first: u64, rows: usize| (0..rows as u64).map(|n| first + 3 * n).collect::<Vec<_>>();
+    let rows = 2 * vms;
+    let timers = [Timer::Vtimer, Timer::Ptimer].map(|t| timer(t, &vec![1; rows], &count(1 << 40, rows)));
+    let group = VmGroup {
+        cntfrq_hz: 62_500_000,
+        names: count(1 << 31, vms),
+        vcpus: Column::Same(2),
+        cntvct: count(1 << 36, vms),
+        cntpct: None,
+        owned: Column::Same(true),
+        debts: Vec::new(),
+        cntvoff: None,
+        timers: timers.into(),
+    };
+    CheckpointSet { host: bare().host, stopped_at: None, groups: vec![group], unknown: Vec::new() }
+}
+
+/// A set with everything in it: two groups, the other one nested, of three VMs or more.
+pub(crate) fn full_set(vms: usize) -> CheckpointSet {
+    let plain = plain_set(vms);
+    let Checkpoint { host, stopped_at, debt, cntvoff, timers, unknown, .. } = full(3 * vms - 1);
+    let group = VmGroup {
+        cntfrq_hz: 24_000_000,
+        names: plain.groups[0].names.iter().map(|name| name + 1).collect(),
+        vcpus: Column::new((0..vms).map(|vm| if vm == 0 { 2 } else { 3 }).collect()),
+        cntpct: Some(plain.groups[0].names.clone()),
+        owned: Column::new((0..vms).map(|vm| vm > 0).collect()),
+        debts: (1..vms).map(|vm| (vm, debt.unwrap())).collect(),
+        cntvoff: cntvoff.map(Column::new),
+        timers,
+        ..plain.groups[0].clone()
+    };
+    CheckpointSet { host, stopped_at, groups: vec![group, plain.groups[0].clone()], unknown }
+}
+
 /// The checksum, over what stands before it: after a change, so that the parser is reached.
 pub(crate) fn reseal(mut bytes: Vec<u8>) -> Vec<u8> {
     let Some(end) = bytes.len().checked_sub(4) else { return bytes };
@@ -114,6 +152,13 @@ pub(crate) fn u64s(values: &[u64]) -> Vec<u8> {
     })
 }
 
+pub(crate) fn u16s(values: &[u16]) -> Vec<u8> {
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    cbor(|e| {
+        e.tag(Tag::new(69)).unwrap().bytes(&bytes).unwrap();
+    })
+}
+
 pub(crate) fn u8s(values: &[u8]) -> Vec<u8> {
     cbor(|e| {
         e.tag(Tag::new(64)).unwrap().bytes(values).unwrap();
@@ -140,7 +185,16 @@ impl Map {
 
     /// The payload of a checkpoint.
     pub(crate) fn payload_of(checkpoint: &Checkpoint) -> Self {
-        let bytes = guestclock_core::wire::encode(checkpoint);
+        Self::payload_in(&guestclock_core::wire::encode(checkpoint))
+    }
+
+    /// The payload of a set.
+    pub(crate) fn payload_of_set(set: &CheckpointSet) -> Self {
+        Self::payload_in(&guestclock_core::wire::encode_set(set).unwrap())
+    }
+
+    /// The payload in a file.
+    pub(crate) fn payload_in(bytes: &[u8]) -> Self {
         let mut d = minicbor::Decoder::new(&bytes[16..]);
         d.tag().unwrap();
         Self::read(d.bytes().unwrap())
@@ -158,6 +212,24 @@ impl Map {
     pub(crate) fn without(mut self, key: &str) -> Self {
         self.0.retain(|(other, _)| other != key);
         self
+    }
+
+    /// The maps in the array of this one with that key.
+    pub(crate) fn each(&self, key: &str) -> Vec<Self> {
+        let (_, bytes) = self.0.iter().find(|(other, _)| other == key).unwrap();
+        let mut d = minicbor::Decoder::new(bytes);
+        let count = d.array().unwrap().unwrap();
+        let mut next = |_| {
+            let at = d.position();
+            d.skip().unwrap();
+            Self::read(&bytes[at..d.position()])
+        };
+        (0..count).map(&mut next).collect()
+    }
+
+    /// An array of maps, as a value.
+    pub(crate) fn array(maps: &[Self]) -> Vec<u8> {
+        [cbor(|e| drop(e.array(maps.len() as u64))), maps.iter().flat_map(Self::bytes).collect()].concat()
     }
 
     /// The map in this one with that key.
@@ -245,9 +317,13 @@ fn ctl(vcpus: usize) -> impl Strategy<Value = CtlColumn> {
 }
 
 fn timers(vcpus: usize) -> impl Strategy<Value = Vec<TimerColumns>> {
-    (vec((vec(edgy(), vcpus), ctl(vcpus)), 4), 0u8..8).prop_map(|(columns, present)| {
-        // vtimer always, the others as the bits say.
-        let present = present << 1 | 1;
+    (0u8..8).prop_flat_map(move |others| timers_of(others, vcpus))
+}
+
+/// vtimer, and the others as the bits say.
+fn timers_of(others: u8, vcpus: usize) -> impl Strategy<Value = Vec<TimerColumns>> {
+    vec((vec(edgy(), vcpus), ctl(vcpus)), 4).prop_map(move |columns| {
+        let present = others << 1 | 1;
         Timer::ALL
             .into_iter()
             .zip(columns)
@@ -284,15 +360,19 @@ fn value() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-const KNOWN: [&str; 12] = [
+const KNOWN: [&str; 16] = [
     "crit",
+    "debt",
     "host",
+    "sync",
     "owned",
     "vcpus",
     "cntpct",
     "cntvct",
+    "groups",
     "timers",
     "cntvoff",
+    "rate_ppb",
     "cntfrq_hz",
     "other_regs",
     "stopped_at",
@@ -354,5 +434,59 @@ pub(crate) fn checkpoint() -> impl Strategy<Value = Checkpoint> {
                     }
                 },
             )
+    })
+}
+
+/// A column of either form.
+fn column<T>(value: impl Strategy<Value = T> + Clone, rows: usize) -> impl Strategy<Value = Column<T>>
+where
+    T: Copy + PartialEq + std::fmt::Debug,
+{
+    prop_oneof![vec(value.clone(), rows), value.prop_map(move |value| vec![value; rows])].prop_map(Column::new)
+}
+
+/// VMs of these names, which aren't none.
+fn group((cntfrq_hz, others, nested): (u32, u8, bool), names: Vec<u64>) -> impl Strategy<Value = VmGroup> {
+    let vms = names.len();
+    column(1u16..=3, vms).prop_flat_map(move |vcpus| {
+        let rows = (0..vms).filter_map(|vm| vcpus.get(vm)).map(usize::from).sum();
+        let (names, vcpus) = (names.clone(), vcpus.clone());
+        (
+            (vec(edgy(), vms), option::of(vec(edgy(), vms)), column(any::<bool>(), vms)),
+            (vec(option::of(debt()), vms), column(any::<u64>(), rows), timers_of(others, rows).boxed()),
+        )
+            .prop_map(move |((cntvct, cntpct, owned), (debts, cntvoff, timers))| VmGroup {
+                cntfrq_hz,
+                names: names.clone(),
+                vcpus: vcpus.clone(),
+                cntpct: cntpct.filter(|cntpct| *cntpct != cntvct),
+                cntvct,
+                owned,
+                debts: debts.into_iter().enumerate().filter_map(|(vm, debt)| Some((vm, debt?))).collect(),
+                cntvoff: nested.then_some(cntvoff),
+                timers,
+            })
+    })
+}
+
+/// Any set.
+pub(crate) fn set() -> impl Strategy<Value = CheckpointSet> {
+    let frequency = prop_oneof![Just(24_000_000), Just(62_500_000), 1..=u32::MAX];
+    let kinds = btree_set((frequency, 0u8..8, any::<bool>()), 1..4);
+    // Who is in which of the groups.
+    (kinds, btree_map(edgy(), any::<prop::sample::Index>(), 0..9)).prop_flat_map(|(kinds, vms)| {
+        let names = |place| {
+            let its = |(name, of): (&u64, &prop::sample::Index)| (of.index(kinds.len()) == place).then_some(*name);
+            vms.iter().filter_map(its).collect::<Vec<_>>()
+        };
+        let groups: Vec<_> = kinds
+            .iter()
+            .enumerate()
+            .map(|(place, kind)| (*kind, names(place)))
+            .filter(|(_, names)| !names.is_empty())
+            .map(|(kind, names)| group(kind, names).boxed())
+            .collect();
+        (host().boxed(), option::of(edgy()), groups, unknown().boxed())
+            .prop_map(|(host, stopped_at, groups, unknown)| CheckpointSet { host, stopped_at, groups, unknown })
     })
 }
