@@ -78,7 +78,15 @@ def test_a_kvm_error_is_an_oserror_with_its_errno(kind: type[KvmError]) -> None:
     [
         (
             CheckpointError,
-            {"NotACheckpoint", "TooLarge", "Corrupt", "Malformed", "UnsupportedVersion", "UnsupportedFeature"},
+            {
+                "NotACheckpoint",
+                "TooLarge",
+                "Corrupt",
+                "Malformed",
+                "UnsupportedVersion",
+                "UnsupportedFeature",
+                "WrongKind",
+            },
         ),
         (
             RestoreRefused,

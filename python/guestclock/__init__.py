@@ -13,6 +13,7 @@ from guestclock._core import (
     Advance,
     CatchUp,
     Checkpoint,
+    CheckpointSet,
     ClockBank,
     ClockEquation,
     DeadlineQueue,
@@ -72,6 +73,7 @@ from guestclock.errors import (
     UnsupportedFeature,
     UnsupportedVersion,
     VcpuRunning,
+    WrongKind,
 )
 from guestclock.registers import Reg, Timer
 from guestclock.types import (
@@ -112,6 +114,7 @@ __all__ = [
     "Changes",
     "Checkpoint",
     "CheckpointError",
+    "CheckpointSet",
     "ClockBank",
     "ClockEquation",
     "ClockWentBackwards",
@@ -178,6 +181,7 @@ __all__ = [
     "Vm",
     "VmClock",
     "VmClockUpdate",
+    "WrongKind",
     "__version__",
     "clock_settime",
     "plan",

@@ -67,6 +67,13 @@ class UnsupportedVersion(CheckpointError):
     supported: int
 
 
+class WrongKind(CheckpointError):
+    """An intact checkpoint of the other kind: `found` and `wanted` are "Checkpoint" or "CheckpointSet"."""
+
+    found: str
+    wanted: str
+
+
 class UnsupportedFeature(CheckpointError):
     """An intact checkpoint that needs a feature this guestclock doesn't know."""
 

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from guestclock import Advance, CatchUp, Checkpoint, Freeze, SyncBound, inspection, sync
+from guestclock import Advance, CatchUp, Checkpoint, CheckpointSet, Freeze, SyncBound, inspection, sync
 from guestclock.cli import needs, tables
 from guestclock.cli.shared import JSON, fail, show
 from guestclock.errors import CheckpointError, KvmError, NotSynchronised
@@ -57,10 +57,28 @@ class ViewsName(StrEnum):
 
 
 @app.command("inspect")
-def inspect_command(file: _File, *, as_json: _Json = False) -> None:
-    """Say what is in a checkpoint: its counters, its host's clocks, and how long its timers have left."""
-    document = inspection.inspect(_load(file))
-    show(document, tables.print_inspection, as_json=as_json)
+def inspect_command(
+    file: _File,
+    *,
+    vm: Annotated[int | None, typer.Option(help="Of a set of VMs: the name of the one to look at.")] = None,
+    as_json: _Json = False,
+) -> None:
+    """Say what is in a checkpoint: its counters, its host's clocks, and how long its timers have left.
+
+    Of a set of VMs: how many there are, of which frequencies and with which timers; with --vm one of them.
+    """
+    checkpoint = _load(file)
+    if isinstance(checkpoint, Checkpoint):
+        if vm is not None:
+            fail(f"{file}: --vm chooses from a set of VMs, and this is a checkpoint of one")
+        show(inspection.inspect(checkpoint), tables.print_inspection, as_json=as_json)
+    elif vm is None:
+        show(inspection.inspect_set(checkpoint), tables.print_set_inspection, as_json=as_json)
+    else:
+        index = checkpoint.find(vm) if 0 <= vm < 2**64 else None
+        if index is None:
+            fail(f"{file}: there is no VM named {vm}")
+        show(inspection.inspect(checkpoint[index]), tables.print_inspection, as_json=as_json)
 
 
 @app.command("plan")
@@ -109,7 +127,7 @@ def plan_command(
     With --frequency-hz or --elapsed-ns the target's counter is another, as described. Exits 1 for a refusal.
     """
     wanted = _policy(policy, max_ns, (step_ns, interval_ns, deadline_ns))
-    checkpoint = _load(file)
+    checkpoint = _load_one(file)
     try:
         vm = inspection.target(checkpoint, frequency_hz=frequency_hz, elapsed_ns=elapsed_ns, kernel=kernel)
     except (ValueError, OverflowError, KvmError) as error:
@@ -166,7 +184,7 @@ def diff_command(
     as_json: _Json = False,
 ) -> None:
     """Say how two checkpoints differ, and what passed between them. Exits 1 if they do."""
-    document = inspection.diff(_load(one), _load(other))
+    document = inspection.diff(_load_one(one), _load_one(other))
     show(document, tables.print_difference, as_json=as_json)
     if not document["equal"]:
         raise typer.Exit(1)
@@ -198,7 +216,7 @@ def plot_command(
     """
     with needs("plot"):
         importlib.import_module("matplotlib")
-    checkpoints = [(file.name, _load(file)) for file in files]
+    checkpoints = [(file.name, _load_one(file)) for file in files]
     try:
         document = inspection.timeline(checkpoints)
     except ValueError as error:
@@ -212,7 +230,14 @@ def plot_command(
     typer.echo(f"The picture: {out}", err=True)
 
 
-def _load(file: Path) -> Checkpoint:
+def _load(file: Path) -> Checkpoint | CheckpointSet:
+    try:
+        return inspection.load(file)
+    except (CheckpointError, OSError) as error:
+        fail(f"{file}: {error}")
+
+
+def _load_one(file: Path) -> Checkpoint:
     try:
         return Checkpoint.load(file)
     except (CheckpointError, OSError) as error:

@@ -15,7 +15,7 @@ from guestclock.inspection.words import duration, to_ns
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from guestclock.inspection import Difference, DryRun, Inspection, Timeline, TimerRecord, Verification
+    from guestclock.inspection import Difference, DryRun, Inspection, SetInspection, Timeline, TimerRecord, Verification
     from guestclock.inspection.elapsed import Elapsed
 
 _PIPE_COLUMNS = 150
@@ -61,6 +61,36 @@ def print_inspection(document: Inspection) -> None:
     if first is not None:
         when = f"in {duration(first['remaining_ns'])}, by the {first['timer']} of vCPU {first['vcpu']}"
         console.print(Text(f"The next interrupt is due {when}."))
+
+
+def print_set_inspection(document: SetInspection) -> None:
+    """Print a set's instant, and a row each group of VMs."""
+    host, vms, vcpus = document["host"], document["vms"], document["vcpus"]
+    rows = [("guests", f"{_plural(vms, 'VM')}, {_plural(vcpus, 'vCPU')}, in {_plural(document['size_bytes'], 'byte')}")]
+    rows += [("taken", "nobody knows when")] if host is None else _host(host)
+    if document["stopped_before_ticks"] is not None and host is not None:
+        rows.append(("last vCPU stopped", f"{_ticks(document['stopped_before_ticks'], host['frequency_hz'])} before"))
+    rows += [("key", f"{key!r}, which this version doesn't know") for key in document["unknown"]]
+    console = _console()
+    _print_facts(console, "Checkpoint of a set of VMs", rows)
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("Hz", "VMs", "vCPUs"):
+        table.add_column(heading, justify="right")
+    table.add_column("timers")
+    for heading in ("own their offset", "are owed time"):
+        table.add_column(heading, justify="right")
+    for group in document["groups"]:
+        el2 = ", with EL2" if group["nested"] else ""
+        table.add_row(
+            f"{group['frequency_hz']:,}",
+            f"{group['vms']:,}",
+            f"{group['vcpus']:,}",
+            f"{', '.join(group['timers'])}{el2}",
+            f"{group['owned']:,}",
+            f"{group['owing']:,}",
+        )
+    if document["groups"]:
+        console.print(table)
 
 
 def print_dry_run(document: DryRun) -> None:

@@ -10,7 +10,7 @@ from guestclock.inspection.timers import TimerRecord, skew_ticks, timers
 from guestclock.inspection.words import instant, to_ns
 
 if TYPE_CHECKING:
-    from guestclock._core import Checkpoint
+    from guestclock._core import Checkpoint, CheckpointSet
 
 
 class Inspection(TypedDict):
@@ -72,7 +72,7 @@ def inspect(checkpoint: Checkpoint) -> Inspection:
     }
 
 
-def host(checkpoint: Checkpoint) -> dict[str, Any] | None:
+def host(checkpoint: Checkpoint | CheckpointSet) -> dict[str, Any] | None:
     """Return the checkpoint's instant without the ids that name the host; None where it isn't known."""
     stamp = checkpoint.host
     if _is_unknown_host(stamp):

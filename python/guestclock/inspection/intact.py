@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from guestclock._core import Checkpoint
-from guestclock.errors import CheckpointError
+from guestclock._core import Checkpoint, CheckpointSet
+from guestclock.errors import CheckpointError, WrongKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,6 +24,7 @@ class FileRecord(TypedDict):
     message: str | None
     size_bytes: int | None
     vcpus: int | None
+    """Of a set of VMs those of all together."""
     notes: list[str]
     """What this version doesn't know in it: a restore passes it on with a warning, or refuses with `strict=True`."""
 
@@ -52,13 +53,26 @@ def _verify(path: Path) -> FileRecord:
     }
     try:
         record["size_bytes"] = path.stat().st_size
-        checkpoint = Checkpoint.load(path)
+        checkpoint = load(path)
     except (CheckpointError, OSError) as error:
         record["intact"] = False if isinstance(error, CheckpointError) else None
         record["error"], record["message"] = type(error).__name__, str(error)
         return record
-    said: dict[str, Any] = checkpoint.to_dict()
     record["vcpus"] = checkpoint.vcpus
-    record["notes"] = [f"the key {key!r} isn't known to this version" for key in said["unknown"]]
-    record["notes"] += [f"the register {reg:#018x} isn't known to this version" for reg in said["other_regs"]]
+    registers: Iterable[int] = ()
+    if isinstance(checkpoint, CheckpointSet):
+        unknown = checkpoint.unknown
+    else:
+        said: dict[str, Any] = checkpoint.to_dict()
+        unknown, registers = said["unknown"], said["other_regs"]
+    record["notes"] = [f"the key {key!r} isn't known to this version" for key in unknown]
+    record["notes"] += [f"the register {reg:#018x} isn't known to this version" for reg in registers]
     return record
+
+
+def load(path: str | PathLike[str]) -> Checkpoint | CheckpointSet:
+    """Read a file as what it is of: one VM or a set of them."""
+    try:
+        return Checkpoint.load(path)
+    except WrongKind:
+        return CheckpointSet.load(path)

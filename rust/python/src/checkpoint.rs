@@ -6,7 +6,7 @@ use crate::records::{self, AnyCrossTimestamp};
 use crate::registers;
 use crate::vm::modular;
 use guestclock_core::checkpoint::{Checkpoint, TimerColumns};
-use guestclock_core::counter::Offset;
+use guestclock_core::counter::{CrossTimestamp, Offset};
 use guestclock_core::interchange::{self, Known};
 use guestclock_core::outlook;
 use guestclock_core::wire::{self, MAX_BYTES, WireError};
@@ -16,7 +16,7 @@ use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyType};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// A VM's guest time at one instant: a value that can be saved, sent and restored.
@@ -41,10 +41,48 @@ impl PyCheckpoint {
             .find(|columns| columns.timer == timer)
             .ok_or_else(|| PyKeyError::new_err(format!("the checkpoint has no {}", timer.name())))
     }
+}
 
-    fn decode(bytes: &[u8]) -> PyResult<Self> {
-        wire::decode(bytes).or_raise().map(Self::from)
+/// What these bytes are read as: any object with a buffer of bytes.
+pub(crate) fn decoded<T>(
+    py: Python<'_>,
+    data: &Bound<'_, PyAny>,
+    decode: fn(&[u8]) -> Result<T, WireError>,
+) -> PyResult<T> {
+    if let Ok(bytes) = data.cast::<PyBytes>() {
+        return decode(bytes.as_bytes()).or_raise();
     }
+    let buffer = PyBuffer::<u8>::get(data)?;
+    // Copied, since another thread may write to it; so its size is looked at first.
+    if buffer.len_bytes() > MAX_BYTES {
+        return Err(WireError::TooLarge { size: buffer.len_bytes(), limit: MAX_BYTES }.into_pyerr());
+    }
+    decode(&buffer.to_vec(py)?).or_raise()
+}
+
+/// What a file is read as.
+pub(crate) fn loaded<T>(path: &Path, decode: fn(&[u8]) -> Result<T, WireError>) -> PyResult<T> {
+    // One byte more than is allowed, so that the codec sees what is too large.
+    decode(&file::read_at_most(path, MAX_BYTES + 1)?).or_raise()
+}
+
+/// The timers as plain Python values.
+pub(crate) fn timers_dict<'py>(py: Python<'py>, timers: &[TimerColumns]) -> PyResult<Bound<'py, PyDict>> {
+    let all = PyDict::new(py);
+    for columns in timers {
+        let timer = PyDict::new(py);
+        timer.set_item("cval", &columns.cval)?;
+        let ctl: Vec<_> = (0..columns.ctl.len()).filter_map(|vcpu| columns.ctl.get(vcpu)).collect();
+        timer.set_item("ctl", ctl)?;
+        all.set_item(columns.timer.name(), timer)?;
+    }
+    Ok(all)
+}
+
+/// The host's instant as plain Python values.
+pub(crate) fn host_dict<'py>(py: Python<'py>, host: &CrossTimestamp) -> PyResult<Bound<'py, PyAny>> {
+    let asdict = PyModule::import(py, "dataclasses")?.getattr("asdict")?;
+    asdict.call1((records::cross_timestamp(py, host)?,))
 }
 
 #[pymethods]
@@ -192,20 +230,11 @@ impl PyCheckpoint {
         fields.set_item("cntpct", checkpoint.cntpct.0)?;
         fields.set_item("owned", checkpoint.owned)?;
         fields.set_item("width_ticks", checkpoint.width_ticks)?;
-        let asdict = PyModule::import(py, "dataclasses")?.getattr("asdict")?;
-        fields.set_item("host", asdict.call1((self.host(py)?,))?)?;
+        fields.set_item("host", host_dict(py, &checkpoint.host)?)?;
         fields.set_item("stopped_at", checkpoint.stopped_at)?;
         fields.set_item("vcpus", checkpoint.vcpus)?;
         fields.set_item("cntvoff", checkpoint.cntvoff.clone())?;
-        let timers = PyDict::new(py);
-        for columns in &checkpoint.timers {
-            let timer = PyDict::new(py);
-            timer.set_item("cval", &columns.cval)?;
-            let ctl: Vec<_> = (0..checkpoint.vcpus).filter_map(|vcpu| columns.ctl.get(vcpu)).collect();
-            timer.set_item("ctl", ctl)?;
-            timers.set_item(columns.timer.name(), timer)?;
-        }
-        fields.set_item("timers", timers)?;
+        fields.set_item("timers", timers_dict(py, &checkpoint.timers)?)?;
         let others = PyDict::new(py);
         for column in &checkpoint.others {
             others.set_item(column.id, &column.values)?;
@@ -226,15 +255,7 @@ impl PyCheckpoint {
     /// Safe on bytes from anywhere, but no proof of who wrote them: the checksum finds damage, not forgery.
     #[classmethod]
     fn from_bytes(_cls: &Bound<'_, PyType>, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<Self> {
-        if let Ok(bytes) = data.cast::<PyBytes>() {
-            return Self::decode(bytes.as_bytes());
-        }
-        let buffer = PyBuffer::<u8>::get(data)?;
-        // Copied, since another thread may write to it; so its size is looked at first.
-        if buffer.len_bytes() > MAX_BYTES {
-            return Err(WireError::TooLarge { size: buffer.len_bytes(), limit: MAX_BYTES }.into_pyerr());
-        }
-        Self::decode(&buffer.to_vec(py)?)
+        decoded(py, data, wire::decode).map(Self::from)
     }
 
     /// Writes its bytes to a file, whole or not at all: to a temporary file beside it, synced, then renamed.
@@ -245,8 +266,7 @@ impl PyCheckpoint {
     /// The checkpoint in a file.
     #[classmethod]
     fn load(_cls: &Bound<'_, PyType>, path: PathBuf) -> PyResult<Self> {
-        // One byte more than is allowed, so that the codec sees what is too large.
-        Self::decode(&file::read_at_most(&path, MAX_BYTES + 1)?)
+        loaded(&path, wire::decode).map(Self::from)
     }
 
     fn __repr__(&self) -> String {

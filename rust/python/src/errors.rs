@@ -244,6 +244,10 @@ impl IntoPyErr for WireError {
                 fields.set_item("found", found)?;
                 fields.set_item("supported", supported)
             }),
+            Self::WrongKind { found, wanted } => typed("WrongKind", &message, |fields| {
+                fields.set_item("found", found.class())?;
+                fields.set_item("wanted", wanted.class())
+            }),
             Self::UnsupportedFeature { feature } => {
                 typed("UnsupportedFeature", &message, |fields| fields.set_item("feature", feature))
             }

@@ -9,6 +9,7 @@
 mod arrays;
 mod bank;
 mod checkpoint;
+mod checkpoint_set;
 mod counters;
 mod deadline;
 mod errors;
@@ -33,6 +34,8 @@ mod _core {
     use super::bank::PyClockBank;
     #[pymodule_export]
     use super::checkpoint::PyCheckpoint;
+    #[pymodule_export]
+    use super::checkpoint_set::PyCheckpointSet;
     #[pymodule_export]
     use super::counters::{PyHostCounter, PyManualCounter, PyMonotonicCounter, PyScaledCounter};
     #[pymodule_export]
