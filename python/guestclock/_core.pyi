@@ -183,7 +183,7 @@ class ClockBank:
         now: int | None = None,
         *,
         select: _Select | None = None,
-        out: tuple[NDArray[np.bool_], NDArray[np.bool_]] | None = None,
+        out: tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.uint64]] | None = None,
     ) -> Lines: ...
     def next_deadlines(
         self, now: int | None = None, *, select: _Select | None = None, out: NDArray[np.uint64] | None = None
@@ -194,8 +194,76 @@ class ClockBank:
     def next_deadline(self, now: int | None = None) -> int: ...
     def expire(self, now: int | None = None) -> Expired: ...
     def changes(self, now: int | None = None) -> Changes: ...
+    def checkpoint(
+        self,
+        vms: SupportsIndex | NDArray[np.int64] | None = None,
+        *,
+        names: NDArray[np.uint64] | None = None,
+        now: int | CrossTimestamp | None = None,
+        stopped_at: int | None = None,
+        sync: SyncBound | None = None,
+    ) -> CheckpointSet: ...
+    def restore(
+        self,
+        checkpoints: CheckpointSet,
+        vms: NDArray[np.int64] | None = None,
+        *,
+        policy: Policy | None = None,
+        views: Views = "preserve",
+        same_counter: bool | None = None,
+        assume_error_ns: int | None = None,
+        sync: SyncBound | None = None,
+        elapsed_ns: int | None = None,
+        max_elapsed_ns: int | None = None,
+        timers: Deadlines = "absolute",
+        intent: Intent | None = None,
+        strict: bool = False,
+        now: int | CrossTimestamp | None = None,
+    ) -> SetReport: ...
+    def pause(
+        self,
+        vms: SupportsIndex | NDArray[np.int64] | None = None,
+        *,
+        policy: Policy | None = None,
+        views: Views = "preserve",
+        now: int | CrossTimestamp | None = None,
+    ) -> PausedSet: ...
     def __len__(self) -> int: ...
     def __contains__(self, handle: SupportsIndex, /) -> bool: ...
+
+@final
+class PausedSet:
+    @property
+    def vms(self) -> NDArray[np.int64]: ...
+    @property
+    def report(self) -> SetReport: ...
+    def resume(self, *, now: int | CrossTimestamp | None = None) -> SetReport: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None, /
+    ) -> None: ...
+
+@final
+class SetReport:
+    @property
+    def count(self) -> int: ...
+    @property
+    def vms(self) -> NDArray[np.int64]: ...
+    @property
+    def cntvct(self) -> NDArray[np.uint64]: ...
+    @property
+    def cntpct(self) -> NDArray[np.uint64]: ...
+    @property
+    def added_ticks(self) -> NDArray[np.uint64]: ...
+    @property
+    def error_bound_ticks(self) -> NDArray[np.uint64]: ...
+    @property
+    def plan_of(self) -> NDArray[np.int64]: ...
+    @property
+    def plans(self) -> list[dict[str, object]]: ...
+    @property
+    def warnings(self) -> list[str]: ...
+    def __len__(self) -> int: ...
 
 @final
 class Freeze:

@@ -281,12 +281,14 @@ class GuestVm(Protocol):
 
 
 class Lines(NamedTuple):
-    """The timers of many vCPUs at one instant: two bool arrays of shape (timers, n), a row for each of `Timer`."""
+    """The timers of n vCPUs at one instant. Two bool arrays of shape (timers, n), a row for each of `Timer`."""
 
     istatus: "NDArray[np.bool_]"
     """Whether the timer condition is met."""
     line: "NDArray[np.bool_]"
     """Whether the interrupt line is high: enabled, not masked, and the condition met."""
+    deadlines: "NDArray[np.uint64]"
+    """The count at which the first of each vCPU's lines goes high by itself, as `ClockBank.next_deadlines` has it."""
 
 
 class Changes(NamedTuple):

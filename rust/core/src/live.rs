@@ -30,6 +30,18 @@ pub enum Now {
     Instant(Box<CrossTimestamp>),
 }
 
+impl Now {
+    /// That instant of this counter, on which both clocks stand still.
+    pub fn instant<E>(self, counter: &impl Counter) -> Result<CrossTimestamp, GateError<E>> {
+        let count = match self {
+            Self::Count(count) => count,
+            Self::Instant(instant) => return Ok(*instant),
+        };
+        let here = counter.cross_timestamp();
+        here.at(count).ok_or(GateError::TooFar { count: count.0, here: here.count.0 })
+    }
+}
+
 /// Why an operation of a live VM failed.
 pub type LiveError = GateError<VmError>;
 
@@ -328,21 +340,12 @@ impl<C: Counter> LiveVm<C> {
         work: impl FnOnce(&mut Gate, &mut dyn Backend<Error = VmError>) -> Result<T, GateError<E>>,
     ) -> Result<T, GateError<E>> {
         // Not under the lock: the counter may be read at length.
-        let instant = now.map(|now| self.instant(now).map(Instant)).transpose()?;
+        let instant = now.map(|now| now.instant(&self.counter).map(Instant)).transpose()?;
         let done = self.one(|gate, vm| match instant {
             None => work(gate, &mut Model { vm, counter: &self.counter }),
             Some(instant) => work(gate, &mut Model { vm, counter: &instant }),
         });
         done.unwrap_or(Err(GateError::Removed))
-    }
-
-    fn instant<E>(&self, now: Now) -> Result<CrossTimestamp, GateError<E>> {
-        let count = match now {
-            Now::Count(count) => count,
-            Now::Instant(instant) => return Ok(*instant),
-        };
-        let here = self.counter.cross_timestamp();
-        here.at(count).ok_or(GateError::TooFar { count: count.0, here: here.count.0 })
     }
 
     fn now(&self, now: Option<HostCount>) -> HostCount {

@@ -287,7 +287,8 @@ impl World {
                 assert_eq!(counts, expected);
             }
             let (mut istatus, mut line) = (vec![true; 4 * rows], vec![true; 4 * rows]);
-            self.bank.evaluate(now, selection, &mut istatus, &mut line);
+            let mut next = vec![0; rows];
+            self.bank.evaluate(now, selection, &mut istatus, &mut line, &mut next);
             for timer in Timer::ALL {
                 for (row, vcpu) in vcpus.iter().enumerate() {
                     let (there, met, high) = self.of(*vcpu, |vm, vcpu, now| {
@@ -302,7 +303,7 @@ impl World {
             let mut deadlines = vec![0; rows];
             self.bank.next_deadlines(now, selection, &mut deadlines);
             let expected: Vec<u64> = vcpus.iter().map(|vcpu| self.deadline(*vcpu)).collect();
-            assert_eq!(deadlines, expected);
+            assert_eq!((deadlines, next), (expected.clone(), expected));
         }
         let vms: Vec<Handle> = self.bank.handles().collect();
         let expected: Vec<u64> = vms

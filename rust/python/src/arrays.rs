@@ -52,6 +52,11 @@ pub(crate) fn column<T: Named>(array: &Bound<'_, PyAny>, what: &str) -> PyResult
     Ok(Column { values, bytes })
 }
 
+/// A new array of these values, which owns its memory.
+pub(crate) fn owned<T: Element>(py: Python<'_>, values: impl Iterator<Item = T>) -> Bound<'_, PyArray1<T>> {
+    PyArray1::from_slice(py, &values.collect::<Vec<T>>())
+}
+
 /// Refuses columns of different lengths.
 pub(crate) fn same_rows(what: &str, rows: usize, other: &str, others: usize) -> PyResult<()> {
     if rows == others {

@@ -1,12 +1,16 @@
 //! Many VMs as columns.
 
-use crate::arrays::{Column, Named, column, output, same_rows, writable};
+use crate::arrays::{Column, Named, column, extent, output, owned, same_rows, writable};
+use crate::checkpoint_set::PyCheckpointSet;
 use crate::counters::{AnyCounter, PyHostCounter, PyScaledCounter};
-use crate::errors::{IntoPyErr, OrRaise};
-use crate::records;
+use crate::errors::{IntoPyErr, OrRaise, noted};
+use crate::policy::AnyPolicy;
+use crate::records::{self, AnyNow, AnySyncBound};
 use crate::registers;
-use crate::vm::{Guest, PyVm};
-use guestclock_core::bank::{Bank, BankError, Handle, NO_DEADLINE, Selection};
+use crate::restore::Wishes;
+use crate::sets::{PyPausedSet, PySetReport, Sets};
+use crate::vm::{Guest, PyVm, saving};
+use guestclock_core::bank::{Bank, BankError, Handle, NO_DEADLINE, Selection, handle_named, own_names};
 use guestclock_core::counter::{Counter, Frequency, HostCount};
 use guestclock_core::live::{LiveBank, LiveVm};
 use guestclock_core::sysreg::View;
@@ -90,8 +94,8 @@ fn vm_handles(vms: &Bound<'_, PyAny>) -> PyResult<Vec<Handle>> {
     }
 }
 
-fn as_array(py: Python<'_>, handles: impl Iterator<Item = Handle>) -> Bound<'_, PyArray1<i64>> {
-    PyArray1::from_iter(py, handles.map(|handle| handle.0))
+pub(crate) fn as_array(py: Python<'_>, handles: impl Iterator<Item = Handle>) -> Bound<'_, PyArray1<i64>> {
+    owned(py, handles.map(|handle| handle.0))
 }
 
 impl PyClockBank {
@@ -105,45 +109,47 @@ impl PyClockBank {
         now.map_or_else(|| self.counter.count(), HostCount)
     }
 
-    /// Computes a result of `columns` columns for each of the chosen vCPUs, at one instant, into `out` or new arrays.
-    fn compute<'py, T: Named + Send, const ARRAYS: usize>(
+    /// Works on the chosen vCPUs at one instant, and returns whether there still are as many as `rows`: the arrays were
+    /// made outside of the bank's lock, and it may have grown since.
+    fn at_once(
+        &self,
+        py: Python<'_>,
+        (chosen, rows): (&Chosen, usize),
+        into_out: bool,
+        now: Option<u64>,
+        work: impl FnOnce(&Bank, HostCount, &Selection) + Send,
+    ) -> PyResult<bool> {
+        let done = self.with(py, if into_out { 0 } else { rows }, |bank| {
+            if chosen.rows(bank) != rows {
+                return Ok(false);
+            }
+            let selection = chosen.selection(bank)?;
+            work(bank, self.now(now), &selection);
+            Ok::<bool, BankError>(true)
+        });
+        done.or_raise()
+    }
+
+    /// Computes a result with as many columns for each of the chosen vCPUs as `shape` says, into `out` or a new array.
+    fn compute<'py, T: Named + Send>(
         &self,
         py: Python<'py>,
         select: Option<&Bound<'py, PyAny>>,
-        out: Option<[Bound<'py, PyAny>; ARRAYS]>,
+        out: Option<&Bound<'py, PyAny>>,
         shape: impl Fn(usize) -> Vec<usize>,
         now: Option<u64>,
-        work: impl Fn(&mut Bank, HostCount, &Selection, [&mut [T]; ARRAYS]) + Send + Sync,
-    ) -> PyResult<[Bound<'py, PyArrayDyn<T>>; ARRAYS]> {
-        let (chosen, bytes) = Chosen::new(select)?;
+        work: impl Fn(&Bank, HostCount, &Selection, &mut [T]) + Send + Sync,
+    ) -> PyResult<Bound<'py, PyArrayDyn<T>>> {
+        let (chosen, input) = Chosen::new(select)?;
         loop {
-            // The arrays are made outside of the bank's lock, and it may have grown since.
             let rows = self.bank.look(|bank| chosen.rows(bank));
-            let shape = shape(rows);
-            let mut inputs = vec![bytes.clone()];
-            let mut arrays = Vec::with_capacity(ARRAYS);
-            for number in 0..ARRAYS {
-                let array = output::<T>(py, out.as_ref().map(|out| &out[number]), &shape, &inputs)?;
-                inputs.push(crate::arrays::extent(&array));
-                arrays.push(array);
-            }
-            let mut columns = arrays.iter().map(writable).collect::<PyResult<Vec<_>>>()?;
-            let slices = columns.iter_mut().map(|column| column.as_slice_mut().map_err(PyErr::from));
-            let slices: Vec<&mut [T]> = slices.collect::<PyResult<_>>()?;
-            let slices: [&mut [T]; ARRAYS] = slices.try_into().unwrap_or_else(|_| unreachable!("as many as arrays"));
-            let apart = if out.is_some() { 0 } else { rows };
-            let done = self.with(py, apart, |bank| {
-                if chosen.rows(bank) != rows {
-                    return Ok(false);
-                }
-                let selection = chosen.selection(bank)?;
-                work(bank, self.now(now), &selection, slices);
-                Ok::<bool, BankError>(true)
-            });
-            let done = done.or_raise()?;
-            drop(columns);
-            if done {
-                return Ok(arrays.try_into().unwrap_or_else(|_| unreachable!("as many as arrays")));
+            let array = output::<T>(py, out, &shape(rows), &[input.clone()])?;
+            let mut column = writable(&array)?;
+            let values = column.as_slice_mut()?;
+            if self
+                .at_once(py, (&chosen, rows), out.is_some(), now, |bank, now, vcpus| work(bank, now, vcpus, values))?
+            {
+                return Ok(array);
             }
         }
     }
@@ -309,19 +315,18 @@ impl PyClockBank {
         select: Option<Bound<'py, PyAny>>,
         out: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyArrayDyn<u64>>> {
-        let [counts] = self.compute(
+        self.compute(
             py,
             select.as_ref(),
-            one(out),
+            out.as_ref(),
             |rows| vec![2, rows],
             now,
-            |bank, now, vcpus, [out]| {
+            |bank, now, vcpus, out| {
                 let (virt, phys) = out.split_at_mut(vcpus.len());
                 bank.counts(now, View::Virtual, vcpus, virt);
                 bank.counts(now, View::Physical, vcpus, phys);
             },
-        )?;
-        Ok(counts)
+        )
     }
 
     /// The offsets that the vCPUs' counters are under, in ticks, modulo 2^64: uint64, of shape (2, n), the virtual
@@ -333,19 +338,18 @@ impl PyClockBank {
         select: Option<Bound<'py, PyAny>>,
         out: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyArrayDyn<u64>>> {
-        let [offsets] = self.compute(
+        self.compute(
             py,
             select.as_ref(),
-            one(out),
+            out.as_ref(),
             |rows| vec![2, rows],
             Some(0),
-            |bank, _, vcpus, [out]| {
+            |bank, _, vcpus, out| {
                 let (virt, phys) = out.split_at_mut(vcpus.len());
                 bank.offsets(View::Virtual, vcpus, virt);
                 bank.offsets(View::Physical, vcpus, phys);
             },
-        )?;
-        Ok(offsets)
+        )
     }
 
     /// Which vCPUs are in their guests: bool, of shape (n,).
@@ -356,17 +360,16 @@ impl PyClockBank {
         select: Option<Bound<'py, PyAny>>,
         out: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyArrayDyn<bool>>> {
-        let [running] = self.compute(
+        self.compute(
             py,
             select.as_ref(),
-            one(out),
+            out.as_ref(),
             |rows| vec![rows],
             Some(0),
-            |bank, _, vcpus, [out]| {
+            |bank, _, vcpus, out| {
                 bank.running(vcpus, out);
             },
-        )?;
-        Ok(running)
+        )
     }
 
     /// Opts VMs in to one counter offset each (KVM_ARM_SET_COUNTER_OFFSET): int64 handles, each once, and uint64 ticks.
@@ -398,8 +401,8 @@ impl PyClockBank {
         self.with(py, vcpus.len(), |bank| bank.set_timers(timer, &vcpus, &cval, &ctl)).or_raise()
     }
 
-    /// ISTATUS and the interrupt line of every timer at one instant: `Lines`, of two bool arrays of shape (timers, n), a row
-    /// for each of `Timer`. `out` is a tuple of two such arrays.
+    /// Every timer at one instant: `Lines`, of ISTATUS and of the interrupt lines (bool, of shape (timers, n), a row for
+    /// each of `Timer`), and of `next_deadlines` (uint64, of shape (n,)). `out` is a tuple of three such arrays.
     ///
     /// A timer that a guest hasn't got is off, and compares with 0.
     #[pyo3(signature = (now=None, *, select=None, out=None))]
@@ -408,15 +411,25 @@ impl PyClockBank {
         py: Python<'py>,
         now: Option<u64>,
         select: Option<Bound<'py, PyAny>>,
-        out: Option<(Bound<'py, PyAny>, Bound<'py, PyAny>)>,
+        out: Option<(Bound<'py, PyAny>, Bound<'py, PyAny>, Bound<'py, PyAny>)>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let (timers, out) = (self.timers(), out.map(<[_; 2]>::from));
-        let shape = |rows| vec![timers, rows];
-        let [istatus, line] =
-            self.compute(py, select.as_ref(), out, shape, now, |bank, now, vcpus, [istatus, line]| {
-                bank.evaluate(now, vcpus, istatus, line);
-            })?;
-        records::lines(py, istatus, line)
+        let (timers, (chosen, input)) = (self.timers(), Chosen::new(select.as_ref())?);
+        let given = out.as_ref().map(|(istatus, line, deadlines)| [istatus, line, deadlines]);
+        loop {
+            let rows = self.bank.look(|bank| chosen.rows(bank));
+            let mut taken = vec![input.clone()];
+            let istatus = output::<bool>(py, given.map(|out| out[0]), &[timers, rows], &taken)?;
+            taken.push(extent(&istatus));
+            let line = output::<bool>(py, given.map(|out| out[1]), &[timers, rows], &taken)?;
+            taken.push(extent(&line));
+            let deadlines = output::<u64>(py, given.map(|out| out[2]), &[rows], &taken)?;
+            let (mut met, mut high, mut next) = (writable(&istatus)?, writable(&line)?, writable(&deadlines)?);
+            let (met, high, next) = (met.as_slice_mut()?, high.as_slice_mut()?, next.as_slice_mut()?);
+            let evaluate = |bank: &Bank, now, vcpus: &Selection| bank.evaluate(now, vcpus, met, high, next);
+            if self.at_once(py, (&chosen, rows), given.is_some(), now, evaluate)? {
+                return records::lines(py, istatus, line, deadlines);
+            }
+        }
     }
 
     /// The count at which the first of each vCPU's lines goes high by itself: uint64, of shape (n,).
@@ -430,17 +443,16 @@ impl PyClockBank {
         select: Option<Bound<'py, PyAny>>,
         out: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyArrayDyn<u64>>> {
-        let [deadlines] = self.compute(
+        self.compute(
             py,
             select.as_ref(),
-            one(out),
+            out.as_ref(),
             |rows| vec![rows],
             now,
-            |bank, now, vcpus, [out]| {
+            |bank, now, vcpus, out| {
                 bank.next_deadlines(now, vcpus, out);
             },
-        )?;
-        Ok(deadlines)
+        )
     }
 
     /// The least of `next_deadlines` of each VM: uint64, of those of the handles `vms` (int64, each once), or of all in the
@@ -481,7 +493,7 @@ impl PyClockBank {
         let fired = self.with(py, pending, |bank| bank.expire(self.now(now)));
         let vcpus = as_array(py, fired.iter().map(|fired| fired.vcpu));
         let timers = numbers(py, fired.iter().map(|fired| fired.timer));
-        records::expired(py, vcpus, timers, PyArray1::from_iter(py, fired.iter().map(|fired| fired.deadline)))
+        records::expired(py, vcpus, timers, owned(py, fired.iter().map(|fired| fired.deadline)))
     }
 
     /// The lines whose level isn't what it was at the last call: `Changes`, of their vCPUs (int64), timers (uint8) and levels
@@ -492,7 +504,96 @@ impl PyClockBank {
         let changes = self.with(py, rows, |bank| bank.changes(self.now(now)));
         let vcpus = as_array(py, changes.iter().map(|change| change.vcpu));
         let timers = numbers(py, changes.iter().map(|change| change.timer));
-        records::changes(py, vcpus, timers, PyArray1::from_iter(py, changes.iter().map(|change| change.level)))
+        records::changes(py, vcpus, timers, owned(py, changes.iter().map(|change| change.level)))
+    }
+
+    /// Saves VMs at one instant: those of the handles `vms` (int64), or all. VcpuRunning (EBUSY) while a vCPU of theirs
+    /// runs.
+    ///
+    /// `names` says who they are, in the order of `vms`: uint64, each once, by default their handles. See `Vm.checkpoint` for
+    /// the other arguments.
+    #[pyo3(signature = (vms=None, *, names=None, now=None, stopped_at=None, sync=None))]
+    fn checkpoint(
+        &self,
+        py: Python<'_>,
+        vms: Option<Bound<'_, PyAny>>,
+        names: Option<Bound<'_, PyAny>>,
+        now: Option<AnyNow>,
+        stopped_at: Option<u64>,
+        sync: Option<AnySyncBound>,
+    ) -> PyResult<PyCheckpointSet> {
+        let vms = self.vms_or_all(vms.as_ref())?;
+        let names = match names {
+            Some(names) => column::<u64>(&names, "names")?.values,
+            None => own_names(&vms),
+        };
+        let saving = saving(stopped_at, sync)?;
+        let set = self.sets().with(py, now, |bank, counter| bank.checkpoint(&vms, &names, counter, saving))?;
+        Ok(PyCheckpointSet::from(set))
+    }
+
+    /// Restores a set into VMs of the same shapes: their timers, CNTVOFF_EL2 and both counters, all for one instant. All of
+    /// them, or none. The guests may run when it returns.
+    ///
+    /// `vms` is a handle for each VM of the set, in its order (int64), by default their names. VMs that are alike share a
+    /// plan. See `guestclock.plan` for the other arguments; what it refuses for one VM is refused for all, with a note
+    /// which one it was.
+    #[pyo3(signature = (
+        checkpoints, vms=None, *, policy=None, views="preserve", same_counter=None, assume_error_ns=None, sync=None,
+        elapsed_ns=None, max_elapsed_ns=None, timers="absolute", intent=None, strict=false, now=None
+    ))]
+    fn restore(
+        &self,
+        py: Python<'_>,
+        checkpoints: &Bound<'_, PyCheckpointSet>,
+        vms: Option<Bound<'_, PyAny>>,
+        policy: Option<AnyPolicy>,
+        views: &str,
+        same_counter: Option<bool>,
+        assume_error_ns: Option<u64>,
+        sync: Option<AnySyncBound>,
+        elapsed_ns: Option<u64>,
+        max_elapsed_ns: Option<u64>,
+        timers: &str,
+        intent: Option<&str>,
+        strict: bool,
+        now: Option<AnyNow>,
+    ) -> PyResult<PySetReport> {
+        let wishes = Wishes {
+            policy,
+            views,
+            same_counter,
+            assume_error_ns,
+            sync,
+            elapsed_ns,
+            max_elapsed_ns,
+            timers,
+            intent,
+            strict,
+        };
+        let (request, set) = (wishes.request()?, &checkpoints.get().0);
+        let vms = match vms {
+            Some(vms) => handles(&vms, "vms")?,
+            None => set.groups.iter().flat_map(|group| &group.names).map(|name| handle_named(*name)).collect(),
+        };
+        self.sets().with(py, now, |bank, counter| bank.restore(set, &vms, counter, request)).map(PySetReport::new)
+    }
+
+    /// Pauses VMs in place, all at one instant: those of the handles `vms` (int64), or all. None of their vCPUs can run until
+    /// `resume` of what it returns, or the end of its `with` block; then the time in it is treated as `policy` says.
+    #[pyo3(signature = (vms=None, *, policy=None, views="preserve", now=None))]
+    fn pause(
+        &self,
+        py: Python<'_>,
+        vms: Option<Bound<'_, PyAny>>,
+        policy: Option<AnyPolicy>,
+        views: &str,
+        now: Option<AnyNow>,
+    ) -> PyResult<PyPausedSet> {
+        let vms = self.vms_or_all(vms.as_ref())?;
+        let request = Wishes { policy, views, ..Wishes::default() }.request()?;
+        let pauses = self.sets().with(py, now, |bank, counter| bank.pause(&vms, counter, request))?;
+        Ok(PyPausedSet::new(self.sets(), pauses))
     }
 
     /// How many VMs.
@@ -521,17 +622,16 @@ impl PyClockBank {
         select: Option<Bound<'py, PyAny>>,
         out: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyArrayDyn<u64>>> {
-        let [counts] = self.compute(
+        self.compute(
             py,
             select.as_ref(),
-            one(out),
+            out.as_ref(),
             |rows| vec![rows],
             now,
-            |bank, now, vcpus, [out]| {
+            |bank, now, vcpus, out| {
                 bank.counts(now, view, vcpus, out);
             },
-        )?;
-        Ok(counts)
+        )
     }
 
     fn add_all(
@@ -551,12 +651,21 @@ impl PyClockBank {
     }
 }
 
-fn one<T>(out: Option<T>) -> Option<[T; 1]> {
-    out.map(|out| [out])
+impl PyClockBank {
+    fn sets(&self) -> Sets {
+        Sets { bank: Arc::clone(&self.bank), counter: self.counter.clone() }
+    }
+
+    fn vms_or_all(&self, vms: Option<&Bound<'_, PyAny>>) -> PyResult<Vec<Handle>> {
+        match vms {
+            Some(vms) => vm_handles(vms),
+            None => Ok(self.bank.look(|bank| bank.handles().collect())),
+        }
+    }
 }
 
 fn numbers(py: Python<'_>, timers: impl Iterator<Item = Timer>) -> Bound<'_, PyArray1<u8>> {
-    PyArray1::from_iter(py, timers.map(|timer| timer as u8))
+    owned(py, timers.map(|timer| timer as u8))
 }
 
 impl IntoPyErr for BankError {
@@ -570,12 +679,4 @@ impl IntoPyErr for BankError {
             _ => PyValueError::new_err(message),
         }
     }
-}
-
-/// The error, with a note which VM of a batch it is about.
-fn noted(error: PyErr, handle: i64) -> PyErr {
-    Python::attach(|py| {
-        let note = error.value(py).call_method1("add_note", (format!("VM {handle} of the bank"),));
-        note.err().unwrap_or(error)
-    })
 }

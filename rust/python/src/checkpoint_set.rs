@@ -51,7 +51,7 @@ impl PyCheckpointSet {
     #[getter]
     fn names<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<u64>> {
         let names: Vec<_> = self.0.groups.iter().flat_map(|group| &group.names).copied().collect();
-        PyArray1::from_vec(py, names)
+        PyArray1::from_slice(py, &names)
     }
 
     /// How many bytes `to_bytes` makes.

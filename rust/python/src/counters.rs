@@ -233,6 +233,7 @@ impl PyScaledCounter {
 }
 
 /// Any of the counters, as the core reads it.
+#[derive(Clone)]
 pub(crate) enum AnyCounter {
     /// The host's.
     Host(HostCounter),

@@ -35,6 +35,14 @@ pub(crate) fn typed(class: &str, message: &str, fields: impl FnOnce(&Bound<'_, P
     })
 }
 
+/// The error, with a note which VM of a bank it is about.
+pub(crate) fn noted(error: PyErr, handle: i64) -> PyErr {
+    Python::attach(|py| {
+        let note = error.value(py).call_method1("add_note", (format!("VM {handle} of the bank"),));
+        note.err().unwrap_or(error)
+    })
+}
+
 /// Something that becomes a Python exception.
 pub(crate) trait IntoPyErr {
     /// The exception.

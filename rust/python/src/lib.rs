@@ -23,6 +23,7 @@ mod policy;
 mod records;
 mod registers;
 mod restore;
+mod sets;
 mod steps;
 mod vm;
 
@@ -58,6 +59,8 @@ mod _core {
     use super::registers::{reg_id, sysreg};
     #[pymodule_export]
     use super::restore::{PyPlan, PyReport, PyRestore, plan, restore};
+    #[pymodule_export]
+    use super::sets::{PyPausedSet, PySetReport};
     #[pymodule_export]
     use super::steps::{PyStep, PySteps};
     #[pymodule_export]

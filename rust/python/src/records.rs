@@ -248,8 +248,9 @@ pub(crate) fn lines<'py>(
     py: Python<'py>,
     istatus: Bound<'py, PyArrayDyn<bool>>,
     line: Bound<'py, PyArrayDyn<bool>>,
+    deadlines: Bound<'py, PyArrayDyn<u64>>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    LINES.get(py)?.call1((istatus, line))
+    LINES.get(py)?.call1((istatus, line, deadlines))
 }
 
 /// `types.Changes`.

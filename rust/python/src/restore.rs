@@ -75,7 +75,7 @@ impl Wishes<'_> {
     }
 }
 
-fn describe<'py>(py: Python<'py>, plan: &Plan) -> PyResult<Bound<'py, PyDict>> {
+pub(crate) fn describe<'py>(py: Python<'py>, plan: &Plan) -> PyResult<Bound<'py, PyDict>> {
     let fields = PyDict::new(py);
     let policy = PyDict::new(py);
     match plan.request.policy {

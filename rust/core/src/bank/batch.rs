@@ -61,14 +61,27 @@ impl Bank {
         }
     }
 
-    /// ISTATUS and the line of every timer at `now`: a column for each of [`timers`](Self::timers), one after the other.
-    pub fn evaluate(&self, now: HostCount, vcpus: &Selection, istatus: &mut [bool], line: &mut [bool]) {
-        for (part, clock, now) in self.parts(vcpus, now) {
-            let columns = istatus.chunks_mut(vcpus.len().max(1)).zip(line.chunks_mut(vcpus.len().max(1)));
-            for (timer, columns) in clock.rows.kept().iter().zip(columns) {
-                let picked = Picked::new(part, clock, *timer);
-                part.write_both(columns, |istatus, line| evaluate(now, picked.slices(), istatus, line));
-            }
+    /// ISTATUS and the line of every timer at `now`, and [`next_deadlines`](Self::next_deadlines). In `istatus` and `line`
+    /// there is a column for each of [`timers`](Self::timers), one after the other.
+    pub fn evaluate(
+        &self,
+        now: HostCount,
+        vcpus: &Selection,
+        istatus: &mut [bool],
+        line: &mut [bool],
+        deadlines: &mut [u64],
+    ) {
+        for (part, clock, here) in self.parts(vcpus, now) {
+            let picked = Picked::all(part, clock);
+            let timers: Vec<TimerSlices<u8>> = picked.iter().map(Picked::slices).collect();
+            part.write_all(istatus, line, deadlines, |istatus, line, deadlines| {
+                let columns = istatus.chunks_mut(deadlines.len().max(1)).zip(line.chunks_mut(deadlines.len().max(1)));
+                for (timer, (istatus, line)) in timers.iter().zip(columns) {
+                    evaluate(here, *timer, istatus, line);
+                }
+                next_deadlines(here, &timers, deadlines);
+                clock.lead_back(now, deadlines);
+            });
         }
     }
 
@@ -76,8 +89,8 @@ impl Bank {
     /// [`NO_DEADLINE`] where none will.
     pub fn next_deadlines(&self, now: HostCount, vcpus: &Selection, out: &mut [u64]) {
         for (part, clock, here) in self.parts(vcpus, now) {
-            let timers: Vec<Picked> = clock.rows.kept().iter().map(|timer| Picked::new(part, clock, *timer)).collect();
-            let timers: Vec<TimerSlices<u8>> = timers.iter().map(Picked::slices).collect();
+            let picked = Picked::all(part, clock);
+            let timers: Vec<TimerSlices<u8>> = picked.iter().map(Picked::slices).collect();
             part.write(out, |out| {
                 next_deadlines(here, &timers, out);
                 clock.lead_back(now, out);
@@ -275,6 +288,10 @@ struct Picked<'a> {
 }
 
 impl<'a> Picked<'a> {
+    fn all(part: &Part, clock: &'a Clock) -> Vec<Self> {
+        clock.rows.kept().iter().map(|timer| Self::new(part, clock, *timer)).collect()
+    }
+
     fn new(part: &Part, clock: &'a Clock, timer: Timer) -> Self {
         let columns = &clock.rows.timers[timer.index()];
         Self {

@@ -143,12 +143,37 @@ impl Part {
         }
     }
 
-    /// The same of two columns.
-    pub(crate) fn write_both<T: Copy + Default>(
+    /// The same of what a look at the timers gives: several columns of each kind of bools, and one of counts.
+    pub(crate) fn write_all(
         &self,
-        (one, other): (&mut [T], &mut [T]),
-        compute: impl FnOnce(&mut [T], &mut [T]),
+        istatus: &mut [bool],
+        line: &mut [bool],
+        deadlines: &mut [u64],
+        compute: impl FnOnce(&mut [bool], &mut [bool], &mut [u64]),
     ) {
-        self.write(one, |one| self.write(other, |other| compute(one, other)));
+        let all = deadlines.len();
+        if let Places::Run(run) = &self.places
+            && *run == (0..all)
+        {
+            return compute(istatus, line, deadlines);
+        }
+        // Not all of a column: a run of each, which have to follow each other for the kernel.
+        let (rows, columns) = (self.places.len(), istatus.len().checked_div(all).unwrap_or(0));
+        let (mut met, mut high) = (vec![false; columns * rows], vec![false; columns * rows]);
+        self.write(deadlines, |deadlines| compute(&mut met, &mut high, deadlines));
+        for (out, found) in [(istatus, met), (line, high)] {
+            for (out, found) in out.chunks_mut(all.max(1)).zip(found.chunks(rows.max(1))) {
+                self.write(out, |out| out.copy_from_slice(found));
+            }
+        }
+    }
+}
+
+impl Places {
+    fn len(&self) -> usize {
+        match self {
+            Self::Run(run) => run.len(),
+            Self::Each(places) => places.len(),
+        }
     }
 }

@@ -1,0 +1,219 @@
+//! Sets of a bank's VMs: paused, and what became of a set that was restored or went on.
+
+use crate::arrays::{Named, owned};
+use crate::bank::as_array;
+use crate::counters::AnyCounter;
+use crate::errors::{IntoPyErr, OrRaise, noted};
+use crate::records::AnyNow;
+use crate::restore::describe;
+use guestclock_core::bank::{GatedBank, OpenPauses, SetError, SetReport};
+use guestclock_core::counter::Counter;
+use guestclock_core::gate::GateError;
+use guestclock_core::live::LiveBank;
+use guestclock_core::manual::Instant;
+use guestclock_core::plan::Plan;
+use guestclock_core::vm::VmError;
+use numpy::PyArray1;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::sync::MutexExt;
+use pyo3::types::{PyDict, PyList};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A bank and its counter, for what is done to sets of its VMs.
+pub(crate) struct Sets {
+    pub(crate) bank: Arc<LiveBank>,
+    pub(crate) counter: AnyCounter,
+}
+
+impl Sets {
+    /// Works on the bank over its counter, or over one instant of it, without the GIL.
+    pub(crate) fn with<T: Send>(
+        &self,
+        py: Python<'_>,
+        now: Option<AnyNow>,
+        work: impl FnOnce(&mut GatedBank, &dyn Counter) -> Result<T, SetError> + Send,
+    ) -> PyResult<T> {
+        let instant = now.map(|now| now.0.instant::<VmError>(&self.counter)).transpose().or_raise()?;
+        let done = py.detach(|| match instant {
+            None => self.bank.with(|bank| work(bank, &self.counter)),
+            Some(instant) => self.bank.with(|bank| work(bank, &Instant(instant))),
+        });
+        done.or_raise()
+    }
+}
+
+/// What became of a set of VMs that were restored or went on together: columns, a row each VM.
+#[pyclass(frozen, name = "SetReport", module = "guestclock")]
+pub(crate) struct PySetReport(SetReport);
+
+impl PySetReport {
+    pub(crate) const fn new(report: SetReport) -> Self {
+        Self(report)
+    }
+
+    fn of_plans<'py, T: Named>(&self, py: Python<'py>, value: impl Fn(&Plan) -> T) -> Bound<'py, PyArray1<T>> {
+        let values: Vec<T> = self.0.plans.iter().map(value).collect();
+        owned(py, self.0.plan_of.iter().map(|plan| values[*plan as usize]))
+    }
+}
+
+#[pymethods]
+impl PySetReport {
+    /// The count of the bank's counter that all guests' counters were set for.
+    #[getter]
+    fn count(&self) -> u64 {
+        self.0.count.0
+    }
+
+    /// The VMs' handles (int64).
+    #[getter]
+    fn vms<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
+        as_array(py, self.0.vms.iter().copied())
+    }
+
+    /// The virtual counter of each then (uint64); of a nested guest, without CNTVOFF_EL2.
+    #[getter]
+    fn cntvct<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<u64>> {
+        PyArray1::from_slice(py, &self.0.cntvct)
+    }
+
+    /// The physical counter of each then (uint64).
+    #[getter]
+    fn cntpct<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<u64>> {
+        PyArray1::from_slice(py, &self.0.cntpct)
+    }
+
+    /// The guest time that was added to each, in ticks of its counters, modulo 2^64 (uint64).
+    #[getter]
+    fn added_ticks<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<u64>> {
+        PyArray1::from_slice(py, &self.0.added_ticks)
+    }
+
+    /// The farthest that each one's counters can be from what the policy promises, in ticks (uint64).
+    #[getter]
+    fn error_bound_ticks<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<u64>> {
+        self.of_plans(py, |plan| plan.as_of.bound.ticks(plan.frequency()))
+    }
+
+    /// Which of `plans` is each one's (int64).
+    #[getter]
+    fn plan_of<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
+        owned(py, self.0.plan_of.iter().map(|plan| i64::from(*plan)))
+    }
+
+    /// What was planned, once for all VMs that are alike: dicts as `Plan.to_dict` gives, about the first of them.
+    #[getter]
+    fn plans<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let plans: Vec<Bound<'py, PyDict>> =
+            self.0.plans.iter().map(|plan| describe(py, plan)).collect::<PyResult<_>>()?;
+        PyList::new(py, plans)
+    }
+
+    /// What the caller should know, each once.
+    #[getter]
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings: Vec<String> = self.0.plans.iter().flat_map(|plan| plan.warnings.iter().cloned()).collect();
+        warnings.sort_unstable();
+        warnings.dedup();
+        warnings
+    }
+
+    /// How many VMs.
+    fn __len__(&self) -> usize {
+        self.0.vms.len()
+    }
+
+    fn __repr__(&self) -> String {
+        format!("<SetReport of {} VMs by {} plans>", self.0.vms.len(), self.0.plans.len())
+    }
+}
+
+enum State {
+    Paused(OpenPauses),
+    Done(Py<PySetReport>),
+}
+
+/// VMs of a bank that are paused, all from one instant on: what `ClockBank.pause` returns. No vCPU of theirs can run until
+/// `resume`, or until the end of a `with` block.
+#[pyclass(frozen, name = "PausedSet", module = "guestclock")]
+pub(crate) struct PyPausedSet {
+    sets: Sets,
+    state: Mutex<State>,
+}
+
+impl PyPausedSet {
+    pub(crate) const fn new(sets: Sets, pauses: OpenPauses) -> Self {
+        Self { sets, state: Mutex::new(State::Paused(pauses)) }
+    }
+}
+
+#[pymethods]
+impl PyPausedSet {
+    /// Ends the pause of all, at one instant: at `now`, or as late as can be. Returns what was done.
+    ///
+    /// StalePlan where one of them was restored or removed meanwhile, RuntimeError where it is over already.
+    #[pyo3(signature = (*, now=None))]
+    fn resume(&self, py: Python<'_>, now: Option<AnyNow>) -> PyResult<Py<PySetReport>> {
+        let mut state = self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
+        let State::Paused(pauses) = &*state else {
+            return Err(PyRuntimeError::new_err("the pause is over: its report is at hand (report)"));
+        };
+        let report = self.sets.with(py, now, |bank, counter| bank.resume(pauses, counter))?;
+        let report = Py::new(py, PySetReport::new(report))?;
+        *state = State::Done(report.clone_ref(py));
+        Ok(report)
+    }
+
+    /// What was done when the pause ended.
+    #[getter]
+    fn report(&self, py: Python<'_>) -> PyResult<Py<PySetReport>> {
+        match &*self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner) {
+            State::Done(report) => Ok(report.clone_ref(py)),
+            State::Paused(_) => Err(PyRuntimeError::new_err("the pause isn't over: there is no report yet")),
+        }
+    }
+
+    /// The VMs' handles (int64), in the order of the report.
+    #[getter]
+    fn vms<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
+        match &*self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner) {
+            State::Paused(pauses) => as_array(py, pauses.vms().iter().copied()),
+            State::Done(report) => report.get().vms(py),
+        }
+    }
+
+    fn __enter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        _exc_type: &Bound<'_, PyAny>,
+        _exc: &Bound<'_, PyAny>,
+        _tb: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let over = matches!(&*self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner), State::Done(_));
+        if over { Ok(()) } else { self.resume(py, None).map(drop) }
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> String {
+        match &*self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner) {
+            State::Paused(pauses) => format!("<PausedSet of {} VMs>", pauses.vms().len()),
+            State::Done(_) => String::from("<PausedSet, over>"),
+        }
+    }
+}
+
+impl IntoPyErr for SetError {
+    #[cold]
+    fn into_pyerr(self) -> PyErr {
+        let message = self.to_string();
+        match self {
+            Self::Bank(error) => error.into_pyerr(),
+            Self::OfVm { handle, error } => noted(GateError::into_pyerr(error), handle),
+            _ => PyValueError::new_err(message),
+        }
+    }
+}

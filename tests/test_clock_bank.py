@@ -1,0 +1,445 @@
+"""The bank of many VMs, as Python has it: its contract for arrays, and each result against the same of each `Vm`."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from guestclock import (
+    NO_DEADLINE,
+    Advance,
+    CatchUp,
+    CheckpointSet,
+    ClockBank,
+    CounterSkew,
+    Freeze,
+    FrequencyMismatch,
+    KvmError,
+    ManualCounter,
+    RestoreOpen,
+    ScaledCounter,
+    StalePlan,
+    Timer,
+    TopologyMismatch,
+    UnknownRegister,
+    VcpuRunning,
+)
+
+START = 10**6
+
+
+@pytest.fixture
+def counter() -> ManualCounter:
+    return ManualCounter(START)
+
+
+@pytest.fixture
+def bank(counter: ManualCounter) -> ClockBank:
+    """Five VMs: three of two vCPUs, a nested one, and one of another frequency."""
+    bank = ClockBank(counter, timers=4)
+    vms = bank.add_many(3, 2)
+    bank.add(2, nested=True)
+    bank.add(1, frequency_hz=24_000_000)
+    counter.advance(5000)
+    bank.set_offsets(vms[1:], np.array([1000, 2**64 - 7], np.uint64))
+    for timer in (Timer.VTIMER, Timer.PTIMER):
+        vcpus = bank.vcpus()
+        cval = np.arange(vcpus.size, dtype=np.uint64) * np.uint64(300_000) + np.uint64(timer)
+        bank.set_timers(timer, vcpus, cval, np.arange(vcpus.size, dtype=np.uint8) % np.uint8(4))
+    return bank
+
+
+def each(bank: ClockBank, look: Any) -> list[Any]:
+    """What `look` gives of each vCPU's own `Vm`, in the order of the rows."""
+    return [look(bank.vm(vcpu >> 9 << 9), vcpu & 511) for vcpu in bank.vcpus().tolist()]
+
+
+def led_back(bank: ClockBank, vcpu: int, deadline: int | None) -> int:
+    """A deadline of a VM's own counter, as one of the bank's."""
+    counter = bank.vm(vcpu >> 9 << 9).counter
+    if deadline is None:
+        return NO_DEADLINE
+    if not isinstance(counter, ScaledCounter):
+        return deadline
+    if deadline == counter.read():
+        return bank.counter.read()
+    inner = counter.inner_count(deadline)
+    return NO_DEADLINE - 1 if inner is None else inner
+
+
+class TestIsItsVms:
+    """Every result is what each `Vm` gives."""
+
+    def test_counts(self, bank: ClockBank) -> None:
+        assert bank.cntvct().tolist() == each(bank, lambda vm, vcpu: vm.cntvct(vcpu))
+        assert bank.cntpct().tolist() == each(bank, lambda vm, vcpu: vm.cntpct(vcpu))
+        assert bank.counts().tolist() == [bank.cntvct().tolist(), bank.cntpct().tolist()]
+
+    def test_timers(self, bank: ClockBank) -> None:
+        lines = bank.evaluate()
+        for timer in (Timer.VTIMER, Timer.PTIMER):
+            states = each(bank, lambda vm, vcpu, timer=timer: vm.timer(vcpu, timer))
+            assert lines.istatus[timer].tolist() == [state.istatus for state in states]
+            assert lines.line[timer].tolist() == [state.line for state in states]
+        assert lines.deadlines.tolist() == bank.next_deadlines().tolist()
+        deadlines = each(bank, lambda vm, vcpu: vm.next_deadline(vcpu))
+        expected = [led_back(bank, vcpu, it) for vcpu, it in zip(bank.vcpus().tolist(), deadlines, strict=True)]
+        assert bank.next_deadlines().tolist() == expected
+        assert bank.next_deadline() == min(expected)
+        by_vm = [
+            min(it for vcpu, it in zip(bank.vcpus(), expected, strict=True) if vcpu >> 9 << 9 == vm)
+            for vm in bank.vms()
+        ]
+        assert bank.next_deadlines_of_vms().tolist() == by_vm
+        assert bank.next_deadlines_of_vms(vms=bank.vms()[::-1]).tolist() == by_vm[::-1]
+
+    def test_an_instant_is_injected(self, bank: ClockBank, counter: ManualCounter) -> None:
+        later = counter.read() + 12_345
+        injected = bank.cntvct(later), bank.next_deadlines(later), bank.evaluate(later).line
+        counter.advance(12_345)
+        for there, here in zip(injected, (bank.cntvct(), bank.next_deadlines(), bank.evaluate().line), strict=True):
+            assert there.tolist() == here.tolist()
+
+    def test_a_view_and_the_bank_are_one(self, bank: ClockBank) -> None:
+        vm = bank.vm(int(bank.vms()[1]))
+        vm.set_counter_offset(77)
+        assert bank.offsets(select=bank.vms()[1:2]).tolist() == [[77], [77]]
+        bank.set_offsets(bank.vms()[1:2], np.array([78], np.uint64))
+        assert vm.cntvct(0) == bank.counter.read() - 78
+        assert bank.vm(int(bank.vms()[1])).cntvct(1) == vm.cntvct(1)
+
+    def test_running(self, bank: ClockBank) -> None:
+        first = int(bank.vms()[0])
+        with bank.vm(first).running(1):
+            assert bank.running().tolist() == [False, True] + [False] * 7
+            with pytest.raises(VcpuRunning) as refused:
+                bank.set_offsets(bank.vms(), np.arange(5, dtype=np.uint64))
+        assert refused.value.__notes__ == [f"VM {first} of the bank"]
+
+    def test_changes_are_since_the_last_call(self, bank: ClockBank, counter: ManualCounter) -> None:
+        before = np.zeros((4, 9), np.bool_)
+        for ticks in (0, 0, 600_000, 10**7):
+            counter.advance(ticks)
+            line = bank.evaluate().line
+            changes = bank.changes()
+            expected = [
+                (int(bank.vcpus()[row]), int(timer), bool(line[timer, row]))
+                for timer, row in zip(*np.nonzero(line != before), strict=True)
+            ]
+            assert list(zip(*(column.tolist() for column in changes), strict=True)) == expected
+            before = line
+
+    def test_expire_gives_each_once_in_order(self, bank: ClockBank, counter: ManualCounter) -> None:
+        high: set[tuple[int, int]] = set()
+        for ticks in (0, 500_000, 500_000, 10**8):
+            counter.advance(ticks)
+            expired = bank.expire()
+            rows = list(zip(expired.deadlines.tolist(), expired.vcpus.tolist(), expired.timers.tolist(), strict=True))
+            assert rows == sorted(rows)
+            fired = {(vcpu, timer) for _, vcpu, timer in rows}
+            assert not fired & high
+            high |= fired
+            line = bank.evaluate().line
+            assert high == {(int(bank.vcpus()[row]), int(timer)) for timer, row in zip(*np.nonzero(line), strict=True)}
+            assert bank.next_deadline() > counter.read()
+            assert bank.expire().vcpus.size == 0
+        # Written again, it fires again.
+        one = bank.vcpus()[1:2]
+        bank.set_timers(Timer.PTIMER, one, np.zeros(1, np.uint64), np.ones(1, np.uint8))
+        assert bank.next_deadline() == counter.read()
+        assert bank.expire().vcpus.tolist() == one.tolist()
+
+
+class TestHandles:
+    def test_a_vcpu_is_its_vm_and_a_number(self, bank: ClockBank) -> None:
+        vms = bank.vms()
+        assert bank.vcpus()[:6].tolist() == (vms[:3, None] + np.arange(2)).ravel().tolist()
+
+    def test_a_handle_never_is_another_vms(self, counter: ManualCounter) -> None:
+        bank = ClockBank(counter)
+        seen: set[int] = set()
+        for _ in range(100):
+            vms = bank.add_many(3, 1)
+            assert not seen & set(vms.tolist())
+            seen |= set(vms.tolist())
+            bank.remove(vms[:2])
+            assert int(vms[0]) not in bank
+            assert int(vms[2]) in bank
+        assert len(bank) == 100
+
+    def test_a_removed_vm_is_gone(self, bank: ClockBank) -> None:
+        gone = int(bank.vms()[0])
+        view = bank.vm(gone)
+        left = bank.vcpus()[2:].tolist()
+        bank.remove(gone)
+        assert bank.vcpus().tolist() == left
+        for look in (
+            lambda: view.cntvct(0),
+            lambda: view.timer(0, 0),
+            lambda: bank.vm(gone),
+            lambda: bank.remove(gone),
+        ):
+            with pytest.raises((IndexError, KvmError)):
+                look()
+        assert view.vcpus == 0
+        with pytest.raises(IndexError, match=str(gone)):
+            bank.cntvct(select=np.array([gone]))
+
+    def test_all_are_removed_or_none(self, bank: ClockBank) -> None:
+        vms = bank.vms()
+        with pytest.raises(ValueError, match="twice"):
+            bank.remove(np.array([vms[0], vms[1], vms[0]]))
+        with pytest.raises(IndexError):
+            bank.remove(np.array([vms[0], 5]))
+        assert len(bank) == 5
+
+    def test_add_many_adds_all_or_none(self, counter: ManualCounter) -> None:
+        bank = ClockBank(counter)
+        with pytest.raises(KvmError):
+            bank.add_many(3, 513)
+        with pytest.raises(ValueError, match="at most"):
+            bank.add_many(2**40)
+        with pytest.raises(ValueError, match="timers=4"):
+            bank.add(nested=True)
+        assert len(bank) == 0
+        assert bank.vcpus().size == 0
+
+
+def test_an_empty_bank(counter: ManualCounter) -> None:
+    bank = ClockBank(counter)
+    assert bank.next_deadline() == NO_DEADLINE
+    assert bank.cntvct().shape == (0,)
+    assert bank.evaluate().line.shape == (2, 0)
+    assert [column.size for column in bank.expire()] == [0, 0, 0]
+    assert len(bank.checkpoint()) == 0
+    assert repr(bank) == f"<ClockBank of 0 VMs with 0 vCPUs over {counter!r}>"
+
+
+class TestArrays:
+    """dtype, shape, contiguity and overlap, all of it before anything is written."""
+
+    def test_results_own_their_memory(self, bank: ClockBank) -> None:
+        expired, changes = bank.expire(), bank.changes()
+        results = [bank.cntvct(), bank.counts(), bank.vms(), bank.vcpus(), bank.next_deadlines_of_vms()]
+        for array in [*results, *bank.evaluate(), *expired, *changes]:
+            assert array.flags.owndata
+
+    def test_out_is_what_is_returned(self, bank: ClockBank) -> None:
+        expected = bank.counts()
+        out = np.zeros((2, 9), np.uint64)
+        assert bank.counts(out=out) is out
+        assert out.tolist() == expected.tolist()
+        lines = bank.evaluate()
+        into = np.ones((4, 9), np.bool_), np.ones((4, 9), np.bool_), np.zeros(9, np.uint64)
+        result = bank.evaluate(out=into)
+        assert all(given is taken for given, taken in zip(result, into, strict=True))
+        assert [column.tolist() for column in into] == [column.tolist() for column in lines]
+
+    @pytest.mark.parametrize(
+        ("out", "error"),
+        [
+            (np.zeros(9, np.int64), TypeError),
+            (np.zeros(9, ">u8"), TypeError),
+            (np.zeros(9), TypeError),
+            ([0] * 9, TypeError),
+            (np.zeros(8, np.uint64), ValueError),
+            (np.zeros((9, 1), np.uint64), ValueError),
+            (np.zeros(18, np.uint64)[::2], ValueError),
+            (np.frombuffer(bytearray(73), np.uint8)[1:].view(np.uint64), ValueError),
+        ],
+    )
+    def test_another_out_is_refused(self, bank: ClockBank, out: Any, error: type[Exception]) -> None:
+        before = np.array(out).tolist()
+        with pytest.raises(error, match="out"):
+            bank.cntvct(out=out)
+        assert np.array(out).tolist() == before
+
+    def test_a_read_only_out_is_refused(self, bank: ClockBank) -> None:
+        out = np.zeros(9, np.uint64)
+        out.flags.writeable = False
+        with pytest.raises(ValueError, match="written"):
+            bank.cntvct(out=out)
+
+    def test_no_out_is_written_where_a_later_one_is_refused(self, bank: ClockBank) -> None:
+        istatus, deadlines = np.zeros((4, 9), np.bool_), np.zeros(9, np.uint64)
+        for line in (np.zeros((2, 9), np.bool_), istatus):
+            with pytest.raises(ValueError, match="out"):
+                bank.evaluate(out=(istatus, line, deadlines))
+        assert not istatus.any()
+
+    def test_an_overlap_is_refused(self, bank: ClockBank) -> None:
+        memory = np.zeros(20, np.int64)
+        memory[:9] = bank.vcpus()
+        for select, out in ((memory[:9], memory[8:17]), (memory[:9][::-1], memory[:9]), (memory[:17:2], memory[10:19])):
+            before = memory.tolist()
+            with pytest.raises(ValueError, match="overlap"):
+                bank.cntvct(select=select, out=out.view(np.uint64))
+            assert memory.tolist() == before
+        assert bank.cntvct(select=memory[:9], out=memory[9:18].view(np.uint64)).tolist() == bank.cntvct().tolist()
+
+    def test_select_is_of_any_order_and_strided(self, bank: ClockBank) -> None:
+        every, counts = bank.vcpus(), bank.cntvct()
+        for rows in (np.arange(9)[::-1], np.arange(0, 9, 2), np.array([8, 0, 6, 3]), np.array([], np.int64)):
+            assert bank.cntvct(select=every[rows]).tolist() == counts[rows].tolist()
+            assert bank.evaluate(select=every[rows]).line.tolist() == bank.evaluate().line[:, rows].tolist()
+        assert bank.cntvct(select=every[::-3]).tolist() == counts[::-3].tolist()
+
+    def test_a_mask_is_bool(self, bank: ClockBank) -> None:
+        mask = np.arange(9) % 3 == 1
+        assert bank.cntvct(select=mask).tolist() == bank.cntvct()[mask].tolist()
+        assert bank.evaluate(select=mask).istatus.tolist() == bank.evaluate().istatus[:, mask].tolist()
+        with pytest.raises(ValueError, match="mask"):
+            bank.cntvct(select=mask[:8])
+        for other in (mask.astype(np.uint8), mask.astype(np.int32), mask.tolist()):
+            with pytest.raises(TypeError, match="select"):
+                bank.cntvct(select=other)
+
+    def test_a_handle_twice_is_refused(self, bank: ClockBank) -> None:
+        twice = bank.vcpus()[[0, 3, 0]]
+        with pytest.raises(ValueError, match="twice"):
+            bank.cntvct(select=twice)
+        cval = bank.vm(int(bank.vms()[0])).timer(0, 0).cval
+        with pytest.raises(ValueError, match="twice"):
+            bank.set_timers(0, twice, np.full(3, 9, np.uint64), np.zeros(3, np.uint8))
+        assert bank.vm(int(bank.vms()[0])).timer(0, 0).cval == cval
+
+    def test_inputs_of_another_dtype_or_length_are_refused(self, bank: ClockBank) -> None:
+        vms = bank.vms()
+        with pytest.raises(TypeError, match="uint64"):
+            bank.set_offsets(vms, np.zeros(5, np.int64))
+        with pytest.raises(TypeError, match="int64"):
+            bank.set_offsets(vms.astype(np.uint64), np.zeros(5, np.uint64))
+        with pytest.raises(ValueError, match="5 and 4"):
+            bank.set_offsets(vms, np.zeros(4, np.uint64))
+        with pytest.raises(TypeError, match="uint8"):
+            bank.set_timers(0, bank.vcpus(), np.zeros(9, np.uint64), np.zeros(9, np.uint64))
+
+    def test_a_timer_that_a_guest_has_not_got(self, bank: ClockBank) -> None:
+        before = bank.evaluate().istatus.tolist()
+        with pytest.raises(UnknownRegister):
+            bank.set_timers(Timer.HVTIMER, bank.vcpus(), np.full(9, 1, np.uint64), np.zeros(9, np.uint8))
+        assert bank.evaluate().istatus.tolist() == before
+
+
+def test_many_rows_are_computed_beside_other_threads(counter: ManualCounter) -> None:
+    """Without the GIL, on what no Python object can change: results stay those of one instant."""
+    bank = ClockBank(counter)
+    vms = bank.add_many(5000, 2)
+    bank.set_offsets(vms, np.zeros(5000, np.uint64))
+    stop = threading.Event()
+    wrong: list[NDArray[np.uint64]] = []
+
+    def look() -> None:
+        while not stop.is_set():
+            counts = bank.counts()
+            if not (counts == counts[0, 0]).all():
+                wrong.append(counts)
+
+    threads = [threading.Thread(target=look) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for number in range(200):
+        counter.advance(1000)
+        extra = bank.add_many(10, 2)
+        bank.set_offsets(extra, np.zeros(10, np.uint64))
+        bank.set_offsets(vms, np.full(5000, number, np.uint64)[:5000])
+        bank.set_offsets(bank.vms(), np.full(len(bank), number, np.uint64))
+        bank.remove(extra)
+        gc.collect(0)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    # In between, old and new VMs are under different offsets; at rest all are under one.
+    assert (bank.counts() == counter.read() - 199).all()
+    assert len(bank) == 5000
+    assert all(set(np.unique(counts).tolist()) for counts in wrong)
+
+
+class TestSets:
+    def test_there_and_back_in_one_blob(self, bank: ClockBank, counter: ManualCounter) -> None:
+        blob = bank.checkpoint().to_bytes()
+        before, lines = bank.counts(), bank.evaluate()
+        at = counter.read()
+        counter.advance(10**9)
+        report = bank.restore(CheckpointSet.from_bytes(blob))
+        assert report.count == counter.read()
+        assert len(report) == 5
+        assert sorted(report.vms.tolist()) == bank.vms().tolist()
+        assert report.added_ticks.tolist() == [0] * 5
+        assert bank.counts().tolist() == before.tolist()
+        after = bank.evaluate()
+        assert after.line.tolist() == lines.line.tolist()
+        later = after.deadlines != NO_DEADLINE
+        assert later.tolist() == (lines.deadlines != NO_DEADLINE).tolist()
+        plain = later & (bank.vcpus() < bank.vms()[4])
+        assert (after.deadlines - lines.deadlines)[plain].tolist() == [counter.read() - at] * int(plain.sum())
+
+    def test_each_is_what_its_own_checkpoint_is(self, bank: ClockBank) -> None:
+        names = np.arange(5, dtype=np.uint64) + np.uint64(100)
+        checkpoints = bank.checkpoint(names=names)
+        assert len(checkpoints) == 5
+        for name, vm in zip(names.tolist(), bank.vms().tolist(), strict=True):
+            alone = bank.vm(vm).checkpoint()
+            assert checkpoints[checkpoints.names.tolist().index(name)] == alone
+
+    @pytest.mark.parametrize("policy", [Freeze(), Advance(), Advance(max_ns=1000), CatchUp(10**6, 10**7)])
+    def test_paused_together(self, counter: ManualCounter, policy: Freeze | Advance | CatchUp) -> None:
+        bank = ClockBank(counter)
+        vms = bank.add_many(3, 2)
+        bank.set_offsets(vms, np.array([1, 2, 3], np.uint64))
+        alone = ClockBank(counter)
+        one = alone.add(2)
+        alone.set_offsets(np.array([one]), np.array([2], np.uint64))
+        with bank.pause(policy=policy) as pause, alone.vm(one).paused(policy):
+            with pytest.raises(RestoreOpen), bank.vm(int(vms[0])).running(0):
+                pass
+            counter.advance(10**6)
+        assert pause.report.count == counter.read()
+        assert bank.cntvct()[2] == alone.cntvct()[0]
+        assert bank.vm(int(vms[1])).owed_ticks == alone.vm(one).owed_ticks
+        assert [plan["method"] for plan in pause.report.plans] == ["offset"]
+        with bank.vm(int(vms[0])).running(0):
+            pass
+        with pytest.raises(RuntimeError, match="over"):
+            pause.resume()
+
+    def test_a_part_of_the_vms_at_injected_instants(self, bank: ClockBank, counter: ManualCounter) -> None:
+        vms, now = bank.vms(), counter.read()
+        pause = bank.pause(vms[1:3], policy=Advance(), now=now + 10)
+        assert pause.vms.tolist() == vms[1:3].tolist()
+        report = pause.resume(now=now + 510)
+        assert report.added_ticks.tolist() == [500, 500]
+        assert bank.offsets(select=vms[1:3]).tolist() == [[1000, 2**64 - 7]] * 2
+
+    def test_what_is_refused_for_one_is_refused_for_all(self, bank: ClockBank, counter: ManualCounter) -> None:
+        vms = bank.vms()
+        checkpoints = bank.checkpoint(vms[:3])
+        with pytest.raises(TopologyMismatch) as refused:
+            bank.restore(checkpoints, vms[[0, 1, 4]])
+        assert refused.value.__notes__ == [f"VM {vms[4]} of the bank"]
+        with pytest.raises(ValueError, match="2 VMs"):
+            bank.restore(checkpoints, vms[:2])
+        before = bank.counts().tolist()
+        with pytest.raises(CounterSkew):
+            bank.restore(checkpoints, views="refuse")
+        assert bank.counts().tolist() == before
+        other = ClockBank(counter)
+        scaled = other.add_many(3, 2, frequency_hz=10**9)
+        with pytest.raises(FrequencyMismatch):
+            other.restore(checkpoints, scaled)
+        with bank.vm(int(vms[2])).running(0), pytest.raises(VcpuRunning):
+            bank.checkpoint()
+        with pytest.raises(ValueError, match="name"):
+            bank.checkpoint(vms[:2], names=np.array([4, 4], np.uint64))
+
+    def test_a_restore_ends_a_pause(self, bank: ClockBank) -> None:
+        checkpoints = bank.checkpoint()
+        pause = bank.pause()
+        bank.restore(checkpoints)
+        with pytest.raises(StalePlan):
+            pause.resume()
