@@ -7,18 +7,22 @@
 //! anything.
 //!
 //! Rows are computed without branches, so that the compiler makes vector code of the loops (docs/performance.md).
+//! Each loop is compiled for several instruction sets; a call says on which of them, an [`Isa`], it is to run.
 //! Comparisons are KVM's, of 64 bits: a narrow counter ([`Width`](crate::timer::Width)) has no kernel.
 
+mod block;
 mod counts;
 mod deadlines;
+mod isa;
 mod lines;
 mod recompute;
 mod scale;
 
 pub use counts::{both_counts, counts};
-pub use deadlines::{TimerSlices, deadlines_by_vm, earliest, next_deadlines};
+pub use deadlines::{TimerSlices, deadlines_by_vm, earliest, evaluate_and_deadlines, next_deadlines};
+pub use isa::{Isa, NoSuchIsa};
 pub use lines::{changes, evaluate};
-pub use recompute::{Added, Saved, WentBackwards, recompute_offsets};
+pub use recompute::{Added, Rate, Saved, WentBackwards, recompute_offsets};
 pub use scale::{Scale, convert, convert_mixed};
 
 use crate::counter::HostCount;
