@@ -153,12 +153,20 @@ bench-smoke: $(NATIVE) ## Proves that the benchmarks run; judges nothing
 	cd benches && $(ASV) machine --yes >/dev/null && $(ASV) run --python=same --quick --dry-run --show-stderr
 	$(PY) benches/ratios.py --rounds 3 --round-ms 1
 
+.PHONY: instructions
+instructions: $(VENV)/.tools | cargo ## Counts what the core's hot paths execute: more than 2 % off benches/instructions.json fails
+	$(PY) tools/instructions.py
+
 ##@ Keep it
 .PHONY: fmt
 fmt: $(VENV)/.tools | cargo ## Formats Rust and Python
 	cargo fmt --all
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
+
+.PHONY: instructions-update
+instructions-update: $(VENV)/.tools | cargo ## Renews benches/instructions.json, after a change that is meant, or with a new compiler
+	$(PY) tools/instructions.py --update
 
 .PHONY: payload
 payload: $(VENV)/.tools ## Assembles the bare-metal guest again, after a change of its source
@@ -180,7 +188,7 @@ clean: ## Removes whatever these targets made
 help: ## This list
 	@awk 'BEGIN { FS = ":.*## "; print "make TARGET, from a fresh clone, with nothing set up by hand:" } \
 		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
-		/^[a-z0-9-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+		/^[a-z0-9-]+:.*## / { printf "  %-19s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # What the targets stand on: real files, so that nothing is done twice.
 $(VENV)/.made: | cargo

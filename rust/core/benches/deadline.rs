@@ -1,79 +1,15 @@
 //! The deadline queue in its steady state: `cargo bench -p guestclock-core --bench deadline`.
-//!
-//! A step is that of benches/benchmarks/steady.py: about 64 timers fire and are armed again, 3 are moved, 3 cancelled, and
-//! the 3 of the step before armed again; then the next deadline.
 #![allow(missing_docs, reason = "criterion's macros make public functions without any")]
 
+mod steady;
+
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use guestclock_core::counter::{HostCount, Offset};
-use guestclock_core::deadline::{DeadlineQueue, Fired};
+use guestclock_core::counter::Offset;
 use std::hint::black_box;
 use std::time::Duration;
+use steady::{Steady, TOUCHED};
 
-const FIRING: u64 = 64;
-const TOUCHED: u64 = 2 * FIRING + 9;
-/// How far ahead deadlines lie: up to a second of 1 GHz.
-const FARTHEST: u64 = 1 << 30;
-
-/// xorshift64: cheap beside what is measured.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % end
-    }
-
-    fn timer(&mut self, timers: u32) -> u32 {
-        u32::try_from(self.below(timers.into())).unwrap()
-    }
-}
-
-struct Steady {
-    queue: DeadlineQueue,
-    timers: u32,
-    now: u64,
-    random: Random,
-    fired: Vec<Fired>,
-    named: Vec<u32>,
-    cvals: Vec<u64>,
-    cancelled: [u32; 3],
-}
-
-impl Steady {
-    fn new(timers: u32, vm: u32) -> Self {
-        let (mut queue, mut random) = (DeadlineQueue::new(), Random(0x9e37_79b9_7f4a_7c15));
-        for _ in 0..timers / vm {
-            queue.add_group(vm, Offset(0)).unwrap();
-        }
-        for timer in 0..timers {
-            // What is left of a distance, seen from a random instant.
-            let left = random.below(FARTHEST).min(random.below(FARTHEST));
-            queue.arm(&[timer], &[left]).unwrap();
-        }
-        let (fired, named, cvals) = (Vec::new(), Vec::new(), Vec::new());
-        Self { queue, timers, now: 0, random, fired, named, cvals, cancelled: [0; 3] }
-    }
-
-    fn step(&mut self) -> u64 {
-        self.now += FIRING * (FARTHEST / 2) / u64::from(self.timers);
-        self.queue.expire(HostCount(self.now), &mut self.fired);
-        self.named.clear();
-        self.named.extend(self.fired.iter().map(|fired| fired.timer));
-        self.named.extend(self.cancelled);
-        self.named.extend([(); 3].map(|()| self.random.timer(self.timers)));
-        self.cvals.clear();
-        self.cvals.extend(self.named.iter().map(|_| self.now + self.random.below(FARTHEST)));
-        self.queue.arm(&self.named, &self.cvals).unwrap();
-        self.cancelled = [(); 3].map(|()| self.random.timer(self.timers));
-        self.queue.disarm(&self.cancelled).unwrap();
-        self.queue.next_deadline(HostCount(self.now))
-    }
-}
-
-fn steady(criterion: &mut Criterion) {
+fn steps(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("steady state");
     group.throughput(Throughput::Elements(TOUCHED));
     for timers in [1000, 100_000, 1_000_000] {
@@ -101,6 +37,6 @@ fn offset(criterion: &mut Criterion) {
 criterion_group! {
     name = deadline;
     config = Criterion::default().warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(2));
-    targets = steady, offset
+    targets = steps, offset
 }
 criterion_main!(deadline);

@@ -7,14 +7,17 @@
 //! anything.
 //!
 //! Rows are computed without branches, so that the compiler makes vector code of the loops (docs/performance.md).
+//! Each loop is compiled for several instruction sets; a call says on which of them, an [`Isa`], it is to run.
 //! Comparisons are KVM's, of 64 bits: a narrow counter ([`Width`](crate::timer::Width)) has no kernel.
 
 mod armed;
 mod batch;
+mod block;
 mod counts;
 mod deadlines;
 mod gated;
 mod handle;
+mod isa;
 mod lines;
 mod recompute;
 pub(crate) mod rows;
@@ -25,11 +28,12 @@ pub(crate) mod vms;
 
 pub use batch::{Change, Expired};
 pub use counts::{both_counts, counts};
-pub use deadlines::{TimerSlices, deadlines_by_vm, earliest, next_deadlines};
+pub use deadlines::{TimerSlices, deadlines_by_vm, earliest, evaluate_and_deadlines, next_deadlines};
 pub use gated::GatedBank;
 pub use handle::{Handle, MAX_VMS};
+pub use isa::{Isa, NoSuchIsa};
 pub use lines::{changes, evaluate};
-pub use recompute::{Added, Saved, WentBackwards, recompute_offsets};
+pub use recompute::{Added, Rate, Saved, WentBackwards, recompute_offsets};
 pub use scale::{Scale, convert, convert_mixed};
 pub use selection::Selection;
 pub use sets::{OpenPauses, SetError, SetReport, handle_named, own_names};

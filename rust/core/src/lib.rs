@@ -47,7 +47,7 @@
 //! # }
 //! ```
 #![cfg_attr(not(feature = "std"), no_std)]
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 extern crate alloc;
 
 pub mod access;

@@ -19,6 +19,7 @@ use numpy::{PyArray1, PyArrayDyn};
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
 use std::ops::Range;
+use std::slice::from_ref;
 use std::sync::Arc;
 
 /// From how many vCPUs on a call lets other Python threads run: it takes 3 us or more then, and giving up the GIL and taking
@@ -143,7 +144,7 @@ impl PyClockBank {
         let (chosen, input) = Chosen::new(select)?;
         loop {
             let rows = self.bank.look(|bank| chosen.rows(bank));
-            let array = output::<T>(py, out, &shape(rows), &[input.clone()])?;
+            let array = output::<T>(py, out, &shape(rows), from_ref(&input))?;
             let mut column = writable(&array)?;
             let values = column.as_slice_mut()?;
             if self

@@ -130,7 +130,7 @@ impl PySetReport {
 }
 
 enum State {
-    Paused(OpenPauses),
+    Paused(Box<OpenPauses>),
     Done(Py<PySetReport>),
 }
 
@@ -143,8 +143,8 @@ pub(crate) struct PyPausedSet {
 }
 
 impl PyPausedSet {
-    pub(crate) const fn new(sets: Sets, pauses: OpenPauses) -> Self {
-        Self { sets, state: Mutex::new(State::Paused(pauses)) }
+    pub(crate) fn new(sets: Sets, pauses: OpenPauses) -> Self {
+        Self { sets, state: Mutex::new(State::Paused(Box::new(pauses))) }
     }
 }
 

@@ -4,7 +4,7 @@
 //! and their deadlines are led back to the bank's counter.
 
 use super::armed::Due;
-use super::deadlines::{TimerSlices, deadlines_by_vm, earliest, next_deadlines};
+use super::deadlines::{TimerSlices, deadlines_by_vm, earliest, evaluate_and_deadlines, next_deadlines};
 use super::handle::Handle;
 use super::selection::{Part, Selection};
 use super::vms::{Bank, BankError, Clock, narrow};
@@ -43,7 +43,7 @@ impl Bank {
     pub fn counts(&self, now: HostCount, view: View, vcpus: &Selection, out: &mut [u64]) {
         for (part, clock, now) in self.parts(vcpus, now) {
             let offsets = part.of(clock.rows.offsets_in(view));
-            part.write(out, |out| counts(now, &offsets, out));
+            part.write(out, |out| counts(self.isa, now, &offsets, out));
         }
     }
 
@@ -73,13 +73,9 @@ impl Bank {
     ) {
         for (part, clock, here) in self.parts(vcpus, now) {
             let picked = Picked::all(part, clock);
-            let timers: Vec<TimerSlices<u8>> = picked.iter().map(Picked::slices).collect();
+            let timers: Vec<TimerSlices> = picked.iter().map(Picked::slices).collect();
             part.write_all(istatus, line, deadlines, |istatus, line, deadlines| {
-                let columns = istatus.chunks_mut(deadlines.len().max(1)).zip(line.chunks_mut(deadlines.len().max(1)));
-                for (timer, (istatus, line)) in timers.iter().zip(columns) {
-                    evaluate(here, *timer, istatus, line);
-                }
-                next_deadlines(here, &timers, deadlines);
+                evaluate_and_deadlines(self.isa, here, &timers, istatus, line, deadlines);
                 clock.lead_back(now, deadlines);
             });
         }
@@ -90,9 +86,9 @@ impl Bank {
     pub fn next_deadlines(&self, now: HostCount, vcpus: &Selection, out: &mut [u64]) {
         for (part, clock, here) in self.parts(vcpus, now) {
             let picked = Picked::all(part, clock);
-            let timers: Vec<TimerSlices<u8>> = picked.iter().map(Picked::slices).collect();
+            let timers: Vec<TimerSlices> = picked.iter().map(Picked::slices).collect();
             part.write(out, |out| {
-                next_deadlines(here, &timers, out);
+                next_deadlines(self.isa, here, &timers, out);
                 clock.lead_back(now, out);
             });
         }
@@ -123,11 +119,11 @@ impl Bank {
         for (out, slot) in out.iter_mut().zip(slots) {
             let (rows, clock) = (self.rows_of(slot), self.clock_of(slot));
             let deadlines = &mut deadlines[..rows.len()];
-            let timers: Vec<TimerSlices<u8>> =
+            let timers: Vec<TimerSlices> =
                 clock.rows.kept().iter().map(|timer| clock.rows.slices(*timer, rows.clone())).collect();
-            next_deadlines(clock.ratio.at(now), &timers, deadlines);
+            next_deadlines(self.isa, clock.ratio.at(now), &timers, deadlines);
             clock.lead_back(now, deadlines);
-            *out = earliest(deadlines);
+            *out = earliest(self.isa, deadlines);
         }
         Ok(())
     }
@@ -142,10 +138,10 @@ impl Bank {
             let (mut istatus, mut line) = (vec![false; rows.len()], vec![false; rows.len()]);
             let mut changed = vec![0; rows.len()];
             for &timer in rows.kept() {
-                evaluate(here, rows.slices(timer, 0..rows.len()), &mut istatus, &mut line);
+                evaluate(self.isa, here, rows.slices(timer, 0..rows.len()), &mut istatus, &mut line);
                 let seen = &mut rows.timers[timer.index()].seen;
                 seen.resize(line.len(), false);
-                let count = changes(seen, &line, &mut changed);
+                let count = changes(self.isa, seen, &line, &mut changed);
                 seen.copy_from_slice(&line);
                 let rows = changed[..count].iter().map(|row| usize::try_from(*row).unwrap_or(usize::MAX));
                 found.extend(rows.map(|row| (number, row, timer, line[row])));
@@ -301,7 +297,7 @@ impl<'a> Picked<'a> {
         }
     }
 
-    fn slices(&self) -> TimerSlices<'_, u8> {
+    fn slices(&self) -> TimerSlices<'_> {
         TimerSlices { offsets: &self.offsets, cval: &self.cval, ctl: &self.ctl }
     }
 }

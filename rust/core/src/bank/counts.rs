@@ -1,5 +1,6 @@
 //! Guest counts of all rows at one instant.
 
+use super::Isa;
 use crate::counter::{HostCount, Offset};
 
 /// What each row's counter reads when the host's reads `now`: [`HostCount::guest`] of its offset, in ticks.
@@ -7,11 +8,16 @@ use crate::counter::{HostCount, Offset};
 /// # Panics
 ///
 /// Where the columns differ in length.
-pub fn counts(now: HostCount, offsets: &[u64], out: &mut [u64]) {
+pub fn counts(isa: Isa, now: HostCount, offsets: &[u64], out: &mut [u64]) {
     assert_eq!(offsets.len(), out.len(), "rows of the offsets and of the output");
-    for (out, &offset) in out.iter_mut().zip(offsets) {
-        *out = now.guest(Offset(offset)).0;
-    }
+    isa.run(
+        #[inline(always)]
+        || {
+            for (out, &offset) in out.iter_mut().zip(offsets) {
+                *out = now.guest(Offset(offset)).0;
+            }
+        },
+    );
 }
 
 /// Both counters of each row at one instant: [`counts`] of the virtual and of the physical offsets.
@@ -19,9 +25,9 @@ pub fn counts(now: HostCount, offsets: &[u64], out: &mut [u64]) {
 /// # Panics
 ///
 /// Where the columns differ in length.
-pub fn both_counts(now: HostCount, virt: &[u64], phys: &[u64], virt_out: &mut [u64], phys_out: &mut [u64]) {
+pub fn both_counts(isa: Isa, now: HostCount, virt: &[u64], phys: &[u64], virt_out: &mut [u64], phys_out: &mut [u64]) {
     let rows = [virt.len(), phys.len(), virt_out.len(), phys_out.len()];
     assert_eq!(rows, [virt.len(); 4], "rows of the offsets and of the outputs");
-    counts(now, virt, virt_out);
-    counts(now, phys, phys_out);
+    counts(isa, now, virt, virt_out);
+    counts(isa, now, phys, phys_out);
 }

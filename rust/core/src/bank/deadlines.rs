@@ -1,38 +1,62 @@
 //! The next deadline: of each row, of each VM, of all.
+#![expect(clippy::inline_always, reason = "what Isa::run asks for")]
+#![expect(clippy::needless_range_loop, reason = "a row is an index of several arrays")]
 
-use super::NO_DEADLINE;
+use super::block::{BLOCK, Rows, block_at, rest, whole, widened};
+use super::lines::lines;
+use super::{Isa, NO_DEADLINE};
 use crate::counter::{HostCount, Offset};
 use crate::timer;
-use core::ops::Range;
-
-/// How many rows are taken through all their timers at a time, so that what is written stays in the first-level cache.
-const BLOCK: usize = 512;
 
 /// One timer of every row.
-///
-/// CTL may be kept as it is stored, or as a byte: the bits that a timer goes by are the lowest two.
 #[derive(Clone, Copy, Debug)]
-pub struct TimerSlices<'a, C = u64> {
+pub struct TimerSlices<'a> {
     /// The offsets of the counter that the timer compares with.
     pub offsets: &'a [u64],
     /// The compare values.
     pub cval: &'a [u64],
-    /// The controls.
-    pub ctl: &'a [C],
+    /// The controls: the bits that a timer goes by are the lowest two.
+    pub ctl: &'a [u8],
 }
 
-impl<C> TimerSlices<'_, C> {
-    fn same_rows(&self, rows: usize) {
+impl TimerSlices<'_> {
+    pub(super) fn same_rows(&self, rows: usize) {
         let columns = [self.offsets.len(), self.cval.len(), self.ctl.len()];
         assert_eq!(columns, [rows; 3], "rows of the offsets, CVAL and CTL");
     }
 
-    fn block(&self, rows: Range<usize>) -> impl Iterator<Item = (u64, u64, C)>
-    where
-        C: Copy,
-    {
-        let (offsets, cval, ctl) = (&self.offsets[rows.clone()], &self.cval[rows.clone()], &self.ctl[rows]);
-        offsets.iter().zip(cval).zip(ctl).map(|((&offset, &cval), &ctl)| (offset, cval, ctl))
+    #[inline(always)]
+    pub(super) fn whole(&self, number: usize) -> TimerBlock<'_> {
+        let Self { offsets, cval, ctl } = self;
+        TimerBlock { offsets: whole(offsets, number), cval: whole(cval, number), ctl: whole(ctl, number) }
+    }
+
+    #[inline(always)]
+    pub(super) fn rest(&self) -> TimerRest {
+        TimerRest { offsets: rest(self.offsets, 0), cval: rest(self.cval, 0), ctl: rest(self.ctl, 0) }
+    }
+}
+
+/// One timer of a block of rows.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TimerBlock<'a> {
+    pub(super) offsets: &'a [u64; BLOCK],
+    pub(super) cval: &'a [u64; BLOCK],
+    pub(super) ctl: &'a [u8; BLOCK],
+}
+
+/// One timer of the last rows.
+#[derive(Debug)]
+pub(super) struct TimerRest {
+    offsets: [u64; BLOCK],
+    cval: [u64; BLOCK],
+    ctl: [u8; BLOCK],
+}
+
+impl TimerRest {
+    #[inline(always)]
+    pub(super) fn block(&self) -> TimerBlock<'_> {
+        TimerBlock { offsets: &self.offsets, cval: &self.cval, ctl: &self.ctl }
     }
 }
 
@@ -43,26 +67,125 @@ impl<C> TimerSlices<'_, C> {
 /// # Panics
 ///
 /// Where the columns differ in length.
-pub fn next_deadlines<C: Copy + Into<u64>>(now: HostCount, timers: &[TimerSlices<'_, C>], out: &mut [u64]) {
+pub fn next_deadlines(isa: Isa, now: HostCount, timers: &[TimerSlices<'_>], out: &mut [u64]) {
     for timer in timers {
         timer.same_rows(out.len());
     }
-    // A real deadline is `soonest` and at most `room` more, so that nothing is left to saturate in the loop.
-    let soonest = now.0.min(NO_DEADLINE - 1);
-    let room = NO_DEADLINE - 1 - soonest;
-    let deadline = |(offset, cval, ctl): (u64, u64, C)| {
-        let guest = now.guest(Offset(offset));
-        // All bits set, which is NO_DEADLINE, where the line never goes high.
-        let never = u64::from(timer::can_raise(ctl.into())).wrapping_sub(1);
-        soonest.wrapping_add(timer::ticks_until(cval, guest).min(room)) | never
-    };
-    for (number, out) in out.chunks_mut(BLOCK).enumerate() {
-        let rows = number * BLOCK..number * BLOCK + out.len();
-        out.fill(NO_DEADLINE);
-        for timer in timers {
-            for (out, timer) in out.iter_mut().zip(timer.block(rows.clone())) {
-                *out = deadline(timer).min(*out);
+    isa.run(
+        #[inline(always)]
+        || {
+            let (blocks, rest) = out.as_chunks_mut();
+            for (number, out) in blocks.iter_mut().enumerate() {
+                let mut soonest = Soonest::none();
+                for timer in timers {
+                    soonest.add(now, timer.whole(number));
+                }
+                soonest.deadlines(now, out);
             }
+            if !rest.is_empty() {
+                let mut soonest = Soonest::none();
+                for timer in timers {
+                    soonest.add(now, timer.rest().block());
+                }
+                let mut deadlines = [0; BLOCK];
+                soonest.deadlines(now, &mut deadlines);
+                rest.copy_from_slice(&deadlines[..rest.len()]);
+            }
+        },
+    );
+}
+
+/// [`evaluate`](super::evaluate()) of each timer and [`next_deadlines`] of all of them, in one pass over the columns.
+/// In `istatus` and `line` each timer's rows follow those of the timer before it.
+///
+/// # Panics
+///
+/// Where the columns differ in length.
+pub fn evaluate_and_deadlines(
+    isa: Isa,
+    now: HostCount,
+    timers: &[TimerSlices<'_>],
+    istatus: &mut [bool],
+    line: &mut [bool],
+    out: &mut [u64],
+) {
+    let rows = out.len();
+    for timer in timers {
+        timer.same_rows(rows);
+    }
+    assert_eq!([istatus.len(), line.len()], [timers.len() * rows; 2], "rows of ISTATUS and the lines of all timers");
+    isa.run(
+        #[inline(always)]
+        || {
+            let (blocks, rest) = out.as_chunks_mut();
+            for (number, out) in blocks.iter_mut().enumerate() {
+                let mut soonest = Soonest::none();
+                let mut first = number * BLOCK;
+                for timer in timers {
+                    let timer = timer.whole(number);
+                    lines(now, timer, block_at(istatus, first), block_at(line, first));
+                    soonest.add(now, timer);
+                    first += rows;
+                }
+                soonest.deadlines(now, out);
+            }
+            if !rest.is_empty() {
+                let mut soonest = Soonest::none();
+                let mut last = rows;
+                let (mut met, mut high) = ([false; BLOCK], [false; BLOCK]);
+                for timer in timers {
+                    let timer = timer.rest();
+                    lines(now, timer.block(), &mut met, &mut high);
+                    istatus[last - rest.len()..last].copy_from_slice(&met[..rest.len()]);
+                    line[last - rest.len()..last].copy_from_slice(&high[..rest.len()]);
+                    soonest.add(now, timer.block());
+                    last += rows;
+                }
+                let mut deadlines = [0; BLOCK];
+                soonest.deadlines(now, &mut deadlines);
+                rest.copy_from_slice(&deadlines[..rest.len()]);
+            }
+        },
+    );
+}
+
+/// The first line of each row of a block to go high.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Soonest {
+    /// In how many ticks. Of "never" and of the largest number alike it is all bits.
+    ticks: [u64; BLOCK],
+    /// All bits where none of them ever does.
+    silent: [u8; BLOCK],
+}
+
+impl Soonest {
+    #[inline(always)]
+    fn none() -> Self {
+        Self { ticks: [u64::MAX; BLOCK], silent: [u8::MAX; BLOCK] }
+    }
+
+    #[inline(always)]
+    fn add(&mut self, now: HostCount, timer: TimerBlock<'_>) {
+        let mut never = Rows([0; BLOCK]);
+        for row in 0..BLOCK {
+            never.0[row] = u8::from(timer::can_raise(timer.ctl[row].into())).wrapping_sub(1);
+            self.silent[row] &= never.0[row];
+        }
+        for row in 0..BLOCK {
+            let guest = now.guest(Offset(timer.offsets[row]));
+            let ticks = timer::ticks_until(timer.cval[row], guest) | widened(never.0[row]);
+            self.ticks[row] = ticks.min(self.ticks[row]);
+        }
+    }
+
+    #[inline(always)]
+    fn deadlines(&self, now: HostCount, out: &mut [u64; BLOCK]) {
+        // A real deadline is `soonest` and at most `room` more, so that nothing is left to saturate in the loop.
+        let soonest = now.0.min(NO_DEADLINE - 1);
+        let room = NO_DEADLINE - 1 - soonest;
+        for row in 0..BLOCK {
+            out[row] = soonest.wrapping_add(self.ticks[row].min(room)) | widened(self.silent[row]);
         }
     }
 }
@@ -85,6 +208,9 @@ pub fn deadlines_by_vm(deadlines: &[u64], vm_of: &[u32], out: &mut [u64]) {
 
 /// The earliest deadline of all: [`NO_DEADLINE`] for none.
 #[must_use]
-pub fn earliest(deadlines: &[u64]) -> u64 {
-    deadlines.iter().fold(NO_DEADLINE, |earliest, &deadline| earliest.min(deadline))
+pub fn earliest(isa: Isa, deadlines: &[u64]) -> u64 {
+    isa.run(
+        #[inline(always)]
+        || deadlines.iter().fold(NO_DEADLINE, |earliest, &deadline| earliest.min(deadline)),
+    )
 }

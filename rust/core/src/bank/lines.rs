@@ -1,13 +1,12 @@
 //! Timer conditions and interrupt lines, and which lines have changed.
+#![expect(clippy::inline_always, reason = "what Isa::run asks for")]
+#![expect(clippy::needless_range_loop, reason = "a row is an index of several arrays")]
 
-use super::TimerSlices;
+use super::block::BLOCK;
+use super::deadlines::TimerBlock;
+use super::{Isa, TimerSlices};
 use crate::counter::{HostCount, Offset};
 use crate::timer;
-
-/// Rows that are taken together, so that what is written of them stays in the first-level cache. Of most blocks no line
-/// has changed, and one look passes over all of it.
-const BLOCK: usize = 64;
-const BLOCK_ROWS: i64 = 64;
 
 /// Of one timer on each row when the host's counter reads `now`: ISTATUS ([`condition_met`](timer::condition_met)) and
 /// the level of its line ([`line`](timer::line())).
@@ -15,26 +14,41 @@ const BLOCK_ROWS: i64 = 64;
 /// # Panics
 ///
 /// Where the columns differ in length.
-pub fn evaluate<C: Copy + Into<u64>>(
-    now: HostCount,
-    columns: TimerSlices<'_, C>,
-    istatus: &mut [bool],
-    line: &mut [bool],
-) {
-    let TimerSlices { offsets, cval, ctl } = columns;
-    let rows = [offsets.len(), cval.len(), ctl.len(), istatus.len(), line.len()];
-    assert_eq!(rows, [offsets.len(); 5], "rows of the offsets, CVAL, CTL, ISTATUS and the lines");
-    // A block's conditions, then its lines: a vector has room for more lines than for counts.
-    let outputs = istatus.chunks_mut(BLOCK).zip(line.chunks_mut(BLOCK));
-    let inputs = offsets.chunks(BLOCK).zip(cval.chunks(BLOCK)).zip(ctl.chunks(BLOCK));
-    for ((istatus, line), ((offsets, cval), ctl)) in outputs.zip(inputs) {
-        for (istatus, (&offset, &cval)) in istatus.iter_mut().zip(offsets.iter().zip(cval)) {
-            *istatus = timer::condition_met(cval, now.guest(Offset(offset)));
-        }
-        for (line, (&istatus, &ctl)) in line.iter_mut().zip(istatus.iter().zip(ctl)) {
-            *line = istatus & timer::can_raise(ctl.into());
-        }
+pub fn evaluate(isa: Isa, now: HostCount, timer: TimerSlices<'_>, istatus: &mut [bool], line: &mut [bool]) {
+    timer.same_rows(istatus.len());
+    assert_eq!(istatus.len(), line.len(), "rows of ISTATUS and of the lines");
+    isa.run(
+        #[inline(always)]
+        || {
+            let (blocks, rest) = istatus.as_chunks_mut();
+            let (line_blocks, line_rest) = line.as_chunks_mut();
+            for (number, (istatus, line)) in blocks.iter_mut().zip(line_blocks).enumerate() {
+                lines(now, timer.whole(number), istatus, line);
+            }
+            if !rest.is_empty() {
+                let (mut met, mut high) = ([false; BLOCK], [false; BLOCK]);
+                lines(now, timer.rest().block(), &mut met, &mut high);
+                rest.copy_from_slice(&met[..rest.len()]);
+                line_rest.copy_from_slice(&high[..rest.len()]);
+            }
+        },
+    );
+}
+
+/// ISTATUS and the line: the conditions first, then the lines from them, since a vector has room for more lines than
+/// for counts.
+#[inline(always)]
+pub(super) fn lines(now: HostCount, timer: TimerBlock<'_>, istatus: &mut [bool; BLOCK], line: &mut [bool; BLOCK]) {
+    // Arrays of their own, which no column can overlap.
+    let (mut met, mut high) = ([false; BLOCK], [false; BLOCK]);
+    for row in 0..BLOCK {
+        met[row] = timer::condition_met(timer.cval[row], now.guest(Offset(timer.offsets[row])));
     }
+    for row in 0..BLOCK {
+        high[row] = met[row] & timer::can_raise(timer.ctl[row].into());
+    }
+    *istatus = met;
+    *line = high;
 }
 
 /// The rows whose line isn't as it was `before`, in ascending order into the beginning of `rows`; returns how many.
@@ -46,20 +60,24 @@ pub fn evaluate<C: Copy + Into<u64>>(
 ///
 /// Where the columns differ in length.
 #[expect(clippy::needless_bitwise_bool, reason = "a branch for each row would keep it from being vector code")]
-pub fn changes(before: &[bool], line: &[bool], rows: &mut [i64]) -> usize {
+pub fn changes(isa: Isa, before: &[bool], line: &[bool], rows: &mut [i64]) -> usize {
     assert_eq!([line.len(), rows.len()], [before.len(); 2], "rows of both columns of lines, and of the output");
-    let mut found = 0;
-    let mut first = 0_i64;
-    for (before, line) in before.chunks(BLOCK).zip(line.chunks(BLOCK)) {
-        if before.iter().zip(line).fold(false, |any, (before, line)| any | (before ^ line)) {
-            for (row, (before, line)) in (first..).zip(before.iter().zip(line)) {
-                if before != line {
-                    rows[found] = row;
-                    found += 1;
+    isa.run(
+        #[inline(always)]
+        || {
+            let mut found = 0;
+            // Of most blocks no line has changed, and one look passes over all of it.
+            for (first, (before, line)) in (0..).step_by(BLOCK).zip(before.chunks(BLOCK).zip(line.chunks(BLOCK))) {
+                if before.iter().zip(line).fold(false, |any, (before, line)| any | (before ^ line)) {
+                    for (row, (before, line)) in (first..).zip(before.iter().zip(line)) {
+                        if before != line {
+                            rows[found] = row;
+                            found += 1;
+                        }
+                    }
                 }
             }
-        }
-        first += BLOCK_ROWS;
-    }
-    found
+            found
+        },
+    )
 }

@@ -200,7 +200,7 @@ impl Rows {
     }
 
     /// A timer of some rows.
-    pub(crate) fn slices(&self, timer: Timer, rows: Range<usize>) -> TimerSlices<'_, u8> {
+    pub(crate) fn slices(&self, timer: Timer, rows: Range<usize>) -> TimerSlices<'_> {
         let TimerColumns { cval, ctl, .. } = &self.timers[timer.index()];
         TimerSlices { offsets: &self.offsets_of(timer)[rows.clone()], cval: &cval[rows.clone()], ctl: &ctl[rows] }
     }

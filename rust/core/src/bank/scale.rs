@@ -15,6 +15,11 @@
 //! The fraction fits in 128 bits: `rest <= b - 1`, so it is at most `ceil(2^128 - 2^128 / b)`, and `2^128 / b` is above
 //! 1.
 //!
+//! **In half words**, which vectors can multiply: [`Digits`] takes 96 bits of the fraction in three digits of 32, and `n`
+//! in two. Of the six products the least is left out, and of the next two the lower halves. What is left out is below
+//! `3 / 2^32`, and `3 / 2^32` is added for it. A fraction of 96 bits has `n * e / (b * 2^96)` below `1 / 2^32`, so all
+//! in all less than `4 / 2^32` is added to `n * rest / b`: not more than `1 / b` where `b <= 2^30`, as 10^9 is.
+//!
 //! The tests make the same text of bytes, and try each `n`, `a` and `b` there is.
 
 macro_rules! scale {
@@ -72,7 +77,12 @@ macro_rules! scale {
                 #[must_use]
                 #[inline]
                 pub const fn exceeds(self, n: $word) -> bool {
-                    n > self.limit
+                    n > self.limit()
+                }
+
+                /// The largest number that doesn't exceed.
+                pub(crate) const fn limit(self) -> $word {
+                    self.limit
                 }
 
                 /// `floor(n * a / b)`, held at 2^64 - 1.
@@ -80,6 +90,45 @@ macro_rules! scale {
                 #[inline]
                 pub const fn saturating(self, n: $word) -> $word {
                     if self.exceeds(n) { <$word>::MAX } else { self.wrapping(n) }
+                }
+
+                /// The same ratio in half words. Its `b` is at most 2^30.
+                #[expect(clippy::cast_possible_truncation, reason = "taken apart, and a fraction is below 1")]
+                pub(crate) const fn digits(self) -> Digits {
+                    let half = BITS / 2;
+                    let fraction = (self.upper as $wide) << BITS | self.lower as $wide;
+                    let digits = (fraction >> half) + (fraction & ((1 << half) - 1) != 0) as $wide;
+                    Digits { whole: self.whole, upper: (digits >> half) as $word, lower: digits as $word & LOWER }
+                }
+            }
+
+            const LOWER: $word = <$word>::MAX >> (BITS / 2);
+
+            /// A ratio whose fraction is of three half words: `upper` has two of them, `lower` one.
+            #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+            pub(crate) struct Digits {
+                pub(crate) whole: $word,
+                pub(crate) upper: $word,
+                pub(crate) lower: $word,
+            }
+
+            impl Digits {
+                /// [`Scale::wrapping`], without a product of more than a word.
+                #[inline]
+                pub(crate) fn wrapping(self, n: $word) -> $word {
+                    const HALF: u32 = BITS / 2;
+                    let (high, low) = (n >> HALF, n & LOWER);
+                    let (first, second, third) = (self.upper >> HALF, self.upper & LOWER, self.lower & LOWER);
+                    let times = <$word>::wrapping_mul;
+                    // No sum overflows: the first digit is at most 2^32 - 4, since 1 - 1 / b is not more than that. A
+                    // check would keep it from being vector code.
+                    let below = times(low, first)
+                        .wrapping_add(times(low, second) >> HALF)
+                        .wrapping_add(times(high, third) >> HALF)
+                        .wrapping_add(3);
+                    let carry = times(high, second).wrapping_add(below & LOWER) >> HALF;
+                    let part = times(high, first).wrapping_add(below >> HALF).wrapping_add(carry);
+                    n.wrapping_mul(self.whole).wrapping_add(part)
                 }
             }
         }
@@ -90,8 +139,10 @@ scale!(w64, u64, u128);
 #[cfg(test)]
 scale!(w8, u8, u16);
 
+pub(super) use w64::Digits;
 pub use w64::Scale;
 
+use super::Isa;
 use crate::counter::{Frequency, NS_PER_S};
 
 impl Scale {
@@ -113,11 +164,16 @@ impl Scale {
 /// # Panics
 ///
 /// Where the columns differ in length.
-pub fn convert(scale: Scale, from: &[u64], out: &mut [u64]) {
+pub fn convert(isa: Isa, scale: Scale, from: &[u64], out: &mut [u64]) {
     assert_eq!(from.len(), out.len(), "rows of the input and of the output");
-    for (out, &from) in out.iter_mut().zip(from) {
-        *out = scale.saturating(from);
-    }
+    isa.run(
+        #[inline(always)]
+        || {
+            for (out, &from) in out.iter_mut().zip(from) {
+                *out = scale.saturating(from);
+            }
+        },
+    );
 }
 
 /// Converts each row by a ratio of its own, `scales[of[row]]`; else as [`convert`].
@@ -125,16 +181,35 @@ pub fn convert(scale: Scale, from: &[u64], out: &mut [u64]) {
 /// # Panics
 ///
 /// Where the columns differ in length, and at a row whose ratio isn't in `scales`: the rows before it are written then.
-pub fn convert_mixed(scales: &[Scale], of: &[u16], from: &[u64], out: &mut [u64]) {
+pub fn convert_mixed(isa: Isa, scales: &[Scale], of: &[u16], from: &[u64], out: &mut [u64]) {
     assert_eq!([from.len(), of.len()], [out.len(); 2], "rows of the input, of its ratios and of the output");
-    for (out, (&from, &of)) in out.iter_mut().zip(from.iter().zip(of)) {
-        *out = scales[usize::from(of)].saturating(from);
-    }
+    isa.run(
+        #[inline(always)]
+        || {
+            for (out, (&from, &of)) in out.iter_mut().zip(from.iter().zip(of)) {
+                *out = scales[usize::from(of)].saturating(from);
+            }
+        },
+    );
 }
 
 #[cfg(test)]
 mod tests {
     use super::w8;
+
+    /// Every ratio of a byte and one that has two bits less than half of one.
+    #[test]
+    fn digits_are_the_division() {
+        for a in 1..=u8::MAX {
+            for b in 1..=4 {
+                let digits = w8::Scale::ratio(a, b).digits();
+                for n in 0..=u8::MAX {
+                    let expected = u32::from(n) * u32::from(a) / u32::from(b);
+                    assert_eq!(u32::from(digits.wrapping(n)), expected % 256, "{n} * {a} / {b}");
+                }
+            }
+        }
+    }
 
     /// Every ratio of two bytes, on every byte.
     #[test]

@@ -2,6 +2,7 @@
 
 use super::armed::{Armed, Place};
 use super::handle::{Handle, MAX_VMS};
+use super::isa::Isa;
 use super::rows::{NOBODY, Rows};
 use crate::counter::{Frequency, HostCount, Offset};
 use crate::irq::IrqIds;
@@ -140,6 +141,8 @@ pub struct Bank {
     /// Slots to be given again.
     free: Vec<u32>,
     vms: usize,
+    /// What the batches are computed on.
+    pub(crate) isa: Isa,
 }
 
 impl Bank {
@@ -148,7 +151,12 @@ impl Bank {
     #[must_use]
     pub fn new(frequency: Frequency, el2: bool) -> Self {
         let clock = Clock::new(frequency, frequency, el2);
-        Self { clocks: vec![clock], kinds: Vec::new(), seats: Vec::new(), free: Vec::new(), vms: 0 }
+        Self { clocks: vec![clock], kinds: Vec::new(), seats: Vec::new(), free: Vec::new(), vms: 0, isa: Isa::best() }
+    }
+
+    /// Has its batches computed on these instructions, instead of the widest that the CPU has.
+    pub const fn set_isa(&mut self, isa: Isa) {
+        self.isa = isa;
     }
 
     /// The counter's frequency.

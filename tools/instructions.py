@@ -1,0 +1,145 @@
+"""Compare how many instructions the kernels, the deadline queue and the checkpoint's bytes take with what they took.
+
+    python tools/instructions.py [--update]
+
+Counts what rust/core/benches/counted.rs runs, under valgrind's callgrind, and compares with benches/instructions.json:
+more than 2 % more or fewer is a failure. With --update it writes that file instead. A count is of a compiler and a
+target: where either is another one than the file's, what was counted is printed, and nothing is compared.
+
+valgrind is the machine's own, or else Debian's, fetched as the testbed fetches packages. It knows no AVX-512, so these
+paths aren't counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TypedDict, cast
+
+sys.path.insert(0, str(Path(__file__).parent / "testbed"))
+
+import cache
+from debian import Archive
+
+TREE = Path(__file__).resolve().parent.parent
+FILE = TREE / "benches" / "instructions.json"
+TOLERANCE_PERCENT = 2
+
+
+class Counted(TypedDict):
+    """What instructions were counted with, and how many there were of each call."""
+
+    rustc: str
+    target: str
+    counts: dict[str, int]
+
+
+def compiler() -> tuple[str, str]:
+    """The compiler's version and target."""
+    command = ["rustc", "-vV"]
+    told = subprocess.run(command, cwd=TREE, check=True, stdout=subprocess.PIPE, text=True).stdout
+    fields = dict(line.split(": ", 1) for line in told.splitlines() if ": " in line)
+    return told.splitlines()[0], fields["host"]
+
+
+def program() -> str:
+    """The program that is counted, built as a release is."""
+    bench = ("--package", "guestclock-core", "--bench", "counted")
+    command = ["cargo", "bench", "--locked", "--no-run", "--message-format=json", *bench]
+    told = subprocess.run(command, cwd=TREE, check=True, stdout=subprocess.PIPE, text=True).stdout
+    messages = (json.loads(line) for line in told.splitlines())
+    return next(str(m["executable"]) for m in messages if m.get("executable") and m["target"]["name"] == "counted")
+
+
+def valgrind() -> tuple[str, dict[str, str]]:
+    """The valgrind to run, and what it needs in its environment."""
+    own = shutil.which("valgrind")
+    if own:
+        return own, {}
+    archive = Archive("bookworm")
+    packages = [package for package in archive.plan("valgrind") if package.name == "valgrind"]
+    # In a folder of its own: the package's age would become the cache's folder's.
+    made = cache.made("valgrind", cache.key("root", packages), lambda place: archive.unpack(packages, place / "root"))
+    return str(made / "root/usr/bin/valgrind"), {"VALGRIND_LIB": str(made / "root/usr/libexec/valgrind")}
+
+
+def counted() -> Counted:
+    """Build and count."""
+    rustc, target = compiler()
+    command, environment = valgrind()
+    with tempfile.TemporaryDirectory(prefix="guestclock-") as folder:
+        out = Path(folder, "counted")
+        options = ("--tool=callgrind", "--quiet", f"--callgrind-out-file={out}")
+        only = ("--collect-atstart=no", "--toggle-collect=counted::counted_call", "--dump-after=counted::counted_call")
+        told = subprocess.run(
+            [command, *options, *only, program(), "--count"],
+            env=os.environ | environment,
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        ).stdout
+        counts = {name: total(Path(f"{out}.{number}")) for number, name in enumerate(told.splitlines(), 1)}
+    return {"rustc": rustc, "target": target, "counts": counts}
+
+
+def total(dump: Path) -> int:
+    """The instructions in one of callgrind's files."""
+    found = re.search(r"^(?:summary|totals): (\d+)", dump.read_text(), re.MULTILINE)
+    if not found or not int(found[1]):
+        sys.exit(f"instructions: callgrind counted nothing in {dump.name}")
+    return int(found[1])
+
+
+def compared(was: dict[str, int], now: dict[str, int]) -> bool:
+    """Print each count beside what it was; whether all are as they were."""
+    fine = True
+    for name in sorted(was | now):
+        before, after = was.get(name), now.get(name)
+        if before is None or after is None:
+            fine = False
+            print(f"{name:45} {before or '-':>12} {after or '-':>12}  only in {'the file' if before else 'this run'}")
+            continue
+        off = abs(after - before) * 100 > before * TOLERANCE_PERCENT
+        fine = fine and not off
+        verdict = "  TOO FAR" if off else ""
+        print(f"{name:45} {before:>12} {after:>12}  {100 * (after - before) / before:+.2f} %{verdict}")
+    return fine
+
+
+def main() -> int:
+    """Count, and compare or write."""
+    parser = argparse.ArgumentParser(prog="python tools/instructions.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--update", action="store_true", help="write the counts to the file")
+    update = parser.parse_args().update
+    now = counted()
+    if update:
+        FILE.write_text(json.dumps(now, indent=2) + "\n")
+        print(f"{FILE.relative_to(TREE)}: {len(now['counts'])} counts, {now['rustc']}")
+        return 0
+    was = cast("Counted", json.loads(FILE.read_text()))
+    if (was["rustc"], was["target"]) != (now["rustc"], now["target"]):
+        for name, count in now["counts"].items():
+            print(f"{name:45} {count:>12}")
+        print(
+            f"NOT COMPARED: counted with {now['rustc']} for {now['target']}, and the file's are of {was['rustc']} for "
+            f"{was['target']}. To compare with this compiler: make instructions-update on the older commit.",
+        )
+        return 0
+    if compared(was["counts"], now["counts"]):
+        return 0
+    print(
+        f"More than {TOLERANCE_PERCENT} % off. If it is meant: make instructions-update, and commit "
+        f"{FILE.relative_to(TREE)}.",
+    )
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
