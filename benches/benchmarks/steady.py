@@ -59,7 +59,7 @@ class Queue:
 
         from guestclock import DeadlineQueue
 
-        self.work, self.turn, self.now, self.uint64 = work, 0, work.begin, np.uint64
+        self.work, self.turn, self.now, self.count = work, 0, work.begin, np.array(work.begin, np.uint64)
         self.queue = DeadlineQueue()
         for _ in range(work.timers // vm):
             self.queue.add_group(vm)
@@ -70,10 +70,10 @@ class Queue:
         work, queue, turn = self.work, self.queue, self.turn % TURNS
         self.turn += 1
         self.now += work.ticks
-        now = self.uint64(self.now)
+        self.count[()] = self.now
         fired, _ = queue.expire(self.now)
-        queue.arm_many(fired, work.again[turn][: fired.size] + now)
-        queue.arm_many(work.moved[turn], work.moves[turn] + now)
+        queue.arm_many(fired, work.again[turn][: fired.size] + self.count)
+        queue.arm_many(work.moved[turn], work.moves[turn] + self.count)
         queue.disarm_many(work.cancelled[turn])
         return queue.next_deadline(self.now), fired
 
@@ -125,6 +125,7 @@ class Scan:
         import numpy as np
 
         self.np, self.work, self.turn, self.now = np, work, 0, work.begin
+        self.count = np.array(work.begin, np.uint64)
         self.deadlines = work.first.copy()
         self.due = np.empty(work.timers, np.bool_)
 
@@ -132,12 +133,12 @@ class Scan:
         np, work, deadlines, turn = self.np, self.work, self.deadlines, self.turn % TURNS
         self.turn += 1
         self.now += work.ticks
-        now = np.uint64(self.now)
-        timers = np.flatnonzero(np.less_equal(deadlines, now, out=self.due))
+        self.count[()] = self.now
+        timers = np.flatnonzero(np.less_equal(deadlines, self.count, out=self.due))
         # The ids are in order already, and a stable sort leaves them so among equals.
         fired = timers[deadlines[timers].argsort(kind="stable")]
-        deadlines[fired] = work.again[turn][: fired.size] + now
-        deadlines[work.moved[turn]] = work.moves[turn] + now
+        deadlines[fired] = work.again[turn][: fired.size] + self.count
+        deadlines[work.moved[turn]] = work.moves[turn] + self.count
         deadlines[work.cancelled[turn]] = NO_DEADLINE
         return int(deadlines.min()), fired
 

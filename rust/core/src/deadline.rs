@@ -6,20 +6,20 @@
 //! `now - offset`, modulo 2^64, is at or past its compare value, and its deadline is a distance from `now` and not the sum
 //! of both: where a guest's count wraps, timers that were due no longer are.
 //!
-//! Two tournament trees, one in the other. A group has its compare values in rows of eight, a cache line each; a group
-//! of more than one row has a tree of the rows' least values, in guest ticks. Another tree holds each group's next deadline,
+//! Two tournament trees, one in the other. A group has its compare values in rows of eight, a cache line each; behind those
+//! of a large group stands a tree of the rows' least values, in guest ticks. Another tree holds each group's next deadline,
 //! in host ticks, so that an offset moves one leaf of it. docs/performance.md says why it is these, with figures.
 
+mod timers;
 mod winners;
 
 use crate::bank::NO_DEADLINE;
 use crate::counter::{GuestCount, HostCount, Offset};
-use crate::timer::ticks_until;
-use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::ops::Range;
-use winners::{LANES, NONE, ROW, Row, Winners, each};
+use timers::{Group, Timers, grow, place};
+use winners::{NONE, Path, ROW, Row, Winners, each, touch};
 
 /// A timer that fired.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -67,52 +67,6 @@ pub enum QueueError {
     },
 }
 
-/// The timers of a VM.
-#[derive(Clone, Debug)]
-struct Group {
-    offset: Offset,
-    /// Its first id.
-    first: u32,
-    /// How many timers: 0 where the group was removed.
-    timers: u32,
-    /// How many of them are armed.
-    armed: u32,
-    /// The least compare value of each row, where there are many.
-    tree: Option<Box<Winners>>,
-}
-
-impl Group {
-    /// Its rows.
-    fn rows(&self) -> Range<usize> {
-        let first = self.first as usize / ROW;
-        first..first + (self.timers as usize).div_ceil(ROW)
-    }
-
-    /// The places of its timers in a row: the whole of it, or the part that it has of its only one.
-    fn lanes(&self) -> u8 {
-        let spare = (LANES).saturating_sub(self.timers);
-        u8::MAX >> spare << (self.first % LANES)
-    }
-
-    /// Its least compare value; [`NONE`] where it has none.
-    fn least(&self, cvals: &[Row]) -> u64 {
-        match &self.tree {
-            Some(tree) => tree.least(),
-            None => cvals[self.rows()].iter().fold(NONE, |least, row| least.min(row.least_of(self.lanes()))),
-        }
-    }
-
-    /// Its next deadline as a host count, seen from `now`; [`NONE`] where it has none, or none within 64 bits.
-    fn deadline(&self, cvals: &[Row], now: HostCount) -> u64 {
-        if self.armed == 0 { NONE } else { self.deadline_of(self.least(cvals), now) }
-    }
-
-    /// The same for one compare value.
-    fn deadline_of(&self, cval: u64, now: HostCount) -> u64 {
-        now.0.checked_add(ticks_until(cval, now.guest(self.offset))).unwrap_or(NONE)
-    }
-}
-
 /// Timers of many groups, and when they are due.
 ///
 /// ```
@@ -134,12 +88,7 @@ impl Group {
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct DeadlineQueue {
-    /// Every timer's compare value by id; [`NONE`] where it isn't armed, and where there is none.
-    cvals: Vec<Row>,
-    /// Which timers of a row are armed: a bit each, since a compare value can be [`NONE`] too.
-    armed: Vec<u8>,
-    /// Every timer's group; [`NO_GROUP`] where there is no timer.
-    home: Vec<u32>,
+    timers: Timers,
     groups: Vec<Group>,
     /// Each group's next deadline: a host count at which it may have one due, and before which it has none.
     deadlines: Winners,
@@ -147,24 +96,29 @@ pub struct DeadlineQueue {
     now: HostCount,
     pending: usize,
     seen: Seen,
-    /// Ids that are free, by how many there are from each on; and numbers of groups.
-    free_ids: BTreeMap<u32, Vec<u32>>,
-    free_groups: Vec<u32>,
+    /// Numbers that are free, by how many ids their groups have.
+    free: BTreeMap<usize, Vec<u32>>,
 }
 
 /// What `expire` looks at, kept for its memory.
 #[derive(Clone, Debug, Default)]
 struct Seen {
-    groups: Vec<u32>,
-    /// Rows of groups without a tree, each with its group and its guest's count.
-    rows: Vec<(u32, u32, GuestCount)>,
-    tree_rows: Vec<u32>,
-    spare: Vec<u32>,
+    groups: Path,
+    /// The rows of groups without a tree.
+    rows: Vec<SeenRow>,
+    /// The groups with one.
+    trees: Vec<u32>,
+    timers: Path,
+    words: Vec<u64>,
 }
 
-const NO_GROUP: u32 = u32::MAX;
-/// Up to how many rows a group's least is looked for, instead of kept in a tree, which would be larger than they are.
-const ROWS_WITHOUT_TREE: usize = 4;
+/// A row, under its group's guest count.
+#[derive(Clone, Copy, Debug)]
+struct SeenRow {
+    guest: GuestCount,
+    row: u32,
+    lanes: u8,
+}
 
 impl DeadlineQueue {
     /// A queue without groups.
@@ -192,37 +146,44 @@ impl DeadlineQueue {
         if timers == 0 {
             return Err(QueueError::EmptyGroup);
         }
-        let first = self.take_ids(timers)?;
-        let mut group = Group { offset, first, timers, armed: 0, tree: None };
-        if group.rows().len() > ROWS_WITHOUT_TREE {
-            group.tree = Some(Box::new(Winners::of(group.rows().len())));
-        }
-        let number = if let Some(number) = self.free_groups.pop() {
-            self.groups[number as usize] = group;
-            number
-        } else {
-            self.groups.push(group);
-            self.deadlines.push();
-            narrow(self.groups.len() - 1)
+        let number = match self.free.get_mut(&footprint(timers)).and_then(Vec::pop) {
+            Some(number) => number,
+            None => self.add_block(timers)?,
         };
-        self.home[first as usize..][..timers as usize].fill(number);
+        let group = &mut self.groups[number as usize];
+        (group.timers, group.offset) = (timers, offset);
+        self.timers.add(group);
         Ok(number)
     }
 
     /// Removes a group and its timers. Its number and its ids go to groups that are added later.
     pub fn remove_group(&mut self, group: u32) -> Result<(), QueueError> {
-        let ids = self.timers(group)?;
-        for timer in ids.clone() {
-            self.disarm(&[timer])?;
-            self.home[timer as usize] = NO_GROUP;
-        }
-        self.retime(group);
+        self.group(group)?;
         let gone = &mut self.groups[group as usize];
-        gone.tree = None;
-        self.free_ids.entry(footprint(gone.timers)).or_default().push(ids.start);
+        self.pending -= self.timers.clear(gone);
+        self.free.entry(footprint(gone.timers)).or_default().push(group);
         gone.timers = 0;
-        self.free_groups.push(group);
+        self.deadlines.set(group as usize, NONE);
         Ok(())
+    }
+
+    /// A timer's group, and which of the group's timers it is.
+    pub fn place_of(&self, timer: u32) -> Result<(u32, u32), QueueError> {
+        let home = self.timers.homes.get(timer as usize / ROW).map(|home| home.group(timer as usize % ROW));
+        let found = home.and_then(|number| {
+            let group = self.groups.get(number)?;
+            let index = timer.wrapping_sub(group.first);
+            (index < group.timers).then_some((narrow(number), index))
+        });
+        found.ok_or(QueueError::NoSuchTimer { timer })
+    }
+
+    /// The compare value that a timer is armed with; `None` for one that isn't.
+    pub fn cval(&self, timer: u32) -> Result<Option<u64>, QueueError> {
+        self.place_of(timer)?;
+        let (row, lane) = place(timer);
+        let armed = self.timers.homes[row].armed >> lane & 1 == 1;
+        Ok(armed.then_some(self.timers.cvals[row].0[lane]))
     }
 
     /// The ids of a group's timers.
@@ -249,7 +210,7 @@ impl DeadlineQueue {
         }
         for (group, offset) in groups.iter().zip(offsets) {
             self.groups[*group as usize].offset = Offset(*offset);
-            self.retime(*group);
+            self.retime(*group as usize);
         }
         Ok(())
     }
@@ -259,14 +220,7 @@ impl DeadlineQueue {
         same_length(timers, cvals)?;
         self.known(timers)?;
         for (timer, cval) in timers.iter().zip(cvals) {
-            let (row, lane) = place(*timer);
-            let group = self.home[*timer as usize];
-            if self.armed[row] & 1 << lane == 0 {
-                self.armed[row] |= 1 << lane;
-                self.groups[group as usize].armed += 1;
-                self.pending += 1;
-            }
-            self.put(*timer, *cval);
+            self.put::<true>(*timer, *cval);
         }
         Ok(())
     }
@@ -275,13 +229,7 @@ impl DeadlineQueue {
     pub fn disarm(&mut self, timers: &[u32]) -> Result<(), QueueError> {
         self.known(timers)?;
         for timer in timers {
-            let (row, lane) = place(*timer);
-            if self.armed[row] & 1 << lane != 0 {
-                self.armed[row] &= !(1 << lane);
-                self.groups[self.home[*timer as usize] as usize].armed -= 1;
-                self.pending -= 1;
-                self.put(*timer, NONE);
-            }
+            self.put::<false>(*timer, NONE);
         }
         Ok(())
     }
@@ -294,9 +242,9 @@ impl DeadlineQueue {
             return NO_DEADLINE;
         }
         while self.deadlines.least() <= now.0 {
-            let group = self.deadlines.first();
+            let group = winners::first(&self.deadlines.rows, self.deadlines.leaves);
             // It was to be due by now; it isn't if the guest's count wrapped since, or its timer was moved.
-            let actual = self.groups[group].deadline(&self.cvals, now);
+            let actual = self.timers.deadline(&self.groups[group], now);
             if actual <= now.0 {
                 return now.0.min(NO_DEADLINE - 1);
             }
@@ -310,67 +258,77 @@ impl DeadlineQueue {
     pub fn expire(&mut self, now: HostCount, fired: &mut Vec<Fired>) {
         self.look_from(now);
         fired.clear();
-        let Self { cvals, armed, groups, deadlines, pending, seen, .. } = self;
-        let mut fire = |cvals: &mut [Row], group: &mut Group, row: usize, guest: GuestCount| {
-            let row_cvals = &mut cvals[row];
-            let due = row_cvals.due(guest.0) & armed[row] & group.lanes();
-            armed[row] &= !due;
-            group.armed -= due.count_ones();
-            // Before it is written to: a wide read waits for narrow writes.
-            let least = row_cvals.least_of(!due);
-            each(due, |lane| {
-                let cval = core::mem::replace(&mut row_cvals.0[lane as usize], NONE);
-                let deadline = now.0.saturating_sub(guest.0 - cval);
-                fired.push(Fired { deadline, timer: narrow(row * ROW) + lane });
-            });
-            least
-        };
-        deadlines.due(now.0, &mut seen.groups, &mut seen.spare);
+        let Self { timers, groups, deadlines, pending, seen, .. } = self;
         // In passes, each of them short: what one group or row is waited for to be read, the next ones are read as well.
         seen.rows.clear();
-        for number in &seen.groups {
-            let group = &mut groups[*number as usize];
-            let (guest, rows) = (now.guest(group.offset), group.rows());
-            if let Some(mut tree) = group.tree.take() {
-                tree.due(guest.0, &mut seen.tree_rows, &mut seen.spare);
-                tree.renew(&mut seen.tree_rows, |row| fire(cvals, group, rows.start + row, guest));
-                group.tree = Some(tree);
-            } else if group.armed > 0 {
-                seen.rows.extend(rows.map(|row| (*number, narrow(row), guest)));
+        seen.trees.clear();
+        let numbers = seen.groups.take(&deadlines.rows, deadlines.leaves, now.0);
+        // At the last count of all, the places behind the last group are due, too.
+        let due = || numbers.iter().map_while(|number| Some((*number, groups.get(*number as usize)?)));
+        touch(due().map(|(_, group)| group.timers.into()));
+        for (number, group) in due() {
+            if group.has_tree() {
+                seen.trees.push(number);
+                continue;
+            }
+            let (guest, lanes) = (now.guest(group.offset), group.lanes());
+            for row in group.rows() {
+                seen.rows.push(SeenRow { guest, row: narrow(row), lanes });
             }
         }
-        for (number, row, guest) in &seen.rows {
-            fire(cvals, &mut groups[*number as usize], *row as usize, *guest);
+        let mut fire = |timer: u32, cval: &mut u64, guest: GuestCount| {
+            let late = guest.0 - core::mem::replace(cval, NONE);
+            fired.push(Fired { deadline: now.0.saturating_sub(late), timer });
+        };
+        touch(
+            seen.rows
+                .iter()
+                .map(|it| timers.cvals[it.row as usize].0[0] ^ u64::from(timers.homes[it.row as usize].armed)),
+        );
+        for it in &mut seen.rows {
+            let row = it.row as usize;
+            it.lanes &= timers.cvals[row].due(it.guest.0) & timers.homes[row].armed;
+        }
+        for SeenRow { guest, row, lanes: due } in &seen.rows {
+            let cvals = &mut timers.cvals[*row as usize].0;
+            timers.homes[*row as usize].armed &= !due;
+            each(*due, |lane| fire(row << 3 | lane, &mut cvals[lane as usize], *guest));
+        }
+        for number in &seen.trees {
+            let group = &groups[*number as usize];
+            let (guest, rows) = (now.guest(group.offset), group.rows());
+            let (cvals, homes) = (&mut timers.cvals[rows.clone()], &mut timers.homes[rows]);
+            let due = seen.timers.take(cvals, group.leaves(), guest.0);
+            touch(due.iter().map(|index| homes[*index as usize / ROW].armed.into()));
+            let mut disarmed = 0;
+            for index in due {
+                let (row, lane) = place(*index);
+                if homes[row].armed >> lane & 1 == 1 {
+                    homes[row].armed &= !(1 << lane);
+                    disarmed += 1;
+                    fire(group.first + index, &mut cvals[row].0[lane], guest);
+                }
+            }
+            seen.timers.renew(cvals);
+            timers.count(group, 0, disarmed);
         }
         *pending -= fired.len();
-        deadlines.renew(&mut seen.groups, |number| groups[number].deadline(cvals, now));
-        order(fired);
+        for (number, group) in due() {
+            let (row, lane) = place(number);
+            deadlines.rows[row].0[lane] = timers.deadline(group, now);
+        }
+        seen.groups.renew(&mut deadlines.rows);
+        order(fired, &mut seen.words);
     }
 
     /// The bytes that it holds, those that are reserved for more included.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let columns = self.cvals.capacity() * size_of::<Row>() + self.armed.capacity() + self.home.capacity() * 4;
-        let groups = self.groups.capacity() * size_of::<Group>() + self.free_groups.capacity() * 4;
-        let rows: usize = self.groups.iter().filter_map(|group| group.tree.as_ref()).map(|tree| tree.bytes()).sum();
-        let ids: usize = self.free_ids.values().map(|ids| ids.capacity() * 4).sum();
-        let Seen { groups: seen, rows: seen_rows, tree_rows, spare } = &self.seen;
-        let seen = (seen.capacity() + tree_rows.capacity() + spare.capacity()) * 4 + seen_rows.capacity() * 16;
-        columns + groups + rows + ids + seen + self.deadlines.bytes()
-    }
-
-    /// A timer's group, and its number there.
-    pub fn place_of(&self, timer: u32) -> Result<(u32, u32), QueueError> {
-        self.known(&[timer])?;
-        let group = self.home[timer as usize];
-        Ok((group, timer - self.groups[group as usize].first))
-    }
-
-    /// The compare value that a timer is armed with; `None` for one that isn't.
-    pub fn cval(&self, timer: u32) -> Result<Option<u64>, QueueError> {
-        self.known(&[timer])?;
-        let (row, lane) = place(timer);
-        Ok((self.armed[row] >> lane & 1 == 1).then_some(self.cvals[row].0[lane]))
+        let groups = self.groups.capacity() * size_of::<Group>() + self.deadlines.rows.capacity() * size_of::<Row>();
+        let free: usize = self.free.values().map(|numbers| numbers.capacity() * 4).sum();
+        let Seen { groups: seen, rows, trees, timers, words } = &self.seen;
+        let lists = rows.capacity() * size_of::<SeenRow>() + trees.capacity() * 4 + words.capacity() * 8;
+        self.timers.bytes() + groups + free + seen.bytes() + timers.bytes() + lists
     }
 
     fn group(&self, group: u32) -> Result<&Group, QueueError> {
@@ -379,71 +337,70 @@ impl DeadlineQueue {
     }
 
     fn known(&self, timers: &[u32]) -> Result<(), QueueError> {
-        let unknown = timers.iter().find(|timer| self.home.get(**timer as usize).is_none_or(|home| *home == NO_GROUP));
-        unknown.map_or(Ok(()), |timer| Err(QueueError::NoSuchTimer { timer: *timer }))
+        timers.iter().try_for_each(|timer| self.place_of(*timer).map(|_| ()))
     }
 
-    fn take_ids(&mut self, timers: u32) -> Result<u32, QueueError> {
-        let too_many = QueueError::TooManyTimers { timers, ids: self.home.len() };
-        if timers > u32::MAX - 7 {
-            return Err(too_many);
-        }
-        let size = footprint(timers);
-        if let Some(first) = self.free_ids.get_mut(&size).and_then(Vec::pop) {
-            return Ok(first);
-        }
-        let first = self.home.len();
-        let end = first + (size as usize).max(ROW);
+    /// A block of ids for a group of so many timers, and its number; for a small group, a row of such.
+    fn add_block(&mut self, timers: u32) -> Result<u32, QueueError> {
+        let (first, size) = (self.timers.homes.len() * ROW, footprint(timers));
+        let end = first + size.next_multiple_of(ROW);
         // The last id stays free, so that a range of ids has an end.
         if u32::try_from(end).is_err() {
-            return Err(too_many);
+            return Err(QueueError::TooManyTimers { timers, ids: first });
         }
-        self.cvals.resize(end / ROW, Row::default());
-        self.armed.resize(end / ROW, 0);
-        self.home.resize(end, NO_GROUP);
-        if (size as usize) < ROW {
-            // The rest of the row is for more groups of this size, the lowest ids first.
-            let rest = (first + size as usize..end).rev().step_by(size as usize);
-            self.free_ids.entry(size).or_default().extend(rest.map(|last| narrow(last) + 1 - size));
+        let number = narrow(self.groups.len());
+        self.timers.grow(end / ROW, number, size);
+        let blocks = (first..end).step_by(size);
+        grow(&mut self.groups, blocks.len());
+        self.groups.extend(blocks.map(|first| Group { offset: Offset(0), first: narrow(first), timers: 0 }));
+        self.deadlines.grow(self.groups.len());
+        let rest = number + 1..narrow(self.groups.len());
+        if !rest.is_empty() {
+            self.free.entry(size).or_default().extend(rest.rev());
         }
-        Ok(narrow(first))
+        Ok(number)
     }
 
-    /// Writes a compare value, and has the trees know of it as far up as it changes anything.
-    fn put(&mut self, timer: u32, cval: u64) {
+    /// Arms a timer with a compare value, or disarms it, with [`NONE`]; has the trees know of it as far up as it changes
+    /// anything.
+    fn put<const ARM: bool>(&mut self, timer: u32, cval: u64) {
         let (row, lane) = place(timer);
-        let old = core::mem::replace(&mut self.cvals[row].0[lane], cval);
-        let number = self.home[timer as usize];
-        let group = &mut self.groups[number as usize];
-        if let Some(tree) = &mut group.tree {
-            let index = row - group.first as usize / ROW;
-            let held = tree.value(index);
-            let least = if cval < held {
-                cval
-            } else if old == held {
-                self.cvals[row].least()
-            } else {
-                return;
-            };
-            if tree.set(index, least) || group.armed <= 1 {
-                self.retime(number);
-            }
+        let home = &mut self.timers.homes[row];
+        let number = home.group(lane);
+        let was = home.armed >> lane & 1 == 1;
+        if ARM && !was {
+            home.armed |= 1 << lane;
+            self.pending += 1;
+        } else if was && !ARM {
+            home.armed &= !(1 << lane);
+            self.pending -= 1;
+        } else if !ARM {
             return;
         }
+        let group = &self.groups[number];
+        let old = if group.has_tree() {
+            self.timers.count(group, u32::from(ARM && !was), u32::from(!ARM));
+            let (old, changed) = self.timers.put(group, timer, cval);
+            // It can't tell an armed NONE from none.
+            if !(changed || ARM && cval == NONE || was && old == NONE) {
+                return;
+            }
+            old
+        } else {
+            core::mem::replace(&mut self.timers.cvals[row].0[lane], cval)
+        };
         // What the deadlines hold may be early where it has passed: whoever looks at it then looks at the group.
-        let held = self.deadlines.value(number as usize);
-        let armed = self.armed[row] >> lane & 1 == 1;
-        let deadline = if armed { group.deadline_of(cval, self.now) } else { NONE };
+        let held = self.deadlines.value(number);
+        let deadline = if ARM { group.deadline_of(cval, self.now) } else { NONE };
         if deadline < held {
-            self.deadlines.set(number as usize, deadline);
-        } else if group.deadline_of(old, self.now) == held {
+            self.deadlines.set(number, deadline);
+        } else if was && group.deadline_of(old, self.now) == held {
             self.retime(number);
         }
     }
 
-    fn retime(&mut self, group: u32) {
-        let group = group as usize;
-        self.deadlines.set(group, self.groups[group].deadline(&self.cvals, self.now));
+    fn retime(&mut self, group: usize) {
+        self.deadlines.set(group, self.timers.deadline(&self.groups[group], self.now));
     }
 
     /// Time goes on, and deadlines stay where they are; where it went back, every group is looked at anew.
@@ -451,26 +408,23 @@ impl DeadlineQueue {
         let back = now < self.now;
         self.now = now;
         if back {
-            for group in 0..narrow(self.groups.len()) {
-                self.retime(group);
+            for (number, group) in self.groups.iter().enumerate() {
+                self.deadlines.rows[number / ROW].0[number % ROW] = self.timers.deadline(group, now);
             }
+            self.deadlines.rebuild();
         }
     }
 }
 
 /// How many ids a group takes: a part of a row that doesn't straddle it, or rows.
-const fn footprint(timers: u32) -> u32 {
-    if timers as usize <= ROW { timers.next_power_of_two() } else { timers.next_multiple_of(LANES) }
+fn footprint(timers: u32) -> usize {
+    let timers = timers as usize;
+    if timers <= ROW { timers.next_power_of_two() } else { winners::size(timers.div_ceil(ROW)) * ROW }
 }
 
-/// A timer's row, and its place there.
-const fn place(timer: u32) -> (usize, usize) {
-    (timer as usize / ROW, timer as usize % ROW)
-}
-
-/// An index that stands for an id or a group: `take_ids` has seen that it fits.
+/// An index that stands for an id or a group: `add_block` has seen that it fits.
 fn narrow(index: usize) -> u32 {
-    u32::try_from(index).unwrap_or(NO_GROUP)
+    u32::try_from(index).unwrap_or(u32::MAX)
 }
 
 const fn same_length(named: &[u32], values: &[u64]) -> Result<(), QueueError> {
@@ -482,16 +436,17 @@ const fn same_length(named: &[u32], values: &[u64]) -> Result<(), QueueError> {
 }
 
 /// By deadline, then by id: as one word each where the deadlines lie near each other, since words sort without branches.
-fn order(fired: &mut [Fired]) {
+fn order(fired: &mut [Fired], words: &mut Vec<u64>) {
     let low = fired.iter().map(|fired| fired.deadline).min().unwrap_or(0);
     let high = fired.iter().map(|fired| fired.deadline).max().unwrap_or(0);
     if (high - low) >> 32 != 0 {
         fired.sort_unstable();
         return;
     }
-    let mut words: Vec<u64> = fired.iter().map(|it| (it.deadline - low) << 32 | u64::from(it.timer)).collect();
+    words.clear();
+    words.extend(fired.iter().map(|it| (it.deadline - low) << 32 | u64::from(it.timer)));
     words.sort_unstable();
     for (it, word) in fired.iter_mut().zip(words) {
-        *it = Fired { deadline: low + (word >> 32), timer: (word & 0xffff_ffff) as u32 };
+        *it = Fired { deadline: low + (*word >> 32), timer: (*word & 0xffff_ffff) as u32 };
     }
 }

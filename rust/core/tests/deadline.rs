@@ -107,6 +107,10 @@ proptest! {
             let ids: Vec<(u32, u32)> =
                 groups.iter().flat_map(|group| queue.timers(*group).unwrap().map(|id| (id, *group))).collect();
             let group = |number: usize| groups.get(number % groups.len().max(1)).copied();
+            for (id, group) in &ids {
+                let index = id - queue.timers(*group).unwrap().start;
+                prop_assert_eq!(queue.place_of(*id), Ok((*group, index)));
+            }
             match step {
                 Step::Add { timers, offset } => {
                     let group = queue.add_group(timers, Offset(offset)).unwrap();
@@ -207,18 +211,41 @@ fn a_guest_count_that_wraps_takes_expiry_back() {
     assert_eq!(fired, [Fired { deadline: 110, timer }]);
 }
 
-/// A compare value of 2^64 - 1 is a real one, reached at that very count.
+/// A compare value of 2^64 - 1 is a real one, reached at that very count, in VMs of every size.
 #[test]
 fn the_last_count_is_a_deadline() {
-    let (mut queue, _, timer) = queue_of(1, 50);
-    queue.arm(&[timer], &[u64::MAX]).unwrap();
-    assert_eq!(queue.next_deadline(HostCount(0)), 49);
-    assert_eq!(queue.next_deadline(HostCount(50)), NO_DEADLINE - 1);
-    let mut fired = Vec::new();
-    queue.expire(HostCount(u64::MAX), &mut fired);
-    assert_eq!((fired.len(), queue.len()), (0, 1));
-    queue.expire(HostCount(49), &mut fired);
-    assert_eq!((fired.len(), queue.next_deadline(HostCount(49))), (1, NO_DEADLINE));
+    for timers in [1, 8, 20, 40, 1000] {
+        let (mut queue, _, timer) = queue_of(timers, 50);
+        queue.arm(&[timer], &[u64::MAX]).unwrap();
+        assert_eq!(queue.next_deadline(HostCount(0)), 49);
+        assert_eq!(queue.next_deadline(HostCount(50)), NO_DEADLINE - 1);
+        let mut fired = Vec::new();
+        queue.expire(HostCount(u64::MAX), &mut fired);
+        assert_eq!((fired.len(), queue.len()), (0, 1));
+        queue.disarm(&[timer]).unwrap();
+        assert_eq!(queue.next_deadline(HostCount(0)), NO_DEADLINE);
+        queue.arm(&[timer], &[u64::MAX]).unwrap();
+        queue.expire(HostCount(49), &mut fired);
+        assert_eq!((fired.len(), queue.next_deadline(HostCount(49))), (1, NO_DEADLINE));
+    }
+}
+
+/// Behind a large VM's timers are ids that its tree takes; nobody's, as is the rest of a row.
+#[test]
+fn a_tree_has_no_timers() {
+    for timers in [3, 12, 40, 1000] {
+        let (mut queue, group, first) = queue_of(timers, 0);
+        let next = queue.add_group(9, Offset(0)).unwrap();
+        queue.arm(&[first], &[7]).unwrap();
+        let behind = first + timers..queue.timers(next).unwrap().start;
+        assert!(!behind.is_empty());
+        for timer in behind {
+            assert_eq!(queue.place_of(timer), Err(QueueError::NoSuchTimer { timer }));
+            assert_eq!(queue.arm(&[timer], &[1]), Err(QueueError::NoSuchTimer { timer }));
+        }
+        assert_eq!(queue.place_of(first + timers - 1), Ok((group, timers - 1)));
+        assert_eq!((queue.next_deadline(HostCount(0)), queue.len()), (7, 1));
+    }
 }
 
 #[test]

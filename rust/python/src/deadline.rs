@@ -54,17 +54,22 @@ impl PyDeadlineQueue {
 /// A copy of an array: while the GIL is released, other threads may write to the array itself.
 fn column<T: Element + Copy>(array: &Bound<'_, PyAny>, what: &str, dtype: &str) -> PyResult<Vec<T>> {
     let refused = || PyTypeError::new_err(format!("{what} must be a one-dimensional, aligned numpy array of {dtype}"));
-    let array = array.cast::<PyArray1<T>>().map_err(|_| refused())?.try_readonly().map_err(|_| refused())?;
-    match array.as_slice() {
-        Ok(slice) => Ok(slice.to_vec()),
-        Err(_) if array.is_aligned() => Ok(array.as_array().iter().copied().collect()),
+    let array = array.cast::<PyArray1<T>>().map_err(|_| refused())?;
+    match array.to_vec() {
+        Ok(copy) => Ok(copy),
+        Err(_) if array.is_aligned() => Ok(array.to_owned_array().into_iter().collect()),
         Err(_) => Err(refused()),
     }
 }
 
 /// Ids or groups, as the core counts them.
 fn indices(array: &Bound<'_, PyAny>, what: &str) -> PyResult<Vec<u32>> {
-    column::<i64>(array, what, "int64")?.into_iter().map(|index| narrow(index, what)).collect()
+    let indices: Vec<i64> = column(array, what, "int64")?;
+    // One that is too large or negative has a bit up there.
+    if indices.iter().fold(0, |all, index| all | index) >> 32 != 0 {
+        indices.iter().try_for_each(|index| narrow(*index, what).map(|_| ()))?;
+    }
+    Ok(indices.iter().map(|index| (index.cast_unsigned() & 0xffff_ffff) as u32).collect())
 }
 
 fn narrow(index: i64, what: &str) -> PyResult<u32> {
@@ -154,7 +159,8 @@ impl PyDeadlineQueue {
         let (ids, deadlines): (Vec<i64>, Vec<u64>) = self.with(py, pending, |queue| {
             let mut fired = Vec::with_capacity(FIRING);
             queue.expire(HostCount(now), &mut fired);
-            fired.iter().map(|fired| (i64::from(fired.timer), fired.deadline)).unzip()
+            let ids = fired.iter().map(|fired| i64::from(fired.timer)).collect();
+            (ids, fired.iter().map(|fired| fired.deadline).collect())
         });
         (PyArray1::from_slice(py, &ids), PyArray1::from_slice(py, &deadlines))
     }
