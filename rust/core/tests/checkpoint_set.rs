@@ -4,7 +4,7 @@ mod common;
 
 use common::{bare, full_set, plain_set, set};
 use guestclock_core::checkpoint::{Checkpoint, CtlColumn, TimerColumns};
-use guestclock_core::checkpoint_set::{CheckpointSet, Column, VmGroup};
+use guestclock_core::checkpoint_set::{CheckpointSet, Column};
 use guestclock_core::counter::{Counter, CrossTimestamp, Frequency, GuestCount, HostCount};
 use guestclock_core::scaled::ScaledCounter;
 use guestclock_core::timer::Timer;
