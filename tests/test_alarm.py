@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from guestclock import (
     AlarmInUse,
+    ClockBank,
     DeadlineAlarm,
     DeadlineQueue,
     Fault,
@@ -32,8 +33,11 @@ from guestclock import (
     Lateness,
     ManualCounter,
     MonotonicCounter,
+    Reg,
     ScaledCounter,
+    Timer,
     Vm,
+    restore,
 )
 from guestclock.types import Counter
 
@@ -191,6 +195,53 @@ def test_what_is_due_beforehand_wakes(queue: DeadlineQueue, counter: ManualCount
     with DeadlineAlarm(queue, counter) as alarm:
         assert readable(alarm)
         assert taken(alarm) == [(999, 5)]
+
+
+def test_a_bank_tells_its_alarms(counter: ManualCounter) -> None:
+    """By whatever moves a deadline: the bank, a VM of it, or a restore."""
+    bank = ClockBank(counter)
+    handle = bank.add(2)
+    vm, alarm = bank.vm(handle), DeadlineAlarm(bank)
+    assert alarm.counter is counter
+
+    def start(vm: Vm, *, after: int) -> None:
+        vm.set_one_reg(0, Reg.TIMER_CVAL, vm.cntvct(0) + after)
+        vm.set_one_reg(0, Reg.TIMER_CTL, 1)
+
+    def set_timers() -> int:
+        cval, ctl = np.array([vm.cntvct(1)], np.uint64), np.array([1], np.uint8)
+        bank.set_timers(Timer.VTIMER, np.array([handle + 1]), cval, ctl)
+        return handle + 1
+
+    def set_registers() -> int:
+        start(vm, after=0)
+        return handle
+
+    def set_offset() -> int:
+        start(vm, after=500)
+        assert not readable(alarm)
+        vm.set_counter_offset(counter.read() - vm.cntvct(0) - 500)
+        return handle
+
+    def restored() -> int:
+        source, target = Vm(counter=counter), bank.add()
+        start(source, after=0)
+        restore(source.checkpoint(), bank.vm(target))
+        return target
+
+    with alarm:
+        for change in (set_timers, set_registers, set_offset, restored):
+            assert not readable(alarm)
+            vcpu = change()
+            assert readable(alarm)
+            assert vcpu in alarm.expire().vcpus.tolist()
+            assert not readable(alarm)
+        # What is high stays high, and wakes nobody.
+        assert bank.evaluate().line.any()
+        assert not readable(alarm)
+        counter.advance(1)
+        assert alarm.expire().vcpus.tolist() == []
+        assert not readable(alarm)
 
 
 def test_a_counter_made_from_one_that_is_moved_by_hand(queue: DeadlineQueue) -> None:

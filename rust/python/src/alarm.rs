@@ -1,5 +1,6 @@
 //! The alarm: a descriptor that is readable when something may have expired, and the one who says what has.
 
+use crate::bank::PyClockBank;
 use crate::counters::{self, AnyCounter};
 use crate::deadline::PyDeadlineQueue;
 use crate::errors::{IntoPyErr, OrRaise};
@@ -83,14 +84,15 @@ impl Alarms {
 /// A descriptor for select, poll, epoll and event loops, readable when timers of `source` may have expired on
 /// `counter`.
 ///
-/// `source` is a DeadlineQueue, or whatever has `next_deadline(now)` and `expire(now)` as DeadlineSource says. The
-/// descriptor is a hint, and `expire` the authority: it reads the counter. Over a ManualCounter, or a ScaledCounter
-/// of one, each `advance` and `rewind` makes it readable (an eventfd); over any other counter time does (a timerfd on
-/// CLOCK_MONOTONIC, set a second ahead at most, since that clock is slewed against the counter and stops when the host
-/// is suspended). It is close-on-exec and non-blocking, and no other descriptor is made.
+/// `source` is a ClockBank, a DeadlineQueue, or whatever has `next_deadline(now)` and `expire(now)` as DeadlineSource
+/// says; `counter` is the source's own by default. The descriptor is a hint, and `expire` the authority: it reads the
+/// counter. Over a ManualCounter, or a ScaledCounter of one, each `advance` and `rewind` makes it readable (an
+/// eventfd); over any other counter time does (a timerfd on CLOCK_MONOTONIC, set a second ahead at most, since that
+/// clock is slewed against the counter and stops when the host is suspended). It is close-on-exec and non-blocking, and
+/// no other descriptor is made.
 ///
-/// A DeadlineQueue tells its alarms when a timer is armed or an offset moves, on whatever thread, and a blocked
-/// epoll_wait returns in time. After a change of any other source call `rearm`.
+/// A ClockBank and a DeadlineQueue tell their alarms when a timer is armed or an offset moves, on whatever thread, and
+/// a blocked epoll_wait returns in time. After a change of any other source call `rearm`.
 ///
 /// One consumer takes what expires: AlarmInUse for a second one at the same time. The alarm is a context manager that
 /// owns the descriptor and closes it; ValueError for what comes after that. OSError where the kernel has no descriptor
@@ -132,6 +134,14 @@ impl PyDeadlineAlarm {
     }
 }
 
+/// The alarms of a source that tells them itself.
+fn alarms(source: &Bound<'_, PyAny>) -> Option<Arc<Alarms>> {
+    if let Ok(bank) = source.cast::<PyClockBank>() {
+        return Some(Arc::clone(bank.get().alarms()));
+    }
+    source.cast::<PyDeadlineQueue>().ok().map(|queue| Arc::clone(queue.get().alarms()))
+}
+
 /// What a source's `expire` returned, and the deadlines in it.
 fn with_deadlines(expired: Bound<'_, PyAny>) -> PyResult<(Bound<'_, PyTuple>, PyReadonlyArray1<'_, u64>)> {
     let refused = || {
@@ -153,12 +163,13 @@ fn with_deadlines(expired: Bound<'_, PyAny>) -> PyResult<(Bound<'_, PyTuple>, Py
 #[pymethods]
 impl PyDeadlineAlarm {
     #[new]
-    fn new(source: Bound<'_, PyAny>, counter: Bound<'_, PyAny>) -> PyResult<Self> {
+    #[pyo3(signature = (source, counter=None))]
+    fn new(source: Bound<'_, PyAny>, counter: Option<Bound<'_, PyAny>>) -> PyResult<Self> {
+        let counter = counter.map_or_else(|| source.getattr(intern!(source.py(), "counter")), Ok)?;
         let moved_by_hand = counters::alarms(&counter);
         let alarm = if moved_by_hand.is_some() { Alarm::event()? } else { Alarm::timer()? };
         let hint = Arc::new(Hint { counter: counter.extract()?, alarm });
-        let queue = source.cast::<PyDeadlineQueue>().ok().map(|queue| Arc::clone(queue.get().alarms()));
-        let known_to: Vec<_> = moved_by_hand.into_iter().chain(queue).collect();
+        let known_to: Vec<_> = moved_by_hand.into_iter().chain(alarms(&source)).collect();
         for alarms in &known_to {
             alarms.add(&hint);
         }
@@ -203,8 +214,8 @@ impl PyDeadlineAlarm {
         expired
     }
 
-    /// Looks at the source's next deadline again, after it may have become an earlier one. A DeadlineQueue sees to that
-    /// itself.
+    /// Looks at the source's next deadline again, after it may have become an earlier one. A ClockBank and a
+    /// DeadlineQueue see to that themselves.
     fn rearm(&self, py: Python<'_>) -> PyResult<()> {
         self.hint.set(self.next_deadline(py, self.hint.counter.count())?).or_raise()
     }
