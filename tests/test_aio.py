@@ -1,21 +1,43 @@
-"""`guestclock.aio.catch_up` and `guestclock.pacing.paced`: each step when it is due, by one rule."""
+"""`guestclock.aio.catch_up` and `guestclock.pacing.paced`: each step when it is due, by one rule.
+
+`guestclock.aio.expiries`: what expires on an alarm, once, to one consumer.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
 import json
+import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from itertools import pairwise
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from guestclock import Advance, CatchUp, Freeze, ManualCounter, Step, Vm, aio, plan, restore
-from guestclock.errors import RestoreOpen, VcpuRunning
+from guestclock import (
+    Advance,
+    CatchUp,
+    Counter,
+    DeadlineAlarm,
+    DeadlineQueue,
+    Freeze,
+    HostCounter,
+    ManualCounter,
+    MonotonicCounter,
+    Step,
+    Vm,
+    aio,
+    plan,
+    restore,
+)
+from guestclock.errors import AlarmInUse, CapabilityMissing, RestoreOpen, VcpuRunning
 from guestclock.pacing import paced
 from vms import NS, SECOND, host, owned
 
@@ -255,3 +277,270 @@ def test_who_paces_without_a_loop_needs_no_asyncio() -> None:
     code = "import guestclock.pacing, json, sys; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert "asyncio" not in json.loads(done.stdout)
+
+
+# expiries: in a loop that knows what it watches.
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """Knows which descriptors it watches, and how often one of them woke it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watched: set[int] = set()
+        self.wakes = 0
+        self.complaints: list[dict[str, Any]] = []
+        self.set_exception_handler(lambda _, complaint: self.complaints.append(complaint))
+
+    def add_reader(self, fd: Any, callback: Any, *args: Any) -> None:  # type: ignore[override]
+        def woken() -> None:
+            self.wakes += 1
+            callback(*args)
+
+        super().add_reader(fd, woken)
+        self.watched.add(fd)
+
+    def remove_reader(self, fd: Any) -> bool:
+        self.watched.discard(fd)
+        return super().remove_reader(fd)
+
+
+class NoReaders(asyncio.SelectorEventLoop):
+    """As asyncio's proactor loop is."""
+
+    def add_reader(self, *_: object) -> None:
+        raise NotImplementedError
+
+
+Expired = tuple[NDArray[np.int64], NDArray[np.uint64]]
+
+
+class Rig:
+    """A queue of 8 timers on a counter that is moved by hand, and a loop."""
+
+    def __init__(self) -> None:
+        self.counter = ManualCounter(1000)
+        self.queue = DeadlineQueue()
+        self.queue.add_group(8)
+        self.alarm: DeadlineAlarm[Expired] = DeadlineAlarm(self.queue, self.counter)
+        self.taken: list[list[int]] = []
+
+    async def consume(self) -> None:
+        async for timers, _ in aio.expiries(self.alarm):
+            self.taken.append(timers.tolist())
+
+    def run(self, main: Coroutine[Any, Any, None], make: Callable[[], Loop] = Loop) -> Loop:
+        with self.alarm, asyncio.Runner(loop_factory=make) as runner:
+            runner.run(main)
+            loop = runner.get_loop()
+            assert isinstance(loop, Loop)
+            assert (loop.watched, loop.complaints) == (set(), [])
+            return loop
+
+
+def watching() -> Loop:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, Loop)
+    return loop
+
+
+async def turns(number: int = 5) -> None:
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+def test_what_expires_is_given_when_it_does() -> None:
+    rig = Rig()
+
+    async def main() -> None:
+        rig.queue.arm_many(np.array([0, 1, 2]), np.array([1005, 1003, 1010], np.uint64))
+        task = asyncio.create_task(rig.consume())
+        await turns()
+        assert rig.taken == []
+        rig.counter.advance(5)
+        await turns()
+        assert rig.taken == [[1, 0]]
+        # Only a hint.
+        rig.counter.advance(1)
+        await turns()
+        assert rig.taken == [[1, 0]]
+        rig.queue.set_offset(0, -4)
+        await turns()
+        assert rig.taken == [[1, 0], [2]]
+        task.cancel()
+
+    rig.run(main())
+
+
+def test_nothing_wakes_a_loop_whose_counter_stands() -> None:
+    rig = Rig()
+
+    async def main() -> None:
+        task = asyncio.create_task(rig.consume())
+        for step in range(100):
+            rig.queue.arm(step % 8, 1001 + step)
+            await turns(2)
+        task.cancel()
+
+    loop = rig.run(main())
+    assert (loop.wakes, rig.taken) == (0, [])
+
+
+def test_a_cancelled_task_takes_its_reader_along_and_nothing_else() -> None:
+    rig = Rig()
+
+    async def main() -> None:
+        rig.queue.arm(3, 1001)
+        task = asyncio.create_task(rig.consume())
+        await turns()
+        assert watching().watched == {rig.alarm.fileno()}
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert watching().watched == set()
+        rig.counter.advance(1)
+        timers, deadlines = await anext(aio.expiries(rig.alarm))
+        assert (timers.tolist(), deadlines.tolist()) == ([3], [1001])
+
+    rig.run(main())
+
+
+@pytest.mark.parametrize("turns_between", range(6))
+@pytest.mark.parametrize("again", ["the same", "another"])
+def test_whenever_it_is_cancelled_nothing_is_lost(turns_between: int, again: str) -> None:
+    """Eight timers expire one by one, and at some turn of the loop after each the task is cancelled."""
+    rig = Rig()
+
+    async def consume(expired: AsyncIterator[Expired]) -> None:
+        async for timers, _ in expired:
+            rig.taken.append(timers.tolist())
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        expired = aio.expiries(rig.alarm)
+        for timer in range(8):
+            rig.queue.arm(timer, 1001 + timer)
+            task = asyncio.create_task(consume(expired))
+            await turns(2)
+            rig.counter.advance(1)
+            await turns(turns_between)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            if again == "another":
+                expired = aio.expiries(rig.alarm)
+        task = asyncio.create_task(consume(expired))
+        await turns(6)
+        task.cancel()
+
+    rig.run(main())
+    assert [timer for batch in rig.taken for timer in batch] == list(range(8))
+
+
+def test_a_timeout_is_no_end() -> None:
+    rig = Rig()
+
+    async def main() -> None:
+        expired = aio.expiries(rig.alarm)
+        for timer in range(3):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(anext(expired), 0)
+            rig.queue.arm(timer, 1000)
+            assert (await anext(expired))[0].tolist() == [timer]
+
+    rig.run(main())
+
+
+def test_a_loop_isnt_busy_while_what_expired_is_seen_to() -> None:
+    rig = Rig()
+
+    async def main() -> None:
+        rig.queue.arm(0, 1000)
+        async for _ in aio.expiries(rig.alarm):
+            rig.queue.arm(1, 1000)
+            # The descriptor is readable now, and would wake the loop at each turn.
+            before = watching().wakes
+            await turns(20)
+            assert watching().watched == set()
+            assert watching().wakes == before
+            break
+
+    rig.run(main())
+
+
+def test_one_waits_at_a_time() -> None:
+    rig = Rig()
+
+    async def main() -> None:
+        task = asyncio.create_task(rig.consume())
+        await turns()
+        for other in (rig.consume(), anext(aio.expiries(rig.alarm))):
+            with pytest.raises(AlarmInUse):
+                await other
+        with pytest.raises(AlarmInUse):
+            rig.alarm.expire()
+        # The first one hasn't felt it.
+        rig.queue.arm(0, 1000)
+        await turns()
+        assert rig.taken == [[0]]
+        task.cancel()
+        await asyncio.wait([task])
+        assert rig.alarm.expire()[0].tolist() == []
+
+    rig.run(main())
+
+
+def test_it_ends_when_the_alarm_is_closed() -> None:
+    rig = Rig()
+
+    async def main() -> None:
+        task = asyncio.create_task(rig.consume())
+        await turns()
+        fd = rig.alarm.fileno()
+        rig.alarm.close()
+        os.fstat(fd)
+        await task
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+        assert [expired async for expired in aio.expiries(rig.alarm)] == []
+
+    rig.run(main())
+
+
+def test_a_loop_without_readers_is_refused() -> None:
+    rig = Rig()
+
+    async def main() -> None:
+        with pytest.raises(CapabilityMissing, match=r"NoReaders has no add_reader: run a loop that has one") as caught:
+            await rig.consume()
+        assert caught.value.capability == "add_reader"
+        # And nobody waits on it.
+        assert rig.alarm.expire()[0].tolist() == []
+
+    with rig.alarm, asyncio.Runner(loop_factory=NoReaders) as runner:
+        runner.run(main())
+
+
+@pytest.mark.parametrize("counter", [HostCounter(), MonotonicCounter()], ids=["host", "monotonic"])
+def test_on_a_real_counter_nothing_is_early(counter: Counter) -> None:
+    queue = DeadlineQueue()
+    queue.add_group(8)
+    hour, ms = 3600 * counter.frequency_hz, counter.frequency_hz // 1000
+    seen: list[int] = []
+
+    async def main() -> None:
+        with DeadlineAlarm(queue, counter) as alarm:
+            # An hour ahead in the guest's time, until the offset moves.
+            queue.set_offset(0, hour)
+            start = counter.read()
+            for timer in range(8):
+                queue.arm(timer, start + (8 - timer) * ms)
+            asyncio.get_running_loop().call_soon(queue.set_offset, 0, 0)
+            async for timers, deadlines in aio.expiries(alarm):
+                assert deadlines.max() <= counter.read()
+                seen.extend(timers.tolist())
+                if len(seen) == 8:
+                    break
+
+    asyncio.run(main())
+    assert seen == [7, 6, 5, 4, 3, 2, 1, 0]

@@ -13,7 +13,10 @@ import pytest
 from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("faults", "pages", "policies", "unicorn"))]
+PAGES = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("event-loop", "faults", "pages", "policies", "unicorn")),
+]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -2,8 +2,20 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
-from types import TracebackType
-from typing import Final, Literal, Protocol, Self, SupportsIndex, TypeAlias, TypedDict, final, type_check_only
+from types import GenericAlias, TracebackType
+from typing import (
+    Final,
+    Generic,
+    Literal,
+    Protocol,
+    Self,
+    SupportsIndex,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    final,
+    type_check_only,
+)
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +28,13 @@ from guestclock.types import (
     Counter,
     CrossTimestamp,
     Deadlines,
+    DeadlineSource,
     Expired,
     Fault,
     GuestVm,
     Intent,
     LatchMismatch,
+    Lateness,
     Lines,
     Policy,
     Support,
@@ -120,6 +134,32 @@ class DeadlineQueue:
     @property
     def nbytes(self) -> int: ...
     def __len__(self) -> int: ...
+
+_Expired_co = TypeVar("_Expired_co", bound=tuple[object, ...], covariant=True)
+
+@final
+class DeadlineAlarm(Generic[_Expired_co]):
+    def __new__(cls, source: DeadlineSource[_Expired_co], counter: Counter | None = None) -> Self: ...
+    def __class_getitem__(cls, key: object) -> GenericAlias: ...
+    @property
+    def source(self) -> DeadlineSource[_Expired_co]: ...
+    @property
+    def counter(self) -> Counter: ...
+    def fileno(self) -> int: ...
+    def expire(self) -> _Expired_co: ...
+    def rearm(self) -> None: ...
+    @property
+    def lateness(self) -> Lateness: ...
+    @property
+    def wakes_in_ns(self) -> int | None: ...
+    @property
+    def closed(self) -> bool: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_exception: object) -> None: ...
+
+def _claim(alarm: DeadlineAlarm[tuple[object, ...]]) -> None: ...
+def _release(alarm: DeadlineAlarm[tuple[object, ...]]) -> None: ...
 
 @final
 class ClockBank:

@@ -1,16 +1,83 @@
-"""Paying a guest back in an event loop: `catch_up` is `vm.catch_up()` with each step when it is due."""
+"""Time in an event loop.
+
+`expiries` gives out what expires on a `DeadlineAlarm`, and `catch_up` is `vm.catch_up()` with each step when it is due.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
+from guestclock._core import _claim, _release
+from guestclock.errors import CapabilityMissing
 from guestclock.pacing import NS_PER_S, rhythm
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
+    from typing import Self
 
-    from guestclock import GuestVm, Step
+    from guestclock import DeadlineAlarm, GuestVm, Step
+
+_Expired_co = TypeVar("_Expired_co", bound=tuple[object, ...], covariant=True)
+
+
+class expiries(Generic[_Expired_co]):  # noqa: N801 - called like a function, as `enumerate` is
+    """Give what expires on an alarm to an `async for`, when it does: what `alarm.expire()` returns, never empty.
+
+    The alarm's descriptor is in the loop only while this waits. A task that is cancelled while it waits has taken
+    nothing from the alarm, and this or another iterator goes on with it. It ends when the alarm is closed.
+
+    AlarmInUse where somebody else waits on the alarm; CapabilityMissing where the event loop has no `add_reader`.
+    """
+
+    def __init__(self, alarm: DeadlineAlarm[_Expired_co]) -> None:
+        self._alarm = alarm
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> _Expired_co:
+        # It waits first even where something has expired: others in the loop have their turn.
+        while await _readable(self._alarm):
+            expired = self._alarm.expire()
+            if len(expired[-1]):  # type: ignore[arg-type]
+                return expired
+        raise StopAsyncIteration
+
+
+async def _readable(alarm: DeadlineAlarm[tuple[object, ...]]) -> bool:
+    """Wait until the alarm's descriptor is readable. False if the alarm is closed."""
+    if alarm.closed:
+        return False
+    _claim(alarm)
+    try:
+        loop, fd = asyncio.get_running_loop(), alarm.fileno()
+        readable = loop.create_future()
+        _add_reader(loop, fd, readable)
+        try:
+            await readable
+        finally:
+            loop.remove_reader(fd)
+    finally:
+        # Closing waits for this, so the descriptor can't have become another file's before its reader was removed.
+        _release(alarm)
+    return not alarm.closed
+
+
+def _add_reader(loop: asyncio.AbstractEventLoop, fd: int, readable: asyncio.Future[None]) -> None:
+    def wake() -> None:
+        # A loop may call this again before the task that waits has run, or after it was cancelled.
+        if not readable.done():
+            readable.set_result(None)
+
+    try:
+        loop.add_reader(fd, wake)
+    except NotImplementedError as error:
+        raise CapabilityMissing(
+            f"{type(loop).__name__} has no add_reader: run a loop that has one (asyncio.SelectorEventLoop, uvloop), or "
+            "wait on the alarm with select in a thread, and call alarm.expire()",
+            capability="add_reader",
+        ) from error
 
 
 async def catch_up(

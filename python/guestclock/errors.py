@@ -176,6 +176,10 @@ class Crashed(GuestClockError):
     """A fault of a `FaultyVm` has ended the process that held the VM."""
 
 
+class AlarmInUse(GuestClockError):
+    """A `DeadlineAlarm` has a consumer already, and what expires goes to one."""
+
+
 class NothingOwed(GuestClockError):
     """The guest is owed nothing, so there is no step to make."""
 

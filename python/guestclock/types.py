@@ -1,7 +1,7 @@
 """Small immutable records that the native module returns or takes, and names for what it takes."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, SupportsIndex, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, SupportsIndex, TypeAlias, TypeVar
 
 from guestclock._core import (
     Advance,
@@ -28,6 +28,19 @@ Counter: TypeAlias = HostCounter | MonotonicCounter | ManualCounter | ScaledCoun
 
 Policy: TypeAlias = Freeze | Advance | CatchUp
 """What a guest is to see of a pause."""
+
+_Expired_co = TypeVar("_Expired_co", bound=tuple[object, ...], covariant=True)
+
+
+class DeadlineSource(Protocol[_Expired_co]):
+    """Whatever has deadlines on a counter: what a `DeadlineAlarm` waits for."""
+
+    def next_deadline(self, now: int, /) -> int:
+        """The count at which the next deadline passes: `now` where one has, 2**64 - 1 where there is none."""
+
+    def expire(self, now: int, /) -> _Expired_co:
+        """Take what has passed. The last item is the deadlines: a contiguous uint64 array, of counts."""
+
 
 Views: TypeAlias = Literal["preserve", "adopt-virtual", "refuse"]
 """What becomes of two counters that differ."""
@@ -101,6 +114,62 @@ class TimerOutlook(NamedTuple):
     """Guest ticks since its deadline, for a timer that is on, masked or not; None where the deadline is to come."""
     passed_in_pause: bool
     """It is on, and its deadline lies between the checkpoint and the instant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lateness:
+    """How late the deadlines that a `DeadlineAlarm` gave out were: from each to the count at which it was taken.
+
+    Counts are exact. Times are nanoseconds, rounded up.
+    """
+
+    frequency_hz: int
+    total_ticks: int
+    """All of them together."""
+    max_ticks: int
+    """The latest."""
+    by_length: tuple[int, ...]
+    """How many were late by a number of ticks of so many bits: at 0 those in time, at i those late by 2**(i - 1) up to
+    below 2**i."""
+
+    @property
+    def expired(self) -> int:
+        """How many there were."""
+        return sum(self.by_length)
+
+    @property
+    def max_ns(self) -> int:
+        """How late the latest was."""
+        return self._ns(self.max_ticks)
+
+    @property
+    def mean_ns(self) -> int:
+        """How late they were on average: 0 where there were none."""
+        return self._ns(self.total_ticks, of=max(self.expired, 1))
+
+    def within_ns(self, percent: int) -> int:
+        """By how much at most so many percent of them were late: a bound that is less than twice too large."""
+        if not 0 <= percent <= 100:
+            raise ValueError(f"percent is from 0 to 100, and {percent} isn't")
+        needed = self.expired * percent
+        within = 0
+        for bits, count in enumerate(self.by_length):
+            within += count
+            if within * 100 >= needed:
+                return self._ns(min(2**bits - 1, self.max_ticks))
+        return 0
+
+    def _ns(self, ticks: int, *, of: int = 1) -> int:
+        return -(-ticks * 1_000_000_000 // (self.frequency_hz * of))
+
+    def __str__(self) -> str:
+        """For people."""
+        if not self.expired:
+            return "nothing has expired"
+        return (
+            f"{self.expired} expired, late by {self.mean_ns} ns on average, half by {self.within_ns(50)} ns at most, "
+            f"99 % by {self.within_ns(99)} ns, the latest by {self.max_ns} ns"
+        )
 
 
 class LatchMismatch(NamedTuple):

@@ -67,6 +67,7 @@ pub mod gate;
 pub mod interchange;
 pub mod irq;
 pub mod kernel;
+pub mod lateness;
 pub mod limits;
 #[cfg(feature = "std")]
 pub mod live;

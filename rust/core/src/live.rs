@@ -4,7 +4,7 @@
 
 use crate::access::Access;
 use crate::backend::{Abilities, Backend, Model};
-use crate::bank::{Bank, BankError, GatedBank, Handle};
+use crate::bank::{Bank, BankError, Expired, GatedBank, Handle};
 use crate::checkpoint::Checkpoint;
 use crate::counter::{Counter, CrossTimestamp, Frequency, GuestCount, HostCount, Offset};
 use crate::gate::{Gate, GateError, OpenPause, OpenRestore, Saving, Step};
@@ -19,7 +19,8 @@ use crate::timer::Timer;
 use crate::vm::{Config, Origin, TimerState, Vm, VmError};
 use std::boxed::Box;
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
+use std::vec::Vec;
 
 /// An injected instant.
 #[derive(Clone, Debug)]
@@ -59,13 +60,24 @@ struct Locked {
 }
 
 /// A bank that threads share.
-#[derive(Debug)]
-pub struct LiveBank(Mutex<Locked>);
+pub struct LiveBank {
+    locked: Mutex<Locked>,
+    on_change: OnceLock<OnChange>,
+}
+
+type OnChange = Box<dyn Fn(&LiveBank) + Send + Sync>;
+
+impl core::fmt::Debug for LiveBank {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("LiveBank").field("locked", &self.locked).finish_non_exhaustive()
+    }
+}
 
 impl From<Bank> for LiveBank {
     /// All gates are open.
     fn from(bank: Bank) -> Self {
-        Self(Mutex::new(Locked { bank: GatedBank::from(bank), mirrors: BTreeMap::new() }))
+        let locked = Mutex::new(Locked { bank: GatedBank::from(bank), mirrors: BTreeMap::new() });
+        Self { locked, on_change: OnceLock::new() }
     }
 }
 
@@ -76,15 +88,41 @@ impl LiveBank {
         Self::from(Bank::new(frequency, el2))
     }
 
+    /// Has `tell` called after all that may have changed something, `expire` apart. It isn't called under the lock. Only
+    /// the first one counts.
+    pub fn on_change(&self, tell: impl Fn(&Self) + Send + Sync + 'static) {
+        let _ = self.on_change.set(Box::new(tell));
+    }
+
+    fn changed(&self) {
+        if let Some(tell) = self.on_change.get() {
+            tell(self);
+        }
+    }
+
     /// Works on the bank, and mirrors what has changed, whatever came of it.
     pub fn with<T>(&self, work: impl FnOnce(&mut GatedBank) -> T) -> T {
-        let Locked { bank, mirrors } = &mut *self.lock();
-        let result = work(bank);
-        mirrors.retain(|vm, mirrors| {
-            let there = bank.bank().vm(*vm).map(|vm| mirrors.publish(&vm));
-            there.inspect_err(|_| mirrors.clear()).is_ok()
-        });
+        let result = {
+            let Locked { bank, mirrors } = &mut *self.lock();
+            let result = work(bank);
+            mirrors.retain(|vm, mirrors| {
+                let there = bank.bank().vm(*vm).map(|vm| mirrors.publish(&vm));
+                there.inspect_err(|_| mirrors.clear()).is_ok()
+            });
+            result
+        };
+        self.changed();
         result
+    }
+
+    /// See [`Bank::next_deadline`].
+    pub fn next_deadline(&self, now: HostCount) -> u64 {
+        self.lock().bank.bank_mut().next_deadline(now)
+    }
+
+    /// See [`Bank::expire`].
+    pub fn expire(&self, now: HostCount) -> Vec<Expired> {
+        self.lock().bank.bank_mut().expire(now)
     }
 
     /// Looks at the bank.
@@ -100,7 +138,7 @@ impl LiveBank {
 
     fn lock(&self) -> MutexGuard<'_, Locked> {
         // A panic under the lock leaves no rule half applied: each is checked before it is written.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.locked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -362,10 +400,14 @@ impl<C: Counter> LiveVm<C> {
 
     /// Works on the VM, and mirrors what has changed, whatever came of it.
     fn one<T>(&self, work: impl FnOnce(&mut Gate, &mut Vm<&mut Bank>) -> T) -> Result<T, BankError> {
-        let mut locked = self.bank.lock();
-        let (gate, mut vm) = locked.bank.gated(self.handle)?;
-        let result = work(gate, &mut vm);
-        self.mirrors.publish(&vm);
+        let result = {
+            let mut locked = self.bank.lock();
+            let (gate, mut vm) = locked.bank.gated(self.handle)?;
+            let result = work(gate, &mut vm);
+            self.mirrors.publish(&vm);
+            result
+        };
+        self.bank.changed();
         Ok(result)
     }
 }

@@ -4,6 +4,7 @@
 //! - [`cross`] pairs a count with the wall clock and bounds their distance.
 //! - [`clock_state`] is what the kernel knows about the wall clock; [`host_id`] is which installation and boot this is.
 //! - [`mod@file`] writes a checkpoint whole or not at all.
+//! - [`alarm`] is a descriptor that becomes readable when it is time to look at a counter.
 //! - [`pages`] stores into guest memory what tells a guest of its time.
 //! - [`kvm`] and [`read_cost`] are for `guestclock doctor`: facts for people, on which no time depends.
 //!
@@ -35,6 +36,7 @@ compile_error!(
     "guestclock-linux reads Linux's clocks and KVM, on aarch64, riscv64 and x86-64; elsewhere use guestclock-core alone"
 );
 
+pub mod alarm;
 mod clock;
 pub mod clock_state;
 #[cfg(target_arch = "aarch64")]

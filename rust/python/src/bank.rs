@@ -1,5 +1,6 @@
 //! Many VMs as columns.
 
+use crate::alarm::Alarms;
 use crate::arrays::{Column, Named, column, extent, output, owned, same_rows, writable};
 use crate::checkpoint_set::PyCheckpointSet;
 use crate::counters::{AnyCounter, PyHostCounter, PyScaledCounter};
@@ -43,6 +44,7 @@ pub(crate) struct PyClockBank {
     bank: Arc<LiveBank>,
     counter: AnyCounter,
     counter_object: Py<PyAny>,
+    alarms: Arc<Alarms>,
 }
 
 /// Which vCPUs are asked for.
@@ -100,6 +102,11 @@ pub(crate) fn as_array(py: Python<'_>, handles: impl Iterator<Item = Handle>) ->
 }
 
 impl PyClockBank {
+    /// Those that wait for its next deadline.
+    pub(crate) fn alarms(&self) -> &Arc<Alarms> {
+        &self.alarms
+    }
+
     /// Works on the bank, whose GIL-less moments are others' chance.
     fn with<T: Send>(&self, py: Python<'_>, rows: usize, work: impl FnOnce(&mut Bank) -> T + Send) -> T {
         let work = || self.bank.with(|bank| work(bank.bank_mut()));
@@ -176,7 +183,10 @@ impl PyClockBank {
         };
         let counter = counter_object.extract::<AnyCounter>()?;
         let bank = Arc::new(LiveBank::new(counter.frequency(), el2));
-        Ok(Self { bank, counter, counter_object: counter_object.unbind() })
+        let alarms = Arc::<Alarms>::default();
+        let told = Arc::clone(&alarms);
+        bank.on_change(move |bank| told.changed(|now| bank.next_deadline(now)));
+        Ok(Self { bank, counter, counter_object: counter_object.unbind(), alarms })
     }
 
     /// The counter that the guests' are offset from.
@@ -479,8 +489,8 @@ impl PyClockBank {
     /// At hand, whatever the number of timers. A timer that `expire` has given doesn't count until it is written again, or its
     /// VM's offset moves and it is to come again.
     #[pyo3(signature = (now=None))]
-    fn next_deadline(&self, py: Python<'_>, now: Option<u64>) -> u64 {
-        self.with(py, 0, |bank| bank.next_deadline(self.now(now)))
+    fn next_deadline(&self, now: Option<u64>) -> u64 {
+        self.bank.next_deadline(self.now(now))
     }
 
     /// The timers whose lines have gone high: `Expired`, of their vCPUs (int64), timers (uint8) and deadlines (uint64), in
@@ -491,7 +501,8 @@ impl PyClockBank {
     #[pyo3(signature = (now=None))]
     fn expire<'py>(&self, py: Python<'py>, now: Option<u64>) -> PyResult<Bound<'py, PyAny>> {
         let pending = self.bank.look(Bank::pending);
-        let fired = self.with(py, pending, |bank| bank.expire(self.now(now)));
+        let work = || self.bank.expire(self.now(now));
+        let fired = if pending < RELEASE_GIL_FROM { work() } else { py.detach(work) };
         let vcpus = as_array(py, fired.iter().map(|fired| fired.vcpu));
         let timers = numbers(py, fired.iter().map(|fired| fired.timer));
         records::expired(py, vcpus, timers, owned(py, fired.iter().map(|fired| fired.deadline)))

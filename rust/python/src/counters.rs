@@ -1,5 +1,6 @@
 //! Counters.
 
+use crate::alarm::Alarms;
 use crate::errors::OrRaise;
 use crate::records;
 use guestclock_core::counter::{Counter, CrossTimestamp, Frequency, HostCount};
@@ -35,7 +36,11 @@ pub(crate) struct PyMonotonicCounter(MonotonicCounter);
 /// A counter that moves only when it is told to, with a wall clock that moves along: for tests, simulation, instruction
 /// counts and replay.
 #[pyclass(frozen, name = "ManualCounter", module = "guestclock")]
-pub(crate) struct PyManualCounter(Arc<ManualCounter>);
+pub(crate) struct PyManualCounter {
+    counter: Arc<ManualCounter>,
+    /// Those that wait on it: nothing else tells them that it has moved.
+    alarms: Arc<Alarms>,
+}
 
 /// Another counter at a frequency of its own: `floor(count * frequency_hz / counter.frequency_hz)` modulo 2^64.
 ///
@@ -125,7 +130,8 @@ impl PyManualCounter {
     #[new]
     #[pyo3(signature = (count=0, *, frequency_hz=MonotonicCounter::DEFAULT_FREQUENCY.hz(), realtime_ns=0))]
     fn new(count: u64, frequency_hz: u64, realtime_ns: i64) -> PyResult<Self> {
-        Ok(Self(Arc::new(ManualCounter::new(HostCount(count), frequency(frequency_hz)?, realtime_ns))))
+        let counter = ManualCounter::new(HostCount(count), frequency(frequency_hz)?, realtime_ns);
+        Ok(Self { counter: Arc::new(counter), alarms: Arc::default() })
     }
 
     /// "manual".
@@ -137,38 +143,42 @@ impl PyManualCounter {
     /// Ticks a second.
     #[getter]
     fn frequency_hz(&self) -> u64 {
-        self.0.frequency().hz()
+        self.counter.frequency().hz()
     }
 
     /// Its wall clock now, in nanoseconds since 1970.
     #[getter]
     fn realtime_ns(&self) -> i64 {
-        self.0.realtime_ns(self.0.count())
+        self.counter.realtime_ns(self.counter.count())
     }
 
     /// The count now.
     fn read(&self) -> u64 {
-        self.0.count().0
+        self.counter.count().0
     }
 
     /// The count and the wall clock together; they belong together exactly.
     fn cross_timestamp<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        records::cross_timestamp(py, &self.0.cross_timestamp())
+        records::cross_timestamp(py, &self.counter.cross_timestamp())
     }
 
     /// Moves on by `ticks`, modulo 2^64, and the wall clock with it. Returns the new count.
     fn advance(&self, ticks: u64) -> u64 {
-        self.0.advance(ticks).0
+        let count = self.counter.advance(ticks).0;
+        self.alarms.ring();
+        count
     }
 
     /// Moves back by `ticks`: the one way in which a counter goes backwards. Returns the new count.
     fn rewind(&self, ticks: u64) -> u64 {
-        self.0.rewind(ticks).0
+        let count = self.counter.rewind(ticks).0;
+        self.alarms.ring();
+        count
     }
 
     /// Steps the wall clock alone by `ns`, as setting it would. Returns the new wall-clock time in nanoseconds.
     fn step_realtime(&self, ns: i64) -> i64 {
-        self.0.step_realtime(ns)
+        self.counter.step_realtime(ns)
     }
 
     fn __repr__(&self) -> String {
@@ -232,6 +242,14 @@ impl PyScaledCounter {
     }
 }
 
+/// The alarms that wait on a counter which is moved by hand, or which is made from one; None where time moves it.
+pub(crate) fn alarms(counter: &Bound<'_, PyAny>) -> Option<Arc<Alarms>> {
+    if let Ok(scaled) = counter.cast::<PyScaledCounter>() {
+        return alarms(scaled.get().inner.bind(counter.py()));
+    }
+    counter.cast::<PyManualCounter>().ok().map(|manual| Arc::clone(&manual.get().alarms))
+}
+
 /// Any of the counters, as the core reads it.
 #[derive(Clone)]
 pub(crate) enum AnyCounter {
@@ -256,7 +274,7 @@ impl<'py> FromPyObject<'_, 'py> for AnyCounter {
         } else if let Ok(counter) = object.cast::<PyScaledCounter>() {
             Ok(Self::Scaled(Arc::clone(&counter.get().scaled)))
         } else {
-            Ok(Self::Manual(Arc::clone(&object.cast::<PyManualCounter>()?.get().0)))
+            Ok(Self::Manual(Arc::clone(&object.cast::<PyManualCounter>()?.get().counter)))
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The deadline queue.
 
+use crate::alarm::Alarms;
 use crate::errors::OrRaise;
 use crate::vm::modular;
 use guestclock_core::counter::{HostCount, Offset};
@@ -10,7 +11,7 @@ use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use pyo3::types::PyRange;
 use std::slice::from_ref;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// From how many timers on a call lets other Python threads run: they take it 100 us, and giving up the GIL and taking it
 /// again 50 ns. The columns are copied before that, so nobody can write to them meanwhile.
@@ -35,9 +36,20 @@ const FIRING: usize = 128;
 pub(crate) struct PyDeadlineQueue {
     // A call for many timers works on it without the GIL.
     queue: Mutex<DeadlineQueue>,
+    alarms: Arc<Alarms>,
 }
 
 impl PyDeadlineQueue {
+    /// Those that wait for its next deadline.
+    pub(crate) fn alarms(&self) -> &Arc<Alarms> {
+        &self.alarms
+    }
+
+    /// What a call says that may have made the next deadline an earlier one.
+    fn changed(&self, py: Python<'_>) {
+        self.alarms.changed(|now| self.lock(py).next_deadline(now));
+    }
+
     fn lock(&self, py: Python<'_>) -> MutexGuard<'_, DeadlineQueue> {
         self.queue.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
     }
@@ -80,7 +92,7 @@ fn narrow(index: i64, what: &str) -> PyResult<u32> {
 impl PyDeadlineQueue {
     #[new]
     fn new() -> Self {
-        Self { queue: Mutex::new(DeadlineQueue::new()) }
+        Self { queue: Mutex::new(DeadlineQueue::new()), alarms: Arc::default() }
     }
 
     /// Adds a VM with so many timers, none of them armed, and returns the group's number.
@@ -111,26 +123,34 @@ impl PyDeadlineQueue {
     /// Sets a group's counter offset. All its deadlines move with it, at the cost of one.
     fn set_offset(&self, py: Python<'_>, group: i64, offset: Bound<'_, PyAny>) -> PyResult<()> {
         let offset = Offset(modular(&offset, "an offset")?);
-        self.lock(py).set_offset(narrow(group, "groups")?, offset).or_raise()
+        self.lock(py).set_offset(narrow(group, "groups")?, offset).or_raise()?;
+        self.changed(py);
+        Ok(())
     }
 
     /// Sets the offsets of many groups, in this order: int64 numbers, uint64 ticks.
     fn set_offsets(&self, py: Python<'_>, groups: Bound<'_, PyAny>, offsets: Bound<'_, PyAny>) -> PyResult<()> {
         let groups = indices(&groups, "groups")?;
         let offsets: Vec<u64> = column(&offsets, "offsets", "uint64")?;
-        self.with(py, groups.len(), |queue| queue.set_offsets(&groups, &offsets)).or_raise()
+        self.with(py, groups.len(), |queue| queue.set_offsets(&groups, &offsets)).or_raise()?;
+        self.changed(py);
+        Ok(())
     }
 
     /// Arms a timer with a compare value in guest ticks; one that is armed is moved.
     fn arm(&self, py: Python<'_>, timer: i64, cval: u64) -> PyResult<()> {
-        self.lock(py).arm(&[narrow(timer, "timers")?], from_ref(&cval)).or_raise()
+        self.lock(py).arm(&[narrow(timer, "timers")?], from_ref(&cval)).or_raise()?;
+        self.changed(py);
+        Ok(())
     }
 
     /// Arms many timers, in this order: int64 ids, uint64 compare values. One that is armed is moved.
     fn arm_many(&self, py: Python<'_>, timers: Bound<'_, PyAny>, cvals: Bound<'_, PyAny>) -> PyResult<()> {
         let timers = indices(&timers, "timers")?;
         let cvals: Vec<u64> = column(&cvals, "cvals", "uint64")?;
-        self.with(py, timers.len(), |queue| queue.arm(&timers, &cvals)).or_raise()
+        self.with(py, timers.len(), |queue| queue.arm(&timers, &cvals)).or_raise()?;
+        self.changed(py);
+        Ok(())
     }
 
     /// Disarms a timer; one that isn't armed stays so.

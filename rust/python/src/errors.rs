@@ -9,6 +9,7 @@ use guestclock_core::restore::RestoreError;
 use guestclock_core::sysreg::{Role, one_reg_id};
 use guestclock_core::vm::VmError;
 use guestclock_core::wire::WireError;
+use guestclock_linux::alarm::AlarmError;
 use guestclock_linux::counter::CounterError;
 use guestclock_linux::kvm::error::KvmError;
 use pyo3::exceptions::{PyIndexError, PyOverflowError, PyValueError};
@@ -70,6 +71,18 @@ impl IntoPyErr for QueueError {
             Self::NoSuchGroup { .. } | Self::NoSuchTimer { .. } => PyIndexError::new_err(message),
             Self::TooManyTimers { .. } => PyOverflowError::new_err(message),
             _ => PyValueError::new_err(message),
+        }
+    }
+}
+
+impl IntoPyErr for AlarmError {
+    #[cold]
+    fn into_pyerr(self) -> PyErr {
+        match self {
+            Self::InUse => typed("AlarmInUse", &self.to_string(), |_| Ok(())),
+            Self::Io(error) => error.into(),
+            // As Python says it of its own files.
+            _ => PyValueError::new_err(self.to_string()),
         }
     }
 }

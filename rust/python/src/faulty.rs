@@ -1,7 +1,8 @@
 //! A model VM under faults.
 
+use crate::alarm::Alarms;
 use crate::checkpoint::PyCheckpoint;
-use crate::counters::AnyCounter;
+use crate::counters::{self, AnyCounter};
 use crate::errors::OrRaise;
 use crate::guest::{AnyVm, PyPaused, PyRunning};
 use crate::policy::AnyPolicy;
@@ -65,6 +66,8 @@ pub(crate) struct PyFaultyVm {
     vm: Py<PyVm>,
     /// Taken under the VM's lock, and never held while Python code runs.
     faults: Mutex<Faults>,
+    /// Those on the counter that faults move.
+    alarms: Option<Arc<Alarms>>,
 }
 
 impl PyFaultyVm {
@@ -81,6 +84,9 @@ impl PyFaultyVm {
             let faults = &mut *self.faults();
             work(gate, &mut Faulty { backend, faults })
         });
+        if let Some(alarms) = &self.alarms {
+            alarms.ring();
+        }
         under_faults.map_err(without_a_way_on).or_raise()
     }
 
@@ -155,14 +161,15 @@ impl PyFaultyVm {
 impl PyFaultyVm {
     #[new]
     #[pyo3(signature = (vm, faults, *, busy_retries=0))]
-    fn new(vm: Py<PyVm>, faults: Bound<'_, PyAny>, busy_retries: u32) -> PyResult<Self> {
+    fn new(py: Python<'_>, vm: Py<PyVm>, faults: Bound<'_, PyAny>, busy_retries: u32) -> PyResult<Self> {
         let host = match vm.get().live.counter() {
             AnyCounter::Manual(counter) => Some(Arc::clone(counter)),
             AnyCounter::Host(_) | AnyCounter::Monotonic(_) | AnyCounter::Scaled(_) => None,
         };
         let script = faults.try_iter()?.map(|object| fault(&object?, host.is_some()));
         let faults = Faults::new(script.collect::<PyResult<_>>()?, host, busy_retries);
-        Ok(Self { vm, faults: Mutex::new(faults) })
+        let alarms = counters::alarms(vm.get().counter(py).bind(py));
+        Ok(Self { vm, faults: Mutex::new(faults), alarms })
     }
 
     /// The VM under it.

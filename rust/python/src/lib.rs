@@ -6,6 +6,7 @@
     reason = "the signatures are Python's"
 )]
 
+mod alarm;
 mod arrays;
 mod bank;
 mod checkpoint;
@@ -31,6 +32,8 @@ mod vm;
 mod _core {
     use pyo3::prelude::*;
 
+    #[pymodule_export]
+    use super::alarm::{_claim, _release, PyDeadlineAlarm};
     #[pymodule_export]
     use super::bank::PyClockBank;
     #[pymodule_export]

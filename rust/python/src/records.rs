@@ -3,6 +3,7 @@
 use guestclock_core::bank::NO_DEADLINE;
 use guestclock_core::counter::{CrossTimestamp, Frequency, HostCount, Leap};
 use guestclock_core::interchange::is_unknown_host;
+use guestclock_core::lateness::Lateness;
 use guestclock_core::live::Now;
 use guestclock_core::outlook::{LatchMismatch, Outlook};
 use guestclock_core::timer::{CTL_ISTATUS, Timer};
@@ -13,7 +14,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyList};
+use pyo3::types::{PyDict, PyList, PyTuple};
 
 /// A class of `guestclock.types`, looked up once.
 struct Class(&'static str, PyOnceLock<Py<PyAny>>);
@@ -38,7 +39,14 @@ static SUPPORT: Class = Class::new("Support");
 static LINES: Class = Class::new("Lines");
 static CHANGES: Class = Class::new("Changes");
 static EXPIRED: Class = Class::new("Expired");
+static LATENESS: Class = Class::new("Lateness");
 static CAPABILITIES: Class = Class::new("Capabilities");
+
+/// `types.Lateness`, in ticks of this frequency.
+pub(crate) fn lateness<'py>(py: Python<'py>, frequency: Frequency, lateness: &Lateness) -> PyResult<Bound<'py, PyAny>> {
+    let by_length = PyTuple::new(py, lateness.by_length())?;
+    LATENESS.get(py)?.call1((frequency.hz(), lateness.total_ticks(), lateness.max_ticks(), by_length))
+}
 
 /// `types.CrossTimestamp`.
 pub(crate) fn cross_timestamp<'py>(py: Python<'py>, here: &CrossTimestamp) -> PyResult<Bound<'py, PyAny>> {

@@ -1,0 +1,372 @@
+//! A descriptor that becomes readable when it is time to look at a counter: for select, poll, epoll and event loops.
+//!
+//! Readable is a hint and no more: the counter says whether a deadline has passed. The two may disagree, since a timer
+//! goes by CLOCK_MONOTONIC, which NTP slews by up to 500 ppm (adjtimex(2)), and a host's counter doesn't. So a timer is
+//! never set more than [`MOST_NS`] ahead, and whoever it wakes looks at the counter and sets it anew.
+//!
+//! No wake is lost as long as each side keeps its order: who changes a deadline calls [`set`](Alarm::set) afterwards,
+//! and who was woken calls [`drain`](Alarm::drain), then looks, then calls [`set_again`](Alarm::set_again). Until it is
+//! drained an alarm only ever moves to an earlier time, so none of these has to wait for another.
+
+use crate::clock;
+use core::time::Duration;
+use guestclock_core::counter::NS_PER_S;
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_gettime,
+    timerfd_settime,
+};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// The furthest ahead that a timer is set: how late it can be after the host was suspended, or its clock was slewed.
+pub const MOST_NS: u64 = NS_PER_S;
+
+/// The least until a timer wakes again that woke too early. It doubles each time in a row, up to [`BACKED_OFF_NS`], so
+/// that not even a counter that stands still makes this a busy loop.
+const LEAST_NS: u64 = 1_000;
+
+/// What waking too early in a row leads to.
+const BACKED_OFF_NS: u64 = 1_000_000;
+
+/// The instant of a timer that isn't set, in nanoseconds of CLOCK_MONOTONIC.
+const NEVER: u64 = u64::MAX;
+
+/// Why an alarm can't be used now.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AlarmError {
+    /// It was closed.
+    #[error("this alarm is closed: make another one")]
+    Closed,
+    /// Somebody else waits on it, or takes what has expired.
+    #[error("this alarm has a consumer already, and expiries go to one: end that one first, or make another alarm")]
+    InUse,
+    /// The kernel refused.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// What makes it readable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    /// CLOCK_MONOTONIC: a timerfd.
+    Timer,
+    /// Somebody who moves the counter by hand: an eventfd.
+    Event,
+}
+
+/// A timerfd or an eventfd, close-on-exec and non-blocking, that is closed once. Any thread may use it.
+#[derive(Debug)]
+pub struct Alarm {
+    kind: Kind,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// None once it is closed.
+    file: Option<File>,
+    /// It is closed for everybody but its consumer, who has to hear of that first.
+    closing: bool,
+    /// It has a consumer.
+    claimed: bool,
+    /// When the timer fires or has fired, in nanoseconds of CLOCK_MONOTONIC.
+    fires_at: u64,
+    /// How many times in a row it woke its consumer too early.
+    early: u32,
+}
+
+impl State {
+    fn file(&self) -> Result<&File, AlarmError> {
+        self.file.as_ref().filter(|_| !self.closing).ok_or(AlarmError::Closed)
+    }
+}
+
+impl Alarm {
+    /// One that is woken by CLOCK_MONOTONIC.
+    pub fn timer() -> io::Result<Self> {
+        let fd = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
+        Ok(Self::new(Kind::Timer, File::from(fd)))
+    }
+
+    /// One that is woken by [`ring`](Self::ring) alone.
+    pub fn event() -> io::Result<Self> {
+        Ok(Self::new(Kind::Event, File::from(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?)))
+    }
+
+    fn new(kind: Kind, file: File) -> Self {
+        let state = State { file: Some(file), closing: false, claimed: false, fires_at: NEVER, early: 0 };
+        Self { kind, state: Mutex::new(state) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The descriptor, which stays this alarm's.
+    pub fn fd(&self) -> Result<RawFd, AlarmError> {
+        Ok(self.lock().file()?.as_raw_fd())
+    }
+
+    /// Makes it readable at once.
+    pub fn ring(&self) -> Result<(), AlarmError> {
+        self.fire(&mut self.lock())
+    }
+
+    fn fire(&self, state: &mut State) -> Result<(), AlarmError> {
+        match self.kind {
+            Kind::Timer => set_timer(state, clock::monotonic().unsigned_ns()),
+            Kind::Event => match state.file()?.write(&1_u64.to_ne_bytes()) {
+                // Rung 2^64 - 2 times and not heard yet.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+                written => Ok(written.map(drop)?),
+            },
+        }
+    }
+
+    /// A deadline may be `left_ns` ahead now: from there on it is readable, or from where it was set to, if that is
+    /// earlier.
+    ///
+    /// One that is woken by hand becomes readable if the deadline has passed. `None`: there is no deadline.
+    pub fn set(&self, left_ns: Option<u128>) -> Result<(), AlarmError> {
+        let mut state = self.lock();
+        state.early = 0;
+        self.move_up(&mut state, left_ns)
+    }
+
+    /// The same by its consumer, after [`drain`](Self::drain) and a look at the counter; `early` if it was woken for
+    /// nothing.
+    pub fn set_again(&self, left_ns: Option<u128>, early: bool) -> Result<(), AlarmError> {
+        let mut state = self.lock();
+        let least = (LEAST_NS << state.early.min(u64::BITS - 1 - LEAST_NS.ilog2())).min(BACKED_OFF_NS);
+        let far = left_ns.is_none_or(|left| left >= u128::from(MOST_NS));
+        // A wake on the way to a deadline that is further ahead than a timer is ever set isn't too early.
+        state.early = if early && !far { state.early.saturating_add(1) } else { 0 };
+        self.move_up(&mut state, left_ns.map(|left| if early { left.max(least.into()) } else { left }))
+    }
+
+    fn move_up(&self, state: &mut State, left_ns: Option<u128>) -> Result<(), AlarmError> {
+        let Some(left) = left_ns else { return Ok(()) };
+        match self.kind {
+            Kind::Event if left > 0 => Ok(()),
+            Kind::Event => self.fire(state),
+            Kind::Timer => {
+                let left = u64::try_from(left).unwrap_or(MOST_NS).min(MOST_NS);
+                let at = clock::monotonic().unsigned_ns().saturating_add(left);
+                if at < state.fires_at { set_timer(state, at) } else { Ok(()) }
+            }
+        }
+    }
+
+    /// Makes it unreadable until it is set or rung again, and tells whether it was readable.
+    pub fn drain(&self) -> Result<bool, AlarmError> {
+        let mut state = self.lock();
+        match state.file()?.read(&mut [0; size_of::<u64>()]) {
+            Ok(_) => {
+                state.fires_at = NEVER;
+                Ok(true)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// In how many nanoseconds the kernel makes it readable; `None` where it won't by itself, or has.
+    pub fn left_ns(&self) -> Result<Option<u64>, AlarmError> {
+        let state = self.lock();
+        let file = state.file()?;
+        if self.kind == Kind::Event {
+            return Ok(None);
+        }
+        let left = timerfd_gettime(file).map_err(io::Error::from)?.it_value;
+        let left = left.tv_sec.cast_unsigned() * NS_PER_S + left.tv_nsec.cast_unsigned();
+        Ok((left > 0).then_some(left))
+    }
+
+    /// Makes the caller its only consumer, until [`release`](Self::release).
+    pub fn claim(&self) -> Result<(), AlarmError> {
+        let mut state = self.lock();
+        state.file()?;
+        if state.claimed {
+            return Err(AlarmError::InUse);
+        }
+        state.claimed = true;
+        Ok(())
+    }
+
+    /// It has no consumer any more. Closes it if that was asked for meanwhile.
+    pub fn release(&self) {
+        let mut state = self.lock();
+        state.claimed = false;
+        if state.closing {
+            state.file = None;
+        }
+    }
+
+    /// Closes it: every later call is an error. A consumer is woken, and the descriptor is closed when it lets go.
+    pub fn close(&self) -> Result<(), AlarmError> {
+        let mut state = self.lock();
+        if !state.claimed {
+            state.file = None;
+        } else if !state.closing {
+            let rung = self.fire(&mut state);
+            state.closing = true;
+            return rung;
+        }
+        Ok(())
+    }
+}
+
+/// Sets the timer to an instant of CLOCK_MONOTONIC, in nanoseconds; one that has passed makes it readable at once.
+fn set_timer(state: &mut State, at: u64) -> Result<(), AlarmError> {
+    let file = state.file()?;
+    // An instant of zero would disarm it.
+    let at_least_one = Duration::from_nanos(at.max(1));
+    let value = Timespec::try_from(at_least_one).expect("64 bits of nanoseconds are 585 years");
+    let spec = Itimerspec { it_interval: Timespec::default(), it_value: value };
+    timerfd_settime(file, TimerfdTimerFlags::ABSTIME, &spec).map_err(io::Error::from)?;
+    state.fires_at = at;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{PollFd, PollFlags, poll};
+    use rustix::io::{FdFlags, fcntl_getfd};
+
+    const S: u128 = NS_PER_S as u128;
+
+    fn readable(alarm: &Alarm) -> bool {
+        let state = alarm.lock();
+        let mut polled = [PollFd::new(state.file.as_ref().unwrap(), PollFlags::IN)];
+        poll(&mut polled, Some(&Timespec::default())).unwrap() == 1
+    }
+
+    fn wait(alarm: &Alarm) {
+        let state = alarm.lock();
+        let mut polled = [PollFd::new(state.file.as_ref().unwrap(), PollFlags::IN)];
+        assert_eq!(poll(&mut polled, None).unwrap(), 1);
+    }
+
+    /// When a timer fires, in nanoseconds from `before`, a reading of its clock.
+    fn after(alarm: &Alarm, before: u64) -> u64 {
+        alarm.lock().fires_at - before
+    }
+
+    #[test]
+    fn a_timer_is_set_a_second_ahead_at_most() {
+        for (left, most) in [(S / 2, NS_PER_S / 2), (S, NS_PER_S), (5 * S, NS_PER_S), (u128::MAX, NS_PER_S)] {
+            let alarm = Alarm::timer().unwrap();
+            let before = clock::monotonic().unsigned_ns();
+            alarm.set(Some(left)).unwrap();
+            assert!(after(&alarm, before) >= most, "{left}");
+            assert!(alarm.left_ns().unwrap().is_none_or(|left| left <= most), "{left}");
+        }
+    }
+
+    #[test]
+    fn it_only_moves_to_earlier_times_until_it_is_drained() {
+        let alarm = Alarm::timer().unwrap();
+        alarm.set(Some(S / 2)).unwrap();
+        let half = alarm.lock().fires_at;
+        alarm.set(Some(5 * S)).unwrap();
+        alarm.set(None).unwrap();
+        assert_eq!(alarm.lock().fires_at, half);
+        let fired = alarm.drain().unwrap();
+        assert_eq!(alarm.lock().fires_at, if fired { NEVER } else { half }, "what wasn't readable is still set");
+        alarm.set(Some(0)).unwrap();
+        assert!(alarm.lock().fires_at <= half.max(clock::monotonic().unsigned_ns()));
+        wait(&alarm);
+        alarm.set(Some(5 * S)).unwrap();
+        assert!(readable(&alarm), "what nobody has heard yet isn't put off");
+        assert!(alarm.drain().unwrap());
+        assert!(!readable(&alarm) && alarm.left_ns().unwrap().is_none());
+        alarm.set_again(None, false).unwrap();
+        assert_eq!(alarm.lock().fires_at, NEVER);
+    }
+
+    #[test]
+    fn a_counter_that_stands_still_makes_no_busy_loop() {
+        let alarm = Alarm::timer().unwrap();
+        let mut least = LEAST_NS;
+        for _ in 0..70 {
+            alarm.lock().fires_at = NEVER;
+            let before = clock::monotonic().unsigned_ns();
+            alarm.set_again(Some(1), true).unwrap();
+            assert!(after(&alarm, before) >= least);
+            least = (2 * least).min(BACKED_OFF_NS);
+        }
+        // It has backed off by no more than that, and does so no more once a deadline has moved.
+        let after_a_change = |alarm: &Alarm| alarm.lock().early;
+        assert_ne!(after_a_change(&alarm), 0);
+        alarm.set(Some(1)).unwrap();
+        assert_eq!(after_a_change(&alarm), 0);
+    }
+
+    #[test]
+    fn waking_each_second_on_the_way_is_not_too_early() {
+        let alarm = Alarm::timer().unwrap();
+        for (left, early) in [(5 * S, 0), (S, 0), (S / 2000, 1), (250, 2), (5 * S, 0)] {
+            alarm.set_again(Some(left), true).unwrap();
+            assert_eq!(alarm.lock().early, early, "{left}");
+        }
+        alarm.set_again(Some(1), true).unwrap();
+        alarm.set_again(Some(1), false).unwrap();
+        assert_eq!(alarm.lock().early, 0, "it was woken for something");
+    }
+
+    #[test]
+    fn one_that_is_rung_by_hand_goes_by_no_clock() {
+        let alarm = Alarm::event().unwrap();
+        alarm.set(Some(1)).unwrap();
+        alarm.set(None).unwrap();
+        assert!(!readable(&alarm) && !alarm.drain().unwrap());
+        alarm.set(Some(0)).unwrap();
+        alarm.ring().unwrap();
+        assert!(readable(&alarm) && alarm.left_ns().unwrap().is_none());
+        assert!(alarm.drain().unwrap());
+        assert!(!readable(&alarm) && !alarm.drain().unwrap());
+    }
+
+    #[test]
+    fn it_is_not_inherited() {
+        for alarm in [Alarm::timer().unwrap(), Alarm::event().unwrap()] {
+            let state = alarm.lock();
+            assert!(fcntl_getfd(state.file().unwrap()).unwrap().contains(FdFlags::CLOEXEC));
+        }
+    }
+
+    #[test]
+    fn it_has_one_consumer() {
+        let alarm = Alarm::event().unwrap();
+        alarm.claim().unwrap();
+        assert!(matches!(alarm.claim(), Err(AlarmError::InUse)));
+        alarm.release();
+        alarm.claim().unwrap();
+    }
+
+    #[test]
+    fn closing_wakes_the_consumer_and_waits_for_it() {
+        for alarm in [Alarm::timer().unwrap(), Alarm::event().unwrap()] {
+            alarm.claim().unwrap();
+            alarm.close().unwrap();
+            alarm.close().unwrap();
+            wait(&alarm);
+            assert!(matches!(alarm.fd(), Err(AlarmError::Closed)));
+            assert!(matches!(alarm.drain(), Err(AlarmError::Closed)));
+            alarm.release();
+            assert!(alarm.lock().file.is_none());
+        }
+        let alarm = Alarm::timer().unwrap();
+        alarm.close().unwrap();
+        assert!(alarm.lock().file.is_none());
+        for answer in [alarm.ring(), alarm.set(Some(0)), alarm.set_again(Some(0), true), alarm.claim()] {
+            assert!(matches!(answer, Err(AlarmError::Closed)));
+        }
+        assert!(alarm.close().is_ok());
+    }
+}

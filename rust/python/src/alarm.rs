@@ -1,0 +1,286 @@
+//! The alarm: a descriptor that is readable when something may have expired, and the one who says what has.
+
+use crate::bank::PyClockBank;
+use crate::counters::{self, AnyCounter};
+use crate::deadline::PyDeadlineQueue;
+use crate::errors::{IntoPyErr, OrRaise};
+use crate::records;
+use guestclock_core::bank::NO_DEADLINE;
+use guestclock_core::counter::{Counter, HostCount};
+use guestclock_core::lateness::Lateness;
+use guestclock_linux::alarm::{Alarm, AlarmError, MOST_NS};
+use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray1, PyUntypedArrayMethods};
+use pyo3::exceptions::PyTypeError;
+use pyo3::gc::PyVisit;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::{PyTraverseError, types::PyTuple};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+/// A descriptor and the counter that it goes by: what those that move a deadline or a counter know of an alarm.
+struct Hint {
+    counter: AnyCounter,
+    alarm: Alarm,
+}
+
+impl Hint {
+    /// How long it is until a deadline, in nanoseconds, rounded up; None where there is none.
+    fn left_ns(&self, deadline: u64) -> Option<u128> {
+        let left = || deadline.saturating_sub(self.counter.count().0);
+        (deadline != NO_DEADLINE).then(|| self.counter.frequency().ticks_to_ns_ceil(left()))
+    }
+
+    /// This may be an earlier deadline than the one that it is set to.
+    fn set(&self, deadline: u64) -> Result<(), AlarmError> {
+        self.alarm.set(self.left_ns(deadline))
+    }
+}
+
+/// The alarms of a source of deadlines, or of a counter that is moved by hand. They are held weakly.
+///
+/// It is told after each change, and an alarm is added before it first looks at what may change: the lock between them
+/// makes sure that one of the two sees the other.
+#[derive(Default)]
+pub(crate) struct Alarms(Mutex<Vec<Weak<Hint>>>);
+
+impl Alarms {
+    fn lock(&self) -> MutexGuard<'_, Vec<Weak<Hint>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, hint: &Arc<Hint>) {
+        let mut hints = self.lock();
+        hints.retain(|hint| hint.strong_count() > 0);
+        hints.push(Arc::downgrade(hint));
+    }
+
+    fn remove(&self, hint: &Arc<Hint>) {
+        self.lock().retain(|other| !std::ptr::eq(other.as_ptr(), Arc::as_ptr(hint)));
+    }
+
+    /// The counter has moved.
+    pub(crate) fn ring(&self) {
+        self.each(|hint| hint.alarm.ring());
+    }
+
+    /// The next deadline may be an earlier one; `next_deadline` says which, at a count.
+    pub(crate) fn changed(&self, next_deadline: impl Fn(HostCount) -> u64) {
+        self.each(|hint| hint.set(next_deadline(hint.counter.count())));
+    }
+
+    fn each(&self, tell: impl Fn(&Hint) -> Result<(), AlarmError>) {
+        // Not told under the lock: a deadline may be looked up without the GIL, which another thread here may hold.
+        let hints: Vec<_> = self.lock().iter().filter_map(Weak::upgrade).collect();
+        for hint in hints {
+            match tell(&hint) {
+                // What changed has changed, whether or not somebody closes his alarm meanwhile.
+                Ok(()) | Err(AlarmError::Closed) => {}
+                Err(error) => Python::attach(|py| error.into_pyerr().write_unraisable(py, None)),
+            }
+        }
+    }
+}
+
+/// A descriptor for select, poll, epoll and event loops, readable when timers of `source` may have expired on
+/// `counter`.
+///
+/// `source` is a ClockBank, a DeadlineQueue, or whatever has `next_deadline(now)` and `expire(now)` as DeadlineSource
+/// says; `counter` is the source's own by default. The descriptor is a hint, and `expire` the authority: it reads the
+/// counter. Over a ManualCounter, or a ScaledCounter of one, each `advance` and `rewind` makes it readable (an
+/// eventfd); over any other counter time does (a timerfd on CLOCK_MONOTONIC, set a second ahead at most, since that
+/// clock is slewed against the counter and stops when the host is suspended). It is close-on-exec and non-blocking, and
+/// no other descriptor is made.
+///
+/// A ClockBank and a DeadlineQueue tell their alarms when a timer is armed or an offset moves, on whatever thread, and
+/// a blocked epoll_wait returns in time. After a change of any other source call `rearm`.
+///
+/// One consumer takes what expires: AlarmInUse for a second one at the same time. The alarm is a context manager that
+/// owns the descriptor and closes it; ValueError for what comes after that. OSError where the kernel has no descriptor
+/// left.
+#[pyclass(frozen, generic, name = "DeadlineAlarm", module = "guestclock")]
+pub(crate) struct PyDeadlineAlarm {
+    source: Py<PyAny>,
+    counter: Py<PyAny>,
+    hint: Arc<Hint>,
+    /// Where the hint is known.
+    known_to: Vec<Arc<Alarms>>,
+    lateness: Mutex<Lateness>,
+}
+
+impl PyDeadlineAlarm {
+    fn next_deadline(&self, py: Python<'_>, now: HostCount) -> PyResult<u64> {
+        self.source.bind(py).call_method1(intern!(py, "next_deadline"), (now.0,))?.extract()
+    }
+
+    /// What has expired, by the counter; `woken` if the descriptor was readable.
+    fn take<'py>(&self, py: Python<'py>, woken: bool) -> PyResult<Bound<'py, PyTuple>> {
+        let now = self.hint.counter.count();
+        let expired = self.source.bind(py).call_method1(intern!(py, "expire"), (now.0,))?;
+        let (expired, deadlines) = with_deadlines(expired)?;
+        let deadlines = deadlines.as_slice()?;
+        if !deadlines.is_empty() {
+            let mut lateness = self.lateness.lock().unwrap_or_else(PoisonError::into_inner);
+            for &deadline in deadlines {
+                lateness.record(now, HostCount(deadline));
+            }
+        }
+        let left_ns = match self.next_deadline(py, now)? {
+            // It is due, and isn't given out: asking again at once would be a busy loop.
+            due if due <= now.0 => Some(MOST_NS.into()),
+            deadline => self.hint.left_ns(deadline),
+        };
+        self.hint.alarm.set_again(left_ns, woken && deadlines.is_empty()).or_raise()?;
+        Ok(expired)
+    }
+}
+
+/// The alarms of a source that tells them itself.
+fn alarms(source: &Bound<'_, PyAny>) -> Option<Arc<Alarms>> {
+    if let Ok(bank) = source.cast::<PyClockBank>() {
+        return Some(Arc::clone(bank.get().alarms()));
+    }
+    source.cast::<PyDeadlineQueue>().ok().map(|queue| Arc::clone(queue.get().alarms()))
+}
+
+/// What a source's `expire` returned, and the deadlines in it.
+fn with_deadlines(expired: Bound<'_, PyAny>) -> PyResult<(Bound<'_, PyTuple>, PyReadonlyArray1<'_, u64>)> {
+    let refused = || {
+        PyTypeError::new_err(
+            "expire() of a source must return a tuple whose last item is a one-dimensional, contiguous numpy array of \
+             uint64: the deadlines",
+        )
+    };
+    let expired = expired.cast_into::<PyTuple>().map_err(|_| refused())?;
+    let deadlines = expired.iter().next_back().ok_or_else(refused)?;
+    let deadlines = deadlines.cast_into::<PyArray1<u64>>().map_err(|_| refused())?;
+    if !(deadlines.is_contiguous() && deadlines.is_aligned()) {
+        return Err(refused());
+    }
+    let deadlines = deadlines.try_readonly().map_err(|_| refused())?;
+    Ok((expired, deadlines))
+}
+
+#[pymethods]
+impl PyDeadlineAlarm {
+    #[new]
+    #[pyo3(signature = (source, counter=None))]
+    fn new(source: Bound<'_, PyAny>, counter: Option<Bound<'_, PyAny>>) -> PyResult<Self> {
+        let counter = counter.map_or_else(|| source.getattr(intern!(source.py(), "counter")), Ok)?;
+        let moved_by_hand = counters::alarms(&counter);
+        let alarm = if moved_by_hand.is_some() { Alarm::event()? } else { Alarm::timer()? };
+        let hint = Arc::new(Hint { counter: counter.extract()?, alarm });
+        let known_to: Vec<_> = moved_by_hand.into_iter().chain(alarms(&source)).collect();
+        for alarms in &known_to {
+            alarms.add(&hint);
+        }
+        let lateness = Mutex::default();
+        let alarm = Self { source: source.clone().unbind(), counter: counter.unbind(), hint, known_to, lateness };
+        alarm.rearm(source.py())?;
+        Ok(alarm)
+    }
+
+    /// Whose deadlines these are.
+    #[getter]
+    fn source(&self, py: Python<'_>) -> Py<PyAny> {
+        self.source.clone_ref(py)
+    }
+
+    /// The counter that they are counts of.
+    #[getter]
+    fn counter(&self, py: Python<'_>) -> Py<PyAny> {
+        self.counter.clone_ref(py)
+    }
+
+    /// The descriptor, to wait on for reading. It stays the alarm's: don't read from it or close it.
+    fn fileno(&self) -> PyResult<i32> {
+        self.hint.alarm.fd().or_raise()
+    }
+
+    /// Takes what has expired: reads the counter, and returns what `source.expire` does at that count.
+    ///
+    /// That may be nothing, as the descriptor is only a hint. Afterwards it isn't readable until something may have
+    /// expired again. A source that keeps a deadline which has passed to itself is asked again after a second, or when
+    /// the counter is moved by hand.
+    fn expire<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        let alarm = &self.hint.alarm;
+        alarm.claim().or_raise()?;
+        let expired = alarm.drain().or_raise().and_then(|woken| {
+            self.take(py, woken).inspect_err(|_| {
+                // The hint is used up, and the source may have more: not at once, but soon. The error is what counts.
+                let _ = alarm.set_again(Some(MOST_NS.into()), woken);
+            })
+        });
+        alarm.release();
+        expired
+    }
+
+    /// Looks at the source's next deadline again, after it may have become an earlier one. A ClockBank and a
+    /// DeadlineQueue see to that themselves.
+    fn rearm(&self, py: Python<'_>) -> PyResult<()> {
+        self.hint.set(self.next_deadline(py, self.hint.counter.count())?).or_raise()
+    }
+
+    /// How late the deadlines that `expire` gave out were, so far: a Lateness.
+    #[getter]
+    fn lateness<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let lateness = self.lateness.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        records::lateness(py, self.hint.counter.frequency(), &lateness)
+    }
+
+    /// In how many nanoseconds the kernel makes the descriptor readable: at most 10^9. None where it won't by itself,
+    /// or has done so.
+    #[getter]
+    fn wakes_in_ns(&self) -> PyResult<Option<u64>> {
+        self.hint.alarm.left_ns().or_raise()
+    }
+
+    /// Whether it was closed.
+    #[getter]
+    fn closed(&self) -> bool {
+        self.hint.alarm.fd().is_err()
+    }
+
+    /// Closes the descriptor. Timers stay as they are, and another alarm goes on with them.
+    ///
+    /// An `async for` over it ends, and the descriptor is closed when it has. Whoever else waits on the descriptor has
+    /// to end first, as with any descriptor. Closing twice is closing once.
+    fn close(&self) -> PyResult<()> {
+        for alarms in &self.known_to {
+            alarms.remove(&self.hint);
+        }
+        self.hint.alarm.close().or_raise()
+    }
+
+    fn __enter__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
+        slf.get().fileno()?;
+        Ok(slf)
+    }
+
+    #[pyo3(signature = (*_exception))]
+    fn __exit__(&self, _exception: &Bound<'_, PyTuple>) -> PyResult<()> {
+        self.close()
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.source)?;
+        visit.call(&self.counter)
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let (source, counter) = (self.source.bind(py).repr()?, self.counter.bind(py).repr()?);
+        let fd = self.fileno().map_or_else(|_| "closed".to_owned(), |fd| format!("fd {fd}"));
+        Ok(format!("<DeadlineAlarm of {source} on {counter}, {fd}>"))
+    }
+}
+
+/// Makes the caller the alarm's only consumer, until `_release`: for `guestclock.aio`, which waits in between.
+#[pyfunction]
+pub(crate) fn _claim(alarm: &PyDeadlineAlarm) -> PyResult<()> {
+    alarm.hint.alarm.claim().or_raise()
+}
+
+/// It isn't any more.
+#[pyfunction]
+pub(crate) fn _release(alarm: &PyDeadlineAlarm) {
+    alarm.hint.alarm.release();
+}
