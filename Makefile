@@ -15,6 +15,8 @@ PYTHON_CODE := python/guestclock tests examples benches tools
 TRACES = $(or $(wildcard out/kvm/*/*.jsonl.gz),$(error there are no traces in out/kvm: make kvm-test leaves them))
 # asv keeps what it knows of the machine in the home folder. It builds nothing here, so another home does.
 ASV := HOME=$(abspath benches/.asv) $(abspath $(PY)) -m asv
+# Benchmarks of 64 vCPUs or 1000 timers, and those without a size.
+SMALL := ^(?!.*\b(1|512|4096|65536|100000|1000000)\b)
 
 # The first Python on PATH that is new enough; PYTHON=/path/to/python3 overrides it.
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -141,17 +143,27 @@ ci: ## All that CI runs
 
 ##@ Measure it
 .PHONY: bench
-bench: $(NATIVE) ## What a call costs beside its siblings, as same-run ratios
-	$(PY) benches/ratios.py
+bench: $(NATIVE) ## Every target of docs/performance.md, as ratios of one run: all, or ONLY=text ISA=avx2 WRITE=page
+	$(PY) benches/ratios.py $(if $(ONLY),--only "$(ONLY)") $(if $(ISA),--isa $(ISA)) $(if $(WRITE),--write $(WRITE))
+
+.PHONY: bench-compare
+bench-compare: $(NATIVE) ## The same rows, this work tree over another commit: make bench-compare BASE=main
+	$(PY) benches/compare.py $(or $(BASE),$(error name a commit: make bench-compare BASE=main)) \
+		$(if $(HEAD),--head $(HEAD)) $(if $(ONLY),--only "$(ONLY)")
+
+.PHONY: bench-plot
+bench-plot: $(NATIVE) ## How costs grow with the number of vCPUs and timers: out/performance-growth.svg, and docs/
+	$(PY) benches/growth.py docs/performance-growth.svg
 
 .PHONY: bench-asv
-bench-asv: $(NATIVE) ## The asv suite against this build (CONTRIBUTING.md: how to compare two commits)
+bench-asv: $(NATIVE) ## The asv suite against this build
 	cd benches && $(ASV) machine --yes && $(ASV) run --python=same --show-stderr
 
 .PHONY: bench-smoke
 bench-smoke: $(NATIVE) ## Proves that the benchmarks run; judges nothing
-	cd benches && $(ASV) machine --yes >/dev/null && $(ASV) run --python=same --quick --dry-run --show-stderr
-	$(PY) benches/ratios.py --rounds 3 --round-ms 1
+	cd benches && $(ASV) machine --yes >/dev/null && \
+		$(ASV) run --python=same --quick --dry-run --show-stderr --bench '$(SMALL)'
+	$(PY) benches/ratios.py --quick
 
 .PHONY: instructions
 instructions: $(VENV)/.tools | cargo ## Counts what the core's hot paths execute: more than 2 % off benches/instructions.json fails

@@ -11,11 +11,12 @@ mod set;
 mod vm;
 mod write;
 
+pub use checksum::crc32c;
+
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint_set::CheckpointSet;
 use alloc::string::String;
 use alloc::vec::Vec;
-use checksum::crc32c;
 use core::fmt::{self, Debug, Display};
 use minicbor::data::Tag;
 use minicbor::encode::Encoder;

@@ -37,7 +37,7 @@ mod _core {
     #[pymodule_export]
     use super::bank::PyClockBank;
     #[pymodule_export]
-    use super::checkpoint::PyCheckpoint;
+    use super::checkpoint::{_crc32c, PyCheckpoint};
     #[pymodule_export]
     use super::checkpoint_set::PyCheckpointSet;
     #[pymodule_export]

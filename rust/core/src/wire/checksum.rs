@@ -2,13 +2,15 @@
 
 /// The CRC-32C of these bytes (RFC 3720, 12.1 and B.4).
 #[cfg(feature = "std")]
-pub(super) fn crc32c(bytes: &[u8]) -> u32 {
+#[must_use]
+pub fn crc32c(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes)
 }
 
 /// The CRC-32C of these bytes (RFC 3720, 12.1 and B.4).
 #[cfg(not(feature = "std"))]
-pub(super) fn crc32c(bytes: &[u8]) -> u32 {
+#[must_use]
+pub fn crc32c(bytes: &[u8]) -> u32 {
     TABLES.checksum(bytes)
 }
 

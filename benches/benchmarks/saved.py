@@ -1,0 +1,39 @@
+"""VMs to restore at one instant: of five frequencies, a third each frozen, advanced, and advanced up to a cap.
+
+Of those that are advanced, half go by the counter, and half by the time that was told.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+NOW = 1 << 50
+FREQUENCIES = (24_000_000, 25_000_000, 62_500_000, 100_000_000, 1_000_000_000)
+
+
+class Columns:
+    """A row each VM; `policy` is numbered as in the baselines."""
+
+    def __init__(self, vms: int) -> None:
+        import numpy as np
+
+        chance = np.random.default_rng(20261122)
+        self.guest = chance.integers(0, 1 << 60, vms, np.uint64)
+        self.host = np.uint64(NOW) - chance.integers(0, 1 << 34, vms, np.uint64)
+        self.policy = chance.permutation(np.resize(np.array([0, 0, 1, 3, 2, 4], np.uint8), vms))
+        self.elapsed_ns, self.max_ns = chance.integers(0, 20 * 10**9, (2, vms), np.uint64)
+        self.frequency_hz = chance.choice(np.array(FREQUENCIES, np.uint64), vms)
+
+    def all(self) -> tuple[NDArray[Any], ...]:
+        """In the order in which the baselines take them."""
+        return self.guest, self.host, self.policy, self.elapsed_ns, self.max_ns, self.frequency_hz
+
+    def recompute(self, now: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        """By guestclock, into arrays that are there already."""
+        from guestclock import recompute_offsets
+
+        return recompute_offsets(now, *self.all())

@@ -1,0 +1,102 @@
+"""The bank's batch operations beside numpy."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from benchmarks import fleet
+from benchmarks.operations import conversion, evaluation, recomputation, recomputation_in_integers, turn
+from measure import Ratio, Side, Sides, at_least, at_most
+
+
+def counters(vcpus: int) -> Sides:
+    """What more vCPUs cost beyond one, beside a copy: time goes on by a tick a call."""
+    (subject, sibling), less = beside_copy(vcpus), beside_copy(1)
+    return Sides(subject, sibling, less)
+
+
+def beside_copy(vcpus: int) -> tuple[Side, Side]:
+    bank = fleet.Fleet(vcpus, 2).bank
+    out, source = np.empty(vcpus, np.uint64), bank.cntvct(fleet.BEGIN)
+    names = {"bank": bank, "ticks": itertools.count(fleet.BEGIN), "out": out, "copyto": np.copyto, "source": source}
+    return (
+        Side(f"bank.cntvct(): {vcpus:,} - 1", "bank.cntvct(next(ticks), out=out)", names),
+        Side("np.copyto, alike", "copyto(out, source)", names),
+    )
+
+
+def moved(vcpus: int, timers: int) -> int:
+    """Two offsets, and CVAL and CTL of each timer, are read; two flags a timer, and a deadline, are written."""
+    return vcpus * (2 * 8 + timers * (8 + 1) + timers * 2 + 8)
+
+
+ROWS = (
+    Ratio(
+        "counters of 4 096 vCPUs, but for the call",
+        lambda: counters(4096),
+        at_most(2.0),
+        elements=4095,
+        moved=4095 * 16,
+        by_isa=True,
+    ),
+    Ratio(
+        "evaluate + next deadlines, 4 096 x 4",
+        lambda: evaluation(4096, 4),
+        at_least(avx2=3.5, avx512=7.0),
+        elements=4096 * 4,
+        moved=moved(4096, 4),
+        by_isa=True,
+    ),
+    Ratio(
+        "evaluate + next deadlines, 65 536 x 4",
+        lambda: evaluation(65536, 4),
+        at_least(avx2=8.0, avx512=12.0, bandwidth=0.6),
+        elements=65536 * 4,
+        moved=moved(65536, 4),
+        by_isa=True,
+    ),
+    Ratio(
+        "evaluate + next deadlines, 4 096 x 2",
+        lambda: evaluation(4096, 2),
+        at_least(),
+        elements=4096 * 2,
+        moved=moved(4096, 2),
+        by_isa=True,
+    ),
+    Ratio("the same, re-arming timed: 4 096 x 4", lambda: turn(4096, 4), at_least(), elements=4096 * 4, by_isa=True),
+    Ratio(
+        "recompute offsets of 4 096 VMs",
+        lambda: recomputation(4096),
+        at_least(avx2=2.0, avx512=4.0),
+        elements=4096,
+        # Five columns of words and one of bytes are read, two of words are written.
+        moved=4096 * (5 * 8 + 1 + 2 * 8),
+        by_isa=True,
+    ),
+    Ratio(
+        "recompute offsets of 4 096 VMs, beside ints",
+        lambda: recomputation_in_integers(4096),
+        at_least(any=100),
+        elements=4096,
+        by_isa=True,
+    ),
+    Ratio(
+        "ticks to ns, 4 096 rows",
+        lambda: conversion(4096, to_ns=True),
+        at_least(),
+        elements=4096,
+        # The counts and their frequencies are read.
+        moved=4096 * 3 * 8,
+        by_isa=True,
+    ),
+    Ratio(
+        "ns to ticks, 4 096 rows",
+        lambda: conversion(4096, to_ns=False),
+        at_least(),
+        elements=4096,
+        moved=4096 * 3 * 8,
+        by_isa=True,
+    ),
+)
