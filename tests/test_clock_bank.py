@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -12,10 +15,12 @@ from numpy.typing import NDArray
 
 from guestclock import (
     NO_DEADLINE,
+    Added,
     Advance,
     CatchUp,
     CheckpointSet,
     ClockBank,
+    ClockWentBackwards,
     CounterSkew,
     Freeze,
     FrequencyMismatch,
@@ -28,6 +33,9 @@ from guestclock import (
     TopologyMismatch,
     UnknownRegister,
     VcpuRunning,
+    ns_to_ticks,
+    recompute_offsets,
+    ticks_to_ns,
 )
 
 START = 10**6
@@ -443,3 +451,67 @@ class TestSets:
         bank.restore(checkpoints)
         with pytest.raises(StalePlan):
             pause.resume()
+
+
+class TestColumns:
+    """Conversions and recomputed offsets, against Python's integers."""
+
+    HZ = np.array([24_000_000, 62_500_000, 10**9, 1, 2**64 - 1], np.uint64)
+    EDGES = np.array([0, 1, 2**32, 2**63, 2**64 - 1, 10**9, 24_000_001], np.uint64)
+
+    def test_conversions_are_exact(self) -> None:
+        counts, hz = np.repeat(self.EDGES, self.HZ.size), np.tile(self.HZ, self.EDGES.size)
+        exact = [min(n * 10**9 // f, 2**64 - 1) for n, f in zip(counts.tolist(), hz.tolist(), strict=True)]
+        assert ticks_to_ns(counts, hz).tolist() == exact
+        back = [min(n * f // 10**9, 2**64 - 1) for n, f in zip(counts.tolist(), hz.tolist(), strict=True)]
+        assert ns_to_ticks(counts, hz).tolist() == back
+        for frequency in self.HZ.tolist():
+            alike = np.full(self.EDGES.size, frequency, np.uint64)
+            assert ticks_to_ns(self.EDGES, frequency).tolist() == ticks_to_ns(self.EDGES, alike).tolist()
+            out = np.empty(self.EDGES.size, np.uint64)
+            assert ns_to_ticks(self.EDGES, frequency, out=out) is out
+        with pytest.raises(ValueError, match="1 Hz"):
+            ticks_to_ns(self.EDGES, 0)
+        with pytest.raises(ValueError, match="overlap"):
+            ticks_to_ns(self.EDGES, 5, out=self.EDGES)
+        with pytest.raises(ValueError, match="7 and 5"):
+            ticks_to_ns(self.EDGES, self.HZ)
+
+    def test_offsets_are_the_restore_table(self) -> None:
+        now, frequencies = 10**12, self.HZ[:3]
+        guest = np.array([5, 6, 7, 8, 9, 2**64 - 1], np.uint64)
+        host = np.array([0, now - 1000, now - 10**9, 0, 2**64 - 1, now], np.uint64)
+        added = np.array([Added.NOTHING, 1, Added.COUNTED_UP_TO, 3, Added.ELAPSED_UP_TO, 1], np.uint8)
+        elapsed, most = np.full(6, 10**9, np.uint64), np.full(6, 10**6, np.uint64)
+        frequency = np.array([0, 0, 1, 1, 2, 0], np.uint16)
+        offsets, ticks = recompute_offsets(now, guest, host, added, elapsed, most, frequency, frequencies)
+        assert ticks.tolist() == [0, 1000, 62_500, 62_500_000, 10**6, 0]
+        assert offsets.tolist() == [(now - g - t) % 2**64 for g, t in zip(guest.tolist(), ticks.tolist(), strict=True)]
+        each = np.array([now, now, 77], np.uint64)
+        assert (
+            recompute_offsets(each, guest, host, added, elapsed, most, frequency, frequencies)[0][4]
+            == (77 - 9 - 10**6) % 2**64
+        )
+        out = np.zeros(6, np.uint64), np.zeros(6, np.uint64)
+        backwards = np.full(6, now + 1, np.uint64)
+        with pytest.raises(ClockWentBackwards, match="row 1") as refused:
+            recompute_offsets(now, guest, backwards, added, elapsed, most, frequency, frequencies, out=out)
+        assert (refused.value.saved, refused.value.host) == (now + 1, now)
+        with pytest.raises(ValueError, match="added has 6"):
+            recompute_offsets(now, guest, host, added + np.uint8(2), elapsed, most, frequency, frequencies, out=out)
+        with pytest.raises(IndexError, match="frequency 3"):
+            recompute_offsets(now, guest, host, added, elapsed, most, frequency + np.uint16(1), frequencies, out=out)
+        assert not out[0].any()
+        assert not out[1].any()
+
+    def test_the_instruction_set_can_be_forced(self) -> None:
+        for name, code in (("baseline", 0), ("z80", 1)):
+            ran = subprocess.run(
+                [sys.executable, "-c", "import guestclock; print(guestclock.isa())"],
+                env={**os.environ, "GUESTCLOCK_ISA": name},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert ran.returncode == code
+            assert name in ran.stdout + ran.stderr

@@ -40,10 +40,14 @@ from guestclock._core import (
     VmClockUpdate,
     __version__,
     clock_settime,
+    isa,
+    ns_to_ticks,
     plan,
+    recompute_offsets,
     reg_id,
     restore,
     sysreg,
+    ticks_to_ns,
 )
 from guestclock.errors import (
     AlarmInUse,
@@ -81,6 +85,7 @@ from guestclock.errors import (
 )
 from guestclock.registers import Reg, Timer
 from guestclock.types import (
+    Added,
     Capabilities,
     Changes,
     Counter,
@@ -113,6 +118,7 @@ if DEBUG_BUILD:
 __all__ = [
     "DEBUG_BUILD",
     "NO_DEADLINE",
+    "Added",
     "Advance",
     "AlarmInUse",
     "Capabilities",
@@ -196,8 +202,12 @@ __all__ = [
     "WrongKind",
     "__version__",
     "clock_settime",
+    "isa",
+    "ns_to_ticks",
     "plan",
+    "recompute_offsets",
     "reg_id",
     "restore",
     "sysreg",
+    "ticks_to_ns",
 ]

@@ -1,6 +1,7 @@
 """Small immutable records that the native module returns or takes, and names for what it takes."""
 
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, SupportsIndex, TypeAlias, TypeVar
 
 from guestclock._core import (
@@ -347,6 +348,21 @@ class GuestVm(Protocol):
 
     def paused(self, policy: Policy | None = None, *, views: Views = "preserve") -> Paused:
         """Keep the VM from running, and treat the time until the end as `policy` says."""
+
+
+class Added(IntEnum):
+    """What `recompute_offsets` adds to a guest's counter."""
+
+    NOTHING = 0
+    """Nothing: `Freeze`, and `CatchUp`, which owes it."""
+    COUNTED = 1
+    """The ticks since the checkpoint, on the same counter: `Advance`."""
+    COUNTED_UP_TO = 2
+    """The same, at most `max_ns`."""
+    ELAPSED = 3
+    """`elapsed_ns`, which two wall clocks or the caller said: `Advance` on another counter."""
+    ELAPSED_UP_TO = 4
+    """The same, at most `max_ns`."""
 
 
 class Lines(NamedTuple):

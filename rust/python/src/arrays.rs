@@ -6,7 +6,8 @@
 
 use numpy::ndarray::Dimension;
 use numpy::{
-    Element, PyArray, PyArray1, PyArrayDyn, PyArrayMethods, PyReadwriteArrayDyn, PyUntypedArray, PyUntypedArrayMethods,
+    Element, PyArray, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArray1, PyReadwriteArrayDyn, PyUntypedArray,
+    PyUntypedArrayMethods,
 };
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -22,6 +23,9 @@ impl Named for u64 {
 }
 impl Named for i64 {
     const NAME: &'static str = "int64";
+}
+impl Named for u16 {
+    const NAME: &'static str = "uint16";
 }
 impl Named for u8 {
     const NAME: &'static str = "uint8";
@@ -40,16 +44,48 @@ pub(crate) struct Column<T> {
 
 /// Copies an array of just this dtype.
 pub(crate) fn column<T: Named>(array: &Bound<'_, PyAny>, what: &str) -> PyResult<Column<T>> {
+    let input = input(array, what)?;
+    let values = match input.values {
+        Values::Own(array) => array.as_slice().map(<[T]>::to_vec).unwrap_or_default(),
+        Values::Copied(values) => values,
+    };
+    Ok(Column { values, bytes: input.bytes })
+}
+
+/// A one-dimensional array to read under the GIL: where its elements follow each other, in its own memory.
+pub(crate) struct Input<'py, T: Element> {
+    values: Values<'py, T>,
+    /// Where the array's elements lie in memory.
+    pub(crate) bytes: Range<usize>,
+}
+
+enum Values<'py, T: Element> {
+    Own(PyReadonlyArray1<'py, T>),
+    Copied(Vec<T>),
+}
+
+/// Takes an array of just this dtype.
+pub(crate) fn input<'py, T: Named>(array: &Bound<'py, PyAny>, what: &str) -> PyResult<Input<'py, T>> {
     let refused =
         || PyTypeError::new_err(format!("{what} must be a one-dimensional, aligned numpy array of {}", T::NAME));
     let array = array.cast::<PyArray1<T>>().map_err(|_| refused())?;
-    let (bytes, array) = (extent(array), array.try_readonly().map_err(|_| refused())?);
-    let values = match array.as_slice() {
-        Ok(slice) => slice.to_vec(),
-        Err(_) if array.is_aligned() => array.as_array().iter().copied().collect(),
+    let (bytes, own) = (extent(array), array.try_readonly().map_err(|_| refused())?);
+    let values = match own.as_slice() {
+        Ok(_) => Values::Own(own),
+        Err(_) if own.is_aligned() => Values::Copied(own.as_array().iter().copied().collect()),
         Err(_) => return Err(refused()),
     };
-    Ok(Column { values, bytes })
+    Ok(Input { values, bytes })
+}
+
+impl<T: Element> Input<'_, T> {
+    /// Its elements.
+    pub(crate) fn as_slice(&self) -> &[T] {
+        match &self.values {
+            Values::Own(array) => array.as_slice().unwrap_or_default(),
+            Values::Copied(values) => values,
+        }
+    }
 }
 
 /// A new array of these values, which owns its memory.

@@ -3,6 +3,7 @@
 use crate::alarm::Alarms;
 use crate::arrays::{Column, Named, column, extent, output, owned, same_rows, writable};
 use crate::checkpoint_set::PyCheckpointSet;
+use crate::columns::chosen_isa;
 use crate::counters::{AnyCounter, PyHostCounter, PyScaledCounter};
 use crate::errors::{IntoPyErr, OrRaise, noted};
 use crate::policy::AnyPolicy;
@@ -182,7 +183,8 @@ impl PyClockBank {
             None => py.get_type::<PyHostCounter>().call0()?,
         };
         let counter = counter_object.extract::<AnyCounter>()?;
-        let bank = Arc::new(LiveBank::new(counter.frequency(), el2));
+        let (isa, bank) = (chosen_isa(py)?, Arc::new(LiveBank::new(counter.frequency(), el2)));
+        bank.with(|bank| bank.bank_mut().set_isa(isa));
         let alarms = Arc::<Alarms>::default();
         let told = Arc::clone(&alarms);
         bank.on_change(move |bank| told.changed(|now| bank.next_deadline(now)));

@@ -1,6 +1,7 @@
 //! Rust's errors as the classes of `guestclock.errors`.
 
 use core::fmt::Display;
+use guestclock_core::bank::WentBackwards;
 use guestclock_core::deadline::QueueError;
 use guestclock_core::faulty::{FaultyError, Kind};
 use guestclock_core::gate::GateError;
@@ -33,6 +34,16 @@ pub(crate) fn typed(class: &str, message: &str, fields: impl FnOnce(&Bound<'_, P
             errors.bind(py).getattr(class)?.call((message,), Some(&kwargs))
         };
         build().map_or_else(|error| error, PyErr::from_value)
+    })
+}
+
+/// A row of a batch that goes by its counter, which has gone backwards.
+pub(crate) fn went_backwards(row: usize, saved: u64, host: u64) -> PyErr {
+    let message = format!("{}: it read {saved} then, and reads {host} now", WentBackwards { row });
+    typed("ClockWentBackwards", &message, |fields| {
+        fields.set_item("clock", "host's counter (ticks)")?;
+        fields.set_item("saved", saved)?;
+        fields.set_item("host", host)
     })
 }
 

@@ -11,6 +11,7 @@ mod arrays;
 mod bank;
 mod checkpoint;
 mod checkpoint_set;
+mod columns;
 mod counters;
 mod deadline;
 mod errors;
@@ -40,6 +41,8 @@ mod _core {
     use super::checkpoint::{_crc32c, PyCheckpoint};
     #[pymodule_export]
     use super::checkpoint_set::PyCheckpointSet;
+    #[pymodule_export]
+    use super::columns::{isa, ns_to_ticks, recompute, ticks_to_ns};
     #[pymodule_export]
     use super::counters::{PyHostCounter, PyManualCounter, PyMonotonicCounter, PyScaledCounter};
     #[pymodule_export]
@@ -73,6 +76,8 @@ mod _core {
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         module.add("_RATE_TOLERANCE_PPM", guestclock_core::elapsed::RATE_TOLERANCE_PPM)?;
+        // Here, so that a name that this CPU doesn't know is told at once.
+        super::columns::chosen_isa(module.py())?;
         module.add("NO_DEADLINE", guestclock_core::bank::NO_DEADLINE)?;
         // A debug build is slow, so the package warns of it on import.
         module.add("DEBUG_BUILD", cfg!(debug_assertions))

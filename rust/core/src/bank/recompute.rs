@@ -28,6 +28,19 @@ impl Added {
     /// All, in their numbers' order.
     pub const ALL: [Self; 5] = [Self::Nothing, Self::Counted, Self::CountedUpTo, Self::Elapsed, Self::ElapsedUpTo];
 
+    /// The one of this number, its place in [`ALL`](Self::ALL).
+    #[must_use]
+    pub const fn numbered(number: u8) -> Option<Self> {
+        match number {
+            0 => Some(Self::Nothing),
+            1 => Some(Self::Counted),
+            2 => Some(Self::CountedUpTo),
+            3 => Some(Self::Elapsed),
+            4 => Some(Self::ElapsedUpTo),
+            _ => None,
+        }
+    }
+
     #[inline(always)]
     const fn counted(self) -> bool {
         matches!(self, Self::Counted | Self::CountedUpTo)
@@ -62,6 +75,12 @@ impl Rate {
     pub const fn new(now: HostCount, frequency: Frequency) -> Self {
         let scale = Scale::ns_to_ticks(frequency);
         Self { now, digits: scale.digits(), limit: scale.limit() }
+    }
+
+    /// What the counter reads.
+    #[must_use]
+    pub const fn now(self) -> HostCount {
+        self.now
     }
 
     /// In the order in which a kernel asks for them: see [`Rates::look_up`].
