@@ -91,7 +91,9 @@ def main() -> None:
             with of_this_build():
                 draw(axes, name, of_operation(name, *timed), "elements")
         except NotHere as reason:
-            axes.set_title(f"{name}\nnot here: {reason}", loc="left", fontsize="medium", wrap=True)
+            print(f"{name}: {reason}", file=sys.stderr)
+            axes.set_axis_off()
+            axes.text(0, 0.5, f"{name}:\nnot in this build")
     draw(places[len(OPERATIONS)], "deadline queue, a step", of_queue(*timed), "timers pending")
     about = machine.about()
     figure.suptitle("ns an element", x=0.01, ha="left", fontweight="bold")
