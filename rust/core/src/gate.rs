@@ -11,6 +11,7 @@ use crate::plan::{self, Outcome, Plan, Request, Target};
 use crate::refusal::Refusal;
 use crate::restore::{Condition, Report, Restore, RestoreError, Stage, at_step};
 use crate::wall_clock::SyncBound;
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -80,7 +81,8 @@ pub struct Gate {
     state: State,
     /// The last ticket given out.
     tickets: u64,
-    owed: Option<Owed>,
+    /// Few guests are owed anything.
+    owed: Option<Box<Owed>>,
 }
 
 /// What the guest is owed, and when the next step is due.
@@ -156,7 +158,7 @@ impl Gate {
 
     /// What the guest is owed.
     pub(crate) fn debt(&self) -> Option<Debt> {
-        self.owed.map(|owed| owed.debt)
+        self.owed.as_ref().map(|owed| owed.debt)
     }
 
     /// The VM is paused, with others at one instant: the ticket of the pause.
@@ -256,7 +258,7 @@ impl Gate {
     /// The step that is next, where the guest is owed anything.
     #[must_use]
     pub fn next_step(&self, frequency: Frequency) -> Option<Step> {
-        self.owed.map(|owed| owed.step(frequency))
+        self.owed.as_ref().map(|owed| owed.step(frequency))
     }
 
     /// Makes the next step, with all vCPUs stopped: the owned offset is written, smaller by it. After a failure the debt is
@@ -265,7 +267,7 @@ impl Gate {
     /// A step made late puts off those after it: no two are nearer to each other than the interval.
     pub fn step<B: Backend + ?Sized>(&mut self, backend: &mut B) -> Gated<Step, B> {
         self.open()?;
-        let owed = self.owed.ok_or(GateError::NothingOwed)?;
+        let owed = **self.owed.as_ref().ok_or(GateError::NothingOwed)?;
         backend.stopped().map_err(GateError::Backend)?;
         let offset = backend.owned_offset().ok_or(Refusal::CapabilityMissing {
             capability: "counter_offset",
@@ -277,7 +279,7 @@ impl Gate {
         patiently(backend, |backend| backend.set_counter_offset(forward)).map_err(GateError::Backend)?;
         let count = backend.counter().count();
         let last = if owed.due.is_after(count) { owed.due } else { count };
-        self.owed = owed.debt.less(step.ticks).map(|debt| Owed::after(last, debt, frequency));
+        self.owed = owed.debt.less(step.ticks).map(|debt| Box::new(Owed::after(last, debt, frequency)));
         Ok(step)
     }
 
@@ -300,7 +302,8 @@ impl Gate {
 
     fn open_up(&mut self, plan: &Plan, outcome: &Outcome) {
         self.state = State::Open;
-        self.owed = plan.debt(outcome).map(|debt| Owed::after(outcome.count, debt, plan.frequency()));
+        let owed = |debt| Box::new(Owed::after(outcome.count, debt, plan.frequency()));
+        self.owed = plan.debt(outcome).map(owed);
     }
 
     fn close(&mut self, state: State) -> u64 {

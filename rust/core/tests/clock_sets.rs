@@ -239,6 +239,24 @@ fn plain() -> Spec {
 }
 
 #[test]
+fn a_set_takes_along_what_its_guests_are_owed() {
+    let counter = ManualCounter::new(HostCount(5000), hz(HZ[0]), 0);
+    let (bank, vms) = world(&[plain(), plain()], counter.count());
+    let mut bank = GatedBank::from(bank);
+    let policy = Policy::CatchUp { step_ns: 160, interval_ns: 1600, deadline_ns: None };
+    let pause = bank.pause(&vms[..1], &instant(&counter), Request { policy, ..Request::default() }).unwrap();
+    counter.advance(1000);
+    bank.resume(&pause, &instant(&counter)).unwrap();
+    let set = bank.checkpoint(&vms, &own_names(&vms), &instant(&counter), Saving::default()).unwrap();
+    let debts: Vec<Option<u64>> = (0..2).map(|vm| set.get(vm).unwrap().debt.map(|debt| debt.owed_ticks)).collect();
+    assert_eq!(debts, [Some(1000), None]);
+    // To the other one of each.
+    bank.restore(&set, &[vms[1], vms[0]], &instant(&counter), Request::default()).unwrap();
+    let owed = |bank: &mut GatedBank, vm| bank.gated(vm).unwrap().0.next_step(hz(HZ[0])).map(|step| step.owed_ticks);
+    assert_eq!([owed(&mut bank, vms[0]), owed(&mut bank, vms[1])], [None, Some(1000)]);
+}
+
+#[test]
 fn what_can_be_refused_is_refused_for_all() {
     let counter = ManualCounter::new(HostCount(5000), hz(HZ[0]), 0);
     let (bank, vms) = world(&[plain(), plain()], counter.count());

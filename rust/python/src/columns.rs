@@ -43,6 +43,35 @@ pub(crate) enum Hz<'py> {
     Each(Bound<'py, PyAny>),
 }
 
+/// The different values of a column, and which of them is each row's.
+///
+/// A pass for each value: of few values that is faster than to look each row's up.
+fn distinct(column: &[u64]) -> PyResult<(Vec<u64>, Vec<u16>)> {
+    const PASSES: usize = 16;
+    let (mut values, mut number_of) = (Vec::new(), vec![u16::MAX; column.len()]);
+    let mut first = 0;
+    while first < column.len() && values.len() < PASSES {
+        let (value, number) = (column[first], u16::try_from(values.len()).unwrap_or(u16::MAX));
+        for (of, row) in number_of.iter_mut().zip(column) {
+            *of = if *row == value { number } else { *of };
+        }
+        values.push(value);
+        first += number_of[first..].iter().position(|of| *of == u16::MAX).unwrap_or(column.len() - first);
+    }
+    let mut known: HashMap<u64, u16> = HashMap::new();
+    for (of, value) in number_of[first..].iter_mut().zip(&column[first..]).filter(|(of, _)| **of == u16::MAX) {
+        *of = if let Some(number) = known.get(value) {
+            *number
+        } else {
+            let number = u16::try_from(values.len()).ok().filter(|number| *number < u16::MAX);
+            let many = || PyValueError::new_err("65 535 different frequencies at most: convert the column in parts");
+            values.push(*value);
+            *known.entry(*value).or_insert(number.ok_or_else(many)?)
+        };
+    }
+    Ok((values, number_of))
+}
+
 fn converted<'py>(
     py: Python<'py>,
     what: &str,
@@ -60,25 +89,9 @@ fn converted<'py>(
             let each = input::<u64>(&array, "frequency_hz (or one int)")?;
             same_rows(what, rows, "frequency_hz", each.as_slice().len())?;
             taken.push(each.bytes.clone());
-            let mut known: HashMap<u64, u16> = HashMap::new();
-            // Rows near each other are often alike.
-            let mut last = (0, 0);
-            of.reserve(rows);
-            for &hz in each.as_slice() {
-                if hz != last.0 {
-                    let number = if let Some(number) = known.get(&hz) {
-                        *number
-                    } else {
-                        let many = || PyValueError::new_err("more than 65 536 different frequencies: convert in parts");
-                        let number = u16::try_from(scales.len()).map_err(|_| many())?;
-                        scales.push(scale(frequency(hz)?));
-                        known.insert(hz, number);
-                        number
-                    };
-                    last = (hz, number);
-                }
-                of.push(last.1);
-            }
+            let (distinct, number_of) = distinct(each.as_slice())?;
+            scales = distinct.into_iter().map(|hz| frequency(hz).map(&scale)).collect::<PyResult<_>>()?;
+            of = number_of;
         }
     }
     let array = output::<u64>(py, out, &[rows], &taken)?;

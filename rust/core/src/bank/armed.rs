@@ -22,10 +22,13 @@ const VIEWS: [View; 2] = [View::Virtual, View::Physical];
 #[derive(Clone, Copy, Debug)]
 struct Member {
     slot: u32,
-    /// The one vCPU whose it is; `None` for those of all.
-    vcpu: Option<u16>,
+    /// The one vCPU whose it is, or [`ALL`].
+    vcpu: u16,
     view: View,
 }
+
+/// Instead of a vCPU's number, of which there are 512.
+const ALL: u16 = u16::MAX;
 
 /// A VM's place among the rows.
 #[derive(Clone, Copy, Debug)]
@@ -94,7 +97,7 @@ impl Armed {
         }
         self.groups[index] = VIEWS.map(|view| {
             let timers = u32::from(place.vcpus) * u32::from(self.timers_under(view));
-            self.add(Member { slot: place.slot, vcpu: None, view }, timers, shared.of(view))
+            self.add(Member { slot: place.slot, vcpu: ALL, view }, timers, shared.of(view))
         });
         for vcpu in 0..place.vcpus {
             let row = place.first + usize::from(vcpu);
@@ -167,7 +170,7 @@ impl Armed {
                 }
                 None if offset != shared.of(view) => {
                     let armed = self.take(slot, vcpu, view);
-                    let member = Member { slot, vcpu: Some(vcpu), view };
+                    let member = Member { slot, vcpu, view };
                     let group = self.add(member, self.timers_under(view).into(), offset);
                     self.apart.insert(key, group);
                     self.give(slot, vcpu, &armed);
@@ -211,7 +214,7 @@ impl Armed {
             let Member { slot, vcpu, view } = self.members[group as usize];
             let each = u32::from(self.timers_under(view));
             let (of, lane) = (index / each, (index % each) as usize);
-            let vcpu = vcpu.unwrap_or_else(|| u16::try_from(of).expect(ENOUGH));
+            let vcpu = if vcpu == ALL { u16::try_from(of).expect(ENOUGH) } else { vcpu };
             Due { deadline: *deadline, slot, vcpu, timer: Timer::ALL[number(view) + lane] }
         }));
         self.fired = fired;
