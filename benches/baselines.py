@@ -57,15 +57,15 @@ class Timers:
     """The timers of many vCPUs, a row each: the first by the virtual counter, all others by the physical one.
 
     Slower were: `where=` (a minimum with it takes 12 times as long) and `copyto` with it (5 times); the mask as bytes,
-    whose sign fills a word (by a tenth at 4096 rows); all timers of a counter in one call (by a tenth to a fifth for
-    four timers, though fewer calls). As fast: first the least CVAL of a counter's timers, and its ticks then. With
-    columns of CVAL under its mask, and of whether any physical timer can raise its line, that is faster by a fifth at
-    4096 rows, and by a tenth at 65536. But those are parts of the answer, worked out whenever a timer is armed: both
-    sides start from offsets, CVAL and CTL.
+    whose sign fills a word (by a tenth at 4096 rows); all timers of a counter in one call (by a tenth to a fifth at
+    4096). With both of these, 65536 rows of four timers took from a fifth less to a tenth more, from one run to
+    another. As fast: first the least CVAL of a counter's timers, and its ticks then. With columns of CVAL under its
+    mask, and of whether any physical timer can raise its line, 4096 rows take a fifth less, and 65536 a tenth. But
+    those are parts of the answer, worked out whenever a timer is armed: both sides start from offsets, CVAL and CTL.
     """
 
     BLOCK: Final = 16384
-    """Slower are fewer than 8192 rows, which make more calls, and 65536, whose temporaries are far."""
+    """From 8192 rows on there is little in it; fewer make more calls."""
 
     class Timer(NamedTuple):
         """One timer's part of a block."""

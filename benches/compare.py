@@ -102,7 +102,8 @@ def compared(name: str, workers: dict[str, Worker], rounds: int, round_ns: int) 
     for which, worker in workers.items():
         reason = worker.ask({"row": name, "round_ns": round_ns})
         if reason is not None:
-            return [name, "", f"{which}: {reason}", "", ""]
+            print(f"{which}: {reason}", file=sys.stderr)
+            return [name, "", "", f"not in {which}", ""]
     taken: dict[str, list[float]] = {which: [] for which in workers}
     for number in range(rounds):
         # Every other round the other one goes first.

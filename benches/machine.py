@@ -20,7 +20,7 @@ ISAS = ("baseline", "avx2", "avx512")
 
 def isa() -> str:
     """The instruction set in use."""
-    return str(getattr(_core, "isa", lambda: "baseline")())
+    return _core.isa()
 
 
 def about() -> dict[str, str]:

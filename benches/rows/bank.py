@@ -71,8 +71,8 @@ ROWS = (
         lambda: recomputation(4096),
         at_least(avx2=2.0, avx512=4.0),
         elements=4096,
-        # Five columns of words and one of bytes are read, two of words are written.
-        moved=4096 * (5 * 8 + 1 + 2 * 8),
+        # Four columns of words, the policies and the frequencies' numbers are read, two columns of words are written.
+        moved=4096 * (4 * 8 + 1 + 2 + 2 * 8),
         by_isa=True,
     ),
     Ratio(
