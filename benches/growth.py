@@ -19,7 +19,7 @@ from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-import machine
+import this_machine
 from benchmarks import steady
 from benchmarks.operations import OPERATIONS
 from measure import NotHere, Side, costs, of_this_build
@@ -95,7 +95,7 @@ def main() -> None:
             axes.set_axis_off()
             axes.text(0, 0.5, f"{name}:\nnot in this build")
     draw(places[len(OPERATIONS)], "deadline queue, a step", of_queue(*timed), "timers pending")
-    about = machine.about()
+    about = this_machine.about()
     figure.suptitle("ns an element", x=0.01, ha="left", fontweight="bold")
     figure.supxlabel(f"{about['cpu']}, {about['instruction_set']}; {about['python']}", fontsize="small")
     OUT.parent.mkdir(exist_ok=True)

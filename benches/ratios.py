@@ -15,8 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import machine
 import report
+import this_machine
 from guestclock import _core
 from measure import Result, measure
 from rows import ROWS
@@ -27,7 +27,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=21, help="rounds a row; below 15 proves nothing (default 21)")
     parser.add_argument("--round-ms", type=int, default=10, help="how long a side runs a round (default 10)")
     parser.add_argument("--only", action="append", metavar="TEXT", help="rows with this in their name")
-    parser.add_argument("--isa", choices=machine.ISAS, help="this instruction set alone")
+    parser.add_argument("--isa", choices=this_machine.ISAS, help="this instruction set alone")
     parser.add_argument("--quick", action="store_true", help="only see that it runs: 3 rounds of 1 ms")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put the tables into this page, between its marks")
@@ -40,7 +40,7 @@ def arguments() -> argparse.Namespace:
 
 def measured_here(chosen: argparse.Namespace) -> list[Result]:
     """All rows that are asked for, in this process."""
-    isa, results = machine.isa(), []
+    isa, results = this_machine.isa(), []
     for row in ROWS:
         wanted = chosen.only is None or any(text in row.name for text in chosen.only)
         if wanted and (row.by_isa or not chosen.only_by_isa):
@@ -70,14 +70,14 @@ def main() -> None:
         os.execv(sys.executable, [sys.executable, *sys.argv])  # noqa: S606 (it is read once, at the start)
     if _core.DEBUG_BUILD:
         print("ratios: this is a debug build, and its numbers mean nothing", file=sys.stderr)
-    bandwidth = machine.bandwidth(16 if chosen.quick else 256)
+    bandwidth = this_machine.bandwidth(16 if chosen.quick else 256)
     results = measured_here(chosen)
     if chosen.isa is None:
-        for isa in reversed(machine.ISAS[: machine.ISAS.index(machine.isa())]):
+        for isa in reversed(this_machine.ISAS[: this_machine.ISAS.index(this_machine.isa())]):
             results += measured_with(isa)
     order = {row.name: number for number, row in enumerate(ROWS)}
     results.sort(key=lambda result: order[result.name])
-    about = machine.about() | {
+    about = this_machine.about() | {
         "memory": f"copies {bandwidth['copy']:.1f} GB/s (read and written), reads {bandwidth['read']:.1f} GB/s",
         "rounds": f"{chosen.rounds} of {chosen.round_ms} ms a side, interleaved",
     }
