@@ -100,6 +100,10 @@ pub struct DeadlineQueue {
     free: BTreeMap<usize, Vec<u32>>,
 }
 
+/// Up to how many timers that fire at once the memory for that is kept: what one call of many needed isn't held for the
+/// next ones, which are of few.
+pub(crate) const KEPT: usize = 1024;
+
 /// What `expire` looks at, kept for its memory.
 #[derive(Clone, Debug, Default)]
 struct Seen {
@@ -319,6 +323,9 @@ impl DeadlineQueue {
         }
         seen.groups.renew(&mut deadlines.rows);
         order(fired, &mut seen.words);
+        if fired.len() > KEPT {
+            *seen = Seen::default();
+        }
     }
 
     /// The bytes that it holds, those that are reserved for more included.

@@ -125,6 +125,11 @@ impl LiveBank {
         self.lock().bank.bank_mut().expire(now)
     }
 
+    /// See [`GatedBank::bytes`].
+    pub fn bytes(&self) -> usize {
+        self.lock().bank.bytes()
+    }
+
     /// Looks at the bank.
     pub fn look<T>(&self, look: impl FnOnce(&Bank) -> T) -> T {
         look(self.lock().bank.bank())

@@ -212,7 +212,7 @@ impl PyClockBank {
     /// The memory that it takes, in bytes, that of the deadline queue included.
     #[getter]
     fn nbytes(&self) -> usize {
-        self.bank.look(Bank::bytes)
+        self.bank.bytes()
     }
 
     /// Adds a VM with so many vCPUs, all created at `now`, and returns its handle. See `Vm` for the other arguments.

@@ -6,7 +6,7 @@
 
 use super::rows::Rows;
 use crate::counter::{HostCount, Offset};
-use crate::deadline::{DeadlineQueue, Fired};
+use crate::deadline::{DeadlineQueue, Fired, KEPT};
 use crate::sysreg::View;
 use crate::timer::{self, Timer};
 use crate::vm::{Offsets, view_of};
@@ -217,7 +217,7 @@ impl Armed {
             let vcpu = if vcpu == ALL { u16::try_from(of).expect(ENOUGH) } else { vcpu };
             Due { deadline: *deadline, slot, vcpu, timer: Timer::ALL[number(view) + lane] }
         }));
-        self.fired = fired;
+        self.fired = if fired.capacity() > KEPT { Vec::new() } else { fired };
     }
 
     pub(crate) fn pending(&self) -> usize {

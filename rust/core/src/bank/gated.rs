@@ -73,7 +73,11 @@ impl GatedBank {
             added.push(vm);
             self.bank.vm_mut(vm)?.create_vcpus(vcpus, here)?;
             // Once one of them has shown that it can be.
-            if number == 0 { self.bank.reserve(frequency, (vms - 1) * vcpus) } else { Ok(()) }
+            if number == 0 {
+                self.bank.reserve(frequency, vms - 1, vcpus)?;
+                self.gates.reserve_exact(vms - 1);
+            }
+            Ok(())
         });
         match done {
             Ok(()) => Ok(added),
@@ -82,6 +86,12 @@ impl GatedBank {
                 Err(error)
             }
         }
+    }
+
+    /// The bytes that it holds, those that are reserved for more included.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bank.bytes() + self.gates.capacity() * size_of::<Gate>()
     }
 
     /// A VM and its gate.

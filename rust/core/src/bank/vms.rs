@@ -240,10 +240,11 @@ impl Bank {
         vms.iter().try_for_each(|vm| self.remove(*vm))
     }
 
-    /// Makes room for so many more vCPUs at this frequency, and no more.
-    pub fn reserve(&mut self, frequency: Frequency, vcpus: usize) -> Result<(), BankError> {
+    /// Makes room for so many more VMs with so many vCPUs each at this frequency, and for no more.
+    pub fn reserve(&mut self, frequency: Frequency, vms: usize, vcpus: usize) -> Result<(), BankError> {
         let clock = self.clock(frequency)?;
-        self.clocks[usize::from(clock)].rows.reserve(vcpus);
+        self.clocks[usize::from(clock)].rows.reserve(vms * vcpus);
+        self.seats.reserve_exact(vms.saturating_sub(self.free.len()));
         Ok(())
     }
 
