@@ -182,21 +182,20 @@ impl Bank {
     /// Where the columns differ in length.
     pub fn set_timers(&mut self, timer: Timer, vcpus: &[Handle], cval: &[u64], ctl: &[u8]) -> Result<(), BankError> {
         assert_eq!([cval.len(), ctl.len()], [vcpus.len(); 2], "vCPUs, CVAL and CTL");
-        self.select(vcpus)?;
-        for vcpu in vcpus {
-            let (vm, handle) = (self.vm(vcpu.vm())?, vcpu.vm().0);
-            if !vm.config().el2.timers().contains(&timer) {
-                return Err(BankError::OfVm { handle, error: VmError::NoSuchTimer { timer } });
-            }
-            let (clock, row) = self.row(*vcpu)?;
-            if self.clocks[clock].rows.running[row] {
-                return Err(BankError::OfVm { handle, error: VmError::Running { vcpu: vcpu.number().into() } });
-            }
+        let found = self.find(vcpus)?;
+        for (vcpu, (clock, row)) in vcpus.iter().zip(&found) {
+            let refused = if !self.kind_of(vcpu.slot()).config.el2.timers().contains(&timer) {
+                VmError::NoSuchTimer { timer }
+            } else if self.clocks[*clock].rows.running[*row as usize] {
+                VmError::Running { vcpu: vcpu.number().into() }
+            } else {
+                continue;
+            };
+            return Err(BankError::OfVm { handle: vcpu.vm().0, error: refused });
         }
         let mut queued: Vec<Queued> = self.clocks.iter().map(|_| Queued::default()).collect();
-        for ((vcpu, cval), ctl) in vcpus.iter().zip(cval).zip(ctl) {
-            let (number, row) = self.row(*vcpu)?;
-            let (slot, ctl) = (vcpu.slot(), u64::from(*ctl) & !CTL_ISTATUS);
+        for ((vcpu, (number, row)), (cval, ctl)) in vcpus.iter().zip(found).zip(cval.iter().zip(ctl)) {
+            let (slot, row, ctl) = (vcpu.slot(), row as usize, u64::from(*ctl) & !CTL_ISTATUS);
             let Clock { rows, armed, .. } = &mut self.clocks[number];
             rows.set_cval(row, timer, *cval);
             rows.set_ctl(row, timer, ctl);

@@ -64,29 +64,27 @@ impl Bank {
 
     /// The vCPUs of these handles, each once.
     pub fn select(&self, vcpus: &[Handle]) -> Result<Selection, BankError> {
-        let mut seen: Vec<Vec<bool>> = self.clocks.iter().map(|_| Vec::new()).collect();
-        let mut found = Vec::with_capacity(vcpus.len());
-        for vcpu in vcpus {
-            let (clock, row) = self.row(*vcpu)?;
-            if seen[clock].is_empty() {
-                seen[clock] = vec![false; self.clocks[clock].rows.len()];
-            }
-            if core::mem::replace(&mut seen[clock][row], true) {
-                return Err(BankError::Duplicate { handle: vcpu.0 });
-            }
-            found.push((clock, narrow(row)));
+        let found = self.find(vcpus)?;
+        let one = found.first().map_or(0, |(clock, _)| *clock);
+        if found.iter().all(|(clock, _)| *clock == one) {
+            let rows = Some(found.iter().map(|(_, row)| *row).collect());
+            return Ok(Selection {
+                parts: vec![Part { clock: one, rows, places: Places::Run(0..found.len()) }],
+                len: found.len(),
+            });
         }
-        let clocks: Vec<usize> =
-            seen.iter().enumerate().filter(|(_, seen)| !seen.is_empty()).map(|(of, _)| of).collect();
-        let parts = clocks.iter().map(|clock| {
-            let here = found.iter().enumerate().filter(|(_, (of, _))| of == clock);
-            let places = match clocks.len() {
-                1 => Places::Run(0..found.len()),
-                _ => Places::Each(here.clone().map(|(place, _)| place).collect()),
-            };
-            Part { clock: *clock, rows: Some(here.map(|(_, (_, row))| *row).collect()), places }
+        let parts = (0..self.clocks.len()).map(|clock| {
+            let here = found.iter().enumerate().filter(|(_, (of, _))| *of == clock);
+            let places = Places::Each(here.clone().map(|(place, _)| place).collect());
+            Part { clock, rows: Some(here.map(|(_, (_, row))| *row).collect()), places }
         });
-        Ok(Selection { parts: parts.collect(), len: vcpus.len() })
+        Ok(Selection { parts: parts.collect(), len: found.len() })
+    }
+
+    /// The clock and the row of each of these vCPUs, none of them twice.
+    pub(crate) fn find(&self, vcpus: &[Handle]) -> Result<Vec<(usize, u32)>, BankError> {
+        each_once(vcpus)?;
+        vcpus.iter().map(|vcpu| self.row(*vcpu).map(|(clock, row)| (clock, narrow(row)))).collect()
     }
 
     /// The vCPUs that `mask` has, a bool for each in the order of [`vcpu_handles`](Self::vcpu_handles).
@@ -110,14 +108,21 @@ impl Bank {
 
     /// The slots of these VMs, each once.
     pub(crate) fn slots(&self, vms: &[Handle]) -> Result<Vec<u32>, BankError> {
-        let mut seen = vec![false; self.seats.len()];
-        let slots = vms.iter().map(|vm| {
-            let slot = self.slot(*vm)?;
-            let again = core::mem::replace(&mut seen[slot as usize], true);
-            if again { Err(BankError::Duplicate { handle: vm.0 }) } else { Ok(slot) }
-        });
-        slots.collect()
+        each_once(vms)?;
+        vms.iter().map(|vm| self.slot(*vm)).collect()
     }
+}
+
+/// Refuses a handle that is there twice.
+fn each_once(handles: &[Handle]) -> Result<(), BankError> {
+    // As a bank gives them out itself.
+    if handles.is_sorted_by(|one, next| one < next) {
+        return Ok(());
+    }
+    let mut sorted = handles.to_vec();
+    sorted.sort_unstable();
+    let twice = sorted.windows(2).find(|pair| pair[0] == pair[1]);
+    twice.map_or(Ok(()), |pair| Err(BankError::Duplicate { handle: pair[0].0 }))
 }
 
 impl Part {
