@@ -42,6 +42,7 @@ ROWS = (
     Ratio("a read over CLOCK_MONOTONIC_RAW", lambda: over_raw("vm.cntvct(0)"), at_most(1.2)),
     Ratio("a read over ManualCounter", lambda: over_manual("vm.cntvct(0)"), at_most(0.7)),
     Ratio("a read at a given instant", lambda: over_manual("vm.cntvct(0, now=n)"), at_most(1.0)),
+    Ratio("the same, by position", lambda: over_manual("vm.cntvct(0, n)")),
     Ratio("a read of the physical counter", lambda: over_manual("vm.cntpct(0)")),
     Ratio("a timer's state", lambda: over_manual("vm.timer(0, 0)")),
     Ratio("a register", lambda: over_manual("vm.get_one_reg(0, cval)")),
