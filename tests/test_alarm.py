@@ -229,8 +229,24 @@ def test_a_bank_tells_its_alarms(counter: ManualCounter) -> None:
         restore(source.checkpoint(), bank.vm(target))
         return target
 
+    def restored_together() -> int:
+        source = ClockBank(counter)
+        start(source.vm(source.add()), after=0)
+        target = bank.add()
+        bank.restore(source.checkpoint(), np.array([target]))
+        return target
+
+    def paused_together() -> int:
+        """Its guest goes on 500 ticks ago, and so is that far on by now."""
+        one = bank.add()
+        start(bank.vm(one), after=500)
+        pause = bank.pause(np.array([one]))
+        assert not readable(alarm)
+        pause.resume(now=counter.read() - 500)
+        return one
+
     with alarm:
-        for change in (set_timers, set_registers, set_offset, restored):
+        for change in (set_timers, set_registers, set_offset, restored, restored_together, paused_together):
             assert not readable(alarm)
             vcpu = change()
             assert readable(alarm)
