@@ -12,7 +12,7 @@ pub fn counts(isa: Isa, now: HostCount, offsets: &[u64], out: &mut [u64]) {
     assert_eq!(offsets.len(), out.len(), "rows of the offsets and of the output");
     isa.run(
         #[inline(always)]
-        || {
+        |_| {
             for (out, &offset) in out.iter_mut().zip(offsets) {
                 *out = now.guest(Offset(offset)).0;
             }

@@ -3,7 +3,6 @@
 #![expect(clippy::needless_range_loop, reason = "a row is an index of several arrays")]
 
 use super::block::{BLOCK, Rows, block_at, rest, whole, widened};
-use super::lines::lines;
 use super::{Isa, NO_DEADLINE};
 use crate::counter::{HostCount, Offset};
 use crate::timer;
@@ -73,7 +72,7 @@ pub fn next_deadlines(isa: Isa, now: HostCount, timers: &[TimerSlices<'_>], out:
     }
     isa.run(
         #[inline(always)]
-        || {
+        |_| {
             let (blocks, rest) = out.as_chunks_mut();
             for (number, out) in blocks.iter_mut().enumerate() {
                 let mut soonest = Soonest::none();
@@ -116,15 +115,14 @@ pub fn evaluate_and_deadlines(
     assert_eq!([istatus.len(), line.len()], [timers.len() * rows; 2], "rows of ISTATUS and the lines of all timers");
     isa.run(
         #[inline(always)]
-        || {
+        |isa| {
             let (blocks, rest) = out.as_chunks_mut();
             for (number, out) in blocks.iter_mut().enumerate() {
                 let mut soonest = Soonest::none();
                 let mut first = number * BLOCK;
                 for timer in timers {
                     let timer = timer.whole(number);
-                    lines(now, timer, block_at(istatus, first), block_at(line, first));
-                    soonest.add(now, timer);
+                    soonest.add_with_lines(isa, now, timer, block_at(istatus, first), block_at(line, first));
                     first += rows;
                 }
                 soonest.deadlines(now, out);
@@ -135,10 +133,9 @@ pub fn evaluate_and_deadlines(
                 let (mut met, mut high) = ([false; BLOCK], [false; BLOCK]);
                 for timer in timers {
                     let timer = timer.rest();
-                    lines(now, timer.block(), &mut met, &mut high);
+                    soonest.add_with_lines(isa, now, timer.block(), &mut met, &mut high);
                     istatus[last - rest.len()..last].copy_from_slice(&met[..rest.len()]);
                     line[last - rest.len()..last].copy_from_slice(&high[..rest.len()]);
-                    soonest.add(now, timer.block());
                     last += rows;
                 }
                 let mut deadlines = [0; BLOCK];
@@ -167,16 +164,41 @@ impl Soonest {
 
     #[inline(always)]
     fn add(&mut self, now: HostCount, timer: TimerBlock<'_>) {
+        let never = self.never(timer);
+        least_ticks(now, timer, &never, &mut self.ticks);
+    }
+
+    /// As `add`, with ISTATUS and the line.
+    #[inline(always)]
+    fn add_with_lines(
+        &mut self,
+        isa: Isa,
+        now: HostCount,
+        timer: TimerBlock<'_>,
+        istatus: &mut [bool; BLOCK],
+        line: &mut [bool; BLOCK],
+    ) {
+        let never = self.never(timer);
+        // Arrays of their own, which no column can overlap.
+        let (mut met, mut high) = (Rows([false; BLOCK]), Rows([false; BLOCK]));
+        isa.conditions_and_ticks(now, timer, &never, &mut met, &mut self.ticks);
+        for row in 0..BLOCK {
+            let can_raise = never.0[row] == 0;
+            high.0[row] = met.0[row] & can_raise;
+        }
+        *istatus = met.0;
+        *line = high.0;
+    }
+
+    /// All bits where the timer never raises its line.
+    #[inline(always)]
+    fn never(&mut self, timer: TimerBlock<'_>) -> Rows<u8> {
         let mut never = Rows([0; BLOCK]);
         for row in 0..BLOCK {
             never.0[row] = u8::from(timer::can_raise(timer.ctl[row].into())).wrapping_sub(1);
             self.silent[row] &= never.0[row];
         }
-        for row in 0..BLOCK {
-            let guest = now.guest(Offset(timer.offsets[row]));
-            let ticks = timer::ticks_until(timer.cval[row], guest) | widened(never.0[row]);
-            self.ticks[row] = ticks.min(self.ticks[row]);
-        }
+        never
     }
 
     #[inline(always)]
@@ -187,6 +209,16 @@ impl Soonest {
         for row in 0..BLOCK {
             out[row] = soonest.wrapping_add(self.ticks[row].min(room)) | widened(self.silent[row]);
         }
+    }
+}
+
+/// The least of what stands in `ticks` and of [`ticks_until`](timer::ticks_until) the timer's compare value.
+#[inline(always)]
+pub(super) fn least_ticks(now: HostCount, timer: TimerBlock<'_>, never: &Rows<u8>, ticks: &mut [u64; BLOCK]) {
+    for row in 0..BLOCK {
+        let guest = now.guest(Offset(timer.offsets[row]));
+        let until = timer::ticks_until(timer.cval[row], guest) | widened(never.0[row]);
+        ticks[row] = until.min(ticks[row]);
     }
 }
 
@@ -211,6 +243,6 @@ pub fn deadlines_by_vm(deadlines: &[u64], vm_of: &[u32], out: &mut [u64]) {
 pub fn earliest(isa: Isa, deadlines: &[u64]) -> u64 {
     isa.run(
         #[inline(always)]
-        || deadlines.iter().fold(NO_DEADLINE, |earliest, &deadline| earliest.min(deadline)),
+        |_| deadlines.iter().fold(NO_DEADLINE, |earliest, &deadline| earliest.min(deadline)),
     )
 }

@@ -1,12 +1,16 @@
 //! The instruction sets that the kernels are compiled for, and which of them this CPU has.
 //!
-//! A kernel's text stands once, in its own module, and is compiled here for each set. This is the one file of the crate
+//! A kernel's text stands once, in its own module, and is compiled here for each set. Two steps are written by hand for
+//! the wider sets, where the compiler makes less of the text, which remains the law. This is the one file of the crate
 //! that may hold unsafe code: a function that is compiled for instructions which a CPU lacks must not run on it, and
 //! only an [`Isa`] knows that they are there.
 
 #![allow(unsafe_code, reason = "of the whole crate, here")]
 
 use super::block::{BLOCK, Rows};
+use super::deadlines::{TimerBlock, least_ticks};
+use super::lines::conditions;
+use crate::counter::HostCount;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -75,8 +79,8 @@ macro_rules! x86 {
         $(
             #[cfg(target_arch = "x86_64")]
             $(#[target_feature(enable = $feature)])+
-            fn $function<R>(kernel: impl FnOnce() -> R) -> R {
-                kernel()
+            fn $function<R>(kernel: impl FnOnce(Isa) -> R) -> R {
+                kernel(Isa(Level::$level))
             }
         )+
     };
@@ -126,11 +130,12 @@ impl Isa {
     }
 
     /// Runs a kernel that is compiled for these instructions. It is compiled so only where all of it is inlined: the
-    /// closure and what it calls are `#[inline(always)]`.
+    /// closure and what it calls are `#[inline(always)]`. It is told the set as a constant, so that what it asks of it
+    /// is decided when it is compiled.
     #[inline]
-    pub(super) fn run<R>(self, kernel: impl FnOnce() -> R) -> R {
+    pub(super) fn run<R>(self, kernel: impl FnOnce(Self) -> R) -> R {
         match self.0 {
-            Level::Baseline => kernel(),
+            Level::Baseline => kernel(Self::BASELINE),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: this level was made only where the CPU has these features.
             Level::Avx2 => unsafe { avx2(kernel) },
@@ -214,6 +219,118 @@ mod look_up {
                 // SAFETY: a vector is written to four words, at any address.
                 unsafe { _mm256_storeu_si256(words.as_mut_ptr().cast(), found) };
             }
+        }
+    }
+}
+
+impl Isa {
+    /// [`conditions`] of one timer, and [`least_ticks`].
+    #[inline]
+    pub(super) fn conditions_and_ticks(
+        self,
+        now: HostCount,
+        timer: TimerBlock<'_>,
+        never: &Rows<u8>,
+        met: &mut Rows<bool>,
+        ticks: &mut [u64; BLOCK],
+    ) {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as in `run`.
+            Level::Avx2 => unsafe { conditions_and_ticks::avx2(now, timer, never, met, ticks) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as in `run`.
+            Level::Avx512 => unsafe { conditions_and_ticks::avx512(now, timer, never, met, ticks) },
+            Level::Baseline => {
+                conditions(now, timer, &mut met.0);
+                least_ticks(now, timer, never, ticks);
+            }
+        }
+    }
+}
+
+/// Each word is read once for both, and compared once (AVX2). The compiler's loops read it twice, and put the bytes of
+/// every two vectors in order.
+#[cfg(target_arch = "x86_64")]
+mod conditions_and_ticks {
+    use super::{BLOCK, HostCount, Rows, TimerBlock};
+    #[allow(clippy::wildcard_imports, reason = "the names say where they come from")]
+    use core::arch::x86_64::*;
+
+    #[target_feature(enable = "avx512f,avx512bw")]
+    #[inline]
+    pub(super) fn avx512(
+        now: HostCount,
+        timer: TimerBlock<'_>,
+        never: &Rows<u8>,
+        met: &mut Rows<bool>,
+        ticks: &mut [u64; BLOCK],
+    ) {
+        let now = _mm512_set1_epi64(now.0.cast_signed());
+        // SAFETY: a vector is read from 64 bytes, at any address.
+        let never = unsafe { _mm512_loadu_si512(never.0.as_ptr().cast()) };
+        let ever = _mm512_testn_epi8_mask(never, never).to_le_bytes();
+        let (offsets, cval) = (timer.offsets.as_chunks::<8>().0, timer.cval.as_chunks::<8>().0);
+        let ticks = ticks.as_chunks_mut::<8>().0;
+        let met_in = core::array::from_fn(|at| {
+            // SAFETY: a vector is read from each eight words, at any address.
+            let [offsets, cval, least] =
+                [&offsets[at], &cval[at], &ticks[at]].map(|words| unsafe { _mm512_loadu_si512(words.as_ptr().cast()) });
+            let guest = _mm512_sub_epi64(now, offsets);
+            let until = _mm512_sub_epi64(_mm512_max_epu64(cval, guest), guest);
+            let least = _mm512_mask_min_epu64(least, ever[at], least, until);
+            // SAFETY: a vector is written to eight words, at any address.
+            unsafe { _mm512_storeu_si512(ticks[at].as_mut_ptr().cast(), least) };
+            _mm512_cmple_epu64_mask(cval, guest)
+        });
+        let ones = _mm512_maskz_set1_epi8(u64::from_le_bytes(met_in), 1);
+        // SAFETY: a vector is written to 64 truth values, at any address, and each of its bytes is 0 or 1.
+        unsafe { _mm512_storeu_si512(met.0.as_mut_ptr().cast(), ones) };
+    }
+
+    /// Words are compared as signed ones: with their top bits flipped.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    pub(super) fn avx2(
+        now: HostCount,
+        timer: TimerBlock<'_>,
+        never: &Rows<u8>,
+        met: &mut Rows<bool>,
+        ticks: &mut [u64; BLOCK],
+    ) {
+        let top = _mm256_set1_epi64x(i64::MIN);
+        let now = _mm256_set1_epi64x(now.0.cast_signed() ^ i64::MIN);
+        let (offsets, cval) = (timer.offsets.as_chunks::<4>().0, timer.cval.as_chunks::<4>().0);
+        let (never, ticks) = (never.0.as_chunks::<4>().0, ticks.as_chunks_mut::<4>().0);
+        for (first, met) in (0..).step_by(8).zip(met.0.as_chunks_mut::<32>().0) {
+            let unmet: [__m256i; 8] = core::array::from_fn(|at| {
+                let at = first + at;
+                // SAFETY: a vector is read from each four words, at any address.
+                let [offsets, cval, least] = [&offsets[at], &cval[at], &ticks[at]]
+                    .map(|words| unsafe { _mm256_loadu_si256(words.as_ptr().cast()) });
+                let guest = _mm256_sub_epi64(now, offsets);
+                let cval = _mm256_xor_si256(cval, top);
+                let unmet = _mm256_cmpgt_epi64(cval, guest);
+                let until = _mm256_and_si256(unmet, _mm256_sub_epi64(cval, guest));
+                let never = _mm256_cvtepi8_epi64(_mm_cvtsi32_si128(i32::from_le_bytes(never[at])));
+                let until = _mm256_or_si256(until, never);
+                let sooner = _mm256_cmpgt_epi64(_mm256_xor_si256(least, top), _mm256_xor_si256(until, top));
+                let least = _mm256_blendv_epi8(least, until, sooner);
+                // SAFETY: a vector is written to four words, at any address.
+                unsafe { _mm256_storeu_si256(ticks[at].as_mut_ptr().cast(), least) };
+                unmet
+            });
+            let packed = |at| {
+                let halves = _mm256_packs_epi32(unmet[at], unmet[at + 1]);
+                _mm256_packs_epi16(halves, _mm256_packs_epi32(unmet[at + 2], unmet[at + 3]))
+            };
+            let ones = _mm256_add_epi8(_mm256_packs_epi16(packed(0), packed(4)), _mm256_set1_epi8(1));
+            // Each lane has every other pair of rows. One vector is written: two would be slow to read as one.
+            let pairs = _mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15);
+            let halves = _mm256_permute4x64_epi64::<0b11_01_10_00>(ones);
+            let ones = _mm256_shuffle_epi8(halves, _mm256_broadcastsi128_si256(pairs));
+            // SAFETY: a vector is written to 32 truth values, at any address, and each of its bytes is 0 or 1.
+            unsafe { _mm256_storeu_si256(met.as_mut_ptr().cast(), ones) };
         }
     }
 }

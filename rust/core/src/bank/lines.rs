@@ -19,7 +19,7 @@ pub fn evaluate(isa: Isa, now: HostCount, timer: TimerSlices<'_>, istatus: &mut 
     assert_eq!(istatus.len(), line.len(), "rows of ISTATUS and of the lines");
     isa.run(
         #[inline(always)]
-        || {
+        |_| {
             let (blocks, rest) = istatus.as_chunks_mut();
             let (line_blocks, line_rest) = line.as_chunks_mut();
             for (number, (istatus, line)) in blocks.iter_mut().zip(line_blocks).enumerate() {
@@ -38,17 +38,23 @@ pub fn evaluate(isa: Isa, now: HostCount, timer: TimerSlices<'_>, istatus: &mut 
 /// ISTATUS and the line: the conditions first, then the lines from them, since a vector has room for more lines than
 /// for counts.
 #[inline(always)]
-pub(super) fn lines(now: HostCount, timer: TimerBlock<'_>, istatus: &mut [bool; BLOCK], line: &mut [bool; BLOCK]) {
+fn lines(now: HostCount, timer: TimerBlock<'_>, istatus: &mut [bool; BLOCK], line: &mut [bool; BLOCK]) {
     // Arrays of their own, which no column can overlap.
     let (mut met, mut high) = ([false; BLOCK], [false; BLOCK]);
-    for row in 0..BLOCK {
-        met[row] = timer::condition_met(timer.cval[row], now.guest(Offset(timer.offsets[row])));
-    }
+    conditions(now, timer, &mut met);
     for row in 0..BLOCK {
         high[row] = met[row] & timer::can_raise(timer.ctl[row].into());
     }
     *istatus = met;
     *line = high;
+}
+
+/// ISTATUS.
+#[inline(always)]
+pub(super) fn conditions(now: HostCount, timer: TimerBlock<'_>, met: &mut [bool; BLOCK]) {
+    for row in 0..BLOCK {
+        met[row] = timer::condition_met(timer.cval[row], now.guest(Offset(timer.offsets[row])));
+    }
 }
 
 /// The rows whose line isn't as it was `before`, in ascending order into the beginning of `rows`; returns how many.
@@ -64,7 +70,7 @@ pub fn changes(isa: Isa, before: &[bool], line: &[bool], rows: &mut [i64]) -> us
     assert_eq!([line.len(), rows.len()], [before.len(); 2], "rows of both columns of lines, and of the output");
     isa.run(
         #[inline(always)]
-        || {
+        |_| {
             let mut found = 0;
             // Of most blocks no line has changed, and one look passes over all of it.
             for (first, (before, line)) in (0..).step_by(BLOCK).zip(before.chunks(BLOCK).zip(line.chunks(BLOCK))) {

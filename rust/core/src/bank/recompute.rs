@@ -235,7 +235,7 @@ pub fn recompute_offsets(
     let rates = Rates::new(isa, rates);
     isa.run(
         #[inline(always)]
-        || {
+        |_| {
             let mut words = [Rows([0; BLOCK]); WORDS];
             let (blocks, rest) = offsets.as_chunks_mut();
             let (added_blocks, added_rest) = added_ticks.as_chunks_mut();

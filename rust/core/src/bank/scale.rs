@@ -168,7 +168,7 @@ pub fn convert(isa: Isa, scale: Scale, from: &[u64], out: &mut [u64]) {
     assert_eq!(from.len(), out.len(), "rows of the input and of the output");
     isa.run(
         #[inline(always)]
-        || {
+        |_| {
             for (out, &from) in out.iter_mut().zip(from) {
                 *out = scale.saturating(from);
             }
@@ -185,7 +185,7 @@ pub fn convert_mixed(isa: Isa, scales: &[Scale], of: &[u16], from: &[u64], out: 
     assert_eq!([from.len(), of.len()], [out.len(); 2], "rows of the input, of its ratios and of the output");
     isa.run(
         #[inline(always)]
-        || {
+        |_| {
             for (out, (&from, &of)) in out.iter_mut().zip(from.iter().zip(of)) {
                 *out = scales[usize::from(of)].saturating(from);
             }
