@@ -251,6 +251,18 @@ pub(crate) fn capabilities<'py>(py: Python<'py>, fields: [Bound<'py, PyAny>; 5])
     CAPABILITIES.get(py)?.call1(pyo3::types::PyTuple::new(py, fields)?)
 }
 
+/// A `NamedTuple` of these fields: as the class itself makes it, but without its Python code, which takes longer than a
+/// look at a thousand timers.
+fn named_tuple<'py>(
+    py: Python<'py>,
+    class: &'static Class,
+    fields: impl IntoPyObject<'py, Target = PyTuple, Output = Bound<'py, PyTuple>, Error = PyErr>,
+) -> PyResult<Bound<'py, PyAny>> {
+    static NEW: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let new = NEW.get_or_try_init(py, || py.get_type::<PyTuple>().getattr("__new__").map(Bound::unbind))?;
+    new.bind(py).call1((class.get(py)?, fields.into_pyobject(py)?))
+}
+
 /// `types.Lines`.
 pub(crate) fn lines<'py>(
     py: Python<'py>,
@@ -258,7 +270,7 @@ pub(crate) fn lines<'py>(
     line: Bound<'py, PyArrayDyn<bool>>,
     deadlines: Bound<'py, PyArrayDyn<u64>>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    LINES.get(py)?.call1((istatus, line, deadlines))
+    named_tuple(py, &LINES, (istatus, line, deadlines))
 }
 
 /// `types.Changes`.
@@ -268,7 +280,7 @@ pub(crate) fn changes<'py>(
     timers: Bound<'py, PyArray1<u8>>,
     levels: Bound<'py, PyArray1<bool>>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    CHANGES.get(py)?.call1((vcpus, timers, levels))
+    named_tuple(py, &CHANGES, (vcpus, timers, levels))
 }
 
 /// `types.Expired`.
@@ -278,5 +290,5 @@ pub(crate) fn expired<'py>(
     timers: Bound<'py, PyArray1<u8>>,
     deadlines: Bound<'py, PyArray1<u64>>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    EXPIRED.get(py)?.call1((vcpus, timers, deadlines))
+    named_tuple(py, &EXPIRED, (vcpus, timers, deadlines))
 }

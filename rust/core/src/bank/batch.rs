@@ -13,6 +13,7 @@ use crate::counter::{HostCount, Offset};
 use crate::sysreg::View;
 use crate::timer::{CTL_ISTATUS, Timer, can_raise};
 use crate::vm::VmError;
+use alloc::borrow::Cow;
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -73,9 +74,10 @@ impl Bank {
     ) {
         for (part, clock, here) in self.parts(vcpus, now) {
             let picked = Picked::all(part, clock);
-            let timers: Vec<TimerSlices> = picked.iter().map(Picked::slices).collect();
+            let slices = picked.each_ref().map(Picked::slices);
+            let timers = &slices[..clock.rows.kept().len()];
             part.write_all(istatus, line, deadlines, |istatus, line, deadlines| {
-                evaluate_and_deadlines(self.isa, here, &timers, istatus, line, deadlines);
+                evaluate_and_deadlines(self.isa, here, timers, istatus, line, deadlines);
                 clock.lead_back(now, deadlines);
             });
         }
@@ -86,9 +88,10 @@ impl Bank {
     pub fn next_deadlines(&self, now: HostCount, vcpus: &Selection, out: &mut [u64]) {
         for (part, clock, here) in self.parts(vcpus, now) {
             let picked = Picked::all(part, clock);
-            let timers: Vec<TimerSlices> = picked.iter().map(Picked::slices).collect();
+            let slices = picked.each_ref().map(Picked::slices);
+            let timers = &slices[..clock.rows.kept().len()];
             part.write(out, |out| {
-                next_deadlines(self.isa, here, &timers, out);
+                next_deadlines(self.isa, here, timers, out);
                 clock.lead_back(now, out);
             });
         }
@@ -276,24 +279,24 @@ impl Bank {
 }
 
 /// One timer of the vCPUs of a part.
+#[derive(Default)]
 struct Picked<'a> {
-    offsets: alloc::borrow::Cow<'a, [u64]>,
-    cval: alloc::borrow::Cow<'a, [u64]>,
-    ctl: alloc::borrow::Cow<'a, [u8]>,
+    offsets: Cow<'a, [u64]>,
+    cval: Cow<'a, [u64]>,
+    ctl: Cow<'a, [u8]>,
 }
 
 impl<'a> Picked<'a> {
-    fn all(part: &Part, clock: &'a Clock) -> Vec<Self> {
-        clock.rows.kept().iter().map(|timer| Self::new(part, clock, *timer)).collect()
-    }
-
-    fn new(part: &Part, clock: &'a Clock, timer: Timer) -> Self {
-        let columns = &clock.rows.timers[timer.index()];
-        Self {
-            offsets: part.of(clock.rows.offsets_of(timer)),
-            cval: part.of(&columns.cval),
-            ctl: part.of(&columns.ctl),
-        }
+    /// Those that there are columns of come first.
+    fn all(part: &Part, clock: &'a Clock) -> [Self; Timer::ALL.len()] {
+        Timer::ALL.map(|timer| match clock.rows.timers.get(timer.index()) {
+            None => Self::default(),
+            Some(columns) => Self {
+                offsets: part.of(clock.rows.offsets_of(timer)),
+                cval: part.of(&columns.cval),
+                ctl: part.of(&columns.ctl),
+            },
+        })
     }
 
     fn slices(&self) -> TimerSlices<'_> {
