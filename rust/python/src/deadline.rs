@@ -1,12 +1,13 @@
 //! The deadline queue.
 
 use crate::alarm::Alarms;
+use crate::arrays::column;
 use crate::errors::OrRaise;
 use crate::vm::modular;
 use guestclock_core::counter::{HostCount, Offset};
 use guestclock_core::deadline::DeadlineQueue;
-use numpy::{Element, PyArray1, PyArrayMethods, PyUntypedArrayMethods};
-use pyo3::exceptions::{PyIndexError, PyTypeError};
+use numpy::PyArray1;
+use pyo3::exceptions::PyIndexError;
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use pyo3::types::PyRange;
@@ -63,20 +64,9 @@ impl PyDeadlineQueue {
     }
 }
 
-/// A copy of an array: while the GIL is released, other threads may write to the array itself.
-fn column<T: Element + Copy>(array: &Bound<'_, PyAny>, what: &str, dtype: &str) -> PyResult<Vec<T>> {
-    let refused = || PyTypeError::new_err(format!("{what} must be a one-dimensional, aligned numpy array of {dtype}"));
-    let array = array.cast::<PyArray1<T>>().map_err(|_| refused())?;
-    match array.to_vec() {
-        Ok(copy) => Ok(copy),
-        Err(_) if array.is_aligned() => Ok(array.to_owned_array().into_iter().collect()),
-        Err(_) => Err(refused()),
-    }
-}
-
 /// Ids or groups, as the core counts them.
 fn indices(array: &Bound<'_, PyAny>, what: &str) -> PyResult<Vec<u32>> {
-    let indices: Vec<i64> = column(array, what, "int64")?;
+    let indices: Vec<i64> = column(array, what)?.values;
     // One that is too large or negative has a bit up there.
     if indices.iter().fold(0, |all, index| all | index) >> 32 != 0 {
         indices.iter().try_for_each(|index| narrow(*index, what).map(|_| ()))?;
@@ -131,7 +121,7 @@ impl PyDeadlineQueue {
     /// Sets the offsets of many groups, in this order: int64 numbers, uint64 ticks.
     fn set_offsets(&self, py: Python<'_>, groups: Bound<'_, PyAny>, offsets: Bound<'_, PyAny>) -> PyResult<()> {
         let groups = indices(&groups, "groups")?;
-        let offsets: Vec<u64> = column(&offsets, "offsets", "uint64")?;
+        let offsets: Vec<u64> = column(&offsets, "offsets")?.values;
         self.with(py, groups.len(), |queue| queue.set_offsets(&groups, &offsets)).or_raise()?;
         self.changed(py);
         Ok(())
@@ -147,7 +137,7 @@ impl PyDeadlineQueue {
     /// Arms many timers, in this order: int64 ids, uint64 compare values. One that is armed is moved.
     fn arm_many(&self, py: Python<'_>, timers: Bound<'_, PyAny>, cvals: Bound<'_, PyAny>) -> PyResult<()> {
         let timers = indices(&timers, "timers")?;
-        let cvals: Vec<u64> = column(&cvals, "cvals", "uint64")?;
+        let cvals: Vec<u64> = column(&cvals, "cvals")?.values;
         self.with(py, timers.len(), |queue| queue.arm(&timers, &cvals)).or_raise()?;
         self.changed(py);
         Ok(())

@@ -8,7 +8,7 @@ pub(super) const BLOCK: usize = 64;
 /// A block of a column that is computed, where no vector of it lies in two cache lines.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
-pub(super) struct Rows<T>(pub(super) [T; BLOCK]);
+pub(super) struct Lanes<T>(pub(super) [T; BLOCK]);
 
 /// The block of a column with that number: one of the whole ones.
 #[inline(always)]

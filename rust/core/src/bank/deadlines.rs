@@ -2,7 +2,7 @@
 #![expect(clippy::inline_always, reason = "what Isa::run asks for")]
 #![expect(clippy::needless_range_loop, reason = "a row is an index of several arrays")]
 
-use super::block::{BLOCK, Rows, block_at, rest, whole, widened};
+use super::block::{BLOCK, Lanes, block_at, rest, whole, widened};
 use super::{Isa, NO_DEADLINE};
 use crate::counter::{HostCount, Offset};
 use crate::timer;
@@ -180,7 +180,7 @@ impl Soonest {
     ) {
         let never = self.never(timer);
         // Arrays of their own, which no column can overlap.
-        let (mut met, mut high) = (Rows([false; BLOCK]), Rows([false; BLOCK]));
+        let (mut met, mut high) = (Lanes([false; BLOCK]), Lanes([false; BLOCK]));
         isa.conditions_and_ticks(now, timer, &never, &mut met, &mut self.ticks);
         for row in 0..BLOCK {
             let can_raise = never.0[row] == 0;
@@ -192,8 +192,8 @@ impl Soonest {
 
     /// All bits where the timer never raises its line.
     #[inline(always)]
-    fn never(&mut self, timer: TimerBlock<'_>) -> Rows<u8> {
-        let mut never = Rows([0; BLOCK]);
+    fn never(&mut self, timer: TimerBlock<'_>) -> Lanes<u8> {
+        let mut never = Lanes([0; BLOCK]);
         for row in 0..BLOCK {
             never.0[row] = u8::from(timer::can_raise(timer.ctl[row].into())).wrapping_sub(1);
             self.silent[row] &= never.0[row];
@@ -214,7 +214,7 @@ impl Soonest {
 
 /// The least of what stands in `ticks` and of [`ticks_until`](timer::ticks_until) the timer's compare value.
 #[inline(always)]
-pub(super) fn least_ticks(now: HostCount, timer: TimerBlock<'_>, never: &Rows<u8>, ticks: &mut [u64; BLOCK]) {
+pub(super) fn least_ticks(now: HostCount, timer: TimerBlock<'_>, never: &Lanes<u8>, ticks: &mut [u64; BLOCK]) {
     for row in 0..BLOCK {
         let guest = now.guest(Offset(timer.offsets[row]));
         let until = timer::ticks_until(timer.cval[row], guest) | widened(never.0[row]);

@@ -7,7 +7,7 @@
 
 #![allow(unsafe_code, reason = "of the whole crate, here")]
 
-use super::block::{BLOCK, Rows};
+use super::block::{BLOCK, Lanes};
 use super::deadlines::{TimerBlock, least_ticks};
 use super::lines::conditions;
 use crate::counter::HostCount;
@@ -152,7 +152,7 @@ pub(super) const TABLE: usize = 8;
 impl Isa {
     /// In each table the word of each row. No index is past the tables' end.
     #[inline]
-    pub(super) fn look_up(self, tables: &[[u64; TABLE]], of: &[u16; BLOCK], words: &mut [Rows<u64>]) {
+    pub(super) fn look_up(self, tables: &[[u64; TABLE]], of: &[u16; BLOCK], words: &mut [Lanes<u64>]) {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as in `run`.
@@ -174,12 +174,12 @@ impl Isa {
 /// Permutations of a register: the compiler makes a load for each word.
 #[cfg(target_arch = "x86_64")]
 mod look_up {
-    use super::{BLOCK, Rows, TABLE};
+    use super::{BLOCK, Lanes, TABLE};
     #[allow(clippy::wildcard_imports, reason = "the names say where they come from")]
     use core::arch::x86_64::*;
 
     #[target_feature(enable = "avx512f")]
-    pub(super) fn avx512(tables: &[[u64; TABLE]], of: &[u16; BLOCK], words: &mut [Rows<u64>]) {
+    pub(super) fn avx512(tables: &[[u64; TABLE]], of: &[u16; BLOCK], words: &mut [Lanes<u64>]) {
         for (number, of) in of.as_chunks::<8>().0.iter().enumerate() {
             // SAFETY: half a vector of two is read from eight indices, at any address.
             let of = _mm512_cvtepu16_epi64(unsafe { _mm_loadu_si128(of.as_ptr().cast()) });
@@ -196,7 +196,7 @@ mod look_up {
 
     /// A register has the lower or the upper halves of all eight words.
     #[target_feature(enable = "avx2")]
-    pub(super) fn avx2(tables: &[[u64; TABLE]], of: &[u16; BLOCK], words: &mut [Rows<u64>]) {
+    pub(super) fn avx2(tables: &[[u64; TABLE]], of: &[u16; BLOCK], words: &mut [Lanes<u64>]) {
         for (table, words) in tables.iter().zip(words) {
             // SAFETY: a vector is read from each half of the table, at any address.
             let (first, last) = unsafe {
@@ -230,8 +230,8 @@ impl Isa {
         self,
         now: HostCount,
         timer: TimerBlock<'_>,
-        never: &Rows<u8>,
-        met: &mut Rows<bool>,
+        never: &Lanes<u8>,
+        met: &mut Lanes<bool>,
         ticks: &mut [u64; BLOCK],
     ) {
         match self.0 {
@@ -253,7 +253,7 @@ impl Isa {
 /// every two vectors in order.
 #[cfg(target_arch = "x86_64")]
 mod conditions_and_ticks {
-    use super::{BLOCK, HostCount, Rows, TimerBlock};
+    use super::{BLOCK, HostCount, Lanes, TimerBlock};
     #[allow(clippy::wildcard_imports, reason = "the names say where they come from")]
     use core::arch::x86_64::*;
 
@@ -262,8 +262,8 @@ mod conditions_and_ticks {
     pub(super) fn avx512(
         now: HostCount,
         timer: TimerBlock<'_>,
-        never: &Rows<u8>,
-        met: &mut Rows<bool>,
+        never: &Lanes<u8>,
+        met: &mut Lanes<bool>,
         ticks: &mut [u64; BLOCK],
     ) {
         let now = _mm512_set1_epi64(now.0.cast_signed());
@@ -294,8 +294,8 @@ mod conditions_and_ticks {
     pub(super) fn avx2(
         now: HostCount,
         timer: TimerBlock<'_>,
-        never: &Rows<u8>,
-        met: &mut Rows<bool>,
+        never: &Lanes<u8>,
+        met: &mut Lanes<bool>,
         ticks: &mut [u64; BLOCK],
     ) {
         let top = _mm256_set1_epi64x(i64::MIN);

@@ -2,7 +2,7 @@
 #![expect(clippy::inline_always, reason = "what Isa::run asks for")]
 
 use super::Isa;
-use super::block::{BLOCK, Rows, rest, whole, widened};
+use super::block::{BLOCK, Lanes, rest, whole, widened};
 use super::isa::TABLE;
 use super::scale::{Digits, Scale};
 use crate::counter::{Frequency, GuestCount, HostCount, Offset};
@@ -110,7 +110,7 @@ impl<'a> Rates<'a> {
 
     /// The first words of each row's rate, as many as there is room for.
     #[inline(always)]
-    fn look_up(&self, rate: &[u16; BLOCK], words: &mut [Rows<u64>]) {
+    fn look_up(&self, rate: &[u16; BLOCK], words: &mut [Lanes<u64>]) {
         if self.all.len() <= TABLE {
             self.isa.look_up(&self.tables, rate, words);
         } else {
@@ -236,7 +236,7 @@ pub fn recompute_offsets(
     isa.run(
         #[inline(always)]
         |_| {
-            let mut words = [Rows([0; BLOCK]); WORDS];
+            let mut words = [Lanes([0; BLOCK]); WORDS];
             let (blocks, rest) = offsets.as_chunks_mut();
             let (added_blocks, added_rest) = added_ticks.as_chunks_mut();
             for number in 0..blocks.len() {
@@ -262,10 +262,10 @@ pub fn recompute_offsets(
 impl SavedBlock<'_> {
     /// An error is the first row that goes by its counter, and whose counter has gone backwards.
     #[inline(always)]
-    fn forwards(&self, rates: &Rates<'_>, words: &mut [Rows<u64>; WORDS]) -> Result<(), usize> {
+    fn forwards(&self, rates: &Rates<'_>, words: &mut [Lanes<u64>; WORDS]) -> Result<(), usize> {
         rates.look_up(self.rate, &mut words[..1]);
         let now = |row: usize| HostCount(words[0].0[row]);
-        let mut counted = Rows([0; BLOCK]);
+        let mut counted = Lanes([0; BLOCK]);
         for row in 0..BLOCK {
             counted.0[row] = all(self.added[row].counted());
         }
@@ -284,13 +284,13 @@ impl SavedBlock<'_> {
     fn recompute(
         &self,
         rates: &Rates<'_>,
-        words: &mut [Rows<u64>; WORDS],
+        words: &mut [Lanes<u64>; WORDS],
         offsets: &mut [u64; BLOCK],
         added_ticks: &mut [u64; BLOCK],
     ) {
         rates.look_up(self.rate, words);
         let [now, whole, upper, lower, limit] = words;
-        let [mut counted, mut told, mut uncapped] = [Rows([0; BLOCK]); 3];
+        let [mut counted, mut told, mut uncapped] = [Lanes([0; BLOCK]); 3];
         for row in 0..BLOCK {
             counted.0[row] = all(self.added[row].counted());
             told.0[row] = all(self.added[row].told());
