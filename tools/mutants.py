@@ -47,6 +47,7 @@ TESTS = tuple(
         "catch_up",
         "timers_after",
         "faults",
+        "clock_bank",
         "model",
     )
 )
