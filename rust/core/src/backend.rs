@@ -181,7 +181,7 @@ impl<C: Counter, B: DerefMut<Target = Bank>> Backend for Model<'_, C, B> {
     }
 
     fn stopped(&mut self) -> Result<(), VmError> {
-        self.vm.first_running().map_or(Ok(()), |vcpu| Err(VmError::Running { vcpu }))
+        self.vm.all_stopped()
     }
 
     fn get_one_reg(&mut self, vcpu: usize, id: u64) -> Result<u64, VmError> {

@@ -4,7 +4,7 @@
 
 use crate::access::Access;
 use crate::backend::{Abilities, Backend, Model};
-use crate::bank::{Bank, BankError, Expired, GatedBank, Handle};
+use crate::bank::{Bank, BankError, GatedBank, Handle};
 use crate::checkpoint::Checkpoint;
 use crate::counter::{Counter, CrossTimestamp, Frequency, GuestCount, HostCount, Offset};
 use crate::gate::{Gate, GateError, OpenPause, OpenRestore, Saving, Step};
@@ -20,7 +20,6 @@ use crate::vm::{Config, Origin, TimerState, Vm, VmError};
 use std::boxed::Box;
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock, PoisonError};
-use std::vec::Vec;
 
 /// An injected instant.
 #[derive(Clone, Debug)]
@@ -115,14 +114,10 @@ impl LiveBank {
         result
     }
 
-    /// See [`Bank::next_deadline`].
-    pub fn next_deadline(&self, now: HostCount) -> u64 {
-        self.lock().bank.bank_mut().next_deadline(now)
-    }
-
-    /// See [`Bank::expire`].
-    pub fn expire(&self, now: HostCount) -> Vec<Expired> {
-        self.lock().bank.bank_mut().expire(now)
+    /// Asks the bank for what changes nothing that a guest sees, or an earlier deadline would follow from: there is nothing
+    /// to mirror then, and nobody to tell.
+    pub fn ask<T>(&self, ask: impl FnOnce(&mut Bank) -> T) -> T {
+        ask(self.lock().bank.bank_mut())
     }
 
     /// See [`GatedBank::bytes`].

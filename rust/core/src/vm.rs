@@ -308,6 +308,22 @@ impl<B: Deref<Target = Bank>> Vm<B> {
         self.rows().running[self.bank.rows_of(self.slot)].iter().position(|running| *running)
     }
 
+    /// That no vCPU is in the guest; else the first that is (EBUSY).
+    pub(crate) fn all_stopped(&self) -> Result<(), VmError> {
+        self.first_running().map_or(Ok(()), |vcpu| Err(VmError::Running { vcpu }))
+    }
+
+    /// Whether [`set_counter_offset`](Self::set_counter_offset) would be refused.
+    pub(crate) fn takes_an_offset(&self, reserved: u64) -> Result<(), VmError> {
+        if !self.behaviours().counter_offset {
+            return Err(VmError::NoCounterOffset);
+        }
+        if reserved != 0 {
+            return Err(VmError::Reserved { reserved });
+        }
+        self.all_stopped()
+    }
+
     /// The offsets that the vCPU's counters are under: a running vCPU keeps those it was loaded with.
     pub fn offsets(&self, vcpu: usize) -> Result<Offsets, VmError> {
         Ok(self.rows().offsets(self.row(vcpu)?))
@@ -560,15 +576,7 @@ impl<B: DerefMut<Target = Bank>> Vm<B> {
     /// KVM_ARM_SET_COUNTER_OFFSET: one offset for both counters of every vCPU, now and later. There is no way back to
     /// setting counters by value. `reserved` is the ioctl's second field, which has to be 0.
     pub fn set_counter_offset(&mut self, offset: Offset, reserved: u64) -> Result<(), VmError> {
-        if !self.behaviours().counter_offset {
-            return Err(VmError::NoCounterOffset);
-        }
-        if reserved != 0 {
-            return Err(VmError::Reserved { reserved });
-        }
-        if let Some(vcpu) = self.first_running() {
-            return Err(VmError::Running { vcpu });
-        }
+        self.takes_an_offset(reserved)?;
         self.state().1.owned = true;
         self.move_offsets(Offsets { virt: offset, phys: offset });
         Ok(())

@@ -1,8 +1,9 @@
 //! Numpy arrays as arguments and results: one contract for every batch call.
 //!
-//! What comes in is copied, so it may be strided, and other threads may write to it meanwhile. What goes out is written to
-//! an array that nobody else knows yet, or to the caller's own, `out=`: of just this dtype and shape, contiguous and
-//! writable, and no part of what came in. All of it is looked at before anything is written.
+//! What comes in may be strided. It is copied, so that other threads may write to it meanwhile, or read in place under
+//! the GIL ([`Input`]). What goes out is written to an array that nobody else knows yet, or to the caller's own, `out=`: of
+//! just this dtype and shape, contiguous and writable, and no part of what came in. All of it is looked at before anything
+//! is written.
 
 use numpy::ndarray::Dimension;
 use numpy::{

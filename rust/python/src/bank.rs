@@ -108,10 +108,14 @@ impl PyClockBank {
         &self.alarms
     }
 
-    /// Works on the bank, whose GIL-less moments are others' chance.
+    /// Changes something of the bank: its VMs' mirrors and its alarms get to know.
     fn with<T: Send>(&self, py: Python<'_>, rows: usize, work: impl FnOnce(&mut Bank) -> T + Send) -> T {
-        let work = || self.bank.with(|bank| work(bank.bank_mut()));
-        if rows < RELEASE_GIL_FROM { work() } else { py.detach(work) }
+        about(py, rows, || self.bank.with(|bank| work(bank.bank_mut())))
+    }
+
+    /// Asks the bank something.
+    fn ask<T: Send>(&self, py: Python<'_>, rows: usize, ask: impl FnOnce(&mut Bank) -> T + Send) -> T {
+        about(py, rows, || self.bank.ask(ask))
     }
 
     fn now(&self, now: Option<u64>) -> HostCount {
@@ -128,7 +132,7 @@ impl PyClockBank {
         now: Option<u64>,
         work: impl FnOnce(&Bank, HostCount, &Selection) + Send,
     ) -> PyResult<bool> {
-        let done = self.with(py, if into_out { 0 } else { rows }, |bank| {
+        let done = self.ask(py, if into_out { 0 } else { rows }, |bank| {
             if chosen.rows(bank) != rows {
                 return Ok(false);
             }
@@ -187,7 +191,7 @@ impl PyClockBank {
         bank.with(|bank| bank.bank_mut().set_isa(isa));
         let alarms = Arc::<Alarms>::default();
         let told = Arc::clone(&alarms);
-        bank.on_change(move |bank| told.changed(|now| bank.next_deadline(now)));
+        bank.on_change(move |bank| told.changed(|now| bank.ask(|bank| bank.next_deadline(now))));
         Ok(Self { bank, counter, counter_object: counter_object.unbind(), alarms })
     }
 
@@ -291,7 +295,7 @@ impl PyClockBank {
     /// The handles of all vCPUs (int64), in the order of their rows: VM by VM as they were added, those of the counter's
     /// own frequency first. A VM that gets another vCPU later may go to the end.
     fn vcpus<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
-        let vcpus: Vec<Handle> = self.with(py, 0, |bank| bank.vcpu_handles().collect());
+        let vcpus: Vec<Handle> = self.ask(py, 0, |bank| bank.vcpu_handles().collect());
         as_array(py, vcpus.into_iter())
     }
 
@@ -479,7 +483,7 @@ impl PyClockBank {
     ) -> PyResult<Bound<'py, PyArray1<u64>>> {
         let vms = vms.map(|vms| handles(&vms, "vms")).transpose()?;
         let rows = self.bank.look(Bank::vcpus);
-        let deadlines = self.with(py, rows, |bank| {
+        let deadlines = self.ask(py, rows, |bank| {
             let mut deadlines = vec![NO_DEADLINE; vms.as_ref().map_or(bank.len(), Vec::len)];
             bank.next_deadlines_of_vms(self.now(now), vms.as_deref(), &mut deadlines).map(|()| deadlines)
         });
@@ -492,7 +496,7 @@ impl PyClockBank {
     /// VM's offset moves and it is to come again.
     #[pyo3(signature = (now=None))]
     fn next_deadline(&self, now: Option<u64>) -> u64 {
-        self.bank.next_deadline(self.now(now))
+        self.bank.ask(|bank| bank.next_deadline(self.now(now)))
     }
 
     /// The timers whose lines have gone high: `Expired`, of their vCPUs (int64), timers (uint8) and deadlines (uint64), in
@@ -503,8 +507,7 @@ impl PyClockBank {
     #[pyo3(signature = (now=None))]
     fn expire<'py>(&self, py: Python<'py>, now: Option<u64>) -> PyResult<Bound<'py, PyAny>> {
         let pending = self.bank.look(Bank::pending);
-        let work = || self.bank.expire(self.now(now));
-        let fired = if pending < RELEASE_GIL_FROM { work() } else { py.detach(work) };
+        let fired = self.ask(py, pending, |bank| bank.expire(self.now(now)));
         let vcpus = as_array(py, fired.iter().map(|fired| fired.vcpu));
         let timers = numbers(py, fired.iter().map(|fired| fired.timer));
         records::expired(py, vcpus, timers, owned(py, fired.iter().map(|fired| fired.deadline)))
@@ -515,7 +518,7 @@ impl PyClockBank {
     #[pyo3(signature = (now=None))]
     fn changes<'py>(&self, py: Python<'py>, now: Option<u64>) -> PyResult<Bound<'py, PyAny>> {
         let rows = self.bank.look(Bank::vcpus);
-        let changes = self.with(py, rows, |bank| bank.changes(self.now(now)));
+        let changes = self.ask(py, rows, |bank| bank.changes(self.now(now)));
         let vcpus = as_array(py, changes.iter().map(|change| change.vcpu));
         let timers = numbers(py, changes.iter().map(|change| change.timer));
         records::changes(py, vcpus, timers, owned(py, changes.iter().map(|change| change.level)))
@@ -659,8 +662,8 @@ impl PyClockBank {
     ) -> PyResult<Vec<Handle>> {
         let hz = frequency_hz.unwrap_or_else(|| self.frequency_hz());
         let frequency = Frequency::new(hz).ok_or_else(|| PyValueError::new_err("frequency_hz must be at least 1"))?;
-        let work = || self.bank.with(|bank| bank.add_many(vms, vcpus, frequency, behaviours, config, self.now(now)));
-        let added = if vms < RELEASE_GIL_FROM { work() } else { py.detach(work) };
+        let add = || self.bank.with(|bank| bank.add_many(vms, vcpus, frequency, behaviours, config, self.now(now)));
+        let added = about(py, vms, add);
         added.or_raise()
     }
 }
@@ -676,6 +679,11 @@ impl PyClockBank {
             None => Ok(self.bank.look(|bank| bank.handles().collect())),
         }
     }
+}
+
+/// Does `work`, without the GIL where it is about many rows.
+fn about<T: Send>(py: Python<'_>, rows: usize, work: impl FnOnce() -> T + Send) -> T {
+    if rows < RELEASE_GIL_FROM { work() } else { py.detach(work) }
 }
 
 fn numbers(py: Python<'_>, timers: impl Iterator<Item = Timer>) -> Bound<'_, PyArray1<u8>> {

@@ -163,14 +163,7 @@ impl Bank {
         assert_eq!(vms.len(), offsets.len(), "VMs and offsets");
         let slots = self.slots(vms)?;
         for vm in vms {
-            let view = self.vm(*vm)?;
-            let refused = match view.first_running() {
-                _ if !view.behaviours().counter_offset => Some(VmError::NoCounterOffset),
-                running => running.map(|vcpu| VmError::Running { vcpu }),
-            };
-            if let Some(error) = refused {
-                return Err(BankError::OfVm { handle: vm.0, error });
-            }
+            self.vm(*vm)?.takes_an_offset(0).map_err(|error| BankError::OfVm { handle: vm.0, error })?;
         }
         for (slot, offset) in slots.into_iter().zip(offsets) {
             crate::vm::Vm::view(&mut *self, slot).set_counter_offset(Offset(*offset), 0)?;

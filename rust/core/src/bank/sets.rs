@@ -145,7 +145,7 @@ impl GatedBank {
         let slots = self.bank.slots(vms)?;
         for (vm, slot) in vms.iter().zip(&slots) {
             self.gates[*slot as usize].may_save().map_err(of_vm(*vm))?;
-            stopped(&self.bank.vm(*vm)?).map_err(of_vm(*vm))?;
+            self.stopped(*vm)?;
         }
         let mut set = self.capture(vms, &slots, names, counter, Timers::Saved)?;
         let saved = set.host.count;
@@ -171,7 +171,7 @@ impl GatedBank {
     ) -> Result<SetReport, SetError> {
         let pairs = self.pairs(set, vms)?;
         for vm in vms {
-            stopped(&self.bank.vm(*vm)?).map_err(of_vm(*vm))?;
+            self.stopped(*vm)?;
         }
         let cases = self.cases(set, &pairs, counter, request)?;
         self.apply(&pairs, cases, counter)
@@ -182,7 +182,7 @@ impl GatedBank {
         let slots = self.bank.slots(vms)?;
         for (vm, slot) in vms.iter().zip(&slots) {
             self.gates[*slot as usize].open().map_err(of_vm::<GateError<VmError>>(*vm))?;
-            stopped(&self.bank.vm(*vm)?).map_err(of_vm(*vm))?;
+            self.stopped(*vm)?;
         }
         let saved = self.capture(vms, &slots, &own_names(vms), counter, Timers::Kept)?;
         let vms: Vec<Handle> =
@@ -202,6 +202,10 @@ impl GatedBank {
         }
         let cases = self.cases(&pauses.saved, &pairs, counter, pauses.request)?;
         self.apply(&pairs, cases, counter)
+    }
+
+    fn stopped(&self, vm: Handle) -> Result<(), SetError> {
+        self.bank.vm(vm)?.all_stopped().map_err(|error| of_vm(vm)(GateError::Backend(error)))
     }
 
     fn pairs<'a>(&self, set: &'a CheckpointSet, vms: &[Handle]) -> Result<Vec<Pair<'a>>, SetError> {
@@ -428,10 +432,6 @@ pub fn own_names(vms: &[Handle]) -> Vec<u64> {
 #[must_use]
 pub const fn handle_named(name: u64) -> Handle {
     Handle(name.cast_signed())
-}
-
-fn stopped(vm: &Vm<&Bank>) -> Result<(), GateError<VmError>> {
-    vm.first_running().map_or(Ok(()), |vcpu| Err(GateError::Backend(VmError::Running { vcpu })))
 }
 
 /// The instant now: with the wall clock only where a plan needs it, since reading both takes longer.

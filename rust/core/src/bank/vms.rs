@@ -366,32 +366,30 @@ impl Bank {
         }
     }
 
-    /// Works on a VM's place among the rows. The deadline queue has forgotten the VM meanwhile.
+    /// Works on a VM's place among the rows. What `expire` has given of its timers stays given.
     pub(crate) fn resettle(&mut self, slot: u32, work: impl FnOnce(&mut Self)) {
-        let place = self.place(slot);
-        let Clock { rows, armed, .. } = self.clock_and_seat(slot).0;
-        let reported = armed.as_ref().map_or_else(Vec::new, |armed| armed.reported(place, rows));
-        if let Some(armed) = armed {
+        let Clock { rows, armed, .. } = self.clock_of(slot);
+        let reported = armed.as_ref().map_or_else(Vec::new, |armed| armed.reported(self.place(slot), rows));
+        self.unqueued(slot, &reported, work);
+    }
+
+    /// Writes to a VM's rows. All of its timers count as written.
+    pub(crate) fn rewrite(&mut self, slot: u32, write: impl FnOnce(&mut Rows, Range<usize>)) {
+        let rows_of = self.rows_of(slot);
+        self.unqueued(slot, &[], |bank| write(&mut bank.clock_and_seat(slot).0.rows, rows_of));
+    }
+
+    /// Works on a VM's rows, while the deadline queue has forgotten the VM. It comes to know its timers again, but those that
+    /// are `reported`.
+    fn unqueued(&mut self, slot: u32, reported: &[(u16, Timer)], work: impl FnOnce(&mut Self)) {
+        if let Some(armed) = &mut self.clock_and_seat(slot).0.armed {
             armed.dismiss(slot);
         }
         work(self);
         let (place, shared) = (self.place(slot), self.shared_offsets(slot));
         let Clock { rows, armed, .. } = self.clock_and_seat(slot).0;
         if let Some(armed) = armed {
-            armed.enrol(place, shared, rows, &reported);
-        }
-    }
-
-    /// Writes to a VM's rows. All of its timers count as written.
-    pub(crate) fn rewrite(&mut self, slot: u32, write: impl FnOnce(&mut Rows, Range<usize>)) {
-        let (place, shared, rows_of) = (self.place(slot), self.shared_offsets(slot), self.rows_of(slot));
-        let Clock { rows, armed, .. } = self.clock_and_seat(slot).0;
-        if let Some(armed) = armed {
-            armed.dismiss(slot);
-        }
-        write(rows, rows_of);
-        if let Some(armed) = armed {
-            armed.enrol(place, shared, rows, &[]);
+            armed.enrol(place, shared, rows, reported);
         }
     }
 
