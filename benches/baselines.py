@@ -1,4 +1,4 @@
-"""What guestclock's batch operations are measured against: the same results by numpy, as fast as numpy does them.
+"""The siblings of guestclock's batch operations: the same results by numpy, as fast as numpy gives them.
 
 **Frozen.** A ratio says nothing once its other side moves. Every change here has its reason in CHANGELOG.md and a new
 fingerprint in tests/test_baselines.py, which also holds the results against plain integers.
@@ -48,7 +48,7 @@ class Counters:
         self.offsets, self._now = offsets.copy(), np.zeros((), np.uint64)
 
     def read(self, now: int, out: Words) -> None:
-        """What each reads: `now - offset`, modulo 2^64."""
+        """Counts of all rows: `now - offset`, modulo 2^64."""
         self._now[()] = now
         np.subtract(self._now, self.offsets, out=out)
 
@@ -253,8 +253,8 @@ class Conversion:
 
 
 NOTHING, COUNTED, COUNTED_UP_TO, ELAPSED, ELAPSED_UP_TO = range(5)
-"""What a restored guest is to see of the time that it didn't run: nothing (Freeze); what the counter has counted
-(Advance, on the same counter); nanoseconds that were told (Advance, elsewhere); and each of these up to a limit."""
+"""The time that a restored guest is given for its pause: none (Freeze); the ticks that the counter has counted
+(Advance, on the same counter); `elapsed_ns` (Advance, on another counter); and each of the last two up to `max_ns`."""
 
 
 class Saved:

@@ -34,7 +34,7 @@ KEPT = ROOT / "out" / "compare"
 
 
 def run(*command: str | Path) -> str:
-    """What a command prints; what it complains of goes to the terminal."""
+    """Standard output of a command. Its standard error goes to the terminal."""
     return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 

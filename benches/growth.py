@@ -1,4 +1,4 @@
-"""How the cost of each batch operation grows with its elements, beside numpy's; and the queue's with what is pending.
+"""Growth of each batch operation's cost with its elements, beside numpy's; and of the queue's with its timers.
 
     python benches/growth.py [--rounds N] [PICTURE ...]
 
@@ -28,7 +28,7 @@ OUT: Final = Path(__file__).resolve().parent.parent / "out" / "performance-growt
 ELEMENTS: Final = tuple(4**power for power in range(9))
 PENDING: Final = (1000, 10_000, 100_000, 1_000_000)
 OURS, THEIRS, THIRD = "#0072b2", "#d55e00", "#009e73"
-"""Of Okabe and Ito's colours, which colour-blind readers tell apart."""
+"""Three of Okabe and Ito's colours, which colour-blind readers tell apart."""
 KEPT: Final = (("guestclock", steady.Queue, OURS), ("heapq", steady.Heap, THEIRS), ("a numpy scan", steady.Scan, THIRD))
 
 Line = tuple[str, str, list[tuple[int, float]]]

@@ -1,4 +1,4 @@
-"""How a row of the table is measured: in rounds, one side after the other, so that a busy machine is busy for both."""
+"""Measurement of a row of the table: in rounds, one side after the other, so that a busy machine is busy for both."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """What is timed: an expression, or a callable where a call more doesn't matter.
+    """A side of a row: an expression to time, or a callable where one more call doesn't matter.
 
     `between` is done after each call and isn't timed. Both sides of a row do the same there.
     """
@@ -54,7 +54,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a figure should be: the same always, or by the instruction set that is used."""
+    """Target of a figure: one value, or one for each instruction set."""
 
     at_least: bool
     value: float | Mapping[str, float]
@@ -62,7 +62,7 @@ class Target:
     """Or this share of what a copy of as many bytes moves."""
 
     def here(self, isa: str) -> float | None:
-        """What is asked with an instruction set."""
+        """The target with an instruction set; None if there is none."""
         return self.value.get(isa) if isinstance(self.value, Mapping) else self.value
 
 
@@ -72,7 +72,7 @@ def at_most(value: float) -> Target:
 
 
 def at_least(*, bandwidth: float | None = None, **by_isa: float) -> Target:
-    """How many times as fast as the sibling, by instruction set or for `any`; or just that it is given so."""
+    """A speed: the sibling's cost over the subject's, by instruction set or for `any`. Without one it isn't judged."""
     return Target(at_least=True, value=by_isa.get("any", by_isa), bandwidth=bandwidth)
 
 
@@ -111,11 +111,11 @@ class Ratio:
     make: Callable[[], Sides]
     target: Target | None = None
     elements: int = 1
-    """How many a call is about."""
+    """Elements in a call."""
     moved: int | None = None
     """Bytes that a call of the subject has to read and write."""
     by_isa: bool = False
-    """Whether it is measured with each instruction set."""
+    """True for a row that is measured with each instruction set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ class Figure:
 
     name: str
     make: Callable[[int, int], Mapping[str, Sequence[float]]]
-    """Of rounds and nanoseconds a round: the values of all rounds, of one or several figures."""
+    """Takes the number of rounds and the nanoseconds of one; returns the values of all rounds, for each figure."""
     unit: str
     target: Target | None = None
     by_isa: bool = False
@@ -151,7 +151,7 @@ class Result:
     elements: int = 1
     moved: int | None = None
     copy_ns: float | None = None
-    """Of a copy that moves as many bytes, without what the call takes."""
+    """Cost of a copy that moves as many bytes, minus the cost of its call."""
     not_here: str = ""
 
 
@@ -174,7 +174,7 @@ def costs(sides: Sequence[Side], *, rounds: int, round_ns: int) -> list[list[flo
 
 
 def calls_within(timed: Callable[[int], int], round_ns: int) -> int:
-    """How many calls fill a round; this warms the code up too."""
+    """Number of calls that fill a round. Finding it also warms the code up."""
     number = 1
     while (took := timed(number)) < round_ns:
         number = max(number * 2, int(number * round_ns // max(took, 1)))
@@ -262,7 +262,7 @@ def wording(target: Target | None, isa: str, unit: str = "x") -> str:
 
 
 def met(target: Target | None, isa: str, figure: float, share: float | None) -> bool | None:
-    """Whether it is; None where nothing is asked."""
+    """True if the figure meets its target; None if it has none."""
     if target is None or (value := target.here(isa)) is None:
         return None
     if target.bandwidth is not None and share is not None and share >= target.bandwidth:

@@ -56,7 +56,7 @@ def measured_here(chosen: argparse.Namespace) -> list[Result]:
 
 
 def measured_with(isa: str) -> list[Result]:
-    """What depends on the instruction set, in a process that is told which to use."""
+    """Results of the rows that depend on the instruction set, from a process that uses `isa`."""
     command = [sys.executable, *sys.argv, "--json", "--only-by-isa", "--isa", isa]
     ran = subprocess.run(command, env={**os.environ, "GUESTCLOCK_ISA": isa}, check=True, stdout=subprocess.PIPE)
     return [Result(**result) for result in json.loads(ran.stdout)["results"]]

@@ -1,4 +1,4 @@
-"""What the numbers belong to: the machine, the build, the instruction set, and how fast memory is."""
+"""Conditions of a measurement: the machine, the build, the instruction set, and how fast memory is."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ class Machine:
         set_attr(fd, KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_CTRL_INIT, None)
 
     def check_extension(self, capability: int) -> int:
-        """What this VM answers for a KVM_CAP_*: 0 where it hasn't got it."""
+        """KVM's answer for a KVM_CAP_* on this VM: 0 if it lacks the capability."""
         return fcntl.ioctl(self.vm_fd, KVM_CHECK_EXTENSION, capability)
 
     def set_counter_offset(self, offset: int, reserved: int = 0) -> None:
@@ -280,7 +280,7 @@ ROUND: Final = 8
 PATIENCE_S: Final = 100
 """A guest that sleeps for so long has lost its alarm's interrupt."""
 MAX_ROUNDS: Final = 100
-"""Of both processes together: the log holds no more."""
+"""Limit on the rounds of both processes together: the log holds no more."""
 
 # guestclock saves and restores these; the VMM's own replay leaves them out.
 TIME: Final = set(Reg) - {Reg.CNTKCTL_EL1, Reg.CNTHCTL_EL2}
@@ -289,7 +289,7 @@ TIME: Final = set(Reg) - {Reg.CNTKCTL_EL1, Reg.CNTHCTL_EL2}
 GICD: Final = [0x0000]
 """GICD_CTLR"""
 GICR: Final = [0x1_0080, 0x1_0100, 0x1_0200, 0x1_0300, *range(0x1_0400, 0x1_0420, 4), 0x1_0C04]
-"""Of SGIs and PPIs: IGROUPR0, ISENABLER0, ISPENDR0, ISACTIVER0, IPRIORITYR0 to 7, ICFGR1"""
+"""Registers of SGIs and PPIs: IGROUPR0, ISENABLER0, ISPENDR0, ISACTIVER0, IPRIORITYR0 to 7, ICFGR1"""
 ICC: Final = [
     op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2
     for op0, op1, crn, crm, op2 in (
@@ -334,7 +334,7 @@ class Vmm:
         self.vm = KvmVm(self.machine.vm_fd, self.machine.vcpu_fds, gic_fd=self.machine.gic_fd)
         self.guest = Guest(self.machine.ram)
         self.samples: list[list[list[list[int]]]] = [[] for _ in range(VCPUS)]
-        """By vCPU, for each of its samples, for CNTVCT and CNTPCT, the host's counter just before and just after."""
+        """The host's counter just before and just after each sample: by vCPU, by sample, for CNTVCT and CNTPCT."""
         self.resumed_at = self.stopped_at = 0
         """The host's counter before the first vCPU went in, and after the last had come out."""
         self._failures: list[BaseException] = []
@@ -422,7 +422,7 @@ class Vmm:
         ]
 
     def seen(self, vcpu: int) -> dict[str, Any]:
-        """What a vCPU has logged so far. RuntimeError unless it took one interrupt for each alarm but the last."""
+        """A vCPU's log so far. Raises RuntimeError unless it took one interrupt for each alarm except the last."""
         log = self.guest.log().vcpus[vcpu]
         if log is None:
             msg = f"vCPU {vcpu} never started"

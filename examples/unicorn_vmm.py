@@ -166,7 +166,7 @@ class Vmm:
                 raise RuntimeError(msg)
 
     def log(self) -> dict[str, Any]:
-        """What the guest wrote to its memory."""
+        """The log that the guest wrote to its memory."""
         frequency, count, irqs, ctl = struct.unpack("<4Q", self.uc.mem_read(LOG, 32))
         pairs = struct.iter_unpack("<2Q", self.uc.mem_read(SAMPLES, 16 * count))
         return {"cntfrq": frequency, "samples": [list(pair) for pair in pairs], "irqs": irqs, "last_irq_ctl": ctl}

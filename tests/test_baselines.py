@@ -17,7 +17,7 @@ import baselines
 LAST = 2**64 - 1
 EDGES = [0, 1, 2, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**63 + 1, LAST - 2, LAST - 1, LAST]
 HZ = [1, 7, 1_000_000, 24_000_000, 25_000_000, 62_500_000, 999_999_937, 10**9, 2**34]
-FINGERPRINT = "03e62f547750da5f37ee9b3a1b89dc22961e39fcca8ee6a49ace0e1129b1a973"
+FINGERPRINT = "850975c14d86c155efcea098f92991edaedf4bb1b6ff87240f6d8848ac92b457"
 
 
 Row = tuple[int, int, int, int, int, int]

@@ -34,7 +34,7 @@ TOLERANCE_PERCENT = 2
 
 
 class Counted(TypedDict):
-    """What instructions were counted with, and how many there were of each call."""
+    """Instructions of each call, with the compiler and the target that the counts are of."""
 
     rustc: str
     target: str

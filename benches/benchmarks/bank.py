@@ -78,7 +78,7 @@ class Bank:
 
 
 class LiveUpdate:
-    """Of VMs with two vCPUs each: pause, checkpoint, restore elsewhere, next deadlines."""
+    """Live update of VMs with two vCPUs each: pause, checkpoint, restore elsewhere, next deadlines."""
 
     params = fleet.VCPUS[1:]
     param_names = ("vcpus",)

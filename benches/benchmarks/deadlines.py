@@ -28,7 +28,7 @@ class Step:
 
 
 class Queue:
-    """What one VM of 8 timers costs, and one VM that has all of them."""
+    """The queue's cost with VMs of 8 timers, and with one VM that has all of them."""
 
     params = (TIMERS, ("VMs of 8", "one VM"))
     param_names = ("timers", "in")

@@ -15,7 +15,7 @@ VCPUS = (1, 64, 4096, 65536)
 TURNS = 100
 """After so many each timer has had its turn."""
 TICKS = 1 << 20
-"""How far time goes on in a turn."""
+"""Ticks that pass in a turn."""
 BEGIN = 1 << 50
 IN_A_VM = 8
 
@@ -57,7 +57,7 @@ class Fleet:
         ]
 
     def plain(self) -> dict[str, Any]:
-        """What a checkpoint of all VMs holds, as columns; without those that say the same of every row."""
+        """Columns of a checkpoint of all VMs, except those with one value for all rows."""
         import numpy as np
 
         first = np.arange(0, self.vcpus, self.vcpus // self.vms.size)
@@ -123,7 +123,7 @@ class Side:
         raise NotImplementedError
 
     def rearm(self) -> None:
-        """What has come to be due in this turn is armed for its next."""
+        """Arms each timer that was due in this turn for its next one."""
         later = self.uint64((self.turn // TURNS + 1) * TURNS * TICKS)
         for timer, (handles, rows, cval, ctl) in enumerate(self.fleet.again[self.turn % TURNS]):
             self.arm(timer, handles, rows, cval + later, ctl)

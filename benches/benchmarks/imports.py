@@ -1,4 +1,4 @@
-"""How long an import takes in a fresh process, and how much of that is numpy's."""
+"""Time of an import in a fresh process, and numpy's share of it."""
 
 from __future__ import annotations
 

@@ -141,4 +141,4 @@ OPERATIONS: dict[str, Callable[[int], Sides]] = {
     "checkpoints to bytes": encoding,
     "checkpoints from bytes": decoding,
 }
-"""By name; each takes how many elements."""
+"""Batch operations by name. Each takes a number of elements, and returns the two sides of a row."""

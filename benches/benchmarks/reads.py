@@ -1,4 +1,4 @@
-"""What a VMM does at every guest exit: read a counter, read a timer.
+"""A VMM's calls at every guest exit: read a counter, read a timer.
 
 The siblings are what a Python VMM has without guestclock.
 """

@@ -40,5 +40,5 @@ class Columns:
         return self.guest, self.host, self.policy, self.elapsed_ns, self.max_ns, self.frequency_hz
 
     def recompute(self, now: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        """By guestclock, into arrays that are there already."""
+        """Recomputes the offsets with guestclock, into arrays allocated before."""
         return self.recompute_offsets(now, *self.columns, out=self.out)

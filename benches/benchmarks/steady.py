@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 FIRING = 64
 MOVED = CANCELLED = 3
 TOUCHED = 2 * FIRING + MOVED + 2 * CANCELLED
-"""How many timers a step is about: those that fire, are armed again, moved, cancelled, and armed after a cancel."""
+"""Timer operations in a step: fire, arm again, move, cancel, and arm after a cancel."""
 # Deadlines lie up to a second ahead of 1 GHz.
 FARTHEST = 1 << 30
 TURNS = 512
@@ -30,7 +30,7 @@ class Kept(Protocol):
 
 
 class Work:
-    """What happens in each turn; the turns repeat, time goes on."""
+    """Input of each turn. The turns repeat, time goes on."""
 
     def __init__(self, timers: int) -> None:
         import numpy as np

@@ -12,7 +12,7 @@ from measure import Ratio, Side, Sides, at_least, at_most
 
 
 def counters(vcpus: int) -> Sides:
-    """What more vCPUs cost beyond one, beside a copy: time goes on by a tick a call."""
+    """Cost of the vCPUs beyond the first, beside a copy. Time goes on by a tick a call."""
     (subject, sibling), less = beside_copy(vcpus), beside_copy(1)
     return Sides(subject, sibling, less)
 

@@ -1,4 +1,4 @@
-"""What a vCPU takes: in a checkpoint of many, and in memory."""
+"""Size of a vCPU: in a checkpoint of many, and in memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def held(timers: Literal[2, 4], in_a_vm: int) -> float:
 def bytes_of(
     what: Callable[[Literal[2, 4], int], float], timers: Literal[2, 4]
 ) -> Callable[[int, int], Mapping[str, Sequence[float]]]:
-    """By how many vCPUs a VM has."""
+    """Figures of a vCPU in VMs of two, and in VMs of eight."""
     return lambda *_: {f"{timers} timers, VMs of {vcpus}": [what(timers, vcpus)] for vcpus in (2, 8)}
 
 

@@ -1,4 +1,4 @@
-"""What this host offers guestclock, as plain data: `examine` looks and changes nothing."""
+"""Examination of this host for what guestclock needs, as plain data: `examine` changes nothing."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Finding:
     """One thing looked for."""
 
     subject: str
-    """What it is about: build, counter, wall_clock, host, kvm or extra."""
+    """Area of the finding: build, counter, wall_clock, host, kvm or extra."""
     name: str
-    """Which fact of it, with its unit."""
+    """Name of the fact, with its unit."""
     value: str | int | bool | None
-    """What was found; None where nothing was."""
+    """The value found; None if there is none."""
     ok: bool | None
-    """Whether guestclock can build on it; None where nothing can tell."""
+    """True if guestclock can rely on it, False if it can't; None if that is unknown."""
     reason: str
     """Why, or what follows from it."""
 

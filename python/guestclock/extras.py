@@ -1,4 +1,4 @@
-"""What the optional extras bring, and what to type for one that is missing."""
+"""The optional extras: the distributions of each, and the command that installs a missing one."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def paced(steps: Iterable[Step], *, sleep: Callable[[float], object] = time.slee
 
 
 def rhythm(steps: Iterable[Step]) -> Iterator[int | Step]:
-    """What is next: to sleep for so many nanoseconds, or a step that is due.
+    """Yields the next action: a sleep, in nanoseconds, or a step that is due.
 
     `steps` gives out the same step until it has been applied, and another when a restore has changed the debt. So after
     each sleep it is asked again.

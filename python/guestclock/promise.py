@@ -1,4 +1,4 @@
-"""What a policy promises a guest's clock across a pause, from the host's clock alone.
+"""The promise of each policy for a guest's clock across a pause, computed from the host's clock alone.
 
 With s0 and s1 the host's counts at the guest's last reading before and its first after, C0 at the checkpoint and C1 at
 the release: frozen, the guest's clock runs for (C0 - s0) + (s1 - C1); advanced, for s1 - s0; advanced by at most a cap,
@@ -34,7 +34,7 @@ class Interval:
         return Interval(self.low - other.high, self.high - other.low)
 
     def distance(self, count: int) -> int:
-        """How far outside `count` lies; 0 inside."""
+        """Distance from `count` to the interval, in ticks; 0 inside."""
         return max(self.low - count, count - self.high, 0)
 
 
@@ -62,7 +62,7 @@ def expected_gap(
 def expected_shift(
     policy: str, max_ns: int | None, frequency_hz: int, *, taken: Interval, released: Interval
 ) -> Interval:
-    """How many ticks later than the host's a guest's counter may stand after the pause, against before it."""
+    """The ticks by which a guest's counter may fall behind the host's in the pause."""
     away = released.minus(taken)
     if policy == "freeze":
         return away

@@ -1,4 +1,4 @@
-"""What the host's own time daemon vouches for: `chrony` and `clockbound` make a `SyncBound` of it.
+"""Error bounds from the host's own time daemon: `chrony` and `clockbound` each return a `SyncBound`.
 
 Both raise NotSynchronised where nobody vouches for the wall clock. Integers only, and every rounding is up.
 """
@@ -33,7 +33,7 @@ def chrony(
     max_clock_error_ppb: int = 1_000,
     tai_offset_s: int | None = None,
 ) -> SyncBound:
-    """What chrony vouches for: `tracking`, a line of `chronyc -c tracking`, or else what `command` prints now.
+    """The bound that chrony vouches for, from `tracking` (a line of `chronyc -c tracking`) or from `command`, run now.
 
     The bound is the one that chronyc(1) states under "Root dispersion", for a stratum-1 server that is right:
     `|system time offset| + root dispersion + root delay / 2`. Each printed number counts as the largest that is printed
@@ -92,7 +92,7 @@ def clockbound(
     now_ns: int | None = None,
     tai_offset_s: int | None = None,
 ) -> SyncBound:
-    """What ClockBound vouches for: `segment`, a copy of its shared memory, or else what is at `path` now.
+    """The bound that ClockBound vouches for, from `segment` (a copy of its shared memory) or from `path`, read now.
 
     The layout is version 2 of docs/PROTOCOL.md (github.com/aws/clock-bound). The bound is its clients':
     `bound + max_drift * (now - as_of)`, of which the `SyncBound` has the parts. Its clients take `now` from
@@ -162,7 +162,7 @@ def _refuse(source: str, reason: str, instead: str, cause: BaseException | None 
 
 
 def _output(command: Sequence[str], timeout_s: int) -> str:
-    """What the command prints."""
+    """Standard output of the command."""
     name = command[0]
     try:
         done = subprocess.run(
