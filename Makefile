@@ -116,7 +116,7 @@ mutants: $(VENV)/.tools | cargo ## Plants wrong rules in copies of the tree, one
 	$(PY) tools/mutants.py
 
 .PHONY: lint
-lint: $(VENV)/.tools | cargo ## rustfmt, clippy pedantic, the core without std, ruff, whether the mutants still apply
+lint: $(VENV)/.tools | cargo ## rustfmt, clippy pedantic, the core without std, ruff, doc sentences, whether the mutants still apply
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo clippy --package guestclock-core --no-default-features --locked -- -D warnings
@@ -124,6 +124,7 @@ lint: $(VENV)/.tools | cargo ## rustfmt, clippy pedantic, the core without std, 
 		cargo clippy --package guestclock-core --test loom --test vmclock --locked -- -D warnings -A clippy::must_use_candidate
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
+	$(PY) tools/sentences.py
 	$(PY) tools/mutants.py --check
 
 .PHONY: types
