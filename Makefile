@@ -167,7 +167,7 @@ bench-smoke: $(NATIVE) ## Proves that the benchmarks run; judges nothing
 	$(PY) benches/ratios.py --quick
 
 .PHONY: instructions
-instructions: $(VENV)/.tools | cargo ## Counts what the core's hot paths execute: more than 2 % off benches/instructions.json fails
+instructions: $(VENV)/.tools | cargo ## Counts what the core's hot paths execute: more than 2 % off benches/instructions.json fails, as another compiler does
 	$(PY) tools/instructions.py
 
 ##@ Keep it
