@@ -225,4 +225,4 @@ $(NATIVE): $(RUST) pyproject.toml $(VENV)/.tools | cargo
 .PHONY: cargo
 cargo:
 	@command -v cargo >/dev/null || { echo "guestclock is built with Rust, and there is no cargo on PATH." \
-		"Install the toolchain (rustup, or your distribution's packages), 1.89 or newer." >&2; exit 1; }
+		"Install the toolchain (rustup, or your distribution's packages), 1.95 or newer." >&2; exit 1; }
