@@ -67,7 +67,7 @@ test-rust: loom $(VENV)/.tools | cargo ## The Rust crates' tests and doc tests
 loom: | cargo ## The live VM under every interleaving of up to three threads
 	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),target)/loom \
 		CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
-		cargo test --package guestclock-core --release --test loom --test vmclock --locked
+		cargo test --package guestclock-core --package guestclock-model --release --test loom --test vmclock --locked
 
 .PHONY: test-python
 test-python: $(NATIVE) ## The Python suite
@@ -121,7 +121,7 @@ lint: $(VENV)/.tools | cargo ## rustfmt, clippy pedantic, the core without std, 
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo clippy --package guestclock-core --no-default-features --locked -- -D warnings
 	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),target)/loom \
-		cargo clippy --package guestclock-core --test loom --test vmclock --locked -- -D warnings -A clippy::must_use_candidate
+		cargo clippy --package guestclock-core --package guestclock-model --test loom --test vmclock --locked -- -D warnings -A clippy::must_use_candidate
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(PY) tools/sentences.py

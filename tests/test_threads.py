@@ -2,7 +2,7 @@
 
 CPython's lock lets one thread at a time into the native module, and the module never gives it up inside a call but to
 make an exception, or to wait for a restore that another thread is in the middle of. So what is shuffled here are whole
-calls; what happens inside them is explored by rust/core/tests/loom.rs.
+calls; what happens inside them is explored by rust/model/tests/loom.rs.
 """
 
 from __future__ import annotations

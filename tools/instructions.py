@@ -2,7 +2,7 @@
 
     python tools/instructions.py [--update]
 
-Counts what rust/core/benches/counted.rs runs, under valgrind's callgrind, and compares with benches/instructions.json:
+Counts what rust/model/benches/counted.rs runs, under valgrind's callgrind, and compares with benches/instructions.json:
 more than 2 % more or fewer is a failure. With --update it writes that file instead. A count is of a compiler and a
 target: where either is another one than the file's, nothing can be compared, and that is a failure as well.
 
@@ -51,7 +51,7 @@ def compiler() -> tuple[str, str]:
 
 def program() -> str:
     """The program that is counted, built as a release is."""
-    bench = ("--package", "guestclock-core", "--bench", "counted")
+    bench = ("--package", "guestclock-model", "--bench", "counted")
     command = ["cargo", "bench", "--locked", "--no-run", "--message-format=json", *bench]
     told = subprocess.run(command, cwd=TREE, check=True, stdout=subprocess.PIPE, text=True).stdout
     messages = (json.loads(line) for line in told.splitlines())

@@ -2,11 +2,6 @@
 //! order that the memory model allows.
 
 #[cfg(not(loom))]
-pub(crate) use core::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering, fence};
+pub use core::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering, fence};
 #[cfg(loom)]
-pub(crate) use loom::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering, fence};
-
-#[cfg(all(feature = "std", loom))]
-pub(crate) use loom::sync::{Mutex, MutexGuard};
-#[cfg(all(feature = "std", not(loom)))]
-pub(crate) use std::sync::{Mutex, MutexGuard};
+pub use loom::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering, fence};

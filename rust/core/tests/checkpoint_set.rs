@@ -3,36 +3,17 @@
 mod common;
 
 use common::{bare, full_set, plain_set, set};
-use guestclock_core::checkpoint::{Checkpoint, CtlColumn, TimerColumns};
-use guestclock_core::checkpoint_set::{CheckpointSet, Column};
-use guestclock_core::counter::{Counter, CrossTimestamp, Frequency, GuestCount, HostCount};
-use guestclock_core::scaled::ScaledCounter;
-use guestclock_core::timer::Timer;
-use guestclock_core::wire::{decode, encode};
+use guestclock_core::arch::arm64::Timer;
+use guestclock_core::checkpoint::codec::{decode, encode};
+use guestclock_core::checkpoint::{Checkpoint, CheckpointSet, Column, CtlColumn, TimerColumns};
+use guestclock_core::time::{Frequency, GuestCount, HostCount, Ratio};
 use proptest::prelude::*;
-
-/// A counter that stands at an instant.
-struct At(CrossTimestamp);
-
-impl Counter for At {
-    fn frequency(&self) -> Frequency {
-        self.0.frequency
-    }
-
-    fn count(&self) -> HostCount {
-        self.0.count
-    }
-
-    fn cross_timestamp(&self) -> CrossTimestamp {
-        self.0.clone()
-    }
-}
 
 /// The checkpoints of all VMs by walking through the columns from their beginning.
 fn walked(set: &CheckpointSet) -> Vec<(u64, Checkpoint)> {
     let mut found = Vec::new();
     for group in &set.groups {
-        let counter = ScaledCounter::new(At(set.host.clone()), Frequency::new(group.cntfrq_hz.into()).unwrap());
+        let ratio = Ratio::new(set.host.frequency, Frequency::new(group.cntfrq_hz.into()).unwrap());
         let mut row = 0;
         for (vm, &name) in group.names.iter().enumerate() {
             let vcpus = usize::from(group.vcpus.get(vm).unwrap());
@@ -49,8 +30,8 @@ fn walked(set: &CheckpointSet) -> Vec<(u64, Checkpoint)> {
                 cntpct: GuestCount(group.cntpct.as_ref().unwrap_or(&group.cntvct)[vm]),
                 owned: group.owned.get(vm).unwrap(),
                 width_ticks: 0,
-                host: counter.cross_timestamp(),
-                stopped_at: set.stopped_at.map(|count| counter.at(HostCount(count)).0),
+                host: ratio.instant(set.host.clone()),
+                stopped_at: set.stopped_at.map(|count| ratio.at(HostCount(count)).0),
                 debt: group.debts.iter().find(|(owed, _)| *owed == vm).map(|(_, debt)| *debt),
                 vcpus,
                 cntvoff: group

@@ -3,13 +3,12 @@
 mod common;
 
 use common::{bare, timer};
-use guestclock_core::checkpoint::{Checkpoint, CtlColumn, RegisterColumn, TimerColumns, UnknownKey};
-use guestclock_core::checkpoint_set::{CheckpointSet, Column, VmGroup};
-use guestclock_core::counter::{CrossTimestamp, Frequency, GuestCount, HostCount, Leap};
-use guestclock_core::debt::Debt;
-use guestclock_core::timer::Timer;
-use guestclock_core::wall_clock::{Quality, SyncBound};
-use guestclock_core::wire::{VERSION, WireError, decode, decode_set, encode, encode_set};
+use guestclock_core::arch::arm64::Timer;
+use guestclock_core::checkpoint::codec::{VERSION, WireError, decode, decode_set, encode, encode_set};
+use guestclock_core::checkpoint::{
+    Checkpoint, CheckpointSet, Column, CtlColumn, Debt, RegisterColumn, TimerColumns, UnknownKey, VmGroup,
+};
+use guestclock_core::time::{CrossTimestamp, Frequency, GuestCount, HostCount, Leap, Quality, SyncBound};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;

@@ -3,9 +3,10 @@
 mod common;
 
 use common::{Map, bare, cbor, full, full_set, plain_set, seal, u8s, u16s, u64s};
-use guestclock_core::checkpoint::{Checkpoint, CtlColumn};
-use guestclock_core::checkpoint_set::MAX_GROUPS;
-use guestclock_core::wire::{Kind, MAX_DEPTH, MAX_KEYS, WireError, decode, decode_set, encode, encode_set};
+use guestclock_core::checkpoint::codec::{
+    Kind, MAX_DEPTH, MAX_KEYS, WireError, decode, decode_set, encode, encode_set,
+};
+use guestclock_core::checkpoint::{Checkpoint, CtlColumn, MAX_GROUPS};
 
 /// The reason for refusing these bytes as malformed.
 #[track_caller]

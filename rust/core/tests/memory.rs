@@ -5,10 +5,9 @@
 mod common;
 
 use common::{Map, bare, full, full_set, plain_set, seal, u8s, u16s, u64s};
-use guestclock_core::checkpoint::{TimerColumns, UnknownKey};
-use guestclock_core::checkpoint_set::{CheckpointSet, MAX_GROUPS, VmGroup};
-use guestclock_core::timer::Timer;
-use guestclock_core::wire::{MAX_BYTES, MAX_KEYS, WireError, decode, decode_set, encode, encode_set};
+use guestclock_core::arch::arm64::Timer;
+use guestclock_core::checkpoint::codec::{MAX_BYTES, MAX_KEYS, WireError, decode, decode_set, encode, encode_set};
+use guestclock_core::checkpoint::{CheckpointSet, MAX_GROUPS, TimerColumns, UnknownKey, VmGroup};
 use peak_alloc::PeakAlloc;
 
 #[global_allocator]

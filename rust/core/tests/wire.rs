@@ -3,17 +3,21 @@
 mod common;
 
 use common::{Map, bare, checkpoint, full, full_set, plain_set, reseal, seal, set};
-use guestclock_core::checkpoint::{Checkpoint, UnknownKey};
-use guestclock_core::checkpoint_set::CheckpointSet;
-use guestclock_core::wire::{Kind, MAX_BYTES, VERSION, WireError, decode, decode_set, encode, encode_set, encoded_len};
+use guestclock_core::checkpoint::codec::{
+    Kind, MAX_BYTES, VERSION, WireError, decode, decode_set, encode, encode_set, encoded_len,
+};
+use guestclock_core::checkpoint::{Checkpoint, CheckpointSet, UnknownKey};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::FileFailurePersistence;
 
 /// Checkpoints and sets whose every bit is flipped and every truncation tried.
 fn samples() -> Vec<Vec<u8>> {
-    let none =
-        Checkpoint { vcpus: 0, timers: vec![common::timer(guestclock_core::timer::Timer::Vtimer, &[], &[])], ..bare() };
+    let none = Checkpoint {
+        vcpus: 0,
+        timers: vec![common::timer(guestclock_core::arch::arm64::Timer::Vtimer, &[], &[])],
+        ..bare()
+    };
     let sets = [CheckpointSet { groups: Vec::new(), ..plain_set(1) }, plain_set(2), full_set(3)];
     let checkpoints = [none, bare(), full(3)].map(|checkpoint| encode(&checkpoint));
     checkpoints.into_iter().chain(sets.map(|set| encode_set(&set).unwrap())).collect()

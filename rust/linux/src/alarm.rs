@@ -10,7 +10,7 @@
 
 use crate::clock;
 use core::time::Duration;
-use guestclock_core::counter::NS_PER_S;
+use guestclock_core::time::NS_PER_S;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_gettime,

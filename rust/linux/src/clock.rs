@@ -6,7 +6,7 @@
 #![expect(unsafe_code, reason = "clock_gettime fills in a structure through a pointer")]
 
 use core::mem::MaybeUninit;
-use guestclock_core::counter::NS_PER_S;
+use guestclock_core::time::NS_PER_S;
 
 /// One reading: whole seconds, and the nanoseconds after them, below 10^9.
 #[derive(Clone, Copy, Debug)]

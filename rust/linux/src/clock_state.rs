@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "adjtimex fills in a structure through a pointer")]
 
 use core::mem;
-use guestclock_core::counter::Leap;
+use guestclock_core::time::Leap;
 use std::io;
 
 /// The wall clock's state, as the kernel and whoever disciplines it (chronyd, ntpd) believe it to be.

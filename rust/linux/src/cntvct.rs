@@ -5,7 +5,7 @@
 #![expect(unsafe_code, reason = "system registers are read by instructions")]
 
 use core::arch::asm;
-use guestclock_core::counter::{Frequency, HostCount};
+use guestclock_core::time::{Frequency, HostCount};
 
 use crate::counter::Opened;
 
@@ -14,7 +14,7 @@ pub(crate) fn open() -> Result<Opened, String> {
     Ok((frequency, count))
 }
 
-/// Ordered as [`Counter::count`](guestclock_core::counter::Counter::count) has to be. Reading the register is no memory
+/// Ordered as [`Counter::count`](guestclock_core::time::Counter::count) has to be. Reading the register is no memory
 /// access, so neither an acquire load before it nor a barrier after it orders it. Two loads from the stack stand in: one
 /// whose value the branch before the ISB waits for, and one whose address is made from the count, ahead of a barrier. The
 /// second is the kernel's `arch_counter_enforce_ordering`, which came when seqlock readers saw time go backwards.

@@ -2,7 +2,7 @@
 
 use core::fmt;
 use core::str::FromStr;
-use guestclock_core::counter::{Counter, CrossTimestamp, Frequency, HostCount, NS_PER_S};
+use guestclock_core::time::{Counter, CrossTimestamp, Frequency, HostCount, NS_PER_S};
 use std::env::consts::ARCH;
 
 use crate::{clock, cross};

@@ -3,7 +3,7 @@
 //! Without hardware that latches both at once, the wall clock is read between two reads of the counter. The narrowest
 //! of a few such brackets is kept: what widens one is an interrupt, a preemption or a cold cache, and those are rare.
 
-use guestclock_core::counter::{CrossTimestamp, Frequency, HostCount};
+use guestclock_core::time::{CrossTimestamp, Frequency, HostCount};
 
 use crate::clock_state::ClockState;
 use crate::{clock, host_id};

@@ -1,6 +1,6 @@
 //! Linux, for guestclock: the host's counters, its clock's state, its identity, and the cross-timestamp of them all.
 //!
-//! - [`counter::HostCounter`] and [`monotonic::MonotonicCounter`] implement [`guestclock_core::counter::Counter`].
+//! - [`counter::HostCounter`] and [`monotonic::MonotonicCounter`] implement [`guestclock_core::time::Counter`].
 //! - [`cross`] pairs a count with the wall clock and bounds their distance.
 //! - [`clock_state`] is what the kernel knows about the wall clock; [`host_id`] is which installation and boot this is.
 //! - [`mod@file`] writes a checkpoint whole or not at all.
@@ -9,7 +9,7 @@
 //! - [`kvm`] and [`read_cost`] are for `guestclock doctor`: facts for people, on which no time depends.
 //!
 //! ```
-//! use guestclock_core::counter::Counter;
+//! use guestclock_core::time::Counter;
 //! use guestclock_linux::counter::{HostCounter, Source};
 //!
 //! let counter = HostCounter::new(Source::Auto)?;

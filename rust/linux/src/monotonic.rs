@@ -4,7 +4,7 @@
 //! predicted to the tick by a [`MonotonicCounter`] of the same frequency. The clock is slewed by NTP, so one tick is as
 //! long as the kernel believes it to be; it stops while the host is suspended (clock_gettime(2)).
 
-use guestclock_core::counter::{Counter, CrossTimestamp, Frequency, HostCount, NS_PER_S};
+use guestclock_core::time::{Counter, CrossTimestamp, Frequency, HostCount, NS_PER_S};
 
 use crate::{clock, cross};
 

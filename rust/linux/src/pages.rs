@@ -1,14 +1,14 @@
 //! The pages that tell a guest of its time, in place in its memory: stores that no reader sees half of.
 //!
 //! A VMM hands in its own mapping of the guest's memory as a [`Memory`]. The layouts are those of
-//! [`guestclock_core::pvtime`] and [`guestclock_core::vmclock`].
+//! [`guestclock_core::guest::pvtime`] and [`guestclock_core::guest::vmclock::layout`].
 #![expect(unsafe_code, reason = "atomic stores into memory that isn't Rust's")]
 
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use guestclock_core::vmclock::{Body, Header, Shared};
-use guestclock_core::{pvtime, vmclock};
+use guestclock_core::guest::pvtime;
+use guestclock_core::guest::vmclock::{Body, Header, Shared, layout as vmclock};
 use thiserror::Error;
 
 /// Why there is no page in a piece of memory.

@@ -1,7 +1,7 @@
 //! What one read of a counter costs: a measurement for people, on which nothing depends.
 
 use core::hint::black_box;
-use guestclock_core::counter::Counter;
+use guestclock_core::time::Counter;
 use std::time::Instant;
 
 /// Reads in a batch: enough that the clock's own cost vanishes in them.
@@ -32,7 +32,7 @@ fn quickest(mut batch_ns: impl FnMut() -> u128) -> u64 {
 mod tests {
     use super::*;
     use core::sync::atomic::{AtomicU32, Ordering};
-    use guestclock_core::counter::{CrossTimestamp, Frequency, HostCount};
+    use guestclock_core::time::{CrossTimestamp, Frequency, HostCount};
 
     #[test]
     fn the_quickest_batch_counts_to_the_nearest_nanosecond() {

@@ -5,7 +5,7 @@
 #![expect(unsafe_code, reason = "the counter is read by instructions")]
 
 use core::arch::x86_64::{_mm_lfence, _rdtsc};
-use guestclock_core::counter::{Frequency, HostCount};
+use guestclock_core::time::{Frequency, HostCount};
 use std::{fs, io};
 
 use crate::counter::Opened;

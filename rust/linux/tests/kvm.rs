@@ -1,19 +1,17 @@
 //! A VM on KVM, with the model as its kernel: what is asked, in what order, and what comes of every answer.
 
+use guestclock_core::arch::arm64::{Behaviours, CtlReadback, El2, ListOrder, Role, Timer, View, one_reg_id};
 use guestclock_core::checkpoint::Checkpoint;
-use guestclock_core::counter::{Counter, Frequency, HostCount, Offset};
-use guestclock_core::gate::{GateError, Saving};
-use guestclock_core::kernel::{Behaviours, CtlReadback, ListOrder};
-use guestclock_core::manual::ManualCounter;
-use guestclock_core::plan::{Method, Policy, Request, Views};
-use guestclock_core::refusal::Refusal;
-use guestclock_core::restore::{Condition, RestoreError, Written};
-use guestclock_core::sysreg::{Role, View, one_reg_id};
-use guestclock_core::timer::Timer;
-use guestclock_core::vm::{Config, El2, Vm, VmError};
+use guestclock_core::drive::{Condition, GateError, RestoreError, Saving};
+use guestclock_core::restore::{Diagnostic, Method, Policy, Refusal, Request, Views, Written};
+use guestclock_core::time::{Counter, Frequency, HostCount, Offset};
 use guestclock_linux::kvm::error::KvmError;
 use guestclock_linux::kvm::ioctls::Ioctls;
 use guestclock_linux::kvm::vm::{KvmVm, Options};
+use guestclock_model::config::Config;
+use guestclock_model::error::VmError;
+use guestclock_model::manual::ManualCounter;
+use guestclock_model::vm::Vm;
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::sync::Arc;
@@ -214,7 +212,7 @@ fn mpidr(vcpu: usize) -> u64 {
 const LATCHES: [u64; 3] = [0x5a31_2200_0001_0200, 0x5a31_2201_0001_0200, 0x5a31_2202_0001_0200];
 
 fn options() -> Options {
-    Options { busy_timeout: Duration::from_secs(3600), ..Options::default() }
+    Options { busy_timeout: Duration::from_hours(1), ..Options::default() }
 }
 
 fn impatient() -> Options {
@@ -306,7 +304,7 @@ fn a_vcpu_that_runs_unannounced_in_a_restore() {
         let plan = vm.plan(&target, &saved, freeze()).unwrap();
         let mut restore = vm.prepare(&target, plan, saved).unwrap();
         let busy = |result: Result<(), GateError<KvmError>>, condition| {
-            let Err(GateError::Restore(RestoreError::Backend { source: KvmError::Busy { .. }, left, .. })) = result
+            let Err(GateError::Restore(RestoreError::Backend { error: KvmError::Busy { .. }, left, .. })) = result
             else {
                 panic!("{result:?}")
             };
@@ -472,7 +470,7 @@ fn a_release_while_a_vcpu_runs_says_so_and_can_be_taken_again() {
     // Not while it was looked at, but at the write.
     target.late.set(true);
     let error = vm.release(&target, &mut restore).unwrap_err();
-    let GateError::Restore(RestoreError::Backend { source: KvmError::Busy { .. }, left, .. }) = error else {
+    let GateError::Restore(RestoreError::Backend { error: KvmError::Busy { .. }, left, .. }) = error else {
         panic!("{error}")
     };
     assert_eq!(left, Condition::TimersOnly);
@@ -493,7 +491,7 @@ fn by_value_and_a_vcpu_created_too_late() {
         target.slow.set(3);
         let plan = vm.plan(&target, &saved, freeze()).unwrap();
         assert_eq!(plan.method, method);
-        assert!(plan.warnings.iter().any(|warning| warning.contains("KVM_CREATE_VCPU")), "{:?}", plan.warnings);
+        assert!(plan.warnings.contains(&Diagnostic::LostByAnotherVcpu), "{:?}", plan.warnings);
         let mut restore = vm.prepare(&target, plan, Arc::clone(&saved)).unwrap();
         vm.apply(&target, &mut restore).unwrap();
         let report = vm.release(&target, &mut restore).unwrap();
@@ -617,7 +615,7 @@ fn an_absent_register_and_a_missing_ioctl() {
     let saved = vm.checkpoint(&kernel, Saving::default()).unwrap();
     let adopt = Request { views: Views::AdoptVirtual, ..freeze() };
     let refused = vm.plan(&kernel, &saved, adopt).unwrap_err();
-    assert!(matches!(refused, GateError::Restore(RestoreError::Refused(Refusal::CapabilityMissing { .. }))));
+    assert!(matches!(refused, GateError::Restore(RestoreError::Refused(Refusal::NoCounterOffset { .. }))));
 }
 
 #[test]

@@ -5,16 +5,15 @@ use crate::counters::{self, AnyCounter};
 use crate::deadline::PyDeadlineQueue;
 use crate::errors::{IntoPyErr, OrRaise};
 use crate::records;
-use guestclock_core::bank::NO_DEADLINE;
-use guestclock_core::counter::{Counter, HostCount};
-use guestclock_core::lateness::Lateness;
+use guestclock_core::time::{Counter, HostCount, NO_DEADLINE};
 use guestclock_linux::alarm::{Alarm, AlarmError, MOST_NS};
+use guestclock_model::deadlines::Lateness;
 use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray1, PyUntypedArrayMethods};
 use pyo3::exceptions::PyTypeError;
 use pyo3::gc::PyVisit;
-use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::{PyTraverseError, types::PyTuple};
+use pyo3::types::PyTuple;
+use pyo3::{PyTraverseError, intern};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// A descriptor and the counter that it goes by: what those that move a deadline or a counter know of an alarm.

@@ -8,15 +8,15 @@ use crate::counters::{AnyCounter, PyHostCounter, PyScaledCounter};
 use crate::errors::{IntoPyErr, OrRaise, noted};
 use crate::policy::AnyPolicy;
 use crate::records::{self, AnyNow, AnySyncBound};
-use crate::registers;
 use crate::restore::Wishes;
 use crate::sets::{PyPausedSet, PySetReport, Sets};
 use crate::vm::{Guest, PyVm, saving};
-use guestclock_core::bank::{Bank, BankError, Handle, NO_DEADLINE, Selection, handle_named, own_names};
-use guestclock_core::counter::{Counter, Frequency, HostCount};
-use guestclock_core::live::{LiveBank, LiveVm};
-use guestclock_core::sysreg::View;
-use guestclock_core::timer::Timer;
+use crate::{registers, words};
+use guestclock_core::arch::arm64::{Timer, View};
+use guestclock_core::time::{Counter, Frequency, HostCount, NO_DEADLINE};
+use guestclock_model::bank::{Bank, BankError, Handle, Selection};
+use guestclock_model::locked::{LiveBank, LiveVm};
+use guestclock_model::sets::{handle_named, own_names};
 use numpy::{PyArray1, PyArrayDyn};
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
@@ -693,7 +693,7 @@ fn numbers(py: Python<'_>, timers: impl Iterator<Item = Timer>) -> Bound<'_, PyA
 impl IntoPyErr for BankError {
     #[cold]
     fn into_pyerr(self) -> PyErr {
-        let message = self.to_string();
+        let message = words::bank_error(&self);
         match self {
             Self::NoSuchVm { .. } | Self::NoSuchVcpu { .. } => PyIndexError::new_err(message),
             Self::OfVm { handle, error } => noted(error.into_pyerr(), handle),

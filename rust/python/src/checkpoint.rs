@@ -5,11 +5,10 @@ use crate::interchange::timer_regs;
 use crate::records::{self, AnyCrossTimestamp};
 use crate::registers;
 use crate::vm::modular;
-use guestclock_core::checkpoint::{Checkpoint, TimerColumns};
-use guestclock_core::counter::{CrossTimestamp, Offset};
-use guestclock_core::interchange::{self, Known};
-use guestclock_core::outlook;
-use guestclock_core::wire::{self, MAX_BYTES, WireError};
+use guestclock_core::checkpoint::codec::{self, MAX_BYTES, WireError};
+use guestclock_core::checkpoint::{Checkpoint, Known, TimerColumns, register_lists as interchange};
+use guestclock_core::restore::timer_status as outlook;
+use guestclock_core::time::{CrossTimestamp, Offset};
 use guestclock_linux::file;
 use numpy::PyArray1;
 use pyo3::buffer::PyBuffer;
@@ -247,7 +246,7 @@ impl PyCheckpoint {
 
     /// Its bytes: deterministic CBOR with a checksum, as docs/checkpoint-format.md specifies.
     fn to_bytes<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        PyBytes::new(py, &wire::encode(&self.0))
+        PyBytes::new(py, &codec::encode(&self.0))
     }
 
     /// The checkpoint of these bytes; a CheckpointError says what is wrong with them.
@@ -255,18 +254,18 @@ impl PyCheckpoint {
     /// Safe on bytes from anywhere, but no proof of who wrote them: the checksum finds damage, not forgery.
     #[classmethod]
     fn from_bytes(_cls: &Bound<'_, PyType>, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<Self> {
-        decoded(py, data, wire::decode).map(Self::from)
+        decoded(py, data, codec::decode).map(Self::from)
     }
 
     /// Writes its bytes to a file, whole or not at all: to a temporary file beside it, synced, then renamed.
     fn save(&self, path: PathBuf) -> PyResult<()> {
-        Ok(file::write_atomically(&path, &wire::encode(&self.0))?)
+        Ok(file::write_atomically(&path, &codec::encode(&self.0))?)
     }
 
     /// The checkpoint in a file.
     #[classmethod]
     fn load(_cls: &Bound<'_, PyType>, path: PathBuf) -> PyResult<Self> {
-        loaded(&path, wire::decode).map(Self::from)
+        loaded(&path, codec::decode).map(Self::from)
     }
 
     fn __repr__(&self) -> String {
@@ -285,5 +284,5 @@ impl PyCheckpoint {
 /// The checksum of checkpoints, for the benchmarks to compare with.
 #[pyfunction]
 pub(crate) fn _crc32c(data: &[u8]) -> u32 {
-    guestclock_core::wire::crc32c(data)
+    guestclock_core::checkpoint::codec::crc32c(data)
 }

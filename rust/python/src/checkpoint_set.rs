@@ -3,8 +3,7 @@
 use crate::checkpoint::{PyCheckpoint, decoded, host_dict, loaded, timers_dict};
 use crate::errors::OrRaise;
 use crate::records;
-use guestclock_core::checkpoint_set::{CheckpointSet, VmGroup};
-use guestclock_core::wire;
+use guestclock_core::checkpoint::{CheckpointSet, VmGroup, codec};
 use guestclock_linux::file;
 use numpy::PyArray1;
 use pyo3::exceptions::PyIndexError;
@@ -57,7 +56,7 @@ impl PyCheckpointSet {
     /// How many bytes `to_bytes` makes.
     #[getter]
     fn nbytes(&self) -> usize {
-        wire::encoded_len(&self.0)
+        codec::encoded_len(&self.0)
     }
 
     /// Keys of the file that this version doesn't know. They are the set's: the VMs' own checkpoints are without them.
@@ -108,7 +107,7 @@ impl PyCheckpointSet {
 
     /// Its bytes: deterministic CBOR with a checksum, as docs/checkpoint-format.md specifies. TooLarge above 16 MiB.
     fn to_bytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        Ok(PyBytes::new(py, &wire::encode_set(&self.0).or_raise()?))
+        Ok(PyBytes::new(py, &codec::encode_set(&self.0).or_raise()?))
     }
 
     /// The set of these bytes; a CheckpointError says what is wrong with them: WrongKind, where they are one VM's.
@@ -116,18 +115,18 @@ impl PyCheckpointSet {
     /// Safe on bytes from anywhere, but no proof of who wrote them: the checksum finds damage, not forgery.
     #[classmethod]
     fn from_bytes(_cls: &Bound<'_, PyType>, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<Self> {
-        decoded(py, data, wire::decode_set).map(Self::from)
+        decoded(py, data, codec::decode_set).map(Self::from)
     }
 
     /// Writes its bytes to a file, whole or not at all: to a temporary file beside it, synced, then renamed.
     fn save(&self, path: PathBuf) -> PyResult<()> {
-        Ok(file::write_atomically(&path, &wire::encode_set(&self.0).or_raise()?)?)
+        Ok(file::write_atomically(&path, &codec::encode_set(&self.0).or_raise()?)?)
     }
 
     /// The set in a file.
     #[classmethod]
     fn load(_cls: &Bound<'_, PyType>, path: PathBuf) -> PyResult<Self> {
-        loaded(&path, wire::decode_set).map(Self::from)
+        loaded(&path, codec::decode_set).map(Self::from)
     }
 
     fn __repr__(&self) -> String {

@@ -2,8 +2,10 @@
 
 use crate::arrays::{Input, extent, input, output, same_rows, writable};
 use crate::errors::went_backwards;
-use guestclock_core::bank::{Added, Isa, Rate, Saved, Scale, WentBackwards, convert, convert_mixed, recompute_offsets};
-use guestclock_core::counter::{Frequency, HostCount};
+use guestclock_core::time::{Frequency, HostCount};
+use guestclock_model::bank::{
+    Added, Isa, Rate, Saved, Scale, WentBackwards, convert, convert_mixed, recompute_offsets,
+};
 use numpy::PyArrayDyn;
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;

@@ -3,11 +3,11 @@
 use crate::alarm::Alarms;
 use crate::errors::OrRaise;
 use crate::records;
-use guestclock_core::counter::{Counter, CrossTimestamp, Frequency, HostCount};
-use guestclock_core::manual::ManualCounter;
-use guestclock_core::scaled::ScaledCounter;
+use guestclock_core::time::{Counter, CrossTimestamp, Frequency, HostCount};
 use guestclock_linux::counter::HostCounter;
 use guestclock_linux::monotonic::MonotonicCounter;
+use guestclock_model::manual::ManualCounter;
+use guestclock_model::scaled::ScaledCounter;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use std::sync::Arc;

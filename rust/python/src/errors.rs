@@ -1,18 +1,19 @@
 //! Rust's errors as the classes of `guestclock.errors`.
 
+use crate::words;
 use core::fmt::Display;
-use guestclock_core::bank::WentBackwards;
-use guestclock_core::deadline::QueueError;
-use guestclock_core::faulty::{FaultyError, Kind};
-use guestclock_core::gate::GateError;
-use guestclock_core::refusal::Refusal;
-use guestclock_core::restore::RestoreError;
-use guestclock_core::sysreg::{Role, one_reg_id};
-use guestclock_core::vm::VmError;
-use guestclock_core::wire::WireError;
+use guestclock_core::arch::arm64::{Role, one_reg_id};
+use guestclock_core::checkpoint::codec::WireError;
+use guestclock_core::drive::{FaultyError, GateError, Kind, RestoreError};
+use guestclock_core::restore::Refusal;
+use guestclock_core::time::ElapsedError;
+use guestclock_core::time::elapsed::UnknownElapsed;
 use guestclock_linux::alarm::AlarmError;
 use guestclock_linux::counter::CounterError;
 use guestclock_linux::kvm::error::KvmError;
+use guestclock_model::bank::WentBackwards;
+use guestclock_model::deadlines::QueueError;
+use guestclock_model::error::VmError;
 use pyo3::exceptions::{PyIndexError, PyOverflowError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -39,7 +40,8 @@ pub(crate) fn typed(class: &str, message: &str, fields: impl FnOnce(&Bound<'_, P
 
 /// A row of a batch that goes by its counter, which has gone backwards.
 pub(crate) fn went_backwards(row: usize, saved: u64, host: u64) -> PyErr {
-    let message = format!("{}: it read {saved} then, and reads {host} now", WentBackwards { row });
+    let message =
+        format!("{}: it read {saved} then, and reads {host} now", words::went_backwards(WentBackwards { row }));
     typed("ClockWentBackwards", &message, |fields| {
         fields.set_item("clock", "host's counter (ticks)")?;
         fields.set_item("saved", saved)?;
@@ -101,7 +103,7 @@ impl IntoPyErr for AlarmError {
 impl IntoPyErr for VmError {
     #[cold]
     fn into_pyerr(self) -> PyErr {
-        let message = self.to_string();
+        let message = words::vm_error(&self);
         match self {
             Self::NoSuchVcpu { .. } => PyIndexError::new_err(message),
             Self::FrequencyTooHigh { .. } => PyValueError::new_err(message),
@@ -133,7 +135,7 @@ impl IntoPyErr for VmError {
 
 impl IntoPyErr for Refusal {
     fn into_pyerr(self) -> PyErr {
-        let message = self.to_string();
+        let message = words::refusal(&self);
         match self {
             Self::FrequencyMismatch { saved_hz, host_hz } => typed("FrequencyMismatch", &message, |fields| {
                 fields.set_item("saved_hz", saved_hz)?;
@@ -143,20 +145,24 @@ impl IntoPyErr for Refusal {
                 fields.set_item("cntvct", cntvct)?;
                 fields.set_item("cntpct", cntpct)
             }),
-            Self::ClockWentBackwards { clock, saved, host } => typed("ClockWentBackwards", &message, |fields| {
-                fields.set_item("clock", clock)?;
-                fields.set_item("saved", saved)?;
-                fields.set_item("host", host)
+            Self::Elapsed(ElapsedError::ClockWentBackwards { clock, saved, host }) => {
+                typed("ClockWentBackwards", &message, |fields| {
+                    fields.set_item("clock", clock.to_string())?;
+                    fields.set_item("saved", saved)?;
+                    fields.set_item("host", host)
+                })
+            }
+            Self::Elapsed(ElapsedError::Unknown(unknown)) => typed("ElapsedUnknown", &message, |fields| {
+                fields.set_item("saved", UnknownElapsed::side(&unknown.saved))?;
+                fields.set_item("host", UnknownElapsed::side(&unknown.here))?;
+                fields.set_item("evidence", unknown.evidence.to_string())
             }),
-            Self::ElapsedUnknown { saved, here, evidence } => typed("ElapsedUnknown", &message, |fields| {
-                fields.set_item("saved", saved)?;
-                fields.set_item("host", here)?;
-                fields.set_item("evidence", evidence)
-            }),
-            Self::ElapsedTooLong { elapsed_ns, longest_ns } => typed("ElapsedTooLong", &message, |fields| {
-                fields.set_item("elapsed_ns", elapsed_ns)?;
-                fields.set_item("longest_ns", longest_ns)
-            }),
+            Self::Elapsed(ElapsedError::TooLong { elapsed_ns, longest_ns }) => {
+                typed("ElapsedTooLong", &message, |fields| {
+                    fields.set_item("elapsed_ns", elapsed_ns)?;
+                    fields.set_item("longest_ns", longest_ns)
+                })
+            }
             Self::DeadlineMissed { owed_ns, needed_ns, deadline_ns } => typed("DeadlineMissed", &message, |fields| {
                 fields.set_item("owed_ns", owed_ns)?;
                 fields.set_item("needed_ns", needed_ns)?;
@@ -167,11 +173,13 @@ impl IntoPyErr for Refusal {
                 fields.set_item("saved", saved)?;
                 fields.set_item("host", host)
             }),
-            Self::Unknown { what } => typed("UnknownState", &message, |fields| fields.set_item("what", what)),
+            Self::Unknown { what } => {
+                typed("UnknownState", &message, |fields| fields.set_item("what", what.to_string()))
+            }
             Self::StalePlan => typed("StalePlan", &message, |_| Ok(())),
             Self::OutOfOrder { called } => typed("OutOfOrder", &message, |fields| fields.set_item("called", called)),
-            Self::CapabilityMissing { capability, .. } => {
-                typed("CapabilityMissing", &message, |fields| fields.set_item("capability", capability))
+            Self::NoCounterOffset { .. } => {
+                typed("CapabilityMissing", &message, |fields| fields.set_item("capability", "counter_offset"))
             }
             _ => typed("RestoreRefused", &message, |_| Ok(())),
         }
@@ -207,12 +215,12 @@ impl IntoPyErr for KvmError {
 }
 
 /// An injected errno is what it is on KVM (`KvmError`).
-impl IntoPyErr for FaultyError {
+impl<E: IntoPyErr + Display> IntoPyErr for FaultyError<E> {
     #[cold]
     fn into_pyerr(self) -> PyErr {
         let message = self.to_string();
         match self {
-            Self::Vm(error) => error.into_pyerr(),
+            Self::Backend(error) => error.into_pyerr(),
             Self::Crashed => typed("Crashed", &message, |_| Ok(())),
             Self::Injected { call, errno, .. } => match (call.kind, errno, call.reg) {
                 (Kind::Stopped | Kind::SetCounterOffset, EBUSY, _) => typed("VcpuRunning", &message, |fields| {
@@ -236,12 +244,13 @@ impl<E: IntoPyErr + Display> IntoPyErr for GateError<E> {
         match self {
             Self::Backend(error) => error.into_pyerr(),
             Self::Restore(RestoreError::Refused(refusal)) => refusal.into_pyerr(),
-            Self::Restore(RestoreError::Backend { step, source, left }) => {
-                let error = source.into_pyerr();
-                Python::attach(|py| error.add_note(py, format!("while restoring: {step}; {left}")))
+            Self::Restore(RestoreError::Backend { step, error, left }) => {
+                let error = error.into_pyerr();
+                Python::attach(|py| error.add_note(py, format!("while restoring: {step}; {}", words::condition(left))))
                     .map_or_else(|e| e, |()| error)
             }
             Self::Restore(RestoreError::ReadBack { vcpu, register, wrote, read }) => {
+                let message = words::read_back(vcpu, register, wrote, read);
                 typed("ReadBackMismatch", &message, |fields| {
                     fields.set_item("vcpu", vcpu)?;
                     fields.set_item("register", register)?;

@@ -9,14 +9,15 @@ use crate::policy::AnyPolicy;
 use crate::records::{AnyNow, AnySyncBound};
 use crate::steps::PySteps;
 use crate::vm::{PyVm, count, modular, saving};
-use guestclock_core::backend::{Backend, patiently};
 use guestclock_core::checkpoint::Checkpoint;
-use guestclock_core::counter::Offset;
-use guestclock_core::faulty::{Call, Fault, Faults, Faulty, FaultyError, On, Step};
-use guestclock_core::gate::{Gate, GateError, OpenPause, OpenRestore, Step as Forward};
-use guestclock_core::live::Now;
-use guestclock_core::plan::{Plan, Request};
-use guestclock_core::restore::{Report, RestoreError};
+use guestclock_core::drive::faults::Step;
+use guestclock_core::drive::{
+    Backend, Call, Fault, Faults, Faulty, FaultyError, GateError, On, OpenPause, OpenRestore, RestoreError, patiently,
+};
+use guestclock_core::restore::{Plan, Report, Request, RunState, Step as Forward};
+use guestclock_core::time::Offset;
+use guestclock_model::error::VmError;
+use guestclock_model::locked::Now;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -44,9 +45,9 @@ fn fault(object: &Bound<'_, PyAny>, movable: bool) -> PyResult<Fault> {
 }
 
 /// The error without the note of what to call next, where the process that would call it is gone.
-fn without_a_way_on(error: GateError<FaultyError>) -> GateError<FaultyError> {
+fn without_a_way_on(error: GateError<FaultyError<VmError>>) -> GateError<FaultyError<VmError>> {
     match error {
-        GateError::Restore(RestoreError::Backend { source: FaultyError::Crashed, .. }) => {
+        GateError::Restore(RestoreError::Backend { error: FaultyError::Crashed, .. }) => {
             GateError::Backend(FaultyError::Crashed)
         }
         error => error,
@@ -78,7 +79,7 @@ impl PyFaultyVm {
     fn gated<T>(
         &self,
         now: Option<Now>,
-        work: impl FnOnce(&mut Gate, &mut Faulty<'_>) -> Result<T, GateError<FaultyError>>,
+        work: impl FnOnce(&mut RunState, &mut Faulty<'_, VmError>) -> Result<T, GateError<FaultyError<VmError>>>,
     ) -> PyResult<T> {
         let under_faults = self.vm.get().live.gated(now, |gate, backend| {
             let faults = &mut *self.faults();
@@ -95,7 +96,7 @@ impl PyFaultyVm {
         &self,
         step: Step,
         now: Option<Now>,
-        work: impl FnOnce(&mut Gate, &mut Faulty<'_>) -> Result<T, GateError<FaultyError>>,
+        work: impl FnOnce(&mut RunState, &mut Faulty<'_, VmError>) -> Result<T, GateError<FaultyError<VmError>>>,
     ) -> PyResult<T> {
         self.gated(now, |gate, faulty| {
             faulty.faults.step(step).map_err(GateError::Backend)?;
@@ -104,13 +105,17 @@ impl PyFaultyVm {
     }
 
     /// A call of the VMM's own.
-    fn call<T>(&self, now: Option<u64>, call: impl FnOnce(&mut Faulty<'_>) -> Result<T, FaultyError>) -> PyResult<T> {
+    fn call<T>(
+        &self,
+        now: Option<u64>,
+        call: impl FnOnce(&mut Faulty<'_, VmError>) -> Result<T, FaultyError<VmError>>,
+    ) -> PyResult<T> {
         self.gated(count(now).map(Now::Count), |_, faulty| call(faulty).map_err(GateError::Backend))
     }
 
     /// The VM, for what isn't an ioctl on it, so that no fault comes there.
     fn alive(&self) -> PyResult<&Py<PyVm>> {
-        self.faults().alive().or_raise()?;
+        self.faults().alive::<VmError>().or_raise()?;
         Ok(&self.vm)
     }
 
@@ -167,7 +172,7 @@ impl PyFaultyVm {
             AnyCounter::Host(_) | AnyCounter::Monotonic(_) | AnyCounter::Scaled(_) => None,
         };
         let script = faults.try_iter()?.map(|object| fault(&object?, host.is_some()));
-        let faults = Faults::new(script.collect::<PyResult<_>>()?, host, busy_retries);
+        let faults = Faults::new(script.collect::<PyResult<_>>()?, host.map(|host| host as _), busy_retries);
         let alarms = counters::alarms(vm.get().counter(py).bind(py));
         Ok(Self { vm, faults: Mutex::new(faults), alarms })
     }
@@ -307,7 +312,7 @@ impl PyFaultyVm {
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        let gone = if self.faults().alive().is_err() { ", crashed" } else { "" };
+        let gone = if self.faults().alive::<VmError>().is_err() { ", crashed" } else { "" };
         Ok(format!("<FaultyVm of {}{gone}>", self.vm.bind(py).repr()?))
     }
 }

@@ -1,8 +1,8 @@
 //! Arguments and errors of the interchange with other VMMs' register lists.
 
 use crate::errors::IntoPyErr;
-use guestclock_core::interchange::InterchangeError;
-use guestclock_core::sysreg::is_timers;
+use guestclock_core::arch::arm64::is_timers;
+use guestclock_core::checkpoint::InterchangeError;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;

@@ -28,6 +28,7 @@ mod restore;
 mod sets;
 mod steps;
 mod vm;
+mod words;
 
 #[pyo3::pymodule]
 mod _core {
@@ -75,10 +76,10 @@ mod _core {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
-        module.add("_RATE_TOLERANCE_PPM", guestclock_core::elapsed::RATE_TOLERANCE_PPM)?;
+        module.add("_RATE_TOLERANCE_PPM", guestclock_core::time::RATE_TOLERANCE_PPM)?;
         // Here, so that a name that this CPU doesn't know is told at once.
         super::columns::chosen_isa(module.py())?;
-        module.add("NO_DEADLINE", guestclock_core::bank::NO_DEADLINE)?;
+        module.add("NO_DEADLINE", guestclock_core::time::NO_DEADLINE)?;
         // A debug build is slow, so the package warns of it on import.
         module.add("DEBUG_BUILD", cfg!(debug_assertions))
     }

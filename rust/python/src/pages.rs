@@ -2,10 +2,12 @@
 
 use crate::errors::{IntoPyErr, OrRaise};
 use crate::records::{AnyCrossTimestamp, named};
+use crate::words;
 use core::ptr::NonNull;
-use guestclock_core::counter::GuestCount;
-use guestclock_core::vmclock::equation::{Declared, Equation, EquationError, realtime_at};
-use guestclock_core::vmclock::{Body, CounterId, Header, Intent, Status, TimeType};
+use guestclock_core::guest::vmclock::{
+    Body, CounterId, Declared, Equation, EquationError, Header, Status, TimeType, realtime_at,
+};
+use guestclock_core::time::{GuestCount, Intent};
 use guestclock_linux::pages::{Memory, PageError, StolenTime, VmClock};
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyOverflowError, PyRuntimeError, PyValueError};
@@ -26,7 +28,7 @@ impl IntoPyErr for PageError {
 impl IntoPyErr for EquationError {
     #[cold]
     fn into_pyerr(self) -> PyErr {
-        PyValueError::new_err(self.to_string())
+        PyValueError::new_err(words::equation_error(&self))
     }
 }
 

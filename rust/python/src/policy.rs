@@ -1,6 +1,7 @@
 //! Policies.
 
-use guestclock_core::plan::Policy;
+use crate::words;
+use guestclock_core::restore::{Policy, Words};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
@@ -24,7 +25,7 @@ impl PyFreeze {
     }
 
     fn __repr__(&self) -> String {
-        Policy::Freeze.to_string()
+        words::Python.policy(&Policy::Freeze)
     }
 
     fn __reduce__<'py>(slf: &Bound<'py, Self>) -> (Bound<'py, PyAny>, Bound<'py, PyTuple>) {
@@ -56,7 +57,7 @@ impl PyAdvance {
     }
 
     fn __repr__(&self) -> String {
-        Policy::Advance { max_ns: self.max_ns }.to_string()
+        words::Python.policy(&Policy::Advance { max_ns: self.max_ns })
     }
 
     fn __reduce__<'py>(slf: &Bound<'py, Self>) -> (Bound<'py, PyAny>, (Option<u64>,)) {
@@ -108,7 +109,7 @@ impl PyCatchUp {
     }
 
     fn __repr__(&self) -> String {
-        self.policy().to_string()
+        words::Python.policy(&self.policy())
     }
 
     fn __reduce__<'py>(slf: &Bound<'py, Self>) -> (Bound<'py, PyAny>, (u64, u64, Option<u64>)) {

@@ -1,14 +1,10 @@
 //! The small records of `guestclock.types`.
 
-use guestclock_core::bank::NO_DEADLINE;
-use guestclock_core::counter::{CrossTimestamp, Frequency, HostCount, Leap};
-use guestclock_core::interchange::is_unknown_host;
-use guestclock_core::lateness::Lateness;
-use guestclock_core::live::Now;
-use guestclock_core::outlook::{LatchMismatch, Outlook};
-use guestclock_core::timer::{CTL_ISTATUS, Timer};
-use guestclock_core::vm::TimerState;
-use guestclock_core::wall_clock::{Quality, SyncBound};
+use guestclock_core::arch::arm64::{CTL_ISTATUS, Timer, TimerState};
+use guestclock_core::restore::{LatchMismatch, Outlook};
+use guestclock_core::time::{CrossTimestamp, Frequency, HostCount, Leap, NO_DEADLINE, Quality, SyncBound};
+use guestclock_model::deadlines::Lateness;
+use guestclock_model::locked::Now;
 use numpy::{PyArray1, PyArrayDyn};
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
@@ -84,7 +80,7 @@ pub(crate) fn _vouched(here: AnyCrossTimestamp) -> PyResult<(Option<u64>, String
 /// Whether nobody knows the clocks of a checkpoint's host.
 #[pyfunction]
 pub(crate) fn _is_unknown_host(host: AnyCrossTimestamp) -> PyResult<bool> {
-    host.cross_timestamp("host").map(|host| is_unknown_host(&host))
+    host.cross_timestamp("host").map(|host| host.is_of_unknown_host())
 }
 
 /// `types.SyncBound`.

@@ -1,7 +1,6 @@
 //! The register table, by name.
 
-use guestclock_core::sysreg::{Encoding, Sysreg};
-use guestclock_core::timer::Timer;
+use guestclock_core::arch::arm64::{Encoding, Sysreg, Timer};
 use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
 

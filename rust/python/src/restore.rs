@@ -4,18 +4,15 @@ use crate::checkpoint::PyCheckpoint;
 use crate::guest::AnyVm;
 use crate::policy::{AnyPolicy, to_python};
 use crate::records::{self, AnyNow, AnySyncBound, named};
+use crate::words;
 
+use guestclock_core::arch::arm64::{IrqIds, View};
 use guestclock_core::checkpoint::Checkpoint;
-use guestclock_core::counter::HostCount;
-use guestclock_core::elapsed::{Amount, ErrorBound};
-use guestclock_core::gate::OpenRestore;
-use guestclock_core::irq::IrqIds;
-use guestclock_core::measure::OffsetInterval;
-use guestclock_core::outlook::{self, Outlook};
-use guestclock_core::plan::{Deadlines, Outcome, Plan, Policy, Request, Views};
-use guestclock_core::restore::{Report, Written};
-use guestclock_core::sysreg::View;
-use guestclock_core::vmclock::Intent;
+use guestclock_core::drive::OpenRestore;
+use guestclock_core::restore::{
+    Deadlines, Outcome, Outlook, Plan, Policy, Report, Request, Views, Words, Written, timer_status as outlook,
+};
+use guestclock_core::time::{Amount, ErrorBound, HostCount, Intent, OffsetInterval};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
@@ -118,10 +115,10 @@ pub(crate) fn describe<'py>(py: Python<'py>, plan: &Plan) -> PyResult<Bound<'py,
         limits.append(row)?;
     }
     fields.set_item("limits", limits)?;
-    fields.set_item("premises", &plan.premises)?;
-    fields.set_item("lost", &plan.lost)?;
-    fields.set_item("slower", &plan.slower)?;
-    fields.set_item("warnings", &plan.warnings)?;
+    fields.set_item("premises", words::diagnostics(&plan.assumptions))?;
+    fields.set_item("lost", words::diagnostics(&plan.unsupported))?;
+    fields.set_item("slower", words::diagnostics(&plan.degraded))?;
+    fields.set_item("warnings", words::diagnostics(&plan.warnings))?;
     Ok(fields)
 }
 
@@ -201,19 +198,19 @@ impl PyPlan {
     /// What to know before going on.
     #[getter]
     fn warnings(&self) -> Vec<String> {
-        self.plan.warnings.clone()
+        words::diagnostics(&self.plan.warnings)
     }
 
     /// What can't be preserved.
     #[getter]
     fn lost(&self) -> Vec<String> {
-        self.plan.lost.clone()
+        words::diagnostics(&self.plan.unsupported)
     }
 
     /// What is slower for the guest from now on.
     #[getter]
     fn slower(&self) -> Vec<String> {
-        self.plan.slower.clone()
+        words::diagnostics(&self.plan.degraded)
     }
 
     /// How far the counters may be from what the policy promises, in ticks, as of the sample.
@@ -269,7 +266,7 @@ impl PyPlan {
     fn timers<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         records::timer_outlooks(
             py,
-            outlook::restored(&self.checkpoint, &self.plan, &self.plan.as_of, self.plan.cval_shift(&self.plan.as_of)),
+            self.plan.timers_at(&self.checkpoint, &self.plan.as_of, self.plan.cval_shift(&self.plan.as_of)),
         )
     }
 
@@ -284,11 +281,11 @@ impl PyPlan {
     }
 
     fn __str__(&self) -> String {
-        self.plan.to_string()
+        self.plan.in_words(&words::Python).to_string()
     }
 
     fn __repr__(&self) -> String {
-        format!("<Plan {} by {}>", self.plan.request.policy, self.plan.method.name())
+        format!("<Plan {} by {}>", words::Python.policy(&self.plan.request.policy), self.plan.method.name())
     }
 }
 
@@ -336,7 +333,7 @@ impl PyReport {
 
     fn outlooks(&self) -> impl Iterator<Item = Outlook> {
         let restored =
-            |checkpoint| outlook::restored(checkpoint, &self.report.plan, &self.report.outcome, self.report.cval_shift);
+            |checkpoint| self.report.plan.timers_at(checkpoint, &self.report.outcome, self.report.cval_shift);
         self.checkpoint.iter().map(|checkpoint| &**checkpoint).flat_map(restored)
     }
 }
@@ -491,11 +488,16 @@ impl PyReport {
     }
 
     fn __str__(&self) -> String {
-        self.report.to_string()
+        self.report.in_words(&words::Python).to_string()
     }
 
     fn __repr__(&self) -> String {
-        format!("<Report {} by {}: {} ticks added>", self.report.plan.request.policy, self.method(), self.added_ticks())
+        format!(
+            "<Report {} by {}: {} ticks added>",
+            words::Python.policy(&self.report.plan.request.policy),
+            self.method(),
+            self.added_ticks()
+        )
     }
 }
 

@@ -6,13 +6,14 @@ use crate::counters::AnyCounter;
 use crate::errors::{IntoPyErr, OrRaise, noted};
 use crate::records::AnyNow;
 use crate::restore::describe;
-use guestclock_core::bank::{GatedBank, OpenPauses, SetError, SetReport};
-use guestclock_core::counter::Counter;
-use guestclock_core::gate::GateError;
-use guestclock_core::live::LiveBank;
-use guestclock_core::manual::Instant;
-use guestclock_core::plan::Plan;
-use guestclock_core::vm::VmError;
+use crate::words;
+use guestclock_core::drive::GateError;
+use guestclock_core::restore::Plan;
+use guestclock_core::time::{Counter, Instant};
+use guestclock_model::error::VmError;
+use guestclock_model::locked::LiveBank;
+use guestclock_model::managed::GatedBank;
+use guestclock_model::sets::{OpenPauses, SetError, SetReport};
 use numpy::PyArray1;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -113,7 +114,8 @@ impl PySetReport {
     /// What the caller should know, each once.
     #[getter]
     fn warnings(&self) -> Vec<String> {
-        let mut warnings: Vec<String> = self.0.plans.iter().flat_map(|plan| plan.warnings.iter().cloned()).collect();
+        let mut warnings: Vec<String> =
+            self.0.plans.iter().flat_map(|plan| words::diagnostics(&plan.warnings)).collect();
         warnings.sort_unstable();
         warnings.dedup();
         warnings

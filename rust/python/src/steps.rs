@@ -3,8 +3,8 @@
 use crate::guest::AnyVm;
 use crate::pages::PyVmClock;
 use crate::records::AnyNow;
-use guestclock_core::counter::{Counter, HostCount};
-use guestclock_core::gate::Step;
+use guestclock_core::restore::Step;
+use guestclock_core::time::{Counter, HostCount};
 use pyo3::prelude::*;
 
 /// The steps by which a guest is paid back, while there are any: what `catch_up` returns.

@@ -2,13 +2,11 @@
 
 #![allow(dead_code, reason = "each test takes what it needs")]
 
-use guestclock_core::checkpoint::{Checkpoint, CtlColumn, RegisterColumn, TimerColumns, UnknownKey};
-use guestclock_core::checkpoint_set::{CheckpointSet, Column, VmGroup};
-use guestclock_core::counter::{CrossTimestamp, Frequency, GuestCount, HostCount, Leap};
-use guestclock_core::debt::Debt;
-use guestclock_core::sysreg::Encoding;
-use guestclock_core::timer::Timer;
-use guestclock_core::wall_clock::{Quality, SyncBound};
+use guestclock_core::arch::arm64::{Encoding, Timer};
+use guestclock_core::checkpoint::{
+    Checkpoint, CheckpointSet, Column, CtlColumn, Debt, RegisterColumn, TimerColumns, UnknownKey, VmGroup,
+};
+use guestclock_core::time::{CrossTimestamp, Frequency, GuestCount, HostCount, Leap, Quality, SyncBound};
 use minicbor::Encoder;
 use minicbor::data::Tag;
 use proptest::collection::{btree_map, btree_set, vec};
@@ -185,12 +183,12 @@ impl Map {
 
     /// The payload of a checkpoint.
     pub(crate) fn payload_of(checkpoint: &Checkpoint) -> Self {
-        Self::payload_in(&guestclock_core::wire::encode(checkpoint))
+        Self::payload_in(&guestclock_core::checkpoint::codec::encode(checkpoint))
     }
 
     /// The payload of a set.
     pub(crate) fn payload_of_set(set: &CheckpointSet) -> Self {
-        Self::payload_in(&guestclock_core::wire::encode_set(set).unwrap())
+        Self::payload_in(&guestclock_core::checkpoint::codec::encode_set(set).unwrap())
     }
 
     /// The payload in a file.

@@ -1,6 +1,6 @@
 //! What KVM refuses, and the way out.
 
-use guestclock_core::counter::HostCount;
+use guestclock_core::time::HostCount;
 use std::io;
 
 /// Why something can't be had of a VM on KVM.

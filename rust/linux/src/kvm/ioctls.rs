@@ -8,15 +8,16 @@ use std::io;
 /// `get_one_reg` and `set_one_reg` do where it is in its guest, so guestclock calls them only on stopped ones.
 ///
 /// ```
-/// use guestclock_core::counter::{Counter, Frequency, GuestCount, HostCount, Offset};
-/// use guestclock_core::gate::Saving;
-/// use guestclock_core::kernel::Behaviours;
-/// use guestclock_core::manual::ManualCounter;
-/// use guestclock_core::plan::{Policy, Request};
-/// use guestclock_core::sysreg::View;
-/// use guestclock_core::vm::{Config, Vm, VmError};
+/// use guestclock_core::arch::arm64::{Behaviours, View};
+/// use guestclock_core::drive::Saving;
+/// use guestclock_core::restore::{Policy, Request};
+/// use guestclock_core::time::{Counter, Frequency, GuestCount, HostCount, Offset};
 /// use guestclock_linux::kvm::ioctls::Ioctls;
 /// use guestclock_linux::kvm::vm::{KvmVm, Options};
+/// use guestclock_model::config::Config;
+/// use guestclock_model::error::VmError;
+/// use guestclock_model::manual::ManualCounter;
+/// use guestclock_model::vm::Vm;
 /// use std::cell::RefCell;
 /// use std::io;
 /// use std::sync::Arc;

@@ -1,8 +1,7 @@
 //! What a descriptor is of: so that a wrong one is told at once, and never given an ioctl that means something else to it.
 
-use std::fs;
-use std::io;
 use std::os::fd::RawFd;
+use std::{fs, io};
 
 /// What KVM gives descriptors for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -2,18 +2,15 @@
 
 use crate::kvm::error::{GET_REDISTRIBUTOR, KvmError, SET_COUNTER_OFFSET};
 use crate::kvm::ioctls::Ioctls;
-use guestclock_core::backend::{Abilities, Backend, Registers, count_reg, patiently};
+use guestclock_core::arch::Abilities;
+use guestclock_core::arch::arm64::{
+    CTL_ENABLE, CTL_ISTATUS, CtlReadback, Encoding, ListOrder, Registers, Role, Timer, TimerState, View, count_reg,
+    is_timers, one_reg_id, view_of,
+};
 use guestclock_core::checkpoint::Checkpoint;
-use guestclock_core::counter::{Counter, GuestCount, HostCount, Offset};
-use guestclock_core::gate::{Gate, GateError, OpenPause, OpenRestore, Saving, Step};
-use guestclock_core::kernel::{CtlReadback, ListOrder};
-use guestclock_core::measure::OffsetInterval;
-use guestclock_core::mirror::Mirror;
-use guestclock_core::plan::{Plan, Request};
-use guestclock_core::restore::{Report, Written};
-use guestclock_core::sysreg::{Encoding, Role, View, is_timers, one_reg_id};
-use guestclock_core::timer::{CTL_ENABLE, CTL_ISTATUS, Timer};
-use guestclock_core::vm::{Offsets, TimerState, view_of};
+use guestclock_core::drive::{Backend, GateError, OpenPause, OpenRestore, Saving, patiently};
+use guestclock_core::restore::{Plan, Report, Request, RunState, Step, Written};
+use guestclock_core::time::{Counter, GuestCount, HostCount, Offset, OffsetInterval, PublishedOffset};
 use kvm_bindings::KVM_CAP_COUNTER_OFFSET;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -75,13 +72,13 @@ pub struct KvmVm<C> {
     counter_offset: bool,
     probed: OnceLock<Probed>,
     /// The owned offset: set once the VM has opted in, and read without the lock.
-    owned: OnceLock<Mirror>,
+    owned: OnceLock<PublishedOffset>,
     locked: Mutex<Locked>,
 }
 
 #[derive(Debug, Default)]
 struct Locked {
-    gate: Gate,
+    gate: RunState,
     state: State,
 }
 
@@ -164,7 +161,7 @@ impl<C: Counter> KvmVm<C> {
     pub fn owned_count(&self, view: View, now: Option<HostCount>) -> Option<GuestCount> {
         let owned = self.owned.get()?;
         let plain = view == View::Physical || self.probed.get().is_some_and(|probed| !probed.nested);
-        plain.then(|| now.map_or_else(|| owned.count(view, &self.counter), |now| now.guest(owned.offset(view))))
+        plain.then(|| now.map_or_else(|| owned.count(&self.counter), |now| now.guest(owned.offset())))
     }
 
     /// What the vCPU's guest reads from a counter, by [`owned_count`](Self::owned_count) or else by KVM_GET_ONE_REG; at
@@ -230,10 +227,10 @@ impl<C: Counter> KvmVm<C> {
     }
 
     /// The host count at which the first of the vCPU's timer lines goes high, or
-    /// [`NO_DEADLINE`](guestclock_core::bank::NO_DEADLINE).
+    /// [`NO_DEADLINE`](guestclock_core::time::NO_DEADLINE).
     pub fn next_deadline(&self, io: &(impl Ioctls + ?Sized), vcpu: usize) -> Result<u64, KvmError> {
         let registers = self.ask(io, |backend| Registers::of(backend))?;
-        let mut deadline = guestclock_core::bank::NO_DEADLINE;
+        let mut deadline = guestclock_core::time::NO_DEADLINE;
         for timer in registers.timers() {
             deadline = deadline.min(self.timer(io, vcpu, timer)?.deadline);
         }
@@ -274,7 +271,7 @@ impl<C: Counter> KvmVm<C> {
     /// where counters that were restored by value have moved since.
     pub fn enter(&self, io: &(impl Ioctls + ?Sized), vcpu: usize) -> Result<(), GateError<KvmError>> {
         let Locked { gate, state } = &mut *self.lock();
-        gate.open()?;
+        gate.check_open()?;
         exists(io, vcpu).map_err(GateError::Backend)?;
         if state.is_running(vcpu) {
             return Err(GateError::Backend(KvmError::Running { vcpu }));
@@ -318,12 +315,12 @@ impl<C: Counter> KvmVm<C> {
         Ok(())
     }
 
-    /// See [`Gate::checkpoint`].
+    /// See [`RunState::checkpoint`].
     pub fn checkpoint(&self, io: &(impl Ioctls + ?Sized), saving: Saving) -> Result<Checkpoint, GateError<KvmError>> {
         self.gated(io, |gate, backend| gate.checkpoint(backend, saving))
     }
 
-    /// See [`Gate::plan`].
+    /// See [`RunState::plan`].
     pub fn plan(
         &self,
         io: &(impl Ioctls + ?Sized),
@@ -337,7 +334,7 @@ impl<C: Counter> KvmVm<C> {
         })
     }
 
-    /// See [`Gate::prepare`].
+    /// See [`RunState::prepare`].
     pub fn prepare(
         &self,
         io: &(impl Ioctls + ?Sized),
@@ -351,32 +348,32 @@ impl<C: Counter> KvmVm<C> {
         })
     }
 
-    /// See [`Gate::apply`].
+    /// See [`RunState::apply`].
     pub fn apply(&self, io: &(impl Ioctls + ?Sized), open: &mut OpenRestore) -> Result<(), GateError<KvmError>> {
         self.gated(io, |gate, backend| gate.apply(backend, open))
     }
 
-    /// See [`Gate::release`].
+    /// See [`RunState::release`].
     pub fn release(&self, io: &(impl Ioctls + ?Sized), open: &mut OpenRestore) -> Result<Report, GateError<KvmError>> {
         self.released(io, |gate, backend| gate.release(backend, open))
     }
 
-    /// See [`Gate::pause`].
+    /// See [`RunState::pause`].
     pub fn pause(&self, io: &(impl Ioctls + ?Sized), request: Request) -> Result<OpenPause, GateError<KvmError>> {
         self.gated(io, |gate, backend| gate.pause(backend, request))
     }
 
-    /// See [`Gate::resume`].
+    /// See [`RunState::resume`].
     pub fn resume(&self, io: &(impl Ioctls + ?Sized), pause: &OpenPause) -> Result<Report, GateError<KvmError>> {
         self.released(io, |gate, backend| gate.resume(backend, pause))
     }
 
-    /// See [`Gate::next_step`].
+    /// See [`RunState::next_step`].
     pub fn next_step(&self) -> Option<Step> {
         self.lock().gate.next_step(self.counter.frequency())
     }
 
-    /// See [`Gate::step`].
+    /// See [`RunState::step`].
     pub fn step(&self, io: &(impl Ioctls + ?Sized)) -> Result<Step, GateError<KvmError>> {
         self.gated(io, |gate, backend| gate.step(backend))
     }
@@ -384,7 +381,7 @@ impl<C: Counter> KvmVm<C> {
     fn released<I: Ioctls + ?Sized>(
         &self,
         io: &I,
-        work: impl FnOnce(&mut Gate, &mut Kvm<'_, I, C>) -> Result<Report, GateError<KvmError>>,
+        work: impl FnOnce(&mut RunState, &mut Kvm<'_, I, C>) -> Result<Report, GateError<KvmError>>,
     ) -> Result<Report, GateError<KvmError>> {
         self.gated(io, |gate, backend| {
             let report = work(gate, backend)?;
@@ -396,7 +393,7 @@ impl<C: Counter> KvmVm<C> {
     fn gated<I: Ioctls + ?Sized, T>(
         &self,
         io: &I,
-        work: impl FnOnce(&mut Gate, &mut Kvm<'_, I, C>) -> Result<T, GateError<KvmError>>,
+        work: impl FnOnce(&mut RunState, &mut Kvm<'_, I, C>) -> Result<T, GateError<KvmError>>,
     ) -> Result<T, GateError<KvmError>> {
         let Locked { gate, state } = &mut *self.lock();
         work(gate, &mut self.backend(io, state))
@@ -416,8 +413,7 @@ impl<C: Counter> KvmVm<C> {
 
     fn own(&self, state: &mut State, offset: Offset) {
         state.generation += 1;
-        let offsets = Offsets { virt: offset, phys: offset };
-        self.owned.get_or_init(|| Mirror::new(offsets)).publish(offsets);
+        self.owned.get_or_init(|| PublishedOffset::new(offset)).publish(offset);
     }
 
     fn lock(&self) -> MutexGuard<'_, Locked> {
@@ -517,7 +513,7 @@ impl<I: Ioctls + ?Sized, C: Counter> Backend for Kvm<'_, I, C> {
     }
 
     fn owned_offset(&self) -> Option<Offset> {
-        self.vm.owned.get().map(|owned| owned.offset(View::Virtual))
+        self.vm.owned.get().map(PublishedOffset::offset)
     }
 
     fn generation(&self) -> u64 {

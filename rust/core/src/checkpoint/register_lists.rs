@@ -1,0 +1,260 @@
+//! Register lists, which other VMMs keep in their snapshots, as checkpoints, and back.
+//!
+//! A list has the registers of one vCPU by their KVM ids, as KVM_GET_REG_LIST and KVM_GET_ONE_REG give them. What it
+//! doesn't say is when it was read: neither the host's counter nor its wall clock is in it. Each count in it is of
+//! another instant, the one at which KVM was asked for it.
+
+use crate::arch::arm64::{Role, Sysreg, Timer, View, count_reg, is_unknown_timers, one_reg_id};
+use crate::checkpoint::columns::{CtlColumn, MAX_OTHER_REGS, RegisterColumn, TimerColumns};
+use crate::checkpoint::vm::Checkpoint;
+use crate::time::{CrossTimestamp, Frequency, GuestCount, Offset};
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
+
+/// What isn't in the lists, and only their owner knows.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Known {
+    /// The guest's CNTFRQ_EL0, in Hz.
+    pub cntfrq_hz: u32,
+    /// The host's counter and wall clock when the lists were read; `None` where nobody looked.
+    pub host: Option<CrossTimestamp>,
+    /// The offset that the VMM had set with `KVM_ARM_SET_COUNTER_OFFSET`: then the counts follow from it and from `host`,
+    /// exactly, and those in the lists aren't used. `None` for a VM that hadn't opted in.
+    pub counter_offset: Option<Offset>,
+    /// How many ticks may lie between `host` and the reading of the lists' counts.
+    pub width_ticks: u64,
+}
+
+/// Why lists aren't a guest's time.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InterchangeError {
+    /// No lists.
+    #[error("there are no vCPUs, so there is no counter: give one register list a vCPU")]
+    NoVcpus,
+    /// A register that has to be there.
+    #[error(
+        "vCPU {vcpu}'s list has no {} ({id:#018x}): give every vCPU's registers as KVM lists them. CVAL, CTL and counter of \
+         the virtual timer have to be there, and of another timer all or nothing, on all vCPUs alike; with EL2 CNTVOFF_EL2 too",
+        kvm_name(*id)
+    )]
+    Missing {
+        /// Whose list.
+        vcpu: usize,
+        /// Which register.
+        id: u64,
+    },
+    /// More unknown registers than a checkpoint carries.
+    #[error(
+        "the lists have {found} timer registers that this guestclock doesn't know, and a checkpoint carries at most \
+         {MAX_OTHER_REGS}: check that the ids are KVM's, or leave those registers out"
+    )]
+    TooManyUnknown {
+        /// How many.
+        found: usize,
+    },
+    /// The host's counter is needed, and nobody knows it.
+    #[error("the host's counter at the save isn't known, and {why}: give the host's cross-timestamp of that moment")]
+    HostUnknown {
+        /// What it is needed for.
+        why: &'static str,
+    },
+    /// Two frequencies.
+    #[error(
+        "the guest's CNTFRQ_EL0 is given as {cntfrq_hz} Hz and the host's counter as {host_hz} Hz: KVM can't rescale, so \
+         they were one; give the host's own"
+    )]
+    TwoFrequencies {
+        /// The guest's.
+        cntfrq_hz: u32,
+        /// The host's.
+        host_hz: u64,
+    },
+    /// No frequency.
+    #[error("the guest's CNTFRQ_EL0 is given as 0 Hz: give the frequency of the host's counter")]
+    NoFrequency,
+    /// What comes of it breaks the format's rules.
+    #[error("{0}")]
+    Invalid(&'static str),
+}
+
+fn kvm_name(id: u64) -> &'static str {
+    Sysreg::with_one_reg_id(id).and_then(|row| row.kvm).unwrap_or("such register")
+}
+
+/// A checkpoint from one register list a vCPU. What isn't the timers' is passed over, and CNTKCTL_EL1 and CNTHCTL_EL2,
+/// which the VMM restores itself.
+///
+/// All vCPUs of a VM have one counter, so counts that differ were read at different times: the latest is taken, under
+/// which a guest may find itself further on and never back, and `width_ticks` has the whole distance between them. With
+/// EL2 CNTVOFF_EL2 is added back, and then the virtual and the physical counter are one too. Lists without the physical
+/// timer are of Linux before 6.4, where the physical counter is the host's.
+pub fn from_one_regs(lists: &[BTreeMap<u64, u64>], known: Known) -> Result<Checkpoint, InterchangeError> {
+    let frequency = Frequency::new(known.cntfrq_hz.into()).ok_or(InterchangeError::NoFrequency)?;
+    if let Some(host) = known.host.as_ref().filter(|host| host.frequency != frequency) {
+        let (cntfrq_hz, host_hz) = (known.cntfrq_hz, host.frequency.hz());
+        return Err(InterchangeError::TwoFrequencies { cntfrq_hz, host_hz });
+    }
+    if lists.is_empty() {
+        return Err(InterchangeError::NoVcpus);
+    }
+    let mut timers = Vec::new();
+    for timer in Timer::ALL {
+        if timer == Timer::Vtimer || parts(timer).into_iter().any(|id| has(lists, id)) {
+            let cval = column(lists, one_reg_id(Role::Cval(timer)))?;
+            let ctl = CtlColumn::new(column(lists, one_reg_id(Role::Ctl(timer)))?);
+            timers.push(TimerColumns { timer, cval, ctl });
+        }
+    }
+    let has_timer = |timer| timers.iter().any(|columns| columns.timer == timer);
+    let cntvoff = one_reg_id(Role::Cntvoff);
+    let nested = has(lists, cntvoff) || has_timer(Timer::Hvtimer) || has_timer(Timer::Hptimer);
+    let cntvoff = if nested { Some(column(lists, cntvoff)?) } else { None };
+    let host_count = |why| known.host.as_ref().map(|host| host.count).ok_or(InterchangeError::HostUnknown { why });
+
+    let (virt, phys) = if let Some(offset) = known.counter_offset {
+        let count = host_count("the counters follow from the VM's offset by it")?.guest(offset);
+        (Readings::exact(count), Readings::exact(count))
+    } else {
+        let mut virt = counts(lists, View::Virtual)?;
+        if let Some(cntvoff) = &cntvoff {
+            for (count, offset) in virt.iter_mut().zip(cntvoff) {
+                *count = count.after(*offset);
+            }
+            virt.extend(counts(lists, View::Physical)?);
+            (Readings::of(&virt), Readings::of(&virt))
+        } else if has_timer(Timer::Ptimer) {
+            (Readings::of(&virt), Readings::of(&counts(lists, View::Physical)?))
+        } else {
+            let why = "the lists have no physical counter, which makes it the host's (Linux before 6.4)";
+            (Readings::of(&virt), Readings::exact(host_count(why)?.guest(Offset(0))))
+        }
+    };
+    let checkpoint = Checkpoint {
+        cntfrq_hz: known.cntfrq_hz,
+        cntvct: virt.latest,
+        cntpct: phys.latest,
+        owned: known.counter_offset.is_some(),
+        width_ticks: virt.spread.max(phys.spread).saturating_add(known.width_ticks),
+        host: known.host.unwrap_or_else(|| CrossTimestamp::of_unknown_host(frequency)),
+        stopped_at: None,
+        debt: None,
+        vcpus: lists.len(),
+        cntvoff,
+        timers,
+        others: others(lists)?,
+        unknown: Vec::new(),
+    };
+    checkpoint.validate().map_err(InterchangeError::Invalid)?;
+    Ok(checkpoint)
+}
+
+/// The checkpoint's registers as one list a vCPU, in an order in which they can be set: CVAL before CTL, and the counts
+/// last, the physical one after the virtual. Under KVM that order sets both counters of a guest with EL2 too, which
+/// that of KVM's own list doesn't, since each count moves both and none looks at CNTVOFF_EL2.
+///
+/// The counts are those of the checkpoint's instant. A guest without the physical timer's registers has no count for it
+/// either. The checkpoint has to be [valid](Checkpoint::validate).
+#[must_use]
+pub fn to_one_regs(checkpoint: &Checkpoint) -> Vec<Vec<(u64, u64)>> {
+    let physical = checkpoint.timers.iter().any(|columns| columns.timer == Timer::Ptimer);
+    let list = |vcpu: usize| {
+        let mut list = Vec::new();
+        let cntvoff = checkpoint.cntvoff.as_ref().map(|column| column[vcpu]);
+        list.extend(cntvoff.map(|cntvoff| (one_reg_id(Role::Cntvoff), cntvoff)));
+        for columns in &checkpoint.timers {
+            list.push((one_reg_id(Role::Cval(columns.timer)), columns.cval[vcpu]));
+            list.extend(columns.ctl.get(vcpu).map(|ctl| (one_reg_id(Role::Ctl(columns.timer)), ctl)));
+        }
+        list.extend(checkpoint.others.iter().map(|column| (column.id, column.values[vcpu])));
+        // As KVM_GET_ONE_REG of TIMER_CNT has it: less CNTVOFF_EL2.
+        list.push((count_reg(View::Virtual), checkpoint.cntvct.0.wrapping_sub(cntvoff.unwrap_or(0))));
+        if physical {
+            list.push((count_reg(View::Physical), checkpoint.cntpct.0));
+        }
+        list
+    };
+    (0..checkpoint.vcpus).map(list).collect()
+}
+
+/// The ids that speak for a timer.
+fn parts(timer: Timer) -> Vec<u64> {
+    let mut parts = Vec::from([one_reg_id(Role::Cval(timer)), one_reg_id(Role::Ctl(timer))]);
+    if timer == Timer::Ptimer {
+        parts.push(count_reg(View::Physical));
+    }
+    parts
+}
+
+fn has(lists: &[BTreeMap<u64, u64>], id: u64) -> bool {
+    lists.iter().any(|list| list.contains_key(&id))
+}
+
+fn column(lists: &[BTreeMap<u64, u64>], id: u64) -> Result<Vec<u64>, InterchangeError> {
+    let value = |(vcpu, list): (usize, &BTreeMap<u64, u64>)| {
+        list.get(&id).copied().ok_or(InterchangeError::Missing { vcpu, id })
+    };
+    lists.iter().enumerate().map(value).collect()
+}
+
+fn counts(lists: &[BTreeMap<u64, u64>], view: View) -> Result<Vec<GuestCount>, InterchangeError> {
+    Ok(column(lists, count_reg(view))?.into_iter().map(GuestCount).collect())
+}
+
+/// Timer registers that aren't in the table: carried, as from any VM.
+fn others(lists: &[BTreeMap<u64, u64>]) -> Result<Vec<RegisterColumn>, InterchangeError> {
+    let ids: BTreeSet<u64> =
+        lists.iter().flat_map(BTreeMap::keys).copied().filter(|&id| is_unknown_timers(id)).collect();
+    if ids.len() > MAX_OTHER_REGS {
+        return Err(InterchangeError::TooManyUnknown { found: ids.len() });
+    }
+    ids.into_iter().map(|id| Ok(RegisterColumn { id, values: column(lists, id)? })).collect()
+}
+
+/// One counter, read several times.
+#[derive(Clone, Copy)]
+struct Readings {
+    latest: GuestCount,
+    /// The ticks from the earliest reading to the latest.
+    spread: u64,
+}
+
+impl Readings {
+    const fn exact(count: GuestCount) -> Self {
+        Self { latest: count, spread: 0 }
+    }
+
+    /// A counter may wrap between two reads: so they are compared by their distance from the first, either way.
+    fn of(counts: &[GuestCount]) -> Self {
+        let first = counts.first().copied().unwrap_or_default();
+        let (mut ahead, mut behind) = (0_i64, 0_i64);
+        for count in counts {
+            let distance = count.since(first).cast_signed();
+            ahead = ahead.max(distance);
+            behind = behind.min(distance);
+        }
+        Self { latest: first.after(ahead.unsigned_abs()), spread: ahead.unsigned_abs() + behind.unsigned_abs() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_latest_of_several_reads() {
+        for (counts, latest, spread) in [
+            (&[5][..], 5, 0),
+            (&[5, 9, 7], 9, 4),
+            (&[9, 5], 9, 4),
+            (&[u64::MAX, 1, u64::MAX - 2], 1, 4),
+            (&[1, u64::MAX], 1, 2),
+            // The farthest apart that they can be: at 2^63 they can't be told from each other.
+            (&[0, 1 << 63], 0, 1 << 63),
+        ] {
+            let counts: Vec<_> = counts.iter().copied().map(GuestCount).collect();
+            let readings = Readings::of(&counts);
+            assert_eq!((readings.latest.0, readings.spread), (latest, spread), "{counts:?}");
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! What a restore needs of a VM: the one seam between guestclock and KVM, or the model.
+
+use crate::arch::Abilities;
+use crate::arch::arm64::Registers;
+use crate::restore::Target;
+use crate::time::{Counter, Offset};
+use alloc::vec::Vec;
+
+/// A VM whose guest time can be saved and restored. All vCPUs are stopped while any of this is called.
+pub trait Backend {
+    /// What an access may fail with.
+    type Error;
+
+    /// The host's counter, which the guest's counters are offset from.
+    fn counter(&self) -> &dyn Counter;
+
+    /// The guest's CNTFRQ_EL0 in Hz.
+    fn cntfrq_hz(&self) -> u32;
+
+    /// How many vCPUs.
+    fn vcpus(&self) -> usize;
+
+    /// What can be done.
+    fn abilities(&self) -> Abilities;
+
+    /// The ids of the vCPU's registers (KVM_GET_REG_LIST): what isn't a timer's is passed over.
+    fn reg_list(&mut self, vcpu: usize) -> Result<Vec<u64>, Self::Error>;
+
+    /// The VM-wide offset, where this VM has opted in and the offset is known. There is no way to ask KVM for it.
+    fn owned_offset(&self) -> Option<Offset>;
+
+    /// A number that changes whenever the VM's state does.
+    fn generation(&self) -> u64;
+
+    /// Whether all vCPUs are stopped, as far as it can be told without waiting for one: else the error says which runs.
+    fn stopped(&mut self) -> Result<(), Self::Error>;
+
+    /// KVM_GET_ONE_REG.
+    fn get_one_reg(&mut self, vcpu: usize, id: u64) -> Result<u64, Self::Error>;
+
+    /// KVM_SET_ONE_REG.
+    fn set_one_reg(&mut self, vcpu: usize, id: u64, value: u64) -> Result<(), Self::Error>;
+
+    /// KVM_ARM_SET_COUNTER_OFFSET, once: who calls it takes a new sample for another attempt.
+    fn set_counter_offset(&mut self, offset: Offset) -> Result<(), Self::Error>;
+
+    /// Whether to make a call again that failed so, having waited a moment: see [`patiently`]. `attempt` counts from 0.
+    fn retries(&mut self, _error: &Self::Error, _attempt: u32) -> bool {
+        false
+    }
+}
+
+/// Makes a call again for as long as the backend [`retries`](Backend::retries) what came of it.
+pub fn patiently<B: Backend + ?Sized, T>(
+    backend: &mut B,
+    mut call: impl FnMut(&mut B) -> Result<T, B::Error>,
+) -> Result<T, B::Error> {
+    let mut attempt = 0;
+    loop {
+        match call(backend) {
+            Err(error) if backend.retries(&error, attempt) => attempt = attempt.saturating_add(1),
+            result => return result,
+        }
+    }
+}
+
+impl Registers {
+    /// Timer registers that the backend's vCPU 0 lists. A VM without vCPUs has none.
+    pub fn of<B: Backend + ?Sized>(backend: &mut B) -> Result<Self, B::Error> {
+        let list = if backend.vcpus() == 0 { Vec::new() } else { backend.reg_list(0)? };
+        Ok(Self::from(list))
+    }
+}
+
+impl Target {
+    /// The backend's VM as it is now.
+    pub fn of<B: Backend + ?Sized>(backend: &mut B) -> Result<Self, B::Error> {
+        Ok(Self {
+            vcpus: backend.vcpus(),
+            registers: Registers::of(backend)?,
+            cntfrq_hz: backend.cntfrq_hz(),
+            abilities: backend.abilities(),
+            owned: backend.owned_offset().is_some(),
+            generation: backend.generation(),
+        })
+    }
+}

@@ -1,0 +1,88 @@
+//! Taking a checkpoint of a stopped VM.
+
+use crate::arch::arm64::{Registers, Role, View, one_reg_id};
+use crate::checkpoint::{Checkpoint, CtlColumn, RegisterColumn, TimerColumns};
+use crate::drive::backend::Backend;
+use crate::drive::measure::measure;
+use crate::time::{Offset, OffsetInterval};
+use alloc::vec::Vec;
+
+/// What a checkpoint holds of the VM's timers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Timers {
+    /// All of them: the VM is to be rebuilt elsewhere.
+    Saved,
+    /// None: they stay where they are, as in a pause in place.
+    Kept,
+}
+
+/// Saves the VM's guest time: its counters at one instant, and its timers.
+///
+/// An owned VM's counters are computed from its offset and exact. Otherwise they are read, and are as sure as the reads'
+/// brackets are narrow ([`OffsetInterval::best`]). Where the guest has EL2 the two counters have one offset, CNTVOFF_EL2
+/// apart, which is each vCPU's own and saved as such.
+pub fn capture<B: Backend + ?Sized>(backend: &mut B, timers: Timers) -> Result<Checkpoint, B::Error> {
+    let registers = Registers::of(backend)?;
+    let owned = backend.owned_offset();
+    let (virt, phys) = match owned {
+        Some(offset) => (OffsetInterval::exact(offset), OffsetInterval::exact(offset)),
+        None if registers.has(Role::Cntvoff) => {
+            let both = measure(backend, View::Physical)?;
+            (both, both)
+        }
+        None if registers.has(Role::Count(View::Physical)) => {
+            (measure(backend, View::Virtual)?, measure(backend, View::Physical)?)
+        }
+        // Without its registers the physical counter can't have been moved: it is the host's.
+        None => (measure(backend, View::Virtual)?, OffsetInterval::exact(Offset(0))),
+    };
+    let saved = match timers {
+        Timers::Saved => save(&registers, backend)?,
+        Timers::Kept => Saved::default(),
+    };
+    // Last, so that as little guest time as possible lies after it.
+    let host = backend.counter().cross_timestamp();
+    Ok(Checkpoint {
+        cntfrq_hz: backend.cntfrq_hz(),
+        cntvct: host.count.guest(virt.best()),
+        cntpct: host.count.guest(phys.best()),
+        owned: owned.is_some(),
+        width_ticks: virt.width.max(phys.width),
+        host,
+        stopped_at: None,
+        debt: None,
+        vcpus: backend.vcpus(),
+        cntvoff: saved.cntvoff,
+        timers: saved.timers,
+        others: saved.others,
+        unknown: Vec::new(),
+    })
+}
+
+/// What is each vCPU's own.
+#[derive(Default)]
+struct Saved {
+    cntvoff: Option<Vec<u64>>,
+    timers: Vec<TimerColumns>,
+    others: Vec<RegisterColumn>,
+}
+
+fn save<B: Backend + ?Sized>(registers: &Registers, backend: &mut B) -> Result<Saved, B::Error> {
+    let mut column = |id| {
+        let vcpus = 0..backend.vcpus();
+        vcpus.map(|vcpu| backend.get_one_reg(vcpu, id)).collect::<Result<Vec<_>, _>>()
+    };
+    let mut saved = Saved::default();
+    for timer in registers.timers() {
+        let cval = column(one_reg_id(Role::Cval(timer)))?;
+        let ctl = column(one_reg_id(Role::Ctl(timer)))?;
+        saved.timers.push(TimerColumns { timer, cval, ctl: CtlColumn::new(ctl) });
+    }
+    if registers.has(Role::Cntvoff) {
+        saved.cntvoff = Some(column(one_reg_id(Role::Cntvoff))?);
+    }
+    for id in registers.others() {
+        saved.others.push(RegisterColumn { id, values: column(id)? });
+    }
+    Ok(saved)
+}

@@ -1,0 +1,453 @@
+//! Faults on purpose, for the tests of who restores a VM: a backend that fails, dawdles or is gone where a script says.
+//!
+//! Everything above [`Backend`] is generic over it, so what runs under the faults is the restore that runs on KVM. On a VM
+//! that is shared between threads, [`LiveVm::gated`](guestclock_model::locked::LiveVm::gated) has the backend to put them around.
+
+use crate::arch::Abilities;
+use crate::arch::arm64::Sysreg;
+use crate::drive::backend::{Backend, patiently};
+use crate::time::{Counter, Offset};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use core::str::FromStr;
+
+/// EBUSY: the generic number, the same on every architecture of Linux.
+const EBUSY: i32 = 16;
+
+/// The kinds of calls that faults hit: what in KVM is an ioctl.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// KVM_GET_REG_LIST, of a vCPU.
+    RegList,
+    /// The look whether all vCPUs are stopped.
+    Stopped,
+    /// KVM_GET_ONE_REG, of a vCPU and a register.
+    GetOneReg,
+    /// KVM_SET_ONE_REG, of a vCPU and a register.
+    SetOneReg,
+    /// KVM_ARM_SET_COUNTER_OFFSET.
+    SetCounterOffset,
+}
+
+impl Kind {
+    /// All, by their names.
+    pub const NAMES: [(&'static str, Self); 5] = [
+        ("reg_list", Self::RegList),
+        ("stopped", Self::Stopped),
+        ("get_one_reg", Self::GetOneReg),
+        ("set_one_reg", Self::SetOneReg),
+        ("set_counter_offset", Self::SetCounterOffset),
+    ];
+}
+
+/// One call; or the calls of a kind that have this in common, where less than all of one is given.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Call {
+    /// What is called.
+    pub kind: Kind,
+    /// Of which vCPU.
+    pub vcpu: Option<usize>,
+    /// Of which register, by its KVM id.
+    pub reg: Option<u64>,
+}
+
+impl Call {
+    const fn on_vm(kind: Kind) -> Self {
+        Self { kind, vcpu: None, reg: None }
+    }
+
+    const fn on_reg(kind: Kind, vcpu: usize, reg: u64) -> Self {
+        Self { kind, vcpu: Some(vcpu), reg: Some(reg) }
+    }
+
+    /// Whether the call `other` is one of these.
+    fn covers(self, other: Self) -> bool {
+        self.kind == other.kind
+            && (self.vcpu.is_none() || self.vcpu == other.vcpu)
+            && (self.reg.is_none() || self.reg == other.reg)
+    }
+}
+
+/// `set_one_reg 0 TIMER_CVAL`: the kind, the vCPU, and the register by KVM's name for it.
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = Kind::NAMES.iter().find(|(_, kind)| *kind == self.kind).map_or("", |(name, _)| name);
+        f.write_str(name)?;
+        if let Some(vcpu) = self.vcpu {
+            write!(f, " {vcpu}")?;
+        }
+        match self.reg.map(|id| (id, Sysreg::with_one_reg_id(id).and_then(|row| row.kvm))) {
+            None => Ok(()),
+            Some((_, Some(name))) => write!(f, " {name}"),
+            Some((id, None)) => write!(f, " {id:#018x}"),
+        }
+    }
+}
+
+/// The operations that faults can come before.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// Taking a checkpoint.
+    Checkpoint,
+    /// Planning a restore.
+    Plan,
+    /// The first step of a restore.
+    Prepare,
+    /// The second.
+    Apply,
+    /// The last.
+    Release,
+    /// The begin of a pause in place.
+    Pause,
+    /// Its end.
+    Resume,
+    /// A step by which the guest is paid back.
+    CatchUp,
+}
+
+impl Step {
+    /// All, by their names.
+    pub const NAMES: [(&'static str, Self); 8] = [
+        ("checkpoint", Self::Checkpoint),
+        ("plan", Self::Plan),
+        ("prepare", Self::Prepare),
+        ("apply", Self::Apply),
+        ("release", Self::Release),
+        ("pause", Self::Pause),
+        ("resume", Self::Resume),
+        ("catch_up", Self::CatchUp),
+    ];
+}
+
+/// Where a fault comes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum On {
+    /// At any call.
+    AnyCall,
+    /// At these calls.
+    Call(Call),
+    /// Before this operation's first call.
+    Step(Step),
+}
+
+impl FromStr for On {
+    type Err = ScriptError;
+
+    /// A step's name, or a call as it is displayed, or the beginning of one: `set_one_reg`, `set_one_reg 0`.
+    fn from_str(place: &str) -> Result<Self, ScriptError> {
+        if let Some((_, step)) = Step::NAMES.iter().find(|(name, _)| *name == place) {
+            return Ok(Self::Step(*step));
+        }
+        call(place).map(Self::Call).ok_or(ScriptError::NoSuchPlace)
+    }
+}
+
+fn call(place: &str) -> Option<Call> {
+    let mut words = place.split(' ');
+    let kind = words.next()?;
+    let (_, kind) = *Kind::NAMES.iter().find(|(name, _)| *name == kind)?;
+    let (vcpu, reg) = match kind {
+        Kind::Stopped | Kind::SetCounterOffset => (None, None),
+        Kind::RegList => (words.next(), None),
+        Kind::GetOneReg | Kind::SetOneReg => (words.next(), words.next()),
+    };
+    let vcpu = vcpu.map(str::parse).transpose().ok()?;
+    let reg = reg.map(|name| register(name).ok_or(())).transpose().ok()?;
+    words.next().is_none().then_some(Call { kind, vcpu, reg })
+}
+
+fn register(name: &str) -> Option<u64> {
+    match name.strip_prefix("0x") {
+        Some(id) => u64::from_str_radix(id, 16).ok(),
+        None => Sysreg::with_kvm_name(name)?.one_reg_id(),
+    }
+}
+
+/// A fault: what happens, and where.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Fault {
+    /// Where.
+    pub on: On,
+    /// How many of those places are passed before it.
+    pub nth: usize,
+    /// At how many of them in a row it happens; `None` for all from there on.
+    pub times: Option<usize>,
+    /// What the call answers, without having been made.
+    pub errno: Option<i32>,
+    /// By how much the host's counter has moved on, in ticks.
+    pub delay_ticks: u64,
+    /// By how much the host's wall clock is stepped, in nanoseconds.
+    pub step_realtime_ns: i64,
+    /// The process is gone: neither this call nor any later one is made.
+    pub crash: bool,
+}
+
+/// Why a fault makes no sense.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ScriptError {
+    /// It says what happens nowhere.
+    #[error("`on` is a step, or a call of which vm.calls has examples, or the beginning of one")]
+    NoSuchPlace,
+    /// It happens at a step, which answers nothing.
+    #[error("a step has no errno: put the fault on one of its calls")]
+    ErrnoOfAStep,
+    /// An errno is positive.
+    #[error("an errno is at least 1")]
+    NoErrno,
+    /// Nothing comes of it.
+    #[error("it does nothing: give it errno, delay_ticks, step_realtime_ns or crash, and times of at least 1")]
+    Nothing,
+    /// It moves a counter or a clock that nobody can move.
+    #[error("it moves time, which only a VM over a ManualCounter has done to it")]
+    NotManual,
+}
+
+impl Fault {
+    /// Nothing yet, once, at the first of these places.
+    #[must_use]
+    pub const fn on(on: On) -> Self {
+        Self { on, nth: 0, times: Some(1), errno: None, delay_ticks: 0, step_realtime_ns: 0, crash: false }
+    }
+
+    const fn moves_time(&self) -> bool {
+        self.delay_ticks != 0 || self.step_realtime_ns != 0
+    }
+
+    /// The fault, if it makes sense. `movable`: for a VM over a counter that can be moved.
+    pub fn check(self, movable: bool) -> Result<Self, ScriptError> {
+        let does = self.errno.is_some() || self.moves_time() || self.crash;
+        match self.errno {
+            _ if !does || self.times == Some(0) => Err(ScriptError::Nothing),
+            Some(_) if matches!(self.on, On::Step(_)) => Err(ScriptError::ErrnoOfAStep),
+            Some(..=0) => Err(ScriptError::NoErrno),
+            _ if self.moves_time() && !movable => Err(ScriptError::NotManual),
+            _ => Ok(self),
+        }
+    }
+
+    /// Whether it happens at the place which so many of its places came before.
+    fn happens(&self, seen: usize) -> bool {
+        let late = seen.checked_sub(self.nth);
+        late.is_some_and(|late| self.times.is_none_or(|times| late < times))
+    }
+}
+
+/// A host's clocks, where a program can move them.
+pub trait MovableHost: Send + Sync + fmt::Debug {
+    /// Moves the counter on, and the wall clock with it.
+    fn pass(&self, ticks: u64);
+
+    /// Steps the wall clock alone.
+    fn step_realtime(&self, ns: i64);
+}
+
+/// Failure of a call under faults.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FaultyError<E> {
+    /// The backend's own reason.
+    #[error(transparent)]
+    Backend(E),
+    /// An injected errno. The call wasn't made.
+    #[error("{call}: errno {errno}, injected at call {number}")]
+    Injected {
+        /// Which call.
+        call: Call,
+        /// Its number, from 0.
+        number: usize,
+        /// What it answered.
+        errno: i32,
+    },
+    /// The process that held the VM is gone.
+    #[error(
+        "the process that held this VM is gone, by an injected crash: build a new VM, and restore the checkpoint into it"
+    )]
+    Crashed,
+}
+
+/// A script of faults, and how far it has come: what stays from one operation to the next.
+#[derive(Debug)]
+pub struct Faults {
+    /// Each with how many of its places have been passed.
+    script: Vec<(Fault, usize)>,
+    host: Option<Arc<dyn MovableHost>>,
+    busy_retries: u32,
+    calls: Vec<Call>,
+    crashed: bool,
+}
+
+impl Faults {
+    /// These faults, each of them checked. `host` is the VM's counter, where it is one that can be moved; `busy_retries` is
+    /// how many times a call is made again which KVM's backend makes again when it answers EBUSY.
+    #[must_use]
+    pub fn new(script: Vec<Fault>, host: Option<Arc<dyn MovableHost>>, busy_retries: u32) -> Self {
+        let script = script.into_iter().map(|fault| (fault, 0)).collect();
+        Self { script, host, busy_retries, calls: Vec::new(), crashed: false }
+    }
+
+    /// The calls so far, those that failed among them.
+    #[must_use]
+    pub fn calls(&self) -> &[Call] {
+        &self.calls
+    }
+
+    /// Refuses once the process is gone.
+    pub const fn alive<E>(&self) -> Result<(), FaultyError<E>> {
+        if self.crashed { Err(FaultyError::Crashed) } else { Ok(()) }
+    }
+
+    /// A step begins.
+    pub fn step<E>(&mut self, step: Step) -> Result<(), FaultyError<E>> {
+        self.alive()?;
+        self.happen(|on| on == On::Step(step))?;
+        Ok(())
+    }
+
+    fn call<E>(&mut self, call: Call) -> Result<(), FaultyError<E>> {
+        self.alive()?;
+        let number = self.calls.len();
+        self.calls.push(call);
+        let errno = self.happen(|on| match on {
+            On::AnyCall => true,
+            On::Call(calls) => calls.covers(call),
+            On::Step(_) => false,
+        })?;
+        errno.map_or(Ok(()), |errno| Err(FaultyError::Injected { call, number, errno }))
+    }
+
+    /// Does what is due at a place, and returns the first errno of it.
+    fn happen<E>(&mut self, is_here: impl Fn(On) -> bool) -> Result<Option<i32>, FaultyError<E>> {
+        let mut errno = None;
+        for (fault, seen) in self.script.iter_mut().filter(|(fault, _)| is_here(fault.on)) {
+            let happens = fault.happens(*seen);
+            *seen += 1;
+            if !happens {
+                continue;
+            }
+            if let Some(host) = &self.host {
+                host.pass(fault.delay_ticks);
+                host.step_realtime(fault.step_realtime_ns);
+            }
+            self.crashed |= fault.crash;
+            errno = errno.or(fault.errno);
+        }
+        self.alive()?;
+        Ok(errno)
+    }
+}
+
+/// A backend under faults.
+#[expect(missing_debug_implementations, reason = "a backend needn't have one")]
+pub struct Faulty<'a, E> {
+    /// The VM.
+    pub backend: &'a mut dyn Backend<Error = E>,
+    /// The faults.
+    pub faults: &'a mut Faults,
+}
+
+impl<E> Backend for Faulty<'_, E> {
+    type Error = FaultyError<E>;
+
+    fn counter(&self) -> &dyn Counter {
+        self.backend.counter()
+    }
+
+    fn cntfrq_hz(&self) -> u32 {
+        self.backend.cntfrq_hz()
+    }
+
+    fn vcpus(&self) -> usize {
+        self.backend.vcpus()
+    }
+
+    fn abilities(&self) -> Abilities {
+        self.backend.abilities()
+    }
+
+    fn reg_list(&mut self, vcpu: usize) -> Result<Vec<u64>, FaultyError<E>> {
+        self.faults.call(Call { kind: Kind::RegList, vcpu: Some(vcpu), reg: None })?;
+        self.backend.reg_list(vcpu).map_err(FaultyError::Backend)
+    }
+
+    fn owned_offset(&self) -> Option<Offset> {
+        self.backend.owned_offset()
+    }
+
+    fn generation(&self) -> u64 {
+        self.backend.generation()
+    }
+
+    fn stopped(&mut self) -> Result<(), FaultyError<E>> {
+        patiently(self, |this| {
+            this.faults.call(Call::on_vm(Kind::Stopped))?;
+            this.backend.stopped().map_err(FaultyError::Backend)
+        })
+    }
+
+    fn get_one_reg(&mut self, vcpu: usize, id: u64) -> Result<u64, FaultyError<E>> {
+        self.faults.call(Call::on_reg(Kind::GetOneReg, vcpu, id))?;
+        self.backend.get_one_reg(vcpu, id).map_err(FaultyError::Backend)
+    }
+
+    fn set_one_reg(&mut self, vcpu: usize, id: u64, value: u64) -> Result<(), FaultyError<E>> {
+        self.faults.call(Call::on_reg(Kind::SetOneReg, vcpu, id))?;
+        self.backend.set_one_reg(vcpu, id, value).map_err(FaultyError::Backend)
+    }
+
+    fn set_counter_offset(&mut self, offset: Offset) -> Result<(), FaultyError<E>> {
+        self.faults.call(Call::on_vm(Kind::SetCounterOffset))?;
+        self.backend.set_counter_offset(offset).map_err(FaultyError::Backend)
+    }
+
+    fn retries(&mut self, error: &FaultyError<E>, attempt: u32) -> bool {
+        matches!(error, FaultyError::Injected { errno: EBUSY, .. }) && attempt < self.faults.busy_retries
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::ToString;
+
+    #[test]
+    fn a_place_is_spelled_as_the_call_is_shown() {
+        for place in [
+            "reg_list",
+            "reg_list 0",
+            "stopped",
+            "get_one_reg",
+            "get_one_reg 7",
+            "set_one_reg 1 TIMER_CVAL",
+            "get_one_reg 0 CNTVOFF_EL2",
+            "set_one_reg 0 0x603000000013e730",
+            "set_counter_offset",
+        ] {
+            let Ok(On::Call(call)) = place.parse() else { panic!("{place}") };
+            assert_eq!(call.to_string(), place);
+        }
+        for (name, step) in Step::NAMES {
+            assert_eq!(name.parse(), Ok(On::Step(step)));
+        }
+        for place in ["", "ioctl", "stopped 0", "reg_list 0 TIMER_CVAL", "get_one_reg x", "set_one_reg 0 CNTV_CVAL_EL0"]
+        {
+            assert_eq!(place.parse::<On>(), Err(ScriptError::NoSuchPlace), "{place}");
+        }
+    }
+
+    #[test]
+    fn a_call_is_covered_by_the_beginning_of_its_name() {
+        let whole: Call = call("set_one_reg 1 TIMER_CVAL").unwrap();
+        for (place, covers) in [
+            ("set_one_reg", true),
+            ("set_one_reg 1", true),
+            ("set_one_reg 1 TIMER_CVAL", true),
+            ("set_one_reg 0", false),
+            ("set_one_reg 1 TIMER_CTL", false),
+            ("get_one_reg", false),
+        ] {
+            assert_eq!(call(place).unwrap().covers(whole), covers, "{place}");
+        }
+    }
+}

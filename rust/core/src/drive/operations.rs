@@ -1,0 +1,219 @@
+//! The gate of a VM: whether its vCPUs may run, and the operations that close it, on any backend.
+//!
+//! It takes no lock: who shares it between threads keeps it under the lock of its VM.
+
+use crate::checkpoint::Checkpoint;
+use crate::drive::backend::{Backend, patiently};
+use crate::drive::capture::{Timers, capture};
+use crate::drive::restore::{Condition, Restore, RestoreError, Stage, at_step};
+use crate::restore::refusal::NeedsCounterOffset;
+use crate::restore::run_state::{RunState, State, Step};
+use crate::restore::{Plan, Refusal, Report, Request, Target, planning};
+use crate::time::{HostCount, Offset, SyncBound};
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+
+/// The part of a second within which a counter set by value has to be, as a divisor: 1 us.
+const BY_VALUE_TOLERANCE: u64 = 1_000_000;
+
+/// Why an operation on a gated VM failed.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GateError<E> {
+    /// The backend's own reason.
+    #[error("{0}")]
+    Backend(E),
+    /// A restore was refused or failed.
+    #[error(transparent)]
+    Restore(#[from] RestoreError<E>),
+    /// The VM is no more.
+    #[error("the VM was removed from its bank")]
+    Removed,
+    /// A restore or pause isn't finished.
+    #[error("a restore or pause of this VM isn't finished: release it before any vCPU runs, or a checkpoint is taken")]
+    Closed,
+    /// There is no step to make.
+    #[error("the guest is owed nothing: there is no step to make")]
+    NothingOwed,
+    /// The vCPUs can't have stopped after the checkpoint.
+    #[error("the vCPUs can't have stopped at the count {stopped}: the checkpoint is of {saved}")]
+    StoppedLater {
+        /// When they are said to have stopped.
+        stopped: u64,
+        /// The checkpoint's count.
+        saved: u64,
+    },
+    /// The wall clock at an injected count can't be told.
+    #[error("the count {count} is too far from the counter's {here} to tell the wall clock there")]
+    TooFar {
+        /// The injected count.
+        count: u64,
+        /// What the counter reads.
+        here: u64,
+    },
+}
+
+impl<E> From<Refusal> for GateError<E> {
+    fn from(refusal: Refusal) -> Self {
+        Self::Restore(refusal.into())
+    }
+}
+
+/// What an operation on a backend gives.
+pub type Gated<T, B> = Result<T, GateError<<B as Backend>::Error>>;
+
+/// What is known when a checkpoint is taken, besides what the VM says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Saving {
+    /// The host's count when the last vCPU left its guest.
+    pub stopped_at: Option<HostCount>,
+    /// Who vouches for the wall clock.
+    pub sync: Option<SyncBound>,
+}
+
+/// The look whether all vCPUs are stopped, as a part of this step.
+fn look(step: &str) -> String {
+    format!("{step}: looking whether the vCPUs are stopped")
+}
+
+/// A restore under way. Its VM stays closed until it is released; a new one takes over.
+#[derive(Debug)]
+pub struct OpenRestore {
+    restore: Restore,
+    checkpoint: Arc<Checkpoint>,
+    epoch: u64,
+}
+
+/// A pause in place.
+#[derive(Debug)]
+pub struct OpenPause {
+    checkpoint: Checkpoint,
+    request: Request,
+    epoch: u64,
+}
+
+/// The operations on a VM's primitive calls. Each takes the VM's backend; the caller holds the VM's lock.
+impl RunState {
+    /// Refuses a VM whose restore or pause isn't finished.
+    pub fn check_open<E>(&self) -> Result<(), GateError<E>> {
+        if self.state() == State::Open { Ok(()) } else { Err(GateError::Closed) }
+    }
+
+    /// Refuses a VM that is half restored. A paused one can be saved: its clocks stand at the pause.
+    pub fn check_whole<E>(&self) -> Result<(), GateError<E>> {
+        if self.state() == State::Restoring { Err(GateError::Closed) } else { Ok(()) }
+    }
+
+    /// Saves the VM's guest time. Refused while a vCPU runs, or a restore isn't finished.
+    pub fn checkpoint<B: Backend + ?Sized>(&self, backend: &mut B, saving: Saving) -> Gated<Checkpoint, B> {
+        self.check_whole()?;
+        backend.stopped().map_err(GateError::Backend)?;
+        let mut checkpoint = self.capture(backend, Timers::Saved)?;
+        let saved = checkpoint.host.count;
+        if let Some(stopped) = saving.stopped_at.filter(|stopped| stopped.is_after(saved)) {
+            return Err(GateError::StoppedLater { stopped: stopped.0, saved: saved.0 });
+        }
+        checkpoint.stopped_at = saving.stopped_at.map(|count| count.0);
+        if let Some(sync) = saving.sync {
+            checkpoint.host = checkpoint.host.vouched_by(sync);
+        }
+        Ok(checkpoint)
+    }
+
+    /// Plans the restore of a checkpoint into this VM.
+    pub fn plan<B: Backend + ?Sized>(
+        &self,
+        backend: &mut B,
+        checkpoint: &Checkpoint,
+        request: Request,
+    ) -> Gated<Plan, B> {
+        let target = Target::of(backend).map_err(GateError::Backend)?;
+        planning::same_topology(checkpoint, &target)?;
+        Ok(planning::plan(checkpoint, &target, backend.counter().cross_timestamp(), request)?)
+    }
+
+    /// Opens a restore: see [`Restore::prepare`]. No vCPU can run until it is released.
+    pub fn prepare<B: Backend + ?Sized>(
+        &mut self,
+        backend: &mut B,
+        plan: Plan,
+        checkpoint: Arc<Checkpoint>,
+    ) -> Gated<OpenRestore, B> {
+        backend.stopped().map_err(GateError::Backend)?;
+        let restore = Restore::prepare(plan, backend)?;
+        Ok(OpenRestore { restore, checkpoint, epoch: self.begin_restore() })
+    }
+
+    /// See [`Restore::apply`].
+    pub fn apply<B: Backend + ?Sized>(&self, backend: &mut B, open: &mut OpenRestore) -> Gated<(), B> {
+        self.holds(State::Restoring, open.epoch)?;
+        open.restore.expect(Stage::Prepared, "apply")?;
+        // Again, since reading the register of a vCPU that runs would wait for it.
+        backend.stopped().map_err(at_step(Condition::Partial, || look("apply")))?;
+        Ok(open.restore.apply(&open.checkpoint, backend)?)
+    }
+
+    /// See [`Restore::release`]: the VM's vCPUs may run again.
+    pub fn release<B: Backend + ?Sized>(&mut self, backend: &mut B, open: &mut OpenRestore) -> Gated<Report, B> {
+        self.holds(State::Restoring, open.epoch)?;
+        open.restore.expect(Stage::Applied, "release")?;
+        backend.stopped().map_err(at_step(Condition::TimersOnly, || look("release")))?;
+        self.finish(backend, &mut open.restore, &open.checkpoint)
+    }
+
+    /// Pauses in place: no vCPU can run until [`resume`](Self::resume).
+    pub fn pause<B: Backend + ?Sized>(&mut self, backend: &mut B, request: Request) -> Gated<OpenPause, B> {
+        self.check_open()?;
+        backend.stopped().map_err(GateError::Backend)?;
+        let checkpoint = self.capture(backend, Timers::Kept)?;
+        let request = Request { same_counter: Some(true), in_place: true, ..request };
+        // What would be refused at the end is refused now, while the VM can still go on without it.
+        let target = Target::of(backend).map_err(GateError::Backend)?;
+        planning::plan(&checkpoint, &target, checkpoint.host.clone(), request)?;
+        Ok(OpenPause { checkpoint, request, epoch: self.begin_pause() })
+    }
+
+    /// Ends a pause under its policy: the same plan and report as a restore's, on the timers that stayed where they were.
+    pub fn resume<B: Backend + ?Sized>(&mut self, backend: &mut B, pause: &OpenPause) -> Gated<Report, B> {
+        self.holds(State::Paused, pause.epoch)?;
+        let target =
+            Target::of(backend).map_err(at_step(Condition::Paused, || String::from("resume: what the VM is")))?;
+        let plan = planning::plan(&pause.checkpoint, &target, backend.counter().cross_timestamp(), pause.request)?;
+        self.finish(backend, &mut Restore::in_place(plan), &pause.checkpoint)
+    }
+
+    /// Makes the next step, with all vCPUs stopped: the owned offset is written, smaller by it. After a failure the debt is
+    /// what it was.
+    ///
+    /// A step made late puts off those after it: no two are nearer to each other than the interval.
+    pub fn step<B: Backend + ?Sized>(&mut self, backend: &mut B) -> Gated<Step, B> {
+        self.check_open()?;
+        let frequency = backend.counter().frequency();
+        let step = self.next_step(frequency).ok_or(GateError::NothingOwed)?;
+        backend.stopped().map_err(GateError::Backend)?;
+        let offset =
+            backend.owned_offset().ok_or(Refusal::NoCounterOffset { needed_by: NeedsCounterOffset::CatchUpStep })?;
+        let forward = Offset(offset.0.wrapping_sub(step.ticks));
+        patiently(backend, |backend| backend.set_counter_offset(forward)).map_err(GateError::Backend)?;
+        self.step_taken(step, backend.counter().count(), frequency);
+        Ok(step)
+    }
+
+    fn capture<B: Backend + ?Sized>(&self, backend: &mut B, timers: Timers) -> Gated<Checkpoint, B> {
+        let checkpoint = capture(backend, timers).map_err(GateError::Backend)?;
+        Ok(Checkpoint { debt: self.debt(), ..checkpoint })
+    }
+
+    fn finish<B: Backend + ?Sized>(
+        &mut self,
+        backend: &mut B,
+        restore: &mut Restore,
+        checkpoint: &Checkpoint,
+    ) -> Gated<Report, B> {
+        let tolerance = backend.counter().frequency().hz() / BY_VALUE_TOLERANCE;
+        let report = restore.release(checkpoint, tolerance, backend)?;
+        self.open(&report.plan, &report.outcome);
+        Ok(report)
+    }
+}

@@ -1,0 +1,335 @@
+//! What a Linux guest on arm64 makes of a forward jump of its counter: from which length on, and why.
+//!
+//! `docs/limits.md` has what happens there, kernel by kernel. Three of the limits are the kernel's settings, as they
+//! are by default; two follow from how it turns counts into nanoseconds, `(count * mult) >> shift` in 64 bits, and so
+//! from the counter's frequency.
+
+use crate::time::{Frequency, NS_PER_S};
+
+/// A length of a forward jump from which on a guest feels it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Limit {
+    /// What happens there.
+    pub name: &'static str,
+    /// The threshold in nanoseconds, counted from the guest's last look at its clock. Where it follows from a number of
+    /// ticks, rounded up: in that time they have passed, and in a nanosecond less they haven't.
+    pub at_ns: u64,
+    /// No shorter jump reaches it, whatever the guest had already counted since its last look when it was stopped.
+    /// Rounded down.
+    pub earliest_ns: u64,
+}
+
+/// Whether a jump reaches a limit.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Reached {
+    /// It doesn't.
+    No,
+    /// It does if the guest's last look at its clock was long enough ago.
+    Perhaps,
+    /// It does.
+    Yes,
+}
+
+impl Reached {
+    /// Its name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::No => "not crossed",
+            Self::Perhaps => "perhaps crossed",
+            Self::Yes => "crossed",
+        }
+    }
+}
+
+impl Limit {
+    /// Whether a jump of so many nanoseconds reaches it.
+    #[must_use]
+    pub fn reached_by(&self, jump_ns: u128) -> Reached {
+        if jump_ns >= self.at_ns.into() {
+            Reached::Yes
+        } else if jump_ns >= self.earliest_ns.into() {
+            Reached::Perhaps
+        } else {
+            Reached::No
+        }
+    }
+}
+
+/// `__clocksource_update_freq_scale` (kernel/time/clocksource.c): the range of a clocksource of more than 32 bits.
+const CLOCKSOURCE_RANGE_S: u64 = 600;
+
+/// `sched_clock_register` (kernel/time/sched_clock.c).
+const SCHED_CLOCK_RANGE_S: u64 = 3600;
+
+/// `clocksource_max_adjustment` (kernel/time/clocksource.c): how much NTP may add to `mult`, in percent.
+const MAX_ADJUSTMENT: u64 = 11;
+
+/// `get_softlockup_thresh` (kernel/watchdog.c): twice `watchdog_thresh`, which is 10.
+const SOFT_LOCKUP_S: u64 = 20;
+
+/// `set_sample_period` (there): a fifth of it.
+const SAMPLE_PERIOD_NS: u64 = SOFT_LOCKUP_S / 5 * NS_PER_S;
+
+/// `get_timestamp` (there): its seconds are of 2^30 ns.
+const WATCHDOG_SECOND_NS: u64 = 1 << 30;
+
+/// CONFIG_RCU_CPU_STALL_TIMEOUT (kernel/rcu/Kconfig.debug).
+const RCU_STALL_S: u64 = 21;
+
+/// CONFIG_DEFAULT_HUNG_TASK_TIMEOUT (lib/Kconfig.debug).
+const HUNG_TASK_S: u64 = 120;
+
+/// The limits of a guest whose counter has this frequency.
+///
+/// In a healthy guest: a grace period of RCU that has already lasted, or a task that was already blocked, is so much
+/// nearer to its limit. A guest's CNTFRQ_EL0 has 32 bits, and a higher frequency counts as 2^32 - 1 Hz.
+///
+/// ```
+/// use guestclock_core::guest::limits;
+/// use guestclock_core::time::Frequency;
+/// let [soft_lockup, .., sched_clock] = limits(Frequency::new(24_000_000).unwrap());
+/// assert_eq!(soft_lockup.at_ns, 20_000_000_000);
+/// assert_eq!(sched_clock.at_ns, 8_796_093_055_792);
+/// ```
+#[must_use]
+pub fn limits(frequency: Frequency) -> [Limit; 5] {
+    let hz = frequency.cntfrq().unwrap_or(u32::MAX);
+    let clocksource = Conversion::of_clocksource(hz);
+    let sched_clock = Conversion::new(hz, SCHED_CLOCK_RANGE_S);
+    let setting = |name, s| Limit { name, at_ns: s * NS_PER_S, earliest_ns: s * NS_PER_S };
+    [
+        Limit {
+            // More than 20 of the watchdog's seconds, less the sample period that may already have passed.
+            earliest_ns: SOFT_LOCKUP_S * WATCHDOG_SECOND_NS + 1 - SAMPLE_PERIOD_NS,
+            ..setting("soft lockup", SOFT_LOCKUP_S)
+        },
+        setting("RCU stall", RCU_STALL_S),
+        setting("hung task", HUNG_TASK_S),
+        Limit {
+            name: "timekeeping overflow",
+            at_ns: clocksource.overflow_ns(),
+            // The most that NTP may have added to `mult`, less the longest that the kernel lets its tick sleep.
+            earliest_ns: clocksource.ns(clocksource.max_cycles(MAX_ADJUSTMENT))
+                - clocksource.max_idle_ns(MAX_ADJUSTMENT),
+        },
+        Limit {
+            name: "sched_clock wrap",
+            at_ns: sched_clock.overflow_ns(),
+            // Its epoch is moved on each time that half of its range has passed.
+            earliest_ns: sched_clock.overflow_ns() - sched_clock.max_idle_ns(0),
+        },
+    ]
+}
+
+/// How the kernel turns counts into nanoseconds: `(count * mult) >> shift`.
+#[derive(Clone, Copy, Debug)]
+struct Conversion {
+    hz: u32,
+    mult: u64,
+    shift: u32,
+}
+
+impl Conversion {
+    /// `clocks_calc_mult_shift` (kernel/time/clocksource.c): of the shifts up to 32 the largest, and so the most exact,
+    /// whose `mult` leaves room for the counts of `range_s` seconds in 64 bits.
+    fn new(hz: u32, range_s: u64) -> Self {
+        let from = u64::from(hz);
+        let room = 32 - (64 - ((range_s * from) >> 32).leading_zeros());
+        let mult = |shift: u32| ((NS_PER_S << shift) + from / 2) / from;
+        let shift = (0..=32).rev().find(|shift| mult(*shift) >> room == 0).unwrap_or(0);
+        Self { hz, mult: mult(shift), shift }
+    }
+
+    /// `__clocksource_update_freq_scale`: halved until the most that NTP may add fits in its 32 bits too. The counter's
+    /// own width (`arch_counter_get_width`, 56 bits and more) doesn't come into it at any frequency.
+    fn of_clocksource(hz: u32) -> Self {
+        let mut this = Self::new(hz, CLOCKSOURCE_RANGE_S);
+        while this.mult + this.adjustment(MAX_ADJUSTMENT) > u64::from(u32::MAX) {
+            this = Self { mult: this.mult >> 1, shift: this.shift - 1, ..this };
+        }
+        this
+    }
+
+    const fn adjustment(self, percent: u64) -> u64 {
+        self.mult * percent / 100
+    }
+
+    /// `clocks_calc_max_nsecs` (there): the most counts that don't overflow with `mult` adjusted upwards.
+    const fn max_cycles(self, percent: u64) -> u64 {
+        u64::MAX / (self.mult + self.adjustment(percent))
+    }
+
+    /// There too: half of the time that they take with `mult` adjusted downwards.
+    const fn max_idle_ns(self, percent: u64) -> u64 {
+        (self.max_cycles(percent) * (self.mult - self.adjustment(percent))) >> self.shift >> 1
+    }
+
+    /// The time in which the first count passes whose product with `mult` leaves 64 bits, rounded up.
+    fn overflow_ns(self) -> u64 {
+        let count = (1_u128 << 64).div_ceil(self.mult.into());
+        let ns = (count * u128::from(NS_PER_S)).div_ceil(self.hz.into());
+        u64::try_from(ns).expect("it is about 2^(64 - shift), and shift is at least 1")
+    }
+
+    /// The time that so many counts take, rounded down.
+    fn ns(self, count: u64) -> u64 {
+        let ns = u128::from(count) * u128::from(NS_PER_S) / u128::from(self.hz);
+        u64::try_from(ns).expect("no more than until the overflow")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::format;
+    use alloc::string::{String, ToString};
+    use proptest::prelude::*;
+
+    fn of(hz: u64) -> [Limit; 5] {
+        limits(Frequency::new(hz).unwrap())
+    }
+
+    /// What kernels printed when they booted, from logs that people have published: `max_cycles` and `max_idle_ns` of
+    /// `arch_sys_counter`, and after how long `sched_clock` "wraps".
+    #[test]
+    fn kernels_have_printed_the_same() {
+        let logs = [
+            (8_000_000, 0x1d85_4df40, 440_795_202_120, 2_199_023_255_500),
+            (10_000_000, 0x2_4e6a_1710, 440_795_202_120, 4_398_046_511_100),
+            (13_000_000, 0x2_ff89_eacb, 440_795_202_429, 4_398_046_511_101),
+            (19_200_000, 0x4_6d98_7e47, 440_795_202_767, 4_398_046_511_078),
+            (24_000_000, 0x5_88fe_9dc0, 440_795_202_592, 4_398_046_511_097),
+            (50_000_000, 0xb_8812_736b, 440_795_202_655, 4_398_046_511_100),
+            (54_000_000, 0xc_743c_e346, 440_795_203_123, 4_398_046_511_102),
+            (62_500_000, 0x1c_d42e_208c, 881_590_405_314, 4_398_046_511_096),
+            (1_200_000_000, 0x114_c1bb_beec, 440_795_229_572, 2_199_023_255_551),
+        ];
+        for (hz, max_cycles, max_idle_ns, wraps_every_ns) in logs {
+            let clocksource = Conversion::of_clocksource(hz);
+            let printed = (clocksource.max_cycles(MAX_ADJUSTMENT), clocksource.max_idle_ns(MAX_ADJUSTMENT));
+            assert_eq!(printed, (max_cycles, max_idle_ns), "{hz} Hz");
+            assert_eq!(Conversion::new(hz, SCHED_CLOCK_RANGE_S).max_idle_ns(0), wraps_every_ns, "{hz} Hz");
+        }
+    }
+
+    /// From the kernel's text by way of Python's integers, statement by statement.
+    const TABLE: [(u64, &str, [u64; 4]); 7] = [
+        (24_000_000, "24 MHz", [1_099_511_627_292, 549_755_813_408, 8_796_093_055_792, 4_398_046_544_695]),
+        (25_000_000, "25 MHz", [1_099_511_627_800, 549_755_813_874, 8_796_093_022_240, 4_398_046_511_140]),
+        (62_500_000, "62.5 MHz", [2_199_023_255_552, 1_099_511_627_774, 8_796_093_022_208, 4_398_046_511_112]),
+        (83_333_333, "83.333333 MHz", [1_099_511_626_723, 549_755_812_929, 8_796_093_057_397, 4_398_046_546_297]),
+        (100_000_000, "100 MHz", [1_099_511_627_780, 549_755_813_885, 8_796_093_022_210, 4_398_046_511_110]),
+        (1_000_000_000, "1 GHz", [2_199_023_255_552, 1_099_511_627_776, 8_796_093_022_208, 4_398_046_511_105]),
+        (1_050_000_000, "1.05 GHz", [1_099_511_624_500, 549_755_810_936, 4_398_046_773_249, 2_199_023_517_698]),
+    ];
+
+    #[test]
+    fn the_table_holds() {
+        for (hz, _, expected) in TABLE {
+            let [.., timekeeping, sched_clock] = of(hz);
+            let ours = [timekeeping.at_ns, timekeeping.earliest_ns, sched_clock.at_ns, sched_clock.earliest_ns];
+            assert_eq!(ours, expected, "{hz} Hz");
+        }
+    }
+
+    #[test]
+    fn the_page_has_the_table() {
+        let page = include_str!("../../../../docs/limits.md");
+        let seconds = |ns: u64| {
+            let tenths = (ns + 50_000_000) / 100_000_000;
+            let (s, tenth) = (tenths / 10, tenths % 10);
+            if s < 1000 { format!("{s}.{tenth}") } else { format!("{} {:03}.{tenth}", s / 1000, s % 1000) }
+        };
+        for (hz, name, _) in TABLE {
+            let [.., timekeeping, sched_clock] = of(hz);
+            let cells = [timekeeping, sched_clock].map(|limit| (seconds(limit.at_ns), seconds(limit.earliest_ns)));
+            let [(at, earliest), (wraps, soonest)] = cells;
+            let row = format!("| {name} | {at} | {earliest} | {wraps} | {soonest} |");
+            assert!(page.contains(&row), "docs/limits.md has no row {row:?}");
+        }
+    }
+
+    #[test]
+    fn settings_are_the_kernels_at_any_frequency() {
+        let [soft_lockup, rcu, hung, ..] = of(1);
+        assert_eq!((soft_lockup.at_ns, soft_lockup.earliest_ns), (20_000_000_000, 17_474_836_481));
+        assert_eq!((rcu.at_ns, hung.at_ns), (21_000_000_000, 120_000_000_000));
+        let names: [String; 5] = of(1).map(|limit| limit.name.to_string());
+        assert_eq!(names, ["soft lockup", "RCU stall", "hung task", "timekeeping overflow", "sched_clock wrap"]);
+    }
+
+    /// The watchdog once more, to the nanosecond: no jump below the earliest fires, and the earliest can.
+    #[test]
+    fn the_soft_lockup_may_come_a_sample_period_early() {
+        let fires =
+            |touched: u64, jump: u64, age: u64| ((touched + age + jump) >> 30) > (touched >> 30) + SOFT_LOCKUP_S;
+        let earliest = of(1)[0].earliest_ns;
+        // Touched at the very end of one of its seconds, and stopped just before the next sample.
+        let touched = (5 << 30) - 1;
+        assert!(fires(touched, earliest, SAMPLE_PERIOD_NS));
+        assert!(!fires(touched, earliest - 1, SAMPLE_PERIOD_NS));
+        // From 21 of its seconds on it always does.
+        assert!(fires(5 << 30, 21 << 30, 0));
+        assert!(!fires(5 << 30, (21 << 30) - 1, 0));
+    }
+
+    #[test]
+    fn higher_frequencies_count_as_the_highest_that_a_guest_can_have() {
+        assert_eq!(of(u64::MAX), of(u32::MAX.into()));
+    }
+
+    fn frequencies() -> impl Strategy<Value = u32> {
+        prop_oneof![1..=u32::MAX, 1_000_000..=1_100_000_000_u32, 1..=1000_u32, Just(u32::MAX)]
+    }
+
+    proptest! {
+        /// Just below the limit nothing overflows, and at the limit it does: for `mult` as it is.
+        #[test]
+        fn overflows_at_the_limit_and_not_below(hz in frequencies()) {
+            let frequency = Frequency::new(hz.into()).unwrap();
+            let [.., timekeeping, sched_clock] = limits(frequency);
+            for (limit, conversion) in [
+                (timekeeping, Conversion::of_clocksource(hz)),
+                (sched_clock, Conversion::new(hz, SCHED_CLOCK_RANGE_S)),
+            ] {
+                let product = |ns| frequency.ns_to_ticks(ns) * u128::from(conversion.mult);
+                prop_assert!(product(limit.at_ns) > u128::from(u64::MAX));
+                prop_assert!(product(limit.at_ns - 1) <= u128::from(u64::MAX));
+                prop_assert!(limit.earliest_ns < limit.at_ns);
+                prop_assert!(u32::try_from(conversion.mult).is_ok());
+            }
+            prop_assert!(timekeeping.at_ns > CLOCKSOURCE_RANGE_S * NS_PER_S);
+            prop_assert!(sched_clock.at_ns > SCHED_CLOCK_RANGE_S * NS_PER_S);
+        }
+
+        /// With all that NTP may add, after the longest sleep, and with no room to spare: not before the earliest.
+        #[test]
+        fn an_adjusted_clock_holds_until_the_earliest(hz in frequencies()) {
+            let conversion = Conversion::of_clocksource(hz);
+            let frequency = Frequency::new(hz.into()).unwrap();
+            let longest = limits(frequency)[3].earliest_ns + conversion.max_idle_ns(MAX_ADJUSTMENT);
+            let mult = conversion.mult + conversion.adjustment(MAX_ADJUSTMENT);
+            prop_assert!(u32::try_from(mult).is_ok());
+            prop_assert!(frequency.ns_to_ticks(longest) * u128::from(mult) <= u128::from(u64::MAX));
+        }
+
+        /// The conversion is right to half a unit of `mult`, and no larger shift leaves room.
+        #[test]
+        fn the_conversion_is_the_most_exact_one(
+            hz in frequencies(), range_s in prop::sample::select(alloc::vec![600, 3600]),
+        ) {
+            let Conversion { mult, shift, .. } = Conversion::new(hz, range_s);
+            let exact = u128::from(NS_PER_S) << shift;
+            prop_assert!((u128::from(mult) * u128::from(hz)).abs_diff(exact) <= u128::from(hz / 2));
+            let in_range = u128::from(range_s) * u128::from(hz) * u128::from(mult);
+            prop_assert!(in_range <= u128::from(u64::MAX));
+            // Twice as exact a `mult` would need one bit more than the range leaves.
+            prop_assert!(shift == 32 || 2 * u128::from(mult) + 1 >= 1 << (32 - bits((range_s * u64::from(hz)) >> 32)));
+        }
+    }
+
+    fn bits(value: u64) -> u32 {
+        64 - value.leading_zeros()
+    }
+}

@@ -1,0 +1,144 @@
+//! Content of the page after `seq_count`: markers, flags and the clock equation.
+
+use crate::guest::vmclock::equation::{Equation, Period, Time};
+use crate::guest::vmclock::layout::{
+    NOTIFICATION_PRESENT, PERIOD_ESTERROR_VALID, PERIOD_MAXERROR_VALID, Status, TAI_OFFSET_VALID, TIME_ESTERROR_VALID,
+    TIME_MAXERROR_VALID, TIME_MONOTONIC, VM_GEN_COUNTER_PRESENT, WORDS,
+};
+use crate::time::GuestCount;
+
+/// What a new equation says anew of the flags.
+const OF_AN_EQUATION: u64 = TAI_OFFSET_VALID
+    | PERIOD_ESTERROR_VALID
+    | PERIOD_MAXERROR_VALID
+    | TIME_ESTERROR_VALID
+    | TIME_MAXERROR_VALID
+    | TIME_MONOTONIC;
+
+/// What stands after `seq_count`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Body(pub(super) [u64; WORDS]);
+
+/// The words of the body that are more than one field, or looked at here.
+const DISRUPTION_MARKER: usize = 0;
+
+const FLAGS: usize = 1;
+
+const STATUS_TO_SHIFT: usize = 2;
+
+const COUNTER_VALUE: usize = 3;
+
+const PERIOD: usize = 4;
+
+const PERIOD_ESTERROR: usize = 5;
+
+const PERIOD_MAXERROR: usize = 6;
+
+const TIME_SEC: usize = 7;
+
+const TIME_FRAC: usize = 8;
+
+const TIME_ESTERROR: usize = 9;
+
+const TIME_MAXERROR: usize = 10;
+
+const VM_GENERATION: usize = 11;
+
+impl Body {
+    /// A page without a clock. With `notification` the guest is told to expect an interrupt after each update.
+    #[must_use]
+    pub fn new(disruption_marker: u64, vm_generation: u64, notification: bool) -> Self {
+        let mut words = [0; WORDS];
+        words[DISRUPTION_MARKER] = disruption_marker;
+        words[VM_GENERATION] = vm_generation;
+        words[FLAGS] = VM_GEN_COUNTER_PRESENT | if notification { NOTIFICATION_PRESENT } else { 0 };
+        Self(words)
+    }
+
+    /// The marker that changes when the counter is disrupted.
+    #[must_use]
+    pub const fn disruption_marker(&self) -> u64 {
+        self.0[DISRUPTION_MARKER]
+    }
+
+    /// The counter that changes when the guest is a copy.
+    #[must_use]
+    pub const fn vm_generation(&self) -> u64 {
+        self.0[VM_GENERATION]
+    }
+
+    /// The flags.
+    #[must_use]
+    pub const fn flags(&self) -> u64 {
+        self.0[FLAGS]
+    }
+
+    /// The status; any that this module doesn't write is unreliable.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let [_, _, code, ..] = self.0[STATUS_TO_SHIFT].to_le_bytes();
+        Status::ALL.into_iter().find(|status| status.code() == code).unwrap_or(Status::Unreliable)
+    }
+
+    /// The time that a guest works out at this count, as Linux's driver does; `None` where the page has no clock.
+    #[must_use]
+    pub fn time_at(&self, count: GuestCount) -> Option<Time> {
+        let [.., shift] = self.0[STATUS_TO_SHIFT].to_le_bytes();
+        let period = Period { frac: self.0[PERIOD], shift };
+        let time = Time { sec: self.0[TIME_SEC], frac: self.0[TIME_FRAC] };
+        if !self.status().is_valid() {
+            return None;
+        }
+        time.plus(period.times(count.since(GuestCount(self.0[COUNTER_VALUE]))))
+    }
+
+    /// The counter was disrupted: another marker.
+    pub fn disrupt(&mut self) {
+        self.0[DISRUPTION_MARKER] = self.0[DISRUPTION_MARKER].wrapping_add(1);
+    }
+
+    /// The guest is a copy.
+    pub fn new_generation(&mut self) {
+        self.0[VM_GENERATION] = self.0[VM_GENERATION].wrapping_add(1);
+    }
+
+    /// Takes the clock away. All of the equation is 0, so that who doesn't look at the status reads a clock that stands
+    /// still in 1970, not one that is nearly right.
+    pub fn without_clock(&mut self, status: Status) {
+        self.0[FLAGS] &= !OF_AN_EQUATION;
+        self.0[STATUS_TO_SHIFT] = u64::from_le_bytes([0, 0, status.code(), 0, 0, 0, 0, 0]);
+        self.0[COUNTER_VALUE..=TIME_MAXERROR].fill(0);
+    }
+
+    /// The guest's counter went forward by so many ticks, and real time didn't: the equation goes along, so that the clock
+    /// shows the same as before, and is as sure as before. The counter was disrupted all the same.
+    pub fn step(&mut self, ticks: u64) {
+        self.disrupt();
+        if self.status().is_valid() {
+            self.0[COUNTER_VALUE] = self.0[COUNTER_VALUE].wrapping_add(ticks);
+        }
+    }
+
+    /// Gives the page this clock.
+    pub fn with_clock(&mut self, equation: &Equation, status: Status, monotonic: bool) {
+        let mut flags = self.0[FLAGS] & !OF_AN_EQUATION;
+        let mut claim = |value: Option<u64>, flag| {
+            flags |= if value.is_some() { flag } else { 0 };
+            value.unwrap_or(0)
+        };
+        self.0[PERIOD_ESTERROR] = claim(equation.rate_est_error, PERIOD_ESTERROR_VALID);
+        self.0[PERIOD_MAXERROR] = claim(equation.rate_max_error, PERIOD_MAXERROR_VALID);
+        self.0[TIME_ESTERROR] = claim(equation.est_error_ns, TIME_ESTERROR_VALID);
+        self.0[TIME_MAXERROR] = claim(equation.max_error_ns, TIME_MAXERROR_VALID);
+        claim(equation.utc_minus_tai_s.map(|_| 0), TAI_OFFSET_VALID);
+        self.0[FLAGS] = flags | if monotonic { TIME_MONOTONIC } else { 0 };
+        let [tai_low, tai_high] = equation.utc_minus_tai_s.unwrap_or(0).to_le_bytes();
+        let (leap, shift) = (equation.leap_indicator, equation.period.shift);
+        // The smearing hint stays 0: this time isn't smeared, and what else stands round the guest isn't known here.
+        self.0[STATUS_TO_SHIFT] = u64::from_le_bytes([0, 0, status.code(), 0, tai_low, tai_high, leap, shift]);
+        self.0[COUNTER_VALUE] = equation.counter_value.0;
+        self.0[PERIOD] = equation.period.frac;
+        self.0[TIME_SEC] = equation.time.sec;
+        self.0[TIME_FRAC] = equation.time.frac;
+    }
+}

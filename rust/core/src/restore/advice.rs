@@ -1,0 +1,166 @@
+//! Advice on a plan: the diagnostics that hold for it.
+
+use crate::arch::arm64::{CTL_ENABLE, Role, Timer};
+use crate::checkpoint::{Checkpoint, TimerColumns};
+use crate::guest::Reached;
+use crate::restore::diagnostics::{Diagnostic, Side};
+use crate::restore::plan::{Method, Plan};
+use crate::restore::policy::{Policy, Views};
+use crate::restore::target::Target;
+use crate::time::{Intent, Offset, Quality};
+use alloc::vec::Vec;
+
+/// The largest step that nothing in a Linux guest is likely to mind: half of what makes a soft lockup.
+const LARGE_STEP_NS: u64 = 10_000_000_000;
+
+/// Assumptions of the error bound.
+pub(crate) fn assumptions(plan: &Plan, checkpoint: &Checkpoint) -> Vec<Diagnostic> {
+    let mut assumptions = Vec::new();
+    if !checkpoint.owned {
+        assumptions.push(Diagnostic::CountersStoodStill);
+    }
+    if plan.request.policy == Policy::Freeze {
+        return assumptions;
+    }
+    if plan.request.elapsed_ns.is_some() {
+        assumptions.extend([Diagnostic::ElapsedGiven, Diagnostic::NominalRateHere]);
+    } else if plan.same_counter {
+        assumptions.push(Diagnostic::SameCounter);
+    } else {
+        match plan.request.assume_error_ns {
+            Some(_) => assumptions.push(Diagnostic::WallClocksAgree),
+            None => assumptions.extend(
+                [(Side::Saved, plan.saved_at()), (Side::Here, &plan.sample)]
+                    .map(|(side, stamp)| Diagnostic::WallClockWithin { side, bound: stamp.vouched() }),
+            ),
+        }
+        assumptions.push(Diagnostic::NotSmeared);
+        if plan.saved_at().tai_offset_s.is_none() || plan.sample.tai_offset_s.is_none() {
+            assumptions.push(Diagnostic::NoLeapSecond);
+        }
+    }
+    assumptions
+}
+
+/// Parts of the guest's time that can't be preserved.
+pub(crate) fn unsupported(plan: &Plan, checkpoint: &Checkpoint, target: &Target) -> Vec<Diagnostic> {
+    let mut unsupported = Vec::new();
+    if plan.method == Method::VirtualOnly {
+        unsupported.push(Diagnostic::OnlyVirtual);
+    }
+    if plan.request.views == Views::AdoptVirtual && checkpoint.cntvct != checkpoint.cntpct {
+        let ticks = checkpoint.cntvct.since(checkpoint.cntpct).cast_signed();
+        unsupported.push(Diagnostic::PhysicalJumps { ticks });
+    }
+    let physical = |columns: &TimerColumns| columns.timer == Timer::Ptimer;
+    let restored = plan.method != Method::VirtualOnly && !plan.request.in_place;
+    if restored && target.registers.has(Role::Cval(Timer::Ptimer)) && !checkpoint.timers.iter().any(physical) {
+        unsupported.push(Diagnostic::PhysicalTimerMissing);
+    }
+    unsupported
+}
+
+/// Whether the physical counter gets an offset that the hardware may not be able to apply.
+fn traps(plan: &Plan, target: &Target) -> bool {
+    let moves = plan.method != Method::VirtualOnly && plan.as_of.physical_offset() != Offset(0);
+    moves && target.abilities.physical_offset_untrapped != Some(true)
+}
+
+/// Slower from now on.
+pub(crate) fn degraded(plan: &Plan, target: &Target) -> Vec<Diagnostic> {
+    traps(plan, target).then_some(Diagnostic::PhysicalTraps).into_iter().collect()
+}
+
+/// Everything else to mind.
+pub(crate) fn warnings(plan: &Plan, checkpoint: &Checkpoint, target: &Target) -> Vec<Diagnostic> {
+    let mut warnings = Vec::new();
+    match plan.method {
+        Method::Offset if !target.owned => warnings.push(Diagnostic::OptsIn),
+        Method::ByValue => warnings.push(Diagnostic::SetByValue),
+        Method::Offset | Method::VirtualOnly => {}
+    }
+    if plan.method != Method::Offset {
+        warnings.push(Diagnostic::LostByAnotherVcpu);
+    }
+    if traps(plan, target) {
+        warnings.extend(misfires(plan, checkpoint));
+    }
+    let (bits, stated) = target.abilities.counter_bits.map_or((56, false), |bits| (bits, true));
+    let reaches = |value: u64| bits < 64 && value >> bits != 0;
+    let offset = plan.as_of.virtual_offset().0;
+    if reaches(plan.as_of.cntvct.0) || reaches(plan.as_of.cntpct.0) || reaches(offset.min(offset.wrapping_neg())) {
+        warnings.push(Diagnostic::ReachesWidth { bits, stated });
+    }
+    if plan.as_of.capped {
+        warnings.push(Diagnostic::Capped { added_ticks: plan.as_of.added_ticks });
+    }
+    warnings.extend(of_the_jump(plan));
+    warnings.extend(of_the_clocks(plan));
+    warnings.extend(of_the_backlog(plan));
+    warnings.extend(checkpoint.unknowns().map(Diagnostic::PassedOn));
+    warnings
+}
+
+fn of_the_jump(plan: &Plan) -> Option<Diagnostic> {
+    let felt: Vec<_> = plan.limits().filter(|(_, reached)| *reached != Reached::No).map(|(limit, _)| limit).collect();
+    (!felt.is_empty()).then(|| Diagnostic::LargeJump { jump_ns: plan.jump_ns(), limits: felt })
+}
+
+fn of_the_clocks(plan: &Plan) -> Vec<Diagnostic> {
+    let mut warnings = Vec::new();
+    if plan.request.same_counter.is_none() && plan.evidence.contradicted(&plan.sample.source) {
+        warnings.push(Diagnostic::WallClockContradicts);
+    }
+    if plan.request.intent == Some(Intent::LiveUpdate) && !plan.same_counter {
+        warnings.push(Diagnostic::LiveUpdateElsewhere);
+    }
+    if plan.needs_the_wall_clock() && plan.request.assume_error_ns.is_none() {
+        for (side, stamp) in [(Side::Saved, plan.saved_at()), (Side::Here, &plan.sample)] {
+            match stamp.vouched() {
+                Ok(sync) if sync.quality == Quality::KernelUnverified => {
+                    warnings.push(Diagnostic::KernelUnverified { side, max_error_ns: sync.max_error_ns });
+                }
+                Ok(_) if stamp.synchronized == Some(false) => warnings.push(Diagnostic::Unsynchronized { side }),
+                _ => {}
+            }
+        }
+    }
+    warnings
+}
+
+fn of_the_backlog(plan: &Plan) -> Vec<Diagnostic> {
+    let mut warnings = Vec::new();
+    let Some(backlog) = plan.debt(&plan.as_of) else { return warnings };
+    if plan.method != Method::Offset {
+        warnings.push(Diagnostic::BacklogByValue);
+    }
+    if let Policy::CatchUp { deadline_ns, .. } = plan.request.policy {
+        warnings.extend(plan.missed(deadline_ns).map(Diagnostic::BacklogLate));
+    }
+    if backlog.step_ns >= LARGE_STEP_NS {
+        warnings.push(Diagnostic::LargeStep { step_ns: backlog.step_ns });
+    }
+    let rate_permille = backlog.rate_permille();
+    if rate_permille > 2000 {
+        warnings.push(Diagnostic::FastCatchUp { rate_permille });
+    }
+    warnings
+}
+
+/// Armed physical timers that the kernel gets wrong where it has to trap them.
+///
+/// It programs CVAL + offset modulo 2^64, before Linux 7.3 (`timer_apply_offset`). An offset of more than 2^63 stands for a
+/// guest that is ahead of its host, and the sum is right unless it leaves [0, 2^64).
+fn misfires(plan: &Plan, checkpoint: &Checkpoint) -> Vec<Diagnostic> {
+    let mut warnings = Vec::new();
+    let offset = plan.as_of.physical_offset().0.cast_signed();
+    for columns in checkpoint.timers.iter().filter(|columns| columns.timer == Timer::Ptimer) {
+        for (vcpu, &cval) in columns.cval.iter().enumerate() {
+            let enabled = columns.ctl.get(vcpu).is_some_and(|ctl| ctl & CTL_ENABLE != 0);
+            if enabled && cval.checked_add_signed(offset).is_none() {
+                warnings.push(Diagnostic::PhysicalTimerMisfires { vcpu, cval, offset });
+            }
+        }
+    }
+    warnings
+}

@@ -1,0 +1,127 @@
+//! Diagnostics of a plan, as codes with their facts: assumptions of its bound, what is unsupported, what gets slower, and
+//! warnings. [`words`](crate::restore::words) has the sentences.
+
+use crate::checkpoint::Unknown;
+use crate::guest::Limit;
+use crate::restore::refusal::Refusal;
+use crate::time::{SyncBound, Unvouched};
+use alloc::vec::Vec;
+
+/// Step that is suggested instead of a large jump: a quarter of what makes a soft lockup.
+pub const SUGGESTED_STEP_NS: u64 = 5_000_000_000;
+
+/// One of the two instants of a plan.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Side {
+    /// The checkpoint.
+    Saved,
+    /// The plan's sample.
+    Here,
+}
+
+/// One fact that the caller of a plan should know.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Diagnostic {
+    /// The counters were measured, and are assumed not to have moved between the reads.
+    CountersStoodStill,
+    /// The elapsed time is the caller's word.
+    ElapsedGiven,
+    /// The counter here is assumed to run at its nominal frequency from the plan to the release.
+    NominalRateHere,
+    /// The counter is assumed to be the checkpoint's, and to have counted all the time.
+    SameCounter,
+    /// The wall clocks of both hosts are assumed to be within the caller's error of each other.
+    WallClocksAgree,
+    /// A wall clock is assumed to have been within its bound.
+    WallClockWithin {
+        /// The instant.
+        side: Side,
+        /// The bound, or the reason why there is none.
+        bound: Result<SyncBound, Unvouched>,
+    },
+    /// Neither wall clock is assumed to be smeared.
+    NotSmeared,
+    /// No leap second is assumed to have come between: TAI isn't known on both sides.
+    NoLeapSecond,
+
+    /// Only the virtual counter and timer can be restored here.
+    OnlyVirtual,
+    /// CNTPCT_EL0 jumps, since the virtual counter's offset is used for both.
+    PhysicalJumps {
+        /// The jump, in ticks.
+        ticks: i64,
+    },
+    /// The checkpoint has no physical timer.
+    PhysicalTimerMissing,
+
+    /// The physical counter gets an offset, which traps on a CPU without CNTPOFF_EL2.
+    PhysicalTraps,
+
+    /// The restore opts the VM in to one offset, for good.
+    OptsIn,
+    /// The counters are set one after the other, by value.
+    SetByValue,
+    /// Another KVM_CREATE_VCPU undoes counters that were set by value.
+    LostByAnotherVcpu,
+    /// Kernels before 7.3 get an armed physical timer wrong, where it traps.
+    PhysicalTimerMisfires {
+        /// The vCPU.
+        vcpu: usize,
+        /// Its CVAL.
+        cval: u64,
+        /// The physical offset.
+        offset: i64,
+    },
+    /// A counter or its offset reaches the width that the hardware has, or may have.
+    ReachesWidth {
+        /// The width in bits.
+        bits: u8,
+        /// Whether the backend states that width.
+        stated: bool,
+    },
+    /// More time has passed than the policy lets through.
+    Capped {
+        /// The ticks that are let through.
+        added_ticks: u64,
+    },
+    /// The guest's time jumps by more than parts of a Linux guest stand.
+    LargeJump {
+        /// The jump, in nanoseconds.
+        jump_ns: u128,
+        /// The limits that it crosses, or may cross.
+        limits: Vec<Limit>,
+    },
+    /// All but the wall clock says that this is the checkpoint's counter.
+    WallClockContradicts,
+    /// The intent is a live update, and the evidence says that this is another counter.
+    LiveUpdateElsewhere,
+    /// The only bound of a wall clock is the kernel's maximum error, which nobody verified.
+    KernelUnverified {
+        /// The instant.
+        side: Side,
+        /// The kernel's maximum error.
+        max_error_ns: u64,
+    },
+    /// The kernel says that a wall clock isn't synchronised, for which the caller declared a bound.
+    Unsynchronized {
+        /// The instant.
+        side: Side,
+    },
+    /// A backlog can't be paid here: the counters are set by value.
+    BacklogByValue,
+    /// The backlog can't be paid in time.
+    BacklogLate(Refusal),
+    /// One step of the backlog is as large as what a guest's watchdogs may take for a lockup.
+    LargeStep {
+        /// The step.
+        step_ns: u64,
+    },
+    /// The guest's time seems to go by more than twice as fast while the backlog is paid.
+    FastCatchUp {
+        /// The rate in thousandths.
+        rate_permille: u128,
+    },
+    /// Something in the checkpoint is unknown, and is passed on as it is.
+    PassedOn(Unknown),
+}

@@ -1,0 +1,25 @@
+//! Policy -> plan -> report: what a restore gives a guest, computed without touching anything.
+
+pub(crate) mod advice;
+pub mod diagnostics;
+pub mod display;
+pub mod plan;
+pub mod planning;
+pub mod policy;
+pub mod refusal;
+pub mod report;
+pub mod run_state;
+pub mod target;
+pub mod timer_status;
+pub mod words;
+
+pub use diagnostics::{Diagnostic, SUGGESTED_STEP_NS, Side};
+pub use plan::{Method, Outcome, Plan};
+pub use planning::{plan, same_topology};
+pub use policy::{Deadlines, Policy, Request, Views};
+pub use refusal::{NeedsCounterOffset, Refusal, Skew};
+pub use report::{Report, Writes, Written};
+pub use run_state::{RunState, State, Step};
+pub use target::Target;
+pub use timer_status::{LatchMismatch, Outlook};
+pub use words::{Plain, Words};

@@ -1,0 +1,121 @@
+//! Run state of a VM: whether its vCPUs may run, which restore or pause closed it, and the backlog that is still to be paid.
+//!
+//! It takes no lock: who shares it between threads keeps it under the lock of its VM.
+
+use crate::checkpoint::Debt;
+use crate::restore::plan::{Outcome, Plan};
+use crate::restore::refusal::Refusal;
+use crate::time::{Frequency, HostCount};
+use alloc::boxed::Box;
+
+/// State of a VM between two operations.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum State {
+    /// Its vCPUs may run.
+    #[default]
+    Open,
+    /// Paused in place, by the pause of the current epoch.
+    Paused,
+    /// Being restored, by the restore of the current epoch.
+    Restoring,
+}
+
+/// A VM's state, and the number of times that a restore or pause has closed it.
+#[derive(Debug, Default)]
+pub struct RunState {
+    state: State,
+    /// Grows with every restore or pause: who holds an older number has been overtaken.
+    epoch: u64,
+    /// Few guests have one.
+    backlog: Option<Box<DueBacklog>>,
+}
+
+/// A backlog, and the count from which on its next step may be taken.
+#[derive(Clone, Copy, Debug)]
+struct DueBacklog {
+    backlog: Debt,
+    due: HostCount,
+}
+
+impl DueBacklog {
+    /// The next step a whole interval after `count`.
+    fn after(count: HostCount, backlog: Debt, frequency: Frequency) -> Self {
+        Self { backlog, due: count.after(backlog.interval_ticks(frequency)) }
+    }
+}
+
+/// A forward step by which a guest is paid back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Step {
+    /// The ticks by which its counters go forward.
+    pub ticks: u64,
+    /// The host's count from which on it is due.
+    pub due: HostCount,
+    /// The backlog before it, in ticks.
+    pub owed_ticks: u64,
+}
+
+impl RunState {
+    /// The state.
+    #[must_use]
+    pub const fn state(&self) -> State {
+        self.state
+    }
+
+    /// The guest's backlog.
+    #[must_use]
+    pub fn debt(&self) -> Option<Debt> {
+        self.backlog.as_ref().map(|due| due.backlog)
+    }
+
+    /// The next step of a backlog.
+    #[must_use]
+    pub fn next_step(&self, frequency: Frequency) -> Option<Step> {
+        let DueBacklog { backlog, due } = **self.backlog.as_ref()?;
+        let ticks = backlog.step_ticks(frequency).min(backlog.owed_ticks);
+        Some(Step { ticks, due, owed_ticks: backlog.owed_ticks })
+    }
+
+    /// Takes a step off the backlog at the host's count `now`.
+    ///
+    /// A step taken late puts off those after it: no two are nearer to each other than the interval.
+    pub fn step_taken(&mut self, step: Step, now: HostCount, frequency: Frequency) {
+        let last = if step.due.is_after(now) { step.due } else { now };
+        let left = self.debt().and_then(|backlog| backlog.less(step.ticks));
+        self.backlog = left.map(|backlog| Box::new(DueBacklog::after(last, backlog, frequency)));
+    }
+
+    /// Pauses the VM, and returns the pause's epoch.
+    pub fn begin_pause(&mut self) -> u64 {
+        self.close(State::Paused)
+    }
+
+    /// Closes the VM for a restore, and returns its epoch. Whatever was under way is overtaken.
+    pub fn begin_restore(&mut self) -> u64 {
+        self.close(State::Restoring)
+    }
+
+    /// Refuses an operation that a newer restore or pause has overtaken.
+    pub fn holds(&self, state: State, epoch: u64) -> Result<(), Refusal> {
+        if self.state == state && self.epoch == epoch { Ok(()) } else { Err(Refusal::StalePlan) }
+    }
+
+    /// Opens the VM: its guest goes on as in `outcome`.
+    pub fn open(&mut self, plan: &Plan, outcome: &Outcome) {
+        self.state = State::Open;
+        let due = |backlog| Box::new(DueBacklog::after(outcome.count, backlog, plan.frequency()));
+        self.backlog = plan.debt(outcome).map(due);
+    }
+
+    /// Opens a VM that was restored or let go on with others, at one instant. Whatever was under way is overtaken.
+    pub fn go_on(&mut self, plan: &Plan, outcome: &Outcome) {
+        self.close(State::Restoring);
+        self.open(plan, outcome);
+    }
+
+    fn close(&mut self, state: State) -> u64 {
+        self.epoch += 1;
+        self.state = state;
+        self.epoch
+    }
+}

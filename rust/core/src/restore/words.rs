@@ -1,0 +1,221 @@
+//! Sentences for policies and diagnostics, in terms of the field. A binding that has its own names for the caller's choices
+//! overrides what speaks of them.
+
+use crate::restore::diagnostics::{Diagnostic, Side};
+use crate::restore::policy::Policy;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::fmt;
+
+/// Thousandths as a decimal number.
+#[must_use]
+pub fn thousandths(number: u128) -> String {
+    format!("{}.{:03}", number / 1000, number % 1000)
+}
+
+/// Words for the choices that a caller makes.
+pub trait Words {
+    /// The policy.
+    fn policy(&self, policy: &Policy) -> String {
+        match policy {
+            Policy::Freeze => String::from("freeze"),
+            Policy::Advance { max_ns: None } => String::from("advance"),
+            Policy::Advance { max_ns: Some(max_ns) } => format!("advance by at most {max_ns} ns"),
+            Policy::CatchUp { step_ns, interval_ns, deadline_ns } => {
+                let within = deadline_ns.map_or_else(String::new, |deadline_ns| format!(", within {deadline_ns} ns"));
+                format!("catch up in steps of {step_ns} ns, one every {interval_ns} ns{within}")
+            }
+        }
+    }
+
+    /// The diagnostic.
+    fn diagnostic(&self, diagnostic: &Diagnostic) -> String {
+        diagnostic.to_string()
+    }
+}
+
+/// The words of this module.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Plain;
+
+impl Words for Plain {}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&Plain.policy(self))
+    }
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Saved => "at the checkpoint",
+            Self::Here => "here",
+        })
+    }
+}
+
+impl Diagnostic {
+    /// Code of the diagnostic, by which programs and pages name it.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::CountersStoodStill => "counters-stood-still",
+            Self::ElapsedGiven => "elapsed-given",
+            Self::NominalRateHere => "nominal-rate-here",
+            Self::SameCounter => "same-counter",
+            Self::WallClocksAgree => "wall-clocks-agree",
+            Self::WallClockWithin { .. } => "wall-clock-within",
+            Self::NotSmeared => "not-smeared",
+            Self::NoLeapSecond => "no-leap-second",
+            Self::OnlyVirtual => "only-virtual",
+            Self::PhysicalJumps { .. } => "physical-jumps",
+            Self::PhysicalTimerMissing => "physical-timer-missing",
+            Self::PhysicalTraps => "physical-traps",
+            Self::OptsIn => "opts-in",
+            Self::SetByValue => "set-by-value",
+            Self::LostByAnotherVcpu => "lost-by-another-vcpu",
+            Self::PhysicalTimerMisfires { .. } => "physical-timer-misfires",
+            Self::ReachesWidth { .. } => "reaches-width",
+            Self::Capped { .. } => "capped",
+            Self::LargeJump { .. } => "large-jump",
+            Self::WallClockContradicts => "wall-clock-contradicts",
+            Self::LiveUpdateElsewhere => "live-update-elsewhere",
+            Self::KernelUnverified { .. } => "kernel-unverified",
+            Self::Unsynchronized { .. } => "unsynchronized",
+            Self::BacklogByValue => "backlog-by-value",
+            Self::BacklogLate(_) => "backlog-late",
+            Self::LargeStep { .. } => "large-step",
+            Self::FastCatchUp { .. } => "fast-catch-up",
+            Self::PassedOn(_) => "passed-on",
+        }
+    }
+}
+
+impl fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CountersStoodStill => {
+                f.write_str("the guest's counters didn't move between the reads that measured them")
+            }
+            Self::ElapsedGiven => f.write_str("the elapsed time is as the caller says, within the assumed error"),
+            Self::NominalRateHere => {
+                f.write_str("the counter here runs at its nominal frequency from the plan to the release")
+            }
+            Self::SameCounter => f.write_str("it is the same counter, and it has counted all the time"),
+            Self::WallClocksAgree => {
+                f.write_str("the wall clocks of both hosts are within the assumed error of each other")
+            }
+            Self::WallClockWithin { bound: Err(why), .. } => write!(f, "{why}"),
+            Self::WallClockWithin { side, bound: Ok(sync) } => {
+                write!(f, "the wall clock {side} was within {} ns of UTC", sync.max_error_ns)?;
+                if sync.age_ns != 0 {
+                    let (age, drift) = (sync.age_ns, sync.holdover_ppb);
+                    write!(f, " {age} ns before, and drifts by at most {drift} ppb since")?;
+                }
+                write!(f, " ({})", sync.quality.name())
+            }
+            Self::NotSmeared => f.write_str("neither wall clock is smeared: that can't be seen"),
+            Self::NoLeapSecond => f.write_str("no leap second came between: TAI isn't known on both sides"),
+            Self::OnlyVirtual => f.write_str(
+                "only the virtual counter and timer can be set here: the physical counter stays the host's, and the \
+                 physical timer isn't restored",
+            ),
+            Self::PhysicalJumps { ticks } => {
+                let when = if *ticks < 0 { "later" } else { "earlier" };
+                write!(
+                    f,
+                    "CNTPCT_EL0 jumps by {ticks} ticks against the guest's memory of it, and every armed physical timer \
+                     fires that much {when}"
+                )
+            }
+            Self::PhysicalTimerMissing => {
+                f.write_str("the checkpoint has no physical timer, so this VM's stays as it is")
+            }
+            Self::PhysicalTraps => f.write_str(
+                "the physical counter gets an offset: on a CPU without CNTPOFF_EL2 the guest's reads of CNTPCT_EL0 and its \
+                 physical timer trap from now on",
+            ),
+            _ => self.warning(f),
+        }
+    }
+}
+
+impl Diagnostic {
+    fn warning(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OptsIn => f.write_str(
+                "this opts the VM in to one offset for good: from then on counter values that are set are ignored",
+            ),
+            Self::SetByValue => f.write_str(
+                "the counters are set one after the other by value: each is off by a measured interval, and so is their \
+                 distance",
+            ),
+            Self::LostByAnotherVcpu => f.write_str(
+                "counters set by value don't survive another KVM_CREATE_VCPU: create every vCPU before the restore",
+            ),
+            Self::PhysicalTimerMisfires { vcpu, cval, offset } => {
+                let fires = if *offset < 0 { "never fires, though it is due" } else { "fires at once" };
+                write!(
+                    f,
+                    "vCPU {vcpu}'s physical timer is on, and its CVAL {cval} with the offset {offset} isn't within 64 bits: \
+                     on a CPU without CNTPOFF_EL2, under kernels before 7.3, it {fires}"
+                )
+            }
+            Self::ReachesWidth { bits, stated } => {
+                let has = if *stated { "has" } else { "may have" };
+                write!(
+                    f,
+                    "a counter or its offset reaches 2^{bits}, and the hardware {has} counters of {bits} bits: KVM \
+                     compares 64"
+                )
+            }
+            Self::Capped { added_ticks } => write!(
+                f,
+                "more time has passed than the policy lets through: the guest gets {added_ticks} ticks of it"
+            ),
+            Self::LargeJump { jump_ns, limits } => {
+                let names: Vec<_> = limits.iter().map(|limit| limit.name).collect();
+                write!(
+                    f,
+                    "the guest's time jumps by {jump_ns} ns at once, which a Linux guest may take for: {} (docs/limits.md)",
+                    names.join(", ")
+                )
+            }
+            Self::WallClockContradicts => f.write_str(
+                "all but the wall clock says that this is the counter of the checkpoint: either the wall clock was \
+                 stepped, or the counter stood still while its host was stopped",
+            ),
+            Self::LiveUpdateElsewhere => {
+                f.write_str("a live update stays on its counter, and the evidence says that this is another one")
+            }
+            Self::KernelUnverified { side, max_error_ns } => write!(
+                f,
+                "the only bound of the wall clock {side} is the kernel's maximum error of {max_error_ns} ns, which nobody \
+                 verified"
+            ),
+            Self::Unsynchronized { side } => write!(
+                f,
+                "the kernel says that the wall clock {side} isn't synchronised: the declared bound is taken nevertheless"
+            ),
+            Self::BacklogByValue => f.write_str(
+                "the guest is owed time from before, which can't be paid back here: its counters are set by value",
+            ),
+            Self::BacklogLate(late) => write!(f, "{late}"),
+            Self::LargeStep { step_ns } => write!(
+                f,
+                "steps of {step_ns} ns are large: from 10 s on a guest's watchdogs may take one for a lockup"
+            ),
+            Self::FastCatchUp { rate_permille } => write!(
+                f,
+                "the guest's time seems to go by {} times as fast while it is paid back: more than twice",
+                thousandths(*rate_permille)
+            ),
+            Self::PassedOn(what) => {
+                write!(f, "the checkpoint has {what}, which this version doesn't know: it is passed on as it is")
+            }
+            _ => f.write_str(self.code()),
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Sources of host counts.
+
+use crate::time::count::HostCount;
+use crate::time::frequency::Frequency;
+use crate::time::stamp::CrossTimestamp;
+
+/// A source of host counts.
+///
+/// Reading it must be cheap and must never go backwards between two reads on any threads, unless its owner says so
+/// (a counter moved by hand that was rewound).
+///
+/// A read is ordered as an acquire load is, between the acquire loads before it and everything after it: a count taken
+/// earlier or later than the program says would be put under an offset that wasn't in force then.
+pub trait Counter: Send + Sync {
+    /// Ticks a second: stated by the hardware or the kernel, never measured.
+    fn frequency(&self) -> Frequency;
+
+    /// The count now.
+    fn count(&self) -> HostCount;
+
+    /// The count now together with the wall clock, and how sure it is that they belong together.
+    fn cross_timestamp(&self) -> CrossTimestamp;
+}
+
+impl<C: Counter + ?Sized> Counter for &C {
+    fn frequency(&self) -> Frequency {
+        (**self).frequency()
+    }
+
+    fn count(&self) -> HostCount {
+        (**self).count()
+    }
+
+    fn cross_timestamp(&self) -> CrossTimestamp {
+        (**self).cross_timestamp()
+    }
+}
+
+/// One instant, as a counter that stands still: what injecting a host count comes down to.
+#[derive(Clone, Debug)]
+pub struct Instant(pub CrossTimestamp);
+
+impl Counter for Instant {
+    fn frequency(&self) -> Frequency {
+        self.0.frequency
+    }
+
+    fn count(&self) -> HostCount {
+        self.0.count
+    }
+
+    fn cross_timestamp(&self) -> CrossTimestamp {
+        self.0.clone()
+    }
+}

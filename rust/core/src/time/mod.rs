@@ -1,0 +1,29 @@
+//! Counts, offsets and frequencies as types, the arithmetic between them, and how much time has passed.
+//!
+//! This room knows no architecture: a counter is a number that wraps at 2^64 and its frequency. What two instants of a
+//! host say of the time between them is [`elapsed`], and how far that may be off is an [`ErrorBound`].
+
+pub(crate) mod arithmetic;
+pub mod bound;
+pub mod count;
+pub mod counter;
+pub mod elapsed;
+pub mod frequency;
+pub mod intent;
+pub mod interval;
+pub mod published;
+pub mod ratio;
+pub mod stamp;
+pub mod wall_clock;
+
+pub use bound::{Amount, ErrorBound};
+pub use count::{GuestCount, HostCount, NO_DEADLINE, Offset, deadline};
+pub use counter::{Counter, Instant};
+pub use elapsed::{Elapsed, ElapsedError, Evidence, MAX_ELAPSED_NS, RATE_TOLERANCE_PPM};
+pub use frequency::{Frequency, NS_PER_S};
+pub use intent::Intent;
+pub use interval::OffsetInterval;
+pub use published::PublishedOffset;
+pub use ratio::Ratio;
+pub use stamp::{CrossTimestamp, Leap};
+pub use wall_clock::{Quality, SyncBound, Unvouched};

@@ -1,0 +1,177 @@
+//! Counts of a counter at another frequency, exact to the tick.
+
+use crate::time::count::HostCount;
+use crate::time::frequency::Frequency;
+use crate::time::stamp::CrossTimestamp;
+
+/// From the counts of a counter to those of one of another frequency: the law of [`ScaledCounter`], without a counter.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ratio {
+    to: Frequency,
+    /// `to` over the frequency that it is made from, reduced.
+    n: u64,
+    d: u64,
+}
+
+impl Ratio {
+    /// From counts at the frequency `from` to counts at the frequency `to`.
+    #[must_use]
+    pub const fn new(from: Frequency, to: Frequency) -> Self {
+        let divisor = greatest_common_divisor(to.hz(), from.hz());
+        Self { to, n: to.hz() / divisor, d: from.hz() / divisor }
+    }
+
+    /// Frequency of the counts that it gives.
+    #[must_use]
+    pub const fn frequency(self) -> Frequency {
+        self.to
+    }
+
+    /// The count where the other counter reads `inner`: `floor(inner * n / d)` modulo 2^64.
+    #[must_use]
+    pub const fn at(self, inner: HostCount) -> HostCount {
+        #[expect(clippy::cast_possible_truncation, reason = "a count is modulo 2^64")]
+        HostCount(self.scaled(inner) as u64)
+    }
+
+    /// Whether both counters are one.
+    #[must_use]
+    pub const fn is_one(self) -> bool {
+        self.n == self.d
+    }
+
+    /// The first inner count at which the counter reads `count` or more, where the inner one reads `now`: until when to
+    /// wait for a deadline in its ticks.
+    ///
+    /// Above the inner counter's frequency it wraps while the inner one doesn't, so this is about its present pass
+    /// through its 2^64 counts, as a deadline is. `None` where the inner counter wraps first.
+    #[must_use]
+    pub fn inner_count(self, count: HostCount, now: HostCount) -> Option<HostCount> {
+        let passes = self.scaled(now) >> 64;
+        let scaled = passes << 64 | u128::from(count.0);
+        // Where the product leaves 128 bits, the quotient leaves 64.
+        let inner = scaled.checked_mul(self.d.into())?.div_ceil(self.n.into());
+        u64::try_from(inner).ok().map(HostCount)
+    }
+
+    /// The same instant on this counter, of the same source. Its width is wider by a tick, which rounding a count down can
+    /// hide.
+    #[must_use]
+    pub fn instant(self, inner: CrossTimestamp) -> CrossTimestamp {
+        CrossTimestamp {
+            count: self.at(inner.count),
+            frequency: self.to,
+            width_ns: inner.width_ns.saturating_add(self.hidden_ns()),
+            ..inner
+        }
+    }
+
+    /// All of it, before it is reduced modulo 2^64.
+    const fn scaled(self, inner: HostCount) -> u128 {
+        inner.0 as u128 * self.n as u128 / self.d as u128
+    }
+
+    /// The longest that it can have read what it reads, beyond what the inner counter's own ticks hide: a tick, rounded
+    /// up. At a whole multiple of the inner frequency its ticks fall on the inner one's.
+    fn hidden_ns(self) -> u64 {
+        if self.d == 1 {
+            return 0;
+        }
+        u64::try_from(self.to.ticks_to_ns_ceil(1)).expect("a tick lasts at most a second")
+    }
+}
+
+const fn greatest_common_divisor(mut a: u64, mut b: u64) -> u64 {
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    a
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::vec::Vec;
+
+    fn ratio(from: u64, to: u64) -> Ratio {
+        Ratio::new(Frequency::new(from).unwrap(), Frequency::new(to).unwrap())
+    }
+
+    /// `a * b` in base 2^32, lowest digit first: integers without bounds, as on paper.
+    fn product(a: &[u64], b: &[u64]) -> Vec<u64> {
+        let mut digits = std::vec![0; a.len() + b.len()];
+        for (i, x) in a.iter().enumerate() {
+            let mut carry = 0;
+            for (j, y) in b.iter().enumerate() {
+                let sum = digits[i + j] + x * y + carry;
+                digits[i + j] = sum & 0xffff_ffff;
+                carry = sum >> 32;
+            }
+            digits[i + b.len()] = carry;
+        }
+        digits
+    }
+
+    fn digits(value: u128) -> [u64; 4] {
+        [0, 32, 64, 96].map(|shift| u64::try_from(value >> shift & 0xffff_ffff).unwrap())
+    }
+
+    /// `a * b <= c * d`, of 128 bits each, without overflow.
+    fn at_most((a, b): (u128, u128), (c, d): (u128, u128)) -> bool {
+        product(&digits(a), &digits(b)).iter().rev().le(product(&digits(c), &digits(d)).iter().rev())
+    }
+
+    fn frequencies() -> impl Strategy<Value = u64> {
+        prop_oneof![
+            1..=u64::MAX,
+            1..=u64::from(u32::MAX),
+            1..=100_u64,
+            prop::sample::select(std::vec![24_000_000, 62_500_000, 83_333_333, 1_000_000_000, 1_050_000_000, u64::MAX]),
+        ]
+    }
+
+    fn counts() -> impl Strategy<Value = u64> {
+        prop_oneof![0..=u64::MAX, 0..=1000_u64, u64::MAX - 1000..=u64::MAX]
+    }
+
+    proptest! {
+        /// The one count that fits, by its definition: `count * host <= inner * guest < (count + 1) * host`.
+        #[test]
+        fn reads_the_whole_ticks(inner in counts(), host in frequencies(), guest in frequencies()) {
+            let ratio = ratio(host, guest);
+            let all = ratio.scaled(HostCount(inner));
+            let exact = (u128::from(inner), u128::from(guest));
+            prop_assert!(at_most((all, host.into()), exact));
+            prop_assert!(!at_most((all + 1, host.into()), exact));
+            prop_assert_eq!(u128::from(ratio.at(HostCount(inner)).0), all & u128::from(u64::MAX));
+        }
+
+        #[test]
+        fn goes_forward_when_the_inner_does(
+            inner in counts(), ticks in 0..1_u64 << 40, host in frequencies(), guest in frequencies(),
+        ) {
+            let ratio = ratio(host, guest);
+            let before = ratio.scaled(HostCount(inner));
+            if let Some(later) = inner.checked_add(ticks) {
+                prop_assert!(ratio.scaled(HostCount(later)) >= before);
+            }
+        }
+
+        /// The inner count for a deadline is the first one, on the same pass, or there is none within 64 bits.
+        #[test]
+        fn waits_until_the_first_inner_count(
+            inner in counts(), count in counts(), host in frequencies(), guest in frequencies(),
+        ) {
+            let ratio = ratio(host, guest);
+            let wanted = ratio.scaled(HostCount(inner)) >> 64 << 64 | u128::from(count);
+            match ratio.inner_count(HostCount(count), HostCount(inner)) {
+                Some(first) => {
+                    prop_assert!(ratio.scaled(first) >= wanted);
+                    prop_assert!(first.0 == 0 || ratio.scaled(HostCount(first.0 - 1)) < wanted);
+                }
+                None => prop_assert!(ratio.scaled(HostCount(u64::MAX)) < wanted),
+            }
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! A count and a wall-clock reading of one instant, and who vouches for them.
+
+use crate::time::count::HostCount;
+use crate::time::frequency::{Frequency, NS_PER_S};
+use crate::time::wall_clock::{Quality, SATURATED_NS, SyncBound, Unvouched};
+use alloc::string::String;
+
+/// Source of a host that nobody knows: see [`CrossTimestamp::of_unknown_host`].
+pub const UNKNOWN_SOURCE: &str = "unknown";
+
+/// Source of a counter that a program moves, and that belongs to no machine.
+pub const MANUAL_SOURCE: &str = "manual";
+
+/// What is known about a pending leap second, from the kernel's clock state (adjtimex(2)).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Leap {
+    /// None is announced.
+    None,
+    /// The day ends with 23:59:60 (TIME_INS).
+    Insert,
+    /// The day ends with 23:59:58 (TIME_DEL).
+    Delete,
+    /// It is 23:59:60 now (TIME_OOP).
+    InProgress,
+    /// One has just passed (TIME_WAIT).
+    Passed,
+    /// Nobody said.
+    Unknown,
+}
+
+impl Leap {
+    /// All of them.
+    pub const ALL: [Self; 6] = [Self::None, Self::Insert, Self::Delete, Self::InProgress, Self::Passed, Self::Unknown];
+
+    /// Its name: `none`, `insert`, `delete`, `in-progress`, `passed` or `unknown`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Insert => "insert",
+            Self::Delete => "delete",
+            Self::InProgress => "in-progress",
+            Self::Passed => "passed",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// The state of that name; `None` where there is none.
+    ///
+    /// ```
+    /// use guestclock_core::time::Leap;
+    /// assert_eq!(Leap::from_name("insert"), Some(Leap::Insert));
+    /// assert_eq!(Leap::from_name("TIME_INS"), None);
+    /// ```
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|leap| leap.name() == name)
+    }
+}
+
+/// A count and a wall-clock reading that belong together, and what vouches for them.
+///
+/// The wall clock read [`realtime_ns`](Self::realtime_ns) at some instant in the `width_ns` nanoseconds that end or begin
+/// at `count`: the whole width of the bracket is the bound on their distance.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CrossTimestamp {
+    /// The host's counter.
+    pub count: HostCount,
+    /// Its frequency.
+    pub frequency: Frequency,
+    /// Which counter it was: `cntvct_el0`, `clock_monotonic_raw`, `clock_monotonic`, `tsc` or `manual`.
+    pub source: String,
+    /// CLOCK_REALTIME, in nanoseconds since 1970.
+    pub realtime_ns: i64,
+    /// How far apart the two may be, in nanoseconds.
+    pub width_ns: u64,
+    /// The kernel's TAI - UTC in seconds; `None` where it isn't known (the kernel says 0 then).
+    pub tai_offset_s: Option<i32>,
+    /// Whether the kernel believes the wall clock to be synchronised; `None` where nobody was asked.
+    pub synchronized: Option<bool>,
+    /// The kernel's maximum error of the wall clock (adjtimex `maxerror`) in nanoseconds: a claim, not a proof.
+    pub max_error_ns: Option<u64>,
+    /// Who vouches for the wall clock, where somebody was declared to.
+    pub sync: Option<SyncBound>,
+    /// How much faster than at its nominal frequency the counter runs, in parts per billion, by the kernel's correction
+    /// of its wall clock; `None` where that isn't known.
+    pub rate_ppb: Option<i64>,
+    /// The leap-second state.
+    pub leap: Leap,
+    /// The installation, as an id made from /etc/machine-id for guestclock alone.
+    pub machine_id: Option<[u8; 16]>,
+    /// The kernel's random boot id: this boot, or a restored copy of it.
+    pub boot_id: Option<[u8; 16]>,
+}
+
+impl CrossTimestamp {
+    /// A stamp of a host that nobody knows, in the one way that the format has for it.
+    ///
+    /// Its source is no counter's name, so it is never the same counter; and both its clocks read more than any real one
+    /// will, so that a reader which doesn't know of this finds that they went backwards, and refuses. `Freeze` asks for
+    /// neither.
+    #[must_use]
+    pub fn of_unknown_host(frequency: Frequency) -> Self {
+        // Counts are compared modulo 2^64: this one lies ahead of everything that a counter reads in centuries.
+        let count = HostCount(i64::MAX.cast_unsigned());
+        Self::unvouched(count, frequency, UNKNOWN_SOURCE, i64::MAX, u64::MAX)
+    }
+
+    /// Whether nobody knows the host's clocks. A checkpoint of an unknown source may still have a wall clock.
+    #[must_use]
+    pub fn is_of_unknown_host(&self) -> bool {
+        self.source == UNKNOWN_SOURCE && self.realtime_ns == i64::MAX
+    }
+
+    /// Two readings that belong together within `width_ns`, and nobody to say anything of the clocks.
+    #[must_use]
+    pub fn unvouched(count: HostCount, frequency: Frequency, source: &str, realtime_ns: i64, width_ns: u64) -> Self {
+        Self {
+            count,
+            frequency,
+            source: String::from(source),
+            realtime_ns,
+            width_ns,
+            tai_offset_s: None,
+            synchronized: None,
+            max_error_ns: None,
+            sync: None,
+            rate_ppb: None,
+            leap: Leap::Unknown,
+            machine_id: None,
+            boot_id: None,
+        }
+    }
+
+    /// The same, moved to the instant at which the counter reads `count`: the wall clock moves by the ticks between.
+    ///
+    /// `count` may lie before or after. Exact to the nanosecond but for the wall clock's rate, so it is for short
+    /// distances: a caller that read the counter itself a moment ago. `None` where the wall clock leaves its range.
+    #[must_use]
+    pub fn at(&self, count: HostCount) -> Option<Self> {
+        let ticks = count.since(self.count);
+        let back = self.count.since(count);
+        let moved = if ticks <= back {
+            i128::try_from(self.frequency.ticks_to_ns(ticks)).ok()?
+        } else {
+            -i128::try_from(self.frequency.ticks_to_ns(back)).ok()?
+        };
+        Some(Self { count, realtime_ns: i64::try_from(i128::from(self.realtime_ns) + moved).ok()?, ..self.clone() })
+    }
+
+    /// CLOCK_TAI, in nanoseconds; `None` where TAI - UTC isn't known.
+    #[must_use]
+    pub fn tai_ns(&self) -> Option<i128> {
+        let ahead = i128::from(self.tai_offset_s?) * i128::from(NS_PER_S);
+        Some(i128::from(self.realtime_ns) + ahead)
+    }
+
+    /// Who vouches for the wall clock: who was declared to, else the kernel where it claims anything.
+    pub fn vouched(&self) -> Result<SyncBound, Unvouched> {
+        if self.is_of_unknown_host() {
+            return Err(Unvouched::UnknownHost);
+        }
+        if self.tai_offset_s.is_none() {
+            return Err(Unvouched::TaiUnknown);
+        }
+        match (self.sync, self.synchronized, self.max_error_ns) {
+            (Some(sync), ..) => Ok(sync),
+            (None, Some(false), _) => Err(Unvouched::Unsynchronized),
+            (None, Some(true), Some(max_error_ns)) if max_error_ns >= SATURATED_NS => Err(Unvouched::Saturated),
+            // It is of now: the kernel makes it grow by 500 ppm itself (second_overflow in kernel/time/ntp.c).
+            (None, Some(true), Some(max_error_ns)) => Ok(SyncBound {
+                max_error_ns,
+                age_ns: 0,
+                holdover_ppb: 0,
+                quality: Quality::KernelUnverified,
+                tai_offset_s: None,
+            }),
+            (None, ..) => Err(Unvouched::Nobody),
+        }
+    }
+
+    /// How far `realtime_ns` may be from UTC at the instant of `count`, in nanoseconds: the bracket's width, the bound and
+    /// what it has grown by. `None` where nobody vouches for it.
+    #[must_use]
+    pub fn error_bound_ns(&self) -> Option<u64> {
+        let sync = self.vouched().ok()?;
+        Some(self.width_ns.saturating_add(sync.error_ns()))
+    }
+
+    /// The same, with somebody to vouch for its wall clock.
+    #[must_use]
+    pub fn vouched_by(self, sync: SyncBound) -> Self {
+        Self { sync: Some(sync), tai_offset_s: sync.tai_offset_s.or(self.tai_offset_s), ..self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_host_is_ahead_of_every_other() {
+        let unknown = CrossTimestamp::of_unknown_host(Frequency::new(1).unwrap());
+        for count in [0, 1, 1 << 62, (1 << 63) - 2] {
+            assert!(unknown.count.is_after(HostCount(count)));
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! What `make instructions` counts, under callgrind: each kernel on each instruction set, a step of the deadline queue,
+//! the checkpoint's bytes. The same inputs in each run.
+//!
+//! callgrind counts in `counted_call` and writes a file each time that it returns; the names of these calls, in their
+//! order, go to stdout.
+
+mod columns;
+mod steady;
+
+use columns::{HZ, NOW, TIMERS, Vcpus, Vms, frequencies, of};
+use guestclock_core::arch::arm64::Timer;
+use guestclock_core::checkpoint::{Checkpoint, CtlColumn, TimerColumns, codec};
+use guestclock_core::time::{CrossTimestamp, Frequency, GuestCount, HostCount};
+use guestclock_model::bank::{self, Isa, Scale};
+use std::hint::black_box;
+use steady::Steady;
+
+/// Whole blocks, and a rest.
+const ROWS: usize = 1000;
+
+#[inline(never)]
+fn counted_call(call: &mut dyn FnMut()) {
+    call();
+}
+
+fn count(name: &str, isa: &str, mut call: impl FnMut()) {
+    // Nothing is looked up or allocated for the first time in what is counted.
+    call();
+    counted_call(&mut call);
+    println!("{name}/{isa}");
+}
+
+fn main() {
+    // `cargo test --benches` runs it as well.
+    if !std::env::args().any(|argument| argument == "--count") {
+        return;
+    }
+    for isa in Isa::available() {
+        kernels(isa);
+    }
+    let mut steady = Steady::new(10_000, 8);
+    let mut steps = || {
+        for _ in 0..100 {
+            black_box(steady.step());
+        }
+    };
+    steps();
+    count("deadline queue, 100 steps", "any", steps);
+    let checkpoint = checkpoint(ROWS);
+    let bytes = codec::encode(&checkpoint);
+    count("checkpoint to bytes", "any", || drop(black_box(codec::encode(black_box(&checkpoint)))));
+    count("checkpoint from bytes", "any", || drop(black_box(codec::decode(black_box(&bytes)))));
+}
+
+fn kernels(isa: Isa) {
+    let (vcpus, vms) = (Vcpus::new(ROWS), Vms::new(ROWS));
+    let (timers, offsets) = (vcpus.timers(), vcpus.offsets());
+    let [mut out, mut other] = [vec![0; ROWS], vec![0; ROWS]];
+    let [mut istatus, mut line] = [vec![false; ROWS * TIMERS], vec![false; ROWS * TIMERS]];
+    count("counts", isa.name(), || bank::counts(isa, NOW, offsets[0], &mut out));
+    count("evaluate", isa.name(), || bank::evaluate(isa, NOW, timers[0], &mut istatus[..ROWS], &mut line[..ROWS]));
+    count("next deadlines of 4 timers", isa.name(), || bank::next_deadlines(isa, NOW, &timers, &mut out));
+    count("both", isa.name(), || {
+        bank::evaluate_and_deadlines(isa, NOW, &timers, &mut istatus, &mut line, &mut out);
+    });
+    count("earliest", isa.name(), || {
+        black_box(bank::earliest(isa, &out));
+    });
+    let before: Vec<bool> = line[..ROWS].iter().enumerate().map(|(row, line)| line ^ (row % 100 == 0)).collect();
+    let mut rows = vec![0; ROWS];
+    count("changes", isa.name(), || {
+        black_box(bank::changes(isa, &before, &line[..ROWS], &mut rows));
+    });
+    let scales = frequencies().map(Scale::ticks_to_ns);
+    count("ticks to ns", isa.name(), || bank::convert(isa, scales[2], offsets[0], &mut out));
+    let of = of(7, ROWS);
+    count("ticks to ns, five frequencies", isa.name(), || {
+        bank::convert_mixed(isa, &scales, &of, offsets[0], &mut out);
+    });
+    let rates = Vms::rates();
+    count("recompute offsets", isa.name(), || {
+        bank::recompute_offsets(isa, &rates, vms.saved(), &mut out, &mut other).expect("no counter went backwards");
+    });
+}
+
+fn checkpoint(vcpus: usize) -> Checkpoint {
+    let frequency = Frequency::new(HZ[1]).expect("not 0");
+    let column = |seed| columns::offsets(seed, vcpus);
+    let timer =
+        |timer: Timer| TimerColumns { timer, cval: column(timer as u64), ctl: CtlColumn::new([1].repeat(vcpus)) };
+    Checkpoint {
+        cntfrq_hz: 62_500_000,
+        cntvct: GuestCount(1 << 40),
+        cntpct: GuestCount(1 << 40),
+        owned: true,
+        width_ticks: 0,
+        host: CrossTimestamp::unvouched(HostCount(1 << 50), frequency, "manual", 0, 0),
+        stopped_at: None,
+        debt: None,
+        vcpus,
+        cntvoff: None,
+        timers: vec![timer(Timer::Vtimer), timer(Timer::Ptimer)],
+        others: Vec::new(),
+        unknown: Vec::new(),
+    }
+}

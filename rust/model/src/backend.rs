@@ -1,0 +1,78 @@
+//! The model behind the trait of a VM's primitive calls.
+
+use crate::bank::Bank;
+use crate::config::Config;
+use crate::error::VmError;
+use crate::vm::Vm;
+use guestclock_core::arch::Abilities;
+use guestclock_core::arch::arm64::{Behaviours, Width};
+use guestclock_core::drive::Backend;
+use guestclock_core::time::{Counter, Offset};
+use std::ops::DerefMut;
+
+/// Capabilities of the model of such a VM.
+#[must_use]
+pub fn abilities(behaviours: Behaviours, config: Config) -> Abilities {
+    Abilities {
+        counter_offset: behaviours.counter_offset,
+        physical_offset_untrapped: None,
+        counter_bits: Some(config.width).filter(|width| *width != Width::FULL).map(Width::bits),
+    }
+}
+
+/// The model as a backend: a VM and the counter that its time comes from.
+#[derive(Debug)]
+pub struct Model<'a, C: Counter + ?Sized, B = Box<Bank>> {
+    /// The VM.
+    pub vm: &'a mut Vm<B>,
+    /// Its counter, or an [`Instant`](guestclock_core::time::Instant) of it.
+    pub counter: &'a C,
+}
+
+impl<C: Counter, B: DerefMut<Target = Bank>> Backend for Model<'_, C, B> {
+    type Error = VmError;
+
+    fn counter(&self) -> &dyn Counter {
+        self.counter
+    }
+
+    fn cntfrq_hz(&self) -> u32 {
+        self.vm.cntfrq_hz()
+    }
+
+    fn vcpus(&self) -> usize {
+        self.vm.vcpus()
+    }
+
+    fn abilities(&self) -> Abilities {
+        abilities(self.vm.behaviours(), self.vm.config())
+    }
+
+    fn reg_list(&mut self, vcpu: usize) -> Result<Vec<u64>, VmError> {
+        self.vm.reg_list(vcpu)
+    }
+
+    fn owned_offset(&self) -> Option<Offset> {
+        self.vm.owned_offset()
+    }
+
+    fn generation(&self) -> u64 {
+        self.vm.generation()
+    }
+
+    fn stopped(&mut self) -> Result<(), VmError> {
+        self.vm.all_stopped()
+    }
+
+    fn get_one_reg(&mut self, vcpu: usize, id: u64) -> Result<u64, VmError> {
+        self.vm.get_one_reg(vcpu, id, self.counter.count())
+    }
+
+    fn set_one_reg(&mut self, vcpu: usize, id: u64, value: u64) -> Result<(), VmError> {
+        self.vm.set_one_reg(vcpu, id, value, self.counter.count())
+    }
+
+    fn set_counter_offset(&mut self, offset: Offset) -> Result<(), VmError> {
+        self.vm.set_counter_offset(offset, 0)
+    }
+}

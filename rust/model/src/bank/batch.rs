@@ -1,0 +1,336 @@
+//! What is asked of many vCPUs at one instant, and written to many.
+//!
+//! `now` is always the bank's counter's count. VMs of another frequency have a `now` of their own, by their exact ratio,
+//! and their deadlines are led back to the bank's counter.
+
+use crate::bank::armed::Due;
+use crate::bank::counts;
+use crate::bank::deadlines::{TimerSlices, deadlines_by_vm, earliest, evaluate_and_deadlines, next_deadlines};
+use crate::bank::handle::Handle;
+use crate::bank::lines::{changes, evaluate};
+use crate::bank::selection::{Part, Selection};
+use crate::bank::vms::{Bank, BankError, Clock, narrow};
+use crate::error::VmError;
+use guestclock_core::arch::arm64::timer::can_raise;
+use guestclock_core::arch::arm64::{CTL_ISTATUS, Timer, View};
+use guestclock_core::time::{HostCount, NO_DEADLINE, Offset};
+use std::borrow::Cow;
+
+/// A line that has changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Change {
+    /// Whose.
+    pub vcpu: Handle,
+    /// Of which timer.
+    pub timer: Timer,
+    /// What it is now.
+    pub level: bool,
+}
+
+/// A timer that has fired.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Expired {
+    /// The count of the bank's counter at which it was due: 0 where that was before its first.
+    pub deadline: u64,
+    /// Whose.
+    pub vcpu: Handle,
+    /// Which.
+    pub timer: Timer,
+}
+
+impl Bank {
+    /// What the vCPUs' counters read at `now`: into `out`, which has room for each that is selected.
+    pub fn counts(&self, now: HostCount, view: View, vcpus: &Selection, out: &mut [u64]) {
+        for (part, clock, now) in self.parts(vcpus, now) {
+            let offsets = part.of(clock.rows.offsets_in(view));
+            part.write(out, |out| counts(self.isa, now, &offsets, out));
+        }
+    }
+
+    /// The offsets in force of one of the vCPUs' counters.
+    pub fn offsets(&self, view: View, vcpus: &Selection, out: &mut [u64]) {
+        for (part, clock, _) in self.parts(vcpus, HostCount(0)) {
+            part.write(out, |out| out.copy_from_slice(&part.of(clock.rows.offsets_in(view))));
+        }
+    }
+
+    /// Which vCPUs are in their guests.
+    pub fn running(&self, vcpus: &Selection, out: &mut [bool]) {
+        for (part, clock, _) in self.parts(vcpus, HostCount(0)) {
+            part.write(out, |out| out.copy_from_slice(&part.of(&clock.rows.running)));
+        }
+    }
+
+    /// ISTATUS and the line of every timer at `now`, and [`next_deadlines`](Self::next_deadlines). In `istatus` and `line`
+    /// there is a column for each of [`timers`](Self::timers), one after the other.
+    pub fn evaluate(
+        &self,
+        now: HostCount,
+        vcpus: &Selection,
+        istatus: &mut [bool],
+        line: &mut [bool],
+        deadlines: &mut [u64],
+    ) {
+        for (part, clock, here) in self.parts(vcpus, now) {
+            let picked = Picked::all(part, clock);
+            let slices = picked.each_ref().map(Picked::slices);
+            let timers = &slices[..clock.rows.kept().len()];
+            part.write_all(istatus, line, deadlines, |istatus, line, deadlines| {
+                evaluate_and_deadlines(self.isa, here, timers, istatus, line, deadlines);
+                clock.lead_back(now, deadlines);
+            });
+        }
+    }
+
+    /// The count of the bank's counter at which the first of each vCPU's lines goes high: `now` where one is,
+    /// [`NO_DEADLINE`] where none will.
+    pub fn next_deadlines(&self, now: HostCount, vcpus: &Selection, out: &mut [u64]) {
+        for (part, clock, here) in self.parts(vcpus, now) {
+            let picked = Picked::all(part, clock);
+            let slices = picked.each_ref().map(Picked::slices);
+            let timers = &slices[..clock.rows.kept().len()];
+            part.write(out, |out| {
+                next_deadlines(self.isa, here, timers, out);
+                clock.lead_back(now, out);
+            });
+        }
+    }
+
+    /// The first of [`next_deadlines`](Self::next_deadlines) of each VM: of those of these handles, or of all in the order of
+    /// [`handles`](Self::handles).
+    pub fn next_deadlines_of_vms(
+        &mut self,
+        now: HostCount,
+        vms: Option<&[Handle]>,
+        out: &mut [u64],
+    ) -> Result<(), BankError> {
+        let Some(vms) = vms else {
+            let all = self.all();
+            let mut deadlines = vec![NO_DEADLINE; all.len()];
+            self.next_deadlines(now, &all, &mut deadlines);
+            let vm_of: Vec<u32> = self.clocks.iter().flat_map(|clock| clock.rows.vm.iter().copied()).collect();
+            let mut by_slot = vec![NO_DEADLINE; self.seats.len()];
+            deadlines_by_vm(&deadlines, &vm_of, &mut by_slot);
+            for (out, vm) in out.iter_mut().zip(self.handles()) {
+                *out = by_slot[vm.slot() as usize];
+            }
+            return Ok(());
+        };
+        let slots = self.slots(vms)?;
+        let mut deadlines = [0; crate::config::MAX_VCPUS];
+        for (out, slot) in out.iter_mut().zip(slots) {
+            let (rows, clock) = (self.rows_of(slot), self.clock_of(slot));
+            let deadlines = &mut deadlines[..rows.len()];
+            let timers: Vec<TimerSlices> =
+                clock.rows.kept().iter().map(|timer| clock.rows.slices(*timer, rows.clone())).collect();
+            next_deadlines(self.isa, clock.ratio.at(now), &timers, deadlines);
+            clock.lead_back(now, deadlines);
+            *out = earliest(self.isa, deadlines);
+        }
+        Ok(())
+    }
+
+    /// The lines that have changed since the last call, those of each timer in the order of the rows. A new vCPU's are low.
+    pub fn changes(&mut self, now: HostCount) -> Vec<Change> {
+        self.close_gaps();
+        let mut found = Vec::new();
+        for number in 0..self.clocks.len() {
+            let here = self.now_of(number, now);
+            let rows = &mut self.clocks[number].rows;
+            let (mut istatus, mut line) = (vec![false; rows.len()], vec![false; rows.len()]);
+            let mut changed = vec![0; rows.len()];
+            for &timer in rows.kept() {
+                evaluate(self.isa, here, rows.slices(timer, 0..rows.len()), &mut istatus, &mut line);
+                let seen = &mut rows.timers[timer.index()].seen;
+                seen.resize(line.len(), false);
+                let count = changes(self.isa, seen, &line, &mut changed);
+                seen.copy_from_slice(&line);
+                let rows = changed[..count].iter().map(|row| usize::try_from(*row).unwrap_or(usize::MAX));
+                found.extend(rows.map(|row| (number, row, timer, line[row])));
+            }
+        }
+        let handle = |clock: usize, row: usize| self.handle_of(self.clocks[clock].rows.vm[row], narrow(row));
+        found.into_iter().map(|(clock, row, timer, level)| Change { vcpu: handle(clock, row), timer, level }).collect()
+    }
+
+    /// Opts VMs in to these offsets: [`Vm::set_counter_offset`](crate::vm::Vm::set_counter_offset) of each, or of none.
+    ///
+    /// # Panics
+    ///
+    /// Where there aren't as many offsets as VMs.
+    pub fn set_offsets(&mut self, vms: &[Handle], offsets: &[u64]) -> Result<(), BankError> {
+        assert_eq!(vms.len(), offsets.len(), "VMs and offsets");
+        let slots = self.slots(vms)?;
+        for vm in vms {
+            self.vm(*vm)?.takes_an_offset(0).map_err(|error| BankError::OfVm { handle: vm.0, error })?;
+        }
+        for (slot, offset) in slots.into_iter().zip(offsets) {
+            crate::vm::Vm::view(&mut *self, slot).set_counter_offset(Offset(*offset), 0)?;
+        }
+        Ok(())
+    }
+
+    /// Writes CVAL and CTL of one timer of many vCPUs, as SET_ONE_REG of each does: of all, or of none.
+    ///
+    /// # Panics
+    ///
+    /// Where the columns differ in length.
+    pub fn set_timers(&mut self, timer: Timer, vcpus: &[Handle], cval: &[u64], ctl: &[u8]) -> Result<(), BankError> {
+        assert_eq!([cval.len(), ctl.len()], [vcpus.len(); 2], "vCPUs, CVAL and CTL");
+        let found = self.find(vcpus)?;
+        for (vcpu, (clock, row)) in vcpus.iter().zip(&found) {
+            let refused = if !self.kind_of(vcpu.slot()).config.el2.timers().contains(&timer) {
+                VmError::NoSuchTimer { timer }
+            } else if self.clocks[*clock].rows.running[*row as usize] {
+                VmError::Running { vcpu: vcpu.number().into() }
+            } else {
+                continue;
+            };
+            return Err(BankError::OfVm { handle: vcpu.vm().0, error: refused });
+        }
+        let mut queued: Vec<Queued> = self.clocks.iter().map(|_| Queued::default()).collect();
+        for ((vcpu, (number, row)), (cval, ctl)) in vcpus.iter().zip(found).zip(cval.iter().zip(ctl)) {
+            let (slot, row, ctl) = (vcpu.slot(), row as usize, u64::from(*ctl) & !CTL_ISTATUS);
+            let Clock { rows, armed, .. } = &mut self.clocks[number];
+            rows.set_cval(row, timer, *cval);
+            rows.set_ctl(row, timer, ctl);
+            if let Some(armed) = armed {
+                queued[number].add(armed.id(slot, vcpu.number(), timer), can_raise(ctl).then_some(*cval));
+            }
+            self.seats[slot as usize].changes += 1;
+        }
+        for (clock, queued) in self.clocks.iter_mut().zip(queued) {
+            if let Some(armed) = &mut clock.armed {
+                armed.write_all(&queued.armed, &queued.cvals, &queued.disarmed);
+            }
+        }
+        Ok(())
+    }
+
+    /// When the next line goes high, as a count of the bank's counter: `now` where one is, [`NO_DEADLINE`] where none will. A
+    /// timer that [`expire`](Self::expire) has given doesn't count until it is written again, or to come again.
+    pub fn next_deadline(&mut self, now: HostCount) -> u64 {
+        self.look_again(now);
+        let deadlines = self.armed().map(|clock| {
+            let mut deadline =
+                [clock.armed.as_mut().map_or(NO_DEADLINE, |armed| armed.next_deadline(clock.ratio.at(now)))];
+            clock.lead_back(now, &mut deadline);
+            deadline[0]
+        });
+        deadlines.fold(NO_DEADLINE, u64::min)
+    }
+
+    /// The timers whose lines have gone high, by their deadlines and then by vCPU and timer: each once, until it is written
+    /// again, or its VM's offset moves and it is to come again.
+    pub fn expire(&mut self, now: HostCount) -> Vec<Expired> {
+        self.look_again(now);
+        let mut fired = Vec::new();
+        for clock in self.armed() {
+            let from = fired.len();
+            let here = clock.ratio.at(now);
+            if let Some(armed) = &mut clock.armed {
+                armed.expire(here, &mut fired);
+            }
+            if !clock.ratio.is_one() {
+                for due in &mut fired[from..] {
+                    due.deadline =
+                        clock.ratio.inner_count(HostCount(due.deadline), now).map_or(now.0, |count| count.0.min(now.0));
+                }
+            }
+        }
+        let expired =
+            |Due { deadline, slot, vcpu, timer }| Expired { deadline, vcpu: self.handle_of_vm(slot).vcpu(vcpu), timer };
+        let mut expired: Vec<Expired> = fired.into_iter().map(expired).collect();
+        expired.sort_unstable();
+        expired
+    }
+
+    /// How many timers are yet to fire; 0 until a deadline was asked for.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.clocks.iter().filter_map(|clock| clock.armed.as_ref()).map(super::armed::Armed::pending).sum()
+    }
+
+    fn look_again(&mut self, now: HostCount) {
+        for number in 0..self.clocks.len() {
+            let Some(mut armed) = self.clocks[number].armed.take() else { continue };
+            for slot in armed.take_moved() {
+                armed.look_again(self.place(slot), &self.clocks[number].rows, self.now_of(number, now));
+            }
+            self.clocks[number].armed = Some(armed);
+        }
+    }
+
+    fn parts<'a>(
+        &'a self,
+        vcpus: &'a Selection,
+        now: HostCount,
+    ) -> impl Iterator<Item = (&'a Part, &'a Clock, HostCount)> {
+        vcpus.parts().iter().map(move |part| (part, &self.clocks[part.clock], self.now_of(part.clock, now)))
+    }
+}
+
+/// One timer of the vCPUs of a part.
+#[derive(Default)]
+struct Picked<'a> {
+    offsets: Cow<'a, [u64]>,
+    cval: Cow<'a, [u64]>,
+    ctl: Cow<'a, [u8]>,
+}
+
+impl<'a> Picked<'a> {
+    /// Those that there are columns of come first.
+    fn all(part: &Part, clock: &'a Clock) -> [Self; Timer::ALL.len()] {
+        Timer::ALL.map(|timer| match clock.rows.timers.get(timer.index()) {
+            None => Self::default(),
+            Some(columns) => Self {
+                offsets: part.of(clock.rows.offsets_of(timer)),
+                cval: part.of(&columns.cval),
+                ctl: part.of(&columns.ctl),
+            },
+        })
+    }
+
+    fn slices(&self) -> TimerSlices<'_> {
+        TimerSlices { offsets: &self.offsets, cval: &self.cval, ctl: &self.ctl }
+    }
+}
+
+/// What is to be written to a deadline queue.
+#[derive(Default)]
+struct Queued {
+    armed: Vec<u32>,
+    cvals: Vec<u64>,
+    disarmed: Vec<u32>,
+}
+
+impl Queued {
+    fn add(&mut self, id: u32, cval: Option<u64>) {
+        match cval {
+            Some(cval) => {
+                self.armed.push(id);
+                self.cvals.push(cval);
+            }
+            None => self.disarmed.push(id),
+        }
+    }
+}
+
+impl Clock {
+    /// Makes deadlines in its own counts into those of the bank's counter. One past its last count is held just below that.
+    fn lead_back(&self, now: HostCount, deadlines: &mut [u64]) {
+        if self.ratio.is_one() {
+            return;
+        }
+        let here = self.ratio.at(now);
+        for deadline in deadlines.iter_mut().filter(|deadline| **deadline != NO_DEADLINE) {
+            *deadline = if *deadline == here.0 {
+                now.0
+            } else {
+                self.ratio
+                    .inner_count(HostCount(*deadline), now)
+                    .map_or(NO_DEADLINE - 1, |count| count.0.min(NO_DEADLINE - 1))
+            };
+        }
+    }
+}

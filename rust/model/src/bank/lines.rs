@@ -1,0 +1,89 @@
+//! Timer conditions and interrupt lines, and which lines have changed.
+#![expect(clippy::inline_always, reason = "what Isa::run asks for")]
+#![expect(clippy::needless_range_loop, reason = "a row is an index of several arrays")]
+
+use crate::bank::block::BLOCK;
+use crate::bank::deadlines::{TimerBlock, TimerSlices};
+use crate::bank::isa::Isa;
+use guestclock_core::arch::arm64::timer;
+use guestclock_core::time::{HostCount, Offset};
+
+/// Of one timer on each row when the host's counter reads `now`: ISTATUS ([`condition_met`](timer::condition_met)) and
+/// the level of its line ([`line`](timer::line())).
+///
+/// # Panics
+///
+/// Where the columns differ in length.
+pub fn evaluate(isa: Isa, now: HostCount, timer: TimerSlices<'_>, istatus: &mut [bool], line: &mut [bool]) {
+    timer.same_rows(istatus.len());
+    assert_eq!(istatus.len(), line.len(), "rows of ISTATUS and of the lines");
+    isa.run(
+        #[inline(always)]
+        |_| {
+            let (blocks, rest) = istatus.as_chunks_mut();
+            let (line_blocks, line_rest) = line.as_chunks_mut();
+            for (number, (istatus, line)) in blocks.iter_mut().zip(line_blocks).enumerate() {
+                lines(now, timer.whole(number), istatus, line);
+            }
+            if !rest.is_empty() {
+                let (mut met, mut high) = ([false; BLOCK], [false; BLOCK]);
+                lines(now, timer.rest().block(), &mut met, &mut high);
+                rest.copy_from_slice(&met[..rest.len()]);
+                line_rest.copy_from_slice(&high[..rest.len()]);
+            }
+        },
+    );
+}
+
+/// ISTATUS and the line: the conditions first, then the lines from them, since a vector has room for more lines than
+/// for counts.
+#[inline(always)]
+fn lines(now: HostCount, timer: TimerBlock<'_>, istatus: &mut [bool; BLOCK], line: &mut [bool; BLOCK]) {
+    // Arrays of their own, which no column can overlap.
+    let (mut met, mut high) = ([false; BLOCK], [false; BLOCK]);
+    conditions(now, timer, &mut met);
+    for row in 0..BLOCK {
+        high[row] = met[row] & timer::can_raise(timer.ctl[row].into());
+    }
+    *istatus = met;
+    *line = high;
+}
+
+/// ISTATUS.
+#[inline(always)]
+pub(super) fn conditions(now: HostCount, timer: TimerBlock<'_>, met: &mut [bool; BLOCK]) {
+    for row in 0..BLOCK {
+        met[row] = timer::condition_met(timer.cval[row], now.guest(Offset(timer.offsets[row])));
+    }
+}
+
+/// The rows whose line isn't as it was `before`, in ascending order into the beginning of `rows`; returns how many.
+///
+/// The numbers are `i64`, the array library's own index type. `rows` has as many elements as there are lines, since all
+/// of them may have changed; those past the returned number are left or overwritten.
+///
+/// # Panics
+///
+/// Where the columns differ in length.
+#[expect(clippy::needless_bitwise_bool, reason = "a branch for each row would keep it from being vector code")]
+pub fn changes(isa: Isa, before: &[bool], line: &[bool], rows: &mut [i64]) -> usize {
+    assert_eq!([line.len(), rows.len()], [before.len(); 2], "rows of both columns of lines, and of the output");
+    isa.run(
+        #[inline(always)]
+        |_| {
+            let mut found = 0;
+            // Of most blocks no line has changed, and one look passes over all of it.
+            for (first, (before, line)) in (0..).step_by(BLOCK).zip(before.chunks(BLOCK).zip(line.chunks(BLOCK))) {
+                if before.iter().zip(line).fold(false, |any, (before, line)| any | (before ^ line)) {
+                    for (row, (before, line)) in (first..).zip(before.iter().zip(line)) {
+                        if before != line {
+                            rows[found] = row;
+                            found += 1;
+                        }
+                    }
+                }
+            }
+            found
+        },
+    )
+}

@@ -1,0 +1,315 @@
+//! The offsets of many VMs at one instant: the table of [`plan`](guestclock_core::restore::plan), as columns.
+#![expect(clippy::inline_always, reason = "what Isa::run asks for")]
+
+use crate::bank::block::{BLOCK, Lanes, rest, whole, widened};
+use crate::bank::isa::{Isa, TABLE};
+use crate::bank::scale::{Digits, Scale};
+use guestclock_core::time::{Frequency, GuestCount, HostCount, Offset};
+
+/// What a VM's guest is to see of the time it didn't run, and by what that is told: [`Policy`](guestclock_core::restore::Policy)
+/// with the plan's decision whether it is the same counter.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u8)]
+pub enum Added {
+    /// Nothing: `Freeze`, and `CatchUp`, which owes it.
+    Nothing,
+    /// The ticks since the checkpoint, on the same counter.
+    Counted,
+    /// The same, at most `max_ns`.
+    CountedUpTo,
+    /// `elapsed_ns`, which two wall clocks or the caller said.
+    Elapsed,
+    /// The same, at most `max_ns`.
+    ElapsedUpTo,
+}
+
+impl Added {
+    /// All, in their numbers' order.
+    pub const ALL: [Self; 5] = [Self::Nothing, Self::Counted, Self::CountedUpTo, Self::Elapsed, Self::ElapsedUpTo];
+
+    /// The one of this number, its place in [`ALL`](Self::ALL).
+    #[must_use]
+    pub const fn numbered(number: u8) -> Option<Self> {
+        match number {
+            0 => Some(Self::Nothing),
+            1 => Some(Self::Counted),
+            2 => Some(Self::CountedUpTo),
+            3 => Some(Self::Elapsed),
+            4 => Some(Self::ElapsedUpTo),
+            _ => None,
+        }
+    }
+
+    #[inline(always)]
+    const fn counted(self) -> bool {
+        matches!(self, Self::Counted | Self::CountedUpTo)
+    }
+
+    #[inline(always)]
+    const fn told(self) -> bool {
+        matches!(self, Self::Elapsed | Self::ElapsedUpTo)
+    }
+
+    #[inline(always)]
+    const fn capped(self) -> bool {
+        matches!(self, Self::CountedUpTo | Self::ElapsedUpTo)
+    }
+}
+
+/// How many words a rate is made of.
+const WORDS: usize = 5;
+
+/// A counter that VMs are restored on: what it reads at that instant, and its frequency.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rate {
+    now: HostCount,
+    digits: Digits,
+    /// The most nanoseconds whose ticks are in the range.
+    limit: u64,
+}
+
+impl Rate {
+    /// A counter of this frequency, which reads `now`.
+    #[must_use]
+    pub const fn new(now: HostCount, frequency: Frequency) -> Self {
+        let scale = Scale::ns_to_ticks(frequency);
+        Self { now, digits: scale.digits(), limit: scale.limit() }
+    }
+
+    /// What the counter reads.
+    #[must_use]
+    pub const fn now(self) -> HostCount {
+        self.now
+    }
+
+    /// In the order in which a kernel asks for them: see [`Rates::look_up`].
+    const fn words(self) -> [u64; WORDS] {
+        let Digits { whole, upper, lower } = self.digits;
+        [self.now.0, whole, upper, lower, self.limit]
+    }
+}
+
+/// The rates of all rows. Of few rates each word makes a table that fits into a register.
+struct Rates<'a> {
+    isa: Isa,
+    all: &'a [Rate],
+    tables: [[u64; TABLE]; WORDS],
+}
+
+impl<'a> Rates<'a> {
+    fn new(isa: Isa, all: &'a [Rate]) -> Self {
+        let mut tables = [[0; TABLE]; WORDS];
+        for (number, rate) in all.iter().enumerate().take(TABLE) {
+            for (table, word) in tables.iter_mut().zip(rate.words()) {
+                table[number] = word;
+            }
+        }
+        Self { isa, all, tables }
+    }
+
+    /// The first words of each row's rate, as many as there is room for.
+    #[inline(always)]
+    fn look_up(&self, rate: &[u16; BLOCK], words: &mut [Lanes<u64>]) {
+        if self.all.len() <= TABLE {
+            self.isa.look_up(&self.tables, rate, words);
+        } else {
+            for (row, &rate) in rate.iter().enumerate() {
+                for (words, word) in words.iter_mut().zip(self.all[usize::from(rate)].words()) {
+                    words.0[row] = word;
+                }
+            }
+        }
+    }
+}
+
+/// VMs to restore, a row each. A column that a row's [`Added`] makes no use of may hold anything.
+#[derive(Clone, Copy, Debug)]
+pub struct Saved<'a> {
+    /// The guest's counter at the checkpoint.
+    pub guest: &'a [u64],
+    /// The host's count then.
+    pub host: &'a [u64],
+    /// What is added.
+    pub added: &'a [Added],
+    /// How long it has been, in nanoseconds.
+    pub elapsed_ns: &'a [u64],
+    /// The most that is added, in nanoseconds.
+    pub max_ns: &'a [u64],
+    /// Which of the counters is the row's host's.
+    pub rate: &'a [u16],
+}
+
+/// The same, of a block of rows.
+#[derive(Clone, Copy)]
+struct SavedBlock<'a> {
+    guest: &'a [u64; BLOCK],
+    host: &'a [u64; BLOCK],
+    added: &'a [Added; BLOCK],
+    elapsed_ns: &'a [u64; BLOCK],
+    max_ns: &'a [u64; BLOCK],
+    rate: &'a [u16; BLOCK],
+}
+
+/// The last rows.
+struct SavedRest {
+    guest: [u64; BLOCK],
+    host: [u64; BLOCK],
+    added: [Added; BLOCK],
+    elapsed_ns: [u64; BLOCK],
+    max_ns: [u64; BLOCK],
+    rate: [u16; BLOCK],
+}
+
+impl Saved<'_> {
+    #[inline(always)]
+    fn whole(&self, number: usize) -> SavedBlock<'_> {
+        SavedBlock {
+            guest: whole(self.guest, number),
+            host: whole(self.host, number),
+            added: whole(self.added, number),
+            elapsed_ns: whole(self.elapsed_ns, number),
+            max_ns: whole(self.max_ns, number),
+            rate: whole(self.rate, number),
+        }
+    }
+
+    #[inline(always)]
+    fn rest(&self) -> SavedRest {
+        SavedRest {
+            guest: rest(self.guest, 0),
+            host: rest(self.host, 0),
+            // Nothing that could go backwards.
+            added: rest(self.added, Added::Nothing),
+            elapsed_ns: rest(self.elapsed_ns, 0),
+            max_ns: rest(self.max_ns, 0),
+            rate: rest(self.rate, 0),
+        }
+    }
+}
+
+impl SavedRest {
+    #[inline(always)]
+    fn block(&self) -> SavedBlock<'_> {
+        let Self { guest, host, added, elapsed_ns, max_ns, rate } = self;
+        SavedBlock { guest, host, added, elapsed_ns, max_ns, rate }
+    }
+}
+
+/// The first row that goes by its counter, and whose counter has gone backwards.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the host's counter went backwards since the checkpoint of row {row}: tell how long it has been, or freeze")]
+pub struct WentBackwards {
+    /// Which one.
+    pub row: usize,
+}
+
+/// The offset under which each guest goes on at the instant of the restore, and the ticks that are added to its
+/// counter, modulo 2^64: [`Plan::at`](guestclock_core::restore::Plan::at) of a VM that is owed no time.
+///
+/// `rates` are the hosts' counters, each at its own count. Either of a guest's counters has a call of its own. How
+/// far off the elapsed time may be, and whether it is believed, is the plan's to say.
+///
+/// # Errors
+///
+/// [`WentBackwards`]: nothing is written then.
+///
+/// # Panics
+///
+/// Where the columns differ in length, and at a row whose rate isn't in `rates`: before anything is written.
+pub fn recompute_offsets(
+    isa: Isa,
+    rates: &[Rate],
+    saved: Saved<'_>,
+    offsets: &mut [u64],
+    added_ticks: &mut [u64],
+) -> Result<(), WentBackwards> {
+    let Saved { guest, host, added, elapsed_ns, max_ns, rate } = saved;
+    let rows = [guest.len(), host.len(), added.len(), elapsed_ns.len(), max_ns.len(), rate.len()];
+    assert_eq!(rows, [offsets.len(); 6], "rows of the columns and of the offsets");
+    assert_eq!(added_ticks.len(), offsets.len(), "rows of both outputs");
+    let last = rate.iter().fold(0, |last, &index| last.max(index));
+    assert!(offsets.is_empty() || usize::from(last) < rates.len(), "there is no rate {last}");
+    let rates = Rates::new(isa, rates);
+    isa.run(
+        #[inline(always)]
+        |_| {
+            let mut words = [Lanes([0; BLOCK]); WORDS];
+            let (blocks, rest) = offsets.as_chunks_mut();
+            let (added_blocks, added_rest) = added_ticks.as_chunks_mut();
+            for number in 0..blocks.len() {
+                saved.whole(number).forwards(&rates, &mut words).map_err(|row| number * BLOCK + row)?;
+            }
+            let last = saved.rest();
+            last.block().forwards(&rates, &mut words).map_err(|row| blocks.len() * BLOCK + row)?;
+            for (number, (offset, ticks)) in blocks.iter_mut().zip(added_blocks).enumerate() {
+                saved.whole(number).recompute(&rates, &mut words, offset, ticks);
+            }
+            if !rest.is_empty() {
+                let (mut offset, mut ticks) = ([0; BLOCK], [0; BLOCK]);
+                last.block().recompute(&rates, &mut words, &mut offset, &mut ticks);
+                rest.copy_from_slice(&offset[..rest.len()]);
+                added_rest.copy_from_slice(&ticks[..rest.len()]);
+            }
+            Ok(())
+        },
+    )
+    .map_err(|row| WentBackwards { row })
+}
+
+impl SavedBlock<'_> {
+    /// An error is the first row that goes by its counter, and whose counter has gone backwards.
+    #[inline(always)]
+    fn forwards(&self, rates: &Rates<'_>, words: &mut [Lanes<u64>; WORDS]) -> Result<(), usize> {
+        rates.look_up(self.rate, &mut words[..1]);
+        let now = |row: usize| HostCount(words[0].0[row]);
+        let mut counted = Lanes([0; BLOCK]);
+        for row in 0..BLOCK {
+            counted.0[row] = all(self.added[row].counted());
+        }
+        let mut any = 0;
+        for row in 0..BLOCK {
+            any |= u64::from(HostCount(self.host[row]).is_after(now(row))) & widened(counted.0[row]);
+        }
+        if any == 0 {
+            return Ok(());
+        }
+        let backwards = |&row: &usize| HostCount(self.host[row]).is_after(now(row)) & self.added[row].counted();
+        Err((0..BLOCK).find(backwards).unwrap_or_default())
+    }
+
+    #[inline(always)]
+    fn recompute(
+        &self,
+        rates: &Rates<'_>,
+        words: &mut [Lanes<u64>; WORDS],
+        offsets: &mut [u64; BLOCK],
+        added_ticks: &mut [u64; BLOCK],
+    ) {
+        rates.look_up(self.rate, words);
+        let [now, whole, upper, lower, limit] = words;
+        let [mut counted, mut told, mut uncapped] = [Lanes([0; BLOCK]); 3];
+        for row in 0..BLOCK {
+            counted.0[row] = all(self.added[row].counted());
+            told.0[row] = all(self.added[row].told());
+            uncapped.0[row] = all(!self.added[row].capped());
+        }
+        for row in 0..BLOCK {
+            let [counted, told, uncapped] = [&counted, &told, &uncapped].map(|masks| widened(masks.0[row]));
+            let now = HostCount(now.0[row]);
+            // Of two times the lesser has the lesser ticks, so one conversion does. Modulo 2^64, as a counter is.
+            let ns = (self.elapsed_ns[row] | !told).min(self.max_ns[row] | uncapped);
+            let ticks = Digits { whole: whole.0[row], upper: upper.0[row], lower: lower.0[row] }.wrapping(ns);
+            let most = ticks | uncapped | u64::from(ns > limit.0[row]).wrapping_neg();
+            let since = now.since(HostCount(self.host[row]));
+            let ticks = since.min(most) & counted | ticks & told;
+            added_ticks[row] = ticks;
+            offsets[row] = Offset::between(now, GuestCount(self.guest[row]).after(ticks)).0;
+        }
+    }
+}
+
+/// All bits where it is so.
+#[inline(always)]
+const fn all(yes: bool) -> u8 {
+    (yes as u8).wrapping_neg()
+}

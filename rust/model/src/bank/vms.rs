@@ -1,0 +1,481 @@
+//! The VMs of a bank: who there is, and where their rows are.
+
+use crate::bank::armed::{Armed, Place};
+use crate::bank::handle::{Handle, MAX_VMS};
+use crate::bank::isa::Isa;
+use crate::bank::rows::{NOBODY, Rows};
+use crate::config::Config;
+use crate::error::VmError;
+use guestclock_core::arch::arm64::{Behaviours, El2, IrqIds, Offsets, Timer, timer};
+use guestclock_core::time::{Frequency, HostCount, Offset, Ratio};
+use std::ops::Range;
+
+/// The most vCPUs of one frequency, so that the deadline queue's ids suffice.
+pub const MAX_ROWS: usize = 1 << 28;
+
+/// What a bank refuses. It is as it was then.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BankError {
+    /// No VM of the bank has this handle, or not any more.
+    #[error("the bank has no VM {handle}: it was removed, or this is no handle of the bank's")]
+    NoSuchVm {
+        /// The handle.
+        handle: i64,
+    },
+    /// The VM has no such vCPU.
+    #[error("the bank has no vCPU {handle}: vCPU n of a VM is its handle + n, and this VM has {vcpus}")]
+    NoSuchVcpu {
+        /// The handle.
+        handle: i64,
+        /// How many vCPUs its VM has.
+        vcpus: u16,
+    },
+    /// A handle that was given twice.
+    #[error("handle {handle} is there twice: each VM or vCPU is selected once")]
+    Duplicate {
+        /// The handle.
+        handle: i64,
+    },
+    /// A mask of another length.
+    #[error("a mask has a bool for each vCPU: this one has {rows} of them, and the bank {vcpus} vCPUs")]
+    Mask {
+        /// How many bools.
+        rows: usize,
+        /// How many vCPUs.
+        vcpus: usize,
+    },
+    /// A guest with EL2, in a bank of guests without.
+    #[error("a guest with EL2 has up to four timers, and the bank keeps two of each vCPU: make a bank of four")]
+    TwoTimers,
+    /// No room for more.
+    #[error("a bank has at most {MAX_VMS} VMs, and {MAX_ROWS} vCPUs of one frequency")]
+    Full,
+    /// A rule of one VM's, in a batch of many.
+    #[error("VM {handle}: {error}")]
+    OfVm {
+        /// Its handle.
+        handle: i64,
+        /// The rule.
+        error: VmError,
+    },
+    /// A rule of the VM's.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+}
+
+/// What VMs that are alike have in common.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Kind {
+    pub(crate) behaviours: Behaviours,
+    pub(crate) config: Config,
+    pub(crate) cntfrq_hz: u32,
+}
+
+impl Kind {
+    pub(crate) fn new(frequency: Frequency, behaviours: Behaviours, config: Config) -> Result<Self, VmError> {
+        if config.el2 != El2::Absent && !behaviours.el2 {
+            return Err(VmError::NoEl2);
+        }
+        let cntfrq_hz = frequency.cntfrq().ok_or(VmError::FrequencyTooHigh { hz: frequency.hz() })?;
+        Ok(Self { behaviours, config, cntfrq_hz })
+    }
+}
+
+/// What is a VM's own, and not its vCPUs'.
+#[derive(Clone, Debug)]
+pub(crate) struct Seat {
+    generation: u32,
+    /// Its first row; the others follow it.
+    first: u32,
+    pub(crate) vcpus: u16,
+    taken: bool,
+    clock: u16,
+    kind: u16,
+    /// KVM_ARCH_FLAG_VM_COUNTER_OFFSET: set by the first offset written, never cleared.
+    pub(crate) owned: bool,
+    /// A vCPU has run, from when on CNTHCTL_EL2 hasn't got the bits that no guest has (`kvm_init_nv_sysregs`).
+    pub(crate) sanitised: bool,
+    pub(crate) irqs: IrqIds,
+    /// The VM's own offsets. A guest with EL2 goes by the physical one alone.
+    pub(crate) offsets: Offsets,
+    /// Counts the changes of state, so that a plan can tell whether it is stale.
+    pub(crate) changes: u64,
+}
+
+/// The rows of all VMs whose counters run at one frequency.
+#[derive(Clone, Debug)]
+pub(crate) struct Clock {
+    pub(crate) frequency: Frequency,
+    pub(crate) ratio: Ratio,
+    pub(crate) rows: Rows,
+    /// There once a deadline was asked for.
+    pub(crate) armed: Option<Armed>,
+}
+
+impl Clock {
+    fn new(frequency: Frequency, of: Frequency, el2: bool) -> Self {
+        Self { frequency, ratio: Ratio::new(of, frequency), rows: Rows::new(el2), armed: None }
+    }
+
+    /// A timer was written by its guest or its VMM.
+    pub(crate) fn wrote(&mut self, slot: u32, vcpu: usize, row: usize, timer: Timer) {
+        if let Some(armed) = &mut self.armed {
+            let can_raise = timer::can_raise(self.rows.ctl(row, timer));
+            armed.write(slot, vcpu, timer, can_raise.then_some(self.rows.cval(row, timer)));
+        }
+    }
+}
+
+/// Many VMs with their vCPUs, as columns over one counter. A [`Vm`](crate::vm::Vm) is a view of it.
+#[derive(Clone, Debug)]
+pub struct Bank {
+    /// The counter's own frequency first.
+    pub(crate) clocks: Vec<Clock>,
+    pub(crate) kinds: Vec<Kind>,
+    pub(crate) seats: Vec<Seat>,
+    /// Slots to be given again.
+    free: Vec<u32>,
+    vms: usize,
+    /// What the batches are computed on.
+    pub(crate) isa: Isa,
+}
+
+impl Bank {
+    /// A bank over a counter of this frequency. With `el2` its guests may have EL2, and each vCPU takes the room of four
+    /// timers.
+    #[must_use]
+    pub fn new(frequency: Frequency, el2: bool) -> Self {
+        let clock = Clock::new(frequency, frequency, el2);
+        Self { clocks: vec![clock], kinds: Vec::new(), seats: Vec::new(), free: Vec::new(), vms: 0, isa: Isa::best() }
+    }
+
+    /// Has its batches computed on these instructions, instead of the widest that the CPU has.
+    pub const fn set_isa(&mut self, isa: Isa) {
+        self.isa = isa;
+    }
+
+    /// The counter's frequency.
+    #[must_use]
+    pub fn frequency(&self) -> Frequency {
+        self.clocks[0].frequency
+    }
+
+    /// Of how many timers it keeps columns: 2 or 4.
+    #[must_use]
+    pub fn timers(&self) -> usize {
+        self.clocks[0].rows.timers.len()
+    }
+
+    /// How many VMs.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.vms
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.vms == 0
+    }
+
+    /// How many vCPUs.
+    #[must_use]
+    pub fn vcpus(&self) -> usize {
+        self.clocks.iter().map(|clock| clock.rows.len() - clock.rows.holes()).sum()
+    }
+
+    /// Adds a VM without vCPUs, whose counters run at `frequency`: not the counter's own for one that was saved on another
+    /// host. KVM can't rescale; here it is exact to the tick ([`ScaledCounter`](crate::scaled::ScaledCounter)).
+    pub fn add(&mut self, frequency: Frequency, behaviours: Behaviours, config: Config) -> Result<Handle, BankError> {
+        if config.el2 != El2::Absent && !self.clocks[0].rows.el2() {
+            return Err(BankError::TwoTimers);
+        }
+        let kind = Kind::new(frequency, behaviours, config)?;
+        let (clock, kind) = (self.clock(frequency)?, self.kind(kind)?);
+        let slot = match self.free.pop() {
+            Some(slot) => slot,
+            None if self.seats.len() == MAX_VMS => return Err(BankError::Full),
+            None => {
+                self.seats.push(Seat::vacant());
+                narrow(self.seats.len() - 1)
+            }
+        };
+        let seat = &mut self.seats[slot as usize];
+        // The attributes came with the physical timer's registers, in Linux 6.4.
+        let irqs = IrqIds::new(behaviours.physical_timer);
+        *seat = Seat { generation: seat.generation + 1, taken: true, clock, kind, irqs, ..Seat::vacant() };
+        self.vms += 1;
+        Ok(Handle::of_vm(slot, seat.generation))
+    }
+
+    /// Removes a VM with its vCPUs. Its handle stays nobody's.
+    pub fn remove(&mut self, vm: Handle) -> Result<(), BankError> {
+        let slot = self.slot(vm)?;
+        let rows = self.rows_of(slot);
+        let seat = &mut self.seats[slot as usize];
+        let clock = &mut self.clocks[usize::from(seat.clock)];
+        if let Some(armed) = &mut clock.armed {
+            armed.dismiss(slot);
+        }
+        clock.rows.vacate(rows);
+        seat.taken = false;
+        if seat.generation < u32::MAX >> 1 {
+            self.free.push(slot);
+        }
+        self.vms -= 1;
+        if clock.rows.holes() > clock.rows.len() / 2 {
+            self.close_gaps();
+        }
+        Ok(())
+    }
+
+    /// Removes many VMs, each once: all, or none.
+    pub fn remove_all(&mut self, vms: &[Handle]) -> Result<(), BankError> {
+        self.slots(vms)?;
+        vms.iter().try_for_each(|vm| self.remove(*vm))
+    }
+
+    /// Makes room for so many more VMs with so many vCPUs each at this frequency, and for no more.
+    pub fn reserve(&mut self, frequency: Frequency, vms: usize, vcpus: usize) -> Result<(), BankError> {
+        let clock = self.clock(frequency)?;
+        self.clocks[usize::from(clock)].rows.reserve(vms * vcpus);
+        self.seats.reserve_exact(vms.saturating_sub(self.free.len()));
+        Ok(())
+    }
+
+    /// Whether it has this VM.
+    #[must_use]
+    pub fn contains(&self, vm: Handle) -> bool {
+        self.slot(vm).is_ok()
+    }
+
+    /// All VMs, in the order of their slots.
+    pub fn handles(&self) -> impl Iterator<Item = Handle> {
+        let taken = self.seats.iter().enumerate().filter(|(_, seat)| seat.taken);
+        taken.map(|(slot, seat)| Handle::of_vm(narrow(slot), seat.generation))
+    }
+
+    /// All vCPUs, in the order of their rows: that in which the VMs were added, those of the counter's own frequency
+    /// first. A VM that gets another vCPU later may go to the end.
+    pub fn vcpu_handles(&mut self) -> impl Iterator<Item = Handle> {
+        self.close_gaps();
+        self.clocks.iter().flat_map(|clock| (0..).zip(&clock.rows.vm)).map(|(row, vm)| self.handle_of(*vm, row))
+    }
+
+    /// The slot of a VM's handle.
+    pub(crate) fn slot(&self, vm: Handle) -> Result<u32, BankError> {
+        let seat = self.seats.get(vm.slot() as usize);
+        let there = seat.is_some_and(|seat| seat.taken && Some(seat.generation) == vm.generation());
+        if there && vm.number() == 0 { Ok(vm.slot()) } else { Err(BankError::NoSuchVm { handle: vm.0 }) }
+    }
+
+    /// The clock and the row of a vCPU's handle.
+    pub(crate) fn row(&self, vcpu: Handle) -> Result<(usize, usize), BankError> {
+        let slot = self.slot(vcpu.vm()).map_err(|_| BankError::NoSuchVm { handle: vcpu.0 })?;
+        let seat = &self.seats[slot as usize];
+        if vcpu.number() >= seat.vcpus {
+            return Err(BankError::NoSuchVcpu { handle: vcpu.0, vcpus: seat.vcpus });
+        }
+        Ok((usize::from(seat.clock), seat.first as usize + usize::from(vcpu.number())))
+    }
+
+    /// The handle of a row's vCPU.
+    pub(crate) fn handle_of(&self, slot: u32, row: u32) -> Handle {
+        let seat = &self.seats[slot as usize];
+        Handle::of_vm(slot, seat.generation).vcpu(u16::try_from(row - seat.first).expect("at most 512 vCPUs"))
+    }
+
+    pub(crate) fn handle_of_vm(&self, slot: u32) -> Handle {
+        Handle::of_vm(slot, self.seats[slot as usize].generation)
+    }
+
+    pub(crate) fn clock_of(&self, slot: u32) -> &Clock {
+        &self.clocks[usize::from(self.seats[slot as usize].clock)]
+    }
+
+    pub(crate) fn clock_and_seat(&mut self, slot: u32) -> (&mut Clock, &mut Seat) {
+        let seat = &mut self.seats[slot as usize];
+        (&mut self.clocks[usize::from(seat.clock)], seat)
+    }
+
+    pub(crate) fn kind_of(&self, slot: u32) -> &Kind {
+        &self.kinds[usize::from(self.seats[slot as usize].kind)]
+    }
+
+    pub(crate) fn rows_of(&self, slot: u32) -> Range<usize> {
+        let seat = &self.seats[slot as usize];
+        seat.first as usize..seat.first as usize + usize::from(seat.vcpus)
+    }
+
+    /// Adds a row to a VM, as its last.
+    pub(crate) fn push_row(&mut self, slot: u32) {
+        let rows = self.rows_of(slot);
+        let (clock, seat) = self.clock_and_seat(slot);
+        let end = clock.rows.len();
+        if rows.end != end {
+            clock.rows.move_to_end(rows.clone());
+            seat.first = narrow(end);
+        }
+        clock.rows.push(slot);
+        seat.vcpus += 1;
+    }
+
+    /// Whether a VM can have so many more rows.
+    pub(crate) fn has_room(&self, slot: u32, rows: usize) -> bool {
+        let clock = self.clock_of(slot);
+        clock.rows.len() + usize::from(self.seats[slot as usize].vcpus) + rows <= MAX_ROWS
+    }
+
+    /// Closes the gaps that removed VMs have left among the rows.
+    pub(crate) fn close_gaps(&mut self) {
+        for clock in self.clocks.iter_mut().filter(|clock| clock.rows.holes() > 0) {
+            clock.rows.close_gaps();
+            let mut last = NOBODY;
+            for (row, vm) in (0..).zip(&clock.rows.vm) {
+                if *vm != last {
+                    self.seats[*vm as usize].first = row;
+                    last = *vm;
+                }
+            }
+        }
+    }
+
+    /// A bank of one VM, and its slot.
+    pub(crate) fn of_one(frequency: Frequency, behaviours: Behaviours, config: Config) -> Result<(Self, u32), VmError> {
+        let mut bank = Self::new(frequency, config.el2 != El2::Absent);
+        match bank.add(frequency, behaviours, config) {
+            Ok(vm) => Ok((bank, vm.slot())),
+            Err(BankError::Vm(error)) => Err(error),
+            Err(error) => unreachable!("it is empty, and has the timers that it needs: {error}"),
+        }
+    }
+
+    /// Works on a VM's place among the rows. What `expire` has given of its timers stays given.
+    pub(crate) fn resettle(&mut self, slot: u32, work: impl FnOnce(&mut Self)) {
+        let Clock { rows, armed, .. } = self.clock_of(slot);
+        let reported = armed.as_ref().map_or_else(Vec::new, |armed| armed.reported(self.place(slot), rows));
+        self.unqueued(slot, &reported, work);
+    }
+
+    /// Writes to a VM's rows. All of its timers count as written.
+    pub(crate) fn rewrite(&mut self, slot: u32, write: impl FnOnce(&mut Rows, Range<usize>)) {
+        let rows_of = self.rows_of(slot);
+        self.unqueued(slot, &[], |bank| write(&mut bank.clock_and_seat(slot).0.rows, rows_of));
+    }
+
+    /// Works on a VM's rows, while the deadline queue has forgotten the VM. It comes to know its timers again, but those that
+    /// are `reported`.
+    fn unqueued(&mut self, slot: u32, reported: &[(u16, Timer)], work: impl FnOnce(&mut Self)) {
+        if let Some(armed) = &mut self.clock_and_seat(slot).0.armed {
+            armed.dismiss(slot);
+        }
+        work(self);
+        let (place, shared) = (self.place(slot), self.shared_offsets(slot));
+        let Clock { rows, armed, .. } = self.clock_and_seat(slot).0;
+        if let Some(armed) = armed {
+            armed.enrol(place, shared, rows, reported);
+        }
+    }
+
+    /// Has the deadline queue know of the offsets that a VM and its vCPUs are under.
+    pub(crate) fn follow(&mut self, slot: u32) {
+        let (place, shared) = (self.place(slot), self.shared_offsets(slot));
+        let Clock { rows, armed, .. } = self.clock_and_seat(slot).0;
+        if let Some(armed) = armed {
+            armed.move_vm(place, shared, rows);
+        }
+    }
+
+    /// The deadline queues, made where there are none yet.
+    pub(crate) fn armed(&mut self) -> impl Iterator<Item = &mut Clock> {
+        for number in 0..self.clocks.len() {
+            if self.clocks[number].armed.is_some() {
+                continue;
+            }
+            let mut armed = Armed::new(self.timers());
+            for slot in 0..self.seats.len() {
+                let (slot, seat) = (narrow(slot), &self.seats[slot]);
+                if seat.taken && usize::from(seat.clock) == number {
+                    armed.enrol(self.place(slot), self.shared_offsets(slot), &self.clocks[number].rows, &[]);
+                }
+            }
+            self.clocks[number].armed = Some(armed);
+        }
+        self.clocks.iter_mut()
+    }
+
+    pub(crate) fn place(&self, slot: u32) -> Place {
+        let seat = &self.seats[slot as usize];
+        Place { slot, first: seat.first as usize, vcpus: seat.vcpus }
+    }
+
+    /// The clock and the kind of a VM: those that have both in common are alike.
+    pub(crate) fn likeness(&self, slot: u32) -> (u16, u16) {
+        let seat = &self.seats[slot as usize];
+        (seat.clock, seat.kind)
+    }
+
+    /// The offsets that a VM's vCPUs are under, but those that run with others or have a CNTVOFF_EL2.
+    pub(crate) fn shared_offsets(&self, slot: u32) -> Offsets {
+        let nested = self.kind_of(slot).config.el2 != El2::Absent;
+        self.seats[slot as usize].offsets.on_vcpu(nested.then_some(Offset(0)))
+    }
+
+    /// The bytes that it holds, those that are reserved for more included.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let clock = |clock: &Clock| clock.rows.bytes() + clock.armed.as_ref().map_or(0, Armed::bytes);
+        let seats = self.seats.capacity() * size_of::<Seat>() + self.free.capacity() * 4;
+        self.clocks.iter().map(clock).sum::<usize>() + seats
+    }
+
+    /// The count of each of its clocks when the counter's is `now`.
+    pub(crate) fn now_of(&self, clock: usize, now: HostCount) -> HostCount {
+        self.clocks[clock].ratio.at(now)
+    }
+
+    fn clock(&mut self, frequency: Frequency) -> Result<u16, BankError> {
+        let known = self.clocks.iter().position(|clock| clock.frequency == frequency);
+        let number = known.unwrap_or(self.clocks.len());
+        let index = u16::try_from(number).map_err(|_| BankError::Full)?;
+        if known.is_none() {
+            let clock = Clock::new(frequency, self.frequency(), self.clocks[0].rows.el2());
+            self.clocks.push(clock);
+        }
+        Ok(index)
+    }
+
+    fn kind(&mut self, kind: Kind) -> Result<u16, BankError> {
+        let known = self.kinds.iter().position(|known| *known == kind);
+        let index = u16::try_from(known.unwrap_or(self.kinds.len())).map_err(|_| BankError::Full)?;
+        if known.is_none() {
+            self.kinds.push(kind);
+        }
+        Ok(index)
+    }
+}
+
+impl Seat {
+    /// Nobody's yet.
+    fn vacant() -> Self {
+        Self {
+            generation: 0,
+            first: 0,
+            vcpus: 0,
+            taken: false,
+            clock: 0,
+            kind: 0,
+            owned: false,
+            sanitised: false,
+            irqs: IrqIds::new(true),
+            offsets: Offsets::default(),
+            changes: 0,
+        }
+    }
+}
+
+/// A slot or a row: [`MAX_VMS`] and [`MAX_ROWS`] are below 2^32.
+pub(crate) fn narrow(index: usize) -> u32 {
+    u32::try_from(index).expect("below 2^32")
+}

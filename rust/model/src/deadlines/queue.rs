@@ -1,0 +1,454 @@
+//! The deadline queue: which timers of which VMs are due, and when the next one is.
+//!
+//! A timer belongs to a group, which is a VM: its compare value is in the guest's ticks, and the group's offset leads
+//! from the host's counter to them. The comparison is KVM's: unsigned, on guest counts, without a wrap
+//! (`kvm_timer_compute_delta` and `kvm_timer_pending` in arch/arm64/kvm/arch_timer.c). So a timer is due while
+//! `now - offset`, modulo 2^64, is at or past its compare value, and its deadline is a distance from `now` and not the sum
+//! of both: where a guest's count wraps, timers that were due no longer are.
+//!
+//! Two tournament trees, one in the other. A group has its compare values in rows of eight, a cache line each; behind those
+//! of a large group stands a tree of the rows' least values, in guest ticks. Another tree holds each group's next deadline,
+//! in host ticks, so that an offset moves one leaf of it. docs/performance.md says why it is these, with figures.
+
+use crate::deadlines::timers::{Group, Timers, grow, place};
+use crate::deadlines::winners::{self, NONE, Path, ROW, Row, Winners, each, touch};
+use guestclock_core::time::{GuestCount, HostCount, NO_DEADLINE, Offset};
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// A timer that fired.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Fired {
+    /// When it was due, as a count of the host's counter: 0 where that was before its first count.
+    pub deadline: u64,
+    /// Which one.
+    pub timer: u32,
+}
+
+/// What the queue refuses. It is as it was then.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum QueueError {
+    /// No group has this number, or it was removed.
+    #[error("the queue has no group {group}: add_group gives the numbers of those that it has")]
+    NoSuchGroup {
+        /// The number.
+        group: u32,
+    },
+    /// No group has this timer.
+    #[error("timer {timer} is in no group of the queue: timers(group) gives the ids of a group's")]
+    NoSuchTimer {
+        /// The id.
+        timer: u32,
+    },
+    /// A batch whose columns belong to no common rows.
+    #[error("a batch has as many values as it names, and these are {values} for {named}")]
+    Unequal {
+        /// How many timers or groups.
+        named: usize,
+        /// How many compare values or offsets.
+        values: usize,
+    },
+    /// A group of nothing.
+    #[error("a group has at least one timer")]
+    EmptyGroup,
+    /// Ids have 32 bits.
+    #[error("the ids of {timers} more timers don't fit in 32 bits: the queue has handed out {ids}")]
+    TooManyTimers {
+        /// How many were to be added.
+        timers: u32,
+        /// How many ids there are.
+        ids: usize,
+    },
+}
+
+/// Timers of many groups, and when they are due.
+///
+/// ```
+/// use guestclock_core::time::{HostCount, Offset};
+/// use guestclock_model::deadlines::{DeadlineQueue, Fired};
+///
+/// let mut queue = DeadlineQueue::new();
+/// let vm = queue.add_group(8, Offset(1000))?;
+/// let timer = queue.timers(vm)?.start;
+/// queue.arm(&[timer], &[50])?;
+/// assert_eq!(queue.next_deadline(HostCount(1000)), 1050);
+///
+/// queue.set_offset(vm, Offset(3000))?;
+/// assert_eq!(queue.next_deadline(HostCount(3000)), 3050);
+/// let mut fired = Vec::new();
+/// queue.expire(HostCount(3060), &mut fired);
+/// assert_eq!(fired, [Fired { deadline: 3050, timer }]);
+/// # Ok::<(), guestclock_model::deadlines::QueueError>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct DeadlineQueue {
+    timers: Timers,
+    groups: Vec<Group>,
+    /// Each group's next deadline: a host count at which it may have one due, and before which it has none.
+    deadlines: Winners,
+    /// What the deadlines are seen from.
+    now: HostCount,
+    pending: usize,
+    seen: Seen,
+    /// Numbers that are free, by how many ids their groups have.
+    free: BTreeMap<usize, Vec<u32>>,
+}
+
+/// Up to how many timers that fire at once the memory for that is kept: what one call of many needed isn't held for the
+/// next ones, which are of few.
+pub(crate) const KEPT: usize = 1024;
+
+/// What `expire` looks at, kept for its memory.
+#[derive(Clone, Debug, Default)]
+struct Seen {
+    groups: Path,
+    /// The rows of groups without a tree.
+    rows: Vec<SeenRow>,
+    /// The groups with one.
+    trees: Vec<u32>,
+    timers: Path,
+    words: Vec<u64>,
+}
+
+/// A row, under its group's guest count.
+#[derive(Clone, Copy, Debug)]
+struct SeenRow {
+    guest: GuestCount,
+    row: u32,
+    lanes: u8,
+}
+
+impl DeadlineQueue {
+    /// A queue without groups.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How many timers are armed.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.pending
+    }
+
+    /// Whether no timer is armed.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.pending == 0
+    }
+
+    /// Adds a group of so many timers, all disarmed, and returns its number.
+    ///
+    /// Its ids follow each other, but those of two groups needn't: no group's row straddles a cache line.
+    pub fn add_group(&mut self, timers: u32, offset: Offset) -> Result<u32, QueueError> {
+        if timers == 0 {
+            return Err(QueueError::EmptyGroup);
+        }
+        let number = match self.free.get_mut(&footprint(timers)).and_then(Vec::pop) {
+            Some(number) => number,
+            None => self.add_block(timers)?,
+        };
+        let group = &mut self.groups[number as usize];
+        (group.timers, group.offset) = (timers, offset);
+        self.timers.add(group);
+        Ok(number)
+    }
+
+    /// Removes a group and its timers. Its number and its ids go to groups that are added later.
+    pub fn remove_group(&mut self, group: u32) -> Result<(), QueueError> {
+        self.group(group)?;
+        let gone = &mut self.groups[group as usize];
+        self.pending -= self.timers.clear(gone);
+        self.free.entry(footprint(gone.timers)).or_default().push(group);
+        gone.timers = 0;
+        self.deadlines.set(group as usize, NONE);
+        Ok(())
+    }
+
+    /// A timer's group, and which of the group's timers it is.
+    pub fn place_of(&self, timer: u32) -> Result<(u32, u32), QueueError> {
+        let home = self.timers.homes.get(timer as usize / ROW).map(|home| home.group(timer as usize % ROW));
+        let found = home.and_then(|number| {
+            let group = self.groups.get(number)?;
+            let index = timer.wrapping_sub(group.first);
+            (index < group.timers).then_some((narrow(number), index))
+        });
+        found.ok_or(QueueError::NoSuchTimer { timer })
+    }
+
+    /// The compare value that a timer is armed with; `None` for one that isn't.
+    pub fn cval(&self, timer: u32) -> Result<Option<u64>, QueueError> {
+        self.place_of(timer)?;
+        let (row, lane) = place(timer);
+        let armed = self.timers.homes[row].armed >> lane & 1 == 1;
+        Ok(armed.then_some(self.timers.cvals[row].0[lane]))
+    }
+
+    /// The ids of a group's timers.
+    pub fn timers(&self, group: u32) -> Result<Range<u32>, QueueError> {
+        let known = self.group(group)?;
+        Ok(known.first..known.first + known.timers)
+    }
+
+    /// A group's offset.
+    pub fn offset(&self, group: u32) -> Result<Offset, QueueError> {
+        self.group(group).map(|group| group.offset)
+    }
+
+    /// Sets a group's offset, which moves the deadlines of all its timers; they aren't touched.
+    pub fn set_offset(&mut self, group: u32, offset: Offset) -> Result<(), QueueError> {
+        self.set_offsets(&[group], &[offset.0])
+    }
+
+    /// Sets the offsets of many groups, in this order.
+    pub fn set_offsets(&mut self, groups: &[u32], offsets: &[u64]) -> Result<(), QueueError> {
+        same_length(groups, offsets)?;
+        for group in groups {
+            self.group(*group)?;
+        }
+        for (group, offset) in groups.iter().zip(offsets) {
+            self.groups[*group as usize].offset = Offset(*offset);
+            self.retime(*group as usize);
+        }
+        Ok(())
+    }
+
+    /// Arms timers with compare values, in this order; one that is armed is moved.
+    pub fn arm(&mut self, timers: &[u32], cvals: &[u64]) -> Result<(), QueueError> {
+        same_length(timers, cvals)?;
+        self.known(timers)?;
+        for (timer, cval) in timers.iter().zip(cvals) {
+            self.put::<true>(*timer, *cval);
+        }
+        Ok(())
+    }
+
+    /// Disarms timers; one that isn't armed stays so.
+    pub fn disarm(&mut self, timers: &[u32]) -> Result<(), QueueError> {
+        self.known(timers)?;
+        for timer in timers {
+            self.put::<false>(*timer, NONE);
+        }
+        Ok(())
+    }
+
+    /// When the next timer is due, as a host count: `now` where one is, [`NO_DEADLINE`] where none is armed. A deadline past
+    /// the counter's last count is held just below that, as in [`bank::deadline`](guestclock_core::time::deadline).
+    pub fn next_deadline(&mut self, now: HostCount) -> u64 {
+        self.look_from(now);
+        if self.pending == 0 {
+            return NO_DEADLINE;
+        }
+        while self.deadlines.least() <= now.0 {
+            let group = winners::first(&self.deadlines.rows, self.deadlines.leaves);
+            // It was to be due by now; it isn't if the guest's count wrapped since, or its timer was moved.
+            let actual = self.timers.deadline(&self.groups[group], now);
+            if actual <= now.0 {
+                return now.0.min(NO_DEADLINE - 1);
+            }
+            self.deadlines.set(group, actual);
+        }
+        self.deadlines.least().min(NO_DEADLINE - 1)
+    }
+
+    /// Disarms the timers that are due and puts them in `fired`, in the order of their deadlines and then of their ids. What
+    /// it held is gone.
+    pub fn expire(&mut self, now: HostCount, fired: &mut Vec<Fired>) {
+        self.look_from(now);
+        fired.clear();
+        let Self { timers, groups, deadlines, pending, seen, .. } = self;
+        // In passes, each of them short: what one group or row is waited for to be read, the next ones are read as well.
+        seen.rows.clear();
+        seen.trees.clear();
+        let numbers = seen.groups.take(&deadlines.rows, deadlines.leaves, now.0);
+        // At the last count of all, the places behind the last group are due, too.
+        let due = || numbers.iter().map_while(|number| Some((*number, groups.get(*number as usize)?)));
+        touch(due().map(|(_, group)| group.timers.into()));
+        for (number, group) in due() {
+            if group.has_tree() {
+                seen.trees.push(number);
+                continue;
+            }
+            let (guest, lanes) = (now.guest(group.offset), group.lanes());
+            for row in group.rows() {
+                seen.rows.push(SeenRow { guest, row: narrow(row), lanes });
+            }
+        }
+        let mut fire = |timer: u32, cval: &mut u64, guest: GuestCount| {
+            let late = guest.0 - core::mem::replace(cval, NONE);
+            fired.push(Fired { deadline: now.0.saturating_sub(late), timer });
+        };
+        touch(
+            seen.rows
+                .iter()
+                .map(|it| timers.cvals[it.row as usize].0[0] ^ u64::from(timers.homes[it.row as usize].armed)),
+        );
+        for it in &mut seen.rows {
+            let row = it.row as usize;
+            it.lanes &= timers.cvals[row].due(it.guest.0) & timers.homes[row].armed;
+        }
+        for SeenRow { guest, row, lanes: due } in &seen.rows {
+            let cvals = &mut timers.cvals[*row as usize].0;
+            timers.homes[*row as usize].armed &= !due;
+            each(*due, |lane| fire(row << 3 | lane, &mut cvals[lane as usize], *guest));
+        }
+        for number in &seen.trees {
+            let group = &groups[*number as usize];
+            let (guest, rows) = (now.guest(group.offset), group.rows());
+            let (cvals, homes) = (&mut timers.cvals[rows.clone()], &mut timers.homes[rows]);
+            let due = seen.timers.take(cvals, group.leaves(), guest.0);
+            touch(due.iter().map(|index| homes[*index as usize / ROW].armed.into()));
+            let mut disarmed = 0;
+            for index in due {
+                let (row, lane) = place(*index);
+                if homes[row].armed >> lane & 1 == 1 {
+                    homes[row].armed &= !(1 << lane);
+                    disarmed += 1;
+                    fire(group.first + index, &mut cvals[row].0[lane], guest);
+                }
+            }
+            seen.timers.renew(cvals);
+            timers.count(group, 0, disarmed);
+        }
+        *pending -= fired.len();
+        for (number, group) in due() {
+            let (row, lane) = place(number);
+            deadlines.rows[row].0[lane] = timers.deadline(group, now);
+        }
+        seen.groups.renew(&mut deadlines.rows);
+        order(fired, &mut seen.words);
+        if fired.len() > KEPT {
+            *seen = Seen::default();
+        }
+    }
+
+    /// The bytes that it holds, those that are reserved for more included.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let groups = self.groups.capacity() * size_of::<Group>() + self.deadlines.rows.capacity() * size_of::<Row>();
+        let free: usize = self.free.values().map(|numbers| numbers.capacity() * 4).sum();
+        let Seen { groups: seen, rows, trees, timers, words } = &self.seen;
+        let lists = rows.capacity() * size_of::<SeenRow>() + trees.capacity() * 4 + words.capacity() * 8;
+        self.timers.bytes() + groups + free + seen.bytes() + timers.bytes() + lists
+    }
+
+    fn group(&self, group: u32) -> Result<&Group, QueueError> {
+        let known = self.groups.get(group as usize).filter(|known| known.timers > 0);
+        known.ok_or(QueueError::NoSuchGroup { group })
+    }
+
+    fn known(&self, timers: &[u32]) -> Result<(), QueueError> {
+        timers.iter().try_for_each(|timer| self.place_of(*timer).map(|_| ()))
+    }
+
+    /// A block of ids for a group of so many timers, and its number; for a small group, a row of such.
+    fn add_block(&mut self, timers: u32) -> Result<u32, QueueError> {
+        let (first, size) = (self.timers.homes.len() * ROW, footprint(timers));
+        let end = first + size.next_multiple_of(ROW);
+        // The last id stays free, so that a range of ids has an end.
+        if u32::try_from(end).is_err() {
+            return Err(QueueError::TooManyTimers { timers, ids: first });
+        }
+        let number = narrow(self.groups.len());
+        self.timers.grow(end / ROW, number, size);
+        let blocks = (first..end).step_by(size);
+        grow(&mut self.groups, blocks.len());
+        self.groups.extend(blocks.map(|first| Group { offset: Offset(0), first: narrow(first), timers: 0 }));
+        self.deadlines.grow(self.groups.len());
+        let rest = number + 1..narrow(self.groups.len());
+        if !rest.is_empty() {
+            self.free.entry(size).or_default().extend(rest.rev());
+        }
+        Ok(number)
+    }
+
+    /// Arms a timer with a compare value, or disarms it, with [`NONE`]; has the trees know of it as far up as it changes
+    /// anything.
+    fn put<const ARM: bool>(&mut self, timer: u32, cval: u64) {
+        let (row, lane) = place(timer);
+        let home = &mut self.timers.homes[row];
+        let number = home.group(lane);
+        let was = home.armed >> lane & 1 == 1;
+        if ARM && !was {
+            home.armed |= 1 << lane;
+            self.pending += 1;
+        } else if was && !ARM {
+            home.armed &= !(1 << lane);
+            self.pending -= 1;
+        } else if !ARM {
+            return;
+        }
+        let group = &self.groups[number];
+        let old = if group.has_tree() {
+            self.timers.count(group, u32::from(ARM && !was), u32::from(!ARM));
+            let (old, changed) = self.timers.put(group, timer, cval);
+            // It can't tell an armed NONE from none.
+            if !(changed || ARM && cval == NONE || was && old == NONE) {
+                return;
+            }
+            old
+        } else {
+            core::mem::replace(&mut self.timers.cvals[row].0[lane], cval)
+        };
+        // What the deadlines hold may be early where it has passed: whoever looks at it then looks at the group.
+        let held = self.deadlines.value(number);
+        let deadline = if ARM { group.deadline_of(cval, self.now) } else { NONE };
+        if deadline < held {
+            self.deadlines.set(number, deadline);
+        } else if was && group.deadline_of(old, self.now) == held {
+            self.retime(number);
+        }
+    }
+
+    fn retime(&mut self, group: usize) {
+        self.deadlines.set(group, self.timers.deadline(&self.groups[group], self.now));
+    }
+
+    /// Time goes on, and deadlines stay where they are; where it went back, every group is looked at anew.
+    fn look_from(&mut self, now: HostCount) {
+        let back = now < self.now;
+        self.now = now;
+        if back {
+            for (number, group) in self.groups.iter().enumerate() {
+                self.deadlines.rows[number / ROW].0[number % ROW] = self.timers.deadline(group, now);
+            }
+            self.deadlines.rebuild();
+        }
+    }
+}
+
+/// How many ids a group takes: a part of a row that doesn't straddle it, or rows.
+fn footprint(timers: u32) -> usize {
+    let timers = timers as usize;
+    if timers <= ROW { timers.next_power_of_two() } else { winners::size(timers.div_ceil(ROW)) * ROW }
+}
+
+/// An index that stands for an id or a group: `add_block` has seen that it fits.
+fn narrow(index: usize) -> u32 {
+    u32::try_from(index).unwrap_or(u32::MAX)
+}
+
+const fn same_length(named: &[u32], values: &[u64]) -> Result<(), QueueError> {
+    if named.len() == values.len() {
+        Ok(())
+    } else {
+        Err(QueueError::Unequal { named: named.len(), values: values.len() })
+    }
+}
+
+/// By deadline, then by id: as one word each where the deadlines lie near each other, since words sort without branches.
+fn order(fired: &mut [Fired], words: &mut Vec<u64>) {
+    let low = fired.iter().map(|fired| fired.deadline).min().unwrap_or(0);
+    let high = fired.iter().map(|fired| fired.deadline).max().unwrap_or(0);
+    if (high - low) >> 32 != 0 {
+        fired.sort_unstable();
+        return;
+    }
+    words.clear();
+    words.extend(fired.iter().map(|it| (it.deadline - low) << 32 | u64::from(it.timer)));
+    words.sort_unstable();
+    for (it, word) in fired.iter_mut().zip(words) {
+        *it = Fired { deadline: low + (*word >> 32), timer: (*word & 0xffff_ffff) as u32 };
+    }
+}

@@ -1,0 +1,551 @@
+//! The model VM: KVM's rules for the arm64 timer, without KVM.
+//!
+//! Pure state and rules: every operation that depends on time takes the host's count. What each kernel does differently is
+//! a line of [`Behaviours`]. Sources: arch/arm64/kvm/arch_timer.c and guest.c, api.rst 4.138, and what was observed on
+//! running kernels; docs/model.md has them rule by rule.
+
+use crate::bank::rows::Rows;
+use crate::bank::vms::{Clock, Kind, Seat};
+use crate::bank::{Bank, BankError, Handle};
+use crate::config::{Config, MAX_VCPUS, Origin};
+use crate::error::VmError;
+use guestclock_core::arch::arm64::{
+    Access, Behaviours, CTL_ENABLE, CTL_IMASK, CTL_ISTATUS, Controls, CtlReadback, El2, Encoding, IrqIds, ListOrder,
+    Offsets, Registers, Role, SYSREGS, Sysreg, Timer, TimerState, View, interrupts as irq, timer, traps as access,
+    view_of, wake,
+};
+use guestclock_core::checkpoint::VmGroup;
+use guestclock_core::time::{Frequency, GuestCount, HostCount, Offset, deadline};
+use std::ops::{Deref, DerefMut, Range};
+
+/// The bits of CNTHCTL_EL2 that no guest has: 63 to 20, and those that need CNTPOFF_EL2, CNTPMASK, CNTVMASK and ECV.
+const CNTHCTL_RES0: u64 = !0 << 18 | 1 << 12;
+
+/// A VM: two counters, and on every vCPU two timers, or four if its guest has EL2.
+///
+/// Its state is in a [`Bank`], of which it is a view: one that others share, or one of its own.
+#[derive(Clone, Debug)]
+pub struct Vm<B = Box<Bank>> {
+    bank: B,
+    slot: u32,
+}
+
+impl Vm {
+    /// A VM without vCPUs, whose guest's CNTFRQ_EL0 is the host's frequency.
+    pub fn new(frequency: Frequency, behaviours: Behaviours, config: Config) -> Result<Self, VmError> {
+        let (bank, slot) = Bank::of_one(frequency, behaviours, config)?;
+        Ok(Self { bank: Box::new(bank), slot })
+    }
+}
+
+impl Bank {
+    /// A VM, to look at.
+    pub fn vm(&self, vm: Handle) -> Result<Vm<&Self>, BankError> {
+        Ok(Vm::view(self, self.slot(vm)?))
+    }
+
+    /// A VM.
+    pub fn vm_mut(&mut self, vm: Handle) -> Result<Vm<&mut Self>, BankError> {
+        let slot = self.slot(vm)?;
+        Ok(Vm::view(self, slot))
+    }
+
+    /// The timers that a checkpoint of a VM has.
+    pub(crate) fn saved_timers(&self, slot: u32) -> Vec<Timer> {
+        Vm::view(self, slot).registers().timers().collect()
+    }
+}
+
+impl<B: Deref<Target = Bank>> Vm<B> {
+    /// A view of the VM in this slot.
+    pub(crate) const fn view(bank: B, slot: u32) -> Self {
+        Self { bank, slot }
+    }
+
+    /// What its kernel does.
+    #[must_use]
+    pub fn behaviours(&self) -> Behaviours {
+        self.kind().behaviours
+    }
+
+    /// What it is made of.
+    #[must_use]
+    pub fn config(&self) -> Config {
+        self.kind().config
+    }
+
+    /// CNTFRQ_EL0, in Hz: the frequency of both counters, and of the host's.
+    #[must_use]
+    pub fn cntfrq_hz(&self) -> u32 {
+        self.kind().cntfrq_hz
+    }
+
+    /// How many vCPUs.
+    #[must_use]
+    pub fn vcpus(&self) -> usize {
+        self.seat().vcpus.into()
+    }
+
+    /// The VM-wide offset, once it is owned.
+    #[must_use]
+    pub fn owned_offset(&self) -> Option<Offset> {
+        let seat = self.seat();
+        seat.owned.then_some(seat.offsets.virt)
+    }
+
+    /// Grows with every change of state.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.seat().changes
+    }
+
+    /// The first vCPU that is in the guest.
+    #[must_use]
+    pub fn first_running(&self) -> Option<usize> {
+        self.rows().running[self.bank.rows_of(self.slot)].iter().position(|running| *running)
+    }
+
+    /// That no vCPU is in the guest; else the first that is (EBUSY).
+    pub(crate) fn all_stopped(&self) -> Result<(), VmError> {
+        self.first_running().map_or(Ok(()), |vcpu| Err(VmError::Running { vcpu }))
+    }
+
+    /// Whether [`set_counter_offset`](Self::set_counter_offset) would be refused.
+    pub(crate) fn takes_an_offset(&self, reserved: u64) -> Result<(), VmError> {
+        if !self.behaviours().counter_offset {
+            return Err(VmError::NoCounterOffset);
+        }
+        if reserved != 0 {
+            return Err(VmError::Reserved { reserved });
+        }
+        self.all_stopped()
+    }
+
+    /// The offsets that the vCPU's counters are under: a running vCPU keeps those it was loaded with.
+    pub fn offsets(&self, vcpu: usize) -> Result<Offsets, VmError> {
+        Ok(self.rows().offsets(self.row(vcpu)?))
+    }
+
+    /// What the vCPU's guest reads from a counter at EL1.
+    pub fn count(&self, vcpu: usize, view: View, now: HostCount) -> Result<GuestCount, VmError> {
+        Ok(self.config().width.count(now.guest(self.offsets(vcpu)?.of(view))))
+    }
+
+    /// The ids of the timer registers, in KVM_GET_REG_LIST's order.
+    pub fn reg_list(&self, vcpu: usize) -> Result<Vec<u64>, VmError> {
+        self.row(vcpu)?;
+        let mut rows: Vec<&Sysreg> = SYSREGS.iter().filter(|row| self.has_one_reg(row)).collect();
+        if self.behaviours().list_order == ListOrder::Grouped {
+            rows.sort_by_key(|row| match row.role {
+                Role::Ctl(timer) => (timer.index(), 0),
+                Role::Count(view) => (usize::from(view == View::Physical), 1),
+                Role::Cval(timer) => (timer.index(), 2),
+                _ => (usize::MAX, 0),
+            });
+        }
+        Ok(rows.into_iter().filter_map(Sysreg::one_reg_id).collect())
+    }
+
+    /// What GET_ONE_REG shows of a stored CTL, ISTATUS apart.
+    pub(crate) fn ctl_seen(&self, ctl: u64) -> u64 {
+        match self.behaviours().ctl_readback {
+            CtlReadback::Stored => ctl,
+            CtlReadback::Computed => ctl & 0xffff_ffff,
+        }
+    }
+
+    /// The registers of its vCPUs.
+    pub(crate) fn registers(&self) -> Registers {
+        Registers::from(self.reg_list(0).unwrap_or_default())
+    }
+
+    /// KVM_GET_ONE_REG. On KVM it would wait until the vCPU leaves the guest; here a running vCPU is refused.
+    pub fn get_one_reg(&self, vcpu: usize, id: u64, now: HostCount) -> Result<u64, VmError> {
+        let (rows, row) = (self.rows(), self.stopped(vcpu)?);
+        match self.one_reg(id)?.role {
+            Role::Count(view) => Ok(now.guest(self.offsets(vcpu)?.of(view)).0),
+            Role::Cval(timer) => Ok(rows.cval(row, timer)),
+            Role::Ctl(timer) => match self.behaviours().ctl_readback {
+                CtlReadback::Stored => Ok(self.ctl_seen(rows.ctl(row, timer))),
+                CtlReadback::Computed => {
+                    let guest = self.count(vcpu, view_of(timer), now)?;
+                    let met = self.config().width.condition_met(rows.cval(row, timer), guest);
+                    Ok(self.ctl_seen(rows.ctl(row, timer)) | if met { CTL_ISTATUS } else { 0 })
+                }
+            },
+            Role::Cntkctl => Ok(rows.cntkctl[row]),
+            Role::Cnthctl => Ok(self.cnthctl(row)),
+            Role::Cntvoff => Ok(rows.cntvoff[row]),
+            _ => Err(VmError::NoSuchOneReg { id }),
+        }
+    }
+
+    /// What comes of an MRS, or with `write` an MSR, of the register by the vCPU's guest.
+    pub fn access(&self, vcpu: usize, encoding: Encoding, write: bool, from: Origin) -> Result<Access, VmError> {
+        let row = self.row(vcpu)?;
+        let controls = Controls {
+            cntkctl: self.rows().cntkctl[row],
+            cnthctl: self.cnthctl(row),
+            e2h: self.e2h(),
+            tge: from.tge,
+            nested: self.config().el2 != El2::Absent,
+        };
+        Ok(Sysreg::at(encoding).map_or(Access::Undefined, |row| access::check(row, write, from.el, &controls)))
+    }
+
+    fn role(&self, vcpu: usize, encoding: Encoding, write: bool, from: Origin) -> Result<Role, VmError> {
+        match self.access(vcpu, encoding, write, from)? {
+            Access::Allowed(role) => Ok(role),
+            Access::TrapToEl1 => Err(VmError::Trap { encoding, to: 1 }),
+            Access::TrapToEl2 => Err(VmError::Trap { encoding, to: 2 }),
+            Access::Undefined => Err(VmError::NoSuchSysreg { encoding, write }),
+        }
+    }
+
+    /// What the vCPU's guest reads with MRS.
+    pub fn read_sysreg(&self, vcpu: usize, encoding: Encoding, from: Origin, now: HostCount) -> Result<u64, VmError> {
+        let (rows, row) = (self.rows(), self.row(vcpu)?);
+        match self.role(vcpu, encoding, false, from)? {
+            Role::Frequency => Ok(self.cntfrq_hz().into()),
+            Role::Count(View::Virtual) if !access::kvm_counts_cntvoff(from.el, self.e2h(), from.tge) => {
+                Ok(self.count(vcpu, View::Physical, now)?.0)
+            }
+            Role::Count(view) => Ok(self.count(vcpu, view, now)?.0),
+            Role::Ctl(timer) => Ok(self.timer(vcpu, timer, now)?.ctl),
+            Role::Cval(timer) => Ok(self.timer(vcpu, timer, now)?.cval),
+            Role::Tval(timer) => Ok(self.timer(vcpu, timer, now)?.tval.into()),
+            Role::Cntkctl => Ok(rows.cntkctl[row]),
+            Role::Cnthctl => Ok(self.cnthctl(row)),
+            Role::Cntvoff => Ok(rows.cntvoff[row]),
+            Role::Cntpoff => Err(VmError::NoSuchSysreg { encoding, write: false }),
+        }
+    }
+
+    /// The host count at which a vCPU that waits in WFI, or in WFIT with this operand, wakes by itself: `now` if at once,
+    /// or [`NO_DEADLINE`](bank::NO_DEADLINE).
+    pub fn wake(&self, vcpu: usize, wfit: Option<u64>, from: Origin, now: HostCount) -> Result<u64, VmError> {
+        let (rows, row, Config { el2, width, .. }) = (self.rows(), self.row(vcpu)?, self.config());
+        let mut ticks = [None; Timer::ALL.len()];
+        for &timer in el2.timers() {
+            let guest = self.count(vcpu, view_of(timer), now)?;
+            ticks[timer.index()] = width.ticks_to_line(rows.ctl(row, timer), rows.cval(row, timer), guest);
+        }
+        let view = if access::counts_cntvoff(from.el, self.e2h(), from.tge) { View::Virtual } else { View::Physical };
+        let timeout = match wfit {
+            Some(operand) => Some(wake::wfit_ticks(operand, self.count(vcpu, view, now)?)),
+            None => None,
+        };
+        Ok(deadline(now, wake::ticks_to_wake(ticks, timeout)))
+    }
+
+    /// `kvm_run.s.regs.device_irq_level`: the lines of the EL1 timers, for an interrupt controller in the VMM.
+    pub fn device_irq_level(&self, vcpu: usize, now: HostCount) -> Result<u64, VmError> {
+        let line = |timer| self.timer(vcpu, timer, now).map(|state| state.line);
+        Ok(irq::device_irq_level(line(Timer::Vtimer)?, line(Timer::Ptimer)?))
+    }
+
+    /// The timers' interrupt ids.
+    #[must_use]
+    pub fn irqs(&self) -> &IrqIds {
+        &self.seat().irqs
+    }
+
+    /// Whether the timer is the hardware's while the guest runs (`get_timer_map` in arch_timer.c). Of an emulated one
+    /// KVM's own copy stays as it was written.
+    fn in_hardware(&self, timer: Timer) -> bool {
+        self.config().vhe || !matches!(timer, Timer::Ptimer)
+    }
+
+    /// 0 of a guest without EL2, whose rows may have no column for it.
+    fn cnthctl(&self, row: usize) -> u64 {
+        let cnthctl = self.rows().cnthctl.get(row).copied().unwrap_or(0);
+        cnthctl & if self.seat().sanitised { !CNTHCTL_RES0 } else { u64::MAX }
+    }
+
+    fn e2h(&self) -> bool {
+        self.config().el2 == El2::Vhe
+    }
+
+    /// One timer, as the vCPU's guest would see it.
+    pub fn timer(&self, vcpu: usize, timer: Timer, now: HostCount) -> Result<TimerState, VmError> {
+        let guest = self.count(vcpu, view_of(timer), now)?;
+        let Config { el2, width, .. } = self.config();
+        if !el2.timers().contains(&timer) {
+            return Err(VmError::NoSuchTimer { timer });
+        }
+        let (rows, row) = (self.rows(), self.row(vcpu)?);
+        let (ctl, cval) = (rows.ctl(row, timer), rows.cval(row, timer) & width.mask());
+        Ok(TimerState::at(ctl, cval, guest, now))
+    }
+
+    /// The earliest deadline of the vCPU's timers, which is when a WFI would end: `now` where a line is high, or
+    /// [`NO_DEADLINE`](bank::NO_DEADLINE).
+    pub fn next_deadline(&self, vcpu: usize, now: HostCount) -> Result<u64, VmError> {
+        self.wake(vcpu, None, Origin::default(), now)
+    }
+
+    fn seat(&self) -> &Seat {
+        &self.bank.seats[self.slot as usize]
+    }
+
+    fn kind(&self) -> &Kind {
+        self.bank.kind_of(self.slot)
+    }
+
+    fn rows(&self) -> &Rows {
+        &self.bank.clock_of(self.slot).rows
+    }
+
+    /// The vCPU's row.
+    fn row(&self, vcpu: usize) -> Result<usize, VmError> {
+        let vcpus = self.vcpus();
+        let there = self.bank.rows_of(self.slot).nth(vcpu);
+        there.ok_or(VmError::NoSuchVcpu { vcpu, vcpus })
+    }
+
+    /// The row of a vCPU that isn't in its guest.
+    fn stopped(&self, vcpu: usize) -> Result<usize, VmError> {
+        let row = self.row(vcpu)?;
+        if self.rows().running[row] { Err(VmError::Running { vcpu }) } else { Ok(row) }
+    }
+
+    fn has_one_reg(&self, row: &Sysreg) -> bool {
+        match row.role {
+            _ if row.kvm.is_none() => false,
+            Role::Ctl(Timer::Ptimer) | Role::Cval(Timer::Ptimer) | Role::Count(View::Physical) => {
+                self.behaviours().physical_timer
+            }
+            Role::Ctl(timer) | Role::Cval(timer) => self.config().el2.timers().contains(&timer),
+            Role::Count(View::Virtual) | Role::Cntkctl => true,
+            Role::Cntvoff | Role::Cnthctl => self.config().el2 != El2::Absent,
+            _ => false,
+        }
+    }
+
+    fn one_reg(&self, id: u64) -> Result<&'static Sysreg, VmError> {
+        Sysreg::with_one_reg_id(id).filter(|row| self.has_one_reg(row)).ok_or(VmError::NoSuchOneReg { id })
+    }
+}
+
+impl<B: DerefMut<Target = Bank>> Vm<B> {
+    /// KVM_CREATE_VCPU. Without an owned offset this moves every vCPU's virtual counter to 0 and the physical one to the
+    /// host's (`kvm_timer_vcpu_init`); where the guest has EL2, both to the host's.
+    pub fn create_vcpu(&mut self, now: HostCount) -> Result<usize, VmError> {
+        self.create_vcpus(1, now)?;
+        Ok(self.vcpus() - 1)
+    }
+
+    /// KVM_CREATE_VCPU, so many times at one instant.
+    pub fn create_vcpus(&mut self, vcpus: usize, now: HostCount) -> Result<(), VmError> {
+        if self.vcpus() + vcpus > MAX_VCPUS || !self.bank.has_room(self.slot, vcpus) {
+            return Err(VmError::TooManyVcpus);
+        }
+        if vcpus == 0 {
+            return Ok(());
+        }
+        self.bank.resettle(self.slot, |bank| (0..vcpus).for_each(|_| bank.push_row(self.slot)));
+        if !self.seat().owned {
+            self.state().1.offsets = Offsets { virt: Offset(now.0), phys: Offset(0) };
+        }
+        self.follow_the_vm();
+        self.state().1.changes += vcpus as u64;
+        Ok(())
+    }
+
+    /// KVM_ARM_VCPU_INIT: turns the timers off, and resets the vCPU's own registers, CNTVOFF_EL2 among them; the VM's offsets
+    /// stay.
+    pub fn init_vcpu(&mut self, vcpu: usize) -> Result<(), VmError> {
+        let (row, zeroes_cval) = (self.stopped(vcpu)?, self.behaviours().init_zeroes_cval);
+        let Rows { cntkctl, cnthctl, cntvoff, .. } = &mut self.state().0.rows;
+        for column in [cntkctl, cnthctl, cntvoff] {
+            if let Some(value) = column.get_mut(row) {
+                *value = 0;
+            }
+        }
+        self.follow_the_vm();
+        for &timer in self.config().el2.timers() {
+            self.write_timer(vcpu, timer, zeroes_cval.then_some(0), Some(0))?;
+        }
+        self.changed();
+        Ok(())
+    }
+
+    /// KVM_ARM_SET_COUNTER_OFFSET: one offset for both counters of every vCPU, now and later. There is no way back to
+    /// setting counters by value. `reserved` is the ioctl's second field, which has to be 0.
+    pub fn set_counter_offset(&mut self, offset: Offset, reserved: u64) -> Result<(), VmError> {
+        self.takes_an_offset(reserved)?;
+        self.state().1.owned = true;
+        self.move_offsets(Offsets { virt: offset, phys: offset });
+        Ok(())
+    }
+
+    /// The vCPU enters the guest (KVM_RUN): it is loaded with the offsets of this moment. The first entry fixes the
+    /// timers' interrupt ids, and fails where two have the same.
+    pub fn enter(&mut self, vcpu: usize) -> Result<(), VmError> {
+        let (row, Config { el2, in_kernel_irqchip, .. }) = (self.stopped(vcpu)?, self.config());
+        let in_hardware = Timer::ALL.map(|timer| self.in_hardware(timer));
+        let (Clock { rows, .. }, seat) = self.state();
+        seat.irqs.first_run(el2.timers(), in_kernel_irqchip)?;
+        seat.sanitised = true;
+        rows.running[row] = true;
+        for &timer in rows.kept().iter().filter(|timer| in_hardware[timer.index()]) {
+            // The hardware has no other bits, so what was stored there is gone.
+            rows.set_ctl(row, timer, rows.ctl(row, timer) & (CTL_ENABLE | CTL_IMASK));
+        }
+        self.changed();
+        Ok(())
+    }
+
+    /// The vCPU leaves the guest. CTL keeps the ISTATUS that the hardware shows now (`timer_save_state`).
+    pub fn exit(&mut self, vcpu: usize, now: HostCount) -> Result<(), VmError> {
+        let (row, Config { el2, width, .. }) = (self.row(vcpu)?, self.config());
+        for &timer in el2.timers() {
+            let (guest, in_hardware) = (self.count(vcpu, view_of(timer), now)?, self.in_hardware(timer));
+            let rows = &mut self.state().0.rows;
+            let (ctl, cval) = (rows.ctl(row, timer), rows.cval(row, timer));
+            if in_hardware && ctl & CTL_ENABLE != 0 {
+                rows.set_ctl(row, timer, width.ctl_read(ctl, cval, guest));
+            }
+        }
+        self.state().0.rows.running[row] = false;
+        self.follow_the_vm();
+        self.changed();
+        Ok(())
+    }
+
+    /// KVM_SET_ONE_REG. A count moves the VM's offset, for every vCPU from its next entry on, unless the VM's offset is
+    /// owned: then it is ignored, without an error.
+    ///
+    /// Where the guest has EL2 either count moves both counters, and no count looks at CNTVOFF_EL2, though reading one
+    /// back does: replaying a list of registers, CNTVOFF_EL2 among them, restores neither counter.
+    pub fn set_one_reg(&mut self, vcpu: usize, id: u64, value: u64, now: HostCount) -> Result<(), VmError> {
+        let row = self.stopped(vcpu)?;
+        match self.one_reg(id)?.role {
+            Role::Count(_) if self.seat().owned => return Ok(()),
+            Role::Count(view) => {
+                let offset = Offset::between(now, GuestCount(value));
+                let offsets = self.seat().offsets;
+                self.move_offsets(match view {
+                    View::Virtual if self.config().el2 == El2::Absent => Offsets { virt: offset, ..offsets },
+                    View::Virtual | View::Physical => Offsets { phys: offset, ..offsets },
+                });
+                return Ok(());
+            }
+            Role::Cval(timer) => self.write_timer(vcpu, timer, Some(value), None)?,
+            Role::Ctl(timer) => self.write_timer(vcpu, timer, None, Some(value & !CTL_ISTATUS))?,
+            Role::Cntkctl => self.state().0.rows.cntkctl[row] = value,
+            Role::Cnthctl => self.state().0.rows.cnthctl[row] = value,
+            Role::Cntvoff => self.set_cntvoff(row, value),
+            _ => return Err(VmError::NoSuchOneReg { id }),
+        }
+        self.changed();
+        Ok(())
+    }
+
+    /// What the vCPU's guest does with MSR.
+    pub fn write_sysreg(
+        &mut self,
+        vcpu: usize,
+        encoding: Encoding,
+        value: u64,
+        from: Origin,
+        now: HostCount,
+    ) -> Result<(), VmError> {
+        let row = self.row(vcpu)?;
+        match self.role(vcpu, encoding, true, from)? {
+            Role::Ctl(timer) => self.write_timer(vcpu, timer, None, Some(value & (CTL_ENABLE | CTL_IMASK)))?,
+            Role::Cval(timer) => self.write_timer(vcpu, timer, Some(value), None)?,
+            Role::Tval(timer) => {
+                let guest = self.count(vcpu, view_of(timer), now)?;
+                #[expect(clippy::cast_possible_truncation, reason = "TVAL has 32 bits")]
+                let tval = value as u32;
+                self.write_timer(vcpu, timer, Some(timer::tval_write(tval, guest)), None)?;
+            }
+            Role::Cntkctl => self.state().0.rows.cntkctl[row] = value,
+            Role::Cnthctl => self.state().0.rows.cnthctl[row] = value,
+            Role::Cntvoff => self.set_cntvoff(row, value),
+            Role::Frequency | Role::Count(_) | Role::Cntpoff => {
+                return Err(VmError::NoSuchSysreg { encoding, write: true });
+            }
+        }
+        self.changed();
+        Ok(())
+    }
+
+    /// KVM_ARM_VCPU_TIMER_CTRL: gives a timer its interrupt id, on every vCPU.
+    pub fn set_irq(&mut self, attribute: u64, id: i32) -> Result<(), VmError> {
+        let in_kernel_irqchip = self.config().in_kernel_irqchip;
+        self.state().1.irqs.set(attribute, id, in_kernel_irqchip)?;
+        self.changed();
+        Ok(())
+    }
+
+    fn state(&mut self) -> (&mut Clock, &mut Seat) {
+        self.bank.clock_and_seat(self.slot)
+    }
+
+    fn changed(&mut self) {
+        self.state().1.changes += 1;
+    }
+
+    /// Writes what is saved of the vCPUs themselves, as a restore does: CNTVOFF_EL2, and the timers but for the physical one
+    /// where that can't be set.
+    pub(crate) fn load(&mut self, saved: &VmGroup, from: Range<usize>, cval_shift: u64, physical: bool) {
+        self.bank.rewrite(self.slot, |rows, to| {
+            for (from, to) in from.zip(to) {
+                if let Some(cntvoff) = saved.cntvoff.as_ref().and_then(|column| column.get(from)) {
+                    rows.cntvoff[to] = cntvoff;
+                }
+                for columns in saved.timers.iter().filter(|columns| physical || columns.timer != Timer::Ptimer) {
+                    rows.set_cval(to, columns.timer, timer::moved_cval(columns.cval[from], cval_shift));
+                    rows.set_ctl(to, columns.timer, columns.ctl.get(from).unwrap_or_default());
+                }
+            }
+        });
+        self.follow_the_vm();
+        self.changed();
+    }
+
+    /// Writes CVAL or CTL or both, as its guest or its VMM does.
+    fn write_timer(&mut self, vcpu: usize, timer: Timer, cval: Option<u64>, ctl: Option<u64>) -> Result<(), VmError> {
+        let (slot, row) = (self.slot, self.row(vcpu)?);
+        let clock = self.state().0;
+        if let Some(cval) = cval {
+            clock.rows.set_cval(row, timer, cval);
+        }
+        if let Some(ctl) = ctl {
+            clock.rows.set_ctl(row, timer, ctl);
+        }
+        clock.wrote(slot, vcpu, row, timer);
+        Ok(())
+    }
+
+    /// A running vCPU's hypervisor sees to its own guest: it is loaded with the new CNTVOFF_EL2 when it enters that. So that
+    /// counts at once, though the VM's offset is still the one that the vCPU was loaded with.
+    fn set_cntvoff(&mut self, row: usize, cntvoff: u64) {
+        let (Clock { rows, .. }, _) = self.state();
+        rows.cntvoff[row] = cntvoff;
+        rows.virt[row] = Offset(rows.phys[row]).plus(Offset(cntvoff)).0;
+        self.bank.follow(self.slot);
+    }
+
+    /// The VM's own offsets are these now.
+    fn move_offsets(&mut self, offsets: Offsets) {
+        self.state().1.offsets = offsets;
+        self.follow_the_vm();
+        self.changed();
+    }
+
+    /// Puts the vCPUs under the VM's offsets, but those that run: they keep what they were loaded with.
+    fn follow_the_vm(&mut self) {
+        let (rows, nested) = (self.bank.rows_of(self.slot), self.config().el2 != El2::Absent);
+        let (clock, seat) = self.state();
+        for row in rows {
+            if !clock.rows.running[row] {
+                let cntvoff = nested.then(|| Offset(clock.rows.cntvoff[row]));
+                clock.rows.set_offsets(row, seat.offsets.on_vcpu(cntvoff));
+            }
+        }
+        self.bank.follow(self.slot);
+    }
+}

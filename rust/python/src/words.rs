@@ -1,0 +1,161 @@
+//! Sentences that name Python's classes, keywords and calls: the way out of a refusal, and what speaks of a caller's choice.
+
+use guestclock_core::drive::Condition;
+use guestclock_core::guest::vmclock::EquationError;
+use guestclock_core::restore::refusal::{NeedsCounterOffset, Refusal, Skew};
+use guestclock_core::restore::{Diagnostic, Policy, SUGGESTED_STEP_NS, Words};
+use guestclock_core::time::ElapsedError;
+use guestclock_model::bank::{BankError, WentBackwards};
+use guestclock_model::error::VmError;
+
+/// Policies and diagnostics in Python's terms.
+pub(crate) struct Python;
+
+impl Words for Python {
+    /// The policy as an expression.
+    fn policy(&self, policy: &Policy) -> String {
+        match policy {
+            Policy::Freeze => "Freeze()".to_owned(),
+            Policy::Advance { max_ns: None } => "Advance()".to_owned(),
+            Policy::Advance { max_ns: Some(max_ns) } => format!("Advance(max_ns={max_ns})"),
+            Policy::CatchUp { step_ns, interval_ns, deadline_ns } => {
+                let deadline =
+                    deadline_ns.map_or_else(String::new, |deadline_ns| format!(", deadline_ns={deadline_ns}"));
+                format!("CatchUp(step_ns={step_ns}, interval_ns={interval_ns}{deadline})")
+            }
+        }
+    }
+
+    fn diagnostic(&self, diagnostic: &Diagnostic) -> String {
+        match diagnostic {
+            Diagnostic::LargeJump { .. } => format!(
+                "{diagnostic}. Pay it back in steps: CatchUp(step_ns={SUGGESTED_STEP_NS}, interval_ns={})",
+                2 * SUGGESTED_STEP_NS
+            ),
+            Diagnostic::WallClockContradicts => {
+                format!("{diagnostic}. If you know which, say so with same_counter=")
+            }
+            Diagnostic::KernelUnverified { .. } => format!("{diagnostic}: declare one with sync="),
+            Diagnostic::BacklogLate(late) => refusal(late),
+            _ => diagnostic.to_string(),
+        }
+    }
+}
+
+/// All sentences for one plan's diagnostics.
+pub(crate) fn diagnostics(diagnostics: &[Diagnostic]) -> Vec<String> {
+    diagnostics.iter().map(|diagnostic| Python.diagnostic(diagnostic)).collect()
+}
+
+/// The refusal, and Python's way out.
+pub(crate) fn refusal(refusal: &Refusal) -> String {
+    match refusal {
+        Refusal::FrequencyMismatch { saved_hz, .. } => {
+            format!("{refusal}: ScaledCounter(counter, frequency_hz={saved_hz})")
+        }
+        Refusal::CounterSkew { cntvct, cntpct, why } => {
+            let why = match why {
+                Skew::RefusalAskedFor => "views=\"refuse\" was asked for".to_owned(),
+                Skew::OptedIn => why.to_string(),
+            };
+            format!(
+                "the guest's counters differ (CNTVCT_EL0 {cntvct}, CNTPCT_EL0 {cntpct}), and {why}: views=\"preserve\" \
+                 into a VM that never opted in keeps both, views=\"adopt-virtual\" gives up the physical one"
+            )
+        }
+        Refusal::Elapsed(error) => format!("{refusal}{}", way_out_of(error)),
+        Refusal::Unknown { what } => format!(
+            "the checkpoint has {what}, which this guestclock doesn't know: restore it without strict=True, or with a \
+             newer one"
+        ),
+        Refusal::DeadlineMissed { .. } => format!("{refusal}: Advance()"),
+        Refusal::OutOfOrder { called } => {
+            format!("{called}() can't come now: a restore is prepare(), apply(), release(), once each")
+        }
+        Refusal::NoCounterOffset { needed_by } => format!(
+            "counter_offset: {needed_by}{}",
+            match needed_by {
+                NeedsCounterOffset::AdoptedView => " (views=\"adopt-virtual\"): use views=\"preserve\"",
+                NeedsCounterOffset::CatchUpPlan => {
+                    ", with set_counter_offset(), or use Freeze() or Advance() instead of CatchUp()"
+                }
+                NeedsCounterOffset::CatchUpStep => "",
+            }
+        ),
+        _ => refusal.to_string(),
+    }
+}
+
+fn way_out_of(error: &ElapsedError) -> &'static str {
+    match error {
+        ElapsedError::ClockWentBackwards { .. } => {
+            ". Put the clock right, or say what passed with elapsed_ns=, or restore with Freeze()"
+        }
+        ElapsedError::Unknown(_) => {
+            ". Declare both with sync=, or give assume_error_ns=, or elapsed_ns= with it, or same_counter=True if it is \
+             the same counter after all, or restore with Freeze()"
+        }
+        ElapsedError::TooLong { .. } => {
+            ": give max_elapsed_ns= if it is so, or Advance(max_ns=) to let less of it through, or restore with Freeze()"
+        }
+        _ => "",
+    }
+}
+
+/// State of the VM after a step that failed, and the call to make next.
+pub(crate) fn condition(condition: Condition) -> String {
+    match condition {
+        Condition::Partial => "the VM isn't restored and must not run: call apply() again, or build it anew".to_owned(),
+        Condition::TimersOnly => {
+            "its timers are restored, its counters aren't, and it must not run: call release() again, \
+                                  or build it anew"
+                .to_owned()
+        }
+        Condition::Paused => {
+            "the VM is still paused, and must not run: leave the pause again (__exit__), or restore a \
+                              checkpoint into it"
+                .to_owned()
+        }
+        Condition::Untouched => condition.to_string(),
+    }
+}
+
+/// A register that doesn't read back, and Python's way out.
+pub(crate) fn read_back(vcpu: usize, register: &str, wrote: u64, read: u64) -> String {
+    format!(
+        "vCPU {vcpu}: {register} was written as {wrote:#x} and reads {read:#x} (was the vCPU initialised again, or does \
+         the VMM write it too?); {}",
+        condition(Condition::Partial)
+    )
+}
+
+/// The model's refusal, and Python's way out.
+pub(crate) fn vm_error(error: &VmError) -> String {
+    match error {
+        VmError::Running { .. } => format!("{error} (a running() block has to be left)"),
+        _ => error.to_string(),
+    }
+}
+
+/// The bank's refusal, and Python's way out.
+pub(crate) fn bank_error(error: &BankError) -> String {
+    match error {
+        BankError::NoSuchVm { .. } => format!("{error} (add() gives them)"),
+        BankError::TwoTimers => format!("{error}: timers=4"),
+        _ => error.to_string(),
+    }
+}
+
+/// The reason why there is no clock equation, and Python's way out.
+pub(crate) fn equation_error(error: &EquationError) -> String {
+    match error {
+        EquationError::Unsynchronized => format!("{error}: synchronized=True"),
+        EquationError::TaiUnknown => format!("{error}: time_type=\"utc\""),
+        _ => error.to_string(),
+    }
+}
+
+/// A counter that went backwards in a batch, and Python's way out.
+pub(crate) fn went_backwards(error: WentBackwards) -> String {
+    format!("{error}: use Freeze()")
+}
