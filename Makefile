@@ -7,10 +7,12 @@ MAKEFLAGS += --no-builtin-rules
 VENV := .venv
 BIN := $(VENV)/bin
 PY := $(BIN)/python
+# A program of lab/, by its name.
+LAB := PYTHONPATH=lab $(PY) -m
 NATIVE := python/guestclock/_core.abi3.so
 RUST := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock
 # Where there is Python to check. Written out, so that a missing folder isn't passed over in silence.
-PYTHON_CODE := python/guestclock tests examples benches tools
+PYTHON_CODE := python/guestclock tests examples benches lab tools
 # What the legs of kvm-test left.
 TRACES = $(or $(wildcard out/kvm/*/*.jsonl.gz),$(error there are no traces in out/kvm: make kvm-test leaves them))
 # asv keeps what it knows of the machine in the home folder. It builds nothing here, so another home does.
@@ -93,7 +95,7 @@ kvm-mutants: $(VENV)/.tools | cargo ## Plants wrong rules in copies of the tree:
 
 .PHONY: study
 study: $(NATIVE) ## 100 000 simulated migrations and every corner: no error exceeds its bound (docs/study.md); or SEED=n
-	$(BIN)/guestclock study --seed $(or $(SEED),1) --plot out/guestclock-study.svg
+	$(LAB) study --seed $(or $(SEED),1) --plot out/guestclock-study.svg
 
 .PHONY: accuracy
 accuracy: wheel-aarch64 ## Where a guest's clock is after a restore, as it reads it itself: the table in docs/accuracy.md
@@ -194,7 +196,7 @@ pins: | $(VENV)/.made ## Renews the tools' versions in requirements-dev.txt from
 .PHONY: clean
 clean: ## Removes whatever these targets made
 	rm -rf $(VENV) dist out target benches/.asv $(NATIVE) .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find python tests benches examples tools -name __pycache__ -prune -exec rm -rf {} +
+	find python tests benches examples lab tools -name __pycache__ -prune -exec rm -rf {} +
 	@-$(or $(PYTHON),python3) tools/testbed cache
 
 .PHONY: help

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Final
 from guestclock import Advance, CatchUp, Checkpoint, Freeze, ManualCounter, Reg, Vm, plan
 from guestclock.errors import RestoreRefused
 from guestclock.inspection.words import signed
-from guestclock.study.hosts import SECOND
+from study.hosts import SECOND
 
 if TYPE_CHECKING:
     from guestclock import CrossTimestamp, Policy
-    from guestclock.study.hosts import Host
+    from study.hosts import Host
 
 STEPPED: Final = "all but the wall clock"
 """What a plan warns of where a wall clock was stepped on the same machine."""

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from guestclock.study.figures import Document
+    from study.figures import Document
 
 _PIPE_COLUMNS = 150
 

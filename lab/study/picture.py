@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Final
 
 from matplotlib.figure import Figure
 
-from guestclock.study.figures import CELLS_PER_DECADE
+from study.figures import CELLS_PER_DECADE
 
 if TYPE_CHECKING:
     from os import PathLike
 
     from matplotlib.axes import Axes
 
-    from guestclock.study.figures import Cell, Document
+    from study.figures import Cell, Document
 
 _COLOURS: Final = (
     "#000000",

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from math import ceil, floor, log10
 from typing import TYPE_CHECKING, Final, TypeAlias, TypedDict
 
-from guestclock.study.migration import BASES
+from study.migration import BASES
 
 if TYPE_CHECKING:
     from fractions import Fraction
 
-    from guestclock.study.corners import Key
-    from guestclock.study.migration import Judged, Migration
+    from study.corners import Key
+    from study.migration import Judged, Migration
 
 LOOSEST_TICKS: Final = 2
 """What a bound may exceed the worst corner of its class by."""
@@ -36,7 +36,7 @@ class FindingRecord(TypedDict):
     what: str
     basis: str
     which: str
-    """"migration 17", whose number and seed draw it again (`guestclock.study.worlds.draw`), or which corner."""
+    """"migration 17", whose number and seed draw it again (`study.worlds.draw`), or which corner."""
     error_mticks: int
     bound_ticks: int
 
@@ -80,7 +80,7 @@ class LieRecord(TypedDict):
 
 
 class Document(TypedDict):
-    """What `guestclock study --json` prints."""
+    """The document that `python -m study --json` prints."""
 
     schema: str
     seed: int

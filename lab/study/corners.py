@@ -14,15 +14,15 @@ from math import gcd
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from guestclock import Advance, CatchUp, Freeze
-from guestclock.study.hosts import PPB, RATE_PPB, SECOND, Host, LeapSecond, Oscillator
-from guestclock.study.lies import TRUTH
-from guestclock.study.migration import Migration
+from study.hosts import PPB, RATE_PPB, SECOND, Host, LeapSecond, Oscillator
+from study.lies import TRUTH
+from study.migration import Migration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from guestclock.study.hosts import Instant, Vouched
-    from guestclock.study.lies import Lie
+    from study.hosts import Instant, Vouched
+    from study.lies import Lie
 
 FREQUENCIES: Final = (
     1_000_000,

@@ -6,15 +6,15 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Final
 
 from guestclock.progress import progress as progressing
-from guestclock.study.corners import FREQUENCIES, corners
-from guestclock.study.figures import Figures
-from guestclock.study.lies import ABOUT, Lie
-from guestclock.study.migration import judge
-from guestclock.study.worlds import draw
+from study.corners import FREQUENCIES, corners
+from study.figures import Figures
+from study.lies import ABOUT, Lie
+from study.migration import judge
+from study.worlds import draw
 
 if TYPE_CHECKING:
-    from guestclock.study.figures import Document
-    from guestclock.study.lies import About
+    from study.figures import Document
+    from study.lies import About
 
 SCHEMA: Final = "guestclock.study/1"
 
@@ -31,7 +31,7 @@ def run(
     frequencies: tuple[int, ...] = FREQUENCIES,
     progress: bool = False,
 ) -> Document:
-    """Judge random migrations and all corners, and return the document (`guestclock.study.figures`).
+    """Judge random migrations and all corners, and return the document (`study.figures`).
 
     migrations, seed: how many are drawn, and from what; the same two draw the same.
     lie: the factor by which the target's hosts exceed what they declare; 1 for none.

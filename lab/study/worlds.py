@@ -9,16 +9,16 @@ from math import floor
 from typing import TYPE_CHECKING, Any, Final
 
 from guestclock import Advance, CatchUp, Freeze
-from guestclock.study.corners import FREQUENCIES
-from guestclock.study.hosts import PPB, RATE_PPB, SECOND, Host, LeapSecond, Oscillator
-from guestclock.study.lies import TRUTH
-from guestclock.study.migration import Migration
+from study.corners import FREQUENCIES
+from study.hosts import PPB, RATE_PPB, SECOND, Host, LeapSecond, Oscillator
+from study.lies import TRUTH
+from study.migration import Migration
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from guestclock.study.hosts import Instant, Vouched
-    from guestclock.study.lies import Lie
+    from study.hosts import Instant, Vouched
+    from study.lies import Lie
 
 _DAY_NS: Final = 86_400 * SECOND
 _YEAR_NS: Final = 365 * _DAY_NS
