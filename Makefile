@@ -82,12 +82,12 @@ kvm-test: $(VENV)/.tools $(if $(filter aarch64,$(shell uname -m)),$(NATIVE)) | c
 .PHONY: kvm-repeat
 kvm-repeat: $(VENV)/.tools ## Counted instructions: one seed, two machines, the same trace byte for byte (docs/differential.md)
 	for run in 1 2; do $(PY) tools/testbed boot 6.12 --icount --out out/kvm/repeat-$$run -- \
-		env PYTHONPATH=tests:examples python3 -m differential take repeated --seed $(or $(SEED),1) --sequences 40; done
+		env PYTHONPATH=lab:examples python3 -m differential take repeated --seed $(or $(SEED),1) --sequences 40; done
 	cmp out/kvm/repeat-1/repeated.jsonl.gz out/kvm/repeat-2/repeated.jsonl.gz && echo "the same bytes"
 
 .PHONY: kvm-replay
 kvm-replay: $(NATIVE) ## Judges the traces of kvm-test again, by the model as it is here: all, or TRACE=file
-	PYTHONPATH=tests $(PY) -m differential replay $(or $(TRACE),$(TRACES))
+	$(LAB) differential replay $(or $(TRACE),$(TRACES))
 
 .PHONY: kvm-mutants
 kvm-mutants: $(VENV)/.tools | cargo ## Plants wrong rules in copies of the tree: the traces of kvm-test have to contradict each

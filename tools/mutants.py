@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 MUTANTS = Path(__file__).with_suffix(".toml")
 SOURCES = Path("rust/core/src")
-COPIED = ("Cargo.toml", "Cargo.lock", "pyproject.toml", "docs", "python", "rust", "tests")
+COPIED = ("Cargo.toml", "Cargo.lock", "pyproject.toml", "docs", "lab", "python", "rust", "tests")
 # The state machine last, which takes longest.
 TESTS = tuple(
     f"tests/test_{name}.py"
@@ -167,7 +167,7 @@ class Tree:
 
     def python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Runs Python on this tree's package."""
-        env = os.environ | {"PYTHONPATH": os.pathsep.join(str(self.path / name) for name in ("python", "tests"))}
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(str(self.path / name) for name in ("python", "lab", "tests"))}
         command = [sys.executable, *arguments]
         return subprocess.run(command, cwd=self.path, env=env, capture_output=True, text=True, check=False)
 

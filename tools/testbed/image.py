@@ -32,7 +32,7 @@ UNUSED = (
 )
 """What nobody reads in the machine, and what would be copied at every boot."""
 
-COPIED = ("pyproject.toml", "tests", "examples", "tools")
+COPIED = ("pyproject.toml", "tests", "examples", "lab", "tools")
 """What of the work tree is in the machine."""
 
 

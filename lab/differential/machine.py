@@ -35,17 +35,21 @@ class Kvm:
         """Why the vCPUs that have left their guests did so, where that wasn't because they were told to."""
 
     def count(self) -> int:
+        """The host's counter."""
         return self.counter.read()
 
     def has_counter_offset(self) -> bool:
+        """KVM_CAP_COUNTER_OFFSET, asked of the VM."""
         return self.machine.check_extension(KVM_CAP_COUNTER_OFFSET) > 0
 
     def close(self) -> None:
+        """Ends the VM; no vCPU is in its guest."""
         assert not self.threads
         self.words.release()
         self.machine.close()
 
     def do(self, operation: Operation) -> Answer:
+        """Does it; an error is an answer too."""
         try:
             return self._do(operation)
         except OSError as error:
@@ -87,6 +91,7 @@ class Kvm:
         return None
 
     def start(self, vcpu: int) -> None:
+        """Starts the thread that runs the vCPU, with the payload as its guest."""
         machine = self.machine
         if not self.loaded:
             self.loaded = True
@@ -102,6 +107,7 @@ class Kvm:
         self.threads[vcpu].start()
 
     def run(self, vcpu: int) -> None:
+        """Runs the vCPU until its guest parks, then completes the store by which it said so."""
         left = self.machine.run(vcpu)
         parked = (KVM_EXIT_MMIO, DOORBELL, Doorbell.PARKED)
         self.exits[vcpu] = None if (left.reason, left.address, left.data & 0xFF) == parked else left

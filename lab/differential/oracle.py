@@ -260,9 +260,11 @@ class Oracle:
         self.one_of(allowed, step)
 
     def one_of(self, allowed: list[Answer], step: Step) -> None:
+        """Compares the answer with those that are allowed."""
         self.compare(step, agreed=step.answer in allowed, allowed=len(allowed), expected=allowed)
 
     def compare(self, step: Step, *, agreed: bool, allowed: int, expected: object) -> None:
+        """Counts one comparison, and raises Divergence unless it agreed."""
         self.tally.compared += 1
         self.tally.several += allowed > 1
         if not agreed:

@@ -49,6 +49,7 @@ class Writer:
         self.line({"trace": 1, **asdict(header)})
 
     def line(self, content: object) -> None:
+        """Writes one line of JSON."""
         self.file.write(json.dumps(content, separators=(",", ":")).encode() + b"\n")
 
     def begin(self) -> None:

@@ -156,6 +156,7 @@ class Sequence:
         return outside or not (self.moved or self.nested or reg == Reg.PTIMER_CNT)
 
     def create(self) -> Operation | None:
+        """Creates a vCPU, where that moves no counter under one that is in its guest."""
         moves = Reg.PTIMER_CNT if self.physical else Reg.TIMER_CNT
         if (
             len(self.where) == self.shape.vcpus
@@ -166,14 +167,17 @@ class Sequence:
         return Operation(Kind.CREATE)
 
     def init(self) -> Operation | None:
+        """Initialises a stopped vCPU again."""
         vcpu = self.stopped()
         return None if vcpu is None else Operation(Kind.INIT, vcpu)
 
     def listing(self) -> Operation | None:
+        """Lists a stopped vCPU's timer registers."""
         vcpu = self.stopped()
         return None if vcpu is None else Operation(Kind.LIST, vcpu)
 
     def offset(self) -> Operation | None:
+        """Sets the VM-wide offset, sometimes with a reserved field that isn't 0."""
         # Rarely, but for while a vCPU may be in its guest: after it counters can't be set any more.
         if self.random.random() < (0.6 if all(where is Where.OUT for where in self.where) else 0.2):
             return None
@@ -181,12 +185,14 @@ class Sequence:
         return Operation(Kind.OFFSET, value=self.value(), reserved=reserved)
 
     def reg(self) -> int:
+        """A register that the kernel lists; one time in ten, one that it may lack."""
         regs = self.shape.regs
         if self.random.random() < 0.1:
             return self.random.choice([*ABSENT, *(reg for reg in Reg if reg not in regs)])
         return self.random.choice(regs)
 
     def get(self) -> Operation | None:
+        """Reads a register of a stopped vCPU."""
         vcpu, reg = self.stopped(), self.reg()
         return Operation(Kind.GET, vcpu, reg) if vcpu is not None and self.may_get(reg) else None
 
@@ -195,6 +201,7 @@ class Sequence:
         return reg != Reg.CNTHCTL_EL2 or Where.STARTING not in self.where
 
     def set(self) -> Operation | None:
+        """Writes a register of a stopped vCPU."""
         vcpu, reg = self.stopped(), self.reg()
         if vcpu is None or (reg in COUNTS and not self.may_move(reg)):
             return None
@@ -212,6 +219,7 @@ class Sequence:
                 return (self.random.choice(self.counts) + self.random.randint(-near, near)) % WORD
 
     def ctl(self, *, reserved: bool = True) -> int:
+        """A CTL: any of its three bits, and sometimes reserved ones."""
         ctl = self.random.randrange(8)
         if reserved and self.random.random() < 0.25:
             ctl |= self.random.choice([2**3, 2**31, 2**32, 2**63, self.random.getrandbits(61) << 3])
