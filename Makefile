@@ -45,7 +45,7 @@ wheel: $(VENV)/.tools | cargo ## The release wheel in dist/, its stable ABI and 
 
 .PHONY: wheel-aarch64
 wheel-aarch64: $(VENV)/.tools | cargo ## The same for arm64, cross-built on an x86 Debian machine, beside the other in dist/
-	$(PY) tools/testbed wheel
+	$(LAB) testbed wheel
 	$(call checked,aarch64)
 
 define checked
@@ -77,11 +77,11 @@ test-python: $(NATIVE) ## The Python suite
 
 .PHONY: kvm-test
 kvm-test: $(VENV)/.tools $(if $(filter aarch64,$(shell uname -m)),$(NATIVE)) | cargo ## Real KVM, on arm64 kernels booted here: all legs, or LEGS="6.12 nested" (docs/testbed.md)
-	$(PY) tools/testbed test $(LEGS) $(if $(SEED),--seed $(SEED))
+	$(LAB) testbed test $(LEGS) $(if $(SEED),--seed $(SEED))
 
 .PHONY: kvm-repeat
 kvm-repeat: $(VENV)/.tools ## Counted instructions: one seed, two machines, the same trace byte for byte (docs/differential.md)
-	for run in 1 2; do $(PY) tools/testbed boot 6.12 --icount --out out/kvm/repeat-$$run -- \
+	for run in 1 2; do $(LAB) testbed boot 6.12 --icount --out out/kvm/repeat-$$run -- \
 		env PYTHONPATH=lab:examples python3 -m differential take repeated --seed $(or $(SEED),1) --sequences 40; done
 	cmp out/kvm/repeat-1/repeated.jsonl.gz out/kvm/repeat-2/repeated.jsonl.gz && echo "the same bytes"
 
@@ -103,7 +103,7 @@ accuracy: wheel-aarch64 ## Where a guest's clock is after a restore, as it reads
 
 .PHONY: kvm-boot
 kvm-boot: $(VENV)/.tools ## One command in one such machine: make kvm-boot LEG=6.12 COMMAND="guestclock doctor"
-	@$(PY) tools/testbed boot $(or $(LEG),6.12) -- sh -c '$(or $(COMMAND),guestclock doctor)'
+	@$(LAB) testbed boot $(or $(LEG),6.12) -- sh -c '$(or $(COMMAND),guestclock doctor)'
 
 .PHONY: deep-test
 deep-test: loom deep-model mutants ## What takes minutes: the model against the reference from a fresh seed (or SEED=n), the mutants
@@ -197,7 +197,7 @@ pins: | $(VENV)/.made ## Renews the tools' versions in requirements-dev.txt from
 clean: ## Removes whatever these targets made
 	rm -rf $(VENV) dist out target benches/.asv $(NATIVE) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find python tests benches examples lab tools -name __pycache__ -prune -exec rm -rf {} +
-	@-$(or $(PYTHON),python3) tools/testbed cache
+	@-PYTHONPATH=lab $(or $(PYTHON),python3) -m testbed cache
 
 .PHONY: help
 help: ## This list

@@ -29,8 +29,8 @@ def measured(leg: str) -> str:
             done = subprocess.run(command, cwd=ROOT, env=path, stdout=subprocess.PIPE, text=True, check=True)
             return f"Linux {platform.release()} on {platform.machine()}:\n\n{done.stdout}"
         inside = f"{STUDY} >/out/table && uname -r >/out/kernel"
-        boot = [sys.executable, "tools/testbed", "boot", leg, "--out", name, "--", "sh", "-c", inside]
-        subprocess.run(boot, cwd=ROOT, check=True)
+        boot = [sys.executable, "-m", "testbed", "boot", leg, "--out", name, "--", "sh", "-c", inside]
+        subprocess.run(boot, cwd=ROOT, env=os.environ | {"PYTHONPATH": "lab"}, check=True)
         kernel = Path(name, "kernel").read_text().strip()
         return f"Linux {kernel} on an emulated machine:\n\n{Path(name, 'table').read_text()}"
 

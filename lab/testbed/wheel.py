@@ -8,11 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cache
-import roots
-from debian import Archive
-from image import TREE
-from say import give_up, note
+from testbed import cache, roots
+from testbed.debian import Archive
+from testbed.image import TREE
+from testbed.say import give_up, note
 
 TARGET = "aarch64-unknown-linux-gnu"
 

@@ -7,20 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cache
-import machine
-import suite
-import wheel
-from image import TREE
-from legs import LEGS
-from say import give_up, note, say
+from testbed import cache, machine, suite, wheel
+from testbed.image import TREE
+from testbed.legs import LEGS
+from testbed.say import give_up, note, say
 
 DIST = TREE / "dist"
 
 
 def main() -> int:
     """Run one command of the testbed's."""
-    parser = argparse.ArgumentParser(prog="python tools/testbed", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m testbed", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
     boot = commands.add_parser("boot", help="run a command in one machine, with the wheel that is in dist/")

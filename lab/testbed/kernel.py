@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import cache
-from debian import Archive
+from testbed import cache
+from testbed.debian import Archive
 
 if TYPE_CHECKING:
-    from legs import Leg
+    from testbed.legs import Leg
 
 
 def fetched(leg: Leg) -> Path:

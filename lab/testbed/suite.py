@@ -15,12 +15,10 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, BinaryIO
 
-import cache
-import machine
-import wheel
-from image import TREE
-from legs import LEGS, Leg
-from say import say
+from testbed import cache, machine, wheel
+from testbed.image import TREE
+from testbed.legs import LEGS, Leg
+from testbed.say import say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

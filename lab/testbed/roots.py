@@ -6,13 +6,13 @@ import os
 import subprocess
 from typing import TYPE_CHECKING
 
-import cache
-from say import give_up
+from testbed import cache
+from testbed.say import give_up
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from debian import Archive
+    from testbed.debian import Archive
 
 HOST = "/host"
 """Where a program in a root sees the machine's own files."""

@@ -8,11 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cache
-import roots
-from archive import Writer
-from debian import Archive
-from say import note
+from testbed import cache, roots
+from testbed.archive import Writer
+from testbed.debian import Archive
+from testbed.say import note
 
 TREE = Path(__file__).resolve().parent.parent.parent
 
@@ -32,7 +31,7 @@ UNUSED = (
 )
 """What nobody reads in the machine, and what would be copied at every boot."""
 
-COPIED = ("pyproject.toml", "tests", "examples", "lab", "tools")
+COPIED = ("pyproject.toml", "tests", "examples", "lab")
 """What of the work tree is in the machine."""
 
 

@@ -12,17 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import image
-import kernel
-import roots
-from archive import Writer
-from debian import Archive
-from say import note
+from testbed import image, kernel, roots
+from testbed.archive import Writer
+from testbed.debian import Archive
+from testbed.say import note
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from legs import Leg
+    from testbed.legs import Leg
 
 EMULATOR = ("qemu-system-arm", "base-files")
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import cache
-from say import give_up, note
+from testbed import cache
+from testbed.say import give_up, note
 
 FRESH_FOR_S = 7 * 24 * 3600
 """Package lists as old as this are fetched again, and with them come newer kernels."""
