@@ -99,7 +99,7 @@ study: $(NATIVE) ## 100 000 simulated migrations and every corner: no error exce
 
 .PHONY: accuracy
 accuracy: wheel-aarch64 ## Where a guest's clock is after a restore, as it reads it itself: the table in docs/accuracy.md
-	$(PY) tools/accuracy.py
+	$(LAB) accuracy
 
 .PHONY: kvm-boot
 kvm-boot: $(VENV)/.tools ## One command in one such machine: make kvm-boot LEG=6.12 COMMAND="guestclock doctor"

@@ -1,6 +1,6 @@
 """Where a guest's clock is after a restore, as the guest itself reads it, on this host's KVM.
 
-    python tests/kvm/accuracy.py [--json]
+    PYTHONPATH=lab:examples python -m accuracy.measure [--json]
 
 A VMM computes what to set from a sample of the host's counter, is held up, and sets it: as one offset, or as the values
 of both counters. Then the guest reads its counters on both vCPUs, each read between two of the host's. What is told is
@@ -12,14 +12,16 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from guestclock import Advance, Freeze, HostCounter, KvmVm, Reg, plan
 from guestclock.payload import Command, Doorbell, Guest, Kind, image
 from kvm_vmm import DOORBELL, PC, RAM, Machine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 Method: TypeAlias = Literal["offset", "by value"]
 Interval: TypeAlias = tuple[int, int]
@@ -130,7 +132,7 @@ def seen(made: Machine, host: HostCounter, vcpu: int) -> tuple[Interval, Interva
 
 
 def rows() -> Iterator[Row]:
-    """Every restore of the study."""
+    """Every restore that is measured."""
     for policy in (Advance(), Freeze()):
         for method in ("offset", "by value"):
             for delay_ms in DELAYS_MS:
@@ -156,7 +158,9 @@ def table(measured: list[Row], hz: int) -> str:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m accuracy.measure", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document, in ticks")
     as_json = parser.parse_args().json
     hz = HostCounter().frequency_hz

@@ -1,8 +1,8 @@
 """Measures where a guest's clock is after a restore, on a real kernel, and puts the table into docs/accuracy.md.
 
-    python tools/accuracy.py [LEG]
+    PYTHONPATH=lab python -m accuracy [LEG]
 
-The study itself is tests/kvm/accuracy.py; this runs it in the testbed's machine, or here, where this is an arm64 host.
+The measurement is accuracy.measure; this runs it in the testbed's machine, or here, where this is an arm64 host.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/accuracy.md"
 BEGIN, END = "<!-- made by `make accuracy` -->", "<!-- end -->"
-STUDY = "PYTHONPATH=examples python3 tests/kvm/accuracy.py"
+MEASURE = "PYTHONPATH=lab:examples python3 -m accuracy.measure"
 
 
 def measured(leg: str) -> str:
-    """The study's table, under the name of the kernel that it was made on."""
+    """The table, under the name of the kernel that it was made on."""
     with tempfile.TemporaryDirectory(prefix="guestclock-") as name:
         if platform.machine() == "aarch64":
-            command = [sys.executable, "tests/kvm/accuracy.py"]
-            path = os.environ | {"PYTHONPATH": "examples"}
+            command = [sys.executable, "-m", "accuracy.measure"]
+            path = os.environ | {"PYTHONPATH": "lab:examples"}
             done = subprocess.run(command, cwd=ROOT, env=path, stdout=subprocess.PIPE, text=True, check=True)
             return f"Linux {platform.release()} on {platform.machine()}:\n\n{done.stdout}"
-        inside = f"{STUDY} >/out/table && uname -r >/out/kernel"
+        inside = f"{MEASURE} >/out/table && uname -r >/out/kernel"
         boot = [sys.executable, "-m", "testbed", "boot", leg, "--out", name, "--", "sh", "-c", inside]
         subprocess.run(boot, cwd=ROOT, env=os.environ | {"PYTHONPATH": "lab"}, check=True)
         kernel = Path(name, "kernel").read_text().strip()
