@@ -91,7 +91,7 @@ kvm-replay: $(NATIVE) ## Judges the traces of kvm-test again, by the model as it
 
 .PHONY: kvm-mutants
 kvm-mutants: $(VENV)/.tools | cargo ## Plants wrong rules in copies of the tree: the traces of kvm-test have to contradict each
-	$(PY) tools/mutants.py --traces $(or $(TRACE),$(TRACES))
+	$(LAB) mutants --traces $(or $(TRACE),$(TRACES))
 
 .PHONY: study
 study: $(NATIVE) ## 100 000 simulated migrations and every corner: no error exceeds its bound (docs/study.md); or SEED=n
@@ -106,16 +106,12 @@ kvm-boot: $(VENV)/.tools ## One command in one such machine: make kvm-boot LEG=6
 	@$(LAB) testbed boot $(or $(LEG),6.12) -- sh -c '$(or $(COMMAND),guestclock doctor)'
 
 .PHONY: deep-test
-deep-test: loom deep-model mutants ## What takes minutes: the model against the reference from a fresh seed (or SEED=n), the mutants
+deep-test: loom deep-model ## The slow tests: every interleaving; the model against the reference from a fresh seed, or SEED=n
 
 .PHONY: deep-model
 deep-model: $(NATIVE)
 	@seed=$${SEED:-$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')}; echo "To repeat it: make deep-model SEED=$$seed"; \
 	$(PY) -m pytest tests/test_model.py --hypothesis-profile=deep --hypothesis-seed=$$seed --timeout=1800
-
-.PHONY: mutants
-mutants: $(VENV)/.tools | cargo ## Plants wrong rules in copies of the tree, one at a time: the tests have to notice each
-	$(PY) tools/mutants.py
 
 .PHONY: lint
 lint: $(VENV)/.tools | cargo ## rustfmt, clippy pedantic, the core without std, ruff, doc sentences, whether the mutants still apply
@@ -127,7 +123,7 @@ lint: $(VENV)/.tools | cargo ## rustfmt, clippy pedantic, the core without std, 
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(PY) tools/sentences.py
-	$(PY) tools/mutants.py --check
+	$(LAB) mutants --check
 
 .PHONY: types
 types: $(NATIVE) ## mypy strict, and the native module against its stub

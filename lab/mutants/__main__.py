@@ -1,13 +1,11 @@
-"""Plants wrong rules in a copy of the tree, one at a time, and sees which test notices each.
+"""Plants wrong rules in a copy of the tree, one at a time, and judges each by the traces of real kernels.
 
-    python tools/mutants.py [NAME...]
-    python tools/mutants.py [NAME...] --traces TRACE...
+    PYTHONPATH=lab python -m mutants [NAME...] --traces TRACE...
+    PYTHONPATH=lab python -m mutants [NAME...] --check
 
-The wrong rules are in mutants.toml; NAME picks some of them. `--check` only sees that each still applies to this tree.
-With `--traces` they are judged by what real kernels answered (docs/differential.md), and not by the tests: those that
-have `traces = true`, which says that a kernel contradicts them. Those with `rust = NAME` aren't in reach of Python
-yet: the core's own tests judge them, those of rust/core/tests/NAME.rs and the unit tests of that name. Exits 1 if one
-survives, or can't be judged.
+The wrong rules are in mutants.toml; NAME picks some of them. A mutant is caught where the model diverges from a trace
+(docs/differential.md). `--check` only sees that each still applies to this tree. Exits 1 if one survives, or can't be
+judged.
 """
 
 from __future__ import annotations
@@ -31,28 +29,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT = Path(__file__).resolve().parent.parent
-MUTANTS = Path(__file__).with_suffix(".toml")
-SOURCES = Path("rust/core/src")
-COPIED = ("Cargo.toml", "Cargo.lock", "pyproject.toml", "docs", "lab", "python", "rust", "tests")
-# The state machine last, which takes longest.
-TESTS = tuple(
-    f"tests/test_{name}.py"
-    for name in (
-        "observed",
-        "nested",
-        "restore",
-        "atomicity",
-        "elapsed",
-        "catch_up",
-        "timers_after",
-        "faults",
-        "clock_bank",
-        "model",
-    )
-)
+ROOT = Path(__file__).resolve().parents[2]
+MUTANTS = Path(__file__).with_name("mutants.toml")
+SOURCES = Path("rust")
+COPIED = ("Cargo.toml", "Cargo.lock", "lab", "python", "rust")
 SCRATCH = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve() / "mutants"
-# Quick to build, and no debug build, whose warning the tests take for an error.
+# Quick to build.
 BUILD = {
     "CARGO_PROFILE_RELEASE_LTO": "off",
     "CARGO_PROFILE_RELEASE_CODEGEN_UNITS": "16",
@@ -76,8 +58,6 @@ class Mutant:
     find: str
     replace: str
     wrong: str
-    traces: bool = False
-    rust: str = ""
 
     def applied(self, source: str) -> str:
         """The source with the wrong rule in it."""
@@ -87,7 +67,7 @@ class Mutant:
 
 
 class Tree:
-    """A copy of the tree, to be built and tested apart from it."""
+    """A copy of the tree, to be built and judged apart from it."""
 
     def __init__(self, number: int, traces: list[Path]) -> None:
         self.traces = traces
@@ -127,26 +107,7 @@ class Tree:
             raise Unjudged(f"it doesn't build:\n{done.stderr}")
         shutil.copyfile(self.target / "release/lib_core.so", self.path / "python/guestclock/_core.abi3.so")
 
-    def rust(self, name: str) -> str | None:
-        """The first of the core's own tests of that name that fails."""
-        command = ["cargo", "test", "--quiet", "--locked", "--package", "guestclock-core"]
-        env = os.environ | {"CARGO_TARGET_DIR": str(self.target), "PROPTEST_FAILURE_PERSISTENCE": "off"}
-        for chosen in (("--lib", f"{name}::"), ("--test", name)):
-            done = subprocess.run(
-                [*command, *chosen], cwd=self.path, env=env, capture_output=True, text=True, check=False
-            )
-            failed = re.search(r"^---- (\S+) stdout ----$", done.stdout, re.MULTILINE)
-            if bool(failed) != (done.returncode != 0):
-                raise Unjudged(f"cargo test exits with {done.returncode}:\n{done.stdout}{done.stderr}")
-            if failed:
-                return f"{' '.join(chosen)}: {failed[1]}"
-        return None
-
-    def first(self) -> str | None:
-        """What notices first that something is wrong."""
-        return self.replay() if self.traces else self.test()
-
-    def replay(self) -> str | None:
+    def divergence(self) -> str | None:
         """The first divergence from the traces."""
         done = self.python("-m", "differential", "replay", "--first", *map(str, self.traces))
         diverged = re.search(r"^\S+, sequence \d+: .*$", done.stdout, re.MULTILINE)
@@ -154,44 +115,30 @@ class Tree:
             raise Unjudged(f"the replay exits with {done.returncode} and says:\n{done.stdout}{done.stderr}")
         return diverged[0] if diverged else None
 
-    def test(self, tests: tuple[str, ...] = TESTS) -> str | None:
-        """The first of these tests that fails."""
-        options = ["-x", "--tb=no", "--no-header", "-p", "no:cacheprovider", "--hypothesis-profile=unshrunk"]
-        done = self.python("-m", "pytest", *options, *tests)
-        if done.returncode not in (0, 1):
-            raise Unjudged(f"pytest exits with {done.returncode}:\n{done.stdout}{done.stderr}")
-        failed = re.search(r"^(?:FAILED|ERROR) tests/(.*?)(?: - .*)?$", done.stdout, re.MULTILINE)
-        if bool(failed) != (done.returncode == 1):
-            raise Unjudged(f"pytest exits with {done.returncode} and says:\n{done.stdout}")
-        return failed[1] if failed else None
-
     def python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Runs Python on this tree's package."""
-        env = os.environ | {"PYTHONPATH": os.pathsep.join(str(self.path / name) for name in ("python", "lab", "tests"))}
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(str(self.path / name) for name in ("python", "lab"))}
         command = [sys.executable, *arguments]
         return subprocess.run(command, cwd=self.path, env=env, capture_output=True, text=True, check=False)
 
     def check(self) -> None:
-        """Sees that its own native module is what is tested, and that it passes without a wrong rule."""
+        """Sees that its own native module is what is judged, and that it agrees without a wrong rule."""
         self.build()
         done = self.python("-c", "import guestclock._core; print(guestclock._core.__file__)")
         if Path(done.stdout.strip()).parent != self.path / "python/guestclock":
-            raise Unjudged(f"it isn't the copy that would be tested: {done.stdout}{done.stderr}")
-        if failed := self.first():
-            raise Unjudged(f"without any wrong rule: {failed}")
+            raise Unjudged(f"it isn't the copy that would be judged: {done.stdout}{done.stderr}")
+        if diverged := self.divergence():
+            raise Unjudged(f"without any wrong rule: {diverged}")
 
 
 def judge(mutant: Mutant, trees: SimpleQueue[Tree]) -> str:
-    """Whether the mutant was caught, with a line about it."""
+    """Judges the mutant, prints a line about it, and gives the verdict."""
     tree = trees.get()
     start = time.monotonic()
     try:
         with tree.planted(mutant):
-            if mutant.rust:
-                caught = tree.rust(mutant.rust)
-            else:
-                tree.build()
-                caught = tree.first()
+            tree.build()
+            caught = tree.divergence()
         verdict, said = ("caught", caught) if caught else ("survived", f"SURVIVED: {mutant.wrong}")
     except Unjudged as error:
         verdict, said = "not judged", f"NOT JUDGED: {error}"
@@ -203,18 +150,19 @@ def judge(mutant: Mutant, trees: SimpleQueue[Tree]) -> str:
 
 def main() -> None:
     """Judges the mutants."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m mutants", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", metavar="NAME")
-    parser.add_argument("--check", action="store_true", help="only see that each applies")
-    parser.add_argument("--traces", type=Path, nargs="+", default=[], metavar="TRACE", help="judge by these")
+    by = parser.add_mutually_exclusive_group(required=True)
+    by.add_argument("--check", action="store_true", help="only see that each applies")
+    by.add_argument("--traces", type=Path, nargs="+", default=[], metavar="TRACE", help="judge by these")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many at a time")
     chosen = parser.parse_args()
     listed = [Mutant(name, **fields) for name, fields in tomllib.loads(MUTANTS.read_text()).items()]
     if unknown := set(chosen.names) - {mutant.name for mutant in listed}:
         parser.error(f"no such mutant: {', '.join(sorted(unknown))}")
     mutants = [mutant for mutant in listed if not chosen.names or mutant.name in chosen.names]
-    if chosen.traces and not chosen.names:
-        mutants = [mutant for mutant in mutants if mutant.traces]
     traces = [trace.resolve(strict=True) for trace in chosen.traces]
     try:
         for mutant in mutants:
