@@ -31,7 +31,7 @@ VCPUS: Final = 2
 SAMPLES: Final = 8
 DELAYS_MS: Final = (1, 10, 100)
 G: Final = 10**12
-"""What both of the guest's counters read when it is saved."""
+"""Value of both guest counters at the save."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class Row:
     held_up: Interval
     """From the sample that the restore was computed from to the setting."""
     behind: Interval
-    """How far the guest's virtual counter is behind what the policy promises at the setting's own last sample."""
+    """Lag of the guest's virtual counter behind the policy's promise, at the setting's own last sample."""
     vcpu_skew: Interval
-    """How far vCPU 1's virtual counter is behind vCPU 0's."""
+    """Lag of vCPU 1's virtual counter behind vCPU 0's."""
     view_skew: Interval
-    """How far the physical counter is behind the virtual one."""
+    """Lag of the physical counter behind the virtual one."""
 
 
 @contextmanager

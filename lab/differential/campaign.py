@@ -22,7 +22,7 @@ PRESETS = ("6.1", "6.12", "7.3")
 
 @dataclass(frozen=True)
 class Probed:
-    """What a kernel does that a VMM can see, and that tells the presets apart."""
+    """Behaviour of a kernel that a VMM can see, and that differs between the presets."""
 
     counter_offset: bool
     fresh_ctl: Answer
@@ -58,7 +58,7 @@ def matching(probed: Probed, *, nested: bool) -> tuple[str, bool]:
 
 @dataclass
 class Outcome:
-    """What came of a campaign."""
+    """The result of a campaign."""
 
     tally: Tally = field(default_factory=Tally)
     divergences: list[str] = field(default_factory=list)
@@ -75,7 +75,7 @@ class Outcome:
 
     @property
     def share(self) -> float:
-        """Of the comparisons that allowed more than one value."""
+        """Share of the comparisons that allowed more than one value."""
         return self.tally.several / max(1, self.tally.compared)
 
     def judge(self, header: Header, steps: Iterable[Step]) -> None:

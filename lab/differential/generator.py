@@ -28,7 +28,7 @@ EDGES = (0, 2**31, 2**32, 2**56, 2**63)
 
 
 class Where(Enum):
-    """Whether a vCPU is in its guest."""
+    """The place of a vCPU: in its guest or out of it, as far as is known."""
 
     OUT = "out"
     STARTING = "may be in already"
@@ -38,7 +38,7 @@ class Where(Enum):
 
 @dataclass(frozen=True)
 class Shape:
-    """What the sequences of one kind are like.
+    """Parameters of the sequences of one kind.
 
     regs: what the kernel lists of a vCPU, among which are the CTLs to be masked before a run. max_steps: after so many
     a sequence comes to its end. late_vcpus: vCPUs are created after one has run, too.
@@ -67,7 +67,7 @@ class Sequence:
         self.physical = False
         """The physical counter was moved by value since the last vCPU was created, which would move it back."""
         self.planned: list[Operation] = []
-        """What comes next, before anything else."""
+        """Operations that come before any other."""
         self.counts = [0]
         """Counts that were seen, for values near them."""
 
@@ -95,7 +95,7 @@ class Sequence:
                 return operation
 
     def learn(self, step: Step) -> None:  # noqa: C901 - a case for each kind.
-        """What has come of the operation."""
+        """Takes note of the operation's answer."""
         operation, answer = step.operation, step.answer
         match operation.kind:
             case Kind.CREATE:
@@ -146,7 +146,7 @@ class Sequence:
         return self.random.choice(out) if out else None
 
     def may_move(self, reg: int) -> bool:
-        """Whether the counter may be set by value.
+        """True where the counter may be set by value.
 
         A second time under a vCPU in its guest would leave it with three offsets that it may be under. And the physical
         counter's offset is in the CVAL that the hardware has while a vCPU runs, if it has no CNTPOFF_EL2: KVM takes

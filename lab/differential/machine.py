@@ -12,7 +12,7 @@ from kvm_vmm import KVM_CAP_COUNTER_OFFSET, KVM_EXIT_INTR, KVM_EXIT_MMIO, PC, RA
 
 DOORBELL = 0x0900_0000
 BEATS, CNTVCT, CNTPCT = 5, 6, 7
-"""Of layout.AREA_FORMAT, all of whose fields have 8 bytes. The first grows by 2 with each beat."""
+"""Fields of layout.AREA_FORMAT, each of 8 bytes. The first grows by 2 with each beat."""
 GIVE_UP_S = 60
 """A guest that hasn't said anything for so long never will."""
 

@@ -1,4 +1,4 @@
-"""What is done to a VM, what comes of it, and between which counts of the host."""
+"""Operations on a VM, their answers, and the host's counts before and after."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Kind(StrEnum):
     LEAVE = "leave"
     """The guest is told to leave. From here on it may or may not be in its guest."""
     LEFT = "left"
-    """Its thread has ended: it is out of its guest."""
+    """The vCPU's thread has ended: the vCPU is out of its guest."""
 
 
 class Operation(NamedTuple):
@@ -46,7 +46,7 @@ class Operation(NamedTuple):
     vcpu: int = 0
     reg: int = 0
     value: int = 0
-    """Of a register, or the offset."""
+    """The register's new value, or the offset."""
     reserved: int = 0
     """The offset ioctl's second field."""
 
@@ -79,7 +79,7 @@ class Step(NamedTuple):
 
 
 class Target(Protocol):
-    """What operations are done to: one VM, without vCPUs at first."""
+    """One VM, without vCPUs at first, that takes operations."""
 
     def count(self) -> int:
         """The host's counter."""
@@ -108,5 +108,5 @@ def one_reg_id(name: str) -> int:
 
 
 def is_timers(reg: int) -> bool:
-    """Whether the id is that of a register of the generic timer: op0 3, CRn 14, CRm below 8."""
+    """True for the id of a generic timer's register: op0 3, CRn 14, CRm below 8."""
     return reg & ~0x3FFF == one_reg_id("CNTFRQ_EL0") & ~0x3FFF and reg >> 7 & 15 == 14 and reg >> 3 & 15 < 8

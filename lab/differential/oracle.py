@@ -1,4 +1,4 @@
-"""What a kernel may answer, by the model: a set, since nobody knows the instant at which it did what it was told.
+"""The answers that the model allows a kernel: a set, since nobody knows the instant of an operation.
 
 An operation took place at some count of the host's between those before and after it. No rule of the timers stands
 here: the model is asked at the instants in question, and the counts that follow from unknown instants are told from the
@@ -41,7 +41,7 @@ class Divergence(Exception):
 
 @dataclass
 class Tally:
-    """How much was compared, and how sharply."""
+    """Numbers of comparisons, and their sharpness."""
 
     sequences: int = 0
     steps: int = 0
@@ -51,16 +51,16 @@ class Tally:
     """Those to which it allowed more than one value. A count is held against all that is known of its offset: that is
     one question, answered by yes or no, and how much was left open is in `widths`."""
     widths: list[int] = field(default_factory=list)
-    """Of each count compared: how many values were allowed, less one."""
+    """The number of allowed values less one, for each count that was compared."""
     entered: int = 0
-    """How often a vCPU entered its guest."""
+    """Number of entries of vCPUs into their guests."""
     busy: int = 0
-    """How often the offset was refused because a vCPU was in its guest."""
+    """Number of offsets refused because a vCPU was in its guest."""
 
 
 @dataclass
 class Bounds:
-    """How long after the count before it an operation took place, at least and at most."""
+    """Ticks from the count before an operation to its instant, at least and at most."""
 
     low: int
     high: int
@@ -85,15 +85,15 @@ class Oracle:
         self.margin = header.frequency_hz // AWAY_FROM_THE_DEADLINE
         self.tally = tally
         self.taken: dict[int, Bounds] = {}
-        """By how much the worlds of a pair differ for it: when a step's operation took place."""
+        """The instant of each step's operation, by the difference that it makes between the worlds of a pair."""
         self.dye = 0
-        """How far off the second of each pair takes the present step."""
+        """Ticks by which the second world of each pair takes the present step elsewhere."""
         self.perhaps: set[int] = set()
         """The vCPUs that may be in their guests or not."""
         self.renewed: set[tuple[int, int]] = set()
         """The counters, by vCPU and view, that were seen under the newer offset: there is no way back to the older."""
         self.latched: dict[tuple[int, int], int | None] = {}
-        """By vCPU and CTL: the ISTATUS that a run has left in it, whatever GET computes; None until it is known."""
+        """The ISTATUS that a run left, by vCPU and CTL, whatever GET computes; None until it is known."""
 
     def judge(self, step: Step) -> None:
         """Takes one step more, or raises Divergence."""
@@ -122,7 +122,7 @@ class Oracle:
         self.remember(step)
 
     def remember(self, step: Step) -> None:
-        """What the step says of the vCPUs, besides what the model knows of them."""
+        """Records what the step says of the vCPUs beyond the model's own state."""
         operation, vcpu = step.operation, step.operation.vcpu
         self.tally.busy += step.answer == BUSY
         match operation.kind:
@@ -185,7 +185,7 @@ class Oracle:
         return [index for index, _, _ in possible]
 
     def samples(self, vcpu: int, step: Step) -> None:
-        """What a guest read of both its counters: each under the offset that it entered with, or under a newer one."""
+        """Judges a guest's reads of both counters: each is under the offset of its entry, or under a newer one."""
         assert isinstance(step.answer, list)
         both = [[world.do(step.operation, step.before) for world in pair] for pair in (self.stays, self.reloads)]
         for view, seen in enumerate(step.answer):
@@ -200,7 +200,7 @@ class Oracle:
                 self.renewed.add((vcpu, view))
 
     def forget_istatus(self, vcpu: int, now: int) -> None:
-        """What the hardware showed at the end of a run isn't known: in the model nothing, here either."""
+        """Forgets ISTATUS: nobody knows what the hardware showed at the end of a run."""
         for ctl in COMPARE:
             for world in (*self.stays, *self.reloads):
                 value = world.do(Operation(Kind.GET, vcpu, ctl), now)
@@ -209,7 +209,7 @@ class Oracle:
                     self.latched[vcpu, ctl] = None
 
     def ctl(self, vcpu: int, reg: Reg, step: Step) -> list[Answer]:
-        """What a CTL may read as, at any instant that the read may have taken place at."""
+        """The values that a CTL may have at any possible instant of the read."""
         answers = [self.everywhere(step.operation, step.before)]
         for now in self.instants(vcpu, reg, step):
             answer = self.stays[0].do(step.operation, now)

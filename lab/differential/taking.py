@@ -22,7 +22,7 @@ OUT = Path(os.environ.get("GUESTCLOCK_OUT", "/out"))
 
 
 def probed(*, nested: bool, seed: int) -> tuple[trace.Header, tuple[int, ...]]:
-    """What this kernel is, by what it does; and the timers' registers that it lists."""
+    """The trace's header for this kernel, by its behaviour; and the timer registers that it lists."""
     target = Kvm(nested=nested)
     found = probe(target.do, counter_offset=target.has_counter_offset())
     target.close()

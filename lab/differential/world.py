@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from guestclock import Running
 
 SAMPLED = sysreg("CNTVCT_EL0"), sysreg("CNTPCT_EL0")
-"""What a guest that spins reads, at EL1."""
+"""Registers that a spinning guest reads, at EL1."""
 
 
 class World:

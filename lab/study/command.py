@@ -19,7 +19,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 class LieAbout(StrEnum):
-    """What a host of the study lies about."""
+    """Subject of a host's lie."""
 
     SYNC = "sync"
     HOLDOVER = "holdover"

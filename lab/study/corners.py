@@ -45,7 +45,7 @@ Key: TypeAlias = tuple[str, int, int]
 Corner: TypeAlias = tuple[Key, Migration]
 
 _READ_NS: Final = 1_483_228_836 * SECOND
-"""What CLOCK_TAI reads at the checkpoint: as the last leap second began, in 2016."""
+"""Reading of CLOCK_TAI at the checkpoint: as the last leap second began, in 2016."""
 _YEAR_NS: Final = 365 * 86_400 * SECOND
 _GUEST: Final = 2**64 - 12_345
 """The guest's counter wraps in the pause."""
@@ -57,7 +57,7 @@ _SIGNS: Final = (-1, 1)
 
 @dataclass(frozen=True, slots=True)
 class _Declared:
-    """What one host states."""
+    """The values that one host declares."""
 
     max_error_ns: int = 0
     age_ns: int = 0
@@ -235,7 +235,7 @@ def _plain(oscillator: Oscillator, machine: str) -> Host:
 
 
 def _signs(declared: _Declared) -> list[tuple[int, int, int]]:
-    """Of the error, the drift and the reading's place: 0 for what has no two ends."""
+    """Signs of the error, the drift and the reading's place: 0 for what has no two ends."""
     drifts = declared.age_ns * declared.holdover_ppb
     error, drift, place = (_SIGNS if end else (0,) for end in (declared.max_error_ns, drifts, declared.width_ns))
     return list(product(error, drift, place))

@@ -1,4 +1,4 @@
-"""What a study counts, and its document `guestclock.study/1`: plain JSON values.
+"""Counts of a study, and its document `guestclock.study/1`: plain JSON values.
 
 Ticks are of the guest's counter. A distance from a bound is in thousandths of a tick, rounded towards the worse.
 """
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from study.migration import Judged, Migration
 
 LOOSEST_TICKS: Final = 2
-"""What a bound may exceed the worst corner of its class by."""
+"""Largest excess of a bound over the worst corner of its class."""
 CELLS_PER_DECADE: Final = 4
 
 _LISTED: Final = 20
-"""How many of the findings are told in full."""
+"""Findings that are listed in full, at most."""
 
 Cell: TypeAlias = list[int | None]
 """Where in the picture, and how many: the decimal logarithms of bound and error in ticks, times CELLS_PER_DECADE and
@@ -46,12 +46,12 @@ class CornersRecord(TypedDict):
 
     number: int
     bounds: int
-    """How many bounds they belong to: one for each frequency and set of parameters."""
+    """Bounds that they belong to: one for each frequency and set of parameters."""
     beyond: int
     least_margin_mticks: int | None
-    """What a bound leaves above its worst corner: the least of all; below 0 it is broken..."""
+    """The smallest excess of a bound over its worst corner; below 0 the bound is broken."""
     most_margin_mticks: int | None
-    """...and the most."""
+    """The largest excess."""
     cells: list[Cell]
     """Each bound with its worst corner."""
 
@@ -65,15 +65,15 @@ class ClassRecord(TypedDict):
     refused: dict[str, int]
     """As they had to be, by error; "a warning" for those that were let pass with one."""
     beyond: int
-    """How many were farther off than the bound says, or not refused where they had to be, or the other way round."""
+    """Migrations that were farther off than the bound says, or whose refusal was missing or wrong."""
     least_margin_mticks: int | None
-    """What a bound left above the error: the least of all."""
+    """The smallest excess of a bound over its error."""
     cells: list[Cell]
     corners: CornersRecord
 
 
 class LieRecord(TypedDict):
-    """What the target's hosts lied about."""
+    """The lie of the target's hosts."""
 
     about: str
     factor: str

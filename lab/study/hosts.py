@@ -23,7 +23,7 @@ SECOND: Final = 10**9
 """In nanoseconds."""
 PPB: Final = 10**9
 RATE_PPB: Final = 500_000
-"""How far an honest counter may run from its nominal frequency: the most that the kernel slews by (MAXFREQ in
+"""Largest error of an honest counter's rate: the most that the kernel slews by (MAXFREQ in
 include/linux/timex.h)."""
 
 Instant: TypeAlias = int | Fraction
@@ -35,9 +35,9 @@ class Oscillator:
     """A counter that never stops: two hosts with the same one are the same machine, before and after."""
 
     frequency_hz: int
-    """Its nominal frequency."""
+    """The nominal frequency."""
     rate_ppb: int
-    """How much faster it really runs."""
+    """Error of the rate: positive where the counter runs fast."""
     count: int
     """A count, not reduced modulo 2^64..."""
     at: Instant
@@ -91,16 +91,16 @@ class Host:
     synced_at: Instant
     """When its wall clock was last put right."""
     error_ns: Instant
-    """How far it was ahead of UTC even so."""
+    """Error that was left then: positive where the clock was ahead of UTC."""
     drift_ppb: Instant
-    """How fast it has gained since."""
+    """Rate at which it has gained since."""
     max_error_ns: int
-    """What it declares that error to be at most."""
+    """Declared bound of that error."""
     holdover_ppb: int
-    """The same of the drift."""
+    """Declared bound of the drift."""
     width_ns: int = 0
     read_after_ns: Instant = 0
-    """How long after the instant of the count the wall clock is read; negative for before."""
+    """Time from the instant of the count to the reading of the wall clock; negative for before."""
     vouched: Vouched = "declared"
     knows_tai: bool = True
 

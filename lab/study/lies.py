@@ -7,15 +7,15 @@ from fractions import Fraction
 from typing import Final, Literal, TypeAlias
 
 About: TypeAlias = Literal["sync", "holdover", "bracket", "counter"]
-"""What the target's host lies about: its wall clock's error when it was last put right, the drift since, how far apart
-its two readings are, or that its counter is the checkpoint's."""
+"""Subject of a lie of the target's host: its wall clock's error when it was last put right, the drift since, the
+distance of its two readings, or that its counter is the checkpoint's."""
 
 ABOUT: Final[tuple[About, ...]] = ("sync", "holdover", "bracket", "counter")
 
 
 @dataclass(frozen=True, slots=True)
 class Lie:
-    """By how much something is larger than it is declared to be. No lie is a factor of 1."""
+    """The factor by which something exceeds its declared value: 1 is no lie."""
 
     factor: Fraction = Fraction(1)
     about: About = "sync"
@@ -26,7 +26,7 @@ class Lie:
 
     @property
     def one_counter(self) -> bool | None:
-        """What is asked for where the hosts are two."""
+        """The option `same_counter` for two hosts."""
         return True if self.about == "counter" and self.factor != 1 else None
 
 

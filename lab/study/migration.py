@@ -29,17 +29,17 @@ if TYPE_CHECKING:
     from study.hosts import Host
 
 STEPPED: Final = "all but the wall clock"
-"""What a plan warns of where a wall clock was stepped on the same machine."""
+"""Beginning of a plan's warning about a wall clock that was stepped on the same machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """What happens, and what the caller asks for. Counts are the hosts' own, not reduced modulo 2^64."""
+    """The events of a migration and the caller's options. Counts are the hosts' own, not reduced modulo 2^64."""
 
     there: Host
     here: Host
     guest: int
-    """What the guest's counters were at the checkpoint."""
+    """Value of the guest's counters at the checkpoint."""
     taken: int
     """The count of the checkpoint there."""
     steps: tuple[int, int, int, int]
@@ -58,19 +58,19 @@ class Migration:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """How it came out."""
+    """The verdict on one migration."""
 
     basis: str
-    """What the guest's time was taken from: a key of `BASES`."""
+    """Source of the guest's time: a key of `BASES`."""
     refused: str | None = None
     """The error's name, or "a warning"."""
     error: Fraction = Fraction(0)
-    """How far the guest is ahead of the truth, in ticks: of its two counters, the one that is farther off."""
+    """Ticks by which the guest is ahead of the truth: the larger error of its two counters."""
     bound_ticks: int = 0
 
     @property
     def margin(self) -> Fraction:
-        """What the bound leaves, in ticks."""
+        """The bound less the size of the error, in ticks."""
         return self.bound_ticks - abs(self.error)
 
 

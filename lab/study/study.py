@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SCHEMA: Final = "guestclock.study/1"
 
 _STRIDE: Final = 1_000
-"""How many are judged between two moves of the progress bar."""
+"""Migrations judged between two moves of the progress bar."""
 
 
 def run(

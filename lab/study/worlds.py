@@ -26,7 +26,7 @@ _LEAP: Final = LeapSecond(1_483_228_836 * SECOND, 36)
 """The last one so far, at the end of 2016. Of every five pauses one is across it."""
 _OTHER_CLOCKS: Final = {"declared": 40, "kernel": 6, "assumed": 8, "capped": 8, "catch-up": 6}
 _BASES: Final = _OTHER_CLOCKS | {"told": 8, "freeze": 6, "one-counter": 10, "one-counter-capped": 2, "stepped": 2}
-"""What is drawn how often, in parts of 100."""
+"""Frequency of each basis, in parts of 100."""
 _BROKEN: Final = 4
 """The same, for a world in which a premise doesn't hold that guestclock can check."""
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 UNUSED_AFTER_S = 14 * 24 * 3600
-"""What nobody has used for so long goes, once its successor is there."""
+"""Age at which an unused folder goes, once its successor is there."""
 
 
 def folder() -> Path:

@@ -71,7 +71,7 @@ class Archive:
         self.place = cache.folder() / "apt" / release
 
     def plan(self, *names: str, backports: bool = False) -> list[Package]:
-        """What an empty machine needs for the packages `names`; with `backports`, those first."""
+        """The packages that an empty machine needs for `names`; with `backports`, those first."""
         with cache.locked("apt"):
             self._update()
             remembered = self.place / "plans" / f"{cache.key(names, backports)}.json"

@@ -17,7 +17,7 @@ TREE = Path(__file__).resolve().parent.parent.parent
 
 GUEST_PACKAGES = ("python3.11:arm64", "libstdc++6:arm64", "busybox-static:arm64")
 WHEELS = ("numpy", "pytest", "pytest-timeout", "hypothesis", "typing-extensions", "rich", "typer")
-"""What the tests, the examples and the command line import; their versions are those of requirements-dev.txt."""
+"""Imports of the tests, the examples and the command line; their versions are those of requirements-dev.txt."""
 
 PACKAGES = "usr/lib/python3/dist-packages"
 """Where the machine's Python looks for packages."""
@@ -29,10 +29,10 @@ UNUSED = (
     "var",
     "usr/lib/aarch64-linux-gnu/gconv",
 )
-"""What nobody reads in the machine, and what would be copied at every boot."""
+"""Folders that nobody reads in the machine, and that would be copied at every boot."""
 
 COPIED = ("pyproject.toml", "tests", "examples", "lab")
-"""What of the work tree is in the machine."""
+"""Parts of the work tree that are in the machine."""
 
 
 def base() -> Path:

@@ -28,7 +28,7 @@ REPEATABLE = ("-icount", "shift=1,sleep=off", "-rtc", "base=2024-01-01T00:00:00,
 """One processor whose clock counts its instructions: the same command prints the same bytes."""
 
 TO_BOOT_AND_TO_END_S = 60
-"""What a machine gets beside its command's time."""
+"""Time that a machine gets beside its command's."""
 
 NEVER_ENDED = 124
 """The status of a command that didn't end in time, as of timeout(1)."""
@@ -38,7 +38,7 @@ HANDED_NOTHING_OVER = 125
 
 @dataclass(frozen=True)
 class Parts:
-    """What a machine is made of, in the cache."""
+    """Parts of a machine, in the cache."""
 
     emulator: Path
     kernel: Path

@@ -18,7 +18,7 @@ HOST = "/host"
 """Where a program in a root sees the machine's own files."""
 
 SHARED = ("proc", "dev", "tmp")
-"""What a root has of the machine's under the usual names."""
+"""Folders of the machine's that a root has under the usual names."""
 
 ENTER = 'mount --rbind / "$0/host" && exec chroot "$0" "$@"'
 

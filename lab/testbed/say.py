@@ -1,4 +1,4 @@
-"""What the testbed tells whoever runs it: results to stdout, where nothing else is but a machine's console."""
+"""Messages of the testbed: results to stdout, where only a machine's console stands beside them."""
 
 from __future__ import annotations
 

@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 TESTS = ("tests/test_backends.py", "tests/kvm")
-"""What runs in each machine."""
+"""The tests that run in each machine."""
 
 PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "--color=no", "--override-ini=timeout=300", *TESTS)
 """An emulated processor takes its time: a test may take longer there than elsewhere."""
 
 OUT = TREE / "out" / "kvm"
-"""What the legs leave: their console, pytest's report, what was probed, and whatever the tests write."""
+"""Files of the legs: their console, pytest's report, what was probed, and whatever the tests write."""
 
 NATIVE = "native"
 """The name of the one leg on an arm64 host that has KVM."""
@@ -38,7 +38,7 @@ NATIVE = "native"
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a leg ended."""
+    """The result of a leg."""
 
     leg: str
     passed: int
@@ -66,7 +66,7 @@ def run(names: Iterable[str], *, seed: int | None, jobs: int, timeout_s: int) ->
 
 
 def native() -> bool:
-    """Whether this machine is one that the suite runs on itself."""
+    """True for a machine that the suite runs on itself."""
     return platform.machine() == "aarch64" and Path("/dev/kvm").exists()
 
 
@@ -113,7 +113,7 @@ def judged(leg: str, out: Path, status: int) -> Outcome:
 
 
 def _counted(report: Path) -> tuple[int, int, int]:
-    """How many tests passed, failed and were skipped, from pytest's report. A test that failed twice counts once."""
+    """Numbers of tests passed, failed and skipped, by pytest's report. A test that failed twice counts once."""
     verdicts: dict[tuple[str, str], str] = {}
     if report.is_file():
         for case in ET.parse(report).getroot().iter("testcase"):  # noqa: S314
