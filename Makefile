@@ -7,10 +7,12 @@ MAKEFLAGS += --no-builtin-rules
 VENV := .venv
 BIN := $(VENV)/bin
 PY := $(BIN)/python
+# A program of lab/, by its name.
+LAB := PYTHONPATH=lab $(PY) -m
 NATIVE := python/guestclock/_core.abi3.so
 RUST := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock
 # Where there is Python to check. Written out, so that a missing folder isn't passed over in silence.
-PYTHON_CODE := python/guestclock tests examples benches tools
+PYTHON_CODE := python/guestclock tests examples benches lab tools
 # What the legs of kvm-test left.
 TRACES = $(or $(wildcard out/kvm/*/*.jsonl.gz),$(error there are no traces in out/kvm: make kvm-test leaves them))
 # asv keeps what it knows of the machine in the home folder. It builds nothing here, so another home does.
@@ -43,7 +45,7 @@ wheel: $(VENV)/.tools | cargo ## The release wheel in dist/, its stable ABI and 
 
 .PHONY: wheel-aarch64
 wheel-aarch64: $(VENV)/.tools | cargo ## The same for arm64, cross-built on an x86 Debian machine, beside the other in dist/
-	$(PY) tools/testbed wheel
+	$(LAB) testbed wheel
 	$(call checked,aarch64)
 
 define checked
@@ -75,45 +77,41 @@ test-python: $(NATIVE) ## The Python suite
 
 .PHONY: kvm-test
 kvm-test: $(VENV)/.tools $(if $(filter aarch64,$(shell uname -m)),$(NATIVE)) | cargo ## Real KVM, on arm64 kernels booted here: all legs, or LEGS="6.12 nested" (docs/testbed.md)
-	$(PY) tools/testbed test $(LEGS) $(if $(SEED),--seed $(SEED))
+	$(LAB) testbed test $(LEGS) $(if $(SEED),--seed $(SEED))
 
 .PHONY: kvm-repeat
 kvm-repeat: $(VENV)/.tools ## Counted instructions: one seed, two machines, the same trace byte for byte (docs/differential.md)
-	for run in 1 2; do $(PY) tools/testbed boot 6.12 --icount --out out/kvm/repeat-$$run -- \
-		env PYTHONPATH=tests:examples python3 -m differential take repeated --seed $(or $(SEED),1) --sequences 40; done
+	for run in 1 2; do $(LAB) testbed boot 6.12 --icount --out out/kvm/repeat-$$run -- \
+		env PYTHONPATH=lab:examples python3 -m differential take repeated --seed $(or $(SEED),1) --sequences 40; done
 	cmp out/kvm/repeat-1/repeated.jsonl.gz out/kvm/repeat-2/repeated.jsonl.gz && echo "the same bytes"
 
 .PHONY: kvm-replay
 kvm-replay: $(NATIVE) ## Judges the traces of kvm-test again, by the model as it is here: all, or TRACE=file
-	PYTHONPATH=tests $(PY) -m differential replay $(or $(TRACE),$(TRACES))
+	$(LAB) differential replay $(or $(TRACE),$(TRACES))
 
 .PHONY: kvm-mutants
 kvm-mutants: $(VENV)/.tools | cargo ## Plants wrong rules in copies of the tree: the traces of kvm-test have to contradict each
-	$(PY) tools/mutants.py --traces $(or $(TRACE),$(TRACES))
+	$(LAB) mutants --traces $(or $(TRACE),$(TRACES))
 
 .PHONY: study
 study: $(NATIVE) ## 100 000 simulated migrations and every corner: no error exceeds its bound (docs/study.md); or SEED=n
-	$(BIN)/guestclock study --seed $(or $(SEED),1) --plot out/guestclock-study.svg
+	$(LAB) study --seed $(or $(SEED),1) --plot out/guestclock-study.svg
 
 .PHONY: accuracy
 accuracy: wheel-aarch64 ## Where a guest's clock is after a restore, as it reads it itself: the table in docs/accuracy.md
-	$(PY) tools/accuracy.py
+	$(LAB) accuracy
 
 .PHONY: kvm-boot
 kvm-boot: $(VENV)/.tools ## One command in one such machine: make kvm-boot LEG=6.12 COMMAND="guestclock doctor"
-	@$(PY) tools/testbed boot $(or $(LEG),6.12) -- sh -c '$(or $(COMMAND),guestclock doctor)'
+	@$(LAB) testbed boot $(or $(LEG),6.12) -- sh -c '$(or $(COMMAND),guestclock doctor)'
 
 .PHONY: deep-test
-deep-test: loom deep-model mutants ## What takes minutes: the model against the reference from a fresh seed (or SEED=n), the mutants
+deep-test: loom deep-model ## The slow tests: every interleaving; the model against the reference from a fresh seed, or SEED=n
 
 .PHONY: deep-model
 deep-model: $(NATIVE)
 	@seed=$${SEED:-$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')}; echo "To repeat it: make deep-model SEED=$$seed"; \
 	$(PY) -m pytest tests/test_model.py --hypothesis-profile=deep --hypothesis-seed=$$seed --timeout=1800
-
-.PHONY: mutants
-mutants: $(VENV)/.tools | cargo ## Plants wrong rules in copies of the tree, one at a time: the tests have to notice each
-	$(PY) tools/mutants.py
 
 .PHONY: lint
 lint: $(VENV)/.tools | cargo ## rustfmt, clippy pedantic, the core without std, ruff, doc sentences, whether the mutants still apply
@@ -125,7 +123,7 @@ lint: $(VENV)/.tools | cargo ## rustfmt, clippy pedantic, the core without std, 
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(PY) tools/sentences.py
-	$(PY) tools/mutants.py --check
+	$(LAB) mutants --check
 
 .PHONY: types
 types: $(NATIVE) ## mypy strict, and the native module against its stub
@@ -194,8 +192,8 @@ pins: | $(VENV)/.made ## Renews the tools' versions in requirements-dev.txt from
 .PHONY: clean
 clean: ## Removes whatever these targets made
 	rm -rf $(VENV) dist out target benches/.asv $(NATIVE) .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find python tests benches examples tools -name __pycache__ -prune -exec rm -rf {} +
-	@-$(or $(PYTHON),python3) tools/testbed cache
+	find python tests benches examples lab tools -name __pycache__ -prune -exec rm -rf {} +
+	@-PYTHONPATH=lab $(or $(PYTHON),python3) -m testbed cache
 
 .PHONY: help
 help: ## This list

@@ -1,7 +1,7 @@
 """The siblings of guestclock's batch operations: the same results by numpy, as fast as numpy gives them.
 
-**Frozen.** A ratio says nothing once its other side moves. Every change here has its reason in CHANGELOG.md and a new
-fingerprint in tests/test_baselines.py, which also holds the results against plain integers.
+**Frozen.** A ratio says nothing once its other side moves: every change here has its reason in CHANGELOG.md.
+tests/test_baselines.py holds the results against plain integers.
 
 How they are written: columns, `out=` everywhere, temporaries made once, blocks that stay in the second-level cache,
 views of the blocks made once, masks instead of `where`, and arrays of no dimension for numbers, since each of numpy's

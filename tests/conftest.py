@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import Phase, settings
+from hypothesis import settings
 
 from tally import STEPS
 
 # The same examples in every run, so that a run that failed can be repeated, and none fails by luck.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
-# The same examples again, the first that fails as it is: to learn that a test fails, and no more.
-settings.register_profile("unshrunk", settings.get_profile("repeatable"), phases=[Phase.explicit, Phase.generate])
 # `make deep-test`: other examples in every run, repeated with --hypothesis-seed.
 settings.register_profile("deep", deadline=None, database=None, max_examples=3000)
 settings.load_profile("repeatable")

@@ -24,14 +24,16 @@ class Missing:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 sys.meta_path.insert(0, Missing())
-from guestclock.cli import main
+from {module} import main
 main()
 """
 
 
-def guestclock_command(*arguments: str, blocked: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+def guestclock_command(
+    *arguments: str, blocked: tuple[str, ...] = (), module: str = "guestclock.cli"
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", BLOCKED.format(blocked=blocked), *arguments],
+        [sys.executable, "-c", BLOCKED.format(blocked=blocked, module=module), *arguments],
         capture_output=True,
         text=True,
         check=False,

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +24,22 @@ def test_the_import_leaves_the_extras_alone() -> None:
     loaded = json.loads(run("import guestclock, json, sys; print(json.dumps(sorted(sys.modules)))"))
     assert KEPT_OUT.isdisjoint(loaded)
     assert "guestclock._core" in loaded
+
+
+def test_the_package_uses_nothing_of_the_lab() -> None:
+    root = Path(__file__).parent.parent
+    lab = {path.name for path in (root / "lab").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert "study" in lab
+    for module in (root / "python/guestclock").rglob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text())):
+            if isinstance(node, ast.Import):
+                imported = {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{module}: a relative import hides where it leads"
+                imported = {node.module or ""}
+            else:
+                continue
+            assert lab.isdisjoint(name.partition(".")[0] for name in imported), module
 
 
 def test_the_doctor_needs_no_extra() -> None:

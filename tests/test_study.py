@@ -13,16 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from guestclock import Advance, study
-from guestclock.cli.app import app
-from guestclock.study import worlds
-from guestclock.study.corners import corners
-from guestclock.study.figures import Document
-from guestclock.study.hosts import PPB, SECOND, Host, LeapSecond, Oscillator
-from guestclock.study.lies import About, Lie
-from guestclock.study.migration import BASES, judge
+import study
+from guestclock import Advance
+from study import worlds
+from study.command import app
+from study.corners import corners
+from study.figures import Document
+from study.hosts import PPB, SECOND, Host, LeapSecond, Oscillator
+from study.lies import About, Lie
+from study.migration import BASES, judge
 from test_cli import guestclock_command
 
+LAB = Path(__file__).parent.parent / "lab"
 FEW = (1_050_000_000,)
 LEAP = LeapSecond(1_483_228_836 * SECOND, 36)
 
@@ -101,7 +103,7 @@ def test_the_same_seed_draws_the_same() -> None:
 
 def test_what_must_be_refused_and_is_not_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = next(drawn for number in range(100) if (drawn := worlds.draw(1, number)).refusal is None)
-    monkeypatch.setattr("guestclock.study.study.draw", lambda *_: replace(drawn, refusal="ElapsedUnknown"))
+    monkeypatch.setattr("study.study.draw", lambda *_: replace(drawn, refusal="ElapsedUnknown"))
     (finding,) = small(migrations=1)["first_findings"]
     assert (finding["what"], finding["which"]) == ("let pass, where it had to be ElapsedUnknown", "migration 0")
 
@@ -187,9 +189,9 @@ def test_the_random_worlds_keep_their_premises() -> None:
 
 
 def test_the_command_prints_one_document_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("guestclock.study.study.corners", lambda lie, _: corners(lie, FEW))
+    monkeypatch.setattr("study.study.corners", lambda lie, _: corners(lie, FEW))
     picture = tmp_path / "deep" / "study.svg"
-    done = CliRunner().invoke(app, ["study", "--migrations", "50", "--seed", "3", "--json", "--plot", str(picture)])
+    done = CliRunner().invoke(app, ["--migrations", "50", "--seed", "3", "--json", "--plot", str(picture)])
     assert done.exit_code == 0
     shown = json.loads(done.stdout)
     assert (shown["schema"], shown["seed"], shown["migrations"], shown["lie"]) == (study.SCHEMA, 3, 50, None)
@@ -198,7 +200,7 @@ def test_the_command_prints_one_document_and_draws(tmp_path: Path, monkeypatch: 
     # Its thousands of dots are pixels: a page can hold it.
     assert "<image" in drawn
     assert len(drawn) < 200_000
-    done = CliRunner().invoke(app, ["study", "--migrations", "50", "--lie", "2", "--lie-about", "bracket"])
+    done = CliRunner().invoke(app, ["--migrations", "50", "--lie", "2", "--lie-about", "bracket"])
     assert done.exit_code == 1
     assert "beyond the bound" in done.stdout
     assert "No error exceeds" not in done.stdout
@@ -207,10 +209,23 @@ def test_the_command_prints_one_document_and_draws(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize("options", [("--migrations", "-1"), ("--lie", "0"), ("--lie", "big"), ("--lie-about", "me")])
 def test_wrong_usage_exits_2(options: tuple[str, ...]) -> None:
-    assert CliRunner().invoke(app, ["study", *options]).exit_code == 2
+    assert CliRunner().invoke(app, options).exit_code == 2
 
 
-def test_without_matplotlib_the_picture_names_its_extra() -> None:
-    done = guestclock_command("study", "--plot", "x.svg", blocked=("matplotlib",))
+@pytest.mark.parametrize(
+    ("options", "blocked", "extra"),
+    [(("--plot", "x.svg"), "matplotlib", "plot"), ((), "typer", "cli"), ((), "rich", "cli")],
+)
+def test_a_missing_module_is_named_by_its_extra(
+    options: tuple[str, ...], blocked: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(LAB))
+    done = guestclock_command(*options, module="study.__main__", blocked=(blocked,))
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "guestclock: this command needs extra packages: pip install 'guestclock[plot]'\n"
+    assert done.stderr == f"guestclock: this command needs extra packages: pip install 'guestclock[{extra}]'\n"
+
+
+def test_the_package_has_no_study() -> None:
+    done = guestclock_command("study")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "No such command 'study'" in done.stderr

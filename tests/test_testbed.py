@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-TESTBED = Path(__file__).parent.parent / "tools" / "testbed"
+from testbed import cache, suite
 
 CASES = {
     "passed": '<testcase classname="a" name="one"/>',
@@ -35,11 +35,7 @@ def test_a_leg_is_green_only_if_tests_passed(
     status: int,
     verdict: tuple[int, int],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.syspath_prepend(str(TESTBED))
-    import suite
-
     if cases is not None:
         (tmp_path / "junit.xml").write_text(f"<testsuite>{''.join(CASES[case] for case in cases)}</testsuite>")
     outcome = suite.judged("6.12", tmp_path, status)
@@ -48,9 +44,7 @@ def test_a_leg_is_green_only_if_tests_passed(
 
 
 def test_what_is_half_made_is_not_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(TESTBED))
     monkeypatch.setenv("GUESTCLOCK_CACHE", str(tmp_path / "cache"))
-    import cache
 
     def fail(place: Path) -> None:
         (place / "first").touch()

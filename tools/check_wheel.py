@@ -1,4 +1,4 @@
-"""Checks built wheels as their user meets them: the tags, what glibc the code needs, an install beside numpy alone.
+"""Checks built wheels as their user meets them: tags, folders, the glibc that the code needs, an install beside numpy.
 
     python tools/check_wheel.py WHEEL...
 
@@ -35,6 +35,8 @@ def main(wheel: Path) -> None:
     promised, architecture = (int(tags[1]), int(tags[2])), tags[3]
     if promised > NEWEST_GLIBC:
         sys.exit(f"{wheel.name}: needs glibc {promised}, newer than {NEWEST_GLIBC}")
+    if others := folders(wheel) - {"guestclock", "-".join(wheel.name.split("-")[:2]) + ".dist-info"}:
+        sys.exit(f"{wheel.name}: has more in it than guestclock: {', '.join(sorted(others))}")
     needed = needed_glibc(wheel, architecture)
     if needed > promised:
         sys.exit(f"{wheel.name}: its code needs glibc {needed}, and the name says {promised}")
@@ -47,6 +49,12 @@ def main(wheel: Path) -> None:
         f" (its newest symbol is of {needed[0]}.{needed[1]})"
         + (", needs only numpy" if here else f"; not installed on this {platform.machine()} machine")
     )
+
+
+def folders(wheel: Path) -> set[str]:
+    """Names at the top of the wheel."""
+    with zipfile.ZipFile(wheel) as packed:
+        return {name.partition("/")[0] for name in packed.namelist()}
 
 
 def needed_glibc(wheel: Path, architecture: str) -> tuple[int, int]:

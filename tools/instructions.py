@@ -23,10 +23,10 @@ import tempfile
 from pathlib import Path
 from typing import TypedDict, cast
 
-sys.path.insert(0, str(Path(__file__).parent / "testbed"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "lab"))
 
-import cache
-from debian import Archive
+from testbed import cache
+from testbed.debian import Archive
 
 TREE = Path(__file__).resolve().parent.parent
 FILE = TREE / "benches" / "instructions.json"

@@ -17,10 +17,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent / "testbed"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "lab"))
 
-import cache
-from debian import Archive
+from testbed import cache
+from testbed.debian import Archive
 
 GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden" / "vmclock-abi.json"
 HEADER = Path("usr/include/linux/vmclock-abi.h")

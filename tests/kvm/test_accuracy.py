@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from accuracy.measure import DELAYS_MS, Row, machine, restored
 from guestclock import Advance, Freeze
-from kvm.accuracy import DELAYS_MS, Row, machine, restored
 
 
 def row(policy: Freeze | Advance, method: str, delay_ms: int) -> Row:

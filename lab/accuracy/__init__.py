@@ -1,0 +1,1 @@
+"""The accuracy of a restore, as the guest itself reads it: docs/accuracy.md."""

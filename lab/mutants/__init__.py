@@ -1,0 +1,1 @@
+"""Wrong rules of the model, each of which the traces of real kernels have to contradict: docs/differential.md."""

@@ -1,0 +1,120 @@
+"""The files that a machine starts with: Debian's Python for arm64, and what the tests import."""
+
+from __future__ import annotations
+
+import configparser
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from testbed import cache, roots
+from testbed.archive import Writer
+from testbed.debian import Archive
+from testbed.say import note
+
+TREE = Path(__file__).resolve().parent.parent.parent
+
+GUEST_PACKAGES = ("python3.11:arm64", "libstdc++6:arm64", "busybox-static:arm64")
+WHEELS = ("numpy", "pytest", "pytest-timeout", "hypothesis", "typing-extensions", "rich", "typer")
+"""Imports of the tests, the examples and the command line; their versions are those of requirements-dev.txt."""
+
+PACKAGES = "usr/lib/python3/dist-packages"
+"""Where the machine's Python looks for packages."""
+
+UNUSED = (
+    "usr/share",
+    "usr/lib/python3.11/test",
+    "usr/lib/python3.11/idlelib",
+    "var",
+    "usr/lib/aarch64-linux-gnu/gconv",
+)
+"""Folders that nobody reads in the machine, and that would be copied at every boot."""
+
+COPIED = ("pyproject.toml", "tests", "examples", "lab")
+"""Parts of the work tree that are in the machine."""
+
+
+def base() -> Path:
+    """The archive of what is the same at every boot: Python, what the tests import, a shell, and the first program."""
+    archive = Archive("bookworm")
+    packages = [p for p in archive.plan(*GUEST_PACKAGES) if p.architecture != "amd64"]
+    constraints = pins()
+
+    def fill(place: Path) -> None:
+        files = place / "files"
+        files.mkdir()
+        archive.unpack(packages, files)
+        for name in UNUSED:
+            if (files / name).is_dir():
+                cache.remove(files / name)
+        (files / "usr/bin/python3").symlink_to("python3.11")
+        for name in ("proc", "sys", "dev", "tmp", "out", "root", "bin", "sbin"):
+            (files / name).mkdir(exist_ok=True)
+        packed = place / "wheels"
+        (place / "pins.txt").write_text("\n".join(constraints))
+        note("fetching the machine's Python packages")
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "pip", "download", "--quiet", "--dest", packed),
+                *("--constraint", place / "pins.txt", "--only-binary=:all:", "--python-version=3.11"),
+                *("--platform=manylinux_2_28_aarch64", "--platform=manylinux2014_aarch64"),
+                *WHEELS,
+            ],
+            check=True,
+        )
+        for wheel in sorted(packed.glob("*.whl")):
+            install(wheel, files)
+        for tests in sorted((files / PACKAGES).rglob("tests"), reverse=True):
+            cache.remove(tests)
+        compiled(files)
+        with (place / "base.cpio").open("wb") as out:
+            writer = Writer(out)
+            writer.tree(files)
+            writer.close()
+        cache.remove(files)
+        cache.remove(packed)
+
+    return cache.made("base", cache.key(Path(__file__).read_text(), packages, constraints), fill) / "base.cpio"
+
+
+def pins() -> list[str]:
+    """The lines of requirements-dev.txt that hold for the machine's Python."""
+    from packaging.requirements import Requirement
+
+    there = {"python_version": "3.11", "python_full_version": "3.11.2", "platform_machine": "aarch64"}
+    lines = (TREE / "requirements-dev.txt").read_text().splitlines()
+    wanted = [Requirement(line) for line in lines if not line.startswith("#")]
+    return [f"{r.name}{r.specifier}" for r in wanted if r.marker is None or r.marker.evaluate(there)]
+
+
+def install(wheel: Path, files: Path) -> None:
+    """Unpack a wheel where the machine's Python looks for packages, and write the commands that it brings."""
+    shutil.unpack_archive(wheel, files / PACKAGES, "zip")
+    for told in (files / PACKAGES).glob(f"{wheel.name.split('-')[0]}-*.dist-info/entry_points.txt"):
+        points = configparser.ConfigParser(delimiters=("=",))
+        points.read(told)
+        for name, place in points["console_scripts"].items() if "console_scripts" in points else ():
+            module, function = place.split(":")
+            program = files / "usr/bin" / name
+            program.parent.mkdir(parents=True, exist_ok=True)
+            program.write_text(
+                f"#!/usr/bin/python3\nimport sys\nfrom {module} import {function}\nsys.exit({function}())\n"
+            )
+            program.chmod(0o755)
+
+
+def compiled(files: Path) -> None:
+    """Compile every module under `files` with the machine's own Python, as built for this machine.
+
+    Without that the emulated processor would do it at every start, for seconds. No time is compared: there is none.
+    """
+    compiler = roots.root("bytecode", Archive("bookworm"), "python3.11-minimal")
+    subprocess.run(
+        roots.command(
+            *(compiler, "/usr/bin/python3.11", "-m", "compileall", "-q", "-q", "--invalidation-mode=unchecked-hash"),
+            *("-s", roots.inside(files), "-p", "/", roots.inside(files)),
+        ),
+        check=False,
+    )
+    next(files.rglob("*.cpython-311.pyc"))

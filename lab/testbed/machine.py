@@ -1,0 +1,158 @@
+"""An emulated arm64 machine that boots a real kernel with a working /dev/kvm, runs one command, and ends."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import stat
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from testbed import image, kernel, roots
+from testbed.archive import Writer
+from testbed.debian import Archive
+from testbed.say import note
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from testbed.legs import Leg
+
+EMULATOR = ("qemu-system-arm", "base-files")
+
+REPEATABLE = ("-icount", "shift=1,sleep=off", "-rtc", "base=2024-01-01T00:00:00,clock=vm", "-seed", "1")
+"""One processor whose clock counts its instructions: the same command prints the same bytes."""
+
+TO_BOOT_AND_TO_END_S = 60
+"""Time that a machine gets beside its command's."""
+
+NEVER_ENDED = 124
+"""The status of a command that didn't end in time, as of timeout(1)."""
+HANDED_NOTHING_OVER = 125
+"""The status of a machine that ended before its command, or without handing over what that left."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Parts of a machine, in the cache."""
+
+    emulator: Path
+    kernel: Path
+    base: Path
+
+
+def parts(leg: Leg) -> Parts:
+    """The parts of the leg's machine; what the cache hasn't got is fetched."""
+    roots.check()
+    # One emulator for all legs, so that only the kernel differs. The newest, since no older one runs the nested leg.
+    emulator = roots.root("emulator", Archive("trixie"), *EMULATOR, backports=True)
+    return Parts(emulator, kernel.fetched(leg), image.base())
+
+
+def boot(
+    leg: Leg,
+    arguments: list[str],
+    *,
+    show: Callable[[bytes], None],
+    wheel: Path | None = None,
+    out: Path | None = None,
+    icount: bool = False,
+    timeout_s: int = 600,
+) -> int:
+    """Boot the leg's machine, run the command in it, and give the command's status.
+
+    `show` gets each line of the console as it is written. What the command leaves in /out is in the folder `out`
+    afterwards, also if the command failed or didn't end in time. The machine has the caller's variables GUESTCLOCK_*,
+    and the leg's name as GUESTCLOCK_LEG.
+    """
+    machine = parts(leg)
+    with tempfile.TemporaryDirectory(prefix="guestclock-") as scratch:
+        handed_over, initrd = Path(scratch, "out.tar.gz"), Path(scratch, "initrd")
+        variables = {name: value for name, value in os.environ.items() if name.startswith("GUESTCLOCK_")}
+        variables.pop("GUESTCLOCK_CACHE", None)
+        variables |= {"GUESTCLOCK_LEG": leg.name, "GUESTCLOCK_OUT": "/out", "TESTBED_LIMIT_S": str(timeout_s)}
+        with initrd.open("wb") as joined:
+            with machine.base.open("rb") as base:
+                shutil.copyfileobj(base, joined, 1 << 20)
+            writer = Writer(joined)
+            _work_tree(writer, wheel, Path(scratch, "tree"))
+            exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
+            writer.files({"testbed/environment": exports, "testbed/command": shlex.join(arguments) + "\n"})
+            writer.add("init", stat.S_IFREG | 0o755, Path(__file__).with_name("init.sh").read_bytes())
+            writer.close()
+        limit_s = timeout_s + TO_BOOT_AND_TO_END_S
+        command = [
+            # However this program ends, the emulator ends too. It has been seen to ignore a gentle signal.
+            *("setpriv", "--pdeathsig", "TERM", "timeout", "--foreground", "--kill-after=5", str(limit_s)),
+            *_emulated(machine, leg, initrd=initrd, handed_over=handed_over, icount=icount),
+        ]
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as running:
+            for line in running.stdout or ():
+                show(line)
+        status = _unpacked(handed_over, out)
+    if status == NEVER_ENDED:
+        note(f"{leg.name}: the command didn't end within {timeout_s} s")
+    if status is not None:
+        return status
+    if running.returncode in {124, 137}:
+        note(f"{leg.name}: the machine neither ended nor answered within {limit_s} s")
+        return NEVER_ENDED
+    note(f"{leg.name}: the machine ended and handed nothing over (the emulator's status: {running.returncode})")
+    return HANDED_NOTHING_OVER
+
+
+def _emulated(machine: Parts, leg: Leg, *, initrd: Path, handed_over: Path, icount: bool) -> list[str]:
+    """The emulator's command line."""
+    append = ["console=ttyAMA0", "panic=-1", "quiet", leg.arguments, "nokaslr" if icount else ""]
+    return roots.command(
+        *(machine.emulator, "/usr/bin/qemu-system-aarch64"),
+        *("-machine", "virt,virtualization=on,gic-version=3", "-cpu", leg.cpu),
+        *("-smp", "1" if icount else "2", "-m", "1G", "-no-reboot", "-nic", "none"),
+        # The console, and another serial line for the files: what a guest writes there is written at once, by the
+        # processor that writes it. A disk's or a port's writes would come when the host gets round to them, and no run
+        # of counted instructions would be like the one before.
+        *("-display", "none", "-monitor", "none"),
+        *("-serial", "file:/dev/stdout", "-serial", f"file:{roots.inside(handed_over)}"),
+        *("-kernel", roots.inside(machine.kernel), "-initrd", roots.inside(initrd)),
+        *("-append", " ".join(filter(None, append))),
+        *(REPEATABLE if icount else ()),
+    )
+
+
+def _unpacked(handed_over: Path, out: Path | None) -> int | None:
+    """Unpack what the machine handed over into `out`, and give its command's status; None if it never came so far."""
+    with tempfile.TemporaryDirectory(dir=handed_over.parent) as scratch:
+        unpack: list[str | Path] = [
+            "tar",
+            "--extract",
+            "--gzip",
+            "--no-same-owner",
+            "--file",
+            handed_over,
+            "--directory",
+            scratch,
+        ]
+        whole = subprocess.run(unpack, stderr=subprocess.DEVNULL, check=False).returncode == 0
+        if out is not None and Path(scratch, "out").is_dir():
+            shutil.copytree(Path(scratch, "out"), out, dirs_exist_ok=True)
+        return int(Path(scratch, "testbed/status").read_text()) if whole else None
+
+
+def _work_tree(writer: Writer, wheel: Path | None, files: Path) -> None:
+    """Add what of the work tree is in the machine, and the wheel, compiled."""
+    work = files / "work"
+    work.mkdir(parents=True)
+    for name in image.COPIED:
+        source = image.TREE / name
+        if source.is_dir():
+            shutil.copytree(source, work / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        else:
+            shutil.copyfile(source, work / name)
+    if wheel:
+        image.install(wheel, files)
+    image.compiled(files)
+    writer.tree(files)

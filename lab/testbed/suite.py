@@ -1,0 +1,148 @@
+"""The suite on every leg: what each machine was, what passed and failed in it, and whether all is well."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, BinaryIO
+
+from testbed import cache, machine, wheel
+from testbed.image import TREE
+from testbed.legs import LEGS, Leg
+from testbed.say import say
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+TESTS = ("tests/test_backends.py", "tests/kvm")
+"""The tests that run in each machine."""
+
+PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "--color=no", "--override-ini=timeout=300", *TESTS)
+"""An emulated processor takes its time: a test may take longer there than elsewhere."""
+
+OUT = TREE / "out" / "kvm"
+"""Files of the legs: their console, pytest's report, what was probed, and whatever the tests write."""
+
+NATIVE = "native"
+"""The name of the one leg on an arm64 host that has KVM."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of a leg."""
+
+    leg: str
+    passed: int
+    failed: int
+
+    def __str__(self) -> str:
+        return f"LEG {self.leg}: {self.passed} passed, {self.failed} failed"
+
+
+def run(names: Iterable[str], *, seed: int | None, jobs: int, timeout_s: int) -> int:
+    """Run the suite on the legs `names`, `jobs` at a time; gives the status to exit with."""
+    os.environ["GUESTCLOCK_SEED"] = str(secrets.randbelow(1 << 32) if seed is None else seed)
+    say(f"seed {os.environ['GUESTCLOCK_SEED']}; the same again: make kvm-test SEED={os.environ['GUESTCLOCK_SEED']}")
+    if native():
+        outcomes = [_native()]
+    else:
+        legs = [LEGS[name] for name in names]
+        built = wheel.build(TREE / "dist")
+        for leg in legs:
+            machine.parts(leg)
+        with ThreadPoolExecutor(jobs) as pool:
+            outcomes = list(pool.map(lambda leg: _leg(leg, built, timeout_s, prefixed=min(jobs, len(legs)) > 1), legs))
+    say(f"{sum(o.passed for o in outcomes)} passed, {sum(o.failed for o in outcomes)} failed")
+    return 1 if any(o.failed for o in outcomes) else 0
+
+
+def native() -> bool:
+    """True for a machine that the suite runs on itself."""
+    return platform.machine() == "aarch64" and Path("/dev/kvm").exists()
+
+
+def _leg(leg: Leg, built: Path, timeout_s: int, *, prefixed: bool) -> Outcome:
+    """Run the suite in the leg's machine."""
+    out = _emptied(OUT / leg.name)
+    with (out / "console.log").open("wb") as log:
+        status = machine.boot(
+            leg,
+            ["python3", *PYTEST, "--junit-xml=/out/junit.xml"],
+            show=_console(log, f"[{leg.name}] " if prefixed else ""),
+            wheel=built,
+            out=out,
+            timeout_s=timeout_s,
+        )
+    return judged(leg.name, out, status)
+
+
+def _native() -> Outcome:
+    """Run the suite on this machine, with this interpreter."""
+    out = _emptied(OUT / NATIVE)
+    os.environ |= {"GUESTCLOCK_LEG": NATIVE, "GUESTCLOCK_OUT": str(out)}
+    done = subprocess.run([sys.executable, *PYTEST, f"--junit-xml={out}/junit.xml"], cwd=TREE, check=False)
+    return judged(NATIVE, out, done.returncode)
+
+
+def judged(leg: str, out: Path, status: int) -> Outcome:
+    """Say what the leg was, and count what it reported. One that ended badly has failed, whatever it counted."""
+    probed = out / "probed.json"
+    for name, value in json.loads(probed.read_text()).items() if probed.is_file() else ():
+        say(f"{leg}: {name}: {value}")
+    passed, failed, skipped = _counted(out / "junit.xml")
+    if status not in {0, 1}:
+        say(f"{leg}: the suite ended with status {status}")
+    if skipped:
+        say(f"{leg}: {skipped} skipped")
+    if not passed + failed:
+        say(f"{leg}: no test ran")
+    if not failed and (status or not passed):
+        failed = 1
+    outcome = Outcome(leg, passed, failed)
+    say(str(outcome))
+    return outcome
+
+
+def _counted(report: Path) -> tuple[int, int, int]:
+    """Numbers of tests passed, failed and skipped, by pytest's report. A test that failed twice counts once."""
+    verdicts: dict[tuple[str, str], str] = {}
+    if report.is_file():
+        for case in ET.parse(report).getroot().iter("testcase"):  # noqa: S314
+            found = {child.tag for child in case}
+            verdict = "failed" if found & {"failure", "error"} else "skipped" if "skipped" in found else "passed"
+            name = case.get("classname", ""), case.get("name", "")
+            if verdicts.get(name) != "failed":
+                verdicts[name] = verdict
+    counts = list(verdicts.values())
+    return counts.count("passed"), counts.count("failed"), counts.count("skipped")
+
+
+def _emptied(folder: Path) -> Path:
+    if folder.exists():
+        cache.remove(folder)
+    folder.mkdir(parents=True)
+    return folder
+
+
+_printing = Lock()
+
+
+def _console(log: BinaryIO, prefix: str) -> Callable[[bytes], None]:
+    """Shows a machine's console: where several speak, each line says whose it is."""
+
+    def show(line: bytes) -> None:
+        log.write(line)
+        with _printing:
+            sys.stdout.write(prefix + line.decode(errors="replace"))
+            sys.stdout.flush()
+
+    return show

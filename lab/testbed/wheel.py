@@ -1,0 +1,110 @@
+"""The aarch64 wheel, cross-built in a newer Debian: its compiler has the target's standard library."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from testbed import cache, roots
+from testbed.debian import Archive
+from testbed.image import TREE
+from testbed.say import give_up, note
+
+TARGET = "aarch64-unknown-linux-gnu"
+
+BUILD = ("build", "--release", "--locked", "--compatibility", "pypi")
+
+COMPILER = (
+    *("base-files", "coreutils", "dash"),
+    *("cargo", "rustc", "rust-clippy", "libstd-rust-dev:amd64", "libstd-rust-dev:arm64"),
+    *("gcc", "libc6-dev:amd64", "gcc-aarch64-linux-gnu", "libc6-dev:arm64"),
+)
+
+
+def found(dist: Path) -> Path | None:
+    """The aarch64 wheel in the folder `dist`, if there is one."""
+    return next(dist.glob("guestclock-*_aarch64.whl"), None)
+
+
+def build(dist: Path) -> Path:
+    """Build the release wheel of the work tree into the folder `dist`, in place of an older one, and give its path."""
+    dist.mkdir(exist_ok=True)
+    for older in dist.glob("guestclock-*_aarch64.whl"):
+        older.unlink()
+    if platform.machine() == "aarch64":
+        subprocess.run([sys.executable, "-m", "maturin", *BUILD, "--out", dist], cwd=TREE, check=True)
+    else:
+        _cross_build(dist)
+    wheel = found(dist)
+    if not wheel:
+        give_up(f"maturin left no aarch64 wheel in {dist}")
+    return wheel
+
+
+def _cross_build(dist: Path) -> None:
+    roots.check()
+    compiler = roots.root("compiler", Archive("trixie"), *COMPILER, backports=True)
+    crates = vendored()
+    with cache.locked("target"):
+        # What was compiled before is used again: a folder for each compiler, which isn't whole at any time.
+        target = cache.folder() / compiler.name.replace("compiler", "target")
+        target.mkdir(exist_ok=True)
+        _forget_other_trees(target)
+        environment = {
+            "PATH": "/usr/bin",
+            "HOME": "/tmp",  # noqa: S108
+            "CARGO_HOME": roots.inside(crates),
+            "CARGO_TARGET_DIR": roots.inside(target),
+            "CARGO_NET_OFFLINE": "true",
+            "CARGO_TERM_QUIET": "true",
+            "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER": "aarch64-linux-gnu-gcc",
+            "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_LINKER": "gcc",
+        }
+        settings = [f"{name}={value}" for name, value in environment.items()]
+
+        def run(*command: str) -> None:
+            entered = roots.command(compiler, "/usr/bin/env", "-i", "-C", roots.inside(TREE), *settings, *command)
+            subprocess.run(entered, check=True, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+
+        note("building the aarch64 wheel; the first time takes minutes")
+        run("cargo", "clippy", "--workspace", "--all-targets", "--locked", "--target", TARGET, "--", "-D", "warnings")
+        maturin = roots.inside(Path(sys.executable).parent) + "/maturin"
+        run(maturin, *BUILD, "--target", TARGET, "--out", roots.inside(dist))
+
+
+def _forget_other_trees(target: Path) -> None:
+    """Have our own crates built again if the last ones were another work tree's.
+
+    Cargo takes two trees' crates for the same ones, and goes by times: an older file of this tree would pass for built.
+    """
+    tree = target / "tree"
+    if tree.exists() and tree.read_text() == str(TREE):
+        return
+    for fingerprint in target.glob("**/.fingerprint/guestclock-*"):
+        shutil.rmtree(fingerprint)
+    tree.write_text(str(TREE))
+
+
+def vendored() -> Path:
+    """A cargo home that has every crate of Cargo.lock in it, fetched by the machine's own cargo."""
+
+    def fill(place: Path) -> None:
+        note("fetching the crates")
+        crates = place / "crates"
+        subprocess.run(
+            ["cargo", "vendor", "--quiet", "--locked", "--versioned-dirs", crates],
+            cwd=TREE,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        final = cache.folder() / f"crates-{lock}"
+        (place / "config.toml").write_text(
+            '[source.crates-io]\nreplace-with = "vendored"\n'
+            f'[source.vendored]\ndirectory = "{roots.inside(final)}/crates"\n'
+        )
+
+    lock = cache.key((TREE / "Cargo.lock").read_text())
+    return cache.made("crates", lock, fill)
