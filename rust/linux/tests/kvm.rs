@@ -214,7 +214,7 @@ fn mpidr(vcpu: usize) -> u64 {
 const LATCHES: [u64; 3] = [0x5a31_2200_0001_0200, 0x5a31_2201_0001_0200, 0x5a31_2202_0001_0200];
 
 fn options() -> Options {
-    Options { busy_timeout: Duration::from_secs(3600), ..Options::default() }
+    Options { busy_timeout: Duration::from_hours(1), ..Options::default() }
 }
 
 fn impatient() -> Options {
