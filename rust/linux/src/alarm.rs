@@ -12,14 +12,14 @@ use crate::clock;
 use core::time::Duration;
 use guestclock_core::counter::NS_PER_S;
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::{Errno, read, write};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_gettime,
     timerfd_settime,
 };
-use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The furthest ahead that a timer is set: how late it can be after the host was suspended, or its clock was slewed.
 pub const MOST_NS: u64 = NS_PER_S;
@@ -68,7 +68,7 @@ pub struct Alarm {
 #[derive(Debug)]
 struct State {
     /// None once it is closed.
-    file: Option<File>,
+    fd: Option<Arc<OwnedFd>>,
     /// It is closed for everybody but its consumer, who has to hear of that first.
     closing: bool,
     /// It has a consumer.
@@ -80,8 +80,8 @@ struct State {
 }
 
 impl State {
-    fn file(&self) -> Result<&File, AlarmError> {
-        self.file.as_ref().filter(|_| !self.closing).ok_or(AlarmError::Closed)
+    fn fd(&self) -> Result<&Arc<OwnedFd>, AlarmError> {
+        self.fd.as_ref().filter(|_| !self.closing).ok_or(AlarmError::Closed)
     }
 }
 
@@ -89,16 +89,16 @@ impl Alarm {
     /// One that is woken by CLOCK_MONOTONIC.
     pub fn timer() -> io::Result<Self> {
         let fd = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
-        Ok(Self::new(Kind::Timer, File::from(fd)))
+        Ok(Self::new(Kind::Timer, fd))
     }
 
     /// One that is woken by [`ring`](Self::ring) alone.
     pub fn event() -> io::Result<Self> {
-        Ok(Self::new(Kind::Event, File::from(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?)))
+        Ok(Self::new(Kind::Event, eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?))
     }
 
-    fn new(kind: Kind, file: File) -> Self {
-        let state = State { file: Some(file), closing: false, claimed: false, fires_at: NEVER, early: 0 };
+    fn new(kind: Kind, fd: OwnedFd) -> Self {
+        let state = State { fd: Some(Arc::new(fd)), closing: false, claimed: false, fires_at: NEVER, early: 0 };
         Self { kind, state: Mutex::new(state) }
     }
 
@@ -106,9 +106,12 @@ impl Alarm {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The descriptor, which stays this alarm's.
-    pub fn fd(&self) -> Result<RawFd, AlarmError> {
-        Ok(self.lock().file()?.as_raw_fd())
+    /// The descriptor, to wait on for reading: always the same one, shared with this alarm.
+    ///
+    /// [`close`](Self::close) takes the alarm's share. The descriptor itself is closed with the last share, so that its number
+    /// can't become another file's while anybody waits on it.
+    pub fn fd(&self) -> Result<Arc<OwnedFd>, AlarmError> {
+        Ok(Arc::clone(self.lock().fd()?))
     }
 
     /// Makes it readable at once.
@@ -119,10 +122,10 @@ impl Alarm {
     fn fire(&self, state: &mut State) -> Result<(), AlarmError> {
         match self.kind {
             Kind::Timer => set_timer(state, clock::monotonic().unsigned_ns()),
-            Kind::Event => match state.file()?.write(&1_u64.to_ne_bytes()) {
+            Kind::Event => match write(state.fd()?, &1_u64.to_ne_bytes()) {
                 // Rung 2^64 - 2 times and not heard yet.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-                written => Ok(written.map(drop)?),
+                Ok(_) | Err(Errno::AGAIN) => Ok(()),
+                Err(error) => Err(io::Error::from(error).into()),
             },
         }
     }
@@ -164,24 +167,24 @@ impl Alarm {
     /// Makes it unreadable until it is set or rung again, and tells whether it was readable.
     pub fn drain(&self) -> Result<bool, AlarmError> {
         let mut state = self.lock();
-        match state.file()?.read(&mut [0; size_of::<u64>()]) {
+        match read(state.fd()?, &mut [0_u8; size_of::<u64>()]) {
             Ok(_) => {
                 state.fires_at = NEVER;
                 Ok(true)
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-            Err(error) => Err(error.into()),
+            Err(Errno::AGAIN) => Ok(false),
+            Err(error) => Err(io::Error::from(error).into()),
         }
     }
 
     /// In how many nanoseconds the kernel makes it readable; `None` where it won't by itself, or has.
     pub fn left_ns(&self) -> Result<Option<u64>, AlarmError> {
         let state = self.lock();
-        let file = state.file()?;
+        let fd = state.fd()?;
         if self.kind == Kind::Event {
             return Ok(None);
         }
-        let left = timerfd_gettime(file).map_err(io::Error::from)?.it_value;
+        let left = timerfd_gettime(fd).map_err(io::Error::from)?.it_value;
         let left = left.tv_sec.cast_unsigned() * NS_PER_S + left.tv_nsec.cast_unsigned();
         Ok((left > 0).then_some(left))
     }
@@ -189,7 +192,7 @@ impl Alarm {
     /// Makes the caller its only consumer, until [`release`](Self::release).
     pub fn claim(&self) -> Result<(), AlarmError> {
         let mut state = self.lock();
-        state.file()?;
+        state.fd()?;
         if state.claimed {
             return Err(AlarmError::InUse);
         }
@@ -202,7 +205,7 @@ impl Alarm {
         let mut state = self.lock();
         state.claimed = false;
         if state.closing {
-            state.file = None;
+            state.fd = None;
         }
     }
 
@@ -210,7 +213,7 @@ impl Alarm {
     pub fn close(&self) -> Result<(), AlarmError> {
         let mut state = self.lock();
         if !state.claimed {
-            state.file = None;
+            state.fd = None;
         } else if !state.closing {
             let rung = self.fire(&mut state);
             state.closing = true;
@@ -222,12 +225,12 @@ impl Alarm {
 
 /// Sets the timer to an instant of CLOCK_MONOTONIC, in nanoseconds; one that has passed makes it readable at once.
 fn set_timer(state: &mut State, at: u64) -> Result<(), AlarmError> {
-    let file = state.file()?;
+    let fd = state.fd()?;
     // An instant of zero would disarm it.
     let at_least_one = Duration::from_nanos(at.max(1));
     let value = Timespec::try_from(at_least_one).expect("64 bits of nanoseconds are 585 years");
     let spec = Itimerspec { it_interval: Timespec::default(), it_value: value };
-    timerfd_settime(file, TimerfdTimerFlags::ABSTIME, &spec).map_err(io::Error::from)?;
+    timerfd_settime(fd, TimerfdTimerFlags::ABSTIME, &spec).map_err(io::Error::from)?;
     state.fires_at = at;
     Ok(())
 }
@@ -237,18 +240,19 @@ mod tests {
     use super::*;
     use rustix::event::{PollFd, PollFlags, poll};
     use rustix::io::{FdFlags, fcntl_getfd};
+    use std::os::fd::AsRawFd;
 
     const S: u128 = NS_PER_S as u128;
 
     fn readable(alarm: &Alarm) -> bool {
         let state = alarm.lock();
-        let mut polled = [PollFd::new(state.file.as_ref().unwrap(), PollFlags::IN)];
+        let mut polled = [PollFd::new(state.fd.as_ref().unwrap(), PollFlags::IN)];
         poll(&mut polled, Some(&Timespec::default())).unwrap() == 1
     }
 
     fn wait(alarm: &Alarm) {
         let state = alarm.lock();
-        let mut polled = [PollFd::new(state.file.as_ref().unwrap(), PollFlags::IN)];
+        let mut polled = [PollFd::new(state.fd.as_ref().unwrap(), PollFlags::IN)];
         assert_eq!(poll(&mut polled, None).unwrap(), 1);
     }
 
@@ -336,7 +340,18 @@ mod tests {
     fn it_is_not_inherited() {
         for alarm in [Alarm::timer().unwrap(), Alarm::event().unwrap()] {
             let state = alarm.lock();
-            assert!(fcntl_getfd(state.file().unwrap()).unwrap().contains(FdFlags::CLOEXEC));
+            assert!(fcntl_getfd(state.fd().unwrap()).unwrap().contains(FdFlags::CLOEXEC));
+        }
+    }
+
+    #[test]
+    fn the_descriptor_outlives_the_alarm_where_somebody_waits_on_it() {
+        for alarm in [Alarm::timer().unwrap(), Alarm::event().unwrap()] {
+            let fd = alarm.fd().unwrap();
+            assert_eq!(alarm.fd().unwrap().as_raw_fd(), fd.as_raw_fd());
+            alarm.close().unwrap();
+            assert!(fcntl_getfd(&fd).is_ok());
+            assert_eq!(Arc::strong_count(&fd), 1, "the alarm has let go of it");
         }
     }
 
@@ -359,11 +374,11 @@ mod tests {
             assert!(matches!(alarm.fd(), Err(AlarmError::Closed)));
             assert!(matches!(alarm.drain(), Err(AlarmError::Closed)));
             alarm.release();
-            assert!(alarm.lock().file.is_none());
+            assert!(alarm.lock().fd.is_none());
         }
         let alarm = Alarm::timer().unwrap();
         alarm.close().unwrap();
-        assert!(alarm.lock().file.is_none());
+        assert!(alarm.lock().fd.is_none());
         for answer in [alarm.ring(), alarm.set(Some(0)), alarm.set_again(Some(0), true), alarm.claim()] {
             assert!(matches!(answer, Err(AlarmError::Closed)));
         }

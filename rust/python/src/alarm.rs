@@ -15,6 +15,7 @@ use pyo3::gc::PyVisit;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::{PyTraverseError, types::PyTuple};
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// A descriptor and the counter that it goes by: what those that move a deadline or a counter know of an alarm.
@@ -193,7 +194,7 @@ impl PyDeadlineAlarm {
 
     /// The descriptor, to wait on for reading. It stays the alarm's: don't read from it or close it.
     fn fileno(&self) -> PyResult<i32> {
-        self.hint.alarm.fd().or_raise()
+        Ok(self.hint.alarm.fd().or_raise()?.as_raw_fd())
     }
 
     /// Takes what has expired: reads the counter, and returns what `source.expire` does at that count.

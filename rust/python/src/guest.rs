@@ -37,7 +37,7 @@ fn on_kvm<T: Send>(
     vm: &Py<PyKvmVm>,
     py: Python<'_>,
     now: Option<Now>,
-    work: impl FnOnce(&KvmVm<HostCounter>, &Fds) -> Result<T, GateError<KvmError>> + Send,
+    work: impl FnOnce(&KvmVm<HostCounter>, &Fds<'_>) -> Result<T, GateError<KvmError>> + Send,
 ) -> PyResult<T> {
     match now {
         None => vm.get().with(py, work),
@@ -125,7 +125,7 @@ impl AnyVm {
     pub(crate) fn step(&self, py: Python<'_>, now: Option<Now>) -> PyResult<Step> {
         match self {
             Self::Model(vm) => vm.get().live.step(now).or_raise(),
-            Self::Kvm(vm) => on_kvm(vm, py, now, KvmVm::step),
+            Self::Kvm(vm) => on_kvm(vm, py, now, |vm, fds| vm.step(fds)),
             Self::Faulty(vm) => vm.get().step_forward(now),
         }
     }

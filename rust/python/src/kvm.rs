@@ -17,7 +17,8 @@ use guestclock_linux::counter::{HostCounter, Source};
 use guestclock_linux::kvm::cpu;
 use guestclock_linux::kvm::error::KvmError;
 use guestclock_linux::kvm::fds::Fds;
-use guestclock_linux::kvm::kind::{self, Kind};
+use guestclock_linux::kvm::kind::Kind;
+use guestclock_linux::kvm::number::FdNumber;
 use guestclock_linux::kvm::vm::{KvmVm, Options, Probed};
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
@@ -25,6 +26,7 @@ use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use pyo3::types::PyDict;
 use std::env::consts::ARCH;
+use std::io;
 use std::os::fd::RawFd;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -47,19 +49,44 @@ impl<'py> FromPyObject<'_, 'py> for Descriptor {
 }
 
 impl Descriptor {
-    fn number(&self, py: Python<'_>) -> PyResult<RawFd> {
-        match self {
-            Self::Number(number) => Ok(*number),
-            Self::Object(object) => object.bind(py).call_method0(intern!(py, "fileno"))?.extract(),
-        }
+    fn number(&self, py: Python<'_>) -> PyResult<FdNumber> {
+        let number = match self {
+            Self::Number(number) => *number,
+            Self::Object(object) => object.bind(py).call_method0(intern!(py, "fileno"))?.extract()?,
+        };
+        FdNumber::new(number).map_err(|error| refused(&error))
     }
 
     /// Refuses what isn't of this kind, where that can be told.
     fn expect(&self, py: Python<'_>, kind: Kind) -> PyResult<()> {
-        kind::expect(kind, self.number(py)?).map_err(|error| match error.raw_os_error() {
-            Some(_) => KvmError::of("a look at the descriptor", &error).into_pyerr(),
-            None => PyValueError::new_err(error.to_string()),
-        })
+        self.number(py)?.expect(kind).map_err(|error| refused(&error))
+    }
+}
+
+/// The kernel's error as KvmError, any other as ValueError.
+fn refused(error: &io::Error) -> PyErr {
+    match error.raw_os_error() {
+        Some(_) => KvmError::of("a look at the descriptor", error).into_pyerr(),
+        None => PyValueError::new_err(error.to_string()),
+    }
+}
+
+/// The descriptors' numbers during one call: Python code keeps the descriptors open meanwhile.
+struct Numbers {
+    vm: FdNumber,
+    vcpus: Vec<FdNumber>,
+    gic: Option<FdNumber>,
+}
+
+impl Numbers {
+    fn of(py: Python<'_>, vm: &Descriptor, vcpus: &[Descriptor], gic: Option<&Descriptor>) -> PyResult<Self> {
+        let vcpus = vcpus.iter().map(|vcpu| vcpu.number(py)).collect::<PyResult<_>>()?;
+        let gic = gic.map(|gic| gic.number(py)).transpose()?;
+        Ok(Self { vm: vm.number(py)?, vcpus, gic })
+    }
+
+    fn borrow(&self) -> PyResult<Fds<'_>> {
+        Fds::by_number(&self.vm, &self.vcpus, self.gic.as_ref()).ok_or_else(not_here)
     }
 }
 
@@ -89,8 +116,7 @@ fn not_here() -> PyErr {
 }
 
 impl PyKvmVm {
-    /// The descriptors' numbers of this moment.
-    fn fds(&self, py: Python<'_>) -> PyResult<Fds> {
+    fn numbers(&self, py: Python<'_>) -> PyResult<Numbers> {
         let objects: Vec<Descriptor> = {
             let vcpus = self.vcpu_fds.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
             let copy = |vcpu: &Descriptor| match vcpu {
@@ -99,16 +125,17 @@ impl PyKvmVm {
             };
             vcpus.iter().map(copy).collect()
         };
-        borrow(py, &self.vm_fd, &objects, self.gic_fd.as_ref())
+        Numbers::of(py, &self.vm_fd, &objects, self.gic_fd.as_ref())
     }
 
     /// Works on the VM without the interpreter's lock.
     pub(crate) fn with<T: Send, E: IntoPyErr + Send>(
         &self,
         py: Python<'_>,
-        work: impl FnOnce(&KvmVm<HostCounter>, &Fds) -> Result<T, E> + Send,
+        work: impl FnOnce(&KvmVm<HostCounter>, &Fds<'_>) -> Result<T, E> + Send,
     ) -> PyResult<T> {
-        let fds = self.fds(py)?;
+        let numbers = self.numbers(py)?;
+        let fds = numbers.borrow()?;
         py.detach(|| work(&self.vm, &fds)).or_raise()
     }
 
@@ -135,15 +162,8 @@ impl PyKvmVm {
     }
 
     fn probed(&self, py: Python<'_>) -> PyResult<Probed> {
-        self.with(py, KvmVm::probed)
+        self.with(py, |vm, fds| vm.probed(fds))
     }
-}
-
-fn borrow(py: Python<'_>, vm: &Descriptor, vcpus: &[Descriptor], gic: Option<&Descriptor>) -> PyResult<Fds> {
-    let vcpus = vcpus.iter().map(|vcpu| vcpu.number(py)).collect::<PyResult<_>>()?;
-    let gic = gic.map(|gic| gic.number(py)).transpose()?;
-    let vm = vm.number(py)?;
-    Fds::new(vm, vcpus, gic).ok_or_else(not_here)
 }
 
 #[pymethods]
@@ -176,7 +196,8 @@ impl PyKvmVm {
             physical_offset_untrapped: cpu::physical_offset_untrapped(),
         };
         let counter = HostCounter::new(Source::CntvctEl0).or_raise()?;
-        let fds = borrow(py, &vm_fd, &vcpu_fds, gic_fd.as_ref())?;
+        let numbers = Numbers::of(py, &vm_fd, &vcpu_fds, gic_fd.as_ref())?;
+        let fds = numbers.borrow()?;
         let vm = py.detach(|| KvmVm::new(&fds, counter, options)).or_raise()?;
         let counter = Py::new(py, PyHostCounter::from(counter))?;
         Ok(Self { vm, counter, vm_fd, gic_fd, vcpu_fds: Mutex::new(vcpu_fds) })
@@ -338,7 +359,7 @@ impl PyKvmVm {
     /// For `Report.latch_mismatches`. VcpuRunning (EBUSY) while a vCPU runs; CapabilityMissing without `gic_fd`; KvmError
     /// (ENXIO) for a GICv2, which has none.
     fn pending_latches(&self, py: Python<'_>) -> PyResult<Vec<u32>> {
-        self.with(py, KvmVm::pending_latches)
+        self.with(py, |vm, fds| vm.pending_latches(fds))
     }
 
     /// A context manager for the time that the vCPU spends in its guest: a VMM wraps KVM_RUN in this.

@@ -1,19 +1,14 @@
 //! What KVM offers here (Documentation/virt/kvm/api.rst): asked for people's sake, without creating a VM.
-#![expect(unsafe_code, reason = "KVM is asked by ioctl")]
 
-use kvm_bindings::{KVM_API_VERSION, KVM_CAP_ARM_USER_IRQ, KVM_CAP_COUNTER_OFFSET, KVMIO};
+use crate::kvm::capability::{api_version, check_extension};
+use kvm_bindings::{KVM_API_VERSION, KVM_CAP_ARM_USER_IRQ, KVM_CAP_COUNTER_OFFSET};
 use std::env::consts::ARCH;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::path::Path;
 
 /// Not in kvm-bindings 0.14, whose headers are older (include/uapi/linux/kvm.h, Linux 6.16).
 const KVM_CAP_ARM_EL2: u32 = 240;
-
-// The numbers of KVM_GET_API_VERSION and KVM_CHECK_EXTENSION: macros in the kernel's header, so not in kvm-bindings.
-const GET_API_VERSION: u32 = 0x00;
-const CHECK_EXTENSION: u32 = 0x03;
 
 /// Whether something is to be had here, and why or why not.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -65,7 +60,7 @@ fn probe_at(path: &Path, arch: &'static str) -> KvmProbe {
     let kvm = open(path);
     let capability = |name: &str, number, missing: &str| {
         let answer = match &kvm {
-            Ok((device, _)) => ask(device, CHECK_EXTENSION, number).map_err(|error| error.to_string()),
+            Ok((device, _)) => check_extension(device, number).map_err(|error| error.to_string()),
             Err(reason) => Err(reason.clone()),
         };
         judge(arch, &format!("{name} ({number})"), answer, missing)
@@ -98,7 +93,7 @@ fn probe_at(path: &Path, arch: &'static str) -> KvmProbe {
 /// KVM and its API version, or why it can't be had.
 fn open(path: &Path) -> Result<(File, i32), String> {
     let device = File::options().read(true).write(true).open(path).map_err(|error| not_opened(path, &error))?;
-    match ask(&device, GET_API_VERSION, 0) {
+    match api_version(&device) {
         Ok(version) if u32::try_from(version) == Ok(KVM_API_VERSION) => Ok((device, version)),
         Ok(version) => Err(format!("{} has API version {version}, not {KVM_API_VERSION}", path.display())),
         Err(error) => Err(format!("{} doesn't answer as KVM: {error}", path.display())),
@@ -125,14 +120,6 @@ fn not_opened(path: &Path, error: &io::Error) -> String {
         io::ErrorKind::PermissionDenied => format!("{path} may not be opened: is this user in its group?"),
         _ => format!("{path} can't be opened: {error}"),
     }
-}
-
-/// An ioctl on /dev/kvm that takes an integer and returns one.
-fn ask(device: &File, number: u32, argument: u32) -> io::Result<i32> {
-    let request = libc::_IO(KVMIO, number);
-    // SAFETY: the descriptor is open for as long as `device` is borrowed, and `_IO` requests pass no pointer.
-    let answer = unsafe { libc::ioctl(device.as_raw_fd(), request, libc::c_ulong::from(argument)) };
-    if answer == -1 { Err(io::Error::last_os_error()) } else { Ok(answer) }
 }
 
 #[cfg(test)]
