@@ -140,7 +140,7 @@ mod tests {
     use rustix::time::{ClockId, clock_gettime};
     use std::error::Error;
 
-    /// The same clock, read by other code.
+    /// The same clock, converted by other code.
     fn raw_ns() -> u64 {
         let now = clock_gettime(ClockId::MonotonicRaw);
         u64::try_from(now.tv_sec).unwrap() * NS_PER_S + u64::try_from(now.tv_nsec).unwrap()

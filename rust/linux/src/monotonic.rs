@@ -70,7 +70,7 @@ mod tests {
     use proptest::prelude::*;
     use rustix::time::{ClockId, clock_gettime};
 
-    /// The same clock, read by other code.
+    /// The same clock, converted by other code.
     fn monotonic_ns() -> u64 {
         let now = clock_gettime(ClockId::Monotonic);
         u64::try_from(now.tv_sec).unwrap() * NS_PER_S + u64::try_from(now.tv_nsec).unwrap()

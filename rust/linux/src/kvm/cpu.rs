@@ -21,9 +21,8 @@ fn judge(ecv: Option<u64>) -> Option<bool> {
 #[cfg(target_arch = "aarch64")]
 #[expect(unsafe_code, reason = "system registers are read by instructions")]
 fn ecv() -> Option<u64> {
-    // SAFETY: it only looks up a value that the kernel gave this process.
-    let hwcap = unsafe { libc::getauxval(libc::AT_HWCAP) };
-    if hwcap & libc::HWCAP_CPUID == 0 {
+    let (hwcap, _) = rustix::param::linux_hwcap();
+    if hwcap as u64 & libc::HWCAP_CPUID == 0 {
         return None;
     }
     let features: u64;
