@@ -7,6 +7,7 @@ use std::io;
 
 /// The wall clock's state, as the kernel and whoever disciplines it (chronyd, ntpd) believe it to be.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
 pub struct ClockState {
     /// TAI - UTC in seconds; `None` where nobody told the kernel, which says 0 then.
     pub tai_offset_s: Option<i32>,

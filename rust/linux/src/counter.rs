@@ -9,6 +9,7 @@ use crate::{clock, cross};
 
 /// Which counter of the host to read.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
 pub enum Source {
     /// CNTVCT_EL0 on arm64, CLOCK_MONOTONIC_RAW elsewhere.
     Auto,

@@ -13,6 +13,7 @@ const BRACKETS: usize = 8;
 
 /// A wall-clock reading with a read of the counter on either side.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct Bracket {
     /// The read of the counter that followed the wall clock's.
     pub count: HostCount,

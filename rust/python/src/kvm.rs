@@ -19,7 +19,7 @@ use guestclock_linux::kvm::error::KvmError;
 use guestclock_linux::kvm::fds::Fds;
 use guestclock_linux::kvm::kind::Kind;
 use guestclock_linux::kvm::number::FdNumber;
-use guestclock_linux::kvm::vm::{KvmVm, Options, Probed};
+use guestclock_linux::kvm::vm::{KvmOptions, KvmVm, Probed};
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -190,11 +190,10 @@ impl PyKvmVm {
         let gic_fd: Option<Descriptor> = gic_fd.map(|fd| fd.extract()).transpose()?;
         gic_fd.iter().try_for_each(|fd| fd.expect(py, Kind::Vgic))?;
         let counter_offset = counter_offset.map(|offset| modular(&offset, "an offset")).transpose()?.map(Offset);
-        let options = Options {
-            counter_offset,
-            busy_timeout: Duration::from_millis(busy_timeout_ms),
-            physical_offset_untrapped: cpu::physical_offset_untrapped(),
-        };
+        let mut options = KvmOptions::default()
+            .with_busy_timeout(Duration::from_millis(busy_timeout_ms))
+            .with_physical_offset_untrapped(cpu::physical_offset_untrapped());
+        options.counter_offset = counter_offset;
         let counter = HostCounter::new(Source::CntvctEl0).or_raise()?;
         let numbers = Numbers::of(py, &vm_fd, &vcpu_fds, gic_fd.as_ref())?;
         let fds = numbers.borrow()?;

@@ -15,8 +15,7 @@ use std::io;
 /// use guestclock_core::plan::{Policy, Request};
 /// use guestclock_core::sysreg::View;
 /// use guestclock_core::vm::{Config, Vm, VmError};
-/// use guestclock_linux::kvm::ioctls::Ioctls;
-/// use guestclock_linux::kvm::vm::{KvmVm, Options};
+/// use guestclock_linux::{Ioctls, KvmOptions, KvmVm};
 /// use std::cell::RefCell;
 /// use std::io;
 /// use std::sync::Arc;
@@ -64,14 +63,14 @@ use std::io;
 ///
 /// // The source opts in before its guest runs, so that both counters are under one offset, and saves.
 /// let source = vmm()?;
-/// let vm = KvmVm::new(&source, &counter, Options::default())?;
+/// let vm = KvmVm::new(&source, &counter, KvmOptions::default())?;
 /// vm.set_counter_offset(&source, Offset(4_000_000))?;
 /// let saved = Arc::new(vm.checkpoint(&source, Saving::default())?);
 /// counter.advance(1_000_000);
 ///
 /// // The target restores, with the VMM's own state between the steps.
 /// let target = vmm()?;
-/// let vm = KvmVm::new(&target, &counter, Options::default())?;
+/// let vm = KvmVm::new(&target, &counter, KvmOptions::default())?;
 /// let plan = vm.plan(&target, &saved, Request { policy: Policy::Freeze, ..Request::default() })?;
 /// let mut restore = vm.prepare(&target, plan, Arc::clone(&saved))?;
 /// vm.apply(&target, &mut restore)?;

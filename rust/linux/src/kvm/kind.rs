@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd};
 
 /// Objects that KVM gives descriptors for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub enum Kind {
     /// KVM_CREATE_VM.
     Vm,

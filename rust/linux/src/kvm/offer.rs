@@ -12,6 +12,7 @@ const KVM_CAP_ARM_EL2: u32 = 240;
 
 /// Whether something is to be had here, and why or why not.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
 pub struct Support {
     /// `None` where nothing can tell.
     pub ok: Option<bool>,
@@ -35,6 +36,7 @@ impl Support {
 
 /// What KVM said.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
 pub struct KvmProbe {
     /// The architecture this program was built for, which is that of its KVM: `aarch64`, `x86_64`.
     pub arch: &'static str,

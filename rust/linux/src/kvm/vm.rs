@@ -34,7 +34,8 @@ const fn redistributor_attr(mpidr: u64, offset: u32) -> u64 {
 
 /// What isn't found out by asking KVM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Options {
+#[non_exhaustive]
+pub struct KvmOptions {
     /// The offset that the VMM has opted this VM in with already: KVM can't be asked for it.
     pub counter_offset: Option<Offset>,
     /// How long EBUSY is waited out: a thread that is in an ioctl on a vCPU makes for it too, and is soon gone.
@@ -43,15 +44,40 @@ pub struct Options {
     pub physical_offset_untrapped: Option<bool>,
 }
 
-impl Default for Options {
+impl Default for KvmOptions {
     fn default() -> Self {
         let busy_timeout = Duration::from_millis(50);
         Self { counter_offset: None, busy_timeout, physical_offset_untrapped: None }
     }
 }
 
+impl KvmOptions {
+    /// The options with this offset, which the VMM has opted the VM in with.
+    #[must_use]
+    pub const fn with_counter_offset(mut self, offset: Offset) -> Self {
+        self.counter_offset = Some(offset);
+        self
+    }
+
+    /// The options with this time for which EBUSY is waited out.
+    #[must_use]
+    pub const fn with_busy_timeout(mut self, busy_timeout: Duration) -> Self {
+        self.busy_timeout = busy_timeout;
+        self
+    }
+
+    /// The options with this CPU's answer, such as that of
+    /// [`physical_offset_untrapped`](crate::kvm::cpu::physical_offset_untrapped).
+    #[must_use]
+    pub const fn with_physical_offset_untrapped(mut self, untrapped: Option<bool>) -> Self {
+        self.physical_offset_untrapped = untrapped;
+        self
+    }
+}
+
 /// What KVM was found to do. It is asked what it does, and never for its version.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct Probed {
     /// There are KVM_REG_ARM_PTIMER_* registers.
     pub physical_timer: bool,
@@ -70,7 +96,7 @@ pub struct Probed {
 pub struct KvmVm<C> {
     counter: C,
     cntfrq_hz: u32,
-    options: Options,
+    options: KvmOptions,
     /// KVM_CAP_COUNTER_OFFSET on this VM.
     counter_offset: bool,
     probed: OnceLock<Probed>,
@@ -103,7 +129,7 @@ impl State {
 
 impl<C: Counter> KvmVm<C> {
     /// A VM whose host's counter this is. Writes nothing.
-    pub fn new(io: &(impl Ioctls + ?Sized), counter: C, options: Options) -> Result<Self, KvmError> {
+    pub fn new(io: &(impl Ioctls + ?Sized), counter: C, options: KvmOptions) -> Result<Self, KvmError> {
         let frequency = counter.frequency();
         let cntfrq_hz = frequency.cntfrq().ok_or(KvmError::FrequencyTooHigh { hz: frequency.hz() })?;
         let answer = io.check_extension(KVM_CAP_COUNTER_OFFSET);
