@@ -1,12 +1,13 @@
 //! A descriptor that becomes readable when it is time to look at a counter: for select, poll, epoll and event loops.
 //!
-//! Readable is a hint and no more: the counter says whether a deadline has passed. The two may disagree, since a timer
+//! Being readable is only a hint: the counter says whether a deadline has passed. The two may disagree, since a timer
 //! goes by CLOCK_MONOTONIC, which NTP slews by up to 500 ppm (adjtimex(2)), and a host's counter doesn't. So a timer is
-//! never set more than [`MOST_NS`] ahead, and whoever it wakes looks at the counter and sets it anew.
+//! never set more than [`MOST_NS`] ahead, and a consumer that it wakes looks at the counter and sets it anew.
 //!
-//! No wake is lost as long as each side keeps its order: who changes a deadline calls [`set`](Alarm::set) afterwards,
-//! and who was woken calls [`drain`](Alarm::drain), then looks, then calls [`set_again`](Alarm::set_again). Until it is
-//! drained an alarm only ever moves to an earlier time, so none of these has to wait for another.
+//! No wake is lost as long as each side keeps its order. The side that changes a deadline calls [`set`](Alarm::set)
+//! afterwards. The side that was woken calls [`drain`](Alarm::drain), looks at the counter, and calls
+//! [`set_again`](Alarm::set_again). Until it is drained, an alarm moves to earlier times alone, so neither side waits
+//! for the other.
 
 use crate::clock;
 use core::time::Duration;
@@ -21,40 +22,41 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The furthest ahead that a timer is set: how late it can be after the host was suspended, or its clock was slewed.
+/// Longest time for which a timer is set, in nanoseconds: the limit of its lateness after the host was suspended, or
+/// its clock was slewed.
 pub const MOST_NS: u64 = NS_PER_S;
 
-/// The least until a timer wakes again that woke too early. It doubles each time in a row, up to [`BACKED_OFF_NS`], so
-/// that not even a counter that stands still makes this a busy loop.
+/// Shortest time until a timer that woke too early wakes again, in nanoseconds. It doubles with each early wake in a
+/// row, up to [`BACKED_OFF_NS`], so that a counter that stands still makes no busy loop.
 const LEAST_NS: u64 = 1_000;
 
-/// What waking too early in a row leads to.
+/// Longest time until a timer that woke too early wakes again, after many early wakes in a row.
 const BACKED_OFF_NS: u64 = 1_000_000;
 
-/// The instant of a timer that isn't set, in nanoseconds of CLOCK_MONOTONIC.
+/// Instant of a timer that isn't set, in nanoseconds of CLOCK_MONOTONIC.
 const NEVER: u64 = u64::MAX;
 
-/// Why an alarm can't be used now.
+/// Reasons why an alarm can't be used now.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AlarmError {
-    /// It was closed.
+    /// The alarm was closed.
     #[error("this alarm is closed: make another one")]
     Closed,
-    /// Somebody else waits on it, or takes what has expired.
+    /// Another consumer waits on the alarm, or takes expired timers from it.
     #[error("this alarm has a consumer already, and expiries go to one: end that one first, or make another alarm")]
     InUse,
-    /// The kernel refused.
+    /// A system call failed.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
 
-/// What makes it readable.
+/// Source of an alarm's wakes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
     /// CLOCK_MONOTONIC: a timerfd.
     Timer,
-    /// Somebody who moves the counter by hand: an eventfd.
+    /// A counter that is moved by hand: an eventfd.
     Event,
 }
 
@@ -67,15 +69,15 @@ pub struct Alarm {
 
 #[derive(Debug)]
 struct State {
-    /// None once it is closed.
+    /// `None` once the alarm is closed.
     fd: Option<Arc<OwnedFd>>,
-    /// It is closed for everybody but its consumer, who has to hear of that first.
+    /// Closed for all callers except the consumer, which keeps the descriptor until it has woken.
     closing: bool,
-    /// It has a consumer.
+    /// Claimed by a consumer.
     claimed: bool,
-    /// When the timer fires or has fired, in nanoseconds of CLOCK_MONOTONIC.
+    /// Instant at which the timer fires or has fired, in nanoseconds of CLOCK_MONOTONIC.
     fires_at: u64,
-    /// How many times in a row it woke its consumer too early.
+    /// Number of wakes in a row that came too early.
     early: u32,
 }
 
@@ -86,13 +88,13 @@ impl State {
 }
 
 impl Alarm {
-    /// One that is woken by CLOCK_MONOTONIC.
+    /// Makes an alarm that CLOCK_MONOTONIC wakes.
     pub fn timer() -> io::Result<Self> {
         let fd = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
         Ok(Self::new(Kind::Timer, fd))
     }
 
-    /// One that is woken by [`ring`](Self::ring) alone.
+    /// Makes an alarm that no clock wakes: [`ring`](Self::ring) does, or a deadline that has passed when it is set.
     pub fn event() -> io::Result<Self> {
         Ok(Self::new(Kind::Event, eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?))
     }
@@ -108,13 +110,13 @@ impl Alarm {
 
     /// The descriptor, to wait on for reading: always the same one, shared with this alarm.
     ///
-    /// [`close`](Self::close) takes the alarm's share. The descriptor itself is closed with the last share, so that its number
-    /// can't become another file's while anybody waits on it.
+    /// [`close`](Self::close) takes the alarm's share. The descriptor itself is closed with the last share, so that its
+    /// number can't become another file's while a caller waits on it.
     pub fn fd(&self) -> Result<Arc<OwnedFd>, AlarmError> {
         Ok(Arc::clone(self.lock().fd()?))
     }
 
-    /// Makes it readable at once.
+    /// Makes the descriptor readable at once.
     pub fn ring(&self) -> Result<(), AlarmError> {
         self.fire(&mut self.lock())
     }
@@ -123,25 +125,24 @@ impl Alarm {
         match self.kind {
             Kind::Timer => set_timer(state, clock::monotonic().unsigned_ns()),
             Kind::Event => match write(state.fd()?, &1_u64.to_ne_bytes()) {
-                // Rung 2^64 - 2 times and not heard yet.
+                // EAGAIN: rung 2^64 - 2 times since it was drained, so it is readable.
                 Ok(_) | Err(Errno::AGAIN) => Ok(()),
                 Err(error) => Err(io::Error::from(error).into()),
             },
         }
     }
 
-    /// A deadline may be `left_ns` ahead now: from there on it is readable, or from where it was set to, if that is
-    /// earlier.
+    /// Sets the wake to a deadline that is `left_ns` ahead, unless it is set to an earlier one. `None` is no deadline.
     ///
-    /// One that is woken by hand becomes readable if the deadline has passed. `None`: there is no deadline.
+    /// An alarm that no clock wakes becomes readable if the deadline has passed, and stays as it is otherwise.
     pub fn set(&self, left_ns: Option<u128>) -> Result<(), AlarmError> {
         let mut state = self.lock();
         state.early = 0;
         self.move_up(&mut state, left_ns)
     }
 
-    /// The same by its consumer, after [`drain`](Self::drain) and a look at the counter; `early` if it was woken for
-    /// nothing.
+    /// Does the same as [`set`](Self::set) for the consumer, after [`drain`](Self::drain) and a look at the counter.
+    /// `early` says that no timer had expired at the last wake.
     pub fn set_again(&self, left_ns: Option<u128>, early: bool) -> Result<(), AlarmError> {
         let mut state = self.lock();
         let least = (LEAST_NS << state.early.min(u64::BITS - 1 - LEAST_NS.ilog2())).min(BACKED_OFF_NS);
@@ -164,7 +165,7 @@ impl Alarm {
         }
     }
 
-    /// Makes it unreadable until it is set or rung again, and tells whether it was readable.
+    /// Makes the descriptor unreadable until the alarm is set or rung again. Returns whether it was readable.
     pub fn drain(&self) -> Result<bool, AlarmError> {
         let mut state = self.lock();
         match read(state.fd()?, &mut [0_u8; size_of::<u64>()]) {
@@ -177,7 +178,7 @@ impl Alarm {
         }
     }
 
-    /// In how many nanoseconds the kernel makes it readable; `None` where it won't by itself, or has.
+    /// Nanoseconds until the kernel makes the descriptor readable; `None` where it won't by itself, or has done so.
     pub fn left_ns(&self) -> Result<Option<u64>, AlarmError> {
         let state = self.lock();
         let fd = state.fd()?;
@@ -189,7 +190,7 @@ impl Alarm {
         Ok((left > 0).then_some(left))
     }
 
-    /// Makes the caller its only consumer, until [`release`](Self::release).
+    /// Makes the caller the alarm's only consumer, until [`release`](Self::release).
     pub fn claim(&self) -> Result<(), AlarmError> {
         let mut state = self.lock();
         state.fd()?;
@@ -200,7 +201,7 @@ impl Alarm {
         Ok(())
     }
 
-    /// It has no consumer any more. Closes it if that was asked for meanwhile.
+    /// Ends the consumer's claim. Lets go of the descriptor if the alarm was closed meanwhile.
     pub fn release(&self) {
         let mut state = self.lock();
         state.claimed = false;
@@ -209,7 +210,8 @@ impl Alarm {
         }
     }
 
-    /// Closes it: every later call is an error. A consumer is woken, and the descriptor is closed when it lets go.
+    /// Closes the alarm: every later call is an error. A consumer is woken, and the alarm keeps the descriptor until
+    /// the consumer calls [`release`](Self::release).
     pub fn close(&self) -> Result<(), AlarmError> {
         let mut state = self.lock();
         if !state.claimed {
@@ -223,7 +225,8 @@ impl Alarm {
     }
 }
 
-/// Sets the timer to an instant of CLOCK_MONOTONIC, in nanoseconds; one that has passed makes it readable at once.
+/// Sets the timer to an instant of CLOCK_MONOTONIC, in nanoseconds. An instant that has passed makes it readable at
+/// once.
 fn set_timer(state: &mut State, at: u64) -> Result<(), AlarmError> {
     let fd = state.fd()?;
     // An instant of zero would disarm it.
@@ -256,7 +259,7 @@ mod tests {
         assert_eq!(poll(&mut polled, None).unwrap(), 1);
     }
 
-    /// When a timer fires, in nanoseconds from `before`, a reading of its clock.
+    /// Nanoseconds from `before`, a reading of its clock, until the timer fires.
     fn after(alarm: &Alarm, before: u64) -> u64 {
         alarm.lock().fires_at - before
     }

@@ -1,7 +1,7 @@
-//! KVM on arm64: a VM's clocks through its descriptors, and what /dev/kvm offers.
+//! KVM on arm64: a VM's clocks through its descriptors, and the offer of /dev/kvm.
 //!
-//! [`vm::KvmVm`] asks its VM through [`ioctls::Ioctls`], a trait of a handful of system calls: a VMM in Rust implements it on
-//! what it has open, and [`fds::Fds`] does so on descriptors that it borrows, where this is arm64.
+//! [`vm::KvmVm`] asks its VM through [`ioctls::Ioctls`], a trait of a handful of system calls: a VMM in Rust implements
+//! it on its own descriptors, and [`fds::Fds`] does so on descriptors that it borrows, where this is arm64.
 
 mod capability;
 pub mod cpu;

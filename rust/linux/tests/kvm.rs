@@ -38,7 +38,7 @@ struct Kernel<'a> {
     calls: RefCell<Vec<Call>>,
     /// Ticks that pass in every call.
     slow: Cell<u64>,
-    /// How many calls that need every vCPU stopped answer EBUSY.
+    /// Number of calls that need every vCPU stopped and answer EBUSY.
     busy: Cell<usize>,
     /// An offset that differs answers EBUSY, and one that is written as it is doesn't.
     late: Cell<bool>,
@@ -210,7 +210,7 @@ fn mpidr(vcpu: usize) -> u64 {
     0x5a_c000_0000 | 0x31_2200 | vcpu as u64
 }
 
-/// What the vGIC knows GICR_ISPENDR0 of the first three by: Aff3, Aff2, Aff1, Aff0, and the offset.
+/// Attributes of GICR_ISPENDR0 of the first three vCPUs in the vGIC: Aff3, Aff2, Aff1, Aff0, and the offset.
 const LATCHES: [u64; 3] = [0x5a31_2200_0001_0200, 0x5a31_2201_0001_0200, 0x5a31_2202_0001_0200];
 
 fn options() -> KvmOptions {
@@ -225,7 +225,7 @@ fn freeze() -> Request {
     Request { policy: Policy::Freeze, same_counter: Some(true), ..Request::default() }
 }
 
-/// What a VM that had opted in was saved as.
+/// Checkpoint of a VM that had opted in.
 fn saved(host: Host<'_>) -> Arc<Checkpoint> {
     let source = Kernel::plain(host);
     let vm = source.open();

@@ -21,7 +21,8 @@ pub(crate) fn check_extension(fd: impl AsFd, capability: u32) -> io::Result<i32>
 
 // rustix::ioctl returns no integer but through an unsafe trait that each caller implements: more unsafe code than this.
 fn integer(fd: &impl AsFd, request: libc::Ioctl, argument: u32) -> io::Result<i32> {
-    // SAFETY: both requests above are made by `_IO`: the kernel takes the argument as a number and accesses no memory by it.
+    // SAFETY: both requests above are made by `_IO`: the kernel takes the argument as a number and accesses no memory
+    // by it.
     let answer = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), request, libc::c_ulong::from(argument)) };
     if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(answer) }
 }

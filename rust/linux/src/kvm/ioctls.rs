@@ -1,11 +1,12 @@
-//! The system calls that a VM's clocks take.
+//! The system calls that a VM's clocks need.
 
 use std::io;
 
 /// KVM's ioctls on one VM and its vCPUs, as far as guestclock needs them (Documentation/virt/kvm/api.rst).
 ///
-/// Each returns the kernel's error as it is: [`io::Error::raw_os_error`] is looked at. None may wait for a vCPU, but
-/// `get_one_reg` and `set_one_reg` do where it is in its guest, so guestclock calls them only on stopped ones.
+/// Each returns the kernel's error unchanged, since guestclock looks at [`io::Error::raw_os_error`]. No method may wait
+/// for a vCPU, with two exceptions: `get_one_reg` and `set_one_reg` wait in KVM while the vCPU is in its guest, so
+/// guestclock calls them for stopped vCPUs only.
 ///
 /// ```
 /// use guestclock_core::counter::{Counter, Frequency, GuestCount, HostCount, Offset};
@@ -81,7 +82,7 @@ use std::io;
 /// # }
 /// ```
 pub trait Ioctls {
-    /// How many vCPUs it has.
+    /// Number of vCPUs.
     fn vcpus(&self) -> usize;
 
     /// KVM_CHECK_EXTENSION on the VM's descriptor: /dev/kvm may answer otherwise.
@@ -105,8 +106,8 @@ pub trait Ioctls {
         None
     }
 
-    /// KVM_GET_DEVICE_ATTR of a 32-bit register of KVM_DEV_ARM_VGIC_GRP_REDIST_REGS on the vGIC's descriptor; `None` where
-    /// there is no such descriptor.
+    /// KVM_GET_DEVICE_ATTR of a 32-bit register of KVM_DEV_ARM_VGIC_GRP_REDIST_REGS on the vGIC's descriptor; `None`
+    /// where there is no such descriptor.
     ///
     /// `attr` has the vCPU's affinity in bits 63:32 and the register's offset in 31:0
     /// (Documentation/virt/kvm/devices/arm-vgic-v3.rst).
@@ -114,8 +115,8 @@ pub trait Ioctls {
         None
     }
 
-    /// KVM_GET_DEVICE_ATTR of KVM_ARM_VCPU_TIMER_CTRL on a vCPU's descriptor: the interrupt id of the timer of this number;
-    /// `None` where it isn't asked (Documentation/virt/kvm/devices/vcpu.rst, 2).
+    /// KVM_GET_DEVICE_ATTR of KVM_ARM_VCPU_TIMER_CTRL on a vCPU's descriptor: the interrupt id of the timer of this
+    /// number; `None` where it isn't asked (Documentation/virt/kvm/devices/vcpu.rst, 2).
     fn timer_irq(&self, _vcpu: usize, _timer: u64) -> Option<io::Result<i32>> {
         None
     }

@@ -18,7 +18,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Compares the name that the kernel gives to such a file (virt/kvm/kvm_main.c; arch/arm64/kvm/vgic/vgic-kvm-device.c).
+    /// Compares the name that the kernel gives to such a file (virt/kvm/kvm_main.c;
+    /// arch/arm64/kvm/vgic/vgic-kvm-device.c).
     fn is_named(self, name: &str) -> bool {
         match self {
             Self::Vm => name == "anon_inode:kvm-vm",
@@ -38,8 +39,8 @@ impl Kind {
 
 /// Refuses a descriptor that isn't of this kind, with the name of the file that it is of.
 ///
-/// A closed descriptor is EBADF, another file's `InvalidInput`. Without /proc the file has no name to compare, and any open
-/// descriptor passes.
+/// A closed descriptor is EBADF, another file's `InvalidInput`. Without /proc the file has no name to compare, and any
+/// open descriptor passes.
 pub fn expect(kind: Kind, fd: impl AsFd) -> io::Result<()> {
     let fd = fd.as_fd();
     fcntl_getfd(fd)?;

@@ -1,4 +1,4 @@
-//! No descriptors: this isn't arm64, whose KVM alone has these clocks.
+//! Stand-in for KVM's ioctls elsewhere than on arm64, whose KVM alone has these clocks.
 
 use crate::kvm::ioctls::Ioctls;
 use crate::kvm::number::FdNumber;

@@ -7,10 +7,10 @@ use std::os::fd::{BorrowedFd, RawFd};
 
 /// Number of a KVM descriptor whose owner isn't Rust code, such as a VMM in Python.
 ///
-/// The owner promises to keep the descriptor open for as long as the number is in use. Nothing can hold it to that, so this
-/// type never gives out a `BorrowedFd`. A number can be examined ([`expect`](Self::expect)) and can become part of
-/// [`Fds`](crate::kvm::fds::Fds), and both are harmless after a broken promise: a closed number is EBADF, and a number that
-/// has become another file's is ENOTTY, or an ioctl on another VM of this process.
+/// The owner promises to keep the descriptor open for as long as the number is in use. Nothing can hold it to that, so
+/// this type never gives out a `BorrowedFd`. A number can be examined ([`expect`](Self::expect)) and can become part of
+/// [`Fds`](crate::kvm::fds::Fds), and both are harmless after a broken promise: a closed number is EBADF, and a number
+/// that has become another file's is ENOTTY, or an ioctl on another VM of this process.
 ///
 /// ```
 /// use guestclock_linux::kvm::kind::Kind;
@@ -29,7 +29,8 @@ pub struct FdNumber(RawFd);
 impl FdNumber {
     /// Takes the number of a descriptor. A negative number, as a closed socket of Python's has it, is EBADF.
     ///
-    /// Makes no system call: each ioctl checks anew that its descriptor is open, and no check here would last until then.
+    /// Makes no system call: each ioctl checks anew that its descriptor is open, and no check here would last until
+    /// then.
     pub fn new(number: RawFd) -> io::Result<Self> {
         if number < 0 { Err(io::Error::from_raw_os_error(libc::EBADF)) } else { Ok(Self(number)) }
     }
@@ -41,10 +42,10 @@ impl FdNumber {
 
     /// Borrows the descriptor, for the calls of this crate alone.
     pub(crate) const fn borrow(&self) -> BorrowedFd<'_> {
-        // SAFETY: the number isn't -1. That the descriptor stays open is its owner's promise. No memory depends on it: this
-        // crate asks such a descriptor for its flags and its name, and makes KVM's ioctls on it. A closed number is EBADF. Other
-        // drivers answer KVM's requests with an error and access no memory by them (`fds`). KVM itself accesses only what this
-        // crate passes, whichever of its descriptors the number has become.
+        // SAFETY: the number isn't -1. That the descriptor stays open is its owner's promise. No memory depends on it:
+        // this crate asks such a descriptor for its flags and its name, and makes KVM's ioctls on it. A closed number
+        // is EBADF. Other drivers answer KVM's requests with an error and access no memory by them (`fds`). KVM itself
+        // accesses only what this crate passes, whichever of its descriptors the number has become.
         unsafe { BorrowedFd::borrow_raw(self.0) }
     }
 }

@@ -1,4 +1,4 @@
-//! What KVM offers here (Documentation/virt/kvm/api.rst): asked for people's sake, without creating a VM.
+//! The offer of /dev/kvm, for people (Documentation/virt/kvm/api.rst). No VM is created for it.
 
 use crate::kvm::capability::{api_version, check_extension};
 use kvm_bindings::{KVM_API_VERSION, KVM_CAP_ARM_USER_IRQ, KVM_CAP_COUNTER_OFFSET};
@@ -7,14 +7,14 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-/// Not in kvm-bindings 0.14, whose headers are older (include/uapi/linux/kvm.h, Linux 6.16).
+/// Number that kvm-bindings 0.14 lacks, since its headers are older (include/uapi/linux/kvm.h, Linux 6.16).
 const KVM_CAP_ARM_EL2: u32 = 240;
 
-/// Whether something is to be had here, and why or why not.
+/// Availability of a feature, with the reason.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub struct Support {
-    /// `None` where nothing can tell.
+    /// `None` where it can't be found out.
     pub ok: Option<bool>,
     /// A sentence for people.
     pub reason: String,
@@ -34,7 +34,7 @@ impl Support {
     }
 }
 
-/// What KVM said.
+/// KVM's answers.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub struct KvmProbe {
@@ -92,7 +92,7 @@ fn probe_at(path: &Path, arch: &'static str) -> KvmProbe {
     }
 }
 
-/// KVM and its API version, or why it can't be had.
+/// Opens KVM and asks for its API version, or returns the reason why there is no KVM.
 fn open(path: &Path) -> Result<(File, i32), String> {
     let device = File::options().read(true).write(true).open(path).map_err(|error| not_opened(path, &error))?;
     match api_version(&device) {
@@ -102,10 +102,10 @@ fn open(path: &Path) -> Result<(File, i32), String> {
     }
 }
 
-/// A capability, from the answer to KVM_CHECK_EXTENSION; `missing` is what it takes to have it.
+/// Judges a capability by the answer to KVM_CHECK_EXTENSION; `missing` names its requirements.
 fn judge(arch: &str, capability: &str, answer: Result<i32, String>, missing: &str) -> Support {
     if arch != "aarch64" {
-        // Others share the numbers, and answer 0 to those that aren't theirs: not worth showing.
+        // Other architectures share the numbers, and answer 0 to those that aren't theirs: not worth showing.
         return Support::no(format!("this KVM isn't arm64's: it is {arch}'s"));
     }
     match answer {
