@@ -1,60 +1,62 @@
 //! A descriptor that becomes readable when it is time to look at a counter: for select, poll, epoll and event loops.
 //!
-//! Readable is a hint and no more: the counter says whether a deadline has passed. The two may disagree, since a timer
+//! Being readable is only a hint: the counter says whether a deadline has passed. The two may disagree, since a timer
 //! goes by CLOCK_MONOTONIC, which NTP slews by up to 500 ppm (adjtimex(2)), and a host's counter doesn't. So a timer is
-//! never set more than [`MOST_NS`] ahead, and whoever it wakes looks at the counter and sets it anew.
+//! never set more than [`MOST_NS`] ahead, and a consumer that it wakes looks at the counter and sets it anew.
 //!
-//! No wake is lost as long as each side keeps its order: who changes a deadline calls [`set`](Alarm::set) afterwards,
-//! and who was woken calls [`drain`](Alarm::drain), then looks, then calls [`set_again`](Alarm::set_again). Until it is
-//! drained an alarm only ever moves to an earlier time, so none of these has to wait for another.
+//! No wake is lost as long as each side keeps its order. The side that changes a deadline calls [`set`](Alarm::set)
+//! afterwards. The side that was woken calls [`drain`](Alarm::drain), looks at the counter, and calls
+//! [`set_again`](Alarm::set_again). Until it is drained, an alarm moves to earlier times alone, so neither side waits
+//! for the other.
 
 use crate::clock;
 use core::time::Duration;
 use guestclock_core::time::NS_PER_S;
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::{Errno, read, write};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_gettime,
     timerfd_settime,
 };
-use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The furthest ahead that a timer is set: how late it can be after the host was suspended, or its clock was slewed.
+/// Longest time for which a timer is set, in nanoseconds: the limit of its lateness after the host was suspended, or
+/// its clock was slewed.
 pub const MOST_NS: u64 = NS_PER_S;
 
-/// The least until a timer wakes again that woke too early. It doubles each time in a row, up to [`BACKED_OFF_NS`], so
-/// that not even a counter that stands still makes this a busy loop.
+/// Shortest time until a timer that woke too early wakes again, in nanoseconds. It doubles with each early wake in a
+/// row, up to [`BACKED_OFF_NS`], so that a counter that stands still makes no busy loop.
 const LEAST_NS: u64 = 1_000;
 
-/// What waking too early in a row leads to.
+/// Longest time until a timer that woke too early wakes again, after many early wakes in a row.
 const BACKED_OFF_NS: u64 = 1_000_000;
 
-/// The instant of a timer that isn't set, in nanoseconds of CLOCK_MONOTONIC.
+/// Instant of a timer that isn't set, in nanoseconds of CLOCK_MONOTONIC.
 const NEVER: u64 = u64::MAX;
 
-/// Why an alarm can't be used now.
+/// Reasons why an alarm can't be used now.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AlarmError {
-    /// It was closed.
+    /// The alarm was closed.
     #[error("this alarm is closed: make another one")]
     Closed,
-    /// Somebody else waits on it, or takes what has expired.
+    /// Another consumer waits on the alarm, or takes expired timers from it.
     #[error("this alarm has a consumer already, and expiries go to one: end that one first, or make another alarm")]
     InUse,
-    /// The kernel refused.
+    /// A system call failed.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
 
-/// What makes it readable.
+/// Source of an alarm's wakes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
     /// CLOCK_MONOTONIC: a timerfd.
     Timer,
-    /// Somebody who moves the counter by hand: an eventfd.
+    /// A counter that is moved by hand: an eventfd.
     Event,
 }
 
@@ -67,38 +69,38 @@ pub struct Alarm {
 
 #[derive(Debug)]
 struct State {
-    /// None once it is closed.
-    file: Option<File>,
-    /// It is closed for everybody but its consumer, who has to hear of that first.
+    /// `None` once the alarm is closed.
+    fd: Option<Arc<OwnedFd>>,
+    /// Closed for all callers except the consumer, which keeps the descriptor until it has woken.
     closing: bool,
-    /// It has a consumer.
+    /// Claimed by a consumer.
     claimed: bool,
-    /// When the timer fires or has fired, in nanoseconds of CLOCK_MONOTONIC.
+    /// Instant at which the timer fires or has fired, in nanoseconds of CLOCK_MONOTONIC.
     fires_at: u64,
-    /// How many times in a row it woke its consumer too early.
+    /// Number of wakes in a row that came too early.
     early: u32,
 }
 
 impl State {
-    fn file(&self) -> Result<&File, AlarmError> {
-        self.file.as_ref().filter(|_| !self.closing).ok_or(AlarmError::Closed)
+    fn fd(&self) -> Result<&Arc<OwnedFd>, AlarmError> {
+        self.fd.as_ref().filter(|_| !self.closing).ok_or(AlarmError::Closed)
     }
 }
 
 impl Alarm {
-    /// One that is woken by CLOCK_MONOTONIC.
+    /// Makes an alarm that CLOCK_MONOTONIC wakes.
     pub fn timer() -> io::Result<Self> {
         let fd = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
-        Ok(Self::new(Kind::Timer, File::from(fd)))
+        Ok(Self::new(Kind::Timer, fd))
     }
 
-    /// One that is woken by [`ring`](Self::ring) alone.
+    /// Makes an alarm that no clock wakes: [`ring`](Self::ring) does, or a deadline that has passed when it is set.
     pub fn event() -> io::Result<Self> {
-        Ok(Self::new(Kind::Event, File::from(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?)))
+        Ok(Self::new(Kind::Event, eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?))
     }
 
-    fn new(kind: Kind, file: File) -> Self {
-        let state = State { file: Some(file), closing: false, claimed: false, fires_at: NEVER, early: 0 };
+    fn new(kind: Kind, fd: OwnedFd) -> Self {
+        let state = State { fd: Some(Arc::new(fd)), closing: false, claimed: false, fires_at: NEVER, early: 0 };
         Self { kind, state: Mutex::new(state) }
     }
 
@@ -106,12 +108,15 @@ impl Alarm {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The descriptor, which stays this alarm's.
-    pub fn fd(&self) -> Result<RawFd, AlarmError> {
-        Ok(self.lock().file()?.as_raw_fd())
+    /// The descriptor, to wait on for reading: always the same one, shared with this alarm.
+    ///
+    /// [`close`](Self::close) takes the alarm's share. The descriptor itself is closed with the last share, so that its
+    /// number can't become another file's while a caller waits on it.
+    pub fn fd(&self) -> Result<Arc<OwnedFd>, AlarmError> {
+        Ok(Arc::clone(self.lock().fd()?))
     }
 
-    /// Makes it readable at once.
+    /// Makes the descriptor readable at once.
     pub fn ring(&self) -> Result<(), AlarmError> {
         self.fire(&mut self.lock())
     }
@@ -119,26 +124,25 @@ impl Alarm {
     fn fire(&self, state: &mut State) -> Result<(), AlarmError> {
         match self.kind {
             Kind::Timer => set_timer(state, clock::monotonic().unsigned_ns()),
-            Kind::Event => match state.file()?.write(&1_u64.to_ne_bytes()) {
-                // Rung 2^64 - 2 times and not heard yet.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-                written => Ok(written.map(drop)?),
+            Kind::Event => match write(state.fd()?, &1_u64.to_ne_bytes()) {
+                // EAGAIN: rung 2^64 - 2 times since it was drained, so it is readable.
+                Ok(_) | Err(Errno::AGAIN) => Ok(()),
+                Err(error) => Err(io::Error::from(error).into()),
             },
         }
     }
 
-    /// A deadline may be `left_ns` ahead now: from there on it is readable, or from where it was set to, if that is
-    /// earlier.
+    /// Sets the wake to a deadline that is `left_ns` ahead, unless it is set to an earlier one. `None` is no deadline.
     ///
-    /// One that is woken by hand becomes readable if the deadline has passed. `None`: there is no deadline.
+    /// An alarm that no clock wakes becomes readable if the deadline has passed, and stays as it is otherwise.
     pub fn set(&self, left_ns: Option<u128>) -> Result<(), AlarmError> {
         let mut state = self.lock();
         state.early = 0;
         self.move_up(&mut state, left_ns)
     }
 
-    /// The same by its consumer, after [`drain`](Self::drain) and a look at the counter; `early` if it was woken for
-    /// nothing.
+    /// Does the same as [`set`](Self::set) for the consumer, after [`drain`](Self::drain) and a look at the counter.
+    /// `early` says that no timer had expired at the last wake.
     pub fn set_again(&self, left_ns: Option<u128>, early: bool) -> Result<(), AlarmError> {
         let mut state = self.lock();
         let least = (LEAST_NS << state.early.min(u64::BITS - 1 - LEAST_NS.ilog2())).min(BACKED_OFF_NS);
@@ -161,35 +165,35 @@ impl Alarm {
         }
     }
 
-    /// Makes it unreadable until it is set or rung again, and tells whether it was readable.
+    /// Makes the descriptor unreadable until the alarm is set or rung again. Returns whether it was readable.
     pub fn drain(&self) -> Result<bool, AlarmError> {
         let mut state = self.lock();
-        match state.file()?.read(&mut [0; size_of::<u64>()]) {
+        match read(state.fd()?, &mut [0_u8; size_of::<u64>()]) {
             Ok(_) => {
                 state.fires_at = NEVER;
                 Ok(true)
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-            Err(error) => Err(error.into()),
+            Err(Errno::AGAIN) => Ok(false),
+            Err(error) => Err(io::Error::from(error).into()),
         }
     }
 
-    /// In how many nanoseconds the kernel makes it readable; `None` where it won't by itself, or has.
+    /// Nanoseconds until the kernel makes the descriptor readable; `None` where it won't by itself, or has done so.
     pub fn left_ns(&self) -> Result<Option<u64>, AlarmError> {
         let state = self.lock();
-        let file = state.file()?;
+        let fd = state.fd()?;
         if self.kind == Kind::Event {
             return Ok(None);
         }
-        let left = timerfd_gettime(file).map_err(io::Error::from)?.it_value;
+        let left = timerfd_gettime(fd).map_err(io::Error::from)?.it_value;
         let left = left.tv_sec.cast_unsigned() * NS_PER_S + left.tv_nsec.cast_unsigned();
         Ok((left > 0).then_some(left))
     }
 
-    /// Makes the caller its only consumer, until [`release`](Self::release).
+    /// Makes the caller the alarm's only consumer, until [`release`](Self::release).
     pub fn claim(&self) -> Result<(), AlarmError> {
         let mut state = self.lock();
-        state.file()?;
+        state.fd()?;
         if state.claimed {
             return Err(AlarmError::InUse);
         }
@@ -197,20 +201,21 @@ impl Alarm {
         Ok(())
     }
 
-    /// It has no consumer any more. Closes it if that was asked for meanwhile.
+    /// Ends the consumer's claim. Lets go of the descriptor if the alarm was closed meanwhile.
     pub fn release(&self) {
         let mut state = self.lock();
         state.claimed = false;
         if state.closing {
-            state.file = None;
+            state.fd = None;
         }
     }
 
-    /// Closes it: every later call is an error. A consumer is woken, and the descriptor is closed when it lets go.
+    /// Closes the alarm: every later call is an error. A consumer is woken, and the alarm keeps the descriptor until
+    /// the consumer calls [`release`](Self::release).
     pub fn close(&self) -> Result<(), AlarmError> {
         let mut state = self.lock();
         if !state.claimed {
-            state.file = None;
+            state.fd = None;
         } else if !state.closing {
             let rung = self.fire(&mut state);
             state.closing = true;
@@ -220,14 +225,15 @@ impl Alarm {
     }
 }
 
-/// Sets the timer to an instant of CLOCK_MONOTONIC, in nanoseconds; one that has passed makes it readable at once.
+/// Sets the timer to an instant of CLOCK_MONOTONIC, in nanoseconds. An instant that has passed makes it readable at
+/// once.
 fn set_timer(state: &mut State, at: u64) -> Result<(), AlarmError> {
-    let file = state.file()?;
+    let fd = state.fd()?;
     // An instant of zero would disarm it.
     let at_least_one = Duration::from_nanos(at.max(1));
     let value = Timespec::try_from(at_least_one).expect("64 bits of nanoseconds are 585 years");
     let spec = Itimerspec { it_interval: Timespec::default(), it_value: value };
-    timerfd_settime(file, TimerfdTimerFlags::ABSTIME, &spec).map_err(io::Error::from)?;
+    timerfd_settime(fd, TimerfdTimerFlags::ABSTIME, &spec).map_err(io::Error::from)?;
     state.fires_at = at;
     Ok(())
 }
@@ -237,22 +243,23 @@ mod tests {
     use super::*;
     use rustix::event::{PollFd, PollFlags, poll};
     use rustix::io::{FdFlags, fcntl_getfd};
+    use std::os::fd::AsRawFd;
 
     const S: u128 = NS_PER_S as u128;
 
     fn readable(alarm: &Alarm) -> bool {
         let state = alarm.lock();
-        let mut polled = [PollFd::new(state.file.as_ref().unwrap(), PollFlags::IN)];
+        let mut polled = [PollFd::new(state.fd.as_ref().unwrap(), PollFlags::IN)];
         poll(&mut polled, Some(&Timespec::default())).unwrap() == 1
     }
 
     fn wait(alarm: &Alarm) {
         let state = alarm.lock();
-        let mut polled = [PollFd::new(state.file.as_ref().unwrap(), PollFlags::IN)];
+        let mut polled = [PollFd::new(state.fd.as_ref().unwrap(), PollFlags::IN)];
         assert_eq!(poll(&mut polled, None).unwrap(), 1);
     }
 
-    /// When a timer fires, in nanoseconds from `before`, a reading of its clock.
+    /// Nanoseconds from `before`, a reading of its clock, until the timer fires.
     fn after(alarm: &Alarm, before: u64) -> u64 {
         alarm.lock().fires_at - before
     }
@@ -336,7 +343,18 @@ mod tests {
     fn it_is_not_inherited() {
         for alarm in [Alarm::timer().unwrap(), Alarm::event().unwrap()] {
             let state = alarm.lock();
-            assert!(fcntl_getfd(state.file().unwrap()).unwrap().contains(FdFlags::CLOEXEC));
+            assert!(fcntl_getfd(state.fd().unwrap()).unwrap().contains(FdFlags::CLOEXEC));
+        }
+    }
+
+    #[test]
+    fn the_descriptor_outlives_the_alarm_where_somebody_waits_on_it() {
+        for alarm in [Alarm::timer().unwrap(), Alarm::event().unwrap()] {
+            let fd = alarm.fd().unwrap();
+            assert_eq!(alarm.fd().unwrap().as_raw_fd(), fd.as_raw_fd());
+            alarm.close().unwrap();
+            assert!(fcntl_getfd(&fd).is_ok());
+            assert_eq!(Arc::strong_count(&fd), 1, "the alarm has let go of it");
         }
     }
 
@@ -359,11 +377,11 @@ mod tests {
             assert!(matches!(alarm.fd(), Err(AlarmError::Closed)));
             assert!(matches!(alarm.drain(), Err(AlarmError::Closed)));
             alarm.release();
-            assert!(alarm.lock().file.is_none());
+            assert!(alarm.lock().fd.is_none());
         }
         let alarm = Alarm::timer().unwrap();
         alarm.close().unwrap();
-        assert!(alarm.lock().file.is_none());
+        assert!(alarm.lock().fd.is_none());
         for answer in [alarm.ring(), alarm.set(Some(0)), alarm.set_again(Some(0), true), alarm.claim()] {
             assert!(matches!(answer, Err(AlarmError::Closed)));
         }

@@ -1,14 +1,17 @@
 //! The kernel's clocks, read through the vDSO (clock_gettime(2), vdso(7)).
 //!
-//! A read is as good as an acquire load where the kernel makes it one: it lies in a seqlock, behind whose second look at the
-//! sequence no load can be taken ahead of it (lib/vdso/gettimeofday.c). On arm64 that look is ordered behind the counter; on
-//! x86 the kernel relies on RDTSC behind a fence being ordered as a load is (`rdtsc_ordered`, arch/x86/include/asm/msr.h).
-#![expect(unsafe_code, reason = "clock_gettime fills in a structure through a pointer")]
+//! A read orders as an acquire load does, where the kernel makes it one: it lies in a seqlock, and no later load can be
+//! taken ahead of the second look at the sequence (lib/vdso/gettimeofday.c). On arm64 that look is ordered behind the
+//! counter; on x86 the kernel relies on RDTSC behind a fence being ordered as a load is (`rdtsc_ordered`,
+//! arch/x86/include/asm/msr.h).
+//!
+//! Every Linux has the three clocks. A read panics in one place alone: a sandbox without the vDSO that also forbids the
+//! system call. There is no time to go on with there.
 
-use core::mem::MaybeUninit;
 use guestclock_core::time::NS_PER_S;
+use rustix::time::{ClockId, clock_gettime};
 
-/// One reading: whole seconds, and the nanoseconds after them, below 10^9.
+/// A reading: whole seconds, and the nanoseconds after them, below 10^9.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reading {
     pub(crate) s: i64,
@@ -16,36 +19,29 @@ pub(crate) struct Reading {
 }
 
 impl Reading {
-    /// The reading in nanoseconds, modulo 2^64: CLOCK_MONOTONIC and CLOCK_MONOTONIC_RAW take 584 years to get there.
+    /// The reading in nanoseconds, modulo 2^64: CLOCK_MONOTONIC and CLOCK_MONOTONIC_RAW take 584 years to wrap.
     pub(crate) const fn unsigned_ns(self) -> u64 {
         self.s.cast_unsigned().wrapping_mul(NS_PER_S).wrapping_add(self.ns.cast_unsigned())
     }
 }
 
 pub(crate) fn monotonic() -> Reading {
-    read(libc::CLOCK_MONOTONIC)
+    read(ClockId::Monotonic)
 }
 
 pub(crate) fn monotonic_raw() -> Reading {
-    read(libc::CLOCK_MONOTONIC_RAW)
+    read(ClockId::MonotonicRaw)
 }
 
 /// CLOCK_REALTIME in nanoseconds since 1970.
 ///
-/// It can't overflow: the kernel lets nobody set the clock outside `0..KTIME_SEC_MAX` (`timespec64_valid_settod`).
+/// Never overflows: the kernel refuses to set the clock outside `0..KTIME_SEC_MAX` (`timespec64_valid_settod`).
 pub(crate) fn realtime_ns() -> i64 {
-    let now = read(libc::CLOCK_REALTIME);
+    let now = read(ClockId::Realtime);
     now.s * NS_PER_S.cast_signed() + now.ns
 }
 
-fn read(clock: libc::clockid_t) -> Reading {
-    let mut now = MaybeUninit::<libc::timespec>::uninit();
-    // SAFETY: `now` is valid for the write of one timespec.
-    let failed = unsafe { libc::clock_gettime(clock, now.as_mut_ptr()) };
-    // Every Linux has the three clocks above. What can fail is a sandbox without the vDSO that also forbids the call,
-    // and then there is no time to go on with.
-    assert_eq!(failed, 0, "clock_gettime({clock}) is forbidden in this process");
-    // SAFETY: the call succeeded, so it has filled in both fields.
-    let now = unsafe { now.assume_init() };
+fn read(clock: ClockId) -> Reading {
+    let now = clock_gettime(clock);
     Reading { s: now.tv_sec, ns: now.tv_nsec }
 }

@@ -1,32 +1,33 @@
-//! What the kernel knows about its wall clock: TAI offset, synchronisation, leap second (adjtimex(2)).
+//! The kernel's knowledge of its wall clock: TAI offset, synchronisation, leap second (adjtimex(2)).
 #![expect(unsafe_code, reason = "adjtimex fills in a structure through a pointer")]
 
 use core::mem;
 use guestclock_core::time::Leap;
 use std::io;
 
-/// The wall clock's state, as the kernel and whoever disciplines it (chronyd, ntpd) believe it to be.
+/// The wall clock's state, as the kernel and the daemon that disciplines it (chronyd, ntpd) believe it to be.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
 pub struct ClockState {
-    /// TAI - UTC in seconds; `None` where nobody told the kernel, which says 0 then.
+    /// TAI - UTC in seconds; `None` where no daemon has set it, which the kernel shows as 0.
     pub tai_offset_s: Option<i32>,
-    /// Whether the clock is synchronised: neither STA_UNSYNC nor TIME_ERROR. `None` where the kernel couldn't be asked.
+    /// True if the clock is synchronised: neither STA_UNSYNC nor TIME_ERROR. `None` where the kernel couldn't be asked.
     pub synchronized: Option<bool>,
     /// The maximum error (`maxerror`) in nanoseconds; `None` unless synchronised, when it means nothing.
     pub max_error_ns: Option<u64>,
-    /// How much faster than at its nominal frequency the kernel's counter runs, in parts per billion, by the correction of
-    /// its frequency (`freq` and `tick`); `None` unless synchronised.
+    /// Excess of the counter's rate over its nominal frequency, in parts per billion, by the kernel's correction
+    /// (`freq` and `tick`); `None` unless synchronised.
     pub rate_ppb: Option<i64>,
     /// The leap second that is announced, in progress or just over. The kernel hides it while there is an error.
     pub leap: Leap,
 }
 
 impl ClockState {
-    /// Nothing is known.
+    /// The state of which nothing is known.
     pub const UNKNOWN: Self =
         Self { tai_offset_s: None, synchronized: None, max_error_ns: None, rate_ppb: None, leap: Leap::Unknown };
 
-    /// The state now. Needs no privilege; a sandbox may forbid it nevertheless (EPERM).
+    /// Reads the state. Needs no privilege; a sandbox may forbid it nevertheless (EPERM).
     pub fn read() -> io::Result<Self> {
         // SAFETY: timex is made of integers alone, for which zero is a value.
         let mut timex: libc::timex = unsafe { mem::zeroed() };
@@ -57,15 +58,17 @@ impl ClockState {
     }
 }
 
-/// The counter's rate, by how much the kernel makes up for it: a clock that has to be sped up comes of a slow counter.
+/// The counter's rate, from the kernel's correction: a clock that has to be sped up comes from a slow counter.
 ///
 /// `freq` is in 2^-16 ppm, `tick` in microseconds for each 10 000 of the counter's (adjtimex(2), at USER_HZ 100). With
-/// the correction c, real time is the counter's times 1 + c, so the counter's rate is 1 / (1 + c). Rounded towards zero.
+/// the correction c, real time is the counter's times 1 + c, so the counter's rate is 1 / (1 + c). Rounded towards
+/// zero.
 fn rate_ppb(freq: i64, tick: i64) -> i64 {
     const PPB: i128 = 1_000_000_000;
     const NOMINAL_TICK: i128 = 10_000;
     let faster = i128::from(freq) * 1000 / (1 << 16) + (i128::from(tick) - NOMINAL_TICK) * PPB / NOMINAL_TICK;
-    // The kernel allows a tick from 9 000 to 11 000, so the divisor is far from 0; it is no file of ours.
+    // The kernel allows a tick from 9 000 to 11 000, so the divisor is far from 0; the `max` is for values that it
+    // never gives.
     i64::try_from(-faster * PPB / (PPB + faster).max(1)).unwrap_or(0)
 }
 

@@ -5,18 +5,20 @@ use core::str::FromStr;
 use guestclock_core::time::{Counter, CrossTimestamp, Frequency, HostCount, NS_PER_S};
 use std::env::consts::ARCH;
 
+use crate::opened::Opened;
 use crate::{clock, cross};
 
-/// Which counter of the host to read.
+/// A counter that a host may have.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
 pub enum Source {
     /// CNTVCT_EL0 on arm64, CLOCK_MONOTONIC_RAW elsewhere.
     Auto,
     /// The Arm generic timer's virtual counter, at the frequency that CNTFRQ_EL0 states.
     CntvctEl0,
     /// CLOCK_MONOTONIC_RAW as a counter of 1 GHz (clock_gettime(2)): no NTP slewing, and the same in every process of a
-    /// boot but for those in a time namespace with offsets of its own (time_namespaces(7)). It stops while the host
-    /// is suspended.
+    /// boot except those in a time namespace with offsets of its own (time_namespaces(7)). It stops while the host is
+    /// suspended.
     ClockMonotonicRaw,
     /// The x86 time stamp counter, where the kernel uses it as its clock source and states its own calibration.
     Tsc,
@@ -62,26 +64,23 @@ impl FromStr for Source {
     }
 }
 
-/// Why there is no such counter.
+/// Reasons why there is no such counter.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CounterError {
-    /// This host, or this kernel, doesn't offer it.
+    /// The host or its kernel doesn't offer the counter.
     #[error("the counter {source} isn't available here: {reason}")]
     Unavailable {
-        /// What was asked for.
+        /// Counter asked for.
         // Raw, so that thiserror doesn't take it for the error's cause.
         r#source: Source,
-        /// What is missing.
+        /// Missing condition, in words.
         reason: String,
     },
-    /// Not a name of a source.
+    /// No source has this name.
     #[error("no counter is called {0:?}: auto, cntvct_el0, clock_monotonic_raw or tsc")]
     UnknownSource(String),
 }
-
-/// A counter's frequency and how to read it.
-pub(crate) type Opened = (Frequency, fn() -> HostCount);
 
 /// The host's counter.
 #[derive(Clone, Copy, Debug)]
@@ -92,14 +91,14 @@ pub struct HostCounter {
 }
 
 impl HostCounter {
-    /// The counter `source`, or [`CounterError::Unavailable`] with the reason.
+    /// Opens the counter `source`. [`CounterError::Unavailable`] has the reason why there is none.
     pub fn new(source: Source) -> Result<Self, CounterError> {
         let source = source.resolved();
         let (frequency, read) = open(source).map_err(|reason| CounterError::Unavailable { source, reason })?;
         Ok(Self { source, frequency, read })
     }
 
-    /// Which counter it is; never [`Source::Auto`].
+    /// The counter that is read; never [`Source::Auto`].
     #[must_use]
     pub const fn source(&self) -> Source {
         self.source
@@ -140,7 +139,7 @@ mod tests {
     use rustix::time::{ClockId, clock_gettime};
     use std::error::Error;
 
-    /// The same clock, read by other code.
+    /// The same clock, converted by other code.
     fn raw_ns() -> u64 {
         let now = clock_gettime(ClockId::MonotonicRaw);
         u64::try_from(now.tv_sec).unwrap() * NS_PER_S + u64::try_from(now.tv_nsec).unwrap()

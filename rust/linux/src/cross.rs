@@ -1,39 +1,40 @@
 //! The cross-timestamp: a count and the wall clock, and a bound on the time between them.
 //!
-//! Without hardware that latches both at once, the wall clock is read between two reads of the counter. The narrowest
-//! of a few such brackets is kept: what widens one is an interrupt, a preemption or a cold cache, and those are rare.
+//! Without hardware that latches both at once, the wall clock is read between two reads of the counter. An interrupt, a
+//! preemption or a cold cache widens such a bracket. Those are rare, so the narrowest of a few brackets is kept.
 
 use guestclock_core::time::{CrossTimestamp, Frequency, HostCount};
 
 use crate::clock_state::ClockState;
 use crate::{clock, host_id};
 
-/// How many brackets the narrowest is chosen from.
+/// Number of brackets that the narrowest is chosen from.
 const BRACKETS: usize = 8;
 
 /// A wall-clock reading with a read of the counter on either side.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct Bracket {
     /// The read of the counter that followed the wall clock's.
     pub count: HostCount,
     /// The wall clock, in nanoseconds since 1970.
     pub realtime_ns: i64,
-    /// How far the counter went between the two reads of it.
+    /// Distance between the two reads of the counter, in ticks.
     pub ticks: u64,
 }
 
 impl Bracket {
-    /// How long before `count` the wall clock may have been read, in nanoseconds, rounded up; saturating.
+    /// Longest time before `count` at which the wall clock may have been read, in nanoseconds, rounded up; saturating.
     ///
-    /// One tick more than the counter shows, because each of its reads may fall anywhere within a tick: at 24 MHz two
-    /// equal reads can be 41 ns apart.
+    /// Adds one tick to the counter's distance, because each of its reads may fall anywhere within a tick: at 24 MHz
+    /// two equal reads can be 41 ns apart.
     #[must_use]
     pub fn width_ns(&self, frequency: Frequency) -> u64 {
         u64::try_from(frequency.ticks_to_ns_ceil(self.ticks.saturating_add(1))).unwrap_or(u64::MAX)
     }
 }
 
-/// The narrowest of a few brackets; of equals the latest, which is nearest to what the caller does next.
+/// Takes a few brackets and returns the narrowest; of equals the latest, which is nearest to the caller's next action.
 ///
 /// `count` and `realtime_ns` read the two clocks. Both must be ordered reads: neither may be taken ahead of the other.
 pub fn bracket(count: impl Fn() -> HostCount, realtime_ns: impl Fn() -> i64) -> Bracket {
@@ -53,12 +54,12 @@ pub fn bracket(count: impl Fn() -> HostCount, realtime_ns: impl Fn() -> i64) -> 
     narrowest
 }
 
-/// The cross-timestamp of the counter that `count` reads, with all that vouches for it.
+/// Takes the cross-timestamp of the counter that `count` reads, with the evidence for the wall clock.
 ///
-/// The wall clock read `realtime_ns` at some instant in the `width_ns` nanoseconds before `count` was read. What the
-/// kernel won't tell (adjtimex may be forbidden in a sandbox) is unknown, never an error.
+/// The wall clock read `realtime_ns` at some instant in the `width_ns` nanoseconds before `count` was read. A fact that
+/// the kernel doesn't give (a sandbox may forbid adjtimex) is unknown, never an error.
 pub fn cross_timestamp(source: &str, frequency: Frequency, count: impl Fn() -> HostCount) -> CrossTimestamp {
-    // First what takes long, so that the count is as fresh as it can be when this returns.
+    // The slow reads come first, so that the count is fresh when this returns.
     let source = source.to_owned();
     let machine_id = host_id::machine_id();
     let boot_id = host_id::boot_id();
@@ -82,10 +83,10 @@ pub fn cross_timestamp(source: &str, frequency: Frequency, count: impl Fn() -> H
     }
 }
 
-/// How often a bracket is taken again where the clock's state changed round it: it changes once in years.
+/// Most brackets taken while the clock's state changes round each of them. It changes once in years.
 const TRIES: usize = 4;
 
-/// A bracket and the state of the clock that it is of: a leap second between the two would make them a second apart.
+/// Takes a bracket and the clock's state of the same time: a leap second between the two would put them a second apart.
 fn undisturbed(state: impl Fn() -> ClockState, bracket: impl Fn() -> Bracket) -> (Bracket, ClockState) {
     let leaps = |state: &ClockState| (state.tai_offset_s, state.leap);
     let mut before = state();
@@ -108,7 +109,7 @@ mod tests {
     use proptest::prelude::*;
     use std::time::{SystemTime, UNIX_EPOCH};
 
-    /// Two clocks over one true time in picoseconds, of which every read takes its turn's worth.
+    /// Two clocks over one true time in picoseconds. Each read of a clock takes the next of the delays.
     struct Clocks {
         ps: Cell<u64>,
         delays_ps: RefCell<Box<dyn Iterator<Item = u64>>>,

@@ -1,4 +1,4 @@
-//! Files that are there whole or not at all.
+//! Files that are written whole or not at all.
 
 use std::fs::{File, Permissions};
 use std::io::{self, Read, Write};
@@ -12,7 +12,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    // As a new file of the user's would be: read-write, less the umask.
+    // The mode of any new file of the user's: read-write, less the umask.
     let mut temporary = tempfile::Builder::new()
         .prefix(".guestclock-")
         .permissions(Permissions::from_mode(0o666))
@@ -23,7 +23,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// The file's bytes, but no more than `limit` of them.
+/// Reads the file's bytes, at most `limit` of them.
 pub fn read_at_most(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(limit as u64).read_to_end(&mut bytes)?;

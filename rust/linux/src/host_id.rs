@@ -1,33 +1,34 @@
-//! Which installation (machine-id(5)) and which boot (random(4)) this is.
+//! Ids of the installation (machine-id(5)) and of the boot (random(4)).
 //!
-//! Evidence that two checkpoints share a counter, and no more than that: containers may have a machine id of their own
-//! or none, clones may share one, and a kexec gives a new boot id to the same counter. Both are read once, and kept for
-//! the life of the process.
+//! Equal ids are evidence that two checkpoints share a counter, and no proof: containers may have a machine id of their
+//! own or none, clones may share one, and a kexec gives a new boot id to the same counter. Both are read once, and kept
+//! for the life of the process.
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use std::fs;
 use std::sync::OnceLock;
 
-/// A 128-bit id, in the order in which it is written.
+/// A 128-bit id: its bytes in the order of the text.
 pub type Id = [u8; 16];
 
-/// What /etc/machine-id becomes in a checkpoint: an id that is as good for comparing, and doesn't give the machine's away.
+/// Application id that the machine's id is hashed with: the result is as good for comparing, and doesn't reveal the
+/// machine's id.
 ///
 /// machine-id(5) asks for the id itself to be kept confidential, and checkpoints travel.
 const APPLICATION: Id = 0x7a6f_31c5_08d2_4c1e_9b57_e30c_c4a1_62d8_u128.to_be_bytes();
 
-/// This installation, for guestclock alone; `None` where there is no /etc/machine-id, or what is there is not an id.
+/// Id of this installation, for guestclock alone; `None` where /etc/machine-id is missing or has no id.
 ///
-/// The same as `systemd-id128 machine-id --app-specific=7a6f31c508d24c1e9b57e30cc4a162d8` prints.
+/// `systemd-id128 machine-id --app-specific=7a6f31c508d24c1e9b57e30cc4a162d8` prints the same id.
 #[must_use]
 pub fn machine_id() -> Option<Id> {
     static ID: OnceLock<Option<Id>> = OnceLock::new();
     *ID.get_or_init(|| Some(for_guestclock(parse_machine_id(&fs::read_to_string("/etc/machine-id").ok()?)?)))
 }
 
-/// `sd_id128_get_machine_app_specific` (sd_id128_get_machine(3)): the start of HMAC-SHA256 over the application's id, keyed
-/// with the machine's, marked as a random UUID (RFC 9562, version 4).
+/// `sd_id128_get_machine_app_specific` (sd_id128_get_machine(3)): the start of HMAC-SHA256 over the application's id,
+/// keyed with the machine's, marked as a random UUID (RFC 9562, version 4).
 fn for_guestclock(machine: Id) -> Id {
     let mut mac = Hmac::<Sha256>::new_from_slice(&machine).expect("HMAC takes a key of any length");
     mac.update(&APPLICATION);
@@ -38,20 +39,20 @@ fn for_guestclock(machine: Id) -> Id {
     id
 }
 
-/// /proc/sys/kernel/random/boot_id; `None` where /proc isn't mounted.
+/// Id of this boot, from /proc/sys/kernel/random/boot_id; `None` where /proc isn't mounted.
 #[must_use]
 pub fn boot_id() -> Option<Id> {
     static ID: OnceLock<Option<Id>> = OnceLock::new();
     *ID.get_or_init(|| parse_boot_id(&fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?))
 }
 
-/// A machine id as text: 32 hexadecimal digits and perhaps a newline, not all zero.
+/// Parses a machine id: 32 hexadecimal digits and perhaps a newline, not all zero.
 #[must_use]
 pub fn parse_machine_id(text: &str) -> Option<Id> {
     digits(text.strip_suffix('\n').unwrap_or(text))
 }
 
-/// A boot id as text: a UUID in groups of 8-4-4-4-12 hexadecimal digits and perhaps a newline, not all zero.
+/// Parses a boot id: a UUID in groups of 8-4-4-4-12 hexadecimal digits and perhaps a newline, not all zero.
 #[must_use]
 pub fn parse_boot_id(text: &str) -> Option<Id> {
     let groups: Vec<&str> = text.strip_suffix('\n').unwrap_or(text).split('-').collect();

@@ -1,29 +1,14 @@
-//! Linux, for guestclock: the host's counters, its clock's state, its identity, and the cross-timestamp of them all.
+#![doc = include_str!("../README.md")]
 //!
-//! - [`counter::HostCounter`] and [`monotonic::MonotonicCounter`] implement [`guestclock_core::time::Counter`].
-//! - [`cross`] pairs a count with the wall clock and bounds their distance.
-//! - [`clock_state`] is what the kernel knows about the wall clock; [`host_id`] is which installation and boot this is.
+//! # Modules
+//! - [`counter`] and [`monotonic`] are the host's counters, as [`Counter`](guestclock_core::time::Counter)s.
+//! - [`cross`] pairs a count with the wall clock and bounds the time between them.
+//! - [`clock_state`] has the kernel's knowledge of the wall clock; [`host_id`] names the installation and the boot.
 //! - [`mod@file`] writes a checkpoint whole or not at all.
 //! - [`alarm`] is a descriptor that becomes readable when it is time to look at a counter.
-//! - [`pages`] stores into guest memory what tells a guest of its time.
-//! - [`kvm`] and [`read_cost`] are for `guestclock doctor`: facts for people, on which no time depends.
-//!
-//! ```
-//! use guestclock_core::time::Counter;
-//! use guestclock_linux::counter::{HostCounter, Source};
-//!
-//! let counter = HostCounter::new(Source::Auto)?;
-//! let before = counter.count();
-//! let here = counter.cross_timestamp();
-//! let after = counter.count();
-//!
-//! assert!(before <= here.count && here.count <= after);
-//! println!("{} read {} within {} ns of the wall clock", here.source, here.count.0, here.width_ns);
-//! # Ok::<(), guestclock_linux::counter::CounterError>(())
-//! ```
-//!
-//! This is the only crate of guestclock with unsafe code: one block for each system call or instruction that has no
-//! safe form. What runs on other systems is guestclock-core, which reads no clock.
+//! - [`pages`] stores the time into the pages of a guest's memory.
+//! - [`kvm`] has the clocks of a VM on KVM, and probes /dev/kvm.
+//! - [`read_cost`] measures a read of a counter.
 #![deny(missing_docs, missing_debug_implementations, unsafe_code, unsafe_op_in_unsafe_fn)]
 #![deny(clippy::multiple_unsafe_ops_per_block)]
 
@@ -47,7 +32,19 @@ pub mod file;
 pub mod host_id;
 pub mod kvm;
 pub mod monotonic;
+mod opened;
 pub mod pages;
 pub mod read_cost;
 #[cfg(target_arch = "x86_64")]
 mod tsc;
+
+pub use alarm::{Alarm, AlarmError};
+pub use clock_state::ClockState;
+pub use counter::{CounterError, HostCounter, Source};
+pub use kvm::error::KvmError;
+pub use kvm::fds::Fds;
+pub use kvm::ioctls::Ioctls;
+pub use kvm::number::FdNumber;
+pub use kvm::vm::{KvmOptions, KvmVm};
+pub use monotonic::MonotonicCounter;
+pub use pages::{Memory, PageError, StolenTime, VmClock};

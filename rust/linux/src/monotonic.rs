@@ -15,7 +15,7 @@ pub struct MonotonicCounter {
 }
 
 impl MonotonicCounter {
-    /// What [`CrossTimestamp::source`] calls it.
+    /// Name of this counter in [`CrossTimestamp::source`].
     pub const SOURCE: &str = "clock_monotonic";
 
     /// Unicorn's own frequency: one tick for every 16 ns.
@@ -46,15 +46,15 @@ impl Counter for MonotonicCounter {
 
     fn cross_timestamp(&self) -> CrossTimestamp {
         let here = cross::cross_timestamp(Self::SOURCE, self.frequency, || self.count());
-        // It is corrected as the wall clock is, so against that it keeps its rate.
+        // CLOCK_MONOTONIC is corrected as the wall clock is, so its rate doesn't differ from the wall clock's.
         CrossTimestamp { rate_ppb: here.rate_ppb.map(|_| 0), ..here }
     }
 }
 
 /// `floor((s * 10^9 + ns) * f / 10^9)`, modulo 2^64.
 ///
-/// That is `s * f + floor(ns * f / 10^9)`: whole seconds are whole ticks. So the only division is by a constant, and of
-/// 64 bits up to 18 GHz.
+/// Computed as `s * f + floor(ns * f / 10^9)`, since whole seconds are whole ticks. The only division is by a constant,
+/// and of 64 bits up to 18 GHz.
 fn ticks(frequency: Frequency, now: clock::Reading) -> HostCount {
     let ns = now.ns.cast_unsigned();
     let within_second = match ns.checked_mul(frequency.hz()) {
@@ -70,7 +70,7 @@ mod tests {
     use proptest::prelude::*;
     use rustix::time::{ClockId, clock_gettime};
 
-    /// The same clock, read by other code.
+    /// The same clock, converted by other code.
     fn monotonic_ns() -> u64 {
         let now = clock_gettime(ClockId::Monotonic);
         u64::try_from(now.tv_sec).unwrap() * NS_PER_S + u64::try_from(now.tv_nsec).unwrap()

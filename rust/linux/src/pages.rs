@@ -1,4 +1,4 @@
-//! The pages that tell a guest of its time, in place in its memory: stores that no reader sees half of.
+//! Pages in a guest's memory that give it the time, written in place: no reader sees half a store.
 //!
 //! A VMM hands in its own mapping of the guest's memory as a [`Memory`]. The layouts are those of
 //! [`guestclock_core::guest::pvtime`] and [`guestclock_core::guest::vmclock::layout`].
@@ -11,77 +11,77 @@ use guestclock_core::guest::pvtime;
 use guestclock_core::guest::vmclock::{Body, Header, Shared, layout as vmclock};
 use thiserror::Error;
 
-/// Why there is no page in a piece of memory.
+/// Reasons why there is no page in a piece of memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 #[non_exhaustive]
 pub enum PageError {
     /// The memory ends too soon.
     #[error("{what} of {size} bytes at offset {offset:#x} doesn't fit in {len:#x} bytes of memory")]
     OutOfBounds {
-        /// Which page.
+        /// Name of the page.
         what: &'static str,
-        /// Its size.
+        /// Size of the page, in bytes.
         size: usize,
-        /// Where it was to be.
+        /// Offset asked for.
         offset: usize,
-        /// What there is.
+        /// Length of the memory, in bytes.
         len: usize,
     },
-    /// Not every field can be stored at once.
+    /// A field at this address can't be stored at once.
     #[error(
         "{what} has to be at a multiple of {alignment} bytes: offset {offset:#x} of this memory is {over} past one \
          (map guest memory with mmap, which aligns it to pages)"
     )]
     Misaligned {
-        /// Which page.
+        /// Name of the page.
         what: &'static str,
-        /// Where it was to be.
+        /// Offset asked for.
         offset: usize,
-        /// What its address has to be a multiple of.
+        /// Alignment of the page, in bytes.
         alignment: usize,
-        /// How far it is past the last one.
+        /// Distance past the last multiple of it, in bytes.
         over: usize,
     },
-    /// A layout that isn't known.
+    /// The layout is unknown.
     #[error("at offset {offset:#x} is no stolen-time record of revision 0: it begins with {header:#018x}")]
     NotStolenTime {
-        /// Where.
+        /// Offset in the memory.
         offset: usize,
-        /// Its revision and attributes.
+        /// Revision and attributes of the record.
         header: u64,
     },
-    /// No vmclock page, or one that this version wouldn't know how to write.
+    /// There is no vmclock page, or none that this version can write.
     #[error(
         "there is no vmclock page of version 1 by UTC or TAI at offset {offset:#x}: it begins with \
          {magic_and_size:#018x} {identity:#010x} (VmClock.create makes one)"
     )]
     NotVmClock {
-        /// Where.
+        /// Offset in the memory.
         offset: usize,
-        /// Its first word.
+        /// First word: magic number and size.
         magic_and_size: u64,
-        /// Its version, counter and type of time.
+        /// Second word: version, counter and type of time.
         identity: u32,
     },
-    /// A region that isn't there.
+    /// The region is too small for a page, or ends past the memory.
     #[error(
         "a vmclock region of {size} bytes at offset {offset:#x}: at least {}, and it has to fit in {len:#x} bytes",
         vmclock::SIZE
     )]
     Region {
-        /// The region's size.
+        /// Size of the region, in bytes.
         size: usize,
-        /// Where.
+        /// Offset in the memory.
         offset: usize,
-        /// What memory there is.
+        /// Length of the memory, in bytes.
         len: usize,
     },
-    /// More stolen time than the record has room for.
+    /// The sum of the stolen time doesn't fit into the record.
     #[error("{stolen_ns} ns are stolen already, and {ns} ns more don't fit in 64 bits")]
     TooMuchStolen {
-        /// What the record has.
+        /// Stolen time in the record, in nanoseconds.
         stolen_ns: u64,
-        /// What was to be added.
+        /// Time to add, in nanoseconds.
         ns: u64,
     },
 }
@@ -94,11 +94,11 @@ pub struct Memory<'a> {
 }
 
 impl<'a> Memory<'a> {
-    /// The memory at `bytes`.
+    /// Takes the memory at `bytes`.
     ///
     /// # Safety
-    /// For as long as 'a it is mapped and may be written, and no Rust code holds a reference to it or accesses it but
-    /// by atomics. What is accessed here is accessed as atomics, of 8 bytes and of 4 at places that don't overlap.
+    /// For as long as 'a the memory is mapped and may be written, and no Rust code holds a reference to it or accesses
+    /// it except by atomics. This crate accesses it by atomics, of 8 bytes and of 4 at places that don't overlap.
     #[must_use]
     pub const unsafe fn new(bytes: NonNull<[u8]>) -> Self {
         Self { bytes, shared: PhantomData }
@@ -154,8 +154,8 @@ impl<'a> Memory<'a> {
     }
 }
 
-/// One vCPU's stolen-time record. Only while the vCPU is stopped: KVM reads, adds and writes it whenever it loads the
-/// vCPU (arch/arm64/kvm/pvtime.c).
+/// Stolen-time record of a stopped vCPU: KVM reads it, adds to it and writes it whenever it loads the vCPU
+/// (arch/arm64/kvm/pvtime.c).
 #[derive(Clone, Copy)]
 pub struct StolenTime<'a> {
     stolen_ns: &'a AtomicU64,
@@ -168,7 +168,7 @@ impl core::fmt::Debug for StolenTime<'_> {
 }
 
 impl<'a> StolenTime<'a> {
-    /// The record at `offset`. It has to be one already: revision 0 and attributes 0.
+    /// Finds the record at `offset`, which has to be of revision 0, with attributes 0.
     pub fn at(memory: Memory<'a>, offset: usize) -> Result<Self, PageError> {
         let place = memory.page("a stolen-time record", offset, pvtime::SIZE, pvtime::SIZE)?;
         let header = u64::from_le(place.u64_at(pvtime::HEADER).load(Ordering::Relaxed));
@@ -184,7 +184,7 @@ impl<'a> StolenTime<'a> {
         u64::from_le(self.stolen_ns.load(Ordering::Relaxed))
     }
 
-    /// Adds to it, in one store, and returns the sum.
+    /// Adds to the time stolen, in one store, and returns the sum.
     pub fn add(&self, ns: u64) -> Result<u64, PageError> {
         let stolen_ns = self.stolen_ns();
         let sum = stolen_ns.checked_add(ns).ok_or(PageError::TooMuchStolen { stolen_ns, ns })?;
@@ -211,7 +211,7 @@ impl<'a> VmClock<'a> {
         Ok(Self { place })
     }
 
-    /// Makes a page at `offset`. Before the guest runs: its first fields are constant from then on.
+    /// Makes a page at `offset`, before the guest runs: its first fields are constant from then on.
     ///
     /// The magic number is stored last, so that there is no page before it is whole.
     pub fn create(memory: Memory<'a>, offset: usize, header: Header, body: &Body) -> Result<Self, PageError> {
@@ -229,7 +229,7 @@ impl<'a> VmClock<'a> {
         Ok(page)
     }
 
-    /// The page that is at `offset` already, as when it came with the guest's memory, and its header.
+    /// Finds the page that is at `offset` already, such as one that came with the guest's memory, and its header.
     pub fn at(memory: Memory<'a>, offset: usize) -> Result<(Self, Header), PageError> {
         let page = Self::place(memory, offset)?;
         let magic_and_size = u64::from_le(page.place.u64_at(vmclock::MAGIC_AND_SIZE).load(Ordering::Relaxed));
@@ -239,7 +239,7 @@ impl<'a> VmClock<'a> {
         Ok((page, header))
     }
 
-    /// What readers share.
+    /// The fields that readers share.
     #[must_use]
     pub fn shared(&self) -> Shared<'a> {
         Shared { seq_count: self.place.u32_at(vmclock::SEQ_COUNT), words: self.place.u64s_at(vmclock::BODY) }

@@ -1,13 +1,13 @@
-//! What one read of a counter costs: a measurement for people, on which nothing depends.
+//! The cost of one read of a counter: a measurement for people, on which nothing depends.
 
 use core::hint::black_box;
 use guestclock_core::time::Counter;
 use std::time::Instant;
 
-/// Reads in a batch: enough that the clock's own cost vanishes in them.
+/// Number of reads in a batch: enough that the clock's own cost vanishes in them.
 const READS: u32 = 1000;
 
-/// Batches, of which the quickest is least disturbed.
+/// Number of batches. The quickest is the least disturbed.
 const BATCHES: usize = 32;
 
 /// The cost of one `counter.count()` in nanoseconds, to the nearest: the quickest of a few batches, in about 1 ms.
@@ -22,7 +22,7 @@ pub fn read_cost_ns(counter: &dyn Counter) -> u64 {
     })
 }
 
-/// The cost of one read, given what measures a batch of [`READS`] in nanoseconds.
+/// The cost of one read, from a function that times a batch of [`READS`] in nanoseconds.
 fn quickest(mut batch_ns: impl FnMut() -> u128) -> u64 {
     let ns = (0..BATCHES).map(|_| batch_ns()).min().unwrap_or_default();
     u64::try_from((ns + u128::from(READS) / 2) / u128::from(READS)).unwrap_or(u64::MAX)

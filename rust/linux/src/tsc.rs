@@ -8,7 +8,7 @@ use core::arch::x86_64::{_mm_lfence, _rdtsc};
 use guestclock_core::time::{Frequency, HostCount};
 use std::{fs, io};
 
-use crate::counter::Opened;
+use crate::opened::Opened;
 
 const CLOCKSOURCE: &str = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
 const FREQUENCY: &str = "/sys/devices/system/cpu/cpu0/tsc_freq_khz";
@@ -17,10 +17,10 @@ pub(crate) fn open() -> Result<Opened, String> {
     Ok((frequency(fs::read_to_string(CLOCKSOURCE), fs::read_to_string(FREQUENCY))?, count))
 }
 
-/// The frequency, from what the two files say.
+/// The frequency, from the text of the two files.
 ///
-/// The kernel's own use of the TSC as its clock source stands for what it has checked: that the counter is invariant,
-/// and synchronised between CPUs (arch/x86/kernel/tsc.c, `unsynchronized_tsc`; kernel/time/clocksource.c).
+/// The kernel uses the TSC as its clock source only after it has found that the counter is invariant, and synchronised
+/// between CPUs (arch/x86/kernel/tsc.c, `unsynchronized_tsc`; kernel/time/clocksource.c).
 fn frequency(clocksource: io::Result<String>, khz: io::Result<String>) -> Result<Frequency, String> {
     let clocksource = clocksource.map_err(|error| format!("{CLOCKSOURCE}: {error}"))?;
     if clocksource.trim_end() != "tsc" {
@@ -35,8 +35,8 @@ fn frequency(clocksource: io::Result<String>, khz: io::Result<String>) -> Result
 }
 
 fn count() -> HostCount {
-    // RDTSC may be read ahead of instructions before it, and those after it ahead of it, loads too: LFENCE on either side
-    // keeps its place (Intel SDM, RDTSC).
+    // RDTSC may be read ahead of instructions before it, and those after it ahead of it, loads too: LFENCE on either
+    // side keeps its place (Intel SDM, RDTSC).
     // SAFETY: LFENCE belongs to SSE2, which every x86-64 CPU has.
     unsafe { _mm_lfence() };
     // SAFETY: every x86-64 CPU has RDTSC, and a process that made it fault (prctl PR_SET_TSC) asked for that.
@@ -50,7 +50,7 @@ fn count() -> HostCount {
 mod tests {
     use super::*;
 
-    /// What reading a file gave: this text, or that there is no such file.
+    /// Result of reading a file: this text, or no such file.
     fn file(text: Option<&str>) -> io::Result<String> {
         text.map(str::to_owned).ok_or(io::ErrorKind::NotFound.into())
     }
@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn never_backwards() {
-        // The kernel vouches for it only where it uses the TSC itself.
+        // The kernel vouches for the TSC only where it uses the TSC itself.
         if fs::read_to_string(CLOCKSOURCE).is_ok_and(|clocksource| clocksource == "tsc\n") {
             let counts: Vec<_> = (0..1000).map(|_| count()).collect();
             assert!(counts.is_sorted());

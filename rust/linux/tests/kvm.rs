@@ -7,7 +7,7 @@ use guestclock_core::restore::{Diagnostic, Method, Policy, Refusal, Request, Vie
 use guestclock_core::time::{Counter, Frequency, HostCount, Offset};
 use guestclock_linux::kvm::error::KvmError;
 use guestclock_linux::kvm::ioctls::Ioctls;
-use guestclock_linux::kvm::vm::{KvmVm, Options};
+use guestclock_linux::kvm::vm::{KvmOptions, KvmVm};
 use guestclock_model::config::Config;
 use guestclock_model::error::VmError;
 use guestclock_model::manual::ManualCounter;
@@ -36,7 +36,7 @@ struct Kernel<'a> {
     calls: RefCell<Vec<Call>>,
     /// Ticks that pass in every call.
     slow: Cell<u64>,
-    /// How many calls that need every vCPU stopped answer EBUSY.
+    /// Number of calls that need every vCPU stopped and answer EBUSY.
     busy: Cell<usize>,
     /// An offset that differs answers EBUSY, and one that is written as it is doesn't.
     late: Cell<bool>,
@@ -208,22 +208,22 @@ fn mpidr(vcpu: usize) -> u64 {
     0x5a_c000_0000 | 0x31_2200 | vcpu as u64
 }
 
-/// What the vGIC knows GICR_ISPENDR0 of the first three by: Aff3, Aff2, Aff1, Aff0, and the offset.
+/// Attributes of GICR_ISPENDR0 of the first three vCPUs in the vGIC: Aff3, Aff2, Aff1, Aff0, and the offset.
 const LATCHES: [u64; 3] = [0x5a31_2200_0001_0200, 0x5a31_2201_0001_0200, 0x5a31_2202_0001_0200];
 
-fn options() -> Options {
-    Options { busy_timeout: Duration::from_hours(1), ..Options::default() }
+fn options() -> KvmOptions {
+    KvmOptions::default().with_busy_timeout(Duration::from_hours(1))
 }
 
-fn impatient() -> Options {
-    Options { busy_timeout: Duration::ZERO, ..Options::default() }
+fn impatient() -> KvmOptions {
+    KvmOptions::default().with_busy_timeout(Duration::ZERO)
 }
 
 fn freeze() -> Request {
     Request { policy: Policy::Freeze, same_counter: Some(true), ..Request::default() }
 }
 
-/// What a VM that had opted in was saved as.
+/// Checkpoint of a VM that had opted in.
 fn saved(host: Host<'_>) -> Arc<Checkpoint> {
     let source = Kernel::plain(host);
     let vm = source.open();
@@ -337,7 +337,7 @@ fn an_owned_vms_counters_cost_no_ioctl() {
     }
     assert_eq!(kernel.calls.take(), []);
     assert!(matches!(vm.count(&kernel, 2, View::Virtual, None), Err(KvmError::NoSuchVcpu { vcpu: 2, vcpus: 2 })));
-    let known = Options { counter_offset: Some(Offset(5)), ..options() };
+    let known = options().with_counter_offset(Offset(5));
     let again = KvmVm::new(&kernel, &host, known).unwrap();
     assert!(again.is_owned());
     assert_eq!(again.count(&kernel, 0, View::Physical, None).unwrap(), host.count().guest(Offset(5)));
@@ -610,7 +610,7 @@ fn an_absent_register_and_a_missing_ioctl() {
     kernel.calls.take();
     assert_eq!(vm.set_counter_offset(&kernel, Offset(1)).unwrap_err(), KvmError::NoCounterOffset);
     assert_eq!(kernel.calls.take(), []);
-    let known = Options { counter_offset: Some(Offset(5)), ..options() };
+    let known = options().with_counter_offset(Offset(5));
     assert_eq!(KvmVm::new(&kernel, &host, known).unwrap_err(), KvmError::NoCounterOffset);
     let saved = vm.checkpoint(&kernel, Saving::default()).unwrap();
     let adopt = Request { views: Views::AdoptVirtual, ..freeze() };

@@ -54,6 +54,23 @@ impl Bank {
     pub(crate) fn saved_timers(&self, slot: u32) -> Vec<Timer> {
         Vm::view(self, slot).registers().timers().collect()
     }
+
+    /// Opts VMs in to these offsets: [`Vm::set_counter_offset`] of each, or of none.
+    ///
+    /// # Panics
+    ///
+    /// Where there aren't as many offsets as VMs.
+    pub fn set_offsets(&mut self, vms: &[Handle], offsets: &[u64]) -> Result<(), BankError> {
+        assert_eq!(vms.len(), offsets.len(), "VMs and offsets");
+        let slots = self.slots(vms)?;
+        for vm in vms {
+            self.vm(*vm)?.takes_an_offset(0).map_err(|error| BankError::OfVm { handle: vm.0, error })?;
+        }
+        for (slot, offset) in slots.into_iter().zip(offsets) {
+            Vm::view(&mut *self, slot).set_counter_offset(Offset(*offset), 0)?;
+        }
+        Ok(())
+    }
 }
 
 impl<B: Deref<Target = Bank>> Vm<B> {

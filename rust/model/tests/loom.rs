@@ -4,6 +4,7 @@
 //! force. The law is that a read returns one of these moments, and never an earlier one than it did before.
 #![cfg(loom)]
 
+use guestclock_core::arch::arm64::View::{Physical, Virtual};
 use guestclock_core::arch::arm64::{Behaviours, Role, Sysreg, View};
 use guestclock_core::drive::{OpenRestore, RestoreError, Saving};
 use guestclock_core::restore::{Refusal, Request};

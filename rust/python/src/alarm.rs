@@ -1,12 +1,13 @@
 //! The alarm: a descriptor that is readable when something may have expired, and the one who says what has.
 
+use crate::alarms::{Alarms, Hint};
 use crate::bank::PyClockBank;
 use crate::counters::{self, AnyCounter};
 use crate::deadline::PyDeadlineQueue;
-use crate::errors::{IntoPyErr, OrRaise};
+use crate::errors::OrRaise;
 use crate::records;
-use guestclock_core::time::{Counter, HostCount, NO_DEADLINE};
-use guestclock_linux::alarm::{Alarm, AlarmError, MOST_NS};
+use guestclock_core::time::HostCount;
+use guestclock_linux::alarm::{Alarm, MOST_NS};
 use guestclock_model::deadlines::Lateness;
 use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray1, PyUntypedArrayMethods};
 use pyo3::exceptions::PyTypeError;
@@ -14,71 +15,8 @@ use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 use pyo3::{PyTraverseError, intern};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-
-/// A descriptor and the counter that it goes by: what those that move a deadline or a counter know of an alarm.
-struct Hint {
-    counter: AnyCounter,
-    alarm: Alarm,
-}
-
-impl Hint {
-    /// How long it is until a deadline, in nanoseconds, rounded up; None where there is none.
-    fn left_ns(&self, deadline: u64) -> Option<u128> {
-        let left = || deadline.saturating_sub(self.counter.count().0);
-        (deadline != NO_DEADLINE).then(|| self.counter.frequency().ticks_to_ns_ceil(left()))
-    }
-
-    /// This may be an earlier deadline than the one that it is set to.
-    fn set(&self, deadline: u64) -> Result<(), AlarmError> {
-        self.alarm.set(self.left_ns(deadline))
-    }
-}
-
-/// The alarms of a source of deadlines, or of a counter that is moved by hand. They are held weakly.
-///
-/// It is told after each change, and an alarm is added before it first looks at what may change: the lock between them
-/// makes sure that one of the two sees the other.
-#[derive(Default)]
-pub(crate) struct Alarms(Mutex<Vec<Weak<Hint>>>);
-
-impl Alarms {
-    fn lock(&self) -> MutexGuard<'_, Vec<Weak<Hint>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn add(&self, hint: &Arc<Hint>) {
-        let mut hints = self.lock();
-        hints.retain(|hint| hint.strong_count() > 0);
-        hints.push(Arc::downgrade(hint));
-    }
-
-    fn remove(&self, hint: &Arc<Hint>) {
-        self.lock().retain(|other| !std::ptr::eq(other.as_ptr(), Arc::as_ptr(hint)));
-    }
-
-    /// The counter has moved.
-    pub(crate) fn ring(&self) {
-        self.each(|hint| hint.alarm.ring());
-    }
-
-    /// The next deadline may be an earlier one; `next_deadline` says which, at a count.
-    pub(crate) fn changed(&self, next_deadline: impl Fn(HostCount) -> u64) {
-        self.each(|hint| hint.set(next_deadline(hint.counter.count())));
-    }
-
-    fn each(&self, tell: impl Fn(&Hint) -> Result<(), AlarmError>) {
-        // Not told under the lock: a deadline may be looked up without the GIL, which another thread here may hold.
-        let hints: Vec<_> = self.lock().iter().filter_map(Weak::upgrade).collect();
-        for hint in hints {
-            match tell(&hint) {
-                // What changed has changed, whether or not somebody closes his alarm meanwhile.
-                Ok(()) | Err(AlarmError::Closed) => {}
-                Err(error) => Python::attach(|py| error.into_pyerr().write_unraisable(py, None)),
-            }
-        }
-    }
-}
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A descriptor for select, poll, epoll and event loops, readable when timers of `source` may have expired on
 /// `counter`.
@@ -167,7 +105,7 @@ impl PyDeadlineAlarm {
         let counter = counter.map_or_else(|| source.getattr(intern!(source.py(), "counter")), Ok)?;
         let moved_by_hand = counters::alarms(&counter);
         let alarm = if moved_by_hand.is_some() { Alarm::event()? } else { Alarm::timer()? };
-        let hint = Arc::new(Hint { counter: counter.extract()?, alarm });
+        let hint = Arc::new(Hint { counter: Box::new(counter.extract::<AnyCounter>()?), alarm });
         let known_to: Vec<_> = moved_by_hand.into_iter().chain(alarms(&source)).collect();
         for alarms in &known_to {
             alarms.add(&hint);
@@ -192,7 +130,7 @@ impl PyDeadlineAlarm {
 
     /// The descriptor, to wait on for reading. It stays the alarm's: don't read from it or close it.
     fn fileno(&self) -> PyResult<i32> {
-        self.hint.alarm.fd().or_raise()
+        Ok(self.hint.alarm.fd().or_raise()?.as_raw_fd())
     }
 
     /// Takes what has expired: reads the counter, and returns what `source.expire` does at that count.

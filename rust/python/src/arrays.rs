@@ -5,6 +5,7 @@
 //! just this dtype and shape, contiguous and writable, and no part of what came in. All of it is looked at before anything
 //! is written.
 
+use guestclock_model::bank::Handle;
 use numpy::ndarray::Dimension;
 use numpy::{
     Element, PyArray, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArray1, PyReadwriteArrayDyn, PyUntypedArray,
@@ -151,4 +152,9 @@ pub(crate) fn output<'py, T: Named>(
 /// An output, to write to.
 pub(crate) fn writable<'py, T: Named>(array: &Bound<'py, PyArrayDyn<T>>) -> PyResult<PyReadwriteArrayDyn<'py, T>> {
     array.try_readwrite().map_err(|error| PyValueError::new_err(format!("out can't be written to: {error}")))
+}
+
+/// Handles as numpy's index type.
+pub(crate) fn as_array(py: Python<'_>, handles: impl Iterator<Item = Handle>) -> Bound<'_, PyArray1<i64>> {
+    owned(py, handles.map(|handle| handle.0))
 }

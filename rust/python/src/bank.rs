@@ -1,7 +1,8 @@
 //! Many VMs as columns.
 
-use crate::alarm::Alarms;
-use crate::arrays::{Column, Named, column, extent, output, owned, same_rows, writable};
+use crate::alarms::Alarms;
+use crate::arguments::saving;
+use crate::arrays::{Column, Named, as_array, column, extent, output, owned, same_rows, writable};
 use crate::checkpoint_set::PyCheckpointSet;
 use crate::columns::chosen_isa;
 use crate::counters::{AnyCounter, PyHostCounter, PyScaledCounter};
@@ -10,7 +11,7 @@ use crate::policy::AnyPolicy;
 use crate::records::{self, AnyNow, AnySyncBound};
 use crate::restore::Wishes;
 use crate::sets::{PyPausedSet, PySetReport, Sets};
-use crate::vm::{Guest, PyVm, saving};
+use crate::vm::{Guest, PyVm};
 use crate::{registers, words};
 use guestclock_core::arch::arm64::{Timer, View};
 use guestclock_core::time::{Counter, Frequency, HostCount, NO_DEADLINE};
@@ -96,10 +97,6 @@ fn vm_handles(vms: &Bound<'_, PyAny>) -> PyResult<Vec<Handle>> {
         Ok(vm) => Ok(vec![Handle(vm)]),
         Err(_) => handles(vms, "vms (or one int)"),
     }
-}
-
-pub(crate) fn as_array(py: Python<'_>, handles: impl Iterator<Item = Handle>) -> Bound<'_, PyArray1<i64>> {
-    owned(py, handles.map(|handle| handle.0))
 }
 
 impl PyClockBank {

@@ -1,10 +1,10 @@
 //! Checkpoints.
 
+use crate::arguments::modular;
 use crate::errors::{IntoPyErr, OrRaise};
 use crate::interchange::timer_regs;
 use crate::records::{self, AnyCrossTimestamp};
 use crate::registers;
-use crate::vm::modular;
 use guestclock_core::checkpoint::codec::{self, MAX_BYTES, WireError};
 use guestclock_core::checkpoint::{Checkpoint, Known, TimerColumns, register_lists as interchange};
 use guestclock_core::restore::timer_status as outlook;

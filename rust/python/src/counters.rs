@@ -1,6 +1,6 @@
 //! Counters.
 
-use crate::alarm::Alarms;
+use crate::alarms::Alarms;
 use crate::errors::OrRaise;
 use crate::records;
 use guestclock_core::time::{Counter, CrossTimestamp, Frequency, HostCount};

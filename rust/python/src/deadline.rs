@@ -1,9 +1,9 @@
 //! The deadline queue.
 
-use crate::alarm::Alarms;
+use crate::alarms::Alarms;
+use crate::arguments::modular;
 use crate::arrays::column;
 use crate::errors::OrRaise;
-use crate::vm::modular;
 use guestclock_core::time::{HostCount, Offset};
 use guestclock_model::deadlines::DeadlineQueue;
 use numpy::PyArray1;

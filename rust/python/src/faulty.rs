@@ -1,21 +1,23 @@
 //! A model VM under faults.
 
-use crate::alarm::Alarms;
+use crate::alarms::Alarms;
+use crate::any_vm::GuestVm;
+use crate::arguments::{count, modular, saving};
 use crate::checkpoint::PyCheckpoint;
 use crate::counters::{self, AnyCounter};
 use crate::errors::OrRaise;
-use crate::guest::{AnyVm, PyPaused, PyRunning};
+use crate::guest::{PyPaused, PyRunning};
 use crate::policy::AnyPolicy;
 use crate::records::{AnyNow, AnySyncBound};
 use crate::steps::PySteps;
-use crate::vm::{PyVm, count, modular, saving};
+use crate::vm::PyVm;
 use guestclock_core::checkpoint::Checkpoint;
 use guestclock_core::drive::faults::Step;
 use guestclock_core::drive::{
     Backend, Call, Fault, Faults, Faulty, FaultyError, GateError, On, OpenPause, OpenRestore, RestoreError, patiently,
 };
 use guestclock_core::restore::{Plan, Report, Request, RunState, Step as Forward};
-use guestclock_core::time::Offset;
+use guestclock_core::time::{Counter, Offset};
 use guestclock_model::error::VmError;
 use guestclock_model::locked::Now;
 use pyo3::exceptions::PyValueError;
@@ -117,48 +119,6 @@ impl PyFaultyVm {
     fn alive(&self) -> PyResult<&Py<PyVm>> {
         self.faults().alive::<VmError>().or_raise()?;
         Ok(&self.vm)
-    }
-
-    pub(crate) fn plan(&self, checkpoint: &Checkpoint, request: Request, now: Option<Now>) -> PyResult<Plan> {
-        self.step(Step::Plan, now, |gate, faulty| gate.plan(faulty, checkpoint, request))
-    }
-
-    pub(crate) fn prepare(&self, plan: Plan, checkpoint: Arc<Checkpoint>, now: Option<Now>) -> PyResult<OpenRestore> {
-        self.step(Step::Prepare, now, |gate, faulty| gate.prepare(faulty, plan, checkpoint))
-    }
-
-    pub(crate) fn apply(&self, open: &mut OpenRestore, now: Option<Now>) -> PyResult<()> {
-        self.step(Step::Apply, now, |gate, faulty| gate.apply(faulty, open))
-    }
-
-    pub(crate) fn release(&self, open: &mut OpenRestore, now: Option<Now>) -> PyResult<Report> {
-        self.step(Step::Release, now, |gate, faulty| gate.release(faulty, open))
-    }
-
-    pub(crate) fn pause(&self, request: Request) -> PyResult<OpenPause> {
-        self.step(Step::Pause, None, |gate, faulty| gate.pause(faulty, request))
-    }
-
-    pub(crate) fn resume(&self, pause: &OpenPause) -> PyResult<Report> {
-        self.step(Step::Resume, None, |gate, faulty| gate.resume(faulty, pause))
-    }
-
-    pub(crate) fn step_forward(&self, now: Option<Now>) -> PyResult<Forward> {
-        self.step(Step::CatchUp, now, |gate, faulty| gate.step(faulty))
-    }
-
-    /// The model under it.
-    pub(crate) fn model(&self) -> &PyVm {
-        self.vm.get()
-    }
-
-    pub(crate) fn enter(&self, vcpu: usize) -> PyResult<()> {
-        self.alive()?.get().live.enter(vcpu).or_raise()
-    }
-
-    /// After a crash too: a vCPU isn't in its guest any more when its process is gone.
-    pub(crate) fn exit(&self, vcpu: usize) -> PyResult<()> {
-        self.vm.get().live.exit(vcpu).or_raise()
     }
 }
 
@@ -278,7 +238,7 @@ impl PyFaultyVm {
     ///
     /// RestoreOpen while a restore or pause isn't finished.
     fn running(slf: Py<Self>, vcpu: usize) -> PyRunning {
-        PyRunning::new(AnyVm::Faulty(slf), vcpu)
+        PyRunning::new(Arc::new(slf), vcpu)
     }
 
     /// Saves the VM's guest time: see `Vm.checkpoint`.
@@ -302,17 +262,70 @@ impl PyFaultyVm {
 
     /// The steps by which the guest is paid back, one after the other, until nothing is owed.
     fn catch_up(slf: Py<Self>) -> PySteps {
-        PySteps::new(AnyVm::Faulty(slf))
+        PySteps::new(Arc::new(slf))
     }
 
     /// A context manager that keeps the VM from running and, at its end, treats the time in it as `policy` says.
     #[pyo3(signature = (policy=None, *, views="preserve"))]
     fn paused(slf: Py<Self>, policy: Option<AnyPolicy>, views: &str) -> PyResult<PyPaused> {
-        PyPaused::new(AnyVm::Faulty(slf), policy, views)
+        PyPaused::new(Arc::new(slf), policy, views)
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
         let gone = if self.faults().alive::<VmError>().is_err() { ", crashed" } else { "" };
         Ok(format!("<FaultyVm of {}{gone}>", self.vm.bind(py).repr()?))
+    }
+}
+
+impl GuestVm for Py<PyFaultyVm> {
+    fn plan(&self, _py: Python<'_>, checkpoint: &Checkpoint, request: Request, now: Option<Now>) -> PyResult<Plan> {
+        self.get().step(Step::Plan, now, |gate, faulty| gate.plan(faulty, checkpoint, request))
+    }
+
+    fn prepare(
+        &self,
+        _py: Python<'_>,
+        plan: Plan,
+        checkpoint: Arc<Checkpoint>,
+        now: Option<Now>,
+    ) -> PyResult<OpenRestore> {
+        self.get().step(Step::Prepare, now, |gate, faulty| gate.prepare(faulty, plan, checkpoint))
+    }
+
+    fn apply(&self, _py: Python<'_>, open: &mut OpenRestore, now: Option<Now>) -> PyResult<()> {
+        self.get().step(Step::Apply, now, |gate, faulty| gate.apply(faulty, open))
+    }
+
+    fn release(&self, _py: Python<'_>, open: &mut OpenRestore, now: Option<Now>) -> PyResult<Report> {
+        self.get().step(Step::Release, now, |gate, faulty| gate.release(faulty, open))
+    }
+
+    fn pause(&self, _py: Python<'_>, request: Request) -> PyResult<OpenPause> {
+        self.get().step(Step::Pause, None, |gate, faulty| gate.pause(faulty, request))
+    }
+
+    fn resume(&self, _py: Python<'_>, pause: &OpenPause) -> PyResult<Report> {
+        self.get().step(Step::Resume, None, |gate, faulty| gate.resume(faulty, pause))
+    }
+
+    fn step(&self, _py: Python<'_>, now: Option<Now>) -> PyResult<Forward> {
+        self.get().step(Step::CatchUp, now, |gate, faulty| gate.step(faulty))
+    }
+
+    fn enter(&self, _py: Python<'_>, vcpu: usize) -> PyResult<()> {
+        self.get().alive()?.get().live.enter(vcpu).or_raise()
+    }
+
+    /// After a crash too: a vCPU isn't in its guest any more when its process is gone.
+    fn exit(&self, _py: Python<'_>, vcpu: usize) -> PyResult<()> {
+        self.get().vm.get().live.exit(vcpu).or_raise()
+    }
+
+    fn next_step(&self, _py: Python<'_>) -> Option<Forward> {
+        self.get().vm.get().live.next_step()
+    }
+
+    fn counter(&self) -> &dyn Counter {
+        self.get().vm.get().live.counter()
     }
 }

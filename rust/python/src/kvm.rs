@@ -1,31 +1,37 @@
 //! A VM on KVM.
 
+use crate::any_vm::GuestVm;
+use crate::arguments::{count, modular, saving};
 use crate::checkpoint::PyCheckpoint;
 use crate::counters::PyHostCounter;
 use crate::errors::{IntoPyErr, OrRaise, typed};
-use crate::guest::{AnyVm, PyPaused, PyRunning};
+use crate::guest::{PyPaused, PyRunning};
 use crate::policy::AnyPolicy;
 use crate::records::{self, AnySyncBound};
 use crate::registers;
 use crate::steps::PySteps;
-use crate::vm::{count, modular, saving};
 use guestclock_core::arch::arm64::{CtlReadback, ListOrder, View};
-use guestclock_core::restore::Step;
+use guestclock_core::checkpoint::Checkpoint;
+use guestclock_core::drive::{OpenPause, OpenRestore};
+use guestclock_core::restore::{Plan, Report, Request, Step};
 use guestclock_core::time::{Counter, Offset};
 use guestclock_linux::counter::{HostCounter, Source};
 use guestclock_linux::kvm::cpu;
 use guestclock_linux::kvm::error::KvmError;
 use guestclock_linux::kvm::fds::Fds;
-use guestclock_linux::kvm::kind::{self, Kind};
-use guestclock_linux::kvm::vm::{KvmVm, Options, Probed};
+use guestclock_linux::kvm::kind::Kind;
+use guestclock_linux::kvm::number::FdNumber;
+use guestclock_linux::kvm::vm::{KvmOptions, KvmVm, Probed};
+use guestclock_model::locked::Now;
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use pyo3::types::PyDict;
 use std::env::consts::ARCH;
+use std::io;
 use std::os::fd::RawFd;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// A descriptor, borrowed: a number, or an object that is asked for its number at each call.
@@ -46,19 +52,44 @@ impl<'py> FromPyObject<'_, 'py> for Descriptor {
 }
 
 impl Descriptor {
-    fn number(&self, py: Python<'_>) -> PyResult<RawFd> {
-        match self {
-            Self::Number(number) => Ok(*number),
-            Self::Object(object) => object.bind(py).call_method0(intern!(py, "fileno"))?.extract(),
-        }
+    fn number(&self, py: Python<'_>) -> PyResult<FdNumber> {
+        let number = match self {
+            Self::Number(number) => *number,
+            Self::Object(object) => object.bind(py).call_method0(intern!(py, "fileno"))?.extract()?,
+        };
+        FdNumber::new(number).map_err(|error| refused(&error))
     }
 
     /// Refuses what isn't of this kind, where that can be told.
     fn expect(&self, py: Python<'_>, kind: Kind) -> PyResult<()> {
-        kind::expect(kind, self.number(py)?).map_err(|error| match error.raw_os_error() {
-            Some(_) => KvmError::of("a look at the descriptor", &error).into_pyerr(),
-            None => PyValueError::new_err(error.to_string()),
-        })
+        self.number(py)?.expect(kind).map_err(|error| refused(&error))
+    }
+}
+
+/// The kernel's error as KvmError, any other as ValueError.
+fn refused(error: &io::Error) -> PyErr {
+    match error.raw_os_error() {
+        Some(_) => KvmError::of("a look at the descriptor", error).into_pyerr(),
+        None => PyValueError::new_err(error.to_string()),
+    }
+}
+
+/// The descriptors' numbers during one call: Python code keeps the descriptors open meanwhile.
+struct Numbers {
+    vm: FdNumber,
+    vcpus: Vec<FdNumber>,
+    gic: Option<FdNumber>,
+}
+
+impl Numbers {
+    fn of(py: Python<'_>, vm: &Descriptor, vcpus: &[Descriptor], gic: Option<&Descriptor>) -> PyResult<Self> {
+        let vcpus = vcpus.iter().map(|vcpu| vcpu.number(py)).collect::<PyResult<_>>()?;
+        let gic = gic.map(|gic| gic.number(py)).transpose()?;
+        Ok(Self { vm: vm.number(py)?, vcpus, gic })
+    }
+
+    fn borrow(&self) -> PyResult<Fds<'_>> {
+        Fds::by_number(&self.vm, &self.vcpus, self.gic.as_ref()).ok_or_else(not_here)
     }
 }
 
@@ -88,8 +119,7 @@ fn not_here() -> PyErr {
 }
 
 impl PyKvmVm {
-    /// The descriptors' numbers of this moment.
-    fn fds(&self, py: Python<'_>) -> PyResult<Fds> {
+    fn numbers(&self, py: Python<'_>) -> PyResult<Numbers> {
         let objects: Vec<Descriptor> = {
             let vcpus = self.vcpu_fds.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
             let copy = |vcpu: &Descriptor| match vcpu {
@@ -98,30 +128,18 @@ impl PyKvmVm {
             };
             vcpus.iter().map(copy).collect()
         };
-        borrow(py, &self.vm_fd, &objects, self.gic_fd.as_ref())
+        Numbers::of(py, &self.vm_fd, &objects, self.gic_fd.as_ref())
     }
 
     /// Works on the VM without the interpreter's lock.
     pub(crate) fn with<T: Send, E: IntoPyErr + Send>(
         &self,
         py: Python<'_>,
-        work: impl FnOnce(&KvmVm<HostCounter>, &Fds) -> Result<T, E> + Send,
+        work: impl FnOnce(&KvmVm<HostCounter>, &Fds<'_>) -> Result<T, E> + Send,
     ) -> PyResult<T> {
-        let fds = self.fds(py)?;
+        let numbers = self.numbers(py)?;
+        let fds = numbers.borrow()?;
         py.detach(|| work(&self.vm, &fds)).or_raise()
-    }
-
-    pub(crate) fn next_step(&self, py: Python<'_>) -> Option<Step> {
-        py.detach(|| self.vm.next_step())
-    }
-
-    /// The host's counter.
-    pub(crate) fn host(&self) -> &HostCounter {
-        self.vm.counter()
-    }
-
-    pub(crate) fn exit(&self, py: Python<'_>, vcpu: usize) {
-        py.detach(|| self.vm.exit(vcpu));
     }
 
     fn view(&self, py: Python<'_>, vcpu: usize, view: View, now: Option<u64>) -> PyResult<u64> {
@@ -134,15 +152,8 @@ impl PyKvmVm {
     }
 
     fn probed(&self, py: Python<'_>) -> PyResult<Probed> {
-        self.with(py, KvmVm::probed)
+        self.with(py, |vm, fds| vm.probed(fds))
     }
-}
-
-fn borrow(py: Python<'_>, vm: &Descriptor, vcpus: &[Descriptor], gic: Option<&Descriptor>) -> PyResult<Fds> {
-    let vcpus = vcpus.iter().map(|vcpu| vcpu.number(py)).collect::<PyResult<_>>()?;
-    let gic = gic.map(|gic| gic.number(py)).transpose()?;
-    let vm = vm.number(py)?;
-    Fds::new(vm, vcpus, gic).ok_or_else(not_here)
 }
 
 #[pymethods]
@@ -169,13 +180,13 @@ impl PyKvmVm {
         let gic_fd: Option<Descriptor> = gic_fd.map(|fd| fd.extract()).transpose()?;
         gic_fd.iter().try_for_each(|fd| fd.expect(py, Kind::Vgic))?;
         let counter_offset = counter_offset.map(|offset| modular(&offset, "an offset")).transpose()?.map(Offset);
-        let options = Options {
-            counter_offset,
-            busy_timeout: Duration::from_millis(busy_timeout_ms),
-            physical_offset_untrapped: cpu::physical_offset_untrapped(),
-        };
+        let mut options = KvmOptions::default()
+            .with_busy_timeout(Duration::from_millis(busy_timeout_ms))
+            .with_physical_offset_untrapped(cpu::physical_offset_untrapped());
+        options.counter_offset = counter_offset;
         let counter = HostCounter::new(Source::CntvctEl0).or_raise()?;
-        let fds = borrow(py, &vm_fd, &vcpu_fds, gic_fd.as_ref())?;
+        let numbers = Numbers::of(py, &vm_fd, &vcpu_fds, gic_fd.as_ref())?;
+        let fds = numbers.borrow()?;
         let vm = py.detach(|| KvmVm::new(&fds, counter, options)).or_raise()?;
         let counter = Py::new(py, PyHostCounter::from(counter))?;
         Ok(Self { vm, counter, vm_fd, gic_fd, vcpu_fds: Mutex::new(vcpu_fds) })
@@ -337,7 +348,7 @@ impl PyKvmVm {
     /// For `Report.latch_mismatches`. VcpuRunning (EBUSY) while a vCPU runs; CapabilityMissing without `gic_fd`; KvmError
     /// (ENXIO) for a GICv2, which has none.
     fn pending_latches(&self, py: Python<'_>) -> PyResult<Vec<u32>> {
-        self.with(py, KvmVm::pending_latches)
+        self.with(py, |vm, fds| vm.pending_latches(fds))
     }
 
     /// A context manager for the time that the vCPU spends in its guest: a VMM wraps KVM_RUN in this.
@@ -345,7 +356,7 @@ impl PyKvmVm {
     /// While it is held, checkpoints and restores raise VcpuRunning without an ioctl. RestoreOpen while a restore or pause
     /// isn't finished.
     fn running(slf: Py<Self>, vcpu: usize) -> PyRunning {
-        PyRunning::new(AnyVm::Kvm(slf), vcpu)
+        PyRunning::new(Arc::new(slf), vcpu)
     }
 
     /// Saves the VM's guest time. VcpuRunning (EBUSY) while a vCPU runs, as far as `capabilities.quiescence_check` goes.
@@ -367,22 +378,88 @@ impl PyKvmVm {
     /// What the guest is owed, in ticks: 0 but for a `CatchUp` that isn't over.
     #[getter]
     fn owed_ticks(&self, py: Python<'_>) -> u64 {
-        self.next_step(py).map_or(0, |step| step.owed_ticks)
+        py.detach(|| self.vm.next_step()).map_or(0, |step| step.owed_ticks)
     }
 
     /// The steps by which the guest is paid back, one after the other, until nothing is owed.
     fn catch_up(slf: Py<Self>) -> PySteps {
-        PySteps::new(AnyVm::Kvm(slf))
+        PySteps::new(Arc::new(slf))
     }
 
     /// A context manager that keeps the VM from running and, at its end, treats the time in it as `policy` says.
     #[pyo3(signature = (policy=None, *, views="preserve"))]
     fn paused(slf: Py<Self>, policy: Option<AnyPolicy>, views: &str) -> PyResult<PyPaused> {
-        PyPaused::new(AnyVm::Kvm(slf), policy, views)
+        PyPaused::new(Arc::new(slf), policy, views)
     }
 
     fn __repr__(&self, py: Python<'_>) -> String {
         let owned = if self.owned() { ", owned" } else { "" };
         format!("<KvmVm of {} vCPUs{owned}>", self.vcpus(py))
+    }
+}
+
+/// Refuses an injected instant: KVM's time is the host's, and now.
+fn only_now(now: Option<Now>) -> PyResult<()> {
+    match now {
+        None => Ok(()),
+        Some(_) => Err(PyValueError::new_err("now= is for the model: KVM's time is the host's, and now")),
+    }
+}
+
+impl GuestVm for Py<PyKvmVm> {
+    fn plan(&self, py: Python<'_>, checkpoint: &Checkpoint, request: Request, now: Option<Now>) -> PyResult<Plan> {
+        only_now(now)?;
+        self.get().with(py, |vm, fds| vm.plan(fds, checkpoint, request))
+    }
+
+    fn prepare(
+        &self,
+        py: Python<'_>,
+        plan: Plan,
+        checkpoint: Arc<Checkpoint>,
+        now: Option<Now>,
+    ) -> PyResult<OpenRestore> {
+        only_now(now)?;
+        self.get().with(py, |vm, fds| vm.prepare(fds, plan, checkpoint))
+    }
+
+    fn apply(&self, py: Python<'_>, open: &mut OpenRestore, now: Option<Now>) -> PyResult<()> {
+        only_now(now)?;
+        self.get().with(py, |vm, fds| vm.apply(fds, open))
+    }
+
+    fn release(&self, py: Python<'_>, open: &mut OpenRestore, now: Option<Now>) -> PyResult<Report> {
+        only_now(now)?;
+        self.get().with(py, |vm, fds| vm.release(fds, open))
+    }
+
+    fn pause(&self, py: Python<'_>, request: Request) -> PyResult<OpenPause> {
+        self.get().with(py, |vm, fds| vm.pause(fds, request))
+    }
+
+    fn resume(&self, py: Python<'_>, pause: &OpenPause) -> PyResult<Report> {
+        self.get().with(py, |vm, fds| vm.resume(fds, pause))
+    }
+
+    fn next_step(&self, py: Python<'_>) -> Option<Step> {
+        py.detach(|| self.get().vm.next_step())
+    }
+
+    fn step(&self, py: Python<'_>, now: Option<Now>) -> PyResult<Step> {
+        only_now(now)?;
+        self.get().with(py, |vm, fds| vm.step(fds))
+    }
+
+    fn counter(&self) -> &dyn Counter {
+        self.get().vm.counter()
+    }
+
+    fn enter(&self, py: Python<'_>, vcpu: usize) -> PyResult<()> {
+        self.get().with(py, |vm, fds| vm.enter(fds, vcpu))
+    }
+
+    fn exit(&self, py: Python<'_>, vcpu: usize) -> PyResult<()> {
+        py.detach(|| self.get().vm.exit(vcpu));
+        Ok(())
     }
 }

@@ -7,6 +7,9 @@
 )]
 
 mod alarm;
+mod alarms;
+mod any_vm;
+mod arguments;
 mod arrays;
 mod bank;
 mod checkpoint;
@@ -27,6 +30,7 @@ mod registers;
 mod restore;
 mod sets;
 mod steps;
+mod verbs;
 mod vm;
 mod words;
 
@@ -65,11 +69,13 @@ mod _core {
     #[pymodule_export]
     use super::registers::{reg_id, sysreg};
     #[pymodule_export]
-    use super::restore::{PyPlan, PyReport, PyRestore, plan, restore};
+    use super::restore::{PyPlan, PyReport, PyRestore};
     #[pymodule_export]
     use super::sets::{PyPausedSet, PySetReport};
     #[pymodule_export]
     use super::steps::{PyStep, PySteps};
+    #[pymodule_export]
+    use super::verbs::{plan, restore};
     #[pymodule_export]
     use super::vm::PyVm;
 

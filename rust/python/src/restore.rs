@@ -1,7 +1,6 @@
 //! Plans, restores and reports.
 
-use crate::checkpoint::PyCheckpoint;
-use crate::guest::AnyVm;
+use crate::any_vm::AnyVm;
 use crate::policy::{AnyPolicy, to_python};
 use crate::records::{self, AnyNow, AnySyncBound, named};
 use crate::words;
@@ -175,6 +174,22 @@ pub(crate) struct PyPlan {
     vm: AnyVm,
 }
 
+impl PyPlan {
+    pub(crate) fn new(plan: Plan, checkpoint: Arc<Checkpoint>, vm: AnyVm) -> Self {
+        Self { plan, checkpoint, vm }
+    }
+
+    /// The three steps of a restore in one.
+    pub(crate) fn carry_out(self, py: Python<'_>, now: Option<AnyNow>) -> PyResult<PyReport> {
+        let Self { plan, checkpoint, vm } = self;
+        let now = now.map(|now| now.0);
+        let mut open = vm.prepare(py, plan, Arc::clone(&checkpoint), now.clone())?;
+        vm.apply(py, &mut open, now.clone())?;
+        let report = vm.release(py, &mut open, now)?;
+        Ok(PyReport { report, checkpoint: Some(checkpoint) })
+    }
+}
+
 #[pymethods]
 impl PyPlan {
     /// The policy.
@@ -277,7 +292,7 @@ impl PyPlan {
     fn prepare(&self, py: Python<'_>, now: Option<AnyNow>) -> PyResult<PyRestore> {
         let open = self.vm.prepare(py, self.plan.clone(), Arc::clone(&self.checkpoint), now.map(|now| now.0))?;
         let checkpoint = Arc::clone(&self.checkpoint);
-        Ok(PyRestore { open: Mutex::new(open), checkpoint, vm: self.vm.clone_ref(py) })
+        Ok(PyRestore { open: Mutex::new(open), checkpoint, vm: Arc::clone(&self.vm) })
     }
 
     fn __str__(&self) -> String {
@@ -499,100 +514,4 @@ impl PyReport {
             self.added_ticks()
         )
     }
-}
-
-/// Plans the restore of `checkpoint` into `vm` under `policy`, without touching anything.
-///
-/// `views` says what becomes of two counters that differ: "preserve" sets each by value, "adopt-virtual" gives both the
-/// virtual counter's offset, "refuse" raises CounterSkew. `same_counter` forces what is otherwise decided from the
-/// evidence. On another counter time is told by the wall clocks: `sync` says how far the one here may be off, as
-/// `checkpoint(sync=)` did there, else there is only the kernel's word. `assume_error_ns` says instead how far apart the two
-/// may be, and `elapsed_ns` how much time has passed, that far off at most. Without any of it an `Advance` or `CatchUp` is
-/// refused (ElapsedUnknown), and so is more than `max_elapsed_ns`, by default 366 days, unless `Advance` has a cap of its
-/// own. `timers="relative"` keeps the time that was left to each timer, instead of its deadline. `intent` says why
-/// the VM is restored: "live-migration", "live-update", "snapshot" or "clone". `strict` refuses a checkpoint that has
-/// something this version doesn't know, of which it otherwise warns. `now` injects an instant of the VM's counter: a
-/// count, or a whole CrossTimestamp. A RestoreRefused names both sides and the way out.
-#[pyfunction]
-#[pyo3(signature = (
-    checkpoint, vm, *, policy=None, views="preserve", same_counter=None, assume_error_ns=None, sync=None, elapsed_ns=None,
-    max_elapsed_ns=None, timers="absolute", intent=None, strict=false, now=None
-))]
-pub(crate) fn plan(
-    py: Python<'_>,
-    checkpoint: &Bound<'_, PyCheckpoint>,
-    vm: AnyVm,
-    policy: Option<AnyPolicy>,
-    views: &str,
-    same_counter: Option<bool>,
-    assume_error_ns: Option<u64>,
-    sync: Option<AnySyncBound>,
-    elapsed_ns: Option<u64>,
-    max_elapsed_ns: Option<u64>,
-    timers: &str,
-    intent: Option<&str>,
-    strict: bool,
-    now: Option<AnyNow>,
-) -> PyResult<PyPlan> {
-    let wishes = Wishes {
-        policy,
-        views,
-        same_counter,
-        assume_error_ns,
-        sync,
-        elapsed_ns,
-        max_elapsed_ns,
-        timers,
-        intent,
-        strict,
-    };
-    let checkpoint = Arc::clone(&checkpoint.get().0);
-    let plan = vm.plan(py, &checkpoint, wishes.request()?, now.map(|now| now.0))?;
-    Ok(PyPlan { plan, checkpoint, vm })
-}
-
-/// Restores `checkpoint` into `vm`: `plan`, `prepare`, `apply` and `release` in one, with `plan`'s arguments. The guest may
-/// run when it returns.
-#[pyfunction]
-#[pyo3(signature = (
-    checkpoint, vm, *, policy=None, views="preserve", same_counter=None, assume_error_ns=None, sync=None, elapsed_ns=None,
-    max_elapsed_ns=None, timers="absolute", intent=None, strict=false, now=None
-))]
-pub(crate) fn restore(
-    py: Python<'_>,
-    checkpoint: &Bound<'_, PyCheckpoint>,
-    vm: AnyVm,
-    policy: Option<AnyPolicy>,
-    views: &str,
-    same_counter: Option<bool>,
-    assume_error_ns: Option<u64>,
-    sync: Option<AnySyncBound>,
-    elapsed_ns: Option<u64>,
-    max_elapsed_ns: Option<u64>,
-    timers: &str,
-    intent: Option<&str>,
-    strict: bool,
-    now: Option<AnyNow>,
-) -> PyResult<PyReport> {
-    let PyPlan { plan, checkpoint, vm } = plan(
-        py,
-        checkpoint,
-        vm,
-        policy,
-        views,
-        same_counter,
-        assume_error_ns,
-        sync,
-        elapsed_ns,
-        max_elapsed_ns,
-        timers,
-        intent,
-        strict,
-        now.clone(),
-    )?;
-    let now = now.map(|now| now.0);
-    let mut open = vm.prepare(py, plan, Arc::clone(&checkpoint), now.clone())?;
-    vm.apply(py, &mut open, now.clone())?;
-    let report = vm.release(py, &mut open, now)?;
-    Ok(PyReport { report, checkpoint: Some(checkpoint) })
 }

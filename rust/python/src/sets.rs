@@ -1,7 +1,6 @@
 //! Sets of a bank's VMs: paused, and what became of a set that was restored or went on.
 
-use crate::arrays::{Named, owned};
-use crate::bank::as_array;
+use crate::arrays::{Named, as_array, owned};
 use crate::counters::AnyCounter;
 use crate::errors::{IntoPyErr, OrRaise, noted};
 use crate::records::AnyNow;

@@ -1,11 +1,12 @@
 //! Paying a guest back, step by step.
 
-use crate::guest::AnyVm;
+use crate::any_vm::AnyVm;
 use crate::pages::PyVmClock;
 use crate::records::AnyNow;
 use guestclock_core::restore::Step;
-use guestclock_core::time::{Counter, HostCount};
+use guestclock_core::time::HostCount;
 use pyo3::prelude::*;
+use std::sync::Arc;
 
 /// The steps by which a guest is paid back, while there are any: what `catch_up` returns.
 ///
@@ -14,7 +15,7 @@ use pyo3::prelude::*;
 pub(crate) struct PySteps(AnyVm);
 
 impl PySteps {
-    pub(crate) const fn new(vm: AnyVm) -> Self {
+    pub(crate) fn new(vm: AnyVm) -> Self {
         Self(vm)
     }
 }
@@ -26,7 +27,7 @@ impl PySteps {
     }
 
     fn __next__(&self, py: Python<'_>) -> Option<PyStep> {
-        self.0.next_step(py).map(|step| PyStep { vm: self.0.clone_ref(py), step })
+        self.0.next_step(py).map(|step| PyStep { vm: Arc::clone(&self.0), step })
     }
 }
 
@@ -62,11 +63,10 @@ impl PyStep {
     /// `now` is a count of the VM's counter, by default the present one.
     #[pyo3(signature = (*, now=None))]
     fn wait_ns(&self, now: Option<u64>) -> u128 {
-        self.vm.over(|counter: &dyn Counter| {
-            let now = now.map_or_else(|| counter.count(), HostCount);
-            let left = if self.step.due.is_after(now) { self.step.due.since(now) } else { 0 };
-            counter.frequency().ticks_to_ns_ceil(left)
-        })
+        let counter = self.vm.counter();
+        let now = now.map_or_else(|| counter.count(), HostCount);
+        let left = if self.step.due.is_after(now) { self.step.due.since(now) } else { 0 };
+        counter.frequency().ticks_to_ns_ceil(left)
     }
 
     /// Moves the guest's counters forward: all vCPUs are stopped meanwhile, else VcpuRunning, and the debt is what it was.

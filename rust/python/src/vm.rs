@@ -1,20 +1,25 @@
 //! The model VM.
 
+use crate::any_vm::GuestVm;
+use crate::arguments::{count, modular, saving};
 use crate::checkpoint::PyCheckpoint;
 use crate::counters::{AnyCounter, PyHostCounter};
 use crate::errors::OrRaise;
-use crate::guest::{AnyVm, PyPaused, PyRunning};
+use crate::guest::{PyPaused, PyRunning};
 use crate::policy::AnyPolicy;
 use crate::records::{self, AnyNow, AnySyncBound};
 use crate::registers;
 use crate::steps::PySteps;
 use guestclock_core::arch::arm64::{Access, Behaviours, El, El2, Encoding, KERNELS, View, Width};
-use guestclock_core::drive::Saving;
-use guestclock_core::time::{Counter, HostCount, Offset};
+use guestclock_core::checkpoint::Checkpoint;
+use guestclock_core::drive::{OpenPause, OpenRestore};
+use guestclock_core::restore::{Plan, Report, Request, Step};
+use guestclock_core::time::{Counter, Offset};
 use guestclock_model::config::{Config, Origin};
-use guestclock_model::locked::LiveVm;
-use pyo3::exceptions::{PyOverflowError, PyValueError};
+use guestclock_model::locked::{LiveVm, Now};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use std::sync::Arc;
 
 /// A model of a KVM guest's clocks: vCPUs and their timers over one counter.
 ///
@@ -35,15 +40,6 @@ pub(crate) struct PyVm {
     kernel: &'static str,
 }
 
-/// What is known when a checkpoint is taken.
-pub(crate) fn saving(stopped_at: Option<u64>, sync: Option<AnySyncBound>) -> PyResult<Saving> {
-    Ok(Saving { stopped_at: count(stopped_at), sync: sync.map(AnySyncBound::sync_bound).transpose()? })
-}
-
-pub(crate) fn count(now: Option<u64>) -> Option<HostCount> {
-    now.map(HostCount)
-}
-
 /// Where in the guest something comes from.
 fn origin(el: u8, tge: bool) -> PyResult<Origin> {
     let el = match el {
@@ -53,17 +49,6 @@ fn origin(el: u8, tge: bool) -> PyResult<Origin> {
         _ => return Err(PyValueError::new_err(format!("el={el}: a guest's exception level is 0, 1 or 2"))),
     };
     Ok(Origin { el, tge })
-}
-
-/// Any integer from -2^63 up to 2^64, reduced modulo 2^64.
-pub(crate) fn modular(value: &Bound<'_, PyAny>, what: &str) -> PyResult<u64> {
-    let wide = || PyOverflowError::new_err(format!("{what} must be at least -2**63 and below 2**64"));
-    let value: i128 = value.extract()?;
-    match (u64::try_from(value), i64::try_from(value)) {
-        (Ok(value), _) => Ok(value),
-        (_, Ok(value)) => Ok(value.cast_unsigned()),
-        _ => Err(wide()),
-    }
 }
 
 /// What a VM is of, as the keyword arguments have it.
@@ -381,7 +366,7 @@ impl PyVm {
     ///
     /// RestoreOpen while a restore or pause isn't finished.
     fn running(slf: Py<Self>, vcpu: usize) -> PyRunning {
-        PyRunning::new(AnyVm::Model(slf), vcpu)
+        PyRunning::new(Arc::new(slf), vcpu)
     }
 
     /// Saves the VM's guest time. VcpuRunning (EBUSY) while a vCPU runs.
@@ -408,18 +393,70 @@ impl PyVm {
 
     /// The steps by which the guest is paid back, one after the other, until nothing is owed.
     fn catch_up(slf: Py<Self>) -> PySteps {
-        PySteps::new(AnyVm::Model(slf))
+        PySteps::new(Arc::new(slf))
     }
 
     /// A context manager that keeps the VM from running and, at its end, treats the time in it as `policy` says.
     #[pyo3(signature = (policy=None, *, views="preserve"))]
     fn paused(slf: Py<Self>, policy: Option<AnyPolicy>, views: &str) -> PyResult<PyPaused> {
-        PyPaused::new(AnyVm::Model(slf), policy, views)
+        PyPaused::new(Arc::new(slf), policy, views)
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
         let counter = self.counter.bind(py).repr()?;
         let owned = if self.owned() { ", owned" } else { "" };
         Ok(format!("<Vm of {} vCPUs over {counter}, Linux {}{owned}>", self.vcpus(), self.kernel))
+    }
+}
+
+impl GuestVm for Py<PyVm> {
+    fn plan(&self, _py: Python<'_>, checkpoint: &Checkpoint, request: Request, now: Option<Now>) -> PyResult<Plan> {
+        self.get().live.plan(checkpoint, request, now).or_raise()
+    }
+
+    fn prepare(
+        &self,
+        _py: Python<'_>,
+        plan: Plan,
+        checkpoint: Arc<Checkpoint>,
+        now: Option<Now>,
+    ) -> PyResult<OpenRestore> {
+        self.get().live.prepare(plan, checkpoint, now).or_raise()
+    }
+
+    fn apply(&self, _py: Python<'_>, open: &mut OpenRestore, now: Option<Now>) -> PyResult<()> {
+        self.get().live.apply(open, now).or_raise()
+    }
+
+    fn release(&self, _py: Python<'_>, open: &mut OpenRestore, now: Option<Now>) -> PyResult<Report> {
+        self.get().live.release(open, now).or_raise()
+    }
+
+    fn pause(&self, _py: Python<'_>, request: Request) -> PyResult<OpenPause> {
+        self.get().live.pause(request).or_raise()
+    }
+
+    fn resume(&self, _py: Python<'_>, pause: &OpenPause) -> PyResult<Report> {
+        self.get().live.resume(pause).or_raise()
+    }
+
+    fn next_step(&self, _py: Python<'_>) -> Option<Step> {
+        self.get().live.next_step()
+    }
+
+    fn step(&self, _py: Python<'_>, now: Option<Now>) -> PyResult<Step> {
+        self.get().live.step(now).or_raise()
+    }
+
+    fn counter(&self) -> &dyn Counter {
+        self.get().live.counter()
+    }
+
+    fn enter(&self, _py: Python<'_>, vcpu: usize) -> PyResult<()> {
+        self.get().live.enter(vcpu).or_raise()
+    }
+
+    fn exit(&self, _py: Python<'_>, vcpu: usize) -> PyResult<()> {
+        self.get().live.exit(vcpu).or_raise()
     }
 }

@@ -1,12 +1,13 @@
-//! What the host's CPU does about a physical offset.
+//! Physical offsets on the host's CPU: trapped, or not.
 
 /// FEAT_ECV's second step, which brings CNTPOFF_EL2 (Arm ARM DDI 0487, ID_AA64MMFR0_EL1.ECV).
 const ECV_CNTPOFF: u64 = 2;
 
-/// Whether a physical offset leaves CNTPCT_EL0 and the physical timer untrapped.
+/// Returns whether a physical offset leaves CNTPCT_EL0 and the physical timer untrapped.
 ///
-/// `Some(false)` on a CPU without CNTPOFF_EL2. With it, `None`: KVM uses it only where the host's kernel runs at EL2 (VHE),
-/// as it nearly always does there, and that is nowhere to be read (`has_cntpoff`, arch/arm64/kvm).
+/// `Some(false)` on a CPU without CNTPOFF_EL2, and `None` on a CPU with it. KVM uses that register only where the
+/// host's kernel runs at EL2 (VHE, `has_cntpoff`, arch/arm64/kvm). The kernel of such a CPU nearly always does, and no
+/// interface shows it.
 #[must_use]
 pub fn physical_offset_untrapped() -> Option<bool> {
     judge(ecv())
@@ -16,14 +17,13 @@ fn judge(ecv: Option<u64>) -> Option<bool> {
     (ecv? < ECV_CNTPOFF).then_some(false)
 }
 
-/// ID_AA64MMFR0_EL1.ECV as the kernel shows it to programs, the least of all CPUs'
+/// ID_AA64MMFR0_EL1.ECV as the kernel shows it to programs, the least of all CPUs' values
 /// (Documentation/arch/arm64/cpu-feature-registers.rst).
 #[cfg(target_arch = "aarch64")]
 #[expect(unsafe_code, reason = "system registers are read by instructions")]
 fn ecv() -> Option<u64> {
-    // SAFETY: it only looks up a value that the kernel gave this process.
-    let hwcap = unsafe { libc::getauxval(libc::AT_HWCAP) };
-    if hwcap & libc::HWCAP_CPUID == 0 {
+    let (hwcap, _) = rustix::param::linux_hwcap();
+    if hwcap as u64 & libc::HWCAP_CPUID == 0 {
         return None;
     }
     let features: u64;

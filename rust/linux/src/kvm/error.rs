@@ -1,18 +1,18 @@
-//! What KVM refuses, and the way out.
+//! KVM's refusals, and the way out of each.
 
 use guestclock_core::time::HostCount;
 use std::io;
 
-/// Why something can't be had of a VM on KVM.
+/// Errors of a VM on KVM.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KvmError {
-    /// There is no such vCPU.
+    /// No vCPU has this index.
     #[error("there is no vCPU {vcpu}: the VM was given {vcpus}")]
     NoSuchVcpu {
-        /// The one asked for.
+        /// Index asked for.
         vcpu: usize,
-        /// How many there are.
+        /// Number of vCPUs.
         vcpus: usize,
     },
     /// The host's counter is too fast for a guest.
@@ -26,71 +26,71 @@ pub enum KvmError {
     /// A vCPU is in its guest, by the VMM's own word. No ioctl was made.
     #[error("vCPU {vcpu} is running: stop it, leave its running() block, and try again")]
     Running {
-        /// Which one.
+        /// Index of the vCPU.
         vcpu: usize,
     },
-    /// KVM says EBUSY, and goes on saying so.
+    /// KVM has answered EBUSY to every try.
     #[error(
         "{call} has answered EBUSY for {waited_ms} ms: a vCPU is in KVM_RUN, or another thread is in an ioctl on one. Stop \
          every vCPU, and whatever reads their registers, and try again"
     )]
     Busy {
-        /// Which ioctl.
+        /// Name of the ioctl.
         call: &'static str,
-        /// For how long it was tried.
+        /// Time of the tries, in milliseconds.
         waited_ms: u128,
     },
-    /// There is no such register (ENOENT).
+    /// KVM has no such register (ENOENT).
     #[error("KVM has no register {id:#018x} on vCPU {vcpu}")]
     NoSuchOneReg {
-        /// Which vCPU.
+        /// Index of the vCPU.
         vcpu: usize,
-        /// The id.
+        /// KVM's id of the register.
         id: u64,
     },
     /// Without KVM_CAP_COUNTER_OFFSET there is no offset to write.
     #[error("this kernel has no KVM_CAP_COUNTER_OFFSET (Linux 6.4 and later have): set the counters by value instead")]
     NoCounterOffset,
-    /// Nobody gave the vGIC's descriptor.
+    /// The vGIC's descriptor wasn't given.
     #[error("the pending latches are in the vGIC, and this VM was made without its descriptor: give gic_fd=")]
     NoVgic,
-    /// Nobody asks for the timers' interrupt ids.
+    /// The VMM's `Ioctls` have no `timer_irq`.
     #[error("this VMM's Ioctls don't ask for KVM_ARM_VCPU_TIMER_CTRL: it has to know the timers' interrupt ids itself")]
     NoTimerIrq,
-    /// The counters of a restore by value aren't where it left them.
+    /// A counter has moved since a restore set it by value.
     #[error(
         "the guest's {view} counter has moved since it was restored by value: a vCPU was created after the release, or a \
          counter was set. Create every vCPU first, then restore again"
     )]
     CountersMoved {
-        /// Which counter.
+        /// Name of the counter.
         view: &'static str,
     },
-    /// What an unowned VM's counters are at another instant can't be told.
+    /// Without an owned offset the counters can be read at the present alone.
     #[error(
         "the counters at the count {} can't be told: this VM's offset isn't owned, so they are read from KVM, which knows \
          only now", .count.0
     )]
     OnlyNow {
-        /// The instant asked for.
+        /// Instant asked for.
         count: HostCount,
     },
-    /// Another error of the kernel's.
+    /// The kernel answered another error.
     #[error("{call}: {message}{hint}")]
     Call {
-        /// Which ioctl.
+        /// Name of the ioctl.
         call: &'static str,
         /// The errno; EIO where there was none.
         errno: i32,
-        /// The kernel's words for it.
+        /// Text of the errno.
         message: String,
-        /// What it means here, and what to do, where that is known.
+        /// Meaning of the errno here, and the way out, where these are known; otherwise empty.
         hint: &'static str,
     },
 }
 
 impl KvmError {
-    /// The errno that says the same.
+    /// The errno of this error, as KVM would answer it.
     #[must_use]
     pub const fn errno(&self) -> i32 {
         match self {
@@ -101,7 +101,7 @@ impl KvmError {
         }
     }
 
-    /// What `call` answered.
+    /// The error that `call` answered.
     #[must_use]
     pub fn of(call: &'static str, error: &io::Error) -> Self {
         let errno = error.raw_os_error().unwrap_or(libc::EIO);
@@ -112,7 +112,8 @@ impl KvmError {
 pub(crate) const SET_COUNTER_OFFSET: &str = "KVM_ARM_SET_COUNTER_OFFSET";
 pub(crate) const GET_REDISTRIBUTOR: &str = "KVM_GET_DEVICE_ATTR of the vGIC's redistributor";
 
-/// What an errno means on a VM's and vCPU's descriptors (virt/kvm/kvm_main.c, arch/arm64/kvm/arm.c and guest.c).
+/// Meaning of an errno on the descriptors of a VM and its vCPUs (virt/kvm/kvm_main.c, arch/arm64/kvm/arm.c and
+/// guest.c).
 fn hint(call: &str, errno: i32) -> &'static str {
     match errno {
         libc::EIO => {

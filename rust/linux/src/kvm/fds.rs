@@ -1,16 +1,17 @@
 //! KVM's ioctls on plain descriptors.
 #![expect(unsafe_code, reason = "KVM is asked by ioctl")]
 
+use crate::kvm::capability;
 use crate::kvm::ioctls::Ioctls;
+use crate::kvm::number::FdNumber;
 use kvm_bindings::{
     KVM_ARM_VCPU_TIMER_CTRL, KVM_DEV_ARM_VGIC_GRP_DIST_REGS, KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, KVMIO,
     kvm_arm_counter_offset, kvm_device_attr, kvm_one_reg, kvm_reg_list,
 };
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 // Macros in the kernel's header (include/uapi/linux/kvm.h), so not in kvm-bindings.
-const CHECK_EXTENSION: libc::Ioctl = libc::_IO(KVMIO, 0x03);
 const GET_ONE_REG: libc::Ioctl = libc::_IOW::<kvm_one_reg>(KVMIO, 0xab);
 const SET_ONE_REG: libc::Ioctl = libc::_IOW::<kvm_one_reg>(KVMIO, 0xac);
 const GET_REG_LIST: libc::Ioctl = libc::_IOWR::<kvm_reg_list>(KVMIO, 0xb0);
@@ -20,50 +21,61 @@ const GET_DEVICE_ATTR: libc::Ioctl = libc::_IOW::<kvm_device_attr>(KVMIO, 0xe2);
 /// The distributor's control register, by its place in the register map (Arm GICv3 architecture, 12.9).
 const GICD_CTLR: u64 = 0;
 
-/// The descriptors of a VM, borrowed: they are never closed here.
+/// The descriptors of a VM, borrowed from the VMM.
+///
+/// They are borrowed rather than duplicated, because KVM keeps a VM alive as long as any descriptor of it, of its vCPUs
+/// or of its devices is open (`kvm_put_kvm`, virt/kvm/kvm_main.c). A duplicate would keep the guest's memory map, its
+/// vCPUs and its irqfds after the VMM has closed everything, until this value is dropped: the VMM decides when a VM
+/// ends. It would also need as many descriptors again (RLIMIT_NOFILE), and could fail a restore with EMFILE.
+/// [`KvmVm`](crate::kvm::vm::KvmVm) holds no `Fds`: one is made for a call, or for as long as the VMM's own descriptors
+/// are borrowed.
 #[derive(Clone, Debug)]
-pub struct Fds {
-    vm: RawFd,
-    vcpus: Vec<RawFd>,
-    gic: Option<RawFd>,
+pub struct Fds<'fd> {
+    vm: BorrowedFd<'fd>,
+    vcpus: Vec<BorrowedFd<'fd>>,
+    gic: Option<BorrowedFd<'fd>>,
 }
 
-impl Fds {
-    /// `Some` here, since this is arm64. They have to stay open, and KVM's, for as long as it is used:
-    /// [`kind`](crate::kvm::kind::expect) tells them from others.
+impl<'fd> Fds<'fd> {
+    /// `Some` here, since this is arm64. [`kind::expect`](crate::kvm::kind::expect) refuses a descriptor of something
+    /// else.
     #[must_use]
-    pub const fn new(vm: RawFd, vcpus: Vec<RawFd>, gic: Option<RawFd>) -> Option<Self> {
+    pub const fn new(vm: BorrowedFd<'fd>, vcpus: Vec<BorrowedFd<'fd>>, gic: Option<BorrowedFd<'fd>>) -> Option<Self> {
         Some(Self { vm, vcpus, gic })
     }
 
-    fn vcpu(&self, vcpu: usize) -> io::Result<RawFd> {
+    /// The same descriptors by their numbers, for a VMM that isn't Rust code.
+    #[must_use]
+    pub fn by_number(vm: &'fd FdNumber, vcpus: &'fd [FdNumber], gic: Option<&'fd FdNumber>) -> Option<Self> {
+        Self::new(vm.borrow(), vcpus.iter().map(FdNumber::borrow).collect(), gic.map(FdNumber::borrow))
+    }
+
+    fn vcpu(&self, vcpu: usize) -> io::Result<BorrowedFd<'fd>> {
         self.vcpus.get(vcpu).copied().ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))
     }
 }
 
-/// An ioctl that takes a pointer.
+/// Makes an ioctl that takes a pointer.
 ///
-/// The numbers above are KVM's on every descriptor (Documentation/userspace-api/ioctl/ioctl-number.rst gives it 0xAE, 0x00 to
-/// 0x1f and 0x40 to 0xff): on one of another driver they are errors, and touch no memory.
+/// The numbers above are KVM's on every descriptor (Documentation/userspace-api/ioctl/ioctl-number.rst gives it 0xAE,
+/// 0x00 to 0x1f and 0x40 to 0xff): on another driver's descriptor they are errors, and access no memory.
 ///
 /// # Safety
-/// `argument` is what `request` takes: readable, and as long as the request's own size says, or as its header says where
-/// it has one; and it outlives the call.
-unsafe fn ioctl<T>(fd: RawFd, request: libc::Ioctl, argument: *mut T) -> io::Result<()> {
+/// `argument` is what `request` takes: readable, and as long as the request's own size says, or as its header says
+/// where it has one; and it outlives the call.
+unsafe fn ioctl<T>(fd: BorrowedFd<'_>, request: libc::Ioctl, argument: *mut T) -> io::Result<()> {
     // SAFETY: by this function's contract; the kernel keeps nothing of the argument.
-    let answer = unsafe { libc::ioctl(fd, request, argument) };
+    let answer = unsafe { libc::ioctl(fd.as_raw_fd(), request, argument) };
     if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-impl Ioctls for Fds {
+impl Ioctls for Fds<'_> {
     fn vcpus(&self) -> usize {
         self.vcpus.len()
     }
 
     fn check_extension(&self, capability: u32) -> io::Result<i32> {
-        // SAFETY: `_IO` requests pass no pointer.
-        let answer = unsafe { libc::ioctl(self.vm, CHECK_EXTENSION, libc::c_ulong::from(capability)) };
-        if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(answer) }
+        capability::check_extension(self.vm, capability)
     }
 
     fn set_counter_offset(&self, offset: u64) -> io::Result<()> {
@@ -75,8 +87,8 @@ impl Ioctls for Fds {
     fn get_one_reg(&self, vcpu: usize, id: u64) -> io::Result<u64> {
         let mut value = 0_u64;
         let mut argument = kvm_one_reg { id, addr: address(&raw mut value) };
-        // SAFETY: the struct is the one that the request is made from. KVM writes as many bytes to `addr` as the id's size
-        // field says, and `sized` has made sure that these are 8.
+        // SAFETY: the struct is the one that the request is made from. KVM writes as many bytes to `addr` as the id's
+        // size field says, and `sized` has made sure that these are 8.
         sized(id).and_then(|()| unsafe { ioctl(self.vcpu(vcpu)?, GET_ONE_REG, &raw mut argument) })?;
         Ok(value)
     }
@@ -122,25 +134,27 @@ impl Ioctls for Fds {
     }
 }
 
-/// KVM_GET_DEVICE_ATTR of an attribute of 32 bits.
+/// Reads an attribute of 32 bits by KVM_GET_DEVICE_ATTR.
 ///
-/// Of the groups asked for, all attributes are: the vGIC's registers (Documentation/virt/kvm/devices/arm-vgic-v3.rst;
-/// GICv2's, arm-vgic.rst), and a timer's interrupt id (vcpu.rst, 2).
-fn word(fd: RawFd, group: u32, attr: u64) -> io::Result<u32> {
+/// All attributes of the groups asked for have 32 bits: the vGIC's registers
+/// (Documentation/virt/kvm/devices/arm-vgic-v3.rst; GICv2's, arm-vgic.rst), and a timer's interrupt id (vcpu.rst, 2).
+fn word(fd: BorrowedFd<'_>, group: u32, attr: u64) -> io::Result<u32> {
     let mut value = 0_u32;
     let mut argument = kvm_device_attr { group, attr, addr: address(&raw mut value), flags: 0 };
-    // SAFETY: the struct is the one that the request is made from, and KVM writes no more than the 4 bytes of `value`: the
-    // groups that it is called with have no larger attribute.
+    // SAFETY: the struct is the one that the request is made from, and KVM writes no more than the 4 bytes of `value`:
+    // the groups that it is called with have no larger attribute.
     unsafe { ioctl(fd, GET_DEVICE_ATTR, &raw mut argument) }?;
     Ok(value)
 }
 
-/// An address as the kernel takes it, exposed: the compiler has to know that the value may be read and written through it.
+/// The address of a value as the kernel takes it, exposed: the compiler has to know that the value may be read and
+/// written through it.
 fn address<T>(value: *mut T) -> u64 {
     value.expose_provenance() as u64
 }
 
-/// Registers of other sizes aren't timers': they would be written past the end of a `u64`.
+/// Refuses a register of another size than 64 bits: KVM would write past the end of a `u64`. All timer registers have
+/// 64.
 fn sized(id: u64) -> io::Result<()> {
     use kvm_bindings::{KVM_REG_SIZE_MASK, KVM_REG_SIZE_U64};
     if id & KVM_REG_SIZE_MASK == KVM_REG_SIZE_U64 { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ENOENT)) }

@@ -1,19 +1,19 @@
-//! The system calls that a VM's clocks take.
+//! The system calls that a VM's clocks need.
 
 use std::io;
 
 /// KVM's ioctls on one VM and its vCPUs, as far as guestclock needs them (Documentation/virt/kvm/api.rst).
 ///
-/// Each returns the kernel's error as it is: [`io::Error::raw_os_error`] is looked at. None may wait for a vCPU, but
-/// `get_one_reg` and `set_one_reg` do where it is in its guest, so guestclock calls them only on stopped ones.
+/// Each returns the kernel's error unchanged, since guestclock looks at [`io::Error::raw_os_error`]. No method may wait
+/// for a vCPU, with two exceptions: `get_one_reg` and `set_one_reg` wait in KVM while the vCPU is in its guest, so
+/// guestclock calls them for stopped vCPUs only.
 ///
 /// ```
 /// use guestclock_core::arch::arm64::{Behaviours, View};
 /// use guestclock_core::drive::Saving;
 /// use guestclock_core::restore::{Policy, Request};
 /// use guestclock_core::time::{Counter, Frequency, GuestCount, HostCount, Offset};
-/// use guestclock_linux::kvm::ioctls::Ioctls;
-/// use guestclock_linux::kvm::vm::{KvmVm, Options};
+/// use guestclock_linux::{Ioctls, KvmOptions, KvmVm};
 /// use guestclock_model::config::Config;
 /// use guestclock_model::error::VmError;
 /// use guestclock_model::manual::ManualCounter;
@@ -65,14 +65,14 @@ use std::io;
 ///
 /// // The source opts in before its guest runs, so that both counters are under one offset, and saves.
 /// let source = vmm()?;
-/// let vm = KvmVm::new(&source, &counter, Options::default())?;
+/// let vm = KvmVm::new(&source, &counter, KvmOptions::default())?;
 /// vm.set_counter_offset(&source, Offset(4_000_000))?;
 /// let saved = Arc::new(vm.checkpoint(&source, Saving::default())?);
 /// counter.advance(1_000_000);
 ///
 /// // The target restores, with the VMM's own state between the steps.
 /// let target = vmm()?;
-/// let vm = KvmVm::new(&target, &counter, Options::default())?;
+/// let vm = KvmVm::new(&target, &counter, KvmOptions::default())?;
 /// let plan = vm.plan(&target, &saved, Request { policy: Policy::Freeze, ..Request::default() })?;
 /// let mut restore = vm.prepare(&target, plan, Arc::clone(&saved))?;
 /// vm.apply(&target, &mut restore)?;
@@ -83,7 +83,7 @@ use std::io;
 /// # }
 /// ```
 pub trait Ioctls {
-    /// How many vCPUs it has.
+    /// Number of vCPUs.
     fn vcpus(&self) -> usize;
 
     /// KVM_CHECK_EXTENSION on the VM's descriptor: /dev/kvm may answer otherwise.
@@ -107,8 +107,8 @@ pub trait Ioctls {
         None
     }
 
-    /// KVM_GET_DEVICE_ATTR of a 32-bit register of KVM_DEV_ARM_VGIC_GRP_REDIST_REGS on the vGIC's descriptor; `None` where
-    /// there is no such descriptor.
+    /// KVM_GET_DEVICE_ATTR of a 32-bit register of KVM_DEV_ARM_VGIC_GRP_REDIST_REGS on the vGIC's descriptor; `None`
+    /// where there is no such descriptor.
     ///
     /// `attr` has the vCPU's affinity in bits 63:32 and the register's offset in 31:0
     /// (Documentation/virt/kvm/devices/arm-vgic-v3.rst).
@@ -116,8 +116,8 @@ pub trait Ioctls {
         None
     }
 
-    /// KVM_GET_DEVICE_ATTR of KVM_ARM_VCPU_TIMER_CTRL on a vCPU's descriptor: the interrupt id of the timer of this number;
-    /// `None` where it isn't asked (Documentation/virt/kvm/devices/vcpu.rst, 2).
+    /// KVM_GET_DEVICE_ATTR of KVM_ARM_VCPU_TIMER_CTRL on a vCPU's descriptor: the interrupt id of the timer of this
+    /// number; `None` where it isn't asked (Documentation/virt/kvm/devices/vcpu.rst, 2).
     fn timer_irq(&self, _vcpu: usize, _timer: u64) -> Option<io::Result<i32>> {
         None
     }

@@ -1,24 +1,20 @@
-//! What KVM offers here (Documentation/virt/kvm/api.rst): asked for people's sake, without creating a VM.
-#![expect(unsafe_code, reason = "KVM is asked by ioctl")]
+//! The offer of /dev/kvm, for people (Documentation/virt/kvm/api.rst). No VM is created for it.
 
-use kvm_bindings::{KVM_API_VERSION, KVM_CAP_ARM_USER_IRQ, KVM_CAP_COUNTER_OFFSET, KVMIO};
+use crate::kvm::capability::{api_version, check_extension};
+use kvm_bindings::{KVM_API_VERSION, KVM_CAP_ARM_USER_IRQ, KVM_CAP_COUNTER_OFFSET};
 use std::env::consts::ARCH;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::path::Path;
 
-/// Not in kvm-bindings 0.14, whose headers are older (include/uapi/linux/kvm.h, Linux 6.16).
+/// Number that kvm-bindings 0.14 lacks, since its headers are older (include/uapi/linux/kvm.h, Linux 6.16).
 const KVM_CAP_ARM_EL2: u32 = 240;
 
-// The numbers of KVM_GET_API_VERSION and KVM_CHECK_EXTENSION: macros in the kernel's header, so not in kvm-bindings.
-const GET_API_VERSION: u32 = 0x00;
-const CHECK_EXTENSION: u32 = 0x03;
-
-/// Whether something is to be had here, and why or why not.
+/// Availability of a feature, with the reason.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
 pub struct Support {
-    /// `None` where nothing can tell.
+    /// `None` where it can't be found out.
     pub ok: Option<bool>,
     /// A sentence for people.
     pub reason: String,
@@ -38,8 +34,9 @@ impl Support {
     }
 }
 
-/// What KVM said.
+/// KVM's answers.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
 pub struct KvmProbe {
     /// The architecture this program was built for, which is that of its KVM: `aarch64`, `x86_64`.
     pub arch: &'static str,
@@ -65,7 +62,7 @@ fn probe_at(path: &Path, arch: &'static str) -> KvmProbe {
     let kvm = open(path);
     let capability = |name: &str, number, missing: &str| {
         let answer = match &kvm {
-            Ok((device, _)) => ask(device, CHECK_EXTENSION, number).map_err(|error| error.to_string()),
+            Ok((device, _)) => check_extension(device, number).map_err(|error| error.to_string()),
             Err(reason) => Err(reason.clone()),
         };
         judge(arch, &format!("{name} ({number})"), answer, missing)
@@ -95,20 +92,20 @@ fn probe_at(path: &Path, arch: &'static str) -> KvmProbe {
     }
 }
 
-/// KVM and its API version, or why it can't be had.
+/// Opens KVM and asks for its API version, or returns the reason why there is no KVM.
 fn open(path: &Path) -> Result<(File, i32), String> {
     let device = File::options().read(true).write(true).open(path).map_err(|error| not_opened(path, &error))?;
-    match ask(&device, GET_API_VERSION, 0) {
+    match api_version(&device) {
         Ok(version) if u32::try_from(version) == Ok(KVM_API_VERSION) => Ok((device, version)),
         Ok(version) => Err(format!("{} has API version {version}, not {KVM_API_VERSION}", path.display())),
         Err(error) => Err(format!("{} doesn't answer as KVM: {error}", path.display())),
     }
 }
 
-/// A capability, from the answer to KVM_CHECK_EXTENSION; `missing` is what it takes to have it.
+/// Judges a capability by the answer to KVM_CHECK_EXTENSION; `missing` names its requirements.
 fn judge(arch: &str, capability: &str, answer: Result<i32, String>, missing: &str) -> Support {
     if arch != "aarch64" {
-        // Others share the numbers, and answer 0 to those that aren't theirs: not worth showing.
+        // Other architectures share the numbers, and answer 0 to those that aren't theirs: not worth showing.
         return Support::no(format!("this KVM isn't arm64's: it is {arch}'s"));
     }
     match answer {
@@ -125,14 +122,6 @@ fn not_opened(path: &Path, error: &io::Error) -> String {
         io::ErrorKind::PermissionDenied => format!("{path} may not be opened: is this user in its group?"),
         _ => format!("{path} can't be opened: {error}"),
     }
-}
-
-/// An ioctl on /dev/kvm that takes an integer and returns one.
-fn ask(device: &File, number: u32, argument: u32) -> io::Result<i32> {
-    let request = libc::_IO(KVMIO, number);
-    // SAFETY: the descriptor is open for as long as `device` is borrowed, and `_IO` requests pass no pointer.
-    let answer = unsafe { libc::ioctl(device.as_raw_fd(), request, libc::c_ulong::from(argument)) };
-    if answer == -1 { Err(io::Error::last_os_error()) } else { Ok(answer) }
 }
 
 #[cfg(test)]
@@ -181,14 +170,16 @@ mod tests {
         assert_eq!(unknown, Support::unknown("KVM_CAP_COUNTER_OFFSET (227) can't be asked for: closed"));
     }
 
+    /// On real kernels, in tests/kvm/test_probe.py.
     #[test]
-    fn this_machines_probe_is_consistent() {
-        let probe = probe();
-        assert_eq!(probe.arch, ARCH);
-        // What can be opened under this name is KVM, and every KVM has this version.
-        let openable = File::options().read(true).write(true).open("/dev/kvm").is_ok();
-        assert_eq!((probe.device.ok, probe.api_version), (Some(openable), openable.then_some(12)));
-        let capabilities = [&probe.counter_offset, &probe.el2, &probe.user_irq];
-        assert!(ARCH == "aarch64" || capabilities.iter().all(|support| support.ok == Some(false)));
+    fn a_device_that_is_not_kvm_offers_nothing() {
+        for path in ["/dev/null", "/dev/no-such-device"] {
+            let probe = probe_at(Path::new(path), ARCH);
+            assert_eq!((probe.arch, probe.device.ok, probe.api_version), (ARCH, Some(false), None));
+            assert!(probe.device.reason.contains(path), "{}", probe.device.reason);
+            for support in [&probe.counter_offset, &probe.el2, &probe.user_irq] {
+                assert_ne!(support.ok, Some(true), "{path}: {}", support.reason);
+            }
+        }
     }
 }

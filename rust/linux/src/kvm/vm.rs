@@ -22,52 +22,79 @@ const MPIDR_EL1: u64 = Encoding(3, 0, 0, 0, 5).one_reg_id();
 /// The pending latches of SGIs and PPIs, in the second 64 KiB frame of a redistributor (Arm IHI 0069, GICR_ISPENDR0).
 const GICR_ISPENDR0: u32 = 0x1_0200;
 
-/// A register of the redistributor of the vCPU with this MPIDR_EL1, as `KVM_DEV_ARM_VGIC_GRP_REDIST_REGS` has it: Aff3 to Aff0
-/// in bits 63:32, the offset below (Documentation/virt/kvm/devices/arm-vgic-v3.rst).
+/// Attribute of a redistributor's register in `KVM_DEV_ARM_VGIC_GRP_REDIST_REGS`, for the vCPU with this MPIDR_EL1:
+/// Aff3 to Aff0 in bits 63:32, the offset below (Documentation/virt/kvm/devices/arm-vgic-v3.rst).
 const fn redistributor_attr(mpidr: u64, offset: u32) -> u64 {
     let (aff3, aff2_to_0) = (mpidr >> 32 & 0xff, mpidr & 0xff_ffff);
     aff3 << 56 | aff2_to_0 << 32 | offset as u64
 }
 
-/// What isn't found out by asking KVM.
+/// Facts that KVM can't be asked for, and choices of the VMM's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Options {
+#[non_exhaustive]
+pub struct KvmOptions {
     /// The offset that the VMM has opted this VM in with already: KVM can't be asked for it.
     pub counter_offset: Option<Offset>,
-    /// How long EBUSY is waited out: a thread that is in an ioctl on a vCPU makes for it too, and is soon gone.
+    /// Time for which EBUSY is waited out: a thread that is in an ioctl on a vCPU causes it too, and is soon out.
     pub busy_timeout: Duration,
-    /// Whether a physical offset leaves CNTPCT_EL0 untrapped ([`Abilities::physical_offset_untrapped`]).
+    /// True if a physical offset leaves CNTPCT_EL0 untrapped ([`Abilities::physical_offset_untrapped`]); `None` if that
+    /// isn't known.
     pub physical_offset_untrapped: Option<bool>,
 }
 
-impl Default for Options {
+impl Default for KvmOptions {
     fn default() -> Self {
         let busy_timeout = Duration::from_millis(50);
         Self { counter_offset: None, busy_timeout, physical_offset_untrapped: None }
     }
 }
 
-/// What KVM was found to do. It is asked what it does, and never for its version.
+impl KvmOptions {
+    /// The options with this offset, which the VMM has opted the VM in with.
+    #[must_use]
+    pub const fn with_counter_offset(mut self, offset: Offset) -> Self {
+        self.counter_offset = Some(offset);
+        self
+    }
+
+    /// The options with this time for which EBUSY is waited out.
+    #[must_use]
+    pub const fn with_busy_timeout(mut self, busy_timeout: Duration) -> Self {
+        self.busy_timeout = busy_timeout;
+        self
+    }
+
+    /// The options with this CPU's answer, such as that of
+    /// [`physical_offset_untrapped`](crate::kvm::cpu::physical_offset_untrapped).
+    #[must_use]
+    pub const fn with_physical_offset_untrapped(mut self, untrapped: Option<bool>) -> Self {
+        self.physical_offset_untrapped = untrapped;
+        self
+    }
+}
+
+/// KVM's behaviour, found out by reads. KVM is never asked for its version.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct Probed {
-    /// There are KVM_REG_ARM_PTIMER_* registers.
+    /// KVM has the KVM_REG_ARM_PTIMER_* registers.
     pub physical_timer: bool,
     /// The guest has EL2.
     pub nested: bool,
-    /// In what order the timer registers are listed; `None` where there are too few to tell.
+    /// Order in which the timer registers are listed; `None` where there are too few for an order.
     pub list_order: Option<ListOrder>,
-    /// What reading CTL gives; `None` where the timers of vCPU 0 don't show it.
+    /// Source of ISTATUS when CTL is read; `None` where the timers of vCPU 0 don't show it.
     pub ctl_readback: Option<CtlReadback>,
 }
 
-/// The clocks of a VM on KVM. It holds no descriptor: every call is given the VM's [`Ioctls`].
+/// The clocks of a VM on KVM. They hold no descriptor: every call takes the VM's [`Ioctls`].
 ///
-/// Safe to share between threads. It keeps no thread of its own.
+/// Safe to share between threads, and without a thread of its own.
 #[derive(Debug)]
 pub struct KvmVm<C> {
     counter: C,
     cntfrq_hz: u32,
-    options: Options,
+    options: KvmOptions,
     /// KVM_CAP_COUNTER_OFFSET on this VM.
     counter_offset: bool,
     probed: OnceLock<Probed>,
@@ -84,11 +111,11 @@ struct Locked {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Whether each vCPU is in its `running()` block. A vCPU past its end has never been.
+    /// True for each vCPU in its `running()` block. A vCPU past the end has never been in one.
     running: Vec<bool>,
-    /// Counts what was written through this VM.
+    /// Number of changes made through this VM.
     generation: u64,
-    /// What a restore by value left, until the first vCPU enters its guest.
+    /// Counters that a restore set by value, until the first vCPU enters its guest.
     by_value: Option<Written>,
 }
 
@@ -99,8 +126,8 @@ impl State {
 }
 
 impl<C: Counter> KvmVm<C> {
-    /// A VM whose host's counter this is. Writes nothing.
-    pub fn new(io: &(impl Ioctls + ?Sized), counter: C, options: Options) -> Result<Self, KvmError> {
+    /// Makes the clocks of a VM over the host's counter. Writes nothing to KVM.
+    pub fn new(io: &(impl Ioctls + ?Sized), counter: C, options: KvmOptions) -> Result<Self, KvmError> {
         let frequency = counter.frequency();
         let cntfrq_hz = frequency.cntfrq().ok_or(KvmError::FrequencyTooHigh { hz: frequency.hz() })?;
         let answer = io.check_extension(KVM_CAP_COUNTER_OFFSET);
@@ -126,17 +153,17 @@ impl<C: Counter> KvmVm<C> {
         Ok(vm)
     }
 
-    /// Its host's counter.
+    /// The host's counter.
     pub const fn counter(&self) -> &C {
         &self.counter
     }
 
-    /// Whether it has opted in to one offset, as far as guestclock knows.
+    /// Returns whether the VM has opted in to one offset, as far as guestclock knows.
     pub fn is_owned(&self) -> bool {
         self.owned.get().is_some()
     }
 
-    /// What can be done for its clocks.
+    /// Operations that this kernel allows on the VM's clocks.
     pub fn abilities(&self) -> Abilities {
         Abilities {
             counter_offset: self.counter_offset,
@@ -145,7 +172,7 @@ impl<C: Counter> KvmVm<C> {
         }
     }
 
-    /// What KVM was found to do, on vCPU 0: it has to be there, and stopped, when this is first asked.
+    /// KVM's behaviour, found out on vCPU 0, which has to exist and be stopped at the first call.
     pub fn probed(&self, io: &(impl Ioctls + ?Sized)) -> Result<Probed, KvmError> {
         if let Some(probed) = self.probed.get() {
             return Ok(*probed);
@@ -155,8 +182,10 @@ impl<C: Counter> KvmVm<C> {
         Ok(*self.probed.get_or_init(|| probed))
     }
 
-    /// What every vCPU's guest reads from a counter, now or when the host's reads `now`, where that takes neither an ioctl nor
-    /// a lock: once the offset is owned, but for the virtual counter of a guest with EL2, whose CNTVOFF_EL2 is each vCPU's own.
+    /// A counter of every vCPU's guest, now or when the host's reads `now`, without an ioctl or a lock.
+    ///
+    /// `None` until the offset is owned, and always for the virtual counter of a guest with EL2, whose CNTVOFF_EL2 is
+    /// each vCPU's own.
     #[inline]
     pub fn owned_count(&self, view: View, now: Option<HostCount>) -> Option<GuestCount> {
         let owned = self.owned.get()?;
@@ -164,8 +193,8 @@ impl<C: Counter> KvmVm<C> {
         plain.then(|| now.map_or_else(|| owned.count(&self.counter), |now| now.guest(owned.offset())))
     }
 
-    /// What the vCPU's guest reads from a counter, by [`owned_count`](Self::owned_count) or else by KVM_GET_ONE_REG; at
-    /// another instant than now by the first alone.
+    /// A counter of the vCPU's guest, by [`owned_count`](Self::owned_count) or else by KVM_GET_ONE_REG, which reads it
+    /// at the present alone ([`KvmError::OnlyNow`]).
     pub fn count(
         &self,
         io: &(impl Ioctls + ?Sized),
@@ -182,7 +211,7 @@ impl<C: Counter> KvmVm<C> {
             return Err(KvmError::OnlyNow { count });
         }
         if view == View::Physical && !probed.physical_timer {
-            // Without its registers it can't have been moved.
+            // Without its registers the physical counter can't have been moved.
             return Ok(self.counter.count().guest(Offset(0)));
         }
         self.get_one_reg(io, vcpu, count_reg(view)).map(GuestCount)
@@ -213,12 +242,13 @@ impl<C: Counter> KvmVm<C> {
         })
     }
 
-    /// One timer as its guest sees it, from three registers read one after the other.
+    /// A timer as its guest sees it, from three registers read one after the other.
     pub fn timer(&self, io: &(impl Ioctls + ?Sized), vcpu: usize, timer: Timer) -> Result<TimerState, KvmError> {
         let cval = self.get_one_reg(io, vcpu, one_reg_id(Role::Cval(timer)))?;
         let ctl = self.get_one_reg(io, vcpu, one_reg_id(Role::Ctl(timer)))?;
         let now = self.counter.count();
-        // Asked for after `now`, a count makes the deadline early by the time between: a waiter looks again, and isn't late.
+        // The count is read after `now`, so the deadline is early by the time between: a waiter looks again, and isn't
+        // late.
         let guest = match self.owned_count(view_of(timer), Some(now)) {
             Some(guest) => guest,
             None => self.count(io, vcpu, view_of(timer), None)?,
@@ -258,7 +288,7 @@ impl<C: Counter> KvmVm<C> {
         })
     }
 
-    /// The timer's interrupt id, on every vCPU (KVM_ARM_VCPU_TIMER_CTRL). Asked of vCPU 0, which has to be stopped.
+    /// The timer's interrupt id, on every vCPU (KVM_ARM_VCPU_TIMER_CTRL). Read from vCPU 0, which has to be stopped.
     pub fn timer_irq(&self, io: &(impl Ioctls + ?Sized), timer: Timer) -> Result<i32, KvmError> {
         self.ask(io, |backend| {
             backend.is_stopped(0)?;
@@ -267,8 +297,10 @@ impl<C: Counter> KvmVm<C> {
         })
     }
 
-    /// The vCPU enters its guest: the VMM calls KVM_RUN after this. Refused while a restore or pause isn't finished, and
-    /// where counters that were restored by value have moved since.
+    /// Marks the vCPU as in its guest: the VMM calls KVM_RUN after this.
+    ///
+    /// Refused while a restore or pause isn't finished, and where counters that were restored by value have moved
+    /// since.
     pub fn enter(&self, io: &(impl Ioctls + ?Sized), vcpu: usize) -> Result<(), GateError<KvmError>> {
         let Locked { gate, state } = &mut *self.lock();
         gate.check_open()?;
@@ -286,7 +318,7 @@ impl<C: Counter> KvmVm<C> {
         Ok(())
     }
 
-    /// The vCPU has left its guest.
+    /// Marks the vCPU as out of its guest.
     pub fn exit(&self, vcpu: usize) {
         let Locked { state, .. } = &mut *self.lock();
         if let Some(running) = state.running.get_mut(vcpu) {
@@ -295,7 +327,7 @@ impl<C: Counter> KvmVm<C> {
         state.generation += 1;
     }
 
-    /// Whether what a restore by value set is still so. A vCPU created since has moved both counters.
+    /// Checks that the counters are where a restore by value set them. A vCPU created since has moved both.
     fn still_there(&self, io: &(impl Ioctls + ?Sized), state: &mut State) -> Result<(), KvmError> {
         let Some(Written::ByValue { virt, phys }) = state.by_value else { return Ok(()) };
         let mut backend = self.backend(io, state);
@@ -417,7 +449,7 @@ impl<C: Counter> KvmVm<C> {
     }
 
     fn lock(&self) -> MutexGuard<'_, Locked> {
-        // A panic under the lock leaves what KVM has, which is asked again.
+        // A panic under the lock leaves KVM's own state, which is read again.
         self.locked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -432,7 +464,7 @@ struct Kvm<'a, I: ?Sized, C> {
     vm: &'a KvmVm<C>,
     io: &'a I,
     state: &'a mut State,
-    /// Since when EBUSY has been waited out.
+    /// Instant of the first EBUSY of a call.
     busy_since: Option<Instant>,
 }
 
@@ -441,7 +473,7 @@ impl<I: Ioctls + ?Sized, C: Counter> Kvm<'_, I, C> {
         exists(self.io, vcpu)
     }
 
-    /// The vCPU's ioctls would wait until it leaves its guest.
+    /// Refuses a vCPU in its guest, since its ioctls would wait until it leaves.
     fn is_stopped(&self, vcpu: usize) -> Result<(), KvmError> {
         self.exists(vcpu)?;
         if self.state.is_running(vcpu) { Err(KvmError::Running { vcpu }) } else { Ok(()) }
@@ -478,7 +510,7 @@ impl<I: Ioctls + ?Sized, C: Counter> Kvm<'_, I, C> {
         })
     }
 
-    /// What a call on the whole VM answered, EBUSY apart.
+    /// The error of a call on the whole VM: [`KvmError::Busy`] for EBUSY.
     fn on_vm(&self, call: &'static str, error: &io::Error) -> KvmError {
         if error.raw_os_error() == Some(libc::EBUSY) {
             let waited_ms = self.busy_since.map_or(0, |since| since.elapsed().as_millis());
@@ -517,12 +549,12 @@ impl<I: Ioctls + ?Sized, C: Counter> Backend for Kvm<'_, I, C> {
     }
 
     fn generation(&self) -> u64 {
-        // Both only grow, so their sum tells each.
+        // Both only grow, so their sum changes with each.
         self.state.generation + self.io.vcpus() as u64
     }
 
-    /// Asked in this order: the VMM's own `running()`; the vGIC's distributor, whose registers can be had only with every vCPU
-    /// stopped; an owned VM's offset, written as it is. Else the caller vouches.
+    /// Asks in this order: the VMM's own `running()`; the vGIC's distributor, whose registers can be had only with
+    /// every vCPU stopped; an owned VM's offset, written as it is. Otherwise the caller vouches.
     fn stopped(&mut self) -> Result<(), KvmError> {
         self.nobody_runs()?;
         patiently(self, |kvm| match (kvm.io.distributor(), kvm.owned_offset()) {

@@ -5,15 +5,16 @@
 
 use crate::bank::armed::Due;
 use crate::bank::counts;
-use crate::bank::deadlines::{TimerSlices, deadlines_by_vm, earliest, evaluate_and_deadlines, next_deadlines};
+use crate::bank::deadlines::{deadlines_by_vm, earliest, evaluate_and_deadlines, next_deadlines};
 use crate::bank::handle::Handle;
 use crate::bank::lines::{changes, evaluate};
 use crate::bank::selection::{Part, Selection};
+use crate::bank::timer_block::TimerSlices;
 use crate::bank::vms::{Bank, BankError, Clock, narrow};
 use crate::error::VmError;
 use guestclock_core::arch::arm64::timer::can_raise;
 use guestclock_core::arch::arm64::{CTL_ISTATUS, Timer, View};
-use guestclock_core::time::{HostCount, NO_DEADLINE, Offset};
+use guestclock_core::time::{HostCount, NO_DEADLINE};
 use std::borrow::Cow;
 
 /// A line that has changed.
@@ -151,23 +152,6 @@ impl Bank {
         }
         let handle = |clock: usize, row: usize| self.handle_of(self.clocks[clock].rows.vm[row], narrow(row));
         found.into_iter().map(|(clock, row, timer, level)| Change { vcpu: handle(clock, row), timer, level }).collect()
-    }
-
-    /// Opts VMs in to these offsets: [`Vm::set_counter_offset`](crate::vm::Vm::set_counter_offset) of each, or of none.
-    ///
-    /// # Panics
-    ///
-    /// Where there aren't as many offsets as VMs.
-    pub fn set_offsets(&mut self, vms: &[Handle], offsets: &[u64]) -> Result<(), BankError> {
-        assert_eq!(vms.len(), offsets.len(), "VMs and offsets");
-        let slots = self.slots(vms)?;
-        for vm in vms {
-            self.vm(*vm)?.takes_an_offset(0).map_err(|error| BankError::OfVm { handle: vm.0, error })?;
-        }
-        for (slot, offset) in slots.into_iter().zip(offsets) {
-            crate::vm::Vm::view(&mut *self, slot).set_counter_offset(Offset(*offset), 0)?;
-        }
-        Ok(())
     }
 
     /// Writes CVAL and CTL of one timer of many vCPUs, as SET_ONE_REG of each does: of all, or of none.

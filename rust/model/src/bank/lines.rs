@@ -1,12 +1,11 @@
 //! Timer conditions and interrupt lines, and which lines have changed.
 #![expect(clippy::inline_always, reason = "what Isa::run asks for")]
-#![expect(clippy::needless_range_loop, reason = "a row is an index of several arrays")]
 
 use crate::bank::block::BLOCK;
-use crate::bank::deadlines::{TimerBlock, TimerSlices};
 use crate::bank::isa::Isa;
+use crate::bank::timer_block::{TimerBlock, TimerSlices, conditions};
 use guestclock_core::arch::arm64::timer;
-use guestclock_core::time::{HostCount, Offset};
+use guestclock_core::time::HostCount;
 
 /// Of one timer on each row when the host's counter reads `now`: ISTATUS ([`condition_met`](timer::condition_met)) and
 /// the level of its line ([`line`](timer::line())).
@@ -47,14 +46,6 @@ fn lines(now: HostCount, timer: TimerBlock<'_>, istatus: &mut [bool; BLOCK], lin
     }
     *istatus = met;
     *line = high;
-}
-
-/// ISTATUS.
-#[inline(always)]
-pub(super) fn conditions(now: HostCount, timer: TimerBlock<'_>, met: &mut [bool; BLOCK]) {
-    for row in 0..BLOCK {
-        met[row] = timer::condition_met(timer.cval[row], now.guest(Offset(timer.offsets[row])));
-    }
 }
 
 /// The rows whose line isn't as it was `before`, in ascending order into the beginning of `rows`; returns how many.

@@ -22,15 +22,17 @@ pub(crate) mod recompute;
 pub(crate) mod rows;
 pub(crate) mod scale;
 pub(crate) mod selection;
+pub(crate) mod timer_block;
 pub(crate) mod vms;
 
 pub use batch::{Change, Expired};
 pub use counts::{both_counts, counts};
-pub use deadlines::{TimerSlices, deadlines_by_vm, earliest, evaluate_and_deadlines, next_deadlines};
+pub use deadlines::{deadlines_by_vm, earliest, evaluate_and_deadlines, next_deadlines};
 pub use handle::{Handle, MAX_VMS};
 pub use isa::{Isa, NoSuchIsa};
 pub use lines::{changes, evaluate};
 pub use recompute::{Added, Rate, Saved, WentBackwards, recompute_offsets};
 pub use scale::{Scale, convert, convert_mixed};
 pub use selection::Selection;
+pub use timer_block::TimerSlices;
 pub use vms::{Bank, BankError, MAX_ROWS};

@@ -1,0 +1,71 @@
+//! The registry between alarms and what moves a deadline or a counter.
+
+use crate::errors::IntoPyErr;
+use guestclock_core::time::{Counter, HostCount, NO_DEADLINE};
+use guestclock_linux::alarm::{Alarm, AlarmError};
+use pyo3::prelude::*;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+/// A descriptor and the counter that it goes by: what those that move a deadline or a counter know of an alarm.
+pub(crate) struct Hint {
+    pub(crate) counter: Box<dyn Counter>,
+    pub(crate) alarm: Alarm,
+}
+
+impl Hint {
+    /// How long it is until a deadline, in nanoseconds, rounded up; None where there is none.
+    pub(crate) fn left_ns(&self, deadline: u64) -> Option<u128> {
+        let left = || deadline.saturating_sub(self.counter.count().0);
+        (deadline != NO_DEADLINE).then(|| self.counter.frequency().ticks_to_ns_ceil(left()))
+    }
+
+    /// This may be an earlier deadline than the one that it is set to.
+    pub(crate) fn set(&self, deadline: u64) -> Result<(), AlarmError> {
+        self.alarm.set(self.left_ns(deadline))
+    }
+}
+
+/// The alarms of a source of deadlines, or of a counter that is moved by hand. They are held weakly.
+///
+/// It is told after each change, and an alarm is added before it first looks at what may change: the lock between them
+/// makes sure that one of the two sees the other.
+#[derive(Default)]
+pub(crate) struct Alarms(Mutex<Vec<Weak<Hint>>>);
+
+impl Alarms {
+    fn lock(&self) -> MutexGuard<'_, Vec<Weak<Hint>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn add(&self, hint: &Arc<Hint>) {
+        let mut hints = self.lock();
+        hints.retain(|hint| hint.strong_count() > 0);
+        hints.push(Arc::downgrade(hint));
+    }
+
+    pub(crate) fn remove(&self, hint: &Arc<Hint>) {
+        self.lock().retain(|other| !std::ptr::eq(other.as_ptr(), Arc::as_ptr(hint)));
+    }
+
+    /// The counter has moved.
+    pub(crate) fn ring(&self) {
+        self.each(|hint| hint.alarm.ring());
+    }
+
+    /// The next deadline may be an earlier one; `next_deadline` says which, at a count.
+    pub(crate) fn changed(&self, next_deadline: impl Fn(HostCount) -> u64) {
+        self.each(|hint| hint.set(next_deadline(hint.counter.count())));
+    }
+
+    fn each(&self, tell: impl Fn(&Hint) -> Result<(), AlarmError>) {
+        // Not told under the lock: a deadline may be looked up without the GIL, which another thread here may hold.
+        let hints: Vec<_> = self.lock().iter().filter_map(Weak::upgrade).collect();
+        for hint in hints {
+            match tell(&hint) {
+                // What changed has changed, whether or not somebody closes his alarm meanwhile.
+                Ok(()) | Err(AlarmError::Closed) => {}
+                Err(error) => Python::attach(|py| error.into_pyerr().write_unraisable(py, None)),
+            }
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! Arguments that several classes take: counts, numbers of 64 bits, and the facts of a save.
+
+use crate::records::AnySyncBound;
+use guestclock_core::drive::Saving;
+use guestclock_core::time::HostCount;
+use pyo3::exceptions::PyOverflowError;
+use pyo3::prelude::*;
+
+/// The facts of a save that the caller knows.
+pub(crate) fn saving(stopped_at: Option<u64>, sync: Option<AnySyncBound>) -> PyResult<Saving> {
+    Ok(Saving { stopped_at: count(stopped_at), sync: sync.map(AnySyncBound::sync_bound).transpose()? })
+}
+
+/// A count of the host that the caller injects.
+pub(crate) fn count(now: Option<u64>) -> Option<HostCount> {
+    now.map(HostCount)
+}
+
+/// Any integer from -2^63 up to 2^64, reduced modulo 2^64.
+pub(crate) fn modular(value: &Bound<'_, PyAny>, what: &str) -> PyResult<u64> {
+    let wide = || PyOverflowError::new_err(format!("{what} must be at least -2**63 and below 2**64"));
+    let value: i128 = value.extract()?;
+    match (u64::try_from(value), i64::try_from(value)) {
+        (Ok(value), _) => Ok(value),
+        (_, Ok(value)) => Ok(value.cast_unsigned()),
+        _ => Err(wide()),
+    }
+}

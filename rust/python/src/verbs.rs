@@ -1,0 +1,126 @@
+//! The functions of the package: plan and restore, for a VM of any kind.
+
+use crate::any_vm::AnyVm;
+use crate::checkpoint::PyCheckpoint;
+use crate::faulty::PyFaultyVm;
+use crate::kvm::PyKvmVm;
+use crate::policy::AnyPolicy;
+use crate::records::{AnyNow, AnySyncBound};
+use crate::restore::{PyPlan, PyReport, Wishes};
+use crate::vm::PyVm;
+use pyo3::prelude::*;
+use std::sync::Arc;
+
+/// A VM as an argument.
+#[derive(FromPyObject)]
+pub(crate) enum VmArgument {
+    /// The model.
+    Model(Py<PyVm>),
+    /// KVM's.
+    Kvm(Py<PyKvmVm>),
+    /// The model under faults.
+    Faulty(Py<PyFaultyVm>),
+}
+
+impl VmArgument {
+    fn any(self) -> AnyVm {
+        match self {
+            Self::Model(vm) => Arc::new(vm),
+            Self::Kvm(vm) => Arc::new(vm),
+            Self::Faulty(vm) => Arc::new(vm),
+        }
+    }
+}
+
+/// Plans the restore of `checkpoint` into `vm` under `policy`, without touching anything.
+///
+/// `views` says what becomes of two counters that differ: "preserve" sets each by value, "adopt-virtual" gives both the
+/// virtual counter's offset, "refuse" raises CounterSkew. `same_counter` forces what is otherwise decided from the
+/// evidence. On another counter time is told by the wall clocks: `sync` says how far the one here may be off, as
+/// `checkpoint(sync=)` did there, else there is only the kernel's word. `assume_error_ns` says instead how far apart the two
+/// may be, and `elapsed_ns` how much time has passed, that far off at most. Without any of it an `Advance` or `CatchUp` is
+/// refused (ElapsedUnknown), and so is more than `max_elapsed_ns`, by default 366 days, unless `Advance` has a cap of its
+/// own. `timers="relative"` keeps the time that was left to each timer, instead of its deadline. `intent` says why
+/// the VM is restored: "live-migration", "live-update", "snapshot" or "clone". `strict` refuses a checkpoint that has
+/// something this version doesn't know, of which it otherwise warns. `now` injects an instant of the VM's counter: a
+/// count, or a whole CrossTimestamp. A RestoreRefused names both sides and the way out.
+#[pyfunction]
+#[pyo3(signature = (
+    checkpoint, vm, *, policy=None, views="preserve", same_counter=None, assume_error_ns=None, sync=None, elapsed_ns=None,
+    max_elapsed_ns=None, timers="absolute", intent=None, strict=false, now=None
+))]
+pub(crate) fn plan(
+    py: Python<'_>,
+    checkpoint: &Bound<'_, PyCheckpoint>,
+    vm: VmArgument,
+    policy: Option<AnyPolicy>,
+    views: &str,
+    same_counter: Option<bool>,
+    assume_error_ns: Option<u64>,
+    sync: Option<AnySyncBound>,
+    elapsed_ns: Option<u64>,
+    max_elapsed_ns: Option<u64>,
+    timers: &str,
+    intent: Option<&str>,
+    strict: bool,
+    now: Option<AnyNow>,
+) -> PyResult<PyPlan> {
+    let wishes = Wishes {
+        policy,
+        views,
+        same_counter,
+        assume_error_ns,
+        sync,
+        elapsed_ns,
+        max_elapsed_ns,
+        timers,
+        intent,
+        strict,
+    };
+    let checkpoint = Arc::clone(&checkpoint.get().0);
+    let vm = vm.any();
+    let plan = vm.plan(py, &checkpoint, wishes.request()?, now.map(|now| now.0))?;
+    Ok(PyPlan::new(plan, checkpoint, vm))
+}
+
+/// Restores `checkpoint` into `vm`: `plan`, `prepare`, `apply` and `release` in one, with `plan`'s arguments. The guest may
+/// run when it returns.
+#[pyfunction]
+#[pyo3(signature = (
+    checkpoint, vm, *, policy=None, views="preserve", same_counter=None, assume_error_ns=None, sync=None, elapsed_ns=None,
+    max_elapsed_ns=None, timers="absolute", intent=None, strict=false, now=None
+))]
+pub(crate) fn restore(
+    py: Python<'_>,
+    checkpoint: &Bound<'_, PyCheckpoint>,
+    vm: VmArgument,
+    policy: Option<AnyPolicy>,
+    views: &str,
+    same_counter: Option<bool>,
+    assume_error_ns: Option<u64>,
+    sync: Option<AnySyncBound>,
+    elapsed_ns: Option<u64>,
+    max_elapsed_ns: Option<u64>,
+    timers: &str,
+    intent: Option<&str>,
+    strict: bool,
+    now: Option<AnyNow>,
+) -> PyResult<PyReport> {
+    let planned = plan(
+        py,
+        checkpoint,
+        vm,
+        policy,
+        views,
+        same_counter,
+        assume_error_ns,
+        sync,
+        elapsed_ns,
+        max_elapsed_ns,
+        timers,
+        intent,
+        strict,
+        now.clone(),
+    )?;
+    planned.carry_out(py, now)
+}
