@@ -489,7 +489,7 @@ def restore(directory: Path, policy: Freeze | Advance, rounds: int, *, plant_fau
     after = vmm.host_ticks()
     if plant_fault_ticks:
         guest = vmm.machine.get_one_reg(0, Reg.TIMER_CNT)
-        if vmm.vm.owned:
+        if vmm.vm.opted_in:
             vmm.machine.set_counter_offset(vmm.host_ticks() - guest - plant_fault_ticks)
         else:
             vmm.machine.set_one_reg(0, Reg.TIMER_CNT, (guest + plant_fault_ticks) % 2**64)

@@ -23,7 +23,7 @@ from typing import Any
 from unicorn import UC_ARCH_ARM64, UC_MODE_ARM, Uc
 from unicorn import arm64_const as a64
 
-from guestclock import Advance, Checkpoint, Freeze, MonotonicCounter, Reg, Vm, plan
+from guestclock import Advance, Checkpoint, Freeze, ModelVm, MonotonicCounter, Reg, plan
 from guestclock.adapters.unicorn import Mode, UnicornTimer, attach
 
 RAM, RAM_SIZE = 0x4000_0000, 0x1_0000
@@ -128,13 +128,13 @@ def host_ticks() -> int:
 
 
 class Vmm:
-    """One virtual machine: an engine with its memory, a `Vm` with its time, and what the VMM saw of both."""
+    """One virtual machine: an engine with its memory, a `ModelVm` with its time, and what the VMM saw of both."""
 
     def __init__(self, mode: Mode) -> None:
         self.mode: Mode = mode
         self.uc = Uc(UC_ARCH_ARM64, UC_MODE_ARM)
         self.uc.mem_map(RAM, RAM_SIZE)
-        self.vm = Vm(vcpus=1, counter=MonotonicCounter())
+        self.vm = ModelVm(vcpus=1, counter=MonotonicCounter())
         self.timer: UnicornTimer = attach(self.uc, self.vm, 0, mode=mode, now=self._now if mode == "exact" else None)
         self.samples: list[list[list[int]]] = []
         """For each of the guest's samples, for CNTVCT and CNTPCT, the host's clock just before and just after."""

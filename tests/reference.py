@@ -98,7 +98,7 @@ class ReferenceVm:
     width: int = 64
     """How many bits the guest's counters and compare values have."""
     offset: list[int] = field(default_factory=lambda: [0, 0])
-    owned: bool = False
+    opted_in: bool = False
     irq: list[int] = field(default_factory=lambda: [27, 30, 28, 26])
     """The timers' interrupt ids."""
     has_run: bool = False
@@ -161,7 +161,7 @@ class ReferenceVm:
 
     def create_vcpu(self, now: int) -> None:
         """KVM_CREATE_VCPU: kvm_timer_vcpu_init sets both offsets unless the flag is set."""
-        if not self.owned:
+        if not self.opted_in:
             self.offset = [now, 0]
         self.vcpus.append(Vcpu())
 
@@ -171,7 +171,7 @@ class ReferenceVm:
             raise Refused("EINVAL")
         if any(vcpu.loaded is not None for vcpu in self.vcpus):
             raise Refused("EBUSY")
-        self.owned = True
+        self.opted_in = True
         self.offset = [u64(offset), u64(offset)]
 
     # A vCPU's ioctls.
@@ -251,7 +251,7 @@ class ReferenceVm:
             vcpu.plain[reg] = value
         elif reg in CNT:
             # Either count of a nested guest moves both, and neither looks at CNTVOFF_EL2.
-            if not self.owned:
+            if not self.opted_in:
                 self.offset[PHYSICAL if self.el2 != "absent" else CNT.index(reg)] = u64(now - value)
         elif reg in CVAL:
             vcpu.cval[CVAL.index(reg)] = value

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from guestclock import FaultyVm, GuestVm, HostCounter, KvmVm, Vm
+from guestclock import FaultyVm, GuestVm, HostCounter, KvmVm, ModelVm
 
 if TYPE_CHECKING:
     from kvm_vmm import Machine
@@ -63,7 +63,7 @@ def model(kernel: str, *, nested: bool = False, faulty: bool = False) -> Callabl
 
     @contextmanager
     def make(vcpus: int) -> Iterator[Rig]:
-        vm = Vm(vcpus, counter=HostCounter(), kernel=kernel, nested=nested)
+        vm = ModelVm(vcpus, counter=HostCounter(), kernel=kernel, nested=nested)
         yield Rig(FaultyVm(vm, []) if faulty else vm, vm.create_vcpu, vm.init_vcpu)
 
     return make

@@ -30,9 +30,9 @@ from guestclock import (
     Freeze,
     HostCounter,
     ManualCounter,
+    ModelVm,
     MonotonicCounter,
     Step,
-    Vm,
     aio,
     plan,
     restore,
@@ -69,7 +69,7 @@ class Driver:
     def __init__(self, kind: str) -> None:
         self.kind = kind
 
-    def steps(self, vm: Vm, sleeper: Sleeper) -> Iterator[Step]:
+    def steps(self, vm: ModelVm, sleeper: Sleeper) -> Iterator[Step]:
         if self.kind == "paced":
             yield from paced(vm.catch_up(), sleep=sleeper)
             return
@@ -89,11 +89,11 @@ def driver(request: pytest.FixtureRequest) -> Driver:
     return Driver(request.param)
 
 
-def owing(pause_ns: int, policy: CatchUp) -> tuple[ManualCounter, Vm]:
+def owing(pause_ns: int, policy: CatchUp) -> tuple[ManualCounter, ModelVm]:
     counter = host()
     checkpoint = owned(counter).checkpoint()
     counter.advance(pause_ns // NS)
-    vm = Vm(2, counter=counter)
+    vm = ModelVm(2, counter=counter)
     restore(checkpoint, vm, policy=policy)
     return counter, vm
 
@@ -109,7 +109,7 @@ def test_each_step_comes_when_it_is_due(driver: Driver) -> None:
     assert at == [2_500 * MS, 5_000 * MS, 7_500 * MS]
     # At most a second at a time, and then the counter is asked.
     assert sleeper.slept == [SECOND, SECOND, 500 * MS] * 3
-    assert vm.owed_ticks == 0
+    assert vm.backlog_ticks == 0
     assert list(driver.steps(vm, sleeper)) == []
 
 
@@ -130,7 +130,7 @@ def test_never_early_never_busy(pause_ns: int, interval_ns: int, off_by_ns: list
             assert len(sleeper.slept) > naps
             last, naps = counter.read(), len(sleeper.slept)
             step.apply()
-        assert vm.owed_ticks == 0
+        assert vm.backlog_ticks == 0
         assert all(MS <= ns <= SECOND for ns in sleeper.slept)
 
 
@@ -180,17 +180,17 @@ def test_a_step_that_fails_comes_again_after_a_while(driver: Driver) -> None:
         else:
             step.apply()
     assert sleeper.slept == [SECOND, 10 * MS, SECOND, SECOND]
-    assert (len(tried), vm.owed_ticks) == (4, 0)
+    assert (len(tried), vm.backlog_ticks) == (4, 0)
 
 
 def test_a_step_that_is_passed_over_keeps_its_debt(driver: Driver) -> None:
     counter, vm = owing(SECOND, CatchUp(SECOND, SECOND))
     sleeper = Sleeper(counter)
     steps = driver.steps(vm, sleeper)
-    seen = [(step.due_at, step.ticks, step.owed_ticks) for step, _ in zip(steps, range(3), strict=False)]
+    seen = [(step.due_at, step.ticks, step.backlog_ticks) for step, _ in zip(steps, range(3), strict=False)]
     assert len(set(seen)) == 1
     assert set(sleeper.slept[1:]) == {10 * MS}
-    assert vm.owed_ticks == SECOND // NS
+    assert vm.backlog_ticks == SECOND // NS
 
 
 def test_a_restore_in_between_changes_what_is_waited_for(driver: Driver) -> None:
@@ -202,7 +202,7 @@ def test_a_restore_in_between_changes_what_is_waited_for(driver: Driver) -> None
         counter.advance(SECOND // NS)
     resumed = counter.read()
     second = next(steps)
-    assert second.owed_ticks == 2 * first.owed_ticks
+    assert second.backlog_ticks == 2 * first.backlog_ticks
     assert (counter.read() - resumed) * NS >= 3 * SECOND
     with vm.paused(Advance()):
         pass
@@ -214,7 +214,7 @@ def test_a_cancelled_task_leaves_the_debt() -> None:
     counter, vm = owing(2 * SECOND, CatchUp(SECOND, SECOND))
 
     async def sleep(_seconds: float) -> None:
-        if vm.owed_ticks == SECOND // NS:
+        if vm.backlog_ticks == SECOND // NS:
             asleep.set()
             await asyncio.Event().wait()
         counter.advance(SECOND // NS)
@@ -233,7 +233,7 @@ def test_a_cancelled_task_leaves_the_debt() -> None:
             await task
 
     asyncio.run(main())
-    assert vm.owed_ticks == SECOND // NS
+    assert vm.backlog_ticks == SECOND // NS
     # And somebody else goes on with it.
     assert [step.apply() for step in paced(vm.catch_up(), sleep=Sleeper(counter))] == [0]
 
@@ -253,7 +253,7 @@ def test_others_in_the_loop_go_on() -> None:
 
     asyncio.run(main())
     assert set(order) == {"a", "b"}
-    assert vm.owed_ticks == 0
+    assert vm.backlog_ticks == 0
 
 
 def test_a_guest_that_is_owed_nothing_costs_no_sleep(driver: Driver) -> None:

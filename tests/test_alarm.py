@@ -32,11 +32,11 @@ from guestclock import (
     HostCounter,
     Lateness,
     ManualCounter,
+    ModelVm,
     MonotonicCounter,
     Reg,
     ScaledCounter,
     Timer,
-    Vm,
     restore,
 )
 from guestclock.types import Counter
@@ -161,7 +161,7 @@ def test_a_rewound_counter_wakes(queue: DeadlineQueue, counter: ManualCounter, a
 
 
 def test_a_fault_that_takes_time_wakes(counter: ManualCounter, alarm: DeadlineAlarm[Expired]) -> None:
-    vm = FaultyVm(Vm(counter=counter), [Fault("set_counter_offset", delay_ticks=5)])
+    vm = FaultyVm(ModelVm(counter=counter), [Fault("set_counter_offset", delay_ticks=5)])
     assert not readable(alarm)
     vm.set_counter_offset(0)
     assert counter.read() == 1005
@@ -204,7 +204,7 @@ def test_a_bank_tells_its_alarms(counter: ManualCounter) -> None:
     vm, alarm = bank.vm(handle), DeadlineAlarm(bank)
     assert alarm.counter is counter
 
-    def start(vm: Vm, *, after: int) -> None:
+    def start(vm: ModelVm, *, after: int) -> None:
         vm.set_one_reg(0, Reg.TIMER_CVAL, vm.cntvct(0) + after)
         vm.set_one_reg(0, Reg.TIMER_CTL, 1)
 
@@ -224,7 +224,7 @@ def test_a_bank_tells_its_alarms(counter: ManualCounter) -> None:
         return handle
 
     def restored() -> int:
-        source, target = Vm(counter=counter), bank.add()
+        source, target = ModelVm(counter=counter), bank.add()
         start(source, after=0)
         restore(source.checkpoint(), bank.vm(target))
         return target

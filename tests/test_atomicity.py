@@ -21,11 +21,11 @@ from guestclock import (
     Checkpoint,
     Freeze,
     ManualCounter,
+    ModelVm,
     Plan,
     Reg,
     Restore,
     Timer,
-    Vm,
     plan,
     restore,
     sysreg,
@@ -69,7 +69,7 @@ TOO_FAR = 10**12 + 2**63
 class Scene:
     """A VM in some state, and what an operation on it needs."""
 
-    vm: Vm
+    vm: ModelVm
     counter: ManualCounter
     running: Any = None
     """The context manager of vCPU 1, which is in the guest."""
@@ -101,7 +101,7 @@ class Scene:
 
 def stopped(kernel: str = "6.12") -> Scene:
     counter = host()
-    return Scene(busy(Vm(2, counter=counter, kernel=kernel)), counter)
+    return Scene(busy(ModelVm(2, counter=counter, kernel=kernel)), counter)
 
 
 def stopped_61() -> Scene:
@@ -119,7 +119,7 @@ def opted_in() -> Scene:
 
 def full() -> Scene:
     counter = host()
-    return Scene(Vm(512, counter=counter), counter)
+    return Scene(ModelVm(512, counter=counter), counter)
 
 
 def inside(make: Callable[[], Scene]) -> Callable[[], Scene]:
@@ -149,13 +149,13 @@ def checkpoint(**changes: Any) -> Checkpoint:
 
 def of_three() -> Checkpoint:
     """Of a guest of three vCPUs."""
-    return Vm(3, counter=host()).checkpoint()
+    return ModelVm(3, counter=host()).checkpoint()
 
 
 def skewed() -> Checkpoint:
     """Of a guest whose counters differ."""
     counter = host()
-    vm = Vm(2, counter=counter)
+    vm = ModelVm(2, counter=counter)
     counter.advance(5)
     return vm.checkpoint()
 
@@ -515,7 +515,7 @@ def test_the_flag_is_not_latched_by_a_refused_offset() -> None:
         scene.vm.set_counter_offset(7)
     assert caught.value.vcpu == 1
     scene.finish()
-    assert not scene.vm.owned
+    assert not scene.vm.opted_in
     # So a count that is set still moves the counter.
     scene.vm.set_one_reg(0, Reg.TIMER_CNT, 777)
     assert scene.vm.cntvct(0) == 777
@@ -533,7 +533,7 @@ def test_an_open_restore_can_be_gone_on_with_after_every_refusal() -> None:
     assert scene.vm.cntvct(0) == 1000
 
 
-@pytest.mark.parametrize("make", [Vm, plan, restore])
+@pytest.mark.parametrize("make", [ModelVm, plan, restore])
 def test_a_call_without_its_arguments_is_a_typeerror(make: Any) -> None:
     with pytest.raises(TypeError):
         make(ANYTHING)
@@ -542,7 +542,7 @@ def test_a_call_without_its_arguments_is_a_typeerror(make: Any) -> None:
 def test_plans_steps_and_checkpoints_are_as_they_were_too(tmp_path: Path) -> None:
     saved = checkpoint()
     whole = saved.to_bytes()
-    vm = Vm(2, counter=host())
+    vm = ModelVm(2, counter=host())
     intended = plan(saved, vm)
     said = (intended.to_dict(), str(intended))
     errors: list[tuple[Callable[[], object], type[BaseException]]] = [

@@ -51,7 +51,7 @@ def test_a_leg_of_the_testbed_has_kvm() -> None:
 @pytest.mark.skipif(platform.machine() == "aarch64", reason="here it can be had")
 def test_elsewhere_kvm_is_refused_at_once() -> None:
     """Before the descriptors are looked at."""
-    with pytest.raises(CapabilityMissing, match=r"needs arm64's KVM.*`Vm` models it anywhere") as caught:
+    with pytest.raises(CapabilityMissing, match=r"needs arm64's KVM.*`ModelVm` models it anywhere") as caught:
         KvmVm(-1, [object()])  # type: ignore[list-item]
     assert caught.value.capability == "kvm"
 
@@ -78,7 +78,7 @@ def test_a_new_vms_counters(make: Make) -> None:
             return
         _, guest, _ = rig.read("cntvct")
         assert guest < 30 * rig.vm.frequency_hz
-        assert not rig.vm.owned
+        assert not rig.vm.opted_in
 
 
 def test_a_vcpu_created_late_moves_an_unowned_vms_counters(make: Make) -> None:
@@ -126,7 +126,7 @@ def test_a_counter_set_by_value_moves_the_whole_vm(rig: Rig, view: str) -> None:
 def test_one_offset_for_both_counters_of_all_vcpus(rig: Rig, offset: int) -> None:
     opted_in(rig)
     rig.vm.set_counter_offset(offset)
-    assert rig.vm.owned
+    assert rig.vm.opted_in
     for vcpu in (0, 1):
         for view in VIEWS:
             assert within(offset % 2**64, *rig.offset(view, vcpu))
@@ -146,7 +146,7 @@ def test_without_the_ioctl_there_is_no_offset(rig: Rig) -> None:
     with pytest.raises(KvmError) as caught:
         rig.vm.set_counter_offset(5)
     assert caught.value.errno == 22
-    assert not rig.vm.owned
+    assert not rig.vm.opted_in
 
 
 @pytest.mark.parametrize("value", [0, 1, 2**32, 2**56, 2**63, 2**64 - 1, 0x0123_4567_89AB_CDEF])
@@ -223,7 +223,7 @@ def test_a_checkpoint_of_an_owned_vm_is_exact(rig: Rig) -> None:
     after = rig.host()
     assert before <= checkpoint.host.count <= after
     assert checkpoint.cntvct == checkpoint.cntpct == (checkpoint.host.count - offset) % 2**64
-    assert (checkpoint.owned, checkpoint.width_ticks, checkpoint.vcpus) == (True, 0, 2)
+    assert (checkpoint.opted_in, checkpoint.width_ticks, checkpoint.vcpus) == (True, 0, 2)
     assert list(checkpoint.cval(Timer.VTIMER)) == [rig.vm.get_one_reg(vcpu, Reg.TIMER_CVAL) for vcpu in (0, 1)]
     assert list(checkpoint.ctl(Timer.VTIMER)) == [MASKED, MASKED]
     assert Checkpoint.from_bytes(checkpoint.to_bytes()) == checkpoint
@@ -236,7 +236,7 @@ def test_a_checkpoint_of_an_unowned_vm_lies_within_its_width(rig: Rig) -> None:
         offset = (checkpoint.host.count - getattr(checkpoint, view)) % 2**64
         low, high = brackets[view]
         assert within(offset, low - checkpoint.width_ticks, high), (view, offset, low, high)
-    assert not checkpoint.owned
+    assert not checkpoint.opted_in
 
 
 @pytest.mark.parametrize("policy", [Freeze(), Advance(), Advance(max_ns=1_000)], ids=repr)
@@ -290,8 +290,8 @@ def test_what_is_owed_is_paid_back_to_the_tick(make: Make) -> None:
         while target.host() - checkpoint.host.count < 10 * ms:
             pass
         report = begun.release()
-        owed = report.owed_ticks
-        assert owed == target.vm.owed_ticks == report.released_at - checkpoint.host.count
+        owed = report.backlog_ticks
+        assert owed == target.vm.backlog_ticks == report.released_at - checkpoint.host.count
         assert report.cntvct == checkpoint.cntvct
         steps = 0
         last = report.released_at
@@ -302,13 +302,13 @@ def test_what_is_owed_is_paid_back_to_the_tick(make: Make) -> None:
             if steps == 0:
                 with target.vm.running(1), pytest.raises(VcpuRunning):
                     step.apply()
-                assert target.vm.owed_ticks == owed
+                assert target.vm.backlog_ticks == owed
             # What the guest reads before and after it, and when.
             _, guest, seen = target.read("cntpct")
             left = step.apply()
             last, now, _ = target.read("cntpct")
             assert now - guest >= step.ticks
-            assert left == target.vm.owed_ticks == owed - step.ticks
+            assert left == target.vm.backlog_ticks == owed - step.ticks
             owed, steps = left, steps + 1
             last = seen
         # The source's own offset again: as if it had never been away.
@@ -318,7 +318,7 @@ def test_what_is_owed_is_paid_back_to_the_tick(make: Make) -> None:
             before, guest, after = target.read(view)
             been = checkpoint.cntvct - checkpoint.host.count
             assert within(guest, before + been, after + been)
-        assert steps == -(-report.owed_ticks // ms)
+        assert steps == -(-report.backlog_ticks // ms)
         with target.vm.running(0):
             pass
 
@@ -353,7 +353,7 @@ def test_a_restore_by_value_keeps_two_counters(make: Make) -> None:
         begun = planned.prepare()
         begun.apply()
         report = begun.release()
-        assert not target.vm.owned
+        assert not target.vm.opted_in
         for view in VIEWS:
             before, guest, after = target.read(view)
             promised = getattr(checkpoint, view) - checkpoint.host.count
@@ -378,7 +378,7 @@ def test_adopting_the_virtual_counter(make: Make) -> None:
                 plan(checkpoint, target.vm, views="refuse")
         report = restore(checkpoint, target.vm, views="adopt-virtual")
         assert (report.method, report.cntvct, report.cntpct) == ("offset", checkpoint.cntvct, checkpoint.cntvct)
-        assert target.vm.owned
+        assert target.vm.opted_in
 
 
 def test_the_gate(rig: Rig) -> None:

@@ -17,14 +17,14 @@ from guestclock import (
     Checkpoint,
     ClockEquation,
     Freeze,
+    ModelVm,
     Reg,
     Timer,
-    Vm,
     VmClock,
     plan,
     restore,
 )
-from guestclock.errors import CapabilityMissing, CounterSkew, DeadlineMissed, NothingOwed, RestoreOpen, VcpuRunning
+from guestclock.errors import CapabilityMissing, CounterSkew, DeadlineMissed, NoBacklog, RestoreOpen, VcpuRunning
 from vms import HZ, NS, SECOND, host, owned, state
 
 if TYPE_CHECKING:
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 SLOWLY = CatchUp(step_ns=SECOND // 2, interval_ns=SECOND)
 
 
-def owing(pause_ticks: int, policy: CatchUp = SLOWLY) -> tuple[ManualCounter, Vm]:
+def owing(pause_ticks: int, policy: CatchUp = SLOWLY) -> tuple[ManualCounter, ModelVm]:
     """A VM that was away for so many ticks, restored on its own counter."""
     counter = host()
     checkpoint = owned(counter).checkpoint()
     counter.advance(pause_ticks)
-    vm = Vm(2, counter=counter)
+    vm = ModelVm(2, counter=counter)
     restore(checkpoint, vm, policy=policy)
     return counter, vm
 
@@ -56,9 +56,9 @@ def test_all_is_paid_back_in_bounded_steps(pause: int, step_ns: int, interval_ns
     step_ticks = max(most // NS, 1)
     interval = -(-interval_ns // NS)
     last, left, made = counter.read(), pause, 0
-    assert (vm.cntvct(0), vm.owed_ticks) == (1000, pause)
+    assert (vm.cntvct(0), vm.backlog_ticks) == (1000, pause)
     for step in vm.catch_up():
-        assert step.owed_ticks == left
+        assert step.backlog_ticks == left
         assert step.ticks == min(step_ticks, left)
         # Never nearer to the one before than the interval.
         assert step.due_at - last == interval
@@ -66,7 +66,7 @@ def test_all_is_paid_back_in_bounded_steps(pause: int, step_ns: int, interval_ns
         counter.advance(step.due_at - counter.read() + (late[made] if made < len(late) else 0))
         assert step.wait_ns() == 0
         last, before = counter.read(), vm.cntvct(1)
-        assert step.apply() == left - step.ticks == vm.owed_ticks
+        assert step.apply() == left - step.ticks == vm.backlog_ticks
         assert (vm.cntvct(1), vm.cntpct(0)) == (before + step.ticks,) * 2
         left -= step.ticks
         made += 1
@@ -80,10 +80,10 @@ def test_a_plan_says_what_it_takes() -> None:
     counter = host()
     checkpoint = owned(counter).checkpoint()
     counter.advance(10 * HZ + 1)
-    intended = plan(checkpoint, Vm(2, counter=counter), policy=SLOWLY)
-    assert intended.to_dict()["debt"] == {
-        "owed_ticks": 10 * HZ + 1,
-        "owed_ns": 10 * SECOND + NS,
+    intended = plan(checkpoint, ModelVm(2, counter=counter), policy=SLOWLY)
+    assert intended.to_dict()["backlog"] == {
+        "remaining_ticks": 10 * HZ + 1,
+        "remaining_ns": 10 * SECOND + NS,
         "steps": 21,
         "step_ns": SECOND // 2,
         "interval_ns": SECOND,
@@ -107,7 +107,7 @@ def test_what_a_guest_would_mind_is_warned_of(policy: CatchUp, said: str | None)
     counter = host()
     checkpoint = owned(counter).checkpoint()
     counter.advance(1)
-    warnings = plan(checkpoint, Vm(2, counter=counter), policy=policy).warnings
+    warnings = plan(checkpoint, ModelVm(2, counter=counter), policy=policy).warnings
     of_it = [warning for warning in warnings if "steps of" in warning or "as fast" in warning]
     assert [said is not None and said in warning for warning in of_it] == [True] * (said is not None)
 
@@ -116,28 +116,28 @@ def test_a_deadline_is_kept_or_refused() -> None:
     counter = host()
     checkpoint = owned(counter).checkpoint()
     counter.advance(3 * HZ)
-    vm = Vm(2, counter=counter)
-    assert restore(checkpoint, vm, policy=CatchUp(SECOND, 2 * SECOND, 6 * SECOND)).owed_ticks == 3 * HZ
+    vm = ModelVm(2, counter=counter)
+    assert restore(checkpoint, vm, policy=CatchUp(SECOND, 2 * SECOND, 6 * SECOND)).backlog_ticks == 3 * HZ
     with pytest.raises(DeadlineMissed) as caught:
         restore(checkpoint, vm, policy=CatchUp(SECOND, 2 * SECOND, 6 * SECOND - 1))
     error = caught.value
     assert (error.owed_ns, error.needed_ns, error.deadline_ns) == (3 * SECOND, 6 * SECOND, 6 * SECOND - 1)
     # With nothing to pay back there is none to miss.
-    assert restore(vm.checkpoint(), vm, policy=Freeze()).owed_ticks == 3 * HZ
+    assert restore(vm.checkpoint(), vm, policy=Freeze()).backlog_ticks == 3 * HZ
     restore(checkpoint, vm, policy=CatchUp(1, 2**63, 1), now=checkpoint.host.count)
 
 
 def test_it_takes_an_owned_offset() -> None:
     counter = host()
-    vm = Vm(2, counter=counter, kernel="6.1")
+    vm = ModelVm(2, counter=counter, kernel="6.1")
     before = state(vm)
     with pytest.raises(CapabilityMissing, match="moving the VM-wide counter offset"):
         plan(owned(counter).checkpoint(), vm, policy=SLOWLY)
     assert state(vm) == before
     # Two counters that differ are kept by value, and in place a VM isn't opted in.
-    apart = Vm(2, counter=counter)
+    apart = ModelVm(2, counter=counter)
     with pytest.raises(CapabilityMissing):
-        plan(apart.checkpoint(), Vm(2, counter=counter), policy=SLOWLY)
+        plan(apart.checkpoint(), ModelVm(2, counter=counter), policy=SLOWLY)
 
 
 def test_a_vcpu_that_runs_leaves_the_debt_as_it_was() -> None:
@@ -146,14 +146,14 @@ def test_a_vcpu_that_runs_leaves_the_debt_as_it_was() -> None:
     step = next(steps)
     counter.advance(HZ)
     with vm.running(1):
-        before = (vm.cntvct(0), vm.owed_ticks)
+        before = (vm.cntvct(0), vm.backlog_ticks)
         with pytest.raises(VcpuRunning) as caught:
             step.apply()
-        assert (vm.cntvct(0), vm.owed_ticks) == before
+        assert (vm.cntvct(0), vm.backlog_ticks) == before
     assert caught.value.vcpu == 1
     # The same step again.
     again = next(steps)
-    assert (again.ticks, again.due_at, again.owed_ticks) == (step.ticks, step.due_at, step.owed_ticks)
+    assert (again.ticks, again.due_at, again.backlog_ticks) == (step.ticks, step.due_at, step.backlog_ticks)
     assert again.apply() == HZ // 2
     assert [left.apply() for left in steps] == [0]
 
@@ -161,14 +161,14 @@ def test_a_vcpu_that_runs_leaves_the_debt_as_it_was() -> None:
 def test_nothing_is_owed_by_default() -> None:
     counter, vm = owing(HZ, CatchUp(SECOND, SECOND))
     step = next(vm.catch_up())
-    assert step.apply() == vm.owed_ticks == 0
+    assert step.apply() == vm.backlog_ticks == 0
     before = state(vm)
-    with pytest.raises(NothingOwed):
+    with pytest.raises(NoBacklog):
         step.apply()
     assert state(vm) == before
-    fresh = Vm(counter=counter)
+    fresh = ModelVm(counter=counter)
     assert list(fresh.catch_up()) == []
-    assert fresh.checkpoint().to_bytes() == Vm(counter=counter).checkpoint().to_bytes()
+    assert fresh.checkpoint().to_bytes() == ModelVm(counter=counter).checkpoint().to_bytes()
 
 
 def test_no_step_while_a_restore_is_open() -> None:
@@ -179,10 +179,10 @@ def test_no_step_while_a_restore_is_open() -> None:
         step.apply()
     steps.apply()
     steps.release()
-    assert vm.owed_ticks == HZ
+    assert vm.backlog_ticks == HZ
     with vm.paused(), pytest.raises(RestoreOpen):
         step.apply()
-    assert vm.owed_ticks == HZ
+    assert vm.backlog_ticks == HZ
     assert counter.read() > 0
 
 
@@ -200,9 +200,9 @@ def test_the_debt_travels_with_the_checkpoint(policy: Freeze | Advance | CatchUp
     checkpoint = Checkpoint.from_bytes(vm.checkpoint().to_bytes())
     cntvct = vm.cntvct(0)
     counter.advance(3 * HZ)
-    there = Vm(2, counter=counter)
+    there = ModelVm(2, counter=counter)
     report = restore(checkpoint, there, policy=policy)
-    assert (report.added_ticks, report.owed_ticks, there.owed_ticks) == (added, left, left)
+    assert (report.added_ticks, report.backlog_ticks, there.backlog_ticks) == (added, left, left)
     assert there.cntvct(0) == cntvct + added
     assert report.capped == (policy == Advance(max_ns=4 * SECOND))
     if policy == Freeze():
@@ -224,14 +224,16 @@ def test_what_disrupts_the_counter() -> None:
         (Freeze(), True, True),
         (SLOWLY, True, True),
     ):
-        vm = Vm(2, counter=counter)
+        vm = ModelVm(2, counter=counter)
         intended = plan(checkpoint, vm, policy=policy, same_counter=same, assume_error_ns=0)
         steps = intended.prepare()
         steps.apply()
         assert intended.disrupts is steps.release().disrupts is disrupts, policy
     # Paid back at once, too, and by reads that are sure to no tick.
     assert plan(vm.checkpoint(), vm, policy=Advance()).disrupts
-    assert plan(Vm(2, counter=counter).checkpoint(), Vm(2, counter=counter), policy=Advance()).disrupts is False
+    assert (
+        plan(ModelVm(2, counter=counter).checkpoint(), ModelVm(2, counter=counter), policy=Advance()).disrupts is False
+    )
 
 
 def test_a_pause_in_place_can_be_owed_too() -> None:
@@ -239,18 +241,18 @@ def test_a_pause_in_place_can_be_owed_too() -> None:
     vm = owned(counter)
     with vm.paused(SLOWLY) as pause:
         counter.advance(HZ)
-    assert (pause.report.owed_ticks, vm.owed_ticks, vm.cntvct(0)) == (HZ, HZ, 1000)
+    assert (pause.report.backlog_ticks, vm.backlog_ticks, vm.cntvct(0)) == (HZ, HZ, 1000)
     with vm.paused(SLOWLY):
         counter.advance(HZ)
-    assert vm.owed_ticks == 2 * HZ
+    assert vm.backlog_ticks == 2 * HZ
     with vm.paused():
         counter.advance(HZ)
-    assert vm.owed_ticks == 2 * HZ
+    assert vm.backlog_ticks == 2 * HZ
 
 
 def test_a_pause_that_could_not_end_does_not_begin() -> None:
     counter = host()
-    vm = Vm(2, counter=counter)
+    vm = ModelVm(2, counter=counter)
     counter.advance(5)
     before = state(vm)
     with pytest.raises(CapabilityMissing), vm.paused(SLOWLY):
@@ -267,7 +269,7 @@ def test_a_pause_that_took_too_long_ends_nevertheless() -> None:
     vm = owned(counter)
     with vm.paused(CatchUp(SECOND, 2 * SECOND, 6 * SECOND - 1)) as pause:
         counter.advance(3 * HZ)
-    assert vm.owed_ticks == 3 * HZ
+    assert vm.backlog_ticks == 3 * HZ
     warnings = pause.report.to_dict()["warnings"]
     assert isinstance(warnings, list)
     assert any("takes 6000000000 ns in these steps, and 5999999999 ns" in warning for warning in warnings)
@@ -290,7 +292,7 @@ def test_the_page_shows_the_same_time_before_and_after_a_step() -> None:
     counter, vm = owing(HZ)
     memory = mmap.mmap(-1, mmap.PAGESIZE)
     page = VmClock.create(memory)
-    here = replace(counter.cross_timestamp(), synchronized=True)
+    here = replace(counter.stamp(), synchronized=True)
     equation = ClockEquation(here, cntvct=vm.cntvct(0), max_error_ns=10, rate_max_error_ppb=50_000)
     with page.update() as update:
         update.clock(equation)
@@ -325,7 +327,7 @@ def test_no_step_within_an_update_of_its_page() -> None:
     page = VmClock.create(mmap.mmap(-1, mmap.PAGESIZE))
     with page.update(), pytest.raises(RuntimeError, match="open already"):
         next(vm.catch_up()).apply(page)
-    assert vm.owed_ticks == HZ
+    assert vm.backlog_ticks == HZ
 
 
 def test_a_policy_is_checked() -> None:

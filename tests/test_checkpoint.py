@@ -12,20 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from guestclock import Checkpoint, ManualCounter, Reg, Timer, Vm
+from guestclock import Checkpoint, ManualCounter, ModelVm, Reg, Timer
 from guestclock.errors import NotACheckpoint, TooLarge
 
 
 @pytest.fixture
 def checkpoint() -> Checkpoint:
-    vm = Vm(3, counter=ManualCounter(10**12, realtime_ns=10**18))
+    vm = ModelVm(3, counter=ManualCounter(10**12, realtime_ns=10**18))
     vm.set_counter_offset(10**12 - 5)
     vm.set_one_reg(2, Reg.TIMER_CVAL, 99)
     return vm.checkpoint()
 
 
 def test_it_says_what_it_holds(checkpoint: Checkpoint) -> None:
-    assert (checkpoint.vcpus, checkpoint.cntvct, checkpoint.cntpct, checkpoint.owned) == (3, 5, 5, True)
+    assert (checkpoint.vcpus, checkpoint.cntvct, checkpoint.cntpct, checkpoint.opted_in) == (3, 5, 5, True)
     assert (checkpoint.frequency_hz, checkpoint.width_ticks, checkpoint.stopped_at) == (62_500_000, 0, None)
     assert checkpoint.cntvoff is None
     cval = checkpoint.cval(Timer.VTIMER)

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from golden import make
-from guestclock import Checkpoint, CheckpointSet, Freeze, ManualCounter, ScaledCounter, Vm, inspection, restore
+from guestclock import Checkpoint, CheckpointSet, Freeze, ManualCounter, ModelVm, ScaledCounter, inspection, restore
 from guestclock.cli.app import app
 from guestclock.errors import TooLarge, WrongKind
 
@@ -71,9 +71,9 @@ def test_it_is_a_value(mixed: CheckpointSet, tmp_path: Path) -> None:
 def test_it_says_all_that_it_holds(mixed: CheckpointSet) -> None:
     said: Any = json.loads(json.dumps(mixed.to_dict()))
     other, own = said["groups"]
-    assert (other["names"], other["vcpus"], other["owned"]) == ([1, 3, 2**64 - 1], [1, 2, 1], [True, False, True])
+    assert (other["names"], other["vcpus"], other["opted_in"]) == ([1, 3, 2**64 - 1], [1, 2, 1], [True, False, True])
     assert (other["cntvct"], other["cntpct"], own["cntpct"]) == ([10, 20, 30], [10, 21, 30], [40])
-    assert other["debts"][str(2**64 - 1)] == {"owed_ticks": 2**64 - 1, "step_ns": 1, "interval_ns": 2}
+    assert other["backlogs"][str(2**64 - 1)] == {"remaining_ticks": 2**64 - 1, "step_ns": 1, "interval_ns": 2}
     assert (other["cntvoff"], own["cntvoff"]) == (None, [0, 2**64 - 4096])
     assert other["timers"]["vtimer"]["ctl"] == [1, 0xFFFF_FFFF_FFFF_FFF8, 0, 3]
     assert list(own["timers"]) == ["vtimer", "ptimer", "hvtimer", "hptimer"]
@@ -84,7 +84,7 @@ def test_it_says_all_that_it_holds(mixed: CheckpointSet) -> None:
 def test_a_vm_of_it_is_as_its_own_checkpoint() -> None:
     """Two VMs of the model, one of them at another frequency, put into a set by another encoder."""
     counter = ManualCounter(10**12 + 1, frequency_hz=62_500_000, realtime_ns=10**18)
-    vms = [Vm(1, counter=ScaledCounter(counter, frequency_hz=24_000_000)), Vm(2, counter=counter)]
+    vms = [ModelVm(1, counter=ScaledCounter(counter, frequency_hz=24_000_000)), ModelVm(2, counter=counter)]
     for vm in vms:
         vm.set_counter_offset(vm.counter.read() - 5)
         vm.set_one_reg(0, 0x6030_0000_0013_DF02, 1005)
@@ -98,7 +98,7 @@ def test_a_vm_of_it_is_as_its_own_checkpoint() -> None:
     taken = CheckpointSet.from_bytes(make.seal(cbor2.dumps({"host": host, "groups": groups}, canonical=True)))
     assert list(taken) == checkpoints
     counter.advance(62_500_000)
-    target = Vm(1, counter=ScaledCounter(counter, frequency_hz=24_000_000))
+    target = ModelVm(1, counter=ScaledCounter(counter, frequency_hz=24_000_000))
     restore(taken[0], target, policy=Freeze())
     assert target.cntvct(0) == 5
 
@@ -119,8 +119,8 @@ def test_inspect_shows_its_groups_and_one_vm(mixed: CheckpointSet) -> None:
             "vcpus": 4,
             "timers": ["vtimer", "ptimer"],
             "nested": False,
-            "owned": 2,
-            "owing": 2,
+            "opted_in": 2,
+            "with_backlog": 2,
         },
         {
             "frequency_hz": 1_000_000_000,
@@ -128,8 +128,8 @@ def test_inspect_shows_its_groups_and_one_vm(mixed: CheckpointSet) -> None:
             "vcpus": 2,
             "timers": ["vtimer", "ptimer", "hvtimer", "hptimer"],
             "nested": True,
-            "owned": 0,
-            "owing": 0,
+            "opted_in": 0,
+            "with_backlog": 0,
         },
     ]
     said = run("inspect", file).output

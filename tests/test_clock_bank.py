@@ -1,4 +1,4 @@
-"""The bank of many VMs, as Python has it: its contract for arrays, and each result against the same of each `Vm`."""
+"""The bank of many VMs in Python: its contract for arrays, and each result against the same of each `ModelVm`."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def bank(counter: ManualCounter) -> ClockBank:
 
 
 def each(bank: ClockBank, look: Any) -> list[Any]:
-    """What `look` gives of each vCPU's own `Vm`, in the order of the rows."""
+    """What `look` gives of each vCPU's own `ModelVm`, in the order of the rows."""
     return [look(bank.vm(vcpu >> 9 << 9), vcpu & 511) for vcpu in bank.vcpus().tolist()]
 
 
@@ -81,7 +81,7 @@ def led_back(bank: ClockBank, vcpu: int, deadline: int | None) -> int:
 
 
 class TestIsItsVms:
-    """Every result is what each `Vm` gives."""
+    """Every result is what each `ModelVm` gives."""
 
     def test_counts(self, bank: ClockBank) -> None:
         assert bank.cntvct().tolist() == each(bank, lambda vm, vcpu: vm.cntvct(vcpu))
@@ -409,7 +409,7 @@ class TestSets:
             counter.advance(10**6)
         assert pause.report.count == counter.read()
         assert bank.cntvct()[2] == alone.cntvct()[0]
-        assert bank.vm(int(vms[1])).owed_ticks == alone.vm(one).owed_ticks
+        assert bank.vm(int(vms[1])).backlog_ticks == alone.vm(one).backlog_ticks
         assert [plan["method"] for plan in pause.report.plans] == ["offset"]
         with bank.vm(int(vms[0])).running(0):
             pass

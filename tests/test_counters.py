@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestclock import HostCounter, ManualCounter, MonotonicCounter, Vm, _core
+from guestclock import HostCounter, ManualCounter, ModelVm, MonotonicCounter, _core
 from guestclock.errors import CapabilityMissing
 
 
@@ -45,7 +45,7 @@ def test_monotonic_ticks_are_exact_at_any_frequency(hz: int) -> None:
 def test_a_cross_timestamp_holds_what_it_says(counter: HostCounter | MonotonicCounter) -> None:
     for _ in range(100):
         before = (counter.read(), time.time_ns())
-        here = counter.cross_timestamp()
+        here = counter.stamp()
         after = (counter.read(), time.time_ns())
         assert before[0] <= here.count <= after[0]
         # The wall clock may be stepped under a test, so only where it wasn't.
@@ -81,9 +81,9 @@ def test_wrong_arguments() -> None:
     with pytest.raises(OverflowError):
         ManualCounter(-1)
     with pytest.raises(TypeError):
-        Vm(counter=time.monotonic_ns)  # type: ignore[arg-type]
+        ModelVm(counter=time.monotonic_ns)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="32 bits"):
-        Vm(counter=ManualCounter(frequency_hz=2**32))
+        ModelVm(counter=ManualCounter(frequency_hz=2**32))
 
 
 @given(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from numpy.typing import NDArray
 
-from guestclock import DeadlineQueue, ManualCounter, Reg, Vm
+from guestclock import DeadlineQueue, ManualCounter, ModelVm, Reg
 
 SIZE = 2**64
 NO_DEADLINE = SIZE - 1
@@ -175,7 +175,7 @@ def test_it_fires_as_a_heap_does(vm: int) -> None:
 
 def test_it_is_the_model_vms_deadline() -> None:
     counter = ManualCounter(5)
-    vm = Vm(counter=counter)
+    vm = ModelVm(counter=counter)
     for offset in (0, 3, 6, 2**63, SIZE - 1):
         for cval in (0, 2, 10, 2**63, SIZE - 2, SIZE - 1):
             vm.set_counter_offset(offset)

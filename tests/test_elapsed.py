@@ -13,11 +13,11 @@ from guestclock import (
     Advance,
     CatchUp,
     Checkpoint,
-    CrossTimestamp,
     Freeze,
     HostCounter,
+    ModelVm,
+    Stamp,
     SyncBound,
-    Vm,
     plan,
     restore,
 )
@@ -29,9 +29,9 @@ MACHINE = "0123456789abcdef0123456789abcdef"
 BOOT = "fedcba9876543210fedcba9876543210"
 
 
-def instant(after_ns: int = 0, *, count: int = 10**12, **changes: Any) -> CrossTimestamp:
+def instant(after_ns: int = 0, *, count: int = 10**12, **changes: Any) -> Stamp:
     """A host's clocks: both synchronised and known, by the kernel alone."""
-    known = CrossTimestamp(
+    known = Stamp(
         count=count,
         frequency_hz=HZ,
         source="cntvct_el0",
@@ -47,19 +47,19 @@ def instant(after_ns: int = 0, *, count: int = 10**12, **changes: Any) -> CrossT
     return replace(known, **changes)
 
 
-def saved(at: CrossTimestamp, **options: Any) -> Checkpoint:
+def saved(at: Stamp, **options: Any) -> Checkpoint:
     return owned(host(at.count)).checkpoint(now=at, **options)
 
 
-def elsewhere(after_ns: int, **changes: Any) -> CrossTimestamp:
+def elsewhere(after_ns: int, **changes: Any) -> Stamp:
     return instant(after_ns, count=5, machine_id="f" * 32, boot_id="e" * 32, **changes)
 
 
-def advanced(checkpoint: Checkpoint, now: CrossTimestamp, **options: Any) -> dict[str, Any]:
-    return plan(checkpoint, Vm(2, counter=host(now.count)), policy=Advance(), now=now, **options).to_dict()
+def advanced(checkpoint: Checkpoint, now: Stamp, **options: Any) -> dict[str, Any]:
+    return plan(checkpoint, ModelVm(2, counter=host(now.count)), policy=Advance(), now=now, **options).to_dict()
 
 
-# The cross-timestamp.
+# The stamp.
 
 
 def test_the_bound_of_a_cross_timestamp() -> None:
@@ -101,7 +101,7 @@ def test_what_nobody_vouches_for_has_no_bound(changes: dict[str, Any], why: str)
         assert why in str(caught.value)
         assert advanced(saved(there), here, assume_error_ns=7 * NS)["added_ticks"] == HZ
         # Freeze doesn't ask.
-        assert restore(saved(there), Vm(2, counter=host(here.count)), now=here).added_ticks == 0
+        assert restore(saved(there), ModelVm(2, counter=host(here.count)), now=here).added_ticks == 0
 
 
 def test_who_knows_better_than_the_kernel_is_believed() -> None:
@@ -115,7 +115,7 @@ def test_who_knows_better_than_the_kernel_is_believed() -> None:
 
 
 def test_the_host_counters_cross_timestamp() -> None:
-    here = HostCounter().cross_timestamp()
+    here = HostCounter().stamp()
     assert (here.tai_ns is None) == (here.tai_offset_s is None)
     assert (here.error_bound_ns is None) == (here.vouched != "kernel-unverified")
     assert here.sync is None
@@ -143,7 +143,7 @@ def test_the_bound_is_the_sum_of_its_terms(
 ) -> None:
     syncs = [SyncBound(*of) for of in zip(bounds, ages, ppb, strict=True)]
     checkpoint = saved(instant(width_ns=widths[0]), sync=syncs[0])
-    vm = Vm(2, counter=host(5))
+    vm = ModelVm(2, counter=host(5))
     now = elsewhere(pause_ns, width_ns=widths[1])
     intended = plan(checkpoint, vm, policy=Advance(), sync=syncs[1], now=now)
     drifted = [age * drift for age, drift in zip(ages, ppb, strict=True)]
@@ -184,7 +184,7 @@ def test_what_lies_beyond_the_cap_is_no_error(beyond: int) -> None:
     found = advanced(checkpoint, now, assume_error_ns=7 * NS)
     assert found["error_bound_ticks"] == 8
     capped = plan(
-        checkpoint, Vm(2, counter=host(5)), policy=Advance(max_ns=SECOND), assume_error_ns=7 * NS, now=now
+        checkpoint, ModelVm(2, counter=host(5)), policy=Advance(max_ns=SECOND), assume_error_ns=7 * NS, now=now
     ).to_dict()
     assert capped["added_ticks"] == HZ + min(beyond, 0)
     assert capped["error_bound_ticks"] == max(8 - max(beyond, 0), 0)
@@ -194,10 +194,10 @@ def test_a_leap_second_is_no_time() -> None:
     # The kernel's clock goes back by a second at its end, and TAI - UTC up.
     leapt = elsewhere(9 * SECOND, tai_offset_s=38)
     assert advanced(saved(instant()), leapt)["added_ticks"] == 10 * HZ
-    # Without TAI that can't be known, and the premises say so.
+    # Without TAI that can't be known, and the assumptions say so.
     blind = advanced(saved(instant(tai_offset_s=None)), leapt, assume_error_ns=0)
     assert blind["added_ticks"] == 9 * HZ
-    assert any("leap second" in premise for premise in blind["premises"])
+    assert any("leap second" in premise for premise in blind["assumptions"])
     # Nor does it make another counter of the same.
     here = instant(9 * SECOND, count=10**12 + 10 * HZ, tai_offset_s=38)
     assert advanced(saved(instant()), here)["same_counter"] is True
@@ -208,14 +208,14 @@ def test_only_the_kernels_word_is_said_to_be_just_that() -> None:
     assert sum("nobody verified" in warning for warning in found["warnings"]) == 2
     found = advanced(saved(instant(), sync=SyncBound(1)), elsewhere(SECOND), sync=SyncBound(1, quality="clockbound"))
     assert not any("nobody verified" in warning for warning in found["warnings"])
-    assert any("(clockbound)" in premise for premise in found["premises"])
-    assert any("smeared" in premise for premise in found["premises"])
+    assert any("(clockbound)" in premise for premise in found["assumptions"])
+    assert any("smeared" in premise for premise in found["assumptions"])
 
 
 def test_the_step_in_rate_is_no_part_of_the_bound() -> None:
     checkpoint = saved(instant(rate_ppb=-3_820))
     assert checkpoint.host.rate_ppb == -3_820
-    vm = Vm(2, counter=host(5))
+    vm = ModelVm(2, counter=host(5))
     bounds = set()
     for rate_ppb, step in ((1_180, 5_000), (-3_820, 0), (None, None)):
         intended = plan(checkpoint, vm, policy=Advance(), now=elsewhere(SECOND, rate_ppb=rate_ppb))
@@ -224,7 +224,7 @@ def test_the_step_in_rate_is_no_part_of_the_bound() -> None:
         bounds.add(intended.error_bound_ticks)
     assert len(bounds) == 1
     # One counter keeps its rate.
-    assert plan(checkpoint, Vm(2, counter=host()), now=instant(SECOND, count=10**12 + HZ)).rate_step_ppb == 0
+    assert plan(checkpoint, ModelVm(2, counter=host()), now=instant(SECOND, count=10**12 + HZ)).rate_step_ppb == 0
 
 
 # Refusals.
@@ -240,7 +240,7 @@ def test_a_year_is_believed_and_more_is_for_the_caller() -> None:
     with pytest.raises(ElapsedTooLong):
         advanced(checkpoint, elsewhere(3 * SECOND), max_elapsed_ns=2 * SECOND)
     assert advanced(checkpoint, elsewhere(longest + 16), max_elapsed_ns=2 * longest)["added_ns"] == longest + 16
-    vm = Vm(2, counter=host(5))
+    vm = ModelVm(2, counter=host(5))
     capped = plan(checkpoint, vm, policy=Advance(max_ns=SECOND), now=elsewhere(2 * longest))
     assert capped.to_dict()["added_ticks"] == HZ
     with pytest.raises(ElapsedTooLong):
@@ -254,23 +254,23 @@ def test_the_callers_word_is_taken() -> None:
     checkpoint = saved(instant())
     with pytest.raises(ClockWentBackwards, match="elapsed_ns="):
         advanced(checkpoint, backwards)
-    vm = Vm(2, counter=host(5))
+    vm = ModelVm(2, counter=host(5))
     told = {"elapsed_ns": 3 * SECOND, "assume_error_ns": 10 * NS}
     steps = plan(checkpoint, vm, policy=Advance(), now=backwards, **told).prepare(now=backwards)  # type: ignore[arg-type]
     # What passes from the plan on is counted.
     steps.apply(now=7)
     report = steps.release(now=5 + 2 * HZ)
     assert (report.added_ticks, report.error_bound_ticks) == (5 * HZ, 10 + 1)
-    assert any("as the caller says" in premise for premise in report.to_dict()["premises"])  # type: ignore[attr-defined]
+    assert any("as the caller says" in premise for premise in report.to_dict()["assumptions"])  # type: ignore[attr-defined]
     with pytest.raises(ClockWentBackwards):
-        plan(checkpoint, Vm(2, counter=host(5)), policy=Advance(), now=5, **told).prepare(now=4)  # type: ignore[arg-type]
+        plan(checkpoint, ModelVm(2, counter=host(5)), policy=Advance(), now=5, **told).prepare(now=4)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("policy", [Freeze(), Advance()])
 def test_on_one_counter_no_wall_clock_matters(policy: Freeze | Advance) -> None:
     checkpoint = saved(instant(synchronized=False, max_error_ns=None, tai_offset_s=None))
     here = instant(10**15, count=10**12 + HZ, synchronized=None, max_error_ns=None, tai_offset_s=None)
-    report = restore(checkpoint, Vm(2, counter=host()), policy=policy, same_counter=True, now=here)
+    report = restore(checkpoint, ModelVm(2, counter=host()), policy=policy, same_counter=True, now=here)
     assert (report.added_ticks, report.error_bound_ticks) == (HZ if policy == Advance() else 0, 0)
 
 
@@ -305,7 +305,7 @@ def test_a_host_that_was_frozen_lost_time_that_its_counter_never_saw() -> None:
     # Before that is put right, nothing tells: this is what the premise says.
     unaware = advanced(saved(instant()), instant(2 * SECOND, count=10**12 + 2 * HZ))
     assert (unaware["same_counter"], unaware["added_ticks"]) == (True, 2 * HZ)
-    assert "it is the same counter, and it has counted all the time" in unaware["premises"]
+    assert "it is the same counter, and it has counted all the time" in unaware["assumptions"]
 
 
 @pytest.mark.parametrize("step_ns", [-3600 * SECOND, 3600 * SECOND])
@@ -329,12 +329,12 @@ def test_relative_timers_keep_what_was_left(cval: int, pause: int) -> None:
     checkpoint = source.checkpoint()
     counter.advance(pause)
     for timers, moved in (("absolute", 0), ("relative", pause)):
-        vm = Vm(2, counter=counter)
+        vm = ModelVm(2, counter=counter)
         report = restore(checkpoint, vm, policy=Advance(), timers=timers)  # type: ignore[arg-type]
         # Held at the end: what was never to fire stays so.
         assert vm.get_one_reg(1, 0x603000000013DF02) == min(cval + moved, 2**64 - 1)
         assert report.to_dict()["cval_shift_ticks"] == moved
-    vm = Vm(2, counter=counter)
+    vm = ModelVm(2, counter=counter)
     restore(checkpoint, vm, policy=Freeze(), timers="relative")
     assert vm.get_one_reg(1, 0x603000000013DF02) == cval
 
@@ -342,7 +342,7 @@ def test_relative_timers_keep_what_was_left(cval: int, pause: int) -> None:
 def test_relative_is_as_of_apply() -> None:
     counter = host()
     checkpoint = owned(counter).checkpoint()
-    vm = Vm(2, counter=counter)
+    vm = ModelVm(2, counter=counter)
     steps = plan(checkpoint, vm, policy=Advance(), timers="relative").prepare()
     counter.advance(10)
     steps.apply()

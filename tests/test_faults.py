@@ -25,11 +25,11 @@ from guestclock import (
     Freeze,
     HostCounter,
     ManualCounter,
+    ModelVm,
     Policy,
     Reg,
     Report,
     Timer,
-    Vm,
     plan,
     restore,
 )
@@ -50,8 +50,8 @@ class Case:
     name: str
     policy: Policy
     method: str
-    source: Callable[[ManualCounter], Vm]
-    target: Callable[[ManualCounter], Vm]
+    source: Callable[[ManualCounter], ModelVm]
+    target: Callable[[ManualCounter], ModelVm]
 
     def saved(self) -> tuple[Checkpoint, ManualCounter]:
         """The guest's checkpoint, and its host's counter a while later."""
@@ -65,20 +65,25 @@ CASES = [
     Case(f"{name}-{policy.name}", policy, method, source, target)
     for policy in (Freeze(), Advance())
     for name, method, source, target in [
-        ("owned", "offset", lambda counter: busy(owned(counter)), lambda counter: Vm(2, counter=counter)),
+        ("owned", "offset", lambda counter: busy(owned(counter)), lambda counter: ModelVm(2, counter=counter)),
         # Its counters differ.
-        ("by-value", "by-value", lambda counter: busy(Vm(2, counter=counter)), lambda counter: Vm(2, counter=counter)),
+        (
+            "by-value",
+            "by-value",
+            lambda counter: busy(ModelVm(2, counter=counter)),
+            lambda counter: ModelVm(2, counter=counter),
+        ),
         (
             "Linux 6.1",
             "virtual-only",
-            lambda counter: busy(Vm(2, counter=counter, kernel="6.1")),
-            lambda counter: Vm(2, counter=counter, kernel="6.1"),
+            lambda counter: busy(ModelVm(2, counter=counter, kernel="6.1")),
+            lambda counter: ModelVm(2, counter=counter, kernel="6.1"),
         ),
         (
             "nested",
             "offset",
             lambda counter: busy(owned(counter, nested=True)),
-            lambda counter: Vm(2, counter=counter, nested=True),
+            lambda counter: ModelVm(2, counter=counter, nested=True),
         ),
     ]
 ]
@@ -86,7 +91,7 @@ every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 every_errno = pytest.mark.parametrize("number", ERRNOS, ids=errno.errorcode.get)
 
 
-def registers(vm: Vm) -> dict[str, int]:
+def registers(vm: ModelVm) -> dict[str, int]:
     """What `apply` writes, by the name of the call that does."""
     values = {}
     for vcpu in range(vm.vcpus):
@@ -133,7 +138,7 @@ def notes(error: BaseException) -> str:
     return "\n".join(getattr(error, "__notes__", []))
 
 
-def is_closed(vm: Vm) -> bool:
+def is_closed(vm: ModelVm) -> bool:
     """Whether a restore of the VM isn't finished: a look that changes nothing."""
     try:
         vm.checkpoint()
@@ -226,7 +231,7 @@ def test_every_call_of_a_restore_can_fail_and_the_error_names_the_way_on(case: C
             assert not notes(error) or notes(error).endswith("; the VM is as it was")
         else:
             assert is_closed(vm)
-            assert vm.owned is (case.method == "offset")
+            assert vm.opted_in is (case.method == "offset")
             assert notes(error).startswith(f"while restoring: {step}: ")
             if "its timers are restored, its counters aren't" in notes(error):
                 assert step == "release"
@@ -404,7 +409,7 @@ def test_ebusy_is_waited_out_for_as_long_as_it_was_said(case: Case) -> None:
 def test_an_offset_that_is_written_again_is_of_a_newer_sample(waited: int) -> None:
     checkpoint, counter = CASES[0].saved()
     slow = Fault("set_counter_offset", nth=1, times=3, errno=errno.EBUSY, delay_ticks=waited)
-    faulty = FaultyVm(Vm(2, counter=counter), [slow], busy_retries=3)
+    faulty = FaultyVm(ModelVm(2, counter=counter), [slow], busy_retries=3)
     began = counter.read()
     report = restore(checkpoint, faulty)
     assert report.released_at == counter.read() == began + 3 * waited
@@ -413,7 +418,7 @@ def test_an_offset_that_is_written_again_is_of_a_newer_sample(waited: int) -> No
 
 def test_under_freeze_the_guest_sees_what_the_last_call_takes() -> None:
     checkpoint, counter = CASES[0].saved()
-    faulty = FaultyVm(Vm(2, counter=counter), [Fault("set_counter_offset", nth=1, delay_ticks=77)])
+    faulty = FaultyVm(ModelVm(2, counter=counter), [Fault("set_counter_offset", nth=1, delay_ticks=77)])
     report = restore(checkpoint, faulty)
     assert report.cntvct == checkpoint.cntvct == faulty.cntvct(0, report.released_at)
     assert faulty.cntvct(0) == checkpoint.cntvct + 77
@@ -423,7 +428,7 @@ STEPS = ["prepare", "apply", "release"]
 ticks = st.integers(0, 2**40)
 
 
-def both_counters(vm: Vm, count: int, method: str) -> list[int]:
+def both_counters(vm: ModelVm, count: int, method: str) -> list[int]:
     """What each vCPU's guest reads at a host count, as far as a restore sets it."""
     virtual = [vm.cntvct(vcpu, count) for vcpu in range(vm.vcpus)]
     return virtual if method == "virtual-only" else virtual + [vm.cntpct(vcpu, count) for vcpu in range(vm.vcpus)]
@@ -483,7 +488,7 @@ def test_a_clock_step_on_another_counter_is_seen() -> None:
     checkpoint, counter = CASES[0].saved()
     added = []
     for faults in ([], [Fault("release", step_realtime_ns=SECOND)]):
-        faulty = FaultyVm(Vm(2, counter=counter), faults)
+        faulty = FaultyVm(ModelVm(2, counter=counter), faults)
         report = restore(checkpoint, faulty, policy=Advance(), same_counter=False, assume_error_ns=0)
         added.append(report.added_ns)
     assert added[1] - added[0] == SECOND
@@ -538,7 +543,7 @@ def test_a_crash_before_each_step(case: Case, step: str) -> None:
         restore(checkpoint, faulty, policy=case.policy)
     closed = step in {"apply", "release"}
     assert is_closed(faulty.vm) is closed
-    assert faulty.vm.owned is (closed and case.method == "offset")
+    assert faulty.vm.opted_in is (closed and case.method == "offset")
     assert registers(faulty.vm) == (plain.registers_after if step == "release" else plain.registers_before)
     vm = case.target(counter)
     restore(checkpoint, vm, policy=case.policy)
@@ -566,7 +571,7 @@ def test_a_step_that_fails_leaves_the_debt_as_it_was(number: int) -> None:
     tried = calls_of_a_step(checkpoint, counter, policy)
     assert "set_counter_offset" in tried
     for nth in range(len(tried)):
-        vm = Vm(2, counter=counter)
+        vm = ModelVm(2, counter=counter)
         restore(checkpoint, vm, policy=policy)
         before = state(vm)
         faulty = FaultyVm(vm, [Fault(nth=nth, errno=number)])
@@ -574,17 +579,17 @@ def test_a_step_that_fails_leaves_the_debt_as_it_was(number: int) -> None:
             next(faulty.catch_up()).apply()
         assert state(vm) == before
         assert next(faulty.catch_up()).apply() == 300
-        assert vm.owed_ticks == 300
-    vm = Vm(2, counter=counter)
+        assert vm.backlog_ticks == 300
+    vm = ModelVm(2, counter=counter)
     restore(checkpoint, vm, policy=policy)
     faulty = FaultyVm(vm, [Fault("catch_up", crash=True)])
     with pytest.raises(Crashed):
         next(faulty.catch_up()).apply()
-    assert vm.owed_ticks == 1000
+    assert vm.backlog_ticks == 1000
 
 
 def calls_of_a_step(checkpoint: Checkpoint, counter: ManualCounter, policy: CatchUp) -> list[str]:
-    faulty = FaultyVm(Vm(2, counter=counter), [])
+    faulty = FaultyVm(ModelVm(2, counter=counter), [])
     restore(checkpoint, faulty, policy=policy)
     before = len(faulty.calls)
     next(faulty.catch_up()).apply()
@@ -592,7 +597,7 @@ def calls_of_a_step(checkpoint: Checkpoint, counter: ManualCounter, policy: Catc
 
 
 def test_a_vcpu_leaves_its_guest_when_its_process_is_gone() -> None:
-    vm = Vm(1, counter=host())
+    vm = ModelVm(1, counter=host())
     faulty = FaultyVm(vm, [Fault("checkpoint", crash=True)])
     with pytest.raises(Crashed), faulty.running(0):
         faulty.checkpoint()
@@ -605,7 +610,7 @@ def test_a_vcpu_leaves_its_guest_when_its_process_is_gone() -> None:
 
 def outcomes(faults: list[Fault], calls: int = 6) -> list[int]:
     """The errno of each call, 0 for none: on vCPU 0 and 1 in turn, CTL."""
-    faulty = FaultyVm(Vm(2, counter=host()), faults)
+    faulty = FaultyVm(ModelVm(2, counter=host()), faults)
     numbers = []
     for call in range(calls):
         try:
@@ -639,7 +644,7 @@ def test_where_a_fault_comes(faults: list[Fault], expected: list[int]) -> None:
 
 def test_every_fault_of_a_call_happens() -> None:
     counter = host()
-    faulty = FaultyVm(Vm(1, counter=counter), [Fault(errno=errno.EIO, delay_ticks=5), Fault(delay_ticks=7)])
+    faulty = FaultyVm(ModelVm(1, counter=counter), [Fault(errno=errno.EIO, delay_ticks=5), Fault(delay_ticks=7)])
     began = counter.read()
     with pytest.raises(KvmError):
         faulty.reg_list(0)
@@ -647,7 +652,7 @@ def test_every_fault_of_a_call_happens() -> None:
 
 
 def test_a_register_that_is_unknown_is_named_by_its_number() -> None:
-    faulty = FaultyVm(Vm(1, counter=host()), [Fault("set_one_reg 0 0x603000000013e730", errno=errno.EIO)])
+    faulty = FaultyVm(ModelVm(1, counter=host()), [Fault("set_one_reg 0 0x603000000013e730", errno=errno.EIO)])
     with pytest.raises(KvmError, match="0x603000000013e730: errno 5"):
         faulty.set_one_reg(0, 0x603000000013E730, 1)
     with pytest.raises(UnknownRegister):
@@ -656,7 +661,7 @@ def test_a_register_that_is_unknown_is_named_by_its_number() -> None:
 
 
 def test_a_call_that_fails_isnt_made() -> None:
-    vm = Vm(1, counter=host())
+    vm = ModelVm(1, counter=host())
     before = state(vm)
     faulty = FaultyVm(vm, [Fault(times=2, errno=errno.EIO)])
     with pytest.raises(KvmError):
@@ -665,14 +670,14 @@ def test_a_call_that_fails_isnt_made() -> None:
         faulty.set_one_reg(0, Reg.TIMER_CVAL, 7)
     assert state(vm) == before
     faulty.set_counter_offset(7)
-    assert vm.owned
+    assert vm.opted_in
     with pytest.raises(IndexError):
         faulty.get_one_reg(1, Reg.TIMER_CVAL)
 
 
 def test_the_offset_is_written_again_after_ebusy() -> None:
     fault = Fault("set_counter_offset", times=2, errno=errno.EBUSY)
-    faulty = FaultyVm(Vm(1, counter=host()), [fault], busy_retries=2)
+    faulty = FaultyVm(ModelVm(1, counter=host()), [fault], busy_retries=2)
     faulty.set_counter_offset(10**12)
     assert (faulty.cntvct(0), faulty.calls) == (0, ["set_counter_offset"] * 3)
     # A vCPU that is known to run won't stop for being asked again.
@@ -700,15 +705,15 @@ def test_the_offset_is_written_again_after_ebusy() -> None:
 )
 def test_a_fault_without_sense_is_refused(fault: Fault, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint) as caught:
-        FaultyVm(Vm(1, counter=host()), [Fault(errno=5), fault])
+        FaultyVm(ModelVm(1, counter=host()), [Fault(errno=5), fault])
     assert repr(fault) in str(caught.value)
 
 
 @pytest.mark.parametrize("fault", [Fault(delay_ticks=1), Fault("apply", step_realtime_ns=-1)])
 def test_time_is_moved_only_where_it_can_be(fault: Fault) -> None:
-    FaultyVm(Vm(1, counter=host()), [fault])
+    FaultyVm(ModelVm(1, counter=host()), [fault])
     with pytest.raises(ValueError, match="ManualCounter"):
-        FaultyVm(Vm(1, counter=HostCounter()), [fault])
+        FaultyVm(ModelVm(1, counter=HostCounter()), [fault])
 
 
 NO_FAULTS: list[Any] = [5, [5], [Fault(nth="1")], [Fault(errno="EIO")], [Fault(5, crash=True)]]  # type: ignore[arg-type]
@@ -717,13 +722,13 @@ NO_FAULTS: list[Any] = [5, [5], [Fault(nth="1")], [Fault(errno="EIO")], [Fault(5
 @pytest.mark.parametrize("wrong", NO_FAULTS)
 def test_what_isnt_a_fault_is_refused(wrong: Any) -> None:
     with pytest.raises((TypeError, AttributeError)):
-        FaultyVm(Vm(1, counter=host()), wrong)
+        FaultyVm(ModelVm(1, counter=host()), wrong)
 
 
 @pytest.mark.parametrize("fault", [Fault(nth=-1, crash=True), Fault(delay_ticks=-1), Fault(errno=2**31)])
 def test_numbers_out_of_range_are_refused(fault: Fault) -> None:
     with pytest.raises(TypeError) as caught:
-        FaultyVm(Vm(1, counter=host()), [fault])
+        FaultyVm(ModelVm(1, counter=host()), [fault])
     assert isinstance(caught.value.__cause__, OverflowError)
 
 
@@ -741,7 +746,7 @@ def test_it_is_the_vm_under_it() -> None:
     faulty = FaultyVm(vm, [])
     assert faulty.vm is vm
     assert faulty.counter is counter
-    for name in ("vcpus", "frequency_hz", "nested", "owned", "capabilities"):
+    for name in ("vcpus", "frequency_hz", "nested", "opted_in", "capabilities"):
         assert getattr(faulty, name) == getattr(vm, name)
     assert repr(faulty) == f"<FaultyVm of {vm!r}>"
     counter.advance(5)
@@ -762,14 +767,14 @@ def test_a_restore_at_an_injected_instant() -> None:
     later = counter.read() + 1000
     reports = []
     for wrap in (lambda vm: vm, lambda vm: FaultyVm(vm, [])):
-        vm = wrap(Vm(2, counter=counter))
+        vm = wrap(ModelVm(2, counter=counter))
         reports.append(restore(checkpoint, vm, policy=Advance(), now=later).to_dict())
         assert vm.cntvct(0, later) == checkpoint.cntvct + PAUSE + 1000
     assert reports[0] == reports[1]
 
 
 def test_two_wrappers_of_one_vm_have_scripts_of_their_own() -> None:
-    vm = Vm(1, counter=host())
+    vm = ModelVm(1, counter=host())
     one, other = (FaultyVm(vm, [Fault(errno=number)]) for number in (5, 6))
     for faulty, number in ((one, 5), (other, 6)):
         with pytest.raises(KvmError) as caught:

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from golden import make
-from guestclock import Checkpoint, CheckpointSet, ManualCounter, Vm
+from guestclock import Checkpoint, CheckpointSet, ManualCounter, ModelVm
 from guestclock.errors import (
     CheckpointError,
     Corrupt,
@@ -75,7 +75,7 @@ def assert_same(checkpoint: Checkpoint, said: dict[str, Any]) -> None:
     assert checkpoint.frequency_hz == said["cntfrq_hz"]
     assert checkpoint.cntvct == said["cntvct"]
     assert checkpoint.cntpct == said["cntpct"]
-    assert checkpoint.owned is said["owned"]
+    assert checkpoint.opted_in is said["owned"]
     assert checkpoint.width_ticks == said["width_ticks"]
     assert checkpoint.stopped_at == said.get("stopped_at")
     assert checkpoint.vcpus == said["vcpus"]
@@ -117,7 +117,7 @@ def test_the_golden_files_are_as_they_were_made() -> None:
 @pytest.mark.parametrize("vcpus", [0, 1, 2, 17])
 def test_cbor2_reads_what_a_vm_writes(vcpus: int) -> None:
     counter = ManualCounter(2**40 + 5, frequency_hz=24_000_000, realtime_ns=1_750_000_000_123_456_789)
-    vm = Vm(vcpus, counter=counter)
+    vm = ModelVm(vcpus, counter=counter)
     if vcpus == 0:
         # Without an owned offset, counters are read on a vCPU.
         vm.set_counter_offset(1)
@@ -356,7 +356,7 @@ def assert_same_set(checkpoints: CheckpointSet, said: dict[str, Any]) -> None:
             assert (one.frequency_hz, one.vcpus, one.width_ticks) == (hz, count, 0)
             assert one.cntvct == column(group["cntvct"])[vm]
             assert one.cntpct == column(group.get("cntpct", group["cntvct"]))[vm]
-            assert one.owned is bool(each(group["owned"], vms)[vm])
+            assert one.opted_in is bool(each(group["owned"], vms)[vm])
             # The instant is the guest's own counter's: a tick of that may be hidden.
             assert one.host.count == host["count"] * hz // host["frequency_hz"] % 2**64
             assert (one.host.frequency_hz, one.host.realtime_ns) == (hz, host["realtime_ns"])

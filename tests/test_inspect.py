@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
-from guestclock import Advance, CatchUp, Checkpoint, Freeze, Reg, SyncBound, Vm, inspection, restore
+from guestclock import Advance, CatchUp, Checkpoint, Freeze, ModelVm, Reg, SyncBound, inspection, restore
 from guestclock.cli.app import app
 from guestclock.inspection.words import duration, instant
 from test_cli import guestclock_command
@@ -44,7 +44,7 @@ def journey() -> list[Checkpoint]:
     checkpoints = [owned(counter).checkpoint()]
     for policy, away, on, back_to in ((Freeze(), 5, 3, 0), (Advance(), 2, 1, 1), (Freeze(), 0, 4, 0)):
         counter.advance(away * HZ)
-        vm = Vm(2, counter=counter)
+        vm = ModelVm(2, counter=counter)
         restore(checkpoints[back_to], vm, policy=policy)
         counter.advance(on * HZ)
         checkpoints.append(vm.checkpoint())
@@ -81,7 +81,7 @@ def test_an_inspection_says_it_all(saved: Checkpoint) -> None:
         "frequency_hz": HZ,
         "vcpus": 2,
         "nested": False,
-        "owned": True,
+        "opted_in": True,
         "cntvct": 1000,
         "cntpct": 1000,
         "skew_ticks": 0,
@@ -119,7 +119,7 @@ def test_an_inspection_says_it_all(saved: Checkpoint) -> None:
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.booleans())
 def test_a_timer_is_what_its_vm_says(count: int, cval: int, cntvoff: int, nested: bool) -> None:
-    vm = Vm(2, counter=host(), kernel="7.3", nested=nested)
+    vm = ModelVm(2, counter=host(), kernel="7.3", nested=nested)
     vm.set_counter_offset((10**12 - count) % 2**64)
     if nested:
         vm.set_one_reg(1, Reg.CNTVOFF_EL2, cntvoff)
@@ -155,8 +155,8 @@ def test_a_host_that_nobody_knows_is_none() -> None:
 
 
 def test_no_document_names_the_host(tmp_path: Path) -> None:
-    vm = Vm(1)
-    one, other = vm.checkpoint(), Vm(1, counter=host(hz=10**9)).checkpoint()
+    vm = ModelVm(1)
+    one, other = vm.checkpoint(), ModelVm(1, counter=host(hz=10**9)).checkpoint()
     ids = [found for found in (one.host.machine_id, one.host.boot_id) if found]
     assert ids
     paths = save(one, tmp_path / "one"), save(other, tmp_path / "other")
@@ -180,7 +180,7 @@ def test_a_plan_is_a_dry_run(saved: Checkpoint) -> None:
     assert planned
     assert (planned["cntvct"], planned["capped"], planned["same_counter"]) == (1000 + 2 * HZ, True, True)
     assert document["timers"][0] == record(0, "vtimer", "overdue", 1, 1000 + HZ, -HZ)
-    assert not vm.owned
+    assert not vm.opted_in
     refused = inspection.dry_run(saved, inspection.target(saved, frequency_hz=HZ + 1), policy=Freeze())
     assert refused["plan"] is None
     assert refused["refused"]
@@ -192,7 +192,7 @@ def test_a_plan_is_a_dry_run(saved: Checkpoint) -> None:
 def test_a_difference_is_every_value(saved: Checkpoint) -> None:
     assert inspection.diff(saved, saved)["equal"]
     assert inspection.diff(saved, saved)["differences"] == []
-    vm = Vm(2, counter=host(count=10**12 + 8 * HZ, realtime_ns=START_NS + 8 * SECOND))
+    vm = ModelVm(2, counter=host(count=10**12 + 8 * HZ, realtime_ns=START_NS + 8 * SECOND))
     restore(saved, vm)
     vm.set_one_reg(1, Reg.TIMER_CVAL, 300)
     document = inspection.diff(saved, vm.checkpoint())
@@ -223,7 +223,7 @@ def test_counts_differ_the_nearer_way() -> None:
 
 def test_another_machines_counter_is_not_compared() -> None:
     registers = owned(host(), vcpus=1).checkpoint().to_one_regs()
-    stamp = replace(host().cross_timestamp(), source="cntvct_el0", boot_id="11" * 16, width_ns=10)
+    stamp = replace(host().stamp(), source="cntvct_el0", boot_id="11" * 16, width_ns=10)
     later = replace(stamp, count=0, realtime_ns=START_NS + SECOND, boot_id="22" * 16)
     one, other = (Checkpoint.from_one_regs(registers, frequency_hz=HZ, host=when) for when in (stamp, later))
     passed = inspection.diff(one, other)["elapsed"]
@@ -253,7 +253,7 @@ def test_a_time_line(journey: list[Checkpoint]) -> None:
     with pytest.raises(ValueError, match="at least two"):
         inspection.timeline([("a", journey[0])])
     with pytest.raises(ValueError, match="not of one guest"):
-        inspection.timeline([("a", journey[0]), ("b", Vm(1, counter=host(hz=5)).checkpoint())])
+        inspection.timeline([("a", journey[0]), ("b", ModelVm(1, counter=host(hz=5)).checkpoint())])
 
 
 @pytest.mark.parametrize("suffix", ["svg", "png"])
@@ -294,7 +294,7 @@ def test_verify_tells_damage_from_absence(saved: Checkpoint, tmp_path: Path, mon
 def test_what_this_version_does_not_know_is_noted(tmp_path: Path) -> None:
     later = 0x6030_0000_0013_DF1D
     registers: dict[int, int] = {Reg.TIMER_CNT: 3, Reg.TIMER_CVAL: 0, Reg.TIMER_CTL: 1, later: 9}
-    stamp = host().cross_timestamp()
+    stamp = host().stamp()
     checkpoint = Checkpoint.from_one_regs([registers], frequency_hz=HZ, host=stamp)
     (found,) = inspection.verify([save(checkpoint, tmp_path / "file")])["files"]
     assert found["notes"] == ["the register 0x603000000013df1d isn't known to this version"]
@@ -425,7 +425,7 @@ def test_wrong_usage_exits_2_and_says_why(saved: Checkpoint, tmp_path: Path) -> 
 
 
 def test_checkpoints_of_two_guests_exit_1(saved: Checkpoint, tmp_path: Path) -> None:
-    other = save(Vm(1, counter=host(hz=5)).checkpoint(), tmp_path / "other")
+    other = save(ModelVm(1, counter=host(hz=5)).checkpoint(), tmp_path / "other")
     done = run("plot", save(saved, tmp_path / "one"), other, "--out", tmp_path / "line.svg")
     assert (done.exit_code, done.stdout) == (1, "")
     assert "not of one guest" in done.stderr

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestclock import Advance, Checkpoint, Freeze, ManualCounter, Reg, Timer, Vm, plan, restore
+from guestclock import Advance, Checkpoint, Freeze, ManualCounter, ModelVm, Reg, Timer, plan, restore
 from guestclock.errors import ClockWentBackwards, ElapsedUnknown
 from vms import HZ, NS, SECOND, START_NS, host, owned
 
@@ -22,7 +22,7 @@ LATER_REG = 0x6030_0000_0013_DF1D
 """A timer register that the table hasn't got: S3_3_C14_C3_5."""
 
 
-def lists(vm: Vm, *, drift: int = 0) -> list[dict[int, int]]:
+def lists(vm: ModelVm, *, drift: int = 0) -> list[dict[int, int]]:
     """What a VMM saves: every register that KVM lists, `drift` ticks passing from one vCPU to the next."""
     now = vm.counter.read()
     return [
@@ -31,13 +31,13 @@ def lists(vm: Vm, *, drift: int = 0) -> list[dict[int, int]]:
     ]
 
 
-def taken(vm: Vm, **options: Any) -> Checkpoint:
-    defaults: dict[str, Any] = {"frequency_hz": HZ, "host": vm.counter.cross_timestamp()}
+def taken(vm: ModelVm, **options: Any) -> Checkpoint:
+    defaults: dict[str, Any] = {"frequency_hz": HZ, "host": vm.counter.stamp()}
     return Checkpoint.from_one_regs(lists(vm), **(defaults | options))
 
 
 @st.composite
-def vms(draw: st.DrawFn) -> Vm:
+def vms(draw: st.DrawFn) -> ModelVm:
     """VMs of every kind, their registers anywhere, opted in or not."""
     kind: dict[str, Any] = draw(
         st.sampled_from(
@@ -50,7 +50,7 @@ def vms(draw: st.DrawFn) -> Vm:
             ]
         )
     )
-    vm = Vm(draw(st.integers(1, 3)), counter=host(count=draw(U64)), **kind)
+    vm = ModelVm(draw(st.integers(1, 3)), counter=host(count=draw(U64)), **kind)
     for vcpu in range(vm.vcpus):
         for reg in vm.reg_list(vcpu):
             vm.set_one_reg(vcpu, reg, draw(st.integers(0, 3) | U64 if reg in CTLS else U64))
@@ -60,17 +60,17 @@ def vms(draw: st.DrawFn) -> Vm:
 
 
 @given(vms())
-def test_a_list_makes_the_checkpoint_that_the_vm_makes(vm: Vm) -> None:
+def test_a_list_makes_the_checkpoint_that_the_vm_makes(vm: ModelVm) -> None:
     own = vm.checkpoint()
-    offset = vm.counter.read() - vm.cntpct(0) if vm.owned else None
+    offset = vm.counter.read() - vm.cntpct(0) if vm.opted_in else None
     assert taken(vm, counter_offset=None if offset is None else offset % 2**64) == own
     # Whether it had opted in is not in the lists: without the offset nothing else is lost.
     unsaid: Any = taken(vm).to_dict()
-    assert unsaid == own.to_dict() | {"owned": False}
+    assert unsaid == own.to_dict() | {"opted_in": False}
 
 
 @given(vms())
-def test_a_checkpoint_makes_the_list_that_the_vm_makes(vm: Vm) -> None:
+def test_a_checkpoint_makes_the_list_that_the_vm_makes(vm: ModelVm) -> None:
     made = vm.checkpoint().to_one_regs()
     left_out = {Reg.CNTKCTL_EL1, Reg.CNTHCTL_EL2}
     for vcpu, own in enumerate(lists(vm)):
@@ -78,15 +78,15 @@ def test_a_checkpoint_makes_the_list_that_the_vm_makes(vm: Vm) -> None:
         for reg in expected.keys() & CTLS:
             expected[reg] &= ~ISTATUS
         assert made[vcpu] == expected
-        assert Checkpoint.from_one_regs(made, frequency_hz=HZ, host=vm.counter.cross_timestamp()) == taken(vm)
+        assert Checkpoint.from_one_regs(made, frequency_hz=HZ, host=vm.counter.stamp()) == taken(vm)
 
 
 @given(vms())
-def test_a_list_set_in_its_order_restores_the_vm(vm: Vm) -> None:
+def test_a_list_set_in_its_order_restores_the_vm(vm: ModelVm) -> None:
     saved = vm.checkpoint()
     nested = Reg.CNTVOFF_EL2 in vm.reg_list(0)
     e2h0 = nested and Reg.CNTHV_CVAL_EL2 not in vm.reg_list(0)
-    twin = Vm(vm.vcpus, counter=vm.counter, kernel=vm.kernel, nested=nested, e2h0=e2h0)
+    twin = ModelVm(vm.vcpus, counter=vm.counter, kernel=vm.kernel, nested=nested, e2h0=e2h0)
     for vcpu, registers in enumerate(saved.to_one_regs()):
         for reg, value in registers.items():
             twin.set_one_reg(vcpu, reg, value)
@@ -98,41 +98,39 @@ def test_a_list_set_in_its_order_restores_the_vm(vm: Vm) -> None:
 def test_the_exchanged_ids() -> None:
     # As the kernel's header has them: the count under CNTV_CVAL_EL0's encoding, CVAL under CNTVCT_EL0's.
     registers = {0x603000000013DF1A: 1000, 0x603000000013DF02: 2000, 0x603000000013DF19: 5}
-    saved = Checkpoint.from_one_regs([registers], frequency_hz=HZ, host=host().cross_timestamp())
+    saved = Checkpoint.from_one_regs([registers], frequency_hz=HZ, host=host().stamp())
     assert (saved.cntvct, saved.cval(Timer.VTIMER).tolist(), saved.ctl(Timer.VTIMER).tolist()) == (1000, [2000], [1])
     assert saved.to_one_regs() == [registers | {0x603000000013DF19: 1}]
 
 
 def test_counts_read_one_after_the_other_are_one_counter() -> None:
     vm = owned(host(), vcpus=3, cntvct=1000)
-    saved = Checkpoint.from_one_regs(lists(vm, drift=10), frequency_hz=HZ, host=vm.counter.cross_timestamp())
+    saved = Checkpoint.from_one_regs(lists(vm, drift=10), frequency_hz=HZ, host=vm.counter.stamp())
     # The latest, so that no vCPU finds itself earlier than it was.
     assert (saved.cntvct, saved.cntpct, saved.width_ticks) == (1020, 1020, 20)
-    more = Checkpoint.from_one_regs(
-        lists(vm, drift=10), frequency_hz=HZ, host=vm.counter.cross_timestamp(), width_ticks=7
-    )
+    more = Checkpoint.from_one_regs(lists(vm, drift=10), frequency_hz=HZ, host=vm.counter.stamp(), width_ticks=7)
     assert more.width_ticks == 27
     # Across the wrap, and with the later one first.
     first: dict[int, int] = {Reg.TIMER_CNT: 3, Reg.TIMER_CVAL: 0, Reg.TIMER_CTL: 0}
     second = first | {Reg.TIMER_CNT: 2**64 - 2}
-    wrapped = Checkpoint.from_one_regs([first, second], frequency_hz=HZ, host=host().cross_timestamp())
+    wrapped = Checkpoint.from_one_regs([first, second], frequency_hz=HZ, host=host().stamp())
     assert (wrapped.cntvct, wrapped.width_ticks) == (3, 5)
 
 
 def test_the_width_bounds_what_a_restore_makes_of_it() -> None:
     vm = owned(host(), vcpus=3, cntvct=1000)
-    saved = Checkpoint.from_one_regs(lists(vm, drift=10), frequency_hz=HZ, host=vm.counter.cross_timestamp())
+    saved = Checkpoint.from_one_regs(lists(vm, drift=10), frequency_hz=HZ, host=vm.counter.stamp())
     for policy in (Freeze(), Advance()):
-        report = restore(saved, Vm(3, counter=vm.counter), policy=policy)
+        report = restore(saved, ModelVm(3, counter=vm.counter), policy=policy)
         assert report.error_bound_ticks == 20
 
 
 def test_a_nested_guests_counters_are_one() -> None:
-    vm = Vm(2, counter=host(), kernel="7.3", nested=True)
+    vm = ModelVm(2, counter=host(), kernel="7.3", nested=True)
     vm.set_one_reg(0, Reg.CNTVOFF_EL2, 5_000)
     vm.set_one_reg(1, Reg.CNTVOFF_EL2, 2**64 - 7_000)
     assert vm.cntvct(0) != vm.cntvct(1)
-    saved = Checkpoint.from_one_regs(lists(vm, drift=3), frequency_hz=HZ, host=vm.counter.cross_timestamp())
+    saved = Checkpoint.from_one_regs(lists(vm, drift=3), frequency_hz=HZ, host=vm.counter.stamp())
     assert saved.cntvct == saved.cntpct == vm.cntpct(0) + 3
     assert saved.width_ticks == 3
     assert saved.columns()["cntvoff"].tolist() == [5_000, 2**64 - 7_000]
@@ -143,7 +141,7 @@ def test_other_registers_are_passed_over_and_unknown_timers_carried() -> None:
     (registers,) = lists(vm)
     x0, q0, pmu = 0x6030_0000_0010_0000, 0x6040_0000_0010_0054, 0x6030_0000_0013_DF7F
     busy = {x0: 1, q0: 2**128 - 1, pmu: 9, **registers, LATER_REG: 42}
-    saved = Checkpoint.from_one_regs([busy], frequency_hz=HZ, host=vm.counter.cross_timestamp())
+    saved = Checkpoint.from_one_regs([busy], frequency_hz=HZ, host=vm.counter.stamp())
     said: Any = saved.to_dict()
     assert said["other_regs"] == {LATER_REG: [42]}
     assert saved.columns()["0x603000000013df1d"].tolist() == [42]
@@ -160,19 +158,19 @@ def test_other_registers_are_passed_over_and_unknown_timers_carried() -> None:
 @pytest.mark.parametrize("vcpu", [0, 1])
 @pytest.mark.parametrize("kind", [{"kernel": "6.12"}, {"kernel": "7.3", "nested": True}])
 def test_what_is_missing_is_named(vcpu: int, kind: dict[str, Any]) -> None:
-    vm = Vm(2, counter=host(), **kind)
+    vm = ModelVm(2, counter=host(), **kind)
     for reg in vm.reg_list(0):
         if reg in {Reg.CNTKCTL_EL1, Reg.CNTHCTL_EL2}:
             continue
         registers = lists(vm)
         del registers[vcpu][reg]
         with pytest.raises(ValueError, match=rf"vCPU {vcpu}'s list has no {Reg(reg).name} \({reg:#018x}\)"):
-            Checkpoint.from_one_regs(registers, frequency_hz=HZ, host=vm.counter.cross_timestamp())
+            Checkpoint.from_one_regs(registers, frequency_hz=HZ, host=vm.counter.stamp())
 
 
 def test_what_is_refused() -> None:
-    vm = Vm(1, counter=host())
-    stamp = vm.counter.cross_timestamp()
+    vm = ModelVm(1, counter=host())
+    stamp = vm.counter.stamp()
     with pytest.raises(ValueError, match="no vCPUs"):
         Checkpoint.from_one_regs([], frequency_hz=HZ, host=stamp)
     with pytest.raises(ValueError, match="0 Hz"):
@@ -182,7 +180,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="the counters follow from the VM's offset"):
         taken(vm, host=None, counter_offset=5)
     with pytest.raises(ValueError, match=r"before 6\.4"):
-        taken(Vm(1, counter=host(), kernel="6.1"), host=None)
+        taken(ModelVm(1, counter=host(), kernel="6.1"), host=None)
     with pytest.raises(ValueError, match="host\\.source"):
         taken(vm, host=replace(stamp, source="\x1b[2J"))
     wrong: dict[str, Any] = {"leap": "TIME_INS", "machine_id": "abc", "boot_id": "+" + 31 * "0", "frequency_hz": 0}
@@ -196,7 +194,7 @@ def test_what_is_refused() -> None:
 
 def test_a_hosts_timestamp_comes_through_whole() -> None:
     stamp = replace(
-        host().cross_timestamp(),
+        host().stamp(),
         source="cntvct_el0",
         width_ns=30,
         tai_offset_s=37,
@@ -206,16 +204,16 @@ def test_a_hosts_timestamp_comes_through_whole() -> None:
         machine_id="5a" * 16,
         boot_id="00ff" * 8,
     )
-    assert taken(Vm(1, counter=host()), host=stamp).host == stamp
+    assert taken(ModelVm(1, counter=host()), host=stamp).host == stamp
 
 
 def test_an_unknown_host_can_be_frozen_and_never_advanced() -> None:
-    source = Vm(2, counter=host())
+    source = ModelVm(2, counter=host())
     saved = taken(source, host=None)
     assert Checkpoint.from_bytes(saved.to_bytes()) == saved
     assert saved.host.source == "unknown"
     for counter in (host(), host(count=0, realtime_ns=0), host(count=2**62, realtime_ns=2**62)):
-        vm = Vm(2, counter=counter)
+        vm = ModelVm(2, counter=counter)
         with pytest.raises(ElapsedUnknown, match="nothing is known of that host's clocks"):
             plan(saved, vm, policy=Advance(), assume_error_ns=0)
         with pytest.raises(ClockWentBackwards, match="counter"):
@@ -226,17 +224,17 @@ def test_an_unknown_host_can_be_frozen_and_never_advanced() -> None:
         assert (told.added_ticks, told.error_bound_ticks) == (HZ, 11)
     # Whoever knows the wall clock of the save, if no more, has an Advance by it.
     known = taken(source, host=replace(saved.host, realtime_ns=START_NS, width_ns=0))
-    vm = Vm(2, counter=host(count=0, realtime_ns=START_NS + SECOND))
+    vm = ModelVm(2, counter=host(count=0, realtime_ns=START_NS + SECOND))
     assert restore(known, vm, policy=Advance(), assume_error_ns=0).added_ticks == HZ
 
 
 def test_a_snapshot_is_retimed() -> None:
     """The lists of a VMM that only restores by value, as they have to be five seconds later."""
-    source = Vm(2, counter=host())
+    source = ModelVm(2, counter=host())
     source.set_one_reg(1, Reg.TIMER_CVAL, 7)
     saved = taken(source)
     later = ManualCounter(saved.host.count, frequency_hz=HZ, realtime_ns=saved.host.realtime_ns)
-    vm = Vm(2, counter=later)
+    vm = ModelVm(2, counter=later)
     later.advance(5 * HZ)
     restore(saved, vm, policy=Advance())
     for old, new in zip(lists(source), vm.checkpoint().to_one_regs(), strict=True):
@@ -245,7 +243,7 @@ def test_a_snapshot_is_retimed() -> None:
 
 
 def test_columns_are_the_callers() -> None:
-    vm = Vm(2, counter=host(), kernel="7.3", nested=True)
+    vm = ModelVm(2, counter=host(), kernel="7.3", nested=True)
     vm.set_one_reg(1, Reg.PTIMER_CVAL, 2**64 - 1)
     vm.set_one_reg(0, Reg.CNTHV_CTL_EL2, 3)
     saved = vm.checkpoint()
@@ -258,4 +256,4 @@ def test_columns_are_the_callers() -> None:
         np.add(column, np.uint64(1), out=column)
     assert saved.columns()["ptimer_cval"].tolist() == [0, 2**64 - 1]
     assert saved.columns()["hvtimer_ctl"].tolist() == [3, 0]
-    assert "cntvoff" not in Vm(1, counter=host()).checkpoint().columns()
+    assert "cntvoff" not in ModelVm(1, counter=host()).checkpoint().columns()

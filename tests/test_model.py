@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from guestclock import ManualCounter, Vm, sysreg
+from guestclock import ManualCounter, ModelVm, sysreg
 from guestclock.errors import KvmError, SysregTrap, UnknownRegister, VcpuRunning
 from reference import (
     CNT,
@@ -49,7 +49,7 @@ levels = st.integers(0, 2)
 
 
 class Model(RuleBasedStateMachine):
-    """Drives a `Vm` and a `ReferenceVm` side by side."""
+    """Drives a `ModelVm` and a `ReferenceVm` side by side."""
 
     kernel: Any
     el2: Any = "absent"
@@ -66,7 +66,7 @@ class Model(RuleBasedStateMachine):
     def create(self, vcpus: int, start: int, in_kernel: bool, vhe: bool, width: int) -> None:
         self.counter = ManualCounter(start, frequency_hz=HZ)
         vhe |= self.el2 != "absent"
-        self.vm = Vm(
+        self.vm = ModelVm(
             vcpus,
             counter=self.counter,
             kernel=self.kernel,
@@ -195,7 +195,7 @@ class Model(RuleBasedStateMachine):
     @invariant()
     def same_for_the_guest_and_the_vmm(self) -> None:
         now = self.now
-        assert self.vm.owned == self.reference.owned
+        assert self.vm.opted_in == self.reference.opted_in
         for vcpu in range(len(self.reference.vcpus)):
             for view, count in ((VIRTUAL, self.vm.cntvct), (PHYSICAL, self.vm.cntpct)):
                 assert count(vcpu) == count(vcpu, now) == self.reference.count(vcpu, view, now)
@@ -258,7 +258,7 @@ TestNestedE2h0 = NestedE2h0.TestCase
 
 def test_a_run_leaves_the_istatus_of_the_offset_that_it_ran_under() -> None:
     """Chance comes here too rarely: the count is moved while a vCPU runs, and its CTL read after that."""
-    vm = Vm(2, counter=ManualCounter(5000), kernel="7.3")
+    vm = ModelVm(2, counter=ManualCounter(5000), kernel="7.3")
     vm.set_one_reg(0, CVAL[VIRTUAL], 100)
     vm.set_one_reg(0, CTL[VIRTUAL], ENABLE)
     with vm.running(0):

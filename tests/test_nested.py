@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from golden import make
-from guestclock import Advance, Checkpoint, Freeze, ManualCounter, Reg, Timer, Vm, plan, restore, sysreg
+from guestclock import Advance, Checkpoint, Freeze, ManualCounter, ModelVm, Reg, Timer, plan, restore, sysreg
 from guestclock.errors import KvmError, TopologyMismatch, UnknownRegister, UnknownState
 
 START = 10**12
@@ -23,8 +23,8 @@ def host() -> ManualCounter:
     return ManualCounter(START)
 
 
-def nested(counter: ManualCounter, vcpus: int = 2, **options: Any) -> Vm:
-    return Vm(vcpus, counter=counter, nested=True, **options)
+def nested(counter: ManualCounter, vcpus: int = 2, **options: Any) -> ModelVm:
+    return ModelVm(vcpus, counter=counter, nested=True, **options)
 
 
 def test_the_default_offset_is_zero() -> None:
@@ -36,7 +36,7 @@ def test_the_default_offset_is_zero() -> None:
 
 @pytest.mark.parametrize("kernel", ["6.1", "6.12"])
 def test_not_every_kernel_can(kernel: str) -> None:
-    assert not Vm(1, counter=host(), kernel=kernel).capabilities.nested
+    assert not ModelVm(1, counter=host(), kernel=kernel).capabilities.nested
     with pytest.raises(KvmError, match="KVM_CAP_ARM_EL2") as caught:
         nested(host(), kernel=kernel)
     assert caught.value.errno == errno.EINVAL
@@ -140,7 +140,7 @@ def test_without_vhe_there_is_no_el2_virtual_timer() -> None:
     with pytest.raises(UnknownRegister):
         vm.get_one_reg(0, Reg.CNTHV_CVAL_EL2)
     with pytest.raises(ValueError, match="nested"):
-        Vm(1, counter=host(), e2h0=True)
+        ModelVm(1, counter=host(), e2h0=True)
 
 
 @given(
@@ -194,7 +194,7 @@ def test_pausing_in_place(opted_in: bool) -> None:
     with vm.paused():
         counter.advance(10**6)
     assert [(vm.cntvct(vcpu), vm.cntpct(vcpu)) for vcpu in range(2)] == before
-    assert vm.owned is opted_in
+    assert vm.opted_in is opted_in
 
 
 def test_replaying_registers_loses_cntvoff_and_a_restore_cannot() -> None:
@@ -221,7 +221,7 @@ def test_replaying_registers_loses_cntvoff_and_a_restore_cannot() -> None:
 
 def test_nested_state_on_a_plain_vm_and_the_reverse_are_refused() -> None:
     counter = host()
-    plain = Vm(2, counter=counter, kernel="7.3")
+    plain = ModelVm(2, counter=counter, kernel="7.3")
     plain.set_counter_offset(0)
     e2h0 = nested(counter, e2h0=True)
     guest = nested(counter)
@@ -246,14 +246,14 @@ def test_a_register_that_nobody_knows_is_carried_and_needs_a_vm_that_has_it() ->
     checkpoint = unknown_register()
     assert checkpoint.to_dict()["other_regs"] == {0x603000000013E730: [7]}
     with pytest.raises(TopologyMismatch) as caught:
-        plan(checkpoint, Vm(1, counter=host()))
+        plan(checkpoint, ModelVm(1, counter=host()))
     assert (caught.value.saved, caught.value.host) == (1, 0)
 
 
 def test_strict_refuses_what_is_not_known() -> None:
     payload = make.BARE | {"later": 1}
     checkpoint = Checkpoint.from_bytes(make.seal(cbor2.dumps(payload, canonical=True)))
-    vm = Vm(1, counter=host())
+    vm = ModelVm(1, counter=host())
     assert any("later" in warning for warning in plan(checkpoint, vm).warnings)
     with pytest.raises(UnknownState, match="later") as caught:
         plan(checkpoint, vm, strict=True)
@@ -261,7 +261,7 @@ def test_strict_refuses_what_is_not_known() -> None:
 
 
 def test_the_first_run_takes_from_cnthctl_what_no_guest_has() -> None:
-    vm = Vm(2, counter=host(), nested=True)
+    vm = ModelVm(2, counter=host(), nested=True)
     vm.set_one_reg(1, Reg.CNTHCTL_EL2, 2**64 - 1)
     assert vm.get_one_reg(1, Reg.CNTHCTL_EL2) == 2**64 - 1
     with vm.running(0):

@@ -182,7 +182,7 @@ class OffsetNotSticky(ReferenceVm):
 class OffsetOptsInToNothing(ReferenceVm):
     def set_counter_offset(self, offset: int) -> None:
         super().set_counter_offset(offset)
-        self.owned = False
+        self.opted_in = False
 
 
 class OffsetForOneCounter(ReferenceVm):
@@ -198,7 +198,7 @@ class OffsetAdded(ReferenceVm):
 
 class OffsetWhileRunning(ReferenceVm):
     def set_counter_offset(self, offset: int) -> None:
-        self.owned, self.offset = True, [u64(offset), u64(offset)]
+        self.opted_in, self.offset = True, [u64(offset), u64(offset)]
 
 
 class BusyOptsIn(ReferenceVm):
@@ -206,7 +206,7 @@ class BusyOptsIn(ReferenceVm):
         try:
             super().set_counter_offset(offset)
         except ReferenceRefused:
-            self.owned = True
+            self.opted_in = True
             raise
 
 

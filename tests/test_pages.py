@@ -24,13 +24,13 @@ from hypothesis import strategies as st
 from guestclock import (
     Advance,
     ClockEquation,
-    CrossTimestamp,
     Freeze,
     ManualCounter,
+    ModelVm,
     Policy,
     Report,
+    Stamp,
     StolenTime,
-    Vm,
     VmClock,
     VmClockUpdate,
     clock_settime,
@@ -92,9 +92,9 @@ def memory() -> mmap.mmap:
     return mmap.mmap(-1, 2 * mmap.PAGESIZE)
 
 
-def known(counter: ManualCounter, **changes: object) -> CrossTimestamp:
-    """A cross-timestamp of a synchronised host."""
-    return replace(counter.cross_timestamp(), **{"synchronized": True, **changes})  # type: ignore[arg-type]
+def known(counter: ManualCounter, **changes: object) -> Stamp:
+    """A stamp of a synchronised host."""
+    return replace(counter.stamp(), **{"synchronized": True, **changes})  # type: ignore[arg-type]
 
 
 def host() -> ManualCounter:
@@ -105,13 +105,13 @@ def equation(counter: ManualCounter, cntvct: int = 5000, **changes: object) -> C
     return ClockEquation(known(counter, **changes), cntvct=cntvct, max_error_ns=1000, rate_max_error_ppb=50_000)
 
 
-def restored(host: ManualCounter, policy: Policy, pause_ns: int) -> tuple[Vm, Report]:
+def restored(host: ManualCounter, policy: Policy, pause_ns: int) -> tuple[ModelVm, Report]:
     """A VM whose guest stopped at count 1 000 000, after a pause."""
-    source = Vm(counter=host)
+    source = ModelVm(counter=host)
     source.set_counter_offset(host.read() - 1_000_000)
     checkpoint = source.checkpoint()
     host.advance(pause_ns * HZ // NS_PER_S)
-    vm = Vm(counter=host)
+    vm = ModelVm(counter=host)
     return vm, restore(checkpoint, vm, policy=policy)
 
 
@@ -252,11 +252,11 @@ def test_a_page_has_to_fit_and_to_be_aligned(memory: mmap.mmap) -> None:
 @pytest.mark.parametrize("policy", [Freeze(), Advance()])
 def test_a_guest_reads_the_hosts_time(memory: mmap.mmap, age_s: int, hz: int, policy: Policy) -> None:
     counter = ManualCounter(10**12, frequency_hz=hz, realtime_ns=NOW_NS)
-    source = Vm(counter=counter)
+    source = ModelVm(counter=counter)
     source.set_counter_offset(counter.read() - 1_000_000)
     checkpoint = source.checkpoint()
     counter.advance(7 * hz)
-    vm = Vm(counter=counter)
+    vm = ModelVm(counter=counter)
     page = VmClock.create(memory)
     with page.update("snapshot") as update:
         restore(checkpoint, vm, policy=policy)
@@ -618,7 +618,7 @@ def test_an_agent_sets_the_time_that_it_is(policy: Policy) -> None:
     vm, report = restored(counter, policy, 3 * NS_PER_S)
     released_ns = counter.realtime_ns
     counter.advance(HZ // 2)
-    here = counter.cross_timestamp()
+    here = counter.stamp()
     cntvct = vm.cntvct(0, now=here.count)
     assert clock_settime(here, cntvct=cntvct, at=report.cntvct) == divmod(released_ns, NS_PER_S)
     counter.advance(12_345)
@@ -626,7 +626,7 @@ def test_an_agent_sets_the_time_that_it_is(policy: Policy) -> None:
 
 
 def test_a_time_that_cannot_be_set_is_refused() -> None:
-    here = host().cross_timestamp()
+    here = host().stamp()
     for moved in (2**63 - 1, 2**63):
         with pytest.raises(ValueError, match="CLOCK_REALTIME"):
             clock_settime(replace(here, frequency_hz=10**6), cntvct=0, at=moved)

@@ -15,10 +15,10 @@ from guestclock import (
     Advance,
     Checkpoint,
     Freeze,
+    ModelVm,
     MonotonicCounter,
     Reg,
     Timer,
-    Vm,
     plan,
     restore,
 )
@@ -53,7 +53,7 @@ def test_freeze_goes_on_where_it_stopped(count: int, cntvct: int, pause: int, el
     checkpoint = owned(source, cntvct=cntvct).checkpoint()
     for target in (source, host(elsewhere, realtime_ns=-(10**15))):
         target.advance(pause)
-        vm = Vm(2, counter=target)
+        vm = ModelVm(2, counter=target)
         report = restore(checkpoint, vm)
         assert report.method == "offset"
         assert (report.cntvct, report.cntpct, report.added_ticks) == (cntvct, cntvct, 0)
@@ -71,7 +71,7 @@ def test_advance_on_the_same_counter_is_exact_whatever_the_delay(
     source = owned(counter, cntvct=cntvct)
     checkpoint = source.checkpoint()
     counter.advance(pause)
-    vm = Vm(2, counter=counter)
+    vm = ModelVm(2, counter=counter)
     steps = plan(checkpoint, vm, policy=Advance(), same_counter=True).prepare()
     counter.advance(delay)
     steps.apply()
@@ -89,7 +89,7 @@ def test_advance_on_another_host_goes_by_the_wall_clock(
 ) -> None:
     checkpoint = owned(host(), cntvct=cntvct).checkpoint()
     target = host(elsewhere, realtime_ns=START_NS + pause_ns)
-    vm = Vm(2, counter=target)
+    vm = ModelVm(2, counter=target)
     options: dict[str, Any] = {"same_counter": False, "assume_error_ns": assumed, "max_elapsed_ns": 10**18}
     report = restore(checkpoint, vm, policy=Advance(), **options)
     assert report.added_ticks == pause_ns * HZ // SECOND
@@ -102,7 +102,7 @@ def test_advance_is_capped(pause: int, max_ns: int) -> None:
     counter = host()
     checkpoint = owned(counter, cntvct=5).checkpoint()
     counter.advance(pause)
-    vm = Vm(2, counter=counter)
+    vm = ModelVm(2, counter=counter)
     report = restore(checkpoint, vm, policy=Advance(max_ns=max_ns))
     most = max_ns * HZ // SECOND
     assert report.added_ticks == min(pause, most)
@@ -113,67 +113,67 @@ def test_advance_is_capped(pause: int, max_ns: int) -> None:
 @pytest.mark.parametrize("policy", [Freeze(), Advance(), Advance(max_ns=80_000)])
 def test_a_guest_that_never_opted_in_keeps_both_counters(policy: Policy) -> None:
     counter = host()
-    source = Vm(2, counter=counter)
+    source = ModelVm(2, counter=counter)
     counter.advance(1000)
     checkpoint = source.checkpoint()
-    assert (checkpoint.cntvct, checkpoint.cntpct, checkpoint.owned) == (1000, counter.read(), False)
+    assert (checkpoint.cntvct, checkpoint.cntpct, checkpoint.opted_in) == (1000, counter.read(), False)
     saved = counter.read()
     counter.advance(100_000)
-    vm = Vm(2, counter=counter)
+    vm = ModelVm(2, counter=counter)
     report = restore(checkpoint, vm, policy=policy)
     added = {Freeze(): 0, Advance(): 100_000, Advance(max_ns=80_000): 5000}[policy]
     assert report.method == "by-value"
-    assert not vm.owned
+    assert not vm.opted_in
     assert (vm.cntvct(0), vm.cntpct(1)) == (1000 + added, saved + added)
     assert report.error_bound_ticks == 0
 
 
 def test_equal_counters_are_made_exact_by_one_offset() -> None:
     counter = host(0)
-    checkpoint = Vm(1, counter=counter).checkpoint()
-    assert (checkpoint.owned, checkpoint.cntvct, checkpoint.cntpct) == (False, 0, 0)
+    checkpoint = ModelVm(1, counter=counter).checkpoint()
+    assert (checkpoint.opted_in, checkpoint.cntvct, checkpoint.cntpct) == (False, 0, 0)
     counter.advance(50)
-    vm = Vm(1, counter=counter)
+    vm = ModelVm(1, counter=counter)
     assert restore(checkpoint, vm).method == "offset"
-    assert vm.owned
+    assert vm.opted_in
     assert vm.cntvct(0) == vm.cntpct(0) == 0
 
 
 def test_adopt_virtual_gives_up_the_physical_counter() -> None:
     counter = host()
-    source = Vm(1, counter=counter)
+    source = ModelVm(1, counter=counter)
     counter.advance(1000)
-    vm = Vm(1, counter=counter)
+    vm = ModelVm(1, counter=counter)
     intended = plan(source.checkpoint(), vm, views="adopt-virtual")
-    assert any(f"CNTPCT_EL0 jumps by {1000 - counter.read()} ticks" in warning for warning in intended.lost)
+    assert any(f"CNTPCT_EL0 jumps by {1000 - counter.read()} ticks" in warning for warning in intended.unsupported)
     steps = intended.prepare()
     steps.apply()
     report = steps.release()
-    assert vm.owned
+    assert vm.opted_in
     assert vm.cntvct(0) == vm.cntpct(0) == report.cntvct == report.cntpct == 1000
 
 
 def test_a_kernel_without_physical_registers_restores_the_virtual_timer_only() -> None:
     counter = host()
-    source = Vm(1, counter=counter)
+    source = ModelVm(1, counter=counter)
     source.set_one_reg(0, Reg.PTIMER_CVAL, 77)
     counter.advance(1000)
-    vm = Vm(1, counter=counter, kernel="6.1")
+    vm = ModelVm(1, counter=counter, kernel="6.1")
     intended = plan(source.checkpoint(), vm)
     assert intended.method == "virtual-only"
-    assert any("physical timer isn't restored" in fact for fact in intended.lost)
+    assert any("physical timer isn't restored" in fact for fact in intended.unsupported)
     restore(source.checkpoint(), vm)
     assert (vm.cntvct(0), vm.cntpct(0)) == (1000, counter.read())
     # And what such a kernel saves can be restored where there is more.
-    assert restore(vm.checkpoint(), Vm(1, counter=counter)).method == "by-value"
+    assert restore(vm.checkpoint(), ModelVm(1, counter=counter)).method == "by-value"
 
 
 def test_an_untouched_physical_counter_stays_untouched() -> None:
     """A stray offset of a few ticks would make CNTPCT_EL0 trap for good."""
     counter = host()
-    checkpoint = Vm(1, counter=counter).checkpoint()
+    checkpoint = ModelVm(1, counter=counter).checkpoint()
     counter.advance(50)
-    vm = Vm(1, counter=counter)
+    vm = ModelVm(1, counter=counter)
     intended = plan(checkpoint, vm, policy=Advance())
     assert not any("trap" in warning for warning in intended.warnings)
     restore(checkpoint, vm, policy=Advance())
@@ -195,7 +195,7 @@ def test_timers_are_restored_bit_for_bit_but_istatus() -> None:
     assert checkpoint.cval(Timer.VTIMER).tolist() == [2**64 - 1, 2**64 - 2, 2**64 - 3]
     assert checkpoint.ctl(Timer.VTIMER).tolist() == [0, 1, 2]
     assert checkpoint.ctl(Timer.PTIMER).tolist() == [0xABC3] * 3
-    vm = Vm(3, counter=counter)
+    vm = ModelVm(3, counter=counter)
     restore(checkpoint, vm)
     assert state(vm) == state(source)
 
@@ -208,7 +208,7 @@ def test_a_deadline_that_passed_in_the_pause_is_due_at_once() -> None:
     checkpoint = source.checkpoint()
     counter.advance(600)
     for policy, left in ((Freeze(), 500), (Advance(), 0), (Advance(max_ns=400 * NS), 100)):
-        vm = Vm(2, counter=counter)
+        vm = ModelVm(2, counter=counter)
         restore(checkpoint, vm, policy=policy)
         assert vm.timer(0, Timer.VTIMER).line == (left == 0)
         assert vm.next_deadline(0) == counter.read() + left
@@ -220,7 +220,7 @@ def test_a_deadline_that_passed_in_the_pause_is_due_at_once() -> None:
 def test_no_vcpu_runs_and_nothing_is_saved_until_the_release() -> None:
     counter = host()
     checkpoint = owned(counter).checkpoint()
-    vm = Vm(2, counter=counter)
+    vm = ModelVm(2, counter=counter)
     steps = plan(checkpoint, vm).prepare()
     for step in (steps.apply, steps.release):
         with pytest.raises(RestoreOpen), vm.running(1):
@@ -235,13 +235,13 @@ def test_no_vcpu_runs_and_nothing_is_saved_until_the_release() -> None:
 def test_counts_that_the_vmm_replays_and_late_vcpus_do_no_harm() -> None:
     counter = host()
     checkpoint = owned(counter, vcpus=2, cntvct=1000).checkpoint()
-    vm = Vm(2, counter=counter)
+    vm = ModelVm(2, counter=counter)
     steps = plan(checkpoint, vm).prepare()
     vm.set_one_reg(0, Reg.TIMER_CNT, 42)
     vm.set_one_reg(1, Reg.PTIMER_CNT, 43)
     counter.advance(10)
     vm.create_vcpu()
-    assert vm.owned
+    assert vm.opted_in
     assert {vm.cntvct(vcpu) for vcpu in range(3)} == {vm.cntpct(vcpu) for vcpu in range(3)} == {1010}
     steps.apply()
     steps.release()
@@ -250,7 +250,7 @@ def test_counts_that_the_vmm_replays_and_late_vcpus_do_no_harm() -> None:
 
 def test_steps_come_in_order_and_once() -> None:
     counter = host()
-    vm = Vm(2, counter=counter)
+    vm = ModelVm(2, counter=counter)
     steps = plan(owned(counter).checkpoint(), vm).prepare()
     with pytest.raises(OutOfOrder) as caught:
         steps.release()
@@ -265,7 +265,7 @@ def test_steps_come_in_order_and_once() -> None:
 
 def test_a_plan_is_stale_when_the_vm_changed_and_only_then() -> None:
     counter = host()
-    vm = Vm(2, counter=counter)
+    vm = ModelVm(2, counter=counter)
     intended = plan(owned(counter).checkpoint(), vm)
     counter.advance(10**6)
     vm.cntvct(0)
@@ -279,7 +279,7 @@ def test_a_plan_is_stale_when_the_vm_changed_and_only_then() -> None:
 def test_a_new_restore_takes_over_from_one_that_was_given_up() -> None:
     counter = host()
     checkpoint = owned(counter).checkpoint()
-    vm = Vm(2, counter=counter)
+    vm = ModelVm(2, counter=counter)
     given_up = plan(checkpoint, vm).prepare()
     restore(checkpoint, vm)
     with pytest.raises(StalePlan):
@@ -306,7 +306,7 @@ def test_a_running_vcpu_stops_everything() -> None:
 # Refusals: both sides named, and the VM as it was.
 
 
-def refused(kind: type[GuestClockError], checkpoint: Checkpoint, vm: Vm, **options: Any) -> Any:
+def refused(kind: type[GuestClockError], checkpoint: Checkpoint, vm: ModelVm, **options: Any) -> Any:
     """The refusal, once it is seen that nothing was touched."""
     before = state(vm)
     with pytest.raises(kind) as caught:
@@ -319,21 +319,21 @@ def refused(kind: type[GuestClockError], checkpoint: Checkpoint, vm: Vm, **optio
 
 
 def test_another_frequency_is_refused() -> None:
-    error = refused(FrequencyMismatch, owned(host()).checkpoint(), Vm(2, counter=host(hz=24_000_000)))
+    error = refused(FrequencyMismatch, owned(host()).checkpoint(), ModelVm(2, counter=host(hz=24_000_000)))
     assert (error.saved_hz, error.host_hz) == (HZ, 24_000_000)
     assert "62500000" in str(error)
     assert "24000000" in str(error)
 
 
 def test_another_number_of_vcpus_is_refused() -> None:
-    error = refused(TopologyMismatch, owned(host()).checkpoint(), Vm(3, counter=host()))
+    error = refused(TopologyMismatch, owned(host()).checkpoint(), ModelVm(3, counter=host()))
     assert (error.what, error.saved, error.host) == ("vCPUs", 2, 3)
 
 
 @pytest.mark.parametrize("views", ["preserve", "refuse"])
 def test_two_counters_are_refused_where_one_offset_is_owned(views: Literal["preserve", "refuse"]) -> None:
     counter = host()
-    source = Vm(2, counter=counter)
+    source = ModelVm(2, counter=counter)
     counter.advance(1000)
     error = refused(CounterSkew, source.checkpoint(), owned(counter), views=views)
     assert (error.cntvct, error.cntpct) == (1000, counter.read())
@@ -343,8 +343,8 @@ def test_adopting_needs_the_offset() -> None:
     counter = host()
     error = refused(
         CapabilityMissing,
-        Vm(1, counter=counter).checkpoint(),
-        Vm(1, counter=counter, kernel="6.1"),
+        ModelVm(1, counter=counter).checkpoint(),
+        ModelVm(1, counter=counter, kernel="6.1"),
         views="adopt-virtual",
     )
     assert error.capability == "counter_offset"
@@ -353,16 +353,16 @@ def test_adopting_needs_the_offset() -> None:
 def test_elapsed_time_that_nobody_vouches_for_is_refused() -> None:
     checkpoint = owned(host()).checkpoint()
     elsewhere = host(count=5, realtime_ns=START_NS + SECOND)
-    error = refused(ElapsedUnknown, checkpoint, Vm(2, counter=elsewhere), policy=Advance())
+    error = refused(ElapsedUnknown, checkpoint, ModelVm(2, counter=elsewhere), policy=Advance())
     assert "went forward: no" in error.evidence
     # A Freeze doesn't depend on it.
-    restore(checkpoint, Vm(2, counter=elsewhere))
+    restore(checkpoint, ModelVm(2, counter=elsewhere))
 
 
 def test_a_wall_clock_that_went_backwards_is_refused() -> None:
     checkpoint = owned(host()).checkpoint()
     elsewhere = host(count=5, realtime_ns=START_NS - 1)
-    error = refused(ClockWentBackwards, checkpoint, Vm(2, counter=elsewhere), policy=Advance(), assume_error_ns=0)
+    error = refused(ClockWentBackwards, checkpoint, ModelVm(2, counter=elsewhere), policy=Advance(), assume_error_ns=0)
     assert (error.saved, error.host) == (START_NS, START_NS - 1)
     assert "wall clock" in error.clock
 
@@ -371,7 +371,7 @@ def test_a_counter_that_went_backwards_is_not_the_same() -> None:
     counter = host()
     checkpoint = owned(counter).checkpoint()
     counter.rewind(1)
-    error = refused(ClockWentBackwards, checkpoint, Vm(2, counter=counter), policy=Advance(), same_counter=True)
+    error = refused(ClockWentBackwards, checkpoint, ModelVm(2, counter=counter), policy=Advance(), same_counter=True)
     assert (error.saved, error.host) == (10**12, 10**12 - 1)
     assert "counter" in error.clock
 
@@ -388,7 +388,7 @@ def test_a_wall_clock_step_speaks_against_the_same_counter(step_ns: int, same: b
     checkpoint = owned(counter).checkpoint()
     counter.advance(HZ)
     counter.step_realtime(step_ns)
-    intended = plan(checkpoint, Vm(2, counter=counter))
+    intended = plan(checkpoint, ModelVm(2, counter=counter))
     assert intended.same_counter is same
     evidence = intended.to_dict()["evidence"]
     assert isinstance(evidence, dict)
@@ -398,7 +398,7 @@ def test_a_wall_clock_step_speaks_against_the_same_counter(step_ns: int, same: b
 def test_force_beats_evidence() -> None:
     counter = host()
     checkpoint = owned(counter).checkpoint()
-    vm = Vm(2, counter=counter)
+    vm = ModelVm(2, counter=counter)
     assert plan(checkpoint, vm).same_counter
     assert not plan(checkpoint, vm, same_counter=False).same_counter
     assert "forced" in str(plan(checkpoint, vm, same_counter=False))
@@ -408,7 +408,7 @@ def test_a_counter_that_went_backwards_with_its_wall_clock_is_another() -> None:
     counter = host()
     checkpoint = owned(counter).checkpoint()
     counter.rewind(1)
-    assert not plan(checkpoint, Vm(2, counter=counter)).same_counter
+    assert not plan(checkpoint, ModelVm(2, counter=counter)).same_counter
 
 
 def other(checkpoint: Checkpoint, *, host: Mapping[str, object] | None = None, **changes: object) -> Checkpoint:
@@ -421,19 +421,19 @@ def other(checkpoint: Checkpoint, *, host: Mapping[str, object] | None = None, *
 def test_another_kind_of_counter_is_another() -> None:
     counter = host()
     checkpoint = owned(counter).checkpoint()
-    assert plan(other(checkpoint), Vm(2, counter=counter)).same_counter
-    assert not plan(other(checkpoint, host={"source": "tsc"}), Vm(2, counter=counter)).same_counter
+    assert plan(other(checkpoint), ModelVm(2, counter=counter)).same_counter
+    assert not plan(other(checkpoint, host={"source": "tsc"}), ModelVm(2, counter=counter)).same_counter
 
 
 def test_another_machines_counter_is_another() -> None:
     counter = MonotonicCounter()
     # So wide a bracket that the wall clock has nothing to say.
     here = {"width_ns": SECOND}
-    checkpoint = Vm(1, counter=counter).checkpoint()
+    checkpoint = ModelVm(1, counter=counter).checkpoint()
     elsewhere = other(checkpoint, host=here | {"machine_id": bytes(16)})
-    assert not plan(elsewhere, Vm(1, counter=counter)).same_counter
+    assert not plan(elsewhere, ModelVm(1, counter=counter)).same_counter
     known = checkpoint.host.machine_id is not None
-    assert plan(other(checkpoint, host=here), Vm(1, counter=counter)).same_counter is known
+    assert plan(other(checkpoint, host=here), ModelVm(1, counter=counter)).same_counter is known
 
 
 # How sure it is.
@@ -445,22 +445,22 @@ def test_the_error_bound_holds_every_doubt() -> None:
     target = host(5, realtime_ns=START_NS + SECOND)
     changed = other(checkpoint, host={"width_ns": 3 * NS}, width_ticks=70)
     options: dict[str, Any] = {"policy": Advance(), "same_counter": False}
-    bound = restore(changed, Vm(2, counter=target), assume_error_ns=5 * NS, **options).error_bound_ticks
+    bound = restore(changed, ModelVm(2, counter=target), assume_error_ns=5 * NS, **options).error_bound_ticks
     # The saved counters, both brackets (by hand there is none), the wall clocks, and the rounding.
     assert bound == 70 + 3 + 0 + 5 + 1
     live = MonotonicCounter()
-    assert live.cross_timestamp().width_ns > 0
+    assert live.stamp().width_ns > 0
     bound = restore(
-        other(checkpoint), Vm(2, counter=live), assume_error_ns=0, max_elapsed_ns=2**63, **options
+        other(checkpoint), ModelVm(2, counter=live), assume_error_ns=0, max_elapsed_ns=2**63, **options
     ).error_bound_ticks
     assert bound > 1
-    assert restore(changed, Vm(2, counter=counter)).error_bound_ticks == 70
+    assert restore(changed, ModelVm(2, counter=counter)).error_bound_ticks == 70
 
 
 def test_the_wall_clock_is_read_again_at_the_release() -> None:
     checkpoint = owned(host()).checkpoint()
     target = host(5)
-    vm = Vm(2, counter=target)
+    vm = ModelVm(2, counter=target)
     steps = plan(checkpoint, vm, policy=Advance(), same_counter=False, assume_error_ns=0).prepare()
     steps.apply()
     target.step_realtime(SECOND)
@@ -473,12 +473,12 @@ def test_the_wall_clock_is_read_again_at_the_release() -> None:
 
 def test_a_plan_touches_nothing_and_says_what_it_costs() -> None:
     counter = host()
-    vm = Vm(2, counter=counter)
+    vm = ModelVm(2, counter=counter)
     before = state(vm)
     intended = plan(owned(counter).checkpoint(), vm)
     assert state(vm) == before
     assert any("for good" in warning for warning in intended.warnings)
-    assert any("trap" in fact for fact in intended.slower)
+    assert any("trap" in fact for fact in intended.degraded)
     assert "CNTVCT_EL0" in str(intended)
     # An owned VM has nothing left to lose.
     again = plan(owned(counter).checkpoint(), owned(counter))
@@ -501,7 +501,7 @@ def test_a_plan_warns_of_counters_that_hardware_may_be_too_narrow_for(
     cntvct: int, arch_width: int, warned: str | None
 ) -> None:
     counter = host()
-    intended = plan(owned(counter, cntvct=cntvct).checkpoint(), Vm(2, counter=counter, arch_width=arch_width))
+    intended = plan(owned(counter, cntvct=cntvct).checkpoint(), ModelVm(2, counter=counter, arch_width=arch_width))
     found = [warning for warning in intended.warnings if "reaches 2^" in warning]
     assert len(found) == (warned is not None)
     assert all(warned in warning for warning in found if warned)
@@ -513,7 +513,7 @@ def test_what_the_guest_sees_at_both_ends_is_known_from_a_vmm_that_knows() -> No
     stopped = counter.read()
     counter.advance(30)
     checkpoint = source.checkpoint(stopped_at=stopped)
-    report = restore(checkpoint, Vm(2, counter=counter))
+    report = restore(checkpoint, ModelVm(2, counter=counter))
     assert report.to_dict()["before_checkpoint_ticks"] == 30
     assert report.to_dict()["after_release_ticks"] is None
     assert "not known" in str(report)
@@ -525,7 +525,7 @@ def test_what_the_guest_sees_at_both_ends_is_known_from_a_vmm_that_knows() -> No
 @given(now=u64s, cntvct=u64s)
 def test_the_hosts_count_can_be_injected_everywhere(now: int, cntvct: int) -> None:
     counter = host(0)
-    vm = Vm(1, counter=counter)
+    vm = ModelVm(1, counter=counter)
     vm.set_counter_offset((now - cntvct) % 2**64)
     try:
         checkpoint = vm.checkpoint(now=now)
@@ -545,7 +545,7 @@ def test_injected_instants_make_a_restore_exact() -> None:
     assert (checkpoint.cntvct, checkpoint.host.realtime_ns) == (50, START_NS + 50 * NS)
     earlier = source.checkpoint(now=10**12 - 50)
     assert (earlier.cntvct, earlier.host.realtime_ns) == (2**64 - 50, START_NS - 50 * NS)
-    vm = Vm(2, counter=counter)
+    vm = ModelVm(2, counter=counter)
     report = restore(checkpoint, vm, now=10**12 + 500)
     assert report.released_at == 10**12 + 500
     assert vm.cntvct(0, 10**12 + 500) == 50
@@ -558,7 +558,7 @@ def test_injected_instants_make_a_restore_exact() -> None:
 @pytest.mark.parametrize(("policy", "added"), [(None, 0), (Freeze(), 0), (Advance(), 900), (Advance(max_ns=160), 10)])
 def test_paused_in_place(policy: Policy | None, added: int, opted_in: bool) -> None:
     counter = host()
-    vm = owned(counter) if opted_in else Vm(2, counter=counter)
+    vm = owned(counter) if opted_in else ModelVm(2, counter=counter)
     vm.set_one_reg(0, Reg.TIMER_CVAL, 123)
     before = (vm.cntvct(0), vm.cntpct(0))
     with vm.paused(policy) as pause:
@@ -570,7 +570,7 @@ def test_paused_in_place(policy: Policy | None, added: int, opted_in: bool) -> N
         assert vm.checkpoint().vcpus == 2
     assert (vm.cntvct(0), vm.cntpct(0)) == (before[0] + added, before[1] + added)
     assert pause.report.added_ticks == added
-    assert vm.owned is opted_in
+    assert vm.opted_in is opted_in
     assert vm.get_one_reg(0, Reg.TIMER_CVAL) == 123
     with vm.running(0):
         pass
@@ -602,7 +602,7 @@ def test_a_vcpu_initialised_again_after_apply_is_found_out_at_the_release() -> N
     source.set_one_reg(1, Reg.TIMER_CVAL, 77_777)
     source.set_one_reg(1, Reg.TIMER_CTL, 1)
     saved = source.checkpoint()
-    target = Vm(vcpus=2, counter=counter)
+    target = ModelVm(vcpus=2, counter=counter)
     begun = plan(saved, target).prepare()
     begun.apply()
     target.init_vcpu(1)

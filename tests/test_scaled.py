@@ -13,10 +13,10 @@ from guestclock import (
     FrequencyMismatch,
     HostCounter,
     ManualCounter,
+    ModelVm,
     MonotonicCounter,
     ScaledCounter,
     Timer,
-    Vm,
     plan,
     restore,
 )
@@ -37,7 +37,7 @@ def host(count: int = 0, realtime_ns: int = 0) -> ManualCounter:
 def saved(cntvct: int = 1000, deadline: int = 0) -> Checkpoint:
     """A guest of 24 MHz, as it was saved on its own host at a wall-clock time of 0."""
     counter = ManualCounter(12345, frequency_hz=GUEST_HZ)
-    vm = Vm(counter=counter)
+    vm = ModelVm(counter=counter)
     vm.set_counter_offset(counter.read() - cntvct)
     vm.set_one_reg(0, Reg.TIMER_CVAL, deadline)
     vm.set_one_reg(0, Reg.TIMER_CTL, 1)
@@ -48,7 +48,7 @@ def saved(cntvct: int = 1000, deadline: int = 0) -> Checkpoint:
 def test_it_reads_the_whole_ticks(count: int, inner_hz: int, hz: int) -> None:
     counter = ScaledCounter(ManualCounter(count, frequency_hz=inner_hz), frequency_hz=hz)
     assert counter.read() == count * hz // inner_hz % 2**64
-    assert counter.cross_timestamp().count == counter.read()
+    assert counter.stamp().count == counter.read()
 
 
 @given(count=u64s, wanted=u64s, inner_hz=frequencies, hz=frequencies)
@@ -61,7 +61,7 @@ def test_the_inner_count_is_the_first_that_reads_so_much(count: int, wanted: int
 
 def test_a_guest_of_another_frequency_is_refused_and_told_the_way() -> None:
     with pytest.raises(FrequencyMismatch) as caught:
-        plan(saved(), Vm(counter=host()))
+        plan(saved(), ModelVm(counter=host()))
     error = caught.value
     assert (error.saved_hz, error.host_hz) == (GUEST_HZ, HOST_HZ)
     assert "each second for 2604 ms, a drift of +1604167 ppm" in str(error)
@@ -73,15 +73,15 @@ def test_a_guest_of_another_frequency_is_refused_and_told_the_way() -> None:
     [(HOST_HZ, GUEST_HZ, "-616000"), (10**9, 10**9 + 1, "+1"), (10**9, 10**9 - 1, "-1")],
 )
 def test_the_drift_is_the_hosts_against_the_guests(saved_hz: int, host_hz: int, drift: str) -> None:
-    checkpoint = Vm(counter=ManualCounter(frequency_hz=saved_hz)).checkpoint()
+    checkpoint = ModelVm(counter=ManualCounter(frequency_hz=saved_hz)).checkpoint()
     with pytest.raises(FrequencyMismatch, match=f"a drift of \\{drift} ppm"):
-        plan(checkpoint, Vm(counter=ManualCounter(frequency_hz=host_hz)))
+        plan(checkpoint, ModelVm(counter=ManualCounter(frequency_hz=host_hz)))
 
 
 @given(cntvct=st.integers(0, 2**63), here=st.integers(0, 2**62), later=st.integers(0, 2**50))
 def test_freeze_on_a_faster_host_is_exact(cntvct: int, here: int, later: int) -> None:
     inner = host(here)
-    vm = Vm(counter=ScaledCounter(inner, frequency_hz=GUEST_HZ))
+    vm = ModelVm(counter=ScaledCounter(inner, frequency_hz=GUEST_HZ))
     report = restore(saved(cntvct), vm, policy=Freeze())
     assert (report.cntvct, report.error_bound_ticks) == (cntvct, 0)
     assert report.released_at == here * GUEST_HZ // HOST_HZ
@@ -93,7 +93,7 @@ def test_freeze_on_a_faster_host_is_exact(cntvct: int, here: int, later: int) ->
 
 @given(pause_ns=st.integers(0, 10**18), here=st.integers(0, 2**50), assumed=st.integers(0, 10**9))
 def test_advance_goes_by_the_wall_clock(pause_ns: int, here: int, assumed: int) -> None:
-    vm = Vm(counter=ScaledCounter(host(here, realtime_ns=pause_ns), frequency_hz=GUEST_HZ))
+    vm = ModelVm(counter=ScaledCounter(host(here, realtime_ns=pause_ns), frequency_hz=GUEST_HZ))
     report = restore(saved(1000), vm, policy=Advance(), same_counter=False, assume_error_ns=assumed)
     assert report.added_ticks == pause_ns * GUEST_HZ // SECOND
     assert vm.cntvct(0) == 1000 + report.added_ticks
@@ -110,14 +110,14 @@ def test_advance_goes_by_the_wall_clock(pause_ns: int, here: int, assumed: int) 
 )
 def test_a_scaled_counter_is_the_same_as_itself(here: int, pause: int, hz: int, inner_hz: int) -> None:
     inner = ManualCounter(here, frequency_hz=inner_hz)
-    source = Vm(counter=ScaledCounter(inner, frequency_hz=hz))
+    source = ModelVm(counter=ScaledCounter(inner, frequency_hz=hz))
     source.set_counter_offset(0)
     checkpoint = source.checkpoint()
     inner.advance(pause)
     # Half of the range and more is in the past, and the wall clock has an end.
     assume((here + pause) * hz // inner_hz < 2**63)
     assume(pause * SECOND // inner_hz < 2**62)
-    vm = Vm(counter=ScaledCounter(inner, frequency_hz=hz))
+    vm = ModelVm(counter=ScaledCounter(inner, frequency_hz=hz))
     report = restore(checkpoint, vm, policy=Advance())
     assert vm.cntvct(0) == source.cntvct(0)
     assert report.error_bound_ticks == 0
@@ -127,7 +127,7 @@ def test_a_scaled_counter_is_the_same_as_itself(here: int, pause: int, hz: int, 
 def test_a_deadline_leads_back_to_the_inner_counter(ahead: int, here: int, phase: int) -> None:
     inner = host(here)
     counter = ScaledCounter(inner, frequency_hz=GUEST_HZ)
-    vm = Vm(counter=counter)
+    vm = ModelVm(counter=counter)
     restore(saved(1000, deadline=1000 + ahead), vm)
     inner.advance(phase)
     deadline = vm.next_deadline(0)
@@ -144,7 +144,7 @@ def test_a_deadline_leads_back_to_the_inner_counter(ahead: int, here: int, phase
 def test_injected_counts_are_in_the_scaled_counters_ticks() -> None:
     inner = host(HOST_HZ)
     counter = ScaledCounter(inner, frequency_hz=GUEST_HZ)
-    vm = Vm(counter=counter)
+    vm = ModelVm(counter=counter)
     vm.set_counter_offset(0)
     assert vm.cntvct(0) == vm.cntvct(0, now=counter.read()) == GUEST_HZ
     assert vm.cntvct(0, now=GUEST_HZ + 5) == GUEST_HZ + 5
@@ -166,7 +166,7 @@ def test_a_running_counter_lies_between_two_reads(inner: HostCounter | Monotonic
     counter = ScaledCounter(inner, frequency_hz=GUEST_HZ)
     last = 0
     for _ in range(200):
-        before, count, here, after = inner.read(), counter.read(), counter.cross_timestamp(), inner.read()
+        before, count, here, after = inner.read(), counter.read(), counter.stamp(), inner.read()
         scaled = [count * GUEST_HZ // inner.frequency_hz for count in (before, after)]
         assert scaled[0] <= count <= here.count <= scaled[1]
         assert last <= count
@@ -177,7 +177,7 @@ def test_a_running_counter_lies_between_two_reads(inner: HostCounter | Monotonic
 def test_the_vm_has_the_counter_that_it_was_given() -> None:
     inner = host(5)
     counter = ScaledCounter(inner, frequency_hz=GUEST_HZ)
-    vm = Vm(counter=counter)
+    vm = ModelVm(counter=counter)
     assert vm.counter is counter
     assert vm.frequency_hz == counter.frequency_hz == GUEST_HZ
     assert counter.counter is inner
@@ -192,7 +192,7 @@ def test_a_scaled_counter_is_scaled_again_from_its_own_ticks() -> None:
     counter = ScaledCounter(ScaledCounter(host(HOST_HZ + 1), frequency_hz=GUEST_HZ), frequency_hz=1_000_000)
     assert counter.read() == 1_000_000
     assert counter.inner_count(1_000_001) == GUEST_HZ + 24
-    assert counter.cross_timestamp().width_ns == 42 + 1000
+    assert counter.stamp().width_ns == 42 + 1000
 
 
 def test_wrong_arguments() -> None:
@@ -205,4 +205,4 @@ def test_wrong_arguments() -> None:
     with pytest.raises(OverflowError):
         ScaledCounter(host(), frequency_hz=1).inner_count(-1)
     with pytest.raises(ValueError, match="32 bits"):
-        Vm(counter=ScaledCounter(host(), frequency_hz=2**32))
+        ModelVm(counter=ScaledCounter(host(), frequency_hz=2**32))

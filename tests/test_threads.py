@@ -16,7 +16,7 @@ from typing import ParamSpec, TypeVar
 
 import pytest
 
-from guestclock import ManualCounter, Reg, Timer, Vm, plan
+from guestclock import ManualCounter, ModelVm, Reg, Timer, plan
 from guestclock.errors import OutOfOrder, RestoreOpen, StalePlan, VcpuRunning
 
 P = ParamSpec("P")
@@ -94,7 +94,7 @@ class Moving:
 
     def __init__(self) -> None:
         self.counter = ManualCounter()
-        self.vm = Vm(2, counter=self.counter)
+        self.vm = ModelVm(2, counter=self.counter)
         self.vm.set_one_reg(0, Reg.TIMER_CVAL, self.CVAL)
         self.vm.set_one_reg(0, Reg.TIMER_CTL, 1)
 
@@ -157,7 +157,7 @@ class Moving:
             assert saved.vcpus == len(saved.cval(Timer.VTIMER)) <= self.vm.vcpus
 
     def create(self) -> None:
-        while not (self.vm.owned or failed.is_set()):
+        while not (self.vm.opted_in or failed.is_set()):
             pass  # Before, a new vCPU would take the virtual counters back to 0.
         for vcpu in range(2, 100):
             assert self.vm.create_vcpu() == vcpu
@@ -179,7 +179,7 @@ def test_every_value_read_belongs_to_one_moment() -> None:
 
 def test_a_guest_goes_back_only_by_what_a_restore_takes_away() -> None:
     counter = ManualCounter(10**9)
-    vm = Vm(2, counter=counter)
+    vm = ModelVm(2, counter=counter)
     vm.set_counter_offset(10**9)
     inside = [False, False]
 
@@ -236,7 +236,7 @@ def test_a_guest_goes_back_only_by_what_a_restore_takes_away() -> None:
 
 def test_threads_that_share_a_restore_or_a_pause_do_not_block_each_other() -> None:
     # An exception is made by Python code, in which another thread may get its turn: no lock may be held then.
-    vm = Vm(1, counter=ManualCounter())
+    vm = ModelVm(1, counter=ManualCounter())
     restore = plan(vm.checkpoint(), vm).prepare()
     applied: list[bool] = []
 

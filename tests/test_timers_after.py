@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestclock import Advance, Freeze, LatchMismatch, Policy, Reg, Report, Timer, TimerOutlook, Vm, plan, restore
+from guestclock import Advance, Freeze, LatchMismatch, ModelVm, Policy, Reg, Report, Timer, TimerStatus, plan, restore
 from vms import HZ, SECOND, TIMER_REGS, host, owned
 
 KERNELS = ["6.1", "6.12", "7.3"]
@@ -15,10 +15,10 @@ near = st.one_of(st.integers(0, 3000), st.integers(2**64 - 3000, 2**64 - 1), st.
 """Counts and CVALs: near one another often enough for deadlines to lie between."""
 
 
-def source(kernel: str, *, nested: bool, cntvct: int, timers: list[tuple[int, int]], cntvoff: int) -> Vm:
+def source(kernel: str, *, nested: bool, cntvct: int, timers: list[tuple[int, int]], cntvoff: int) -> ModelVm:
     """A VM of two vCPUs, the second of which has these timers (CVAL and CTL)."""
     counter = host()
-    vm = Vm(2, counter=counter, kernel=kernel, nested=nested)
+    vm = ModelVm(2, counter=counter, kernel=kernel, nested=nested)
     if vm.capabilities.counter_offset:
         vm.set_counter_offset((counter.read() - cntvct) % 2**64)
     else:
@@ -38,7 +38,7 @@ def due(*, irq_timers: dict[Timer, int]) -> Report:
     for timer, cval in irq_timers.items():
         vm.set_one_reg(0, TIMER_REGS[timer][0], cval)
         vm.set_one_reg(0, TIMER_REGS[timer][1], ENABLE)
-    return restore(vm.checkpoint(), Vm(1, counter=host()), policy=Freeze())
+    return restore(vm.checkpoint(), ModelVm(1, counter=host()), policy=Freeze())
 
 
 @pytest.mark.parametrize(("kernel", "nested"), [*((kernel, False) for kernel in KERNELS), ("7.3", True)])
@@ -55,8 +55,8 @@ def test_it_is_what_the_restored_vm_says(
     vm = source(kernel, nested=nested, cntvct=cntvct, timers=timers, cntvoff=cntvoff)
     before = {(vcpu, timer): vm.timer(vcpu, timer) for vcpu in range(2) for timer in Timer if timer < 2 or nested}
     saved = vm.checkpoint()
-    counter = host(vm.counter.read() + pause, vm.counter.cross_timestamp().realtime_ns + pause * SECOND // HZ)
-    target = Vm(2, counter=counter, kernel=kernel, nested=nested)
+    counter = host(vm.counter.read() + pause, vm.counter.stamp().realtime_ns + pause * SECOND // HZ)
+    target = ModelVm(2, counter=counter, kernel=kernel, nested=nested)
     intended = plan(saved, target, policy=policy, same_counter=True)
     report = restore(saved, target, policy=policy, same_counter=True)
     told = report.timers()
@@ -87,17 +87,17 @@ def test_which_deadlines_passed_in_the_pause() -> None:
     vm.set_one_reg(0, Reg.TIMER_CVAL, 1500)
     vm.set_one_reg(0, Reg.TIMER_CTL, ENABLE)
     saved = vm.checkpoint()
-    frozen = restore(saved, Vm(1, counter=host(10**12 + 600)), policy=Freeze())
-    on = TimerOutlook(0, Timer.VTIMER, ENABLE, 1500, 1000, line=False, overdue_ticks=None, passed_in_pause=False)
+    frozen = restore(saved, ModelVm(1, counter=host(10**12 + 600)), policy=Freeze())
+    on = TimerStatus(0, Timer.VTIMER, ENABLE, 1500, 1000, line=False, overdue_ticks=None, passed_in_pause=False)
     assert frozen.timers() == [on, on._replace(timer=Timer.PTIMER, ctl=0, cval=0)]
-    advanced = restore(saved, Vm(1, counter=host(10**12 + 600)), policy=Advance(), same_counter=True)
+    advanced = restore(saved, ModelVm(1, counter=host(10**12 + 600)), policy=Advance(), same_counter=True)
     assert advanced.timers()[0] == on._replace(guest_count=1600, line=True, overdue_ticks=100, passed_in_pause=True)
     assert advanced.resumed_at(10**12 + 700).timers() == advanced.timers(), "at the release"
 
 
 def test_a_timer_that_is_not_restored_is_not_told() -> None:
-    vm = Vm(1, counter=host(), kernel="6.12")
-    report = restore(vm.checkpoint(), Vm(1, counter=host(), kernel="6.1"))
+    vm = ModelVm(1, counter=host(), kernel="6.12")
+    report = restore(vm.checkpoint(), ModelVm(1, counter=host(), kernel="6.1"))
     assert report.method == "virtual-only"
     assert [each.timer for each in report.timers()] == [Timer.VTIMER]
     assert report.latch_mismatches([1 << 30]) == [], "it is as it was, and nobody asked how"
@@ -130,7 +130,7 @@ def test_all_timers_of_a_nested_guest_have_their_ids() -> None:
     vm = owned(host(), vcpus=1, nested=True)
     for timer in Timer:
         vm.set_one_reg(0, TIMER_REGS[timer][1], ENABLE)
-    report = restore(vm.checkpoint(), Vm(1, counter=host(), nested=True))
+    report = restore(vm.checkpoint(), ModelVm(1, counter=host(), nested=True))
     assert [each.irq for each in report.latch_mismatches([0])] == [27, 30, 28, 26]
     assert report.latch_mismatches([1 << 27 | 1 << 30 | 1 << 28 | 1 << 26]) == []
 

@@ -8,7 +8,7 @@ import keystone
 import pytest
 from unicorn import UC_ARCH_ARM64, UC_MODE_ARM, Uc, UcError, arm64_const, unicorn_const
 
-from guestclock import HostCounter, ManualCounter, MonotonicCounter, Timer, Vm, plan, sysreg
+from guestclock import HostCounter, ManualCounter, ModelVm, MonotonicCounter, Timer, plan, sysreg
 from guestclock.adapters import _a64
 from guestclock.adapters.unicorn import Mode, Reason, Stop, UnhandledException, UnicornTimer, attach
 from guestclock.errors import CapabilityMissing, RestoreOpen, SysregTrap
@@ -69,7 +69,7 @@ class Guest:
             self.uc.mem_write(vector, assemble(irq, vector))
         self.uc.cpr_write(*_a64.VBAR_EL1, VECTORS)
         self.counter = counter or (ManualCounter(5_000) if mode == "exact" else MonotonicCounter())
-        self.vm = Vm(vcpus=1, counter=self.counter)
+        self.vm = ModelVm(vcpus=1, counter=self.counter)
         self.vm.set_counter_offset(OFFSET if isinstance(self.counter, ManualCounter) else self.counter.read())
         self.timer: UnicornTimer = attach(self.uc, self.vm, 0, mode=mode, install_hooks=install_hooks, now=now)
         self.uc.reg_write(arm64_const.UC_ARM64_REG_SP, STACK_EL1)
@@ -536,7 +536,7 @@ def test_unmapped_memory_is_unicorns_own_error() -> None:
 def test_fast_mode_refuses_another_clock_than_unicorns(counter: ManualCounter | HostCounter | MonotonicCounter) -> None:
     uc = Uc(UC_ARCH_ARM64, UC_MODE_ARM)
     with pytest.raises(CapabilityMissing) as caught:
-        attach(uc, Vm(vcpus=1, counter=counter), 0, mode="fast")
+        attach(uc, ModelVm(vcpus=1, counter=counter), 0, mode="fast")
     assert "MonotonicCounter(frequency_hz=62_500_000)" in str(caught.value)
     assert type(counter).__name__ in str(caught.value)
     assert "exact" in str(caught.value)
@@ -544,7 +544,7 @@ def test_fast_mode_refuses_another_clock_than_unicorns(counter: ManualCounter | 
 
 def test_wrong_arguments_are_refused() -> None:
     uc = Uc(UC_ARCH_ARM64, UC_MODE_ARM)
-    vm = Vm(vcpus=1, counter=MonotonicCounter())
+    vm = ModelVm(vcpus=1, counter=MonotonicCounter())
     with pytest.raises(ValueError, match="'fast' or 'exact'"):
         attach(uc, vm, 0, mode="slow")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="mode='exact'"):
@@ -650,7 +650,7 @@ def test_time_goes_on_for_a_guest_that_ends_every_slice_early() -> None:
 
 
 def test_a_second_vcpu_has_timers_of_its_own() -> None:
-    vm = Vm(vcpus=2, counter=ManualCounter(100))
+    vm = ModelVm(vcpus=2, counter=ManualCounter(100))
     vm.set_counter_offset(0)
     guest = Guest("nop")
     other = attach(guest.uc, vm, 1, mode="exact", install_hooks=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from guestclock import ManualCounter, Reg, Timer, Vm, sysreg
+from guestclock import ManualCounter, ModelVm, Reg, Timer, sysreg
 from guestclock.errors import UnknownRegister, VcpuRunning
 
 HZ = 62_500_000
@@ -26,14 +26,14 @@ def host(count: int = 10**12, realtime_ns: int = START_NS, hz: int = HZ) -> Manu
     return ManualCounter(count, frequency_hz=hz, realtime_ns=realtime_ns)
 
 
-def owned(counter: ManualCounter, vcpus: int = 2, cntvct: int = 1000, **options: Any) -> Vm:
+def owned(counter: ManualCounter, vcpus: int = 2, cntvct: int = 1000, **options: Any) -> ModelVm:
     """A VM that has opted in and whose guest reads `cntvct` now."""
-    vm = Vm(vcpus, counter=counter, **options)
+    vm = ModelVm(vcpus, counter=counter, **options)
     vm.set_counter_offset((counter.read() - cntvct) % 2**64)
     return vm
 
 
-def busy(vm: Vm) -> Vm:
+def busy(vm: ModelVm) -> ModelVm:
     """The same, its vCPUs' registers each with a value of its own."""
     for vcpu in range(vm.vcpus):
         for number, reg in enumerate(vm.reg_list(vcpu)):
@@ -41,18 +41,18 @@ def busy(vm: Vm) -> Vm:
     return vm
 
 
-def state(vm: Vm) -> dict[str, Any]:
+def state(vm: ModelVm) -> dict[str, Any]:
     """All that can be seen of a VM, at a host count of 0."""
     irqs = [vm.irq(timer) for timer in (Timer.VTIMER, Timer.PTIMER)]
     return {
-        "owned": vm.owned,
-        "owed": vm.owed_ticks,
+        "owned": vm.opted_in,
+        "owed": vm.backlog_ticks,
         "irqs": irqs,
         "vcpus": [vcpu_state(vm, vcpu) for vcpu in range(vm.vcpus)],
     }
 
 
-def vcpu_state(vm: Vm, vcpu: int) -> dict[str, Any]:
+def vcpu_state(vm: ModelVm, vcpu: int) -> dict[str, Any]:
     timers: dict[Timer, object] = {}
     for timer in Timer:
         try:

@@ -77,7 +77,7 @@ def check_install(wheel: Path) -> None:
         venv.create(scratch, with_pip=True)
         program = Path(scratch) / "bin"
         run(program / "python", "-m", "pip", "install", "--quiet", wheel.resolve())
-        run(program / "python", "-c", "import guestclock; print(guestclock.Vm(vcpus=1))", cwd=scratch)
+        run(program / "python", "-c", "import guestclock; print(guestclock.ModelVm(vcpus=1))", cwd=scratch)
         told = subprocess.run([program / "guestclock", "doctor"], capture_output=True, text=True, check=False)
         if told.returncode != 2 or "pip install 'guestclock[cli]'" not in told.stderr:
             sys.exit(f"`guestclock doctor` without its extra: exit {told.returncode}, {told.stderr}")

@@ -16,9 +16,9 @@ VCPUS = (1, 64, 512)
 
 def checkpoint(vcpus: int) -> Checkpoint:
     """A checkpoint whose every vCPU has both EL1 timers armed, each at another count."""
-    from guestclock import ManualCounter, Reg, Vm
+    from guestclock import ManualCounter, ModelVm, Reg
 
-    vm = Vm(vcpus=vcpus, counter=ManualCounter(10**12))
+    vm = ModelVm(vcpus=vcpus, counter=ManualCounter(10**12))
     vm.set_counter_offset(12345)
     for vcpu in range(vcpus):
         for cval, ctl in ((Reg.TIMER_CVAL, Reg.TIMER_CTL), (Reg.PTIMER_CVAL, Reg.PTIMER_CTL)):

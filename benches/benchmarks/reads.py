@@ -26,7 +26,7 @@ class GuestCounter:
             "manual": guestclock.ManualCounter,
         }
         self.counter = kinds[counter]()
-        self.vm = guestclock.Vm(vcpus=4, counter=self.counter)
+        self.vm = guestclock.ModelVm(vcpus=4, counter=self.counter)
         self.vm.set_counter_offset(2**63)
         self.now = self.counter.read()
 
@@ -49,7 +49,7 @@ class GuestTimer:
     def setup(self) -> None:
         import guestclock
 
-        self.vm = guestclock.Vm(vcpus=4, counter=guestclock.ManualCounter(10**9))
+        self.vm = guestclock.ModelVm(vcpus=4, counter=guestclock.ManualCounter(10**9))
         self.cval, self.ctl = guestclock.Reg.TIMER_CVAL, guestclock.Reg.TIMER_CTL
         self.vtimer = guestclock.Timer.VTIMER
         self.vm.set_counter_offset(12345)

@@ -13,7 +13,7 @@ REGISTER: Literal["cntvct_el0", "tsc"] = "cntvct_el0" if platform.machine() == "
 
 
 def beside_monotonic_ns(call: str, counter: guestclock.Counter) -> Sides:
-    vm = guestclock.Vm(vcpus=4, counter=counter)
+    vm = guestclock.ModelVm(vcpus=4, counter=counter)
     vm.set_counter_offset(12345)
     now = counter.read()
     if vm.cntvct(0, now=now) != (now - 12345) % 2**64:

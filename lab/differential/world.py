@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from differential.operations import WORD, Answer, Kind, Operation, Refused
-from guestclock import ManualCounter, Vm, sysreg
+from guestclock import ManualCounter, ModelVm, sysreg
 from guestclock.errors import KvmError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class World:
 
     def __init__(self, kernel: str, *, frequency_hz: int, nested: bool, vhe: bool, reloads: bool = False) -> None:
         self.counter = ManualCounter(0, frequency_hz=frequency_hz)
-        self.vm = Vm(0, counter=self.counter, kernel=kernel, nested=nested, vhe=vhe)
+        self.vm = ModelVm(0, counter=self.counter, kernel=kernel, nested=nested, vhe=vhe)
         self.reloads = reloads
         self.inside: dict[int, Running] = {}
 

@@ -1,4 +1,4 @@
-"""Every corner of the premises: each of them at both of its ends, in all combinations, for a set of frequencies.
+"""Every corner of the assumptions: each of them at both of its ends, in all combinations, for a set of frequencies.
 
 A corner is built backwards, from what the wall clocks read to the instants at which they can have read it. So each
 reading is off by exactly what is declared, and the elapsed time in ticks has exactly the fraction that rounding loses

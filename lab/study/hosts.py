@@ -14,7 +14,7 @@ from fractions import Fraction
 from math import ceil, floor
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from guestclock import CrossTimestamp, SyncBound
+from guestclock import Stamp, SyncBound
 
 if TYPE_CHECKING:
     from typing import Any
@@ -105,11 +105,11 @@ class Host:
     knows_tai: bool = True
 
     def read_at(self, count: int) -> Fraction:
-        """Return when the wall clock is read for the cross-timestamp at this count."""
+        """Return when the wall clock is read for the stamp at this count."""
         return self.oscillator.came_to(count) + self.read_after_ns
 
     def clock_tai_ns(self, count: int) -> int:
-        """Return what CLOCK_TAI reads for the cross-timestamp at this count: instant and error, rounded down."""
+        """Return what CLOCK_TAI reads for the stamp at this count: instant and error, rounded down."""
         return self._clock_tai_ns(self.read_at(count))
 
     def _clock_tai_ns(self, read_at: Fraction) -> int:
@@ -133,8 +133,8 @@ class Host:
             return None
         return SyncBound(self.max_error_ns, age_ns=self.age_ns(count), holdover_ppb=self.holdover_ppb)
 
-    def stamp(self, count: int) -> CrossTimestamp:
-        """Return the cross-timestamp at this count, as guestclock takes it."""
+    def stamp(self, count: int) -> Stamp:
+        """Return the stamp at this count, as guestclock takes it."""
         read_at = self.read_at(count)
         tai_ns = self._clock_tai_ns(read_at)
         ahead_s, leap = self.leap.of_kernel(tai_ns)
@@ -145,7 +145,7 @@ class Host:
             known = {"synchronized": True, "max_error_ns": self.max_error_ns + grown}
         elif self.vouched == "nobody":
             known["synchronized"] = False
-        return CrossTimestamp(
+        return Stamp(
             count=count % 2**64,
             frequency_hz=self.oscillator.frequency_hz,
             source="cntvct_el0",

@@ -10,7 +10,7 @@ instant at which the target's counter comes to `C1`, of the release, is a real n
 - A cap holds it back to the whole ticks in `max_ns`. Under `CatchUp` the guest is judged with what it is owed.
 
 The guest's counters are those that its vCPU reads at `C1`. Their distance from the truth is the error, and no more than
-`report.error_bound_ticks` while the premises hold.
+`report.error_bound_ticks` while the assumptions hold.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final
 
-from guestclock import Advance, CatchUp, Checkpoint, Freeze, ManualCounter, Reg, Vm, plan
+from guestclock import Advance, CatchUp, Checkpoint, Freeze, ManualCounter, ModelVm, Reg, plan
 from guestclock.errors import RestoreRefused
 from guestclock.inspection.words import signed
 from study.hosts import SECOND
 
 if TYPE_CHECKING:
-    from guestclock import CrossTimestamp, Policy
+    from guestclock import Policy, Stamp
     from study.hosts import Host
 
 STEPPED: Final = "all but the wall clock"
@@ -94,7 +94,7 @@ def judge(migration: Migration) -> Judged:
     stamps = {count: here.stamp(count) for count in set(migration.steps)}
     planned, prepared, applied, release = (stamps[count] for count in migration.steps)
     saved = Checkpoint.from_bytes(_checkpoint(migration).to_bytes())
-    vm = Vm(1, counter=ManualCounter(frequency_hz=here.oscillator.frequency_hz))
+    vm = ModelVm(1, counter=ManualCounter(frequency_hz=here.oscillator.frequency_hz))
     try:
         intended = plan(
             saved,
@@ -115,7 +115,7 @@ def judge(migration: Migration) -> Judged:
     passed = _passed(migration, basis)
     released = release.count
     shown = {vm.cntvct(0, now=released), vm.cntpct(0, now=released)}
-    errors = [Fraction(signed(count - migration.guest) + report.owed_ticks - passed) for count in shown]
+    errors = [Fraction(signed(count - migration.guest) + report.backlog_ticks - passed) for count in shown]
     warned = any(warning.startswith(STEPPED) for warning in intended.warnings)
     return Judged(
         basis,
@@ -130,12 +130,12 @@ def _checkpoint(migration: Migration) -> Checkpoint:
     stamp, sync = there.stamp(taken), there.sync(taken)
     if migration.width_ticks is not None:
         return _read(migration, replace(stamp, sync=sync))
-    vm = Vm(1, counter=ManualCounter(frequency_hz=there.oscillator.frequency_hz))
+    vm = ModelVm(1, counter=ManualCounter(frequency_hz=there.oscillator.frequency_hz))
     vm.set_counter_offset((taken - migration.guest) % 2**64)
     return vm.checkpoint(now=stamp, sync=sync)
 
 
-def _read(migration: Migration, stamp: CrossTimestamp) -> Checkpoint:
+def _read(migration: Migration, stamp: Stamp) -> Checkpoint:
     """Return the checkpoint of a guest whose VMM has read its counters, some time before or after the stamp."""
     virtual, physical = ((migration.guest + error) % 2**64 for error in migration.misread)
     registers: dict[int, int] = {

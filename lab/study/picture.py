@@ -64,7 +64,7 @@ def draw(document: Document, path: str | PathLike[str]) -> None:
         0,
         1.02,
         f"{document['migrations']:,} simulated migrations, seed {document['seed']}; "
-        f"{document['corners']:,} corners of the premises{_of_lie(document)}.",
+        f"{document['corners']:,} corners of the assumptions{_of_lie(document)}.",
         transform=axes.transAxes,
         color=_GREY,
     )

@@ -1,8 +1,8 @@
 """Keeps a guest's clocks right when its virtual machine is paused, snapshotted, restored, live-updated or migrated.
 
-A `Vm` models the Arm generic timer of a virtual machine over a host counter. `Vm.checkpoint` takes its time along as a
-portable value, `plan` says what a restore would do, and `restore` does it. Counts are ticks, times are integer
-nanoseconds, and nothing here is a float.
+A `ModelVm` models the Arm generic timer of a virtual machine over a host counter. `ModelVm.checkpoint` takes its time
+along as a portable value, `plan` says what a restore would do, and `restore` does it. Counts are ticks, times are
+integer nanoseconds, and nothing here is a float.
 """
 
 import warnings
@@ -23,6 +23,7 @@ from guestclock._core import (
     HostCounter,
     KvmVm,
     ManualCounter,
+    ModelVm,
     MonotonicCounter,
     Paused,
     PausedSet,
@@ -35,7 +36,6 @@ from guestclock._core import (
     Step,
     Steps,
     StolenTime,
-    Vm,
     VmClock,
     VmClockUpdate,
     __version__,
@@ -65,8 +65,8 @@ from guestclock.errors import (
     GuestClockError,
     KvmError,
     Malformed,
+    NoBacklog,
     NotACheckpoint,
-    NothingOwed,
     NotSynchronised,
     OutOfOrder,
     ReadBackMismatch,
@@ -89,7 +89,6 @@ from guestclock.types import (
     Capabilities,
     Changes,
     Counter,
-    CrossTimestamp,
     Deadlines,
     DeadlineSource,
     Expired,
@@ -100,10 +99,11 @@ from guestclock.types import (
     Lateness,
     Lines,
     Policy,
+    Stamp,
     Support,
     SyncBound,
-    TimerOutlook,
     TimerState,
+    TimerStatus,
     Views,
 )
 
@@ -136,7 +136,6 @@ __all__ = [
     "CounterSkew",
     "CountersMoved",
     "Crashed",
-    "CrossTimestamp",
     "DeadlineAlarm",
     "DeadlineMissed",
     "DeadlineQueue",
@@ -160,10 +159,11 @@ __all__ = [
     "Lines",
     "Malformed",
     "ManualCounter",
+    "ModelVm",
     "MonotonicCounter",
+    "NoBacklog",
     "NotACheckpoint",
     "NotSynchronised",
-    "NothingOwed",
     "OutOfOrder",
     "Paused",
     "PausedSet",
@@ -179,6 +179,7 @@ __all__ = [
     "ScaledCounter",
     "SetReport",
     "StalePlan",
+    "Stamp",
     "Step",
     "Steps",
     "StolenTime",
@@ -186,8 +187,8 @@ __all__ = [
     "SyncBound",
     "SysregTrap",
     "Timer",
-    "TimerOutlook",
     "TimerState",
+    "TimerStatus",
     "TooLarge",
     "TopologyMismatch",
     "UnknownRegister",
@@ -196,7 +197,6 @@ __all__ = [
     "UnsupportedVersion",
     "VcpuRunning",
     "Views",
-    "Vm",
     "VmClock",
     "VmClockUpdate",
     "WrongKind",

@@ -87,7 +87,7 @@ async def catch_up(
 
     For each, stop all vCPUs, `step.apply()`, and let them go on. It waits as `guestclock.pacing.paced` does: `sleep`
     takes seconds, and the VM's counter alone says whether a step is due; a step that wasn't applied is given again
-    after 10 ms at least. It ends when nothing is owed. A task that is cancelled here leaves the debt as it is, and a
+    after 10 ms at least. It ends when nothing is owed. A task that is cancelled here leaves the backlog as it is, and a
     later `catch_up` goes on with it.
     """
     for ns_or_step in rhythm(vm.catch_up()):

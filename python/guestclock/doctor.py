@@ -13,7 +13,7 @@ from guestclock.errors import GuestClockError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from guestclock.types import CrossTimestamp
+    from guestclock.types import Stamp
 
 _SOURCES: Final[tuple[Literal["cntvct_el0", "clock_monotonic_raw", "tsc"], ...]] = (
     "cntvct_el0",
@@ -59,7 +59,7 @@ def _build() -> Iterator[Finding]:
 def _counters() -> Iterator[Finding]:
     try:
         counter = _core.HostCounter()
-        stamp = counter.cross_timestamp()
+        stamp = counter.stamp()
     except (GuestClockError, OSError) as error:
         yield Finding("counter", "source", None, False, str(error))
         return
@@ -82,7 +82,7 @@ def _other_source(source: Literal["cntvct_el0", "clock_monotonic_raw", "tsc"]) -
     return Finding("counter", f"{source}_hz", frequency_hz, True, f"HostCounter(source={source!r}) reads it")
 
 
-def _wall_clock(stamp: CrossTimestamp) -> Iterator[Finding]:
+def _wall_clock(stamp: Stamp) -> Iterator[Finding]:
     synchronised = {
         True: "the kernel says so: Advance on another host can rest on it",
         False: "the kernel says that nothing steers the clock: Advance on another host needs sync=",

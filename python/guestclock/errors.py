@@ -180,7 +180,7 @@ class AlarmInUse(GuestClockError):
     """A `DeadlineAlarm` has a consumer already, and what expires goes to one."""
 
 
-class NothingOwed(GuestClockError):
+class NoBacklog(GuestClockError):
     """The guest is owed nothing, so there is no step to make."""
 
 

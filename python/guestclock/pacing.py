@@ -28,7 +28,7 @@ def paced(steps: Iterable[Step], *, sleep: Callable[[float], object] = time.slee
     `sleep` takes seconds, and is a hint: the VM's counter alone says whether a step is due, and is asked again after
     each sleep. A sleep lasts 1 ms at least and 1 s at most, and there is one between any two steps, so shorter
     intervals become 1 ms. A step that wasn't applied (VcpuRunning, RestoreOpen) is given again after 10 ms at least.
-    Whenever it is left, the debt is what the steps so far have left of it.
+    Whenever it is left, the backlog is what the steps so far have left of it.
     """
     for ns_or_step in rhythm(steps):
         if isinstance(ns_or_step, int):
@@ -40,13 +40,13 @@ def paced(steps: Iterable[Step], *, sleep: Callable[[float], object] = time.slee
 def rhythm(steps: Iterable[Step]) -> Iterator[int | Step]:
     """Yields the next action: a sleep, in nanoseconds, or a step that is due.
 
-    `steps` gives out the same step until it has been applied, and another when a restore has changed the debt. So after
-    each sleep it is asked again.
+    `steps` gives out the same step until it has been applied, and another when a restore has changed the backlog. So
+    after each sleep it is asked again.
     """
     given = None
     for step in steps:
         left_ns = step.wait_ns()
-        this = (step.due_at, step.owed_ticks)
+        this = (step.due_at, step.backlog_ticks)
         if given is not None:
             yield _clamped(left_ns, least=BACK_OFF_NS if this == given else LEAST_NS)
             given = None

@@ -42,7 +42,7 @@ def chrony(
     one in chrony.conf(5), 1 ppm unless it is set there. It holds while chronyd steers the clock, and as long as the
     clock keeps the frequency that chronyd gave it last; it doesn't under `chronyd -x`, which steers nothing.
 
-    `age_ns` is how long the command took, at the most: take the cross-timestamp next. How old a given line is only its
+    `age_ns` is how long the command took, at the most: take the stamp next. How old a given line is only its
     owner knows: `dataclasses.replace(bound, age_ns=...)`.
 
     Raises NotSynchronised where chronyd isn't synchronised, is its own reference (the `local` directive), or can't be

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Counter: TypeAlias = HostCounter | MonotonicCounter | ManualCounter | ScaledCounter
-"""Whatever a `Vm` can run over."""
+"""Whatever a `ModelVm` can run over."""
 
 Policy: TypeAlias = Freeze | Advance | CatchUp
 """What a guest is to see of a pause."""
@@ -98,7 +98,7 @@ class TimerState(NamedTuple):
     """The host count at which the line goes high by itself (now, if it is high); None if it never does."""
 
 
-class TimerOutlook(NamedTuple):
+class TimerStatus(NamedTuple):
     """One timer of one vCPU at one instant, from a checkpoint: as its guest finds it. KVM's rules, on 64 bits."""
 
     vcpu: int
@@ -190,14 +190,14 @@ class LatchMismatch(NamedTuple):
 class SyncBound:
     """How far the host's wall clock may be from UTC, and who says so.
 
-    `max_error_ns + age_ns * holdover_ppb / 10**9`, rounded up, bounds it at the cross-timestamp that this goes with.
+    `max_error_ns + age_ns * holdover_ppb / 10**9`, rounded up, bounds it at the stamp that this goes with.
     `guestclock.sync` asks chrony or ClockBound; a caller that knows its own clocks gives the numbers.
     """
 
     max_error_ns: int
     """|CLOCK_REALTIME - UTC| was at most this, in nanoseconds, when it was last known."""
     age_ns: int = 0
-    """How long before the cross-timestamp that was, in nanoseconds."""
+    """How long before the stamp that was, in nanoseconds."""
     holdover_ppb: int = 50_000
     """How fast it may have grown since, in parts per billion: 50 ppm is what a plain crystal oscillator is good for."""
     quality: Literal["declared", "chrony", "clockbound", "kernel-unverified"] = "declared"
@@ -207,7 +207,7 @@ class SyncBound:
 
 
 @dataclass(frozen=True, slots=True)
-class CrossTimestamp:
+class Stamp:
     """A host counter and the host's wall clock at one instant, and what vouches for it."""
 
     count: int
@@ -280,7 +280,7 @@ class Fault:
 
 
 class GuestVm(Protocol):
-    """What `Vm`, `KvmVm` and `FaultyVm` have in common, for annotations: code written for it runs on each.
+    """What `ModelVm`, `KvmVm` and `FaultyVm` have in common, for annotations: code written for it runs on each.
 
     `plan` and `restore` take these three, and nothing else that looks like them.
     """
@@ -302,7 +302,7 @@ class GuestVm(Protocol):
         """Whether the guest has EL2."""
 
     @property
-    def owned(self) -> bool:
+    def opted_in(self) -> bool:
         """Whether the VM has opted in to one counter offset, for good."""
 
     @property
@@ -340,7 +340,7 @@ class GuestVm(Protocol):
         """Save the VM's guest time."""
 
     @property
-    def owed_ticks(self) -> int:
+    def backlog_ticks(self) -> int:
         """What the guest is owed, in ticks: 0 but for a `CatchUp` that isn't over."""
 
     def catch_up(self) -> Steps:

@@ -62,7 +62,7 @@ def test_the_vgic_finds_a_vcpu_that_runs_unannounced(machine: Machine) -> None:
         with pytest.raises(VcpuRunning):
             planned.prepare()
     assert vm.checkpoint().vcpus == 2
-    assert not vm.owned, "nothing was written"
+    assert not vm.opted_in, "nothing was written"
 
 
 def test_an_owned_offset_finds_it_too(bare: Machine) -> None:
@@ -242,7 +242,7 @@ def test_a_vcpu_that_is_not_initialised(bare: Machine) -> None:
         with pytest.raises(KvmError, match="KVM_ARM_VCPU_INIT comes first") as caught:
             planned.prepare()
         assert any("the VM is as it was" in note for note in caught.value.__notes__)
-        assert not vm.owned
+        assert not vm.opted_in
     finally:
         late.close()
 
@@ -283,9 +283,9 @@ def test_the_offset_that_a_vmm_has_written_already(bare: Machine) -> None:
     owning(bare)
     offset = 12_345_678
     bare.set_counter_offset(offset)
-    assert not opened(bare).owned, "KVM can't be asked"
+    assert not opened(bare).opted_in, "KVM can't be asked"
     vm = opened(bare, counter_offset=offset)
-    assert vm.owned
+    assert vm.opted_in
     now = vm.counter.read()
     assert vm.cntvct(0, now=now) == now - offset
     before = vm.counter.read()
@@ -326,7 +326,7 @@ def test_behaviours_and_what_a_physical_offset_costs(bare: Machine) -> None:
             intended = plan(vm.checkpoint(), opened(other))
         finally:
             other.close()
-        assert any("CNTPCT_EL0 and its physical timer trap" in fact for fact in intended.slower)
+        assert any("CNTPCT_EL0 and its physical timer trap" in fact for fact in intended.degraded)
         misfires = [warning for warning in intended.warnings if "vCPU 1's physical timer" in warning]
         assert any("fires at once" in warning for warning in misfires)
 

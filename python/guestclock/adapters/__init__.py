@@ -1,1 +1,1 @@
-"""Adapters that put a `Vm`'s guest time into an emulator. Each is imported by its own name and needs its own extra."""
+"""Adapters that put a `ModelVm`'s guest time into an emulator. Each is imported by its own name, with its extra."""

@@ -1,7 +1,7 @@
-"""Guest time for an arm64 guest under Unicorn: every CNT* register answered from a `Vm`.
+"""Guest time for an arm64 guest under Unicorn: every CNT* register answered from a `ModelVm`.
 
-The rules of the timer are the `Vm`'s. What stands here is Unicorn's side only: hooks, traps, its native CNTVOFF_EL2,
-and taking an interrupt by hand. `docs/unicorn.md` says register by register what each mode does and what it costs.
+The rules of the timer are the `ModelVm`'s. Unicorn's side alone stands here: hooks, traps, its native CNTVOFF_EL2, and
+taking an interrupt by hand. `docs/unicorn.md` says register by register what each mode does and what it costs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from guestclock.errors import CapabilityMissing, GuestClockError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from guestclock import Vm
+    from guestclock import ModelVm
 
 Mode: TypeAlias = Literal["fast", "exact"]
 
@@ -129,7 +129,7 @@ def setup(uc: Engine, mode: Mode) -> None:
 
 def attach(
     uc: Engine,
-    vm: Vm,
+    vm: ModelVm,
     vcpu: int,
     *,
     mode: Mode,
@@ -139,7 +139,7 @@ def attach(
     """Give the guest in `uc` the counters and timers of `vm`'s vCPU `vcpu`.
 
     fast: CNTVCT_EL0 is Unicorn's own, through CNTVOFF_EL2. The VM's counter must be `MonotonicCounter` at 62.5 MHz,
-    which is Unicorn's clock. exact: every access is answered by the `Vm`, from whatever counter it has.
+    which is Unicorn's clock. exact: every access is answered by the `ModelVm`, from whatever counter it has.
 
     `now` (exact mode) is called once for each guest access, which is answered as of the host count it returns. So a VMM
     that records what `now` returned knows the very sample behind each value that its guest saw.
@@ -162,13 +162,13 @@ def attach(
     return UnicornTimer(uc, vm, vcpu, mode=mode, install_hooks=install_hooks, now=now)
 
 
-def _require_unicorns_clock(vm: Vm) -> None:
+def _require_unicorns_clock(vm: ModelVm) -> None:
     counter = vm.counter
     if isinstance(counter, MonotonicCounter) and counter.frequency_hz == UNICORN_HZ:
         return
     msg = (
         f"mode='fast' reads Unicorn's own clock, MonotonicCounter(frequency_hz={UNICORN_HZ:_}), but this VM's counter "
-        f"is {type(counter).__name__} ({counter.source}, {counter.frequency_hz:_} Hz): make the Vm over "
+        f"is {type(counter).__name__} ({counter.source}, {counter.frequency_hz:_} Hz): make the ModelVm over "
         "MonotonicCounter(), or attach with mode='exact'"
     )
     raise CapabilityMissing(msg, capability="unicorn-fast-mode")
@@ -184,7 +184,7 @@ class UnicornTimer:
     def __init__(
         self,
         uc: Engine,
-        vm: Vm,
+        vm: ModelVm,
         vcpu: int,
         *,
         mode: Mode,
@@ -542,7 +542,7 @@ class UnicornTimer:
         return wake is not None and wake - now & _U64 < _ticks_left(self._slice_end, now)
 
     def _el(self) -> int:
-        # A hook is called before Unicorn looks at permissions, so the Vm has to.
+        # A hook is called before Unicorn looks at permissions, so the ModelVm has to.
         pstate: int = self._uc.reg_read(arm64_const.UC_ARM64_REG_PSTATE)
         return _a64.exception_level(pstate)
 

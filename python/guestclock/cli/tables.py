@@ -40,7 +40,7 @@ def print_inspection(document: Inspection) -> None:
         ("known to", _ticks(document["width_ticks"], hz) if document["width_ticks"] else "the tick"),
         (
             "counter offset",
-            "one for both counters: the VM had opted in" if document["owned"] else "not owned: the VM never opted in",
+            "one for both: the VM had opted in" if document["opted_in"] else "each its own: the VM never opted in",
         ),
     ]
     if document["cntvoff"]:
@@ -77,7 +77,7 @@ def print_set_inspection(document: SetInspection) -> None:
     for heading in ("Hz", "VMs", "vCPUs"):
         table.add_column(heading, justify="right")
     table.add_column("timers")
-    for heading in ("own their offset", "are owed time"):
+    for heading in ("opted in", "with a backlog"):
         table.add_column(heading, justify="right")
     for group in document["groups"]:
         el2 = ", with EL2" if group["nested"] else ""
@@ -86,8 +86,8 @@ def print_set_inspection(document: SetInspection) -> None:
             f"{group['vms']:,}",
             f"{group['vcpus']:,}",
             f"{', '.join(group['timers'])}{el2}",
-            f"{group['owned']:,}",
-            f"{group['owing']:,}",
+            f"{group['opted_in']:,}",
+            f"{group['with_backlog']:,}",
         )
     if document["groups"]:
         console.print(table)
@@ -244,7 +244,7 @@ def _plan(planned: dict[str, Any]) -> list[tuple[str, str]]:
     evidence = planned["evidence"]
     known = {True: "yes", False: "no", None: "unknown"}
     cut = ", cut short by the policy" if planned["capped"] else ""
-    debt = planned["debt"]
+    backlog = planned["backlog"]
     rows = [
         ("policy", policy["name"] if cap is None else f"{policy['name']}, at most {duration(cap)}"),
         ("intent", planned["intent"] or "not said"),
@@ -262,13 +262,13 @@ def _plan(planned: dict[str, Any]) -> list[tuple[str, str]]:
         ("CNTVCT_EL0", f"{planned['saved']['cntvct']:,} -> {_count(planned['cntvct'], hz)}"),
         ("CNTPCT_EL0", f"{planned['saved']['cntpct']:,} -> {_count(planned['cntpct'], hz)}"),
     ]
-    if debt:
-        step, interval = duration(debt["step_ns"]), duration(debt["interval_ns"])
-        back = f"{_plural(debt['steps'], 'step')} of {step}, one every {interval}"
-        rate = _thousandths(debt["rate_permille"])
+    if backlog:
+        step, interval = duration(backlog["step_ns"]), duration(backlog["interval_ns"])
+        back = f"{_plural(backlog['steps'], 'step')} of {step}, one every {interval}"
+        rate = _thousandths(backlog["rate_permille"])
         rows += [
-            ("owed guest time", _ticks(debt["owed_ticks"], hz)),
-            ("paid back", f"in {back}: {duration(debt['duration_ns'])}, at {rate} times the speed"),
+            ("backlog", _ticks(backlog["remaining_ticks"], hz)),
+            ("paid back", f"in {back}: {duration(backlog['duration_ns'])}, at {rate} times the speed"),
         ]
     if planned["jump_ns"]:
         rows.append(("jumps at once by", duration(planned["jump_ns"])))
@@ -285,7 +285,7 @@ def _plan(planned: dict[str, Any]) -> list[tuple[str, str]]:
         size = abs(planned["rate_step_ppb"])
         sign = "-" if planned["rate_step_ppb"] < 0 else "+"
         rows.append(("step in rate", f"{sign}{_thousandths(size)} ppm"))
-    for label, facts in (("provided that", "premises"), ("can't be kept", "lost"), ("slower", "slower")):
+    for label, facts in (("provided that", "assumptions"), ("can't be kept", "unsupported"), ("slower", "degraded")):
         rows += [(label, fact) for fact in planned[facts]]
     return rows
 

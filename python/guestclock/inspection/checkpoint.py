@@ -21,7 +21,7 @@ class Inspection(TypedDict):
     vcpus: int
     nested: bool
     """Whether the guest has EL2."""
-    owned: bool
+    opted_in: bool
     cntvct: int
     cntpct: int
     skew_ticks: int
@@ -30,7 +30,7 @@ class Inspection(TypedDict):
     """How far either may be from the truth."""
     width_ns: int
     host: dict[str, Any] | None
-    """The fields of `CrossTimestamp`, and `realtime` in words; of the two ids only whether they are there. None where
+    """The fields of `Stamp`, and `realtime` in words; of the two ids only whether they are there. None where
     the host isn't known."""
     stopped_before_ticks: int | None
     """From the last vCPU's exit to the checkpoint, where the VMM knew it."""
@@ -56,7 +56,7 @@ def inspect(checkpoint: Checkpoint) -> Inspection:
         "frequency_hz": hz,
         "vcpus": checkpoint.vcpus,
         "nested": checkpoint.cntvoff is not None,
-        "owned": checkpoint.owned,
+        "opted_in": checkpoint.opted_in,
         "cntvct": checkpoint.cntvct,
         "cntpct": checkpoint.cntpct,
         "skew_ticks": skew_ticks(checkpoint),

@@ -19,9 +19,9 @@ class GroupRecord(TypedDict):
     timers: list[str]
     nested: bool
     """Whether the guests have EL2."""
-    owned: int
+    opted_in: int
     """How many of the VMs owned their counter offset."""
-    owing: int
+    with_backlog: int
     """How many are owed time that is being paid back."""
 
 
@@ -64,6 +64,6 @@ def _group(said: dict[str, Any]) -> GroupRecord:
         "vcpus": sum(said["vcpus"]),
         "timers": list(said["timers"]),
         "nested": said["cntvoff"] is not None,
-        "owned": sum(said["owned"]),
-        "owing": len(said["debts"]),
+        "opted_in": sum(said["opted_in"]),
+        "with_backlog": len(said["backlogs"]),
     }

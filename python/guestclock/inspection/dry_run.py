@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from guestclock._core import HostCounter, ManualCounter, Vm, plan
+from guestclock._core import HostCounter, ManualCounter, ModelVm, plan
 from guestclock.errors import RestoreRefused
 from guestclock.inspection.checkpoint import host
 from guestclock.inspection.timers import TimerRecord, model_like, timers
@@ -56,17 +56,18 @@ def target(
     frequency_hz: int | None = None,
     elapsed_ns: int | None = None,
     kernel: str | None = None,
-) -> Vm:
+) -> ModelVm:
     """Return a model VM that is built as the checkpoint's was, for a dry run.
 
     It runs over this host's counter; or, given one of the two, over a counter of `frequency_hz` (by default the
     checkpoint's) on a host whose clocks went on for `elapsed_ns` since the checkpoint, by default until now by this
-    host's wall clock. `kernel` is as `Vm` has it. ValueError, OverflowError or KvmError where there can't be such a VM.
+    host's wall clock. `kernel` is as `ModelVm` has it. ValueError, OverflowError or KvmError where there can't be
+    such a VM.
     """
     if frequency_hz is None and elapsed_ns is None:
         return model_like(checkpoint, HostCounter(), kernel=kernel)
     hz = checkpoint.frequency_hz if frequency_hz is None else frequency_hz
-    now_ns = HostCounter().cross_timestamp().realtime_ns
+    now_ns = HostCounter().stamp().realtime_ns
     if host(checkpoint) is None:
         # Nothing can be so long after an instant that nobody knows.
         counter = ManualCounter(frequency_hz=hz, realtime_ns=now_ns)
@@ -93,7 +94,7 @@ class PlanOptions(TypedDict, total=False):
     strict: bool
 
 
-def dry_run(checkpoint: Checkpoint, vm: Vm, *, policy: Policy, **options: Unpack[PlanOptions]) -> DryRun:
+def dry_run(checkpoint: Checkpoint, vm: ModelVm, *, policy: Policy, **options: Unpack[PlanOptions]) -> DryRun:
     """Return what `plan` says, or why it refuses: the arguments are its own."""
     document: DryRun = {
         "schema": "guestclock.plan/1",

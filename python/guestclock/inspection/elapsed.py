@@ -10,7 +10,7 @@ from guestclock.inspection.words import signed, to_ns
 
 if TYPE_CHECKING:
     from guestclock._core import Checkpoint
-    from guestclock.types import CrossTimestamp
+    from guestclock.types import Stamp
 
 
 class Elapsed(TypedDict):
@@ -52,7 +52,7 @@ def elapsed(one: Checkpoint, other: Checkpoint) -> Elapsed:
     return passed
 
 
-def _host(one: CrossTimestamp, other: CrossTimestamp) -> tuple[int, int, Literal["counter", "wall clock"]]:
+def _host(one: Stamp, other: Stamp) -> tuple[int, int, Literal["counter", "wall clock"]]:
     """Return how long by the host, how far that may be off, and by which of its clocks."""
     if _same_counter(one, other):
         return to_ns(signed(other.count - one.count), one.frequency_hz), 0, "counter"
@@ -60,10 +60,10 @@ def _host(one: CrossTimestamp, other: CrossTimestamp) -> tuple[int, int, Literal
     return ns, one.width_ns + other.width_ns + abs(ns) * _RATE_TOLERANCE_PPM // 1_000_000, "wall clock"
 
 
-def _same_counter(one: CrossTimestamp, other: CrossTimestamp) -> bool:
+def _same_counter(one: Stamp, other: Stamp) -> bool:
     """Whether it was one counter, beyond doubt: within one boot it goes on. A plan looks for weaker evidence too."""
 
-    def name(stamp: CrossTimestamp) -> tuple[object, ...]:
+    def name(stamp: Stamp) -> tuple[object, ...]:
         return stamp.source, stamp.frequency_hz, stamp.machine_id, stamp.boot_id
 
     return name(one) == name(other) and (one.boot_id is not None or one.source == "manual")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, TypedDict
 
-from guestclock._core import Vm
+from guestclock._core import ModelVm
 from guestclock.inspection.words import signed, to_ns
 
 if TYPE_CHECKING:
@@ -33,13 +33,13 @@ class TimerRecord(TypedDict):
     """The same, rounded towards zero."""
 
 
-def model_like(checkpoint: Checkpoint, counter: Counter, *, kernel: str | None = None) -> Vm:
+def model_like(checkpoint: Checkpoint, counter: Counter, *, kernel: str | None = None) -> ModelVm:
     """Return a model VM with the vCPUs, EL2 and timers of the checkpoint, its state not yet restored.
 
     ValueError for a kernel that isn't a preset; KvmError for one that can't have such a guest.
     """
     nested = checkpoint.cntvoff is not None
-    return Vm(
+    return ModelVm(
         checkpoint.vcpus,
         counter=counter,
         kernel=kernel,

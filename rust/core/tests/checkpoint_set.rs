@@ -28,11 +28,11 @@ fn walked(set: &CheckpointSet) -> Vec<(u64, Checkpoint)> {
                 cntfrq_hz: group.cntfrq_hz,
                 cntvct: GuestCount(group.cntvct[vm]),
                 cntpct: GuestCount(group.cntpct.as_ref().unwrap_or(&group.cntvct)[vm]),
-                owned: group.owned.get(vm).unwrap(),
+                opted_in: group.opted_in.get(vm).unwrap(),
                 width_ticks: 0,
                 host: ratio.instant(set.host.clone()),
                 stopped_at: set.stopped_at.map(|count| ratio.at(HostCount(count)).0),
-                debt: group.debts.iter().find(|(owed, _)| *owed == vm).map(|(_, debt)| *debt),
+                backlog: group.backlogs.iter().find(|(owed, _)| *owed == vm).map(|(_, backlog)| *backlog),
                 vcpus,
                 cntvoff: group
                     .cntvoff
@@ -106,9 +106,9 @@ fn what_doesnt_fit_together_is_named() {
     assert!(flaw(|set| set.groups[0].vcpus = Column::Each(vec![0, 3, 5])).contains("1 to 512"));
     assert!(flaw(|set| set.groups[0].vcpus = Column::Each(vec![3; 3])).contains("of which some differ"));
     assert!(flaw(|set| set.groups[0].vcpus = Column::Each(vec![3, 2, 2])).contains("nor one a vCPU"));
-    assert!(flaw(|set| set.groups[0].debts[0].0 = 2).contains("the rows of debts"));
-    assert!(flaw(|set| set.groups[0].debts[1].0 = 3).contains("the rows of debts"));
-    assert!(flaw(|set| set.groups[0].debts[1].1.step_ns = 0).contains("debt has a 0"));
+    assert!(flaw(|set| set.groups[0].backlogs[0].0 = 2).contains("the rows of backlogs"));
+    assert!(flaw(|set| set.groups[0].backlogs[1].0 = 3).contains("the rows of backlogs"));
+    assert!(flaw(|set| set.groups[0].backlogs[1].1.step_ns = 0).contains("debt has a 0"));
     assert!(flaw(|set| drop(set.groups[0].timers.remove(0))).contains("without vtimer"));
     // Two groups of one kind would be two forms of one set.
     let mut twice = plain_set(2);

@@ -4,11 +4,9 @@ mod common;
 
 use common::{bare, timer};
 use guestclock_core::arch::arm64::Timer;
-use guestclock_core::checkpoint::codec::{VERSION, WireError, decode, decode_set, encode, encode_set};
-use guestclock_core::checkpoint::{
-    Checkpoint, CheckpointSet, Column, CtlColumn, Debt, RegisterColumn, TimerColumns, UnknownKey, VmGroup,
-};
-use guestclock_core::time::{CrossTimestamp, Frequency, GuestCount, HostCount, Leap, Quality, SyncBound};
+use guestclock_core::checkpoint::codec::{decode, decode_set, encode, encode_set, VERSION, WireError};
+use guestclock_core::checkpoint::{Backlog, Checkpoint, CheckpointSet, Column, CtlColumn, RegisterColumn, TimerColumns, UnknownKey, VmGroup};
+use guestclock_core::time::{Frequency, GuestCount, HostCount, Leap, Quality, Stamp, SyncBound};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
@@ -22,8 +20,8 @@ fn golden(name: &str) -> Vec<u8> {
 }
 
 /// The one instant of a real host that most of them have.
-fn host() -> CrossTimestamp {
-    CrossTimestamp {
+fn host() -> Stamp {
+    Stamp {
         count: HostCount(0xe8_d4a5_1000),
         frequency: Frequency::new(1_000_000_000).unwrap(),
         source: "clock_monotonic_raw".into(),
@@ -45,9 +43,9 @@ fn two_vcpus() -> Checkpoint {
         cntfrq_hz: 24_000_000,
         cntvct: GuestCount(1 << 32),
         cntpct: GuestCount(1 << 32),
-        owned: true,
+        opted_in: true,
         width_ticks: 0,
-        host: CrossTimestamp {
+        host: Stamp {
             source: "cntvct_el0".into(),
             frequency: Frequency::new(24_000_000).unwrap(),
             tai_offset_s: Some(37),
@@ -61,7 +59,7 @@ fn two_vcpus() -> Checkpoint {
             ..host()
         },
         stopped_at: Some(0xe8_d4a5_0f00),
-        debt: None,
+        backlog: None,
         vcpus: 2,
         cntvoff: None,
         timers: vec![
@@ -75,11 +73,11 @@ fn two_vcpus() -> Checkpoint {
 
 fn unowned() -> Checkpoint {
     Checkpoint {
-        owned: false,
+        opted_in: false,
         cntvct: GuestCount(5_000_000),
         cntpct: GuestCount(0xe8_d4a5_1000),
         width_ticks: 17,
-        host: CrossTimestamp { synchronized: Some(false), leap: Leap::InProgress, ..host() },
+        host: Stamp { synchronized: Some(false), leap: Leap::InProgress, ..host() },
         ..two_vcpus()
     }
 }
@@ -93,8 +91,8 @@ fn owing() -> Checkpoint {
         tai_offset_s: None,
     };
     Checkpoint {
-        debt: Some(Debt { owed_ticks: 0x10_0000_0000, step_ns: 5_000_000_000, interval_ns: 10_000_000_000 }),
-        host: CrossTimestamp { sync: Some(sync), rate_ppb: Some(-3_820), ..two_vcpus().host },
+        backlog: Some(Backlog { remaining_ticks: 0x10_0000_0000, step_ns: 5_000_000_000, interval_ns: 10_000_000_000 }),
+        host: Stamp { sync: Some(sync), rate_ppb: Some(-3_820), ..two_vcpus().host },
         ..two_vcpus()
     }
 }
@@ -144,9 +142,9 @@ fn min() -> Checkpoint {
         cntfrq_hz: 1,
         cntvct: GuestCount(0),
         cntpct: GuestCount(0),
-        owned: false,
+        opted_in: false,
         width_ticks: 0,
-        host: CrossTimestamp {
+        host: Stamp {
             count: HostCount(0),
             frequency: Frequency::new(1).unwrap(),
             source: "a".into(),
@@ -168,7 +166,7 @@ fn min() -> Checkpoint {
             boot_id: Some([0; 16]),
         },
         stopped_at: Some(0),
-        debt: Some(Debt { owed_ticks: 1, step_ns: 1, interval_ns: 1 }),
+        backlog: Some(Backlog { remaining_ticks: 1, step_ns: 1, interval_ns: 1 }),
         vcpus: 1,
         cntvoff: Some(vec![0]),
         timers: Timer::ALL.iter().map(|&name| timer(name, &[0], &[0])).collect(),
@@ -182,9 +180,9 @@ fn max() -> Checkpoint {
         cntfrq_hz: u32::MAX,
         cntvct: GuestCount(u64::MAX),
         cntpct: GuestCount(u64::MAX),
-        owned: true,
+        opted_in: true,
         width_ticks: u64::MAX,
-        host: CrossTimestamp {
+        host: Stamp {
             count: HostCount(u64::MAX),
             frequency: Frequency::new(u64::MAX).unwrap(),
             source: "abcdefghijklmnopqrstuvwxyz_01239".into(),
@@ -206,7 +204,7 @@ fn max() -> Checkpoint {
             boot_id: Some([0xff; 16]),
         },
         stopped_at: Some(u64::MAX),
-        debt: Some(Debt { owed_ticks: u64::MAX, step_ns: u64::MAX, interval_ns: u64::MAX }),
+        backlog: Some(Backlog { remaining_ticks: u64::MAX, step_ns: u64::MAX, interval_ns: u64::MAX }),
         vcpus: 1,
         cntvoff: Some(vec![u64::MAX]),
         timers: Timer::ALL.iter().map(|&name| timer(name, &[u64::MAX], &[u64::MAX])).collect(),
@@ -231,8 +229,8 @@ fn set_plain() -> CheckpointSet {
         vcpus: Column::Same(2),
         cntvct: vec![1 << 32, 5, u64::MAX],
         cntpct: None,
-        owned: Column::Same(true),
-        debts: Vec::new(),
+        opted_in: Column::Same(true),
+        backlogs: Vec::new(),
         cntvoff: None,
         timers: vec![
             timer(Timer::Vtimer, &[1, 3, 1, 0, 1, 1], &[0x1_0000_1000, u64::MAX, 6, 0, 7, 8]),
@@ -243,15 +241,15 @@ fn set_plain() -> CheckpointSet {
 }
 
 fn set_mixed() -> CheckpointSet {
-    let debt = owing().debt.unwrap();
+    let backlog = owing().backlog.unwrap();
     let other = VmGroup {
         cntfrq_hz: 24_000_000,
         names: vec![1, 3, u64::MAX],
         vcpus: Column::Each(vec![1, 2, 1]),
         cntvct: vec![10, 20, 30],
         cntpct: Some(vec![10, 21, 30]),
-        owned: Column::Each(vec![true, false, true]),
-        debts: vec![(0, debt), (2, Debt { owed_ticks: u64::MAX, step_ns: 1, interval_ns: 2 })],
+        opted_in: Column::Each(vec![true, false, true]),
+        backlogs: vec![(0, backlog), (2, Backlog { remaining_ticks: u64::MAX, step_ns: 1, interval_ns: 2 })],
         cntvoff: None,
         timers: vec![
             timer(Timer::Vtimer, &[1, 0xffff_ffff_ffff_fff8, 0, 3], &[100, 200, 300, 400]),
@@ -265,14 +263,14 @@ fn set_mixed() -> CheckpointSet {
         vcpus: Column::Same(2),
         cntvct: vec![40],
         cntpct: None,
-        owned: Column::Same(false),
-        debts: Vec::new(),
+        opted_in: Column::Same(false),
+        backlogs: Vec::new(),
         cntvoff: nested.cntvoff.map(Column::Each),
         timers: nested.timers,
     };
-    let CrossTimestamp { sync, rate_ppb, .. } = owing().host;
+    let Stamp { sync, rate_ppb, .. } = owing().host;
     CheckpointSet {
-        host: CrossTimestamp { sync, rate_ppb, ..host() },
+        host: Stamp { sync, rate_ppb, ..host() },
         stopped_at: None,
         groups: vec![other, own],
         unknown: vec![UnknownKey { key: "later".into(), value: b"\x82\x01\x61x".to_vec() }],

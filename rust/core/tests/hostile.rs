@@ -2,17 +2,15 @@
 
 mod common;
 
-use common::{Map, bare, cbor, full, full_set, plain_set, seal, u8s, u16s, u64s};
-use guestclock_core::checkpoint::codec::{
-    Kind, MAX_DEPTH, MAX_KEYS, WireError, decode, decode_set, encode, encode_set,
-};
+use common::{bare, cbor, full, full_set, plain_set, seal, u16s, u64s, u8s, Map};
+use guestclock_core::checkpoint::codec::{decode, decode_set, encode, encode_set, MAX_DEPTH, MAX_KEYS, PayloadKind, WireError};
 use guestclock_core::checkpoint::{Checkpoint, CtlColumn, MAX_GROUPS};
 
 /// The reason for refusing these bytes as malformed.
 #[track_caller]
 fn flaw(bytes: &[u8]) -> &'static str {
     let error = match decode(bytes) {
-        Err(WireError::WrongKind { found: Kind::Set, .. }) => decode_set(bytes).err(),
+        Err(WireError::WrongKind { found: PayloadKind::Set, .. }) => decode_set(bytes).err(),
         other => other.err(),
     };
     match error {
@@ -383,7 +381,7 @@ fn each_key_of_a_set_must_be_there() {
             "sync" | "rate_ppb" | "stopped_at" | "later" => drop(decode_set(&bytes).unwrap()),
             // Without it, it is one of one VM, with hardly anything in it.
             "groups" => {
-                let wrong = WireError::WrongKind { found: Kind::Vm, wanted: Kind::Set };
+                let wrong = WireError::WrongKind { found: PayloadKind::Vm, wanted: PayloadKind::Set };
                 assert_eq!(decode_set(&bytes), Err(wrong));
                 refused(&bytes, "is missing");
             }
@@ -422,7 +420,7 @@ fn the_kinds_arent_mixed() {
         refused(&sets().with(&key, value).seal(), "a key that only a checkpoint of one VM has");
     }
     let whole = payload().with("groups", vec![0x80]).seal();
-    assert_eq!(decode(&whole), Err(WireError::WrongKind { found: Kind::Set, wanted: Kind::Vm }));
+    assert_eq!(decode(&whole), Err(WireError::WrongKind { found: PayloadKind::Set, wanted: PayloadKind::Vm }));
     refused(&with_group(|group| group.with("later", vec![0])), "a group has a key that version 1 hasn't");
     refused(&with_group(|group| group.with("crit", vec![0x80])), "a group has a key that version 1 hasn't");
 }
@@ -463,8 +461,8 @@ fn a_set_has_one_form() {
 fn debts_are_those_of_the_groups_vms() {
     let with = |key: &str, value: Vec<u8>| {
         with_group(|group| {
-            let debts = group.inner("debts").with(key, value);
-            group.with("debts", debts.bytes())
+            let backlogs = group.inner("debts").with(key, value);
+            group.with("debts", backlogs.bytes())
         })
     };
     let parts = "debts isn't a map of rows";
@@ -478,7 +476,7 @@ fn debts_are_those_of_the_groups_vms() {
         }
     }
     for rows in [[2, 1], [1, 1], [1, 3], [1, u64::MAX]] {
-        refused(&with("rows", u64s(&rows)), "the rows of debts");
+        refused(&with("rows", u64s(&rows)), "the rows of backlogs");
     }
     refused(&with("later", u64s(&[1, 2])), parts);
     let none = ["rows", "step_ns", "owed_ticks", "interval_ns"]

@@ -4,9 +4,9 @@
 
 mod common;
 
-use common::{Map, bare, full, full_set, plain_set, seal, u8s, u16s, u64s};
+use common::{bare, full, full_set, plain_set, seal, u16s, u64s, u8s, Map};
 use guestclock_core::arch::arm64::Timer;
-use guestclock_core::checkpoint::codec::{MAX_BYTES, MAX_KEYS, WireError, decode, decode_set, encode, encode_set};
+use guestclock_core::checkpoint::codec::{decode, decode_set, encode, encode_set, MAX_BYTES, MAX_KEYS, WireError};
 use guestclock_core::checkpoint::{CheckpointSet, MAX_GROUPS, TimerColumns, UnknownKey, VmGroup};
 use peak_alloc::PeakAlloc;
 
@@ -122,9 +122,9 @@ fn sets() {
     assert!(!measured_set("a million names", &with("names", u64s(&(0..1_000_000).collect::<Vec<_>>()))));
     let million = u64s(&vec![1; 1_000_000]);
     let parts = ["rows", "step_ns", "owed_ticks", "interval_ns"];
-    let debts = parts.iter().fold(Map::default(), |map, key| {
+    let backlogs = parts.iter().fold(Map::default(), |map, key| {
         map.with(key, if *key == "rows" { u64s(&vec![0; 500_000]) } else { u64s(&vec![1; 500_000]) })
     });
-    assert!(!measured_set("half a million debts of one VM", &with("debts", debts.bytes())));
+    assert!(!measured_set("half a million backlogs of one VM", &with("debts", backlogs.bytes())));
     assert!(!measured_set("a million offsets", &with("cntvoff", million)));
 }

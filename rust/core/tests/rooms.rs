@@ -1,7 +1,7 @@
 //! The rooms of every crate: no circle among the files, and no import against the order of the rooms.
 //!
-//! An edge is a path that starts with `crate`, `super` or `self`, in a `use` or anywhere else, from the file that has it to
-//! the file that it leads to: the deepest one that it names. What `#[cfg(test)]` hides isn't looked at.
+//! An edge is a path that starts with `crate`, `super` or `self`, in a `use` or anywhere else, from the file that has
+//! it to the file that it leads to: the deepest one that it names. What `#[cfg(test)]` hides isn't looked at.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -289,7 +289,7 @@ fn every_access_is_as_the_architecture_says() {
     }
 }
 
-/// The event stream, the scale, ECV, the gates for hypervisors below, the realms' masks, and what is reserved.
+/// The event stream, the scale, ECV, the run_states for hypervisors below, the realms' masks, and what is reserved.
 #[test]
 fn no_other_bit_gates_anything() {
     let open = Controls { cntkctl: 0x303, cnthctl: 0xf03, ..Controls::default() };

@@ -3,11 +3,8 @@
 
 #[cfg(not(loom))]
 mod arithmetic {
-    use guestclock_core::guest::vmclock::{
-        Body, CounterId, Declared, Equation, EquationError, Header, Period, Status, TIME_MAXERROR_VALID, Time,
-        TimeType, realtime_at,
-    };
-    use guestclock_core::time::{CrossTimestamp, Frequency, GuestCount, HostCount, Leap, Quality, SyncBound};
+    use guestclock_core::guest::vmclock::{realtime_at, Body, CounterId, Declared, Equation, EquationError, Header, Period, Status, TIME_MAXERROR_VALID, Time, TimeType};
+    use guestclock_core::time::{Frequency, GuestCount, HostCount, Leap, Quality, Stamp, SyncBound};
     use proptest::prelude::*;
 
     const NS_PER_S: u64 = 1_000_000_000;
@@ -23,12 +20,12 @@ mod arithmetic {
     }
 
     /// The count 1000 at this wall-clock time, and nobody to vouch for it.
-    fn unvouched(hz: u64, realtime_ns: i64) -> CrossTimestamp {
-        CrossTimestamp::unvouched(HostCount(1000), Frequency::new(hz).unwrap(), "manual", realtime_ns, 0)
+    fn unvouched(hz: u64, realtime_ns: i64) -> Stamp {
+        Stamp::unvouched(HostCount(1000), Frequency::new(hz).unwrap(), "manual", realtime_ns, 0)
     }
 
-    fn here(hz: u64) -> CrossTimestamp {
-        CrossTimestamp { synchronized: Some(true), ..unvouched(hz, 1_700_000_000_123_456_789) }
+    fn here(hz: u64) -> Stamp {
+        Stamp { synchronized: Some(true), ..unvouched(hz, 1_700_000_000_123_456_789) }
     }
 
     fn equation(hz: u64, declared: Declared) -> Equation {
@@ -79,7 +76,7 @@ mod arithmetic {
             quality: Quality::Chrony,
             tai_offset_s: Some(37),
         };
-        let here = CrossTimestamp { synchronized: Some(false), ..here(62_500_000) }.vouched_by(sync);
+        let here = Stamp { synchronized: Some(false), ..here(62_500_000) }.vouched_by(sync);
         let of = |declared| Equation::new(TimeType::Tai, &here, GuestCount(0), None, declared);
         // One more for the rounding of the time.
         assert_eq!(of(Declared::default()).unwrap().max_error_ns, Some(531));
@@ -90,19 +87,19 @@ mod arithmetic {
 
     #[test]
     fn an_equation_is_refused_where_it_would_be_a_guess() {
-        let make = |time_type, here: &CrossTimestamp| {
+        let make = |time_type, here: &Stamp| {
             Equation::new(time_type, here, GuestCount(0), None, Declared::default()).map(|equation| equation.time)
         };
         let here = here(62_500_000);
-        let with = |synchronized| CrossTimestamp { synchronized, ..here.clone() };
+        let with = |synchronized| Stamp { synchronized, ..here.clone() };
         assert_eq!(make(TimeType::Utc, &with(Some(false))), Err(EquationError::Unsynchronized));
         assert_eq!(make(TimeType::Utc, &with(None)), Err(EquationError::Unsynchronized));
         assert_eq!(make(TimeType::Tai, &here), Err(EquationError::TaiUnknown));
-        let leaping = CrossTimestamp { leap: Leap::InProgress, ..here.clone() };
+        let leaping = Stamp { leap: Leap::InProgress, ..here.clone() };
         assert_eq!(make(TimeType::Utc, &leaping), Err(EquationError::InLeapSecond));
-        let early = CrossTimestamp { realtime_ns: -1, ..here.clone() };
+        let early = Stamp { realtime_ns: -1, ..here.clone() };
         assert_eq!(make(TimeType::Utc, &early), Err(EquationError::BeforeEpoch { realtime_ns: -1 }));
-        let known = CrossTimestamp { tai_offset_s: Some(37), ..here.clone() };
+        let known = Stamp { tai_offset_s: Some(37), ..here.clone() };
         let (utc, tai) = (make(TimeType::Utc, &known).unwrap(), make(TimeType::Tai, &known).unwrap());
         assert_eq!((utc.sec + 37, utc.frac), (tai.sec, tai.frac));
     }
@@ -112,7 +109,7 @@ mod arithmetic {
         let since = unvouched(1_000_000, 1_000_000_000);
         let measure_at = |count: u64, slewed_ns: i64| {
             let here = since.at(HostCount(count)).unwrap();
-            let here = CrossTimestamp { realtime_ns: here.realtime_ns + slewed_ns, ..here };
+            let here = Stamp { realtime_ns: here.realtime_ns + slewed_ns, ..here };
             let declared = Declared { synchronized: Some(true), ..Declared::default() };
             Equation::new(TimeType::Utc, &here, GuestCount(0), Some(&since), declared).map(|equation| equation.period)
         };
@@ -177,8 +174,8 @@ mod arithmetic {
             let drift = (u128::from(age) * u128::from(ppb)).div_ceil(u128::from(hz));
             prop_assert!(bound >= drift + 6, "{bound} {drift}");
             let age_ns = u128::from(age) * u128::from(NS_PER_S) / u128::from(hz);
-            // At most 3 for the roundings of the sum. The rate's are below 2.5 units of the period's mantissa: half of one
-            // for the period's, of which the rate is a part, one for the part's and one that the bound adds. A unit
+            // At most 3 for the roundings of the sum. The rate's are below 2.5 units of the period's mantissa: half of
+            // one for the period's, of which the rate is a part, one for the part's and one that the bound adds. A unit
             // is at most 2^-63 of the period.
             prop_assert!(bound <= drift + 9 + ((age_ns * 5) >> 64), "{bound} {drift}");
         }
@@ -228,7 +225,7 @@ mod arithmetic {
 mod hammered {
     use core::hint::spin_loop;
     use guestclock_core::guest::vmclock::{Body, Shared, WORDS};
-    use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+    use std::sync::atomic::{fence, AtomicBool, AtomicU32, AtomicU64, Ordering};
     use std::thread;
 
     const UPDATES: u64 = 200_000;
@@ -276,7 +273,7 @@ mod hammered {
 mod protocol {
     use guestclock_core::guest::vmclock::{Body, Shared, WORDS};
     use loom::sync::Arc;
-    use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+    use loom::sync::atomic::{fence, AtomicU32, AtomicU64, Ordering};
     use loom::thread;
 
     struct Page {

@@ -2,10 +2,8 @@
 
 mod common;
 
-use common::{Map, bare, checkpoint, full, full_set, plain_set, reseal, seal, set};
-use guestclock_core::checkpoint::codec::{
-    Kind, MAX_BYTES, VERSION, WireError, decode, decode_set, encode, encode_set, encoded_len,
-};
+use common::{bare, checkpoint, full, full_set, plain_set, reseal, seal, set, Map};
+use guestclock_core::checkpoint::codec::{decode, decode_set, encode, encode_set, encoded_len, MAX_BYTES, PayloadKind, VERSION, WireError};
 use guestclock_core::checkpoint::{Checkpoint, CheckpointSet, UnknownKey};
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -26,7 +24,7 @@ fn samples() -> Vec<Vec<u8>> {
 /// Reads it as what it is of.
 fn read(bytes: &[u8]) -> Result<Result<Checkpoint, CheckpointSet>, WireError> {
     match decode(bytes) {
-        Err(WireError::WrongKind { found: Kind::Set, wanted: Kind::Vm }) => decode_set(bytes).map(Err),
+        Err(WireError::WrongKind { found: PayloadKind::Set, wanted: PayloadKind::Vm }) => decode_set(bytes).map(Err),
         other => other.map(Ok),
     }
 }
@@ -80,10 +78,10 @@ fn every_truncation_is_refused() {
 fn each_kind_is_read_as_what_it_is() {
     let (one, set) = (encode(&bare()), encode_set(&plain_set(2)).unwrap());
     let of_set = decode(&set).unwrap_err();
-    assert_eq!(of_set, WireError::WrongKind { found: Kind::Set, wanted: Kind::Vm });
+    assert_eq!(of_set, WireError::WrongKind { found: PayloadKind::Set, wanted: PayloadKind::Vm });
     assert!(of_set.to_string().contains("a set of VMs") && of_set.to_string().contains("as a CheckpointSet"));
     let of_one = decode_set(&one).unwrap_err();
-    assert_eq!(of_one, WireError::WrongKind { found: Kind::Vm, wanted: Kind::Set });
+    assert_eq!(of_one, WireError::WrongKind { found: PayloadKind::Vm, wanted: PayloadKind::Set });
     assert!(of_one.to_string().contains("one VM") && of_one.to_string().ends_with("as a Checkpoint"));
     // What isn't sound is that first, whichever is wanted.
     for read in [|bytes: &[u8]| decode(bytes).err(), |bytes: &[u8]| decode_set(bytes).err()] {

@@ -9,15 +9,12 @@
 //! [`set_again`](Alarm::set_again). Until it is drained, an alarm moves to earlier times alone, so neither side waits
 //! for the other.
 
-use crate::clock;
 use core::time::Duration;
+use crate::clock;
 use guestclock_core::time::NS_PER_S;
-use rustix::event::{EventfdFlags, eventfd};
-use rustix::io::{Errno, read, write};
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_gettime,
-    timerfd_settime,
-};
+use rustix::event::{eventfd, EventfdFlags};
+use rustix::io::{read, write, Errno};
+use rustix::time::{timerfd_create, timerfd_gettime, timerfd_settime, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -53,7 +50,7 @@ pub enum AlarmError {
 
 /// Source of an alarm's wakes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Kind {
+enum WakeKind {
     /// CLOCK_MONOTONIC: a timerfd.
     Timer,
     /// A counter that is moved by hand: an eventfd.
@@ -63,7 +60,7 @@ enum Kind {
 /// A timerfd or an eventfd, close-on-exec and non-blocking, that is closed once. Any thread may use it.
 #[derive(Debug)]
 pub struct Alarm {
-    kind: Kind,
+    kind: WakeKind,
     state: Mutex<State>,
 }
 
@@ -91,15 +88,15 @@ impl Alarm {
     /// Makes an alarm that CLOCK_MONOTONIC wakes.
     pub fn timer() -> io::Result<Self> {
         let fd = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
-        Ok(Self::new(Kind::Timer, fd))
+        Ok(Self::new(WakeKind::Timer, fd))
     }
 
     /// Makes an alarm that no clock wakes: [`ring`](Self::ring) does, or a deadline that has passed when it is set.
     pub fn event() -> io::Result<Self> {
-        Ok(Self::new(Kind::Event, eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?))
+        Ok(Self::new(WakeKind::Event, eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?))
     }
 
-    fn new(kind: Kind, fd: OwnedFd) -> Self {
+    fn new(kind: WakeKind, fd: OwnedFd) -> Self {
         let state = State { fd: Some(Arc::new(fd)), closing: false, claimed: false, fires_at: NEVER, early: 0 };
         Self { kind, state: Mutex::new(state) }
     }
@@ -123,8 +120,8 @@ impl Alarm {
 
     fn fire(&self, state: &mut State) -> Result<(), AlarmError> {
         match self.kind {
-            Kind::Timer => set_timer(state, clock::monotonic().unsigned_ns()),
-            Kind::Event => match write(state.fd()?, &1_u64.to_ne_bytes()) {
+            WakeKind::Timer => set_timer(state, clock::monotonic().unsigned_ns()),
+            WakeKind::Event => match write(state.fd()?, &1_u64.to_ne_bytes()) {
                 // EAGAIN: rung 2^64 - 2 times since it was drained, so it is readable.
                 Ok(_) | Err(Errno::AGAIN) => Ok(()),
                 Err(error) => Err(io::Error::from(error).into()),
@@ -155,9 +152,9 @@ impl Alarm {
     fn move_up(&self, state: &mut State, left_ns: Option<u128>) -> Result<(), AlarmError> {
         let Some(left) = left_ns else { return Ok(()) };
         match self.kind {
-            Kind::Event if left > 0 => Ok(()),
-            Kind::Event => self.fire(state),
-            Kind::Timer => {
+            WakeKind::Event if left > 0 => Ok(()),
+            WakeKind::Event => self.fire(state),
+            WakeKind::Timer => {
                 let left = u64::try_from(left).unwrap_or(MOST_NS).min(MOST_NS);
                 let at = clock::monotonic().unsigned_ns().saturating_add(left);
                 if at < state.fires_at { set_timer(state, at) } else { Ok(()) }
@@ -182,7 +179,7 @@ impl Alarm {
     pub fn left_ns(&self) -> Result<Option<u64>, AlarmError> {
         let state = self.lock();
         let fd = state.fd()?;
-        if self.kind == Kind::Event {
+        if self.kind == WakeKind::Event {
             return Ok(None);
         }
         let left = timerfd_gettime(fd).map_err(io::Error::from)?.it_value;
@@ -240,10 +237,10 @@ fn set_timer(state: &mut State, at: u64) -> Result<(), AlarmError> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use rustix::event::{PollFd, PollFlags, poll};
-    use rustix::io::{FdFlags, fcntl_getfd};
+    use rustix::event::{poll, PollFd, PollFlags};
+    use rustix::io::{fcntl_getfd, FdFlags};
     use std::os::fd::AsRawFd;
+    use super::*;
 
     const S: u128 = NS_PER_S as u128;
 

@@ -2,11 +2,11 @@
 
 use core::fmt;
 use core::str::FromStr;
-use guestclock_core::time::{Counter, CrossTimestamp, Frequency, HostCount, NS_PER_S};
+use guestclock_core::time::{Counter, Frequency, HostCount, NS_PER_S, Stamp};
 use std::env::consts::ARCH;
 
 use crate::opened::Opened;
-use crate::{clock, cross};
+use crate::{clock, stamp};
 
 /// A counter that a host may have.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -27,7 +27,7 @@ pub enum Source {
 impl Source {
     const ALL: [Self; 4] = [Self::Auto, Self::CntvctEl0, Self::ClockMonotonicRaw, Self::Tsc];
 
-    /// The name, as [`CrossTimestamp::source`] and Python spell it.
+    /// The name, as [`Stamp::source`] and Python spell it.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -115,8 +115,8 @@ impl Counter for HostCounter {
         (self.read)()
     }
 
-    fn cross_timestamp(&self) -> CrossTimestamp {
-        cross::cross_timestamp(self.source.name(), self.frequency, self.read)
+    fn stamp(&self) -> Stamp {
+        stamp::stamp(self.source.name(), self.frequency, self.read)
     }
 }
 
@@ -135,9 +135,9 @@ fn open(source: Source) -> Result<Opened, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use rustix::time::{ClockId, clock_gettime};
+    use rustix::time::{clock_gettime, ClockId};
     use std::error::Error;
+    use super::*;
 
     /// The same clock, converted by other code.
     fn raw_ns() -> u64 {
@@ -179,7 +179,7 @@ mod tests {
     fn cross_timestamp_carries_the_counters_own_facts() {
         let counter = HostCounter::new(Source::Auto).unwrap();
         let before = counter.count();
-        let here = counter.cross_timestamp();
+        let here = counter.stamp();
         let after = counter.count();
         assert!(before <= here.count && here.count <= after);
         assert_eq!(here.frequency, counter.frequency());

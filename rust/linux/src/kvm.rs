@@ -5,11 +5,11 @@
 
 mod capability;
 pub mod cpu;
+pub mod descriptor;
 pub mod error;
 #[cfg_attr(not(target_arch = "aarch64"), path = "kvm/no_fds.rs")]
 pub mod fds;
 pub mod ioctls;
-pub mod kind;
 pub mod number;
 pub mod offer;
 pub mod vm;

@@ -27,7 +27,6 @@ pub mod clock_state;
 #[cfg(target_arch = "aarch64")]
 mod cntvct;
 pub mod counter;
-pub mod cross;
 pub mod file;
 pub mod host_id;
 pub mod kvm;
@@ -35,6 +34,7 @@ pub mod monotonic;
 mod opened;
 pub mod pages;
 pub mod read_cost;
+pub mod stamp;
 #[cfg(target_arch = "x86_64")]
 mod tsc;
 

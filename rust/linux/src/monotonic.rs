@@ -4,9 +4,9 @@
 //! predicted to the tick by a [`MonotonicCounter`] of the same frequency. The clock is slewed by NTP, so one tick is as
 //! long as the kernel believes it to be; it stops while the host is suspended (clock_gettime(2)).
 
-use guestclock_core::time::{Counter, CrossTimestamp, Frequency, HostCount, NS_PER_S};
+use guestclock_core::time::{Counter, Frequency, HostCount, NS_PER_S, Stamp};
 
-use crate::{clock, cross};
+use crate::{clock, stamp};
 
 /// CLOCK_MONOTONIC in ticks: `floor(ns * frequency / 10^9)` modulo 2^64.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -15,7 +15,7 @@ pub struct MonotonicCounter {
 }
 
 impl MonotonicCounter {
-    /// Name of this counter in [`CrossTimestamp::source`].
+    /// Name of this counter in [`Stamp::source`].
     pub const SOURCE: &str = "clock_monotonic";
 
     /// Unicorn's own frequency: one tick for every 16 ns.
@@ -44,10 +44,10 @@ impl Counter for MonotonicCounter {
         ticks(self.frequency, clock::monotonic())
     }
 
-    fn cross_timestamp(&self) -> CrossTimestamp {
-        let here = cross::cross_timestamp(Self::SOURCE, self.frequency, || self.count());
+    fn stamp(&self) -> Stamp {
+        let here = stamp::stamp(Self::SOURCE, self.frequency, || self.count());
         // CLOCK_MONOTONIC is corrected as the wall clock is, so its rate doesn't differ from the wall clock's.
-        CrossTimestamp { rate_ppb: here.rate_ppb.map(|_| 0), ..here }
+        Stamp { rate_ppb: here.rate_ppb.map(|_| 0), ..here }
     }
 }
 
@@ -66,9 +66,9 @@ fn ticks(frequency: Frequency, now: clock::Reading) -> HostCount {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
-    use rustix::time::{ClockId, clock_gettime};
+    use rustix::time::{clock_gettime, ClockId};
+    use super::*;
 
     /// The same clock, converted by other code.
     fn monotonic_ns() -> u64 {
@@ -118,7 +118,7 @@ mod tests {
     fn default_ticks_every_16_ns() {
         let counter = MonotonicCounter::default();
         let before = monotonic_ns() / 16;
-        let here = counter.cross_timestamp();
+        let here = counter.stamp();
         let after = monotonic_ns() / 16;
         assert!(before <= here.count.0 && here.count.0 <= after);
         assert_eq!((here.source.as_str(), here.frequency.hz()), ("clock_monotonic", 62_500_000));

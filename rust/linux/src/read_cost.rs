@@ -30,9 +30,9 @@ fn quickest(mut batch_ns: impl FnMut() -> u128) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use core::sync::atomic::{AtomicU32, Ordering};
-    use guestclock_core::time::{CrossTimestamp, Frequency, HostCount};
+    use guestclock_core::time::{Frequency, HostCount, Stamp};
+    use super::*;
 
     #[test]
     fn the_quickest_batch_counts_to_the_nearest_nanosecond() {
@@ -53,7 +53,7 @@ mod tests {
             HostCount(self.0.fetch_add(1, Ordering::Relaxed).into())
         }
 
-        fn cross_timestamp(&self) -> CrossTimestamp {
+        fn stamp(&self) -> Stamp {
             unreachable!("only reads are measured")
         }
     }

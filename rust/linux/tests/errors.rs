@@ -3,8 +3,8 @@
 use guestclock_core::time::HostCount;
 use guestclock_linux::alarm::AlarmError;
 use guestclock_linux::counter::{CounterError, Source};
+use guestclock_linux::kvm::descriptor::DescriptorKind;
 use guestclock_linux::kvm::error::KvmError;
-use guestclock_linux::kvm::kind::Kind;
 use guestclock_linux::kvm::number::FdNumber;
 use guestclock_linux::pages::PageError;
 use std::error::Error;
@@ -86,7 +86,7 @@ fn of_kvm() {
 fn of_descriptors() {
     let null = File::open("/dev/null").unwrap();
     printed_once(FdNumber::new(-1).unwrap_err());
-    printed_once(FdNumber::new(null.as_raw_fd()).unwrap().expect(Kind::Vm).unwrap_err());
+    printed_once(FdNumber::new(null.as_raw_fd()).unwrap().expect(DescriptorKind::Vm).unwrap_err());
 }
 
 #[test]

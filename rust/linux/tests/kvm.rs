@@ -1,8 +1,8 @@
 //! A VM on KVM, with the model as its kernel: what is asked, in what order, and what comes of every answer.
 
-use guestclock_core::arch::arm64::{Behaviours, CtlReadback, El2, ListOrder, Role, Timer, View, one_reg_id};
+use guestclock_core::arch::arm64::{one_reg_id, Behaviours, CtlReadback, El2, ListOrder, Role, Timer, View};
 use guestclock_core::checkpoint::Checkpoint;
-use guestclock_core::drive::{Condition, GateError, RestoreError, Saving};
+use guestclock_core::drive::{Condition, OperationError, RestoreError, Saving};
 use guestclock_core::restore::{Diagnostic, Method, Policy, Refusal, Request, Views, Written};
 use guestclock_core::time::{Counter, Frequency, HostCount, Offset};
 use guestclock_linux::kvm::error::KvmError;
@@ -11,7 +11,7 @@ use guestclock_linux::kvm::vm::{KvmOptions, KvmVm};
 use guestclock_model::config::Config;
 use guestclock_model::error::VmError;
 use guestclock_model::manual::ManualCounter;
-use guestclock_model::vm::Vm;
+use guestclock_model::vm::ModelVm;
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ enum Call {
 
 /// The model behind KVM's ioctls and errnos, with what a kernel may do besides.
 struct Kernel<'a> {
-    vm: RefCell<Vm>,
+    vm: RefCell<ModelVm>,
     counter: &'a ManualCounter,
     calls: RefCell<Vec<Call>>,
     /// Ticks that pass in every call.
@@ -62,7 +62,7 @@ fn counter() -> ManualCounter {
 impl<'a> Kernel<'a> {
     fn new(counter: Host<'a>, name: &str, el2: El2, vcpus: usize) -> Self {
         let config = Config { el2, ..Config::default() };
-        let mut vm = Vm::new(counter.frequency(), Behaviours::named(name).unwrap(), config).unwrap();
+        let mut vm = ModelVm::new(counter.frequency(), Behaviours::named(name).unwrap(), config).unwrap();
         for _ in 0..vcpus {
             vm.create_vcpu(counter.count()).unwrap();
         }
@@ -141,7 +141,7 @@ impl Ioctls for Kernel<'_> {
             return Err(io::Error::from_raw_os_error(errno));
         }
         self.all_stopped()?;
-        if self.late.get() && self.vm.borrow().owned_offset() != Some(Offset(offset)) {
+        if self.late.get() && self.vm.borrow().vm_offset() != Some(Offset(offset)) {
             return Err(io::Error::from_raw_os_error(libc::EBUSY));
         }
         if self.offset_lost.get() {
@@ -303,8 +303,8 @@ fn a_vcpu_that_runs_unannounced_in_a_restore() {
         let vm = KvmVm::new(&target, &host, impatient()).unwrap();
         let plan = vm.plan(&target, &saved, freeze()).unwrap();
         let mut restore = vm.prepare(&target, plan, saved).unwrap();
-        let busy = |result: Result<(), GateError<KvmError>>, condition| {
-            let Err(GateError::Restore(RestoreError::Backend { error: KvmError::Busy { .. }, left, .. })) = result
+        let busy = |result: Result<(), OperationError<KvmError>>, condition| {
+            let Err(OperationError::Restore(RestoreError::Backend { error: KvmError::Busy { .. }, left, .. })) = result
             else {
                 panic!("{result:?}")
             };
@@ -339,7 +339,7 @@ fn an_owned_vms_counters_cost_no_ioctl() {
     assert!(matches!(vm.count(&kernel, 2, View::Virtual, None), Err(KvmError::NoSuchVcpu { vcpu: 2, vcpus: 2 })));
     let known = options().with_counter_offset(Offset(5));
     let again = KvmVm::new(&kernel, &host, known).unwrap();
-    assert!(again.is_owned());
+    assert!(again.has_opted_in());
     assert_eq!(again.count(&kernel, 0, View::Physical, None).unwrap(), host.count().guest(Offset(5)));
 }
 
@@ -368,7 +368,7 @@ fn the_gate_costs_no_ioctl() {
     let plan = vm.plan(&kernel, &saved, freeze()).unwrap();
     vm.enter(&kernel, 1).unwrap();
     kernel.calls.take();
-    let running = GateError::Backend(KvmError::Running { vcpu: 1 });
+    let running = OperationError::Backend(KvmError::Running { vcpu: 1 });
     assert_eq!(vm.checkpoint(&kernel, Saving::default()).unwrap_err(), running);
     assert_eq!(vm.plan(&kernel, &saved, freeze()).unwrap_err(), running);
     assert_eq!(vm.prepare(&kernel, plan.clone(), Arc::clone(&saved)).unwrap_err(), running);
@@ -387,7 +387,7 @@ fn the_gate_costs_no_ioctl() {
     assert_eq!(stale, Refusal::StalePlan.into(), "running has changed its state");
     let plan = vm.plan(&kernel, &saved, freeze()).unwrap();
     let mut restore = vm.prepare(&kernel, plan, saved).unwrap();
-    assert_eq!(vm.enter(&kernel, 0).unwrap_err(), GateError::Closed);
+    assert_eq!(vm.enter(&kernel, 0).unwrap_err(), OperationError::Closed);
     vm.apply(&kernel, &mut restore).unwrap();
     vm.release(&kernel, &mut restore).unwrap();
     vm.enter(&kernel, 0).unwrap();
@@ -397,7 +397,7 @@ fn the_gate_costs_no_ioctl() {
 #[test]
 fn a_vcpu_that_runs_unannounced() {
     let host = counter();
-    for (gic, owned, first) in [
+    for (gic, opted_in, first) in [
         (true, false, Call::Distributor),
         (true, true, Call::Distributor),
         (false, true, Call::Offset(77)),
@@ -405,7 +405,7 @@ fn a_vcpu_that_runs_unannounced() {
     ] {
         let kernel = Kernel { gic, ..Kernel::plain(&host) };
         let vm = KvmVm::new(&kernel, &host, impatient()).unwrap();
-        if owned {
+        if opted_in {
             vm.set_counter_offset(&kernel, Offset(77)).unwrap();
         }
         kernel.calls.take();
@@ -417,7 +417,7 @@ fn a_vcpu_that_runs_unannounced() {
         }
         kernel.vm.borrow_mut().enter(0).unwrap();
         let error = vm.checkpoint(&kernel, Saving::default()).unwrap_err();
-        let GateError::Backend(error @ KvmError::Busy { .. }) = error else { panic!("{error}") };
+        let OperationError::Backend(error @ KvmError::Busy { .. }) = error else { panic!("{error}") };
         assert_eq!(error.errno(), libc::EBUSY);
         assert!(error.to_string().contains("Stop every vCPU"), "{error}");
         assert_eq!(kernel.calls.take(), [first], "no register was read");
@@ -437,7 +437,7 @@ fn a_passing_ebusy_is_waited_out() {
     let vm = KvmVm::new(&kernel, &host, impatient()).unwrap();
     kernel.busy.set(1);
     assert!(matches!(vm.set_counter_offset(&kernel, Offset(4)), Err(KvmError::Busy { .. })));
-    assert!(!vm.is_owned(), "a refused offset isn't taken for written");
+    assert!(!vm.has_opted_in(), "a refused offset isn't taken for written");
 }
 
 /// A Freeze promises the counters of the last sample: each attempt at the final offset needs its own.
@@ -470,7 +470,7 @@ fn a_release_while_a_vcpu_runs_says_so_and_can_be_taken_again() {
     // Not while it was looked at, but at the write.
     target.late.set(true);
     let error = vm.release(&target, &mut restore).unwrap_err();
-    let GateError::Restore(RestoreError::Backend { error: KvmError::Busy { .. }, left, .. }) = error else {
+    let OperationError::Restore(RestoreError::Backend { error: KvmError::Busy { .. }, left, .. }) = error else {
         panic!("{error}")
     };
     assert_eq!(left, Condition::TimersOnly);
@@ -505,7 +505,7 @@ fn by_value_and_a_vcpu_created_too_late() {
         target.vm.borrow_mut().create_vcpu(host.count()).unwrap();
         for vcpu in [0, 2] {
             let error = vm.enter(&target, vcpu).unwrap_err();
-            assert_eq!(error, GateError::Backend(KvmError::CountersMoved { view: "virtual" }), "{name}");
+            assert_eq!(error, OperationError::Backend(KvmError::CountersMoved { view: "virtual" }), "{name}");
         }
     }
 }
@@ -556,7 +556,7 @@ fn a_vcpu_without_init_is_found_out_before_anything_is_written() {
     let plan = vm.plan(&target, &saved, freeze()).unwrap();
     let error = vm.prepare(&target, plan, saved).unwrap_err();
     assert!(error.to_string().contains("KVM_ARM_VCPU_INIT comes first"), "{error}");
-    let GateError::Restore(RestoreError::Backend { left, .. }) = error else { panic!("{error}") };
+    let OperationError::Restore(RestoreError::Backend { left, .. }) = error else { panic!("{error}") };
     assert_eq!((left, target.offset_writes()), (Condition::Untouched, 0));
     vm.enter(&target, 0).unwrap();
 }
@@ -574,7 +574,7 @@ fn a_protected_vm_is_refused() {
     let error = vm.prepare(&target, plan, Arc::clone(&saved)).unwrap_err();
     assert!(error.to_string().contains("protected VM"), "{error}");
     assert!(error.to_string().contains("the VM is as it was"), "{error}");
-    assert!(!vm.is_owned());
+    assert!(!vm.has_opted_in());
 
     let target = Kernel::plain(&host);
     target.offset_lost.set(true);
@@ -582,7 +582,7 @@ fn a_protected_vm_is_refused() {
     let plan = vm.plan(&target, &saved, freeze()).unwrap();
     let mut restore = vm.prepare(&target, plan, Arc::clone(&saved)).unwrap();
     let error = vm.apply(&target, &mut restore).unwrap_err();
-    let GateError::Restore(RestoreError::ReadBack { register, .. }) = error else { panic!("{error}") };
+    let OperationError::Restore(RestoreError::ReadBack { register, .. }) = error else { panic!("{error}") };
     assert_eq!(register, "the counter offset");
 }
 
@@ -615,7 +615,7 @@ fn an_absent_register_and_a_missing_ioctl() {
     let saved = vm.checkpoint(&kernel, Saving::default()).unwrap();
     let adopt = Request { views: Views::AdoptVirtual, ..freeze() };
     let refused = vm.plan(&kernel, &saved, adopt).unwrap_err();
-    assert!(matches!(refused, GateError::Restore(RestoreError::Refused(Refusal::NoCounterOffset { .. }))));
+    assert!(matches!(refused, OperationError::Restore(RestoreError::Refused(Refusal::NoCounterOffset { .. }))));
 }
 
 #[test]
@@ -656,7 +656,7 @@ fn a_pause_in_place() {
     vm.set_counter_offset(&kernel, Offset(0)).unwrap();
     let before = vm.count(&kernel, 0, View::Virtual, None).unwrap();
     let pause = vm.pause(&kernel, freeze()).unwrap();
-    assert_eq!(vm.enter(&kernel, 0).unwrap_err(), GateError::Closed);
+    assert_eq!(vm.enter(&kernel, 0).unwrap_err(), OperationError::Closed);
     host.advance(123_456);
     let report = vm.resume(&kernel, &pause).unwrap();
     assert_eq!((report.outcome.cntvct, vm.count(&kernel, 0, View::Virtual, None).unwrap()), (before, before));

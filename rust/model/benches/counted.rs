@@ -7,10 +7,10 @@
 mod columns;
 mod steady;
 
-use columns::{HZ, NOW, TIMERS, Vcpus, Vms, frequencies, of};
+use columns::{frequencies, of, HZ, NOW, TIMERS, Vcpus, Vms};
 use guestclock_core::arch::arm64::Timer;
-use guestclock_core::checkpoint::{Checkpoint, CtlColumn, TimerColumns, codec};
-use guestclock_core::time::{CrossTimestamp, Frequency, GuestCount, HostCount};
+use guestclock_core::checkpoint::{codec, Checkpoint, CtlColumn, TimerColumns};
+use guestclock_core::time::{Frequency, GuestCount, HostCount, Stamp};
 use guestclock_model::bank::{self, Isa, Scale};
 use std::hint::black_box;
 use steady::Steady;
@@ -92,11 +92,11 @@ fn checkpoint(vcpus: usize) -> Checkpoint {
         cntfrq_hz: 62_500_000,
         cntvct: GuestCount(1 << 40),
         cntpct: GuestCount(1 << 40),
-        owned: true,
+        opted_in: true,
         width_ticks: 0,
-        host: CrossTimestamp::unvouched(HostCount(1 << 50), frequency, "manual", 0, 0),
+        host: Stamp::unvouched(HostCount(1 << 50), frequency, "manual", 0, 0),
         stopped_at: None,
-        debt: None,
+        backlog: None,
         vcpus,
         cntvoff: None,
         timers: vec![timer(Timer::Vtimer), timer(Timer::Ptimer)],

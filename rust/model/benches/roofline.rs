@@ -1,8 +1,9 @@
-//! Each kernel on each instruction set, beside what this machine copies, in interleaved rounds of one run: `cargo bench -p guestclock-core --bench roofline`.
+//! Each kernel on each instruction set, beside what this machine copies, in interleaved rounds of one run: `cargo bench
+//! -p guestclock-core --bench roofline`.
 
 mod columns;
 
-use columns::{NOW, TIMERS, Vcpus, Vms, frequencies};
+use columns::{frequencies, NOW, TIMERS, Vcpus, Vms};
 use guestclock_model::bank::{self, Isa, Scale};
 use std::hint::black_box;
 use std::time::{Duration, Instant};

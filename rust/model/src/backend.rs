@@ -3,7 +3,7 @@
 use crate::bank::Bank;
 use crate::config::Config;
 use crate::error::VmError;
-use crate::vm::Vm;
+use crate::vm::ModelVm;
 use guestclock_core::arch::Abilities;
 use guestclock_core::arch::arm64::{Behaviours, Width};
 use guestclock_core::drive::Backend;
@@ -24,7 +24,7 @@ pub fn abilities(behaviours: Behaviours, config: Config) -> Abilities {
 #[derive(Debug)]
 pub struct Model<'a, C: Counter + ?Sized, B = Box<Bank>> {
     /// The VM.
-    pub vm: &'a mut Vm<B>,
+    pub vm: &'a mut ModelVm<B>,
     /// Its counter, or an [`Instant`](guestclock_core::time::Instant) of it.
     pub counter: &'a C,
 }
@@ -52,8 +52,8 @@ impl<C: Counter, B: DerefMut<Target = Bank>> Backend for Model<'_, C, B> {
         self.vm.reg_list(vcpu)
     }
 
-    fn owned_offset(&self) -> Option<Offset> {
-        self.vm.owned_offset()
+    fn vm_offset(&self) -> Option<Offset> {
+        self.vm.vm_offset()
     }
 
     fn generation(&self) -> u64 {

@@ -1,21 +1,21 @@
-//! The live model VM: the rules of [`Vm`] over a counter, for many threads.
+//! Model VMs and banks that threads share: the rules of [`ModelVm`] over a counter, behind a lock.
 //!
-//! Changes take a lock. Reading a counter takes none: see `mirror.rs`.
+//! Changes take a lock. Reading a counter takes none: see [`PublishedOffset`](guestclock_core::time::PublishedOffset).
 
 use crate::backend::{self, Model};
 use crate::bank::{Bank, BankError, Handle};
 use crate::config::{Config, Origin};
 use crate::error::VmError;
-use crate::managed::GatedBank;
+use crate::managed::ManagedBank;
 use crate::published::PublishedVm;
 use crate::sync::{Mutex, MutexGuard};
-use crate::vm::Vm;
+use crate::vm::ModelVm;
 use guestclock_core::arch::Abilities;
 use guestclock_core::arch::arm64::{Access, Behaviours, Encoding, Timer, TimerState, View};
 use guestclock_core::checkpoint::Checkpoint;
-use guestclock_core::drive::{Backend, GateError, OpenPause, OpenRestore, Saving};
+use guestclock_core::drive::{Backend, OpenPause, OpenRestore, OperationError, Saving};
 use guestclock_core::restore::{Plan, Report, Request, RunState, Step};
-use guestclock_core::time::{Counter, CrossTimestamp, Frequency, GuestCount, HostCount, Instant, Offset};
+use guestclock_core::time::{Counter, Frequency, GuestCount, HostCount, Instant, Offset, Stamp};
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock, PoisonError};
 
@@ -25,68 +25,68 @@ pub enum Now {
     /// The counter reads this; the wall clock moves along with it.
     Count(HostCount),
     /// Both clocks and all that vouches for them.
-    Instant(Box<CrossTimestamp>),
+    Instant(Box<Stamp>),
 }
 
 impl Now {
     /// That instant of this counter, on which both clocks stand still.
-    pub fn instant<E>(self, counter: &impl Counter) -> Result<CrossTimestamp, GateError<E>> {
+    pub fn instant<E>(self, counter: &impl Counter) -> Result<Stamp, OperationError<E>> {
         let count = match self {
             Self::Count(count) => count,
             Self::Instant(instant) => return Ok(*instant),
         };
-        let here = counter.cross_timestamp();
-        here.at(count).ok_or(GateError::TooFar { count: count.0, here: here.count.0 })
+        let here = counter.stamp();
+        here.at(count).ok_or(OperationError::TooFar { count: count.0, here: here.count.0 })
     }
 }
 
 /// Why an operation of a live VM failed.
-pub type LiveError = GateError<VmError>;
+pub type LockedError = OperationError<VmError>;
 
-impl From<VmError> for LiveError {
+impl From<VmError> for LockedError {
     fn from(error: VmError) -> Self {
         Self::Backend(error)
     }
 }
 
-/// What is under the lock: VMs with their gates, and the published of those that somebody has in hand.
+/// What is under the lock: VMs with their run_states, and the published of those that somebody has in hand.
 #[derive(Debug)]
 struct Locked {
-    bank: GatedBank,
+    bank: ManagedBank,
     published: BTreeMap<Handle, Arc<PublishedVm>>,
 }
 
 /// A bank that threads share.
-pub struct LiveBank {
+pub struct LockedBank {
     locked: Mutex<Locked>,
     on_change: OnceLock<OnChange>,
 }
 
-type OnChange = Box<dyn Fn(&LiveBank) + Send + Sync>;
+type OnChange = Box<dyn Fn(&LockedBank) + Send + Sync>;
 
-impl core::fmt::Debug for LiveBank {
+impl core::fmt::Debug for LockedBank {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("LiveBank").field("locked", &self.locked).finish_non_exhaustive()
     }
 }
 
-impl From<Bank> for LiveBank {
-    /// All gates are open.
+impl From<Bank> for LockedBank {
+    /// All run_states are open.
     fn from(bank: Bank) -> Self {
-        let locked = Mutex::new(Locked { bank: GatedBank::from(bank), published: BTreeMap::new() });
+        let locked = Mutex::new(Locked { bank: ManagedBank::from(bank), published: BTreeMap::new() });
         Self { locked, on_change: OnceLock::new() }
     }
 }
 
-impl LiveBank {
+impl LockedBank {
     /// See [`Bank::new`].
     #[must_use]
     pub fn new(frequency: Frequency, el2: bool) -> Self {
         Self::from(Bank::new(frequency, el2))
     }
 
-    /// Has `tell` called after all that may have changed something, `expire` apart. It isn't called under the lock. Only
-    /// the first one counts.
+    /// Has `tell` called after all that may have changed something, `expire` apart. It isn't called under the lock.
+    /// Only the first one counts.
     pub fn on_change(&self, tell: impl Fn(&Self) + Send + Sync + 'static) {
         let _ = self.on_change.set(Box::new(tell));
     }
@@ -97,8 +97,8 @@ impl LiveBank {
         }
     }
 
-    /// Works on the bank, and published what has changed, whatever came of it.
-    pub fn with<T>(&self, work: impl FnOnce(&mut GatedBank) -> T) -> T {
+    /// Works on the bank, and publishes the offsets that have changed, whether or not the work succeeds.
+    pub fn with<T>(&self, work: impl FnOnce(&mut ManagedBank) -> T) -> T {
         let result = {
             let Locked { bank, published } = &mut *self.lock();
             let result = work(bank);
@@ -112,13 +112,12 @@ impl LiveBank {
         result
     }
 
-    /// Asks the bank for what changes nothing that a guest sees, or an earlier deadline would follow from: there is nothing
-    /// to mirror then, and nobody to tell.
+    /// Runs a query that changes neither guest-visible state nor the next deadline, so nothing is published.
     pub fn ask<T>(&self, ask: impl FnOnce(&mut Bank) -> T) -> T {
         ask(self.lock().bank.bank_mut())
     }
 
-    /// See [`GatedBank::bytes`].
+    /// See [`ManagedBank::bytes`].
     pub fn bytes(&self) -> usize {
         self.lock().bank.bytes()
     }
@@ -140,35 +139,35 @@ impl LiveBank {
     }
 }
 
-/// A model VM that threads share: a VM of a [`LiveBank`], or of one of its own.
-pub struct LiveVm<C: Counter> {
+/// A model VM that threads share: a VM of a [`LockedBank`], or of one of its own.
+pub struct LockedVm<C: Counter> {
     counter: C,
     behaviours: Behaviours,
     config: Config,
     published: Arc<PublishedVm>,
-    bank: Arc<LiveBank>,
+    bank: Arc<LockedBank>,
     handle: Handle,
 }
 
-impl<C: Counter + core::fmt::Debug> core::fmt::Debug for LiveVm<C> {
+impl<C: Counter + core::fmt::Debug> core::fmt::Debug for LockedVm<C> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("LiveVm").field("counter", &self.counter).field("handle", &self.handle).finish_non_exhaustive()
     }
 }
 
-impl<C: Counter> LiveVm<C> {
+impl<C: Counter> LockedVm<C> {
     /// A VM with this many vCPUs, all created now, in a bank of its own.
     pub fn new(counter: C, behaviours: Behaviours, config: Config, vcpus: usize) -> Result<Self, VmError> {
         let (bank, slot) = Bank::of_one(counter.frequency(), behaviours, config)?;
-        let (handle, bank) = (bank.handle_of_vm(slot), Arc::new(LiveBank::from(bank)));
+        let (handle, bank) = (bank.handle_of_vm(slot), Arc::new(LockedBank::from(bank)));
         let vm = Self::of(bank, handle, counter).map_err(|_| VmError::Removed)?;
         vm.create_vcpus(vcpus, None)?;
         Ok(vm)
     }
 
-    /// A VM of this bank. `counter` is the bank's, or a [`ScaledCounter`](crate::scaled::ScaledCounter) of it that runs at
-    /// the VM's frequency.
-    pub fn of(bank: Arc<LiveBank>, handle: Handle, counter: C) -> Result<Self, BankError> {
+    /// A VM of this bank. `counter` is the bank's, or a [`ScaledCounter`](crate::scaled::ScaledCounter) of it that runs
+    /// at the VM's frequency.
+    pub fn of(bank: Arc<LockedBank>, handle: Handle, counter: C) -> Result<Self, BankError> {
         let (behaviours, config) = bank.look(|bank| bank.vm(handle).map(|vm| (vm.behaviours(), vm.config())))?;
         let published = bank.published(handle)?;
         Ok(Self { counter, behaviours, config, published, bank, handle })
@@ -185,8 +184,8 @@ impl<C: Counter> LiveVm<C> {
     }
 
     /// Whether it has opted in to one offset.
-    pub fn owned(&self) -> bool {
-        self.look(|vm| Ok(vm.owned_offset().is_some())).unwrap_or(false)
+    pub fn opted_in(&self) -> bool {
+        self.look(|vm| Ok(vm.vm_offset().is_some())).unwrap_or(false)
     }
 
     /// What its kernel does.
@@ -215,47 +214,47 @@ impl<C: Counter> LiveVm<C> {
         Ok(self.config.width.count(guest))
     }
 
-    /// See [`Vm::create_vcpu`].
+    /// See [`ModelVm::create_vcpu`].
     pub fn create_vcpu(&self, now: Option<HostCount>) -> Result<usize, VmError> {
         self.change(|vm| vm.create_vcpu(self.now(now)))
     }
 
-    /// See [`Vm::create_vcpus`].
+    /// See [`ModelVm::create_vcpus`].
     pub fn create_vcpus(&self, vcpus: usize, now: Option<HostCount>) -> Result<(), VmError> {
         self.change(|vm| vm.create_vcpus(vcpus, self.now(now)))
     }
 
-    /// See [`Vm::init_vcpu`].
+    /// See [`ModelVm::init_vcpu`].
     pub fn init_vcpu(&self, vcpu: usize) -> Result<(), VmError> {
         self.change(|vm| vm.init_vcpu(vcpu))
     }
 
-    /// See [`Vm::set_counter_offset`].
+    /// See [`ModelVm::set_counter_offset`].
     pub fn set_counter_offset(&self, offset: Offset, reserved: u64) -> Result<(), VmError> {
         self.change(|vm| vm.set_counter_offset(offset, reserved))
     }
 
-    /// See [`Vm::reg_list`].
+    /// See [`ModelVm::reg_list`].
     pub fn reg_list(&self, vcpu: usize) -> Result<std::vec::Vec<u64>, VmError> {
         self.look(|vm| vm.reg_list(vcpu))
     }
 
-    /// See [`Vm::get_one_reg`].
+    /// See [`ModelVm::get_one_reg`].
     pub fn get_one_reg(&self, vcpu: usize, id: u64, now: Option<HostCount>) -> Result<u64, VmError> {
         self.look(|vm| vm.get_one_reg(vcpu, id, self.now(now)))
     }
 
-    /// See [`Vm::set_one_reg`].
+    /// See [`ModelVm::set_one_reg`].
     pub fn set_one_reg(&self, vcpu: usize, id: u64, value: u64, now: Option<HostCount>) -> Result<(), VmError> {
         self.change(|vm| vm.set_one_reg(vcpu, id, value, self.now(now)))
     }
 
-    /// See [`Vm::access`].
+    /// See [`ModelVm::access`].
     pub fn access(&self, vcpu: usize, encoding: Encoding, write: bool, from: Origin) -> Result<Access, VmError> {
         self.look(|vm| vm.access(vcpu, encoding, write, from))
     }
 
-    /// See [`Vm::read_sysreg`].
+    /// See [`ModelVm::read_sysreg`].
     pub fn read_sysreg(
         &self,
         vcpu: usize,
@@ -266,7 +265,7 @@ impl<C: Counter> LiveVm<C> {
         self.look(|vm| vm.read_sysreg(vcpu, encoding, from, self.now(now)))
     }
 
-    /// See [`Vm::write_sysreg`].
+    /// See [`ModelVm::write_sysreg`].
     pub fn write_sysreg(
         &self,
         vcpu: usize,
@@ -278,12 +277,12 @@ impl<C: Counter> LiveVm<C> {
         self.change(|vm| vm.write_sysreg(vcpu, encoding, value, from, self.now(now)))
     }
 
-    /// See [`Vm::wake`].
+    /// See [`ModelVm::wake`].
     pub fn wake(&self, vcpu: usize, wfit: Option<u64>, from: Origin, now: Option<HostCount>) -> Result<u64, VmError> {
         self.look(|vm| vm.wake(vcpu, wfit, from, self.now(now)))
     }
 
-    /// See [`Vm::device_irq_level`].
+    /// See [`ModelVm::device_irq_level`].
     pub fn device_irq_level(&self, vcpu: usize, now: Option<HostCount>) -> Result<u64, VmError> {
         self.look(|vm| vm.device_irq_level(vcpu, self.now(now)))
     }
@@ -293,28 +292,28 @@ impl<C: Counter> LiveVm<C> {
         self.look(|vm| Ok(vm.irqs().get(attribute)?))
     }
 
-    /// See [`Vm::set_irq`].
+    /// See [`ModelVm::set_irq`].
     pub fn set_irq(&self, attribute: u64, id: i32) -> Result<(), VmError> {
         self.change(|vm| vm.set_irq(attribute, id))
     }
 
-    /// See [`Vm::timer`].
+    /// See [`ModelVm::timer`].
     pub fn timer(&self, vcpu: usize, timer: Timer, now: Option<HostCount>) -> Result<TimerState, VmError> {
         self.look(|vm| vm.timer(vcpu, timer, self.now(now)))
     }
 
-    /// See [`Vm::next_deadline`].
+    /// See [`ModelVm::next_deadline`].
     pub fn next_deadline(&self, vcpu: usize, now: Option<HostCount>) -> Result<u64, VmError> {
         self.look(|vm| vm.next_deadline(vcpu, self.now(now)))
     }
 
     /// The vCPU enters the guest. Refused while a restore or pause isn't finished.
-    pub fn enter(&self, vcpu: usize) -> Result<(), LiveError> {
-        self.one(|gate, vm| {
-            gate.check_open()?;
+    pub fn enter(&self, vcpu: usize) -> Result<(), LockedError> {
+        self.one(|run_state, vm| {
+            run_state.check_open()?;
             Ok(vm.enter(vcpu)?)
         })
-        .unwrap_or(Err(GateError::Removed))
+        .unwrap_or(Err(OperationError::Removed))
     }
 
     /// The vCPU leaves the guest.
@@ -323,85 +322,91 @@ impl<C: Counter> LiveVm<C> {
     }
 
     /// See [`Gate::checkpoint`].
-    pub fn checkpoint(&self, now: Option<Now>, saving: Saving) -> Result<Checkpoint, LiveError> {
-        self.gated(now, |gate, backend| gate.checkpoint(backend, saving))
+    pub fn checkpoint(&self, now: Option<Now>, saving: Saving) -> Result<Checkpoint, LockedError> {
+        self.operate(now, |run_state, backend| run_state.checkpoint(backend, saving))
     }
 
     /// See [`Gate::plan`].
-    pub fn plan(&self, checkpoint: &Checkpoint, request: Request, now: Option<Now>) -> Result<Plan, LiveError> {
-        self.gated(now, |gate, backend| gate.plan(backend, checkpoint, request))
+    pub fn plan(&self, checkpoint: &Checkpoint, request: Request, now: Option<Now>) -> Result<Plan, LockedError> {
+        self.operate(now, |run_state, backend| run_state.plan(backend, checkpoint, request))
     }
 
     /// See [`Gate::prepare`].
-    pub fn prepare(&self, plan: Plan, checkpoint: Arc<Checkpoint>, now: Option<Now>) -> Result<OpenRestore, LiveError> {
-        self.gated(now, |gate, backend| gate.prepare(backend, plan, checkpoint))
+    pub fn prepare(
+        &self,
+        plan: Plan,
+        checkpoint: Arc<Checkpoint>,
+        now: Option<Now>,
+    ) -> Result<OpenRestore, LockedError> {
+        self.operate(now, |run_state, backend| run_state.prepare(backend, plan, checkpoint))
     }
 
     /// See [`Gate::apply`].
-    pub fn apply(&self, open: &mut OpenRestore, now: Option<Now>) -> Result<(), LiveError> {
-        self.gated(now, |gate, backend| gate.apply(backend, open))
+    pub fn apply(&self, open: &mut OpenRestore, now: Option<Now>) -> Result<(), LockedError> {
+        self.operate(now, |run_state, backend| run_state.apply(backend, open))
     }
 
     /// See [`Gate::release`].
-    pub fn release(&self, open: &mut OpenRestore, now: Option<Now>) -> Result<Report, LiveError> {
-        self.gated(now, |gate, backend| gate.release(backend, open))
+    pub fn release(&self, open: &mut OpenRestore, now: Option<Now>) -> Result<Report, LockedError> {
+        self.operate(now, |run_state, backend| run_state.release(backend, open))
     }
 
     /// See [`Gate::pause`].
-    pub fn pause(&self, request: Request) -> Result<OpenPause, LiveError> {
-        self.gated(None, |gate, backend| gate.pause(backend, request))
+    pub fn pause(&self, request: Request) -> Result<OpenPause, LockedError> {
+        self.operate(None, |run_state, backend| run_state.pause(backend, request))
     }
 
     /// See [`Gate::resume`].
-    pub fn resume(&self, pause: &OpenPause) -> Result<Report, LiveError> {
-        self.gated(None, |gate, backend| gate.resume(backend, pause))
+    pub fn resume(&self, pause: &OpenPause) -> Result<Report, LockedError> {
+        self.operate(None, |run_state, backend| run_state.resume(backend, pause))
     }
 
     /// See [`Gate::next_step`].
     pub fn next_step(&self) -> Option<Step> {
-        self.one(|gate, _| gate.next_step(self.counter.frequency())).ok().flatten()
+        self.one(|run_state, _| run_state.next_step(self.counter.frequency())).ok().flatten()
     }
 
     /// See [`Gate::step`].
-    pub fn step(&self, now: Option<Now>) -> Result<Step, LiveError> {
-        self.gated(now, |gate, backend| gate.step(backend))
+    pub fn step(&self, now: Option<Now>) -> Result<Step, LockedError> {
+        self.operate(now, |run_state, backend| run_state.step(backend))
     }
 
-    /// Runs `work` on the VM over its counter, or over one instant of it, and published what has changed, whatever came of it.
+    /// Runs `work` on the VM over its counter, or over one instant of it, and published what has changed, whatever came
+    /// of it.
     ///
     /// `work` runs under the VM's lock. Its error is its own: a backend around this one may fail for other reasons.
-    pub fn gated<T, E>(
+    pub fn operate<T, E>(
         &self,
         now: Option<Now>,
-        work: impl FnOnce(&mut RunState, &mut dyn Backend<Error = VmError>) -> Result<T, GateError<E>>,
-    ) -> Result<T, GateError<E>> {
+        work: impl FnOnce(&mut RunState, &mut dyn Backend<Error = VmError>) -> Result<T, OperationError<E>>,
+    ) -> Result<T, OperationError<E>> {
         // Not under the lock: the counter may be read at length.
         let instant = now.map(|now| now.instant(&self.counter).map(Instant)).transpose()?;
-        let done = self.one(|gate, vm| match instant {
-            None => work(gate, &mut Model { vm, counter: &self.counter }),
-            Some(instant) => work(gate, &mut Model { vm, counter: &instant }),
+        let done = self.one(|run_state, vm| match instant {
+            None => work(run_state, &mut Model { vm, counter: &self.counter }),
+            Some(instant) => work(run_state, &mut Model { vm, counter: &instant }),
         });
-        done.unwrap_or(Err(GateError::Removed))
+        done.unwrap_or(Err(OperationError::Removed))
     }
 
     fn now(&self, now: Option<HostCount>) -> HostCount {
         now.unwrap_or_else(|| self.counter.count())
     }
 
-    fn look<T>(&self, look: impl FnOnce(Vm<&Bank>) -> Result<T, VmError>) -> Result<T, VmError> {
+    fn look<T>(&self, look: impl FnOnce(ModelVm<&Bank>) -> Result<T, VmError>) -> Result<T, VmError> {
         self.bank.look(|bank| look(bank.vm(self.handle).map_err(|_| VmError::Removed)?))
     }
 
-    fn change<T>(&self, change: impl FnOnce(&mut Vm<&mut Bank>) -> Result<T, VmError>) -> Result<T, VmError> {
+    fn change<T>(&self, change: impl FnOnce(&mut ModelVm<&mut Bank>) -> Result<T, VmError>) -> Result<T, VmError> {
         self.one(|_, vm| change(vm)).unwrap_or(Err(VmError::Removed))
     }
 
     /// Works on the VM, and published what has changed, whatever came of it.
-    fn one<T>(&self, work: impl FnOnce(&mut RunState, &mut Vm<&mut Bank>) -> T) -> Result<T, BankError> {
+    fn one<T>(&self, work: impl FnOnce(&mut RunState, &mut ModelVm<&mut Bank>) -> T) -> Result<T, BankError> {
         let result = {
             let mut locked = self.bank.lock();
-            let (gate, mut vm) = locked.bank.gated(self.handle)?;
-            let result = work(gate, &mut vm);
+            let (run_state, mut vm) = locked.bank.vm_and_state(self.handle)?;
+            let result = work(run_state, &mut vm);
             self.published.publish(&vm);
             result
         };

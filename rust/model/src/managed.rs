@@ -1,30 +1,30 @@
-//! A bank whose VMs have gates: whether their vCPUs may run.
+//! A bank, and the run state of each of its VMs: whether their vCPUs may run.
 
 use crate::bank::handle::{Handle, MAX_VMS};
 use crate::bank::vms::{Bank, BankError, MAX_ROWS};
 use crate::config::Config;
-use crate::vm::Vm;
+use crate::vm::ModelVm;
 use guestclock_core::arch::arm64::Behaviours;
 use guestclock_core::restore::RunState;
 use guestclock_core::time::{Frequency, HostCount, Ratio};
 
-/// A bank, and the gate of each of its VMs.
+/// A bank, and the run state of each of its VMs.
 #[derive(Debug)]
-pub struct GatedBank {
+pub struct ManagedBank {
     pub(super) bank: Bank,
     /// By the VM's slot.
-    pub(super) gates: Vec<RunState>,
+    pub(super) run_states: Vec<RunState>,
 }
 
-impl From<Bank> for GatedBank {
-    /// All gates are open.
+impl From<Bank> for ManagedBank {
+    /// All run_states are open.
     fn from(bank: Bank) -> Self {
-        let gates = bank.seats.iter().map(|_| RunState::default()).collect();
-        Self { bank, gates }
+        let run_states = bank.seats.iter().map(|_| RunState::default()).collect();
+        Self { bank, run_states }
     }
 }
 
-impl GatedBank {
+impl ManagedBank {
     /// See [`Bank::new`].
     #[must_use]
     pub fn new(frequency: Frequency, el2: bool) -> Self {
@@ -37,19 +37,19 @@ impl GatedBank {
         &self.bank
     }
 
-    /// The bank, for what no gate has a say in.
+    /// The bank, for operations that no run state forbids.
     pub const fn bank_mut(&mut self) -> &mut Bank {
         &mut self.bank
     }
 
-    /// See [`Bank::add`]. The VM's gate is open.
+    /// See [`Bank::add`]. The VM's run state is open.
     pub fn add(&mut self, frequency: Frequency, behaviours: Behaviours, config: Config) -> Result<Handle, BankError> {
         let vm = self.bank.add(frequency, behaviours, config)?;
         let slot = vm.slot() as usize;
-        if self.gates.len() <= slot {
-            self.gates.resize_with(slot + 1, RunState::default);
+        if self.run_states.len() <= slot {
+            self.run_states.resize_with(slot + 1, RunState::default);
         }
-        self.gates[slot] = RunState::default();
+        self.run_states[slot] = RunState::default();
         Ok(vm)
     }
 
@@ -75,7 +75,7 @@ impl GatedBank {
             // Once one of them has shown that it can be.
             if number == 0 {
                 self.bank.reserve(frequency, vms - 1, vcpus)?;
-                self.gates.reserve_exact(vms - 1);
+                self.run_states.reserve_exact(vms - 1);
             }
             Ok(())
         });
@@ -91,12 +91,12 @@ impl GatedBank {
     /// The bytes that it holds, those that are reserved for more included.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.bank.bytes() + self.gates.capacity() * size_of::<RunState>()
+        self.bank.bytes() + self.run_states.capacity() * size_of::<RunState>()
     }
 
-    /// A VM and its gate.
-    pub fn gated(&mut self, vm: Handle) -> Result<(&mut RunState, Vm<&mut Bank>), BankError> {
-        let gate = &mut self.gates[self.bank.slot(vm)? as usize];
-        Ok((gate, self.bank.vm_mut(vm)?))
+    /// A VM and its run state.
+    pub fn vm_and_state(&mut self, vm: Handle) -> Result<(&mut RunState, ModelVm<&mut Bank>), BankError> {
+        let run_state = &mut self.run_states[self.bank.slot(vm)? as usize];
+        Ok((run_state, self.bank.vm_mut(vm)?))
     }
 }

@@ -3,7 +3,7 @@
 use guestclock_core::drive::faults::MovableHost;
 use guestclock_core::sync::{AtomicI64, AtomicU64, Ordering};
 use guestclock_core::time::stamp::MANUAL_SOURCE;
-use guestclock_core::time::{Counter, CrossTimestamp, Frequency, HostCount};
+use guestclock_core::time::{Counter, Frequency, HostCount, Stamp};
 
 /// A counter moved by [`advance`](Self::advance), with a wall clock that moves along.
 #[derive(Debug)]
@@ -16,7 +16,7 @@ pub struct ManualCounter {
 }
 
 impl ManualCounter {
-    /// What [`CrossTimestamp::source`] calls it.
+    /// What [`Stamp::source`] calls it.
     pub const SOURCE: &str = MANUAL_SOURCE;
 
     /// A counter that reads `count` when its wall clock reads `realtime_ns`.
@@ -60,9 +60,9 @@ impl Counter for ManualCounter {
         HostCount(self.count.load(Ordering::Acquire))
     }
 
-    fn cross_timestamp(&self) -> CrossTimestamp {
+    fn stamp(&self) -> Stamp {
         let count = self.count();
-        CrossTimestamp::unvouched(count, self.frequency, Self::SOURCE, self.realtime_ns(count), 0)
+        Stamp::unvouched(count, self.frequency, Self::SOURCE, self.realtime_ns(count), 0)
     }
 }
 

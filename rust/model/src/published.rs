@@ -3,7 +3,7 @@
 use crate::bank::Bank;
 use crate::config::MAX_VCPUS;
 use crate::error::VmError;
-use crate::vm::Vm;
+use crate::vm::ModelVm;
 use guestclock_core::arch::arm64::{Offsets, View};
 use guestclock_core::sync::{AtomicU64, Ordering};
 use guestclock_core::time::PublishedOffset;
@@ -58,7 +58,7 @@ pub(crate) struct PublishedVm {
 
 impl PublishedVm {
     /// Offsets of a VM that nobody reads yet.
-    pub(crate) fn of(vm: &Vm<impl Deref<Target = Bank>>) -> Self {
+    pub(crate) fn of(vm: &ModelVm<impl Deref<Target = Bank>>) -> Self {
         let published = Self { chunks: [const { OnceLock::new() }; CHUNKS], vcpus: AtomicU64::new(0) };
         published.publish(vm);
         published
@@ -71,9 +71,9 @@ impl PublishedVm {
         there.map(|chunk| &chunk[vcpu % CHUNK]).ok_or(VmError::NoSuchVcpu { vcpu, vcpus })
     }
 
-    /// Shows the VM's offsets to its readers, one after the other: two reads that straddle it may be under different ones.
-    /// Under the VM's lock, so that the last to publish is the last that changed the VM.
-    pub(crate) fn publish(&self, vm: &Vm<impl Deref<Target = Bank>>) {
+    /// Shows the VM's offsets to its readers, one after the other: two reads that straddle it may be under different
+    /// ones. Under the VM's lock, so that the last to publish is the last that changed the VM.
+    pub(crate) fn publish(&self, vm: &ModelVm<impl Deref<Target = Bank>>) {
         for vcpu in 0..vm.vcpus() {
             let Ok(offsets) = vm.offsets(vcpu) else { continue };
             self.chunks[vcpu / CHUNK].get_or_init(Box::default)[vcpu % CHUNK].publish(offsets);

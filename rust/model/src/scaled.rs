@@ -3,7 +3,7 @@
 //! Only the model can have one: KVM gives every guest the host's counter, at the host's frequency. Over a
 //! [`ScaledCounter`] of the frequency that a guest was saved at, a restore is as on any counter, exact to the tick.
 
-use guestclock_core::time::{Counter, CrossTimestamp, Frequency, HostCount, Ratio};
+use guestclock_core::time::{Counter, Frequency, HostCount, Ratio, Stamp};
 
 /// `floor(inner * n / d)` modulo 2^64, where `n / d` is this counter's frequency over the inner one's.
 ///
@@ -62,17 +62,17 @@ impl<C: Counter> Counter for ScaledCounter<C> {
         self.at(self.inner.count())
     }
 
-    fn cross_timestamp(&self) -> CrossTimestamp {
-        self.ratio.instant(self.inner.cross_timestamp())
+    fn stamp(&self) -> Stamp {
+        self.ratio.instant(self.inner.stamp())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::manual::ManualCounter;
     use guestclock_core::time::Evidence;
     use proptest::prelude::*;
+    use super::*;
 
     fn hz(hz: u64) -> Frequency {
         Frequency::new(hz).unwrap()
@@ -100,7 +100,7 @@ mod tests {
         fn its_own_frequency_changes_nothing(inner in counts(), frequency in frequencies()) {
             let counter = scaled(inner, frequency, frequency);
             prop_assert_eq!(counter.count(), HostCount(inner));
-            prop_assert_eq!(counter.cross_timestamp(), counter.inner().cross_timestamp());
+            prop_assert_eq!(counter.stamp(), counter.inner().stamp());
         }
 
         /// A whole multiple goes on where the inner counter wraps.
@@ -112,16 +112,16 @@ mod tests {
             prop_assert_eq!(counter.count().since(before), ticks.wrapping_mul(factor));
         }
 
-        /// Two cross-timestamps of one counter never speak against each other: the tick that rounding hides is in the
+        /// Two stamps of one counter never speak against each other: the tick that rounding hides is in the
         /// width.
         #[test]
         fn is_the_same_counter_as_itself(
             inner in 0..1_u64 << 40, ticks in 0..1_u64 << 40, host in 1..1_u64 << 32, guest in 1..1_u64 << 32,
         ) {
             let counter = scaled(inner, host, guest);
-            let saved = counter.cross_timestamp();
+            let saved = counter.stamp();
             counter.inner().advance(ticks);
-            let here = counter.cross_timestamp();
+            let here = counter.stamp();
             // What is left is for the rate, which is the nominal one here.
             let mut evidence = Evidence::between(&saved, &here);
             evidence.allowed_ns = 2 + u128::from(saved.width_ns) + u128::from(here.width_ns);
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn the_width_is_wider_by_a_tick() {
-        let of = |host, guest| scaled(1000, host, guest).cross_timestamp().width_ns;
+        let of = |host, guest| scaled(1000, host, guest).stamp().width_ns;
         assert_eq!(of(62_500_000, 24_000_000), 42);
         assert_eq!(of(24_000_000, 62_500_000), 16);
         assert_eq!(of(31_250_000, 62_500_000), 0);
@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn counters_can_be_scaled_again() {
         let counter = ScaledCounter::new(scaled(62_500_001, 62_500_000, 24_000_000), hz(1_000_000));
-        let here = counter.cross_timestamp();
+        let here = counter.stamp();
         assert_eq!((here.count, here.frequency, here.width_ns), (HostCount(1_000_000), hz(1_000_000), 42 + 1000));
         assert_eq!(counter.inner_count(HostCount(1_000_001)), Some(HostCount(24_000_024)));
     }

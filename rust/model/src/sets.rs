@@ -1,20 +1,21 @@
 //! Sets of VMs at one instant: saved, restored, paused, and let go on.
 //!
-//! The rules are those of one VM. VMs of a set that are alike in all that a plan looks at, but for their counters, share
-//! one [`Plan`], made by [`plan`](guestclock_core::restore::plan()) for the first of them; what it adds and how it sets a counter goes
-//! for all. A set is restored as a whole or not at all: whatever can be refused is, before anything is written.
+//! The rules are those of one VM. VMs of a set that are alike in all that a plan looks at, but for their counters,
+//! share one [`Plan`], made by [`plan`](guestclock_core::restore::plan()) for the first of them; what it adds and how
+//! it sets a counter goes for all. A set is restored as a whole or not at all: whatever can be refused is, before
+//! anything is written.
 
 use crate::backend::Model;
 use crate::bank::handle::Handle;
-use crate::bank::vms::{Bank, BankError, narrow};
+use crate::bank::vms::{narrow, Bank, BankError};
 use crate::error::VmError;
-use crate::managed::GatedBank;
-use crate::vm::Vm;
+use crate::managed::ManagedBank;
+use crate::vm::ModelVm;
 use guestclock_core::arch::arm64::{El2, Timer};
-use guestclock_core::checkpoint::{Checkpoint, CheckpointSet, Column, CtlColumn, Debt, TimerColumns, VmGroup};
-use guestclock_core::drive::{GateError, Saving, Timers, set_counters as set_counters_of};
-use guestclock_core::restore::{Method, Outcome, Plan, Refusal, Request, State, Target, planning};
-use guestclock_core::time::{Counter, CrossTimestamp, Frequency, HostCount, Instant, Ratio};
+use guestclock_core::checkpoint::{Backlog, Checkpoint, CheckpointSet, Column, CtlColumn, TimerColumns, VmGroup};
+use guestclock_core::drive::{set_counters as set_counters_of, OperationError, Saving, TimerCapture};
+use guestclock_core::restore::{planning, Method, Outcome, Plan, Refusal, Request, State, Target};
+use guestclock_core::time::{Counter, Frequency, HostCount, Instant, Ratio, Stamp};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -31,7 +32,7 @@ pub enum SetError {
         /// Its handle.
         handle: i64,
         /// What it would be.
-        error: GateError<VmError>,
+        error: OperationError<VmError>,
     },
     /// A VM without vCPUs.
     #[error("VM {handle} has no vCPUs, and so no time to save: leave it out")]
@@ -55,7 +56,7 @@ pub enum SetError {
     },
 }
 
-fn of_vm<E: Into<GateError<VmError>>>(vm: Handle) -> impl Fn(E) -> SetError {
+fn of_vm<E: Into<OperationError<VmError>>>(vm: Handle) -> impl Fn(E) -> SetError {
     move |error| SetError::OfVm { handle: vm.0, error: error.into() }
 }
 
@@ -82,7 +83,7 @@ pub struct SetReport {
 #[derive(Debug)]
 pub struct OpenPauses {
     vms: Vec<Handle>,
-    tickets: Vec<u64>,
+    epochs: Vec<u64>,
     saved: CheckpointSet,
     request: Request,
 }
@@ -107,11 +108,11 @@ struct Alike {
     /// Of the set.
     group: usize,
     /// Of the targets.
-    likeness: (u16, u16),
-    owned: bool,
+    class: (u16, u16),
+    opted_in: bool,
     /// Whether both counters are one.
     one_count: bool,
-    debt: Option<Debt>,
+    backlog: Option<Backlog>,
 }
 
 /// One VM of a set, and where it goes.
@@ -125,9 +126,9 @@ struct Pair<'a> {
     vm: Handle,
 }
 
-impl GatedBank {
-    /// Saves VMs at one instant, under these names: one each, in the order of `vms`. Refused while a vCPU of theirs runs, or
-    /// a restore isn't finished.
+impl ManagedBank {
+    /// Saves VMs at one instant, under these names: one each, in the order of `vms`. Refused while a vCPU of theirs
+    /// runs, or a restore isn't finished.
     pub fn checkpoint(
         &self,
         vms: &[Handle],
@@ -137,14 +138,14 @@ impl GatedBank {
     ) -> Result<CheckpointSet, SetError> {
         let slots = self.bank.slots(vms)?;
         for (vm, slot) in vms.iter().zip(&slots) {
-            self.gates[*slot as usize].check_whole().map_err(of_vm(*vm))?;
+            self.run_states[*slot as usize].check_whole().map_err(of_vm(*vm))?;
             self.stopped(*vm)?;
         }
-        let mut set = self.capture(vms, &slots, names, counter, Timers::Saved)?;
+        let mut set = self.capture(vms, &slots, names, counter, TimerCapture::Saved)?;
         let saved = set.host.count;
         if let Some(stopped) = saving.stopped_at.filter(|stopped| stopped.is_after(saved)) {
             let vm = vms.first().copied().unwrap_or(Handle(0));
-            return Err(of_vm(vm)(GateError::StoppedLater { stopped: stopped.0, saved: saved.0 }));
+            return Err(of_vm(vm)(OperationError::StoppedLater { stopped: stopped.0, saved: saved.0 }));
         }
         set.stopped_at = saving.stopped_at.map(|count| count.0);
         if let Some(sync) = saving.sync {
@@ -174,31 +175,31 @@ impl GatedBank {
     pub fn pause(&mut self, vms: &[Handle], counter: &dyn Counter, request: Request) -> Result<OpenPauses, SetError> {
         let slots = self.bank.slots(vms)?;
         for (vm, slot) in vms.iter().zip(&slots) {
-            self.gates[*slot as usize].check_open().map_err(of_vm::<GateError<VmError>>(*vm))?;
+            self.run_states[*slot as usize].check_open().map_err(of_vm::<OperationError<VmError>>(*vm))?;
             self.stopped(*vm)?;
         }
-        let saved = self.capture(vms, &slots, &own_names(vms), counter, Timers::Kept)?;
+        let saved = self.capture(vms, &slots, &own_names(vms), counter, TimerCapture::Kept)?;
         let vms: Vec<Handle> =
             saved.groups.iter().flat_map(|group| &group.names).map(|name| handle_named(*name)).collect();
         let request = Request { same_counter: Some(true), in_place: true, ..request };
         // What would be refused at the end is refused now, while the VMs can still go on without it.
         self.cases(&saved, &self.pairs(&saved, &vms)?, &Instant(saved.host.clone()), request)?;
-        let tickets = vms.iter().map(|vm| self.gates[vm.slot() as usize].begin_pause()).collect();
-        Ok(OpenPauses { vms, tickets, saved, request })
+        let epochs = vms.iter().map(|vm| self.run_states[vm.slot() as usize].begin_pause()).collect();
+        Ok(OpenPauses { vms, epochs, saved, request })
     }
 
     /// Ends a pause of VMs under its policy, for one instant. Their timers stayed where they were.
     pub fn resume(&mut self, pauses: &OpenPauses, counter: &dyn Counter) -> Result<SetReport, SetError> {
         let pairs = self.pairs(&pauses.saved, &pauses.vms)?;
-        for (vm, ticket) in pauses.vms.iter().zip(&pauses.tickets) {
-            self.gates[vm.slot() as usize].holds(State::Paused, *ticket).map_err(of_vm(*vm))?;
+        for (vm, epoch) in pauses.vms.iter().zip(&pauses.epochs) {
+            self.run_states[vm.slot() as usize].holds(State::Paused, *epoch).map_err(of_vm(*vm))?;
         }
         let cases = self.cases(&pauses.saved, &pairs, counter, pauses.request)?;
         self.apply(&pairs, cases, counter)
     }
 
     fn stopped(&self, vm: Handle) -> Result<(), SetError> {
-        self.bank.vm(vm)?.all_stopped().map_err(|error| of_vm(vm)(GateError::Backend(error)))
+        self.bank.vm(vm)?.all_stopped().map_err(|error| of_vm(vm)(OperationError::Backend(error)))
     }
 
     fn pairs<'a>(&self, set: &'a CheckpointSet, vms: &[Handle]) -> Result<Vec<Pair<'a>>, SetError> {
@@ -227,7 +228,7 @@ impl GatedBank {
         counter: &dyn Counter,
         request: Request,
     ) -> Result<Cases, SetError> {
-        let sample = counter.cross_timestamp();
+        let sample = counter.stamp();
         let mut known = BTreeMap::new();
         let mut cases = Cases { plans: Vec::new(), plan_of: Vec::with_capacity(pairs.len()) };
         for (index, pair) in pairs.iter().enumerate() {
@@ -239,10 +240,10 @@ impl GatedBank {
             let (virt, phys) = pair.group.counts(pair.saved);
             let alike = Alike {
                 group: pair.number,
-                likeness: self.bank.likeness(pair.vm.slot()),
-                owned: view.owned_offset().is_some(),
+                class: self.bank.domain_and_class(pair.vm.slot()),
+                opted_in: view.vm_offset().is_some(),
                 one_count: virt == phys,
-                debt: pair.group.debt(pair.saved),
+                backlog: pair.group.backlog(pair.saved),
             };
             let case = if let Some(case) = known.get(&alike) {
                 *case
@@ -263,13 +264,13 @@ impl GatedBank {
         &mut self,
         vm: Handle,
         checkpoint: &Checkpoint,
-        sample: &CrossTimestamp,
+        sample: &Stamp,
         request: Request,
-    ) -> Result<Plan, GateError<VmError>> {
-        let here = self.bank.clock_of(vm.slot()).ratio.instant(sample.clone());
-        let mut vm = Vm::view(&mut self.bank, vm.slot());
+    ) -> Result<Plan, OperationError<VmError>> {
+        let here = self.bank.domain_of(vm.slot()).ratio.instant(sample.clone());
+        let mut vm = ModelVm::view(&mut self.bank, vm.slot());
         let target =
-            Target::of(&mut Model { vm: &mut vm, counter: &Instant(here.clone()) }).map_err(GateError::Backend)?;
+            Target::of(&mut Model { vm: &mut vm, counter: &Instant(here.clone()) }).map_err(OperationError::Backend)?;
         if !request.in_place {
             planning::same_topology(checkpoint, &target)?;
         }
@@ -284,7 +285,7 @@ impl GatedBank {
         counter: &dyn Counter,
     ) -> Result<SetReport, SetError> {
         // As late as can be: under Freeze every tick after it is seen by the guests.
-        let now = Now::of(&plans, counter);
+        let now = Sample::of(&plans, counter);
         let outcomes = plans.iter().map(|plan| plan.at(&now.seen_by(plan))).collect::<Result<Vec<_>, Refusal>>();
         let outcomes = outcomes.map_err(of_vm(pairs.first().map_or(Handle(0), |pair| pair.vm)))?;
         let mut report = SetReport {
@@ -303,8 +304,8 @@ impl GatedBank {
             if !plan.request.in_place {
                 vm.load(pair.group, pair.rows.clone(), plan.cval_shift(&outcome), plan.method != Method::VirtualOnly);
             }
-            set_counters(&mut vm, plan, &outcome).map_err(|error| of_vm(pair.vm)(GateError::Backend(error)))?;
-            self.gates[pair.vm.slot() as usize].go_on(plan, &outcome);
+            set_counters(&mut vm, plan, &outcome).map_err(|error| of_vm(pair.vm)(OperationError::Backend(error)))?;
+            self.run_states[pair.vm.slot() as usize].go_on(plan, &outcome);
             report.vms.push(pair.vm);
             report.cntvct.push(outcome.cntvct.0);
             report.cntpct.push(outcome.cntpct.0);
@@ -320,7 +321,7 @@ impl GatedBank {
         slots: &[u32],
         names: &[u64],
         counter: &dyn Counter,
-        timers: Timers,
+        timers: TimerCapture,
     ) -> Result<CheckpointSet, SetError> {
         if names.len() != vms.len() {
             return Err(SetError::Unequal { saved: vms.len(), here: names.len() });
@@ -334,18 +335,18 @@ impl GatedBank {
             return Err(SetError::NoVcpus { handle: vm.0 });
         }
         // Last, so that as little guest time as possible lies after it; the VMs stand still.
-        let host = counter.cross_timestamp();
+        let host = counter.stamp();
         let mut kept: BTreeMap<u16, Vec<Timer>> = BTreeMap::new();
         let mut groups: BTreeMap<(u32, u8, bool), Gathered> = BTreeMap::new();
         for (name, slot) in in_order {
-            let (clock, kind) = self.bank.likeness(slot);
-            let kept = kept.entry(kind).or_insert_with(|| self.bank.saved_timers(slot));
-            let view = Vm::view(&self.bank, slot);
+            let (domain, class) = self.bank.domain_and_class(slot);
+            let kept = kept.entry(class).or_insert_with(|| self.bank.saved_timers(slot));
+            let view = ModelVm::view(&self.bank, slot);
             let el2 = view.config().el2 != El2::Absent;
             let mask = kept.iter().fold(0, |mask, timer| mask | 1 << timer.index());
             let group = groups.entry((view.cntfrq_hz(), mask, el2)).or_insert_with(|| Gathered::new(kept, timers));
-            let now = self.bank.clocks[usize::from(clock)].ratio.at(host.count);
-            group.add(name, &self.bank, slot, now, self.gates[slot as usize].debt());
+            let now = self.bank.domains[usize::from(domain)].ratio.at(host.count);
+            group.add(name, &self.bank, slot, now, self.run_states[slot as usize].backlog());
         }
         let groups = groups.into_iter().map(|((cntfrq_hz, _, el2), gathered)| gathered.group(cntfrq_hz, el2)).collect();
         Ok(CheckpointSet { host, stopped_at: None, groups, unknown: Vec::new() })
@@ -358,43 +359,43 @@ struct Gathered {
     vcpus: Vec<u16>,
     cntvct: Vec<u64>,
     cntpct: Vec<u64>,
-    owned: Vec<bool>,
-    debts: Vec<(usize, Debt)>,
+    opted_in: Vec<bool>,
+    backlogs: Vec<(usize, Backlog)>,
     cntvoff: Vec<u64>,
     /// Each timer's CVAL and CTL: of its lowest bits as long as no other is set anywhere.
     timers: Vec<(Timer, Vec<u64>, CtlColumn)>,
 }
 
 impl Gathered {
-    fn new(kept: &[Timer], timers: Timers) -> Self {
-        let kept = if timers == Timers::Saved { kept } else { &[] };
+    fn new(kept: &[Timer], timers: TimerCapture) -> Self {
+        let kept = if timers == TimerCapture::Saved { kept } else { &[] };
         Self {
             names: Vec::new(),
             vcpus: Vec::new(),
             cntvct: Vec::new(),
             cntpct: Vec::new(),
-            owned: Vec::new(),
-            debts: Vec::new(),
+            opted_in: Vec::new(),
+            backlogs: Vec::new(),
             cntvoff: Vec::new(),
             timers: kept.iter().map(|timer| (*timer, Vec::new(), CtlColumn::Bits(Vec::new()))).collect(),
         }
     }
 
-    fn add(&mut self, name: u64, bank: &Bank, slot: u32, now: HostCount, debt: Option<Debt>) {
-        let (rows, columns) = (bank.rows_of(slot), &bank.clock_of(slot).rows);
+    fn add(&mut self, name: u64, bank: &Bank, slot: u32, now: HostCount, backlog: Option<Backlog>) {
+        let (rows, columns) = (bank.rows_of(slot), &bank.domain_of(slot).rows);
         let seat = &bank.seats[slot as usize];
         let offsets = bank.shared_offsets(slot);
-        self.debts.extend(debt.map(|debt| (self.names.len(), debt)));
+        self.backlogs.extend(backlog.map(|backlog| (self.names.len(), backlog)));
         self.names.push(name);
         self.vcpus.push(seat.vcpus);
         self.cntvct.push(now.guest(offsets.virt).0);
         self.cntpct.push(now.guest(offsets.phys).0);
-        self.owned.push(seat.owned);
+        self.opted_in.push(seat.opted_in);
         self.cntvoff.extend(columns.cntvoff.get(rows.clone()).into_iter().flatten());
         for (timer, cval, ctl) in &mut self.timers {
             let timer = *timer;
             cval.extend_from_slice(&columns.timers[timer.index()].cval[rows.clone()]);
-            let seen = rows.clone().map(|row| Vm::view(bank, slot).ctl_seen(columns.ctl(row, timer)));
+            let seen = rows.clone().map(|row| ModelVm::view(bank, slot).ctl_seen(columns.ctl(row, timer)));
             ctl.extend(seen);
         }
     }
@@ -407,8 +408,8 @@ impl Gathered {
             vcpus: Column::new(self.vcpus),
             cntpct: (self.cntpct != self.cntvct).then_some(self.cntpct),
             cntvct: self.cntvct,
-            owned: Column::new(self.owned),
-            debts: self.debts,
+            opted_in: Column::new(self.opted_in),
+            backlogs: self.backlogs,
             cntvoff: el2.then(|| Column::new(self.cntvoff)),
             timers: timers.collect(),
         }
@@ -428,31 +429,31 @@ pub const fn handle_named(name: u64) -> Handle {
 }
 
 /// The instant now: with the wall clock only where a plan needs it, since reading both takes longer.
-struct Now {
+struct Sample {
     count: HostCount,
     frequency: Frequency,
-    both: Option<CrossTimestamp>,
+    both: Option<Stamp>,
 }
 
-impl Now {
+impl Sample {
     fn of(plans: &[Plan], counter: &dyn Counter) -> Self {
-        let both = plans.iter().any(Plan::needs_the_wall_clock).then(|| counter.cross_timestamp());
+        let both = plans.iter().any(Plan::needs_the_wall_clock).then(|| counter.stamp());
         let count = both.as_ref().map_or_else(|| counter.count(), |both| both.count);
         Self { count, frequency: counter.frequency(), both }
     }
 
     /// By the counter of a plan's VMs.
-    fn seen_by(&self, plan: &Plan) -> CrossTimestamp {
+    fn seen_by(&self, plan: &Plan) -> Stamp {
         let ratio = Ratio::new(self.frequency, plan.frequency());
         match &self.both {
             Some(both) => plan.vouched(ratio.instant(both.clone())),
-            None => CrossTimestamp { count: ratio.at(self.count), ..plan.sample.clone() },
+            None => Stamp { count: ratio.at(self.count), ..plan.sample.clone() },
         }
     }
 }
 
 /// Sets both counters for the instant of `outcome`, as a restore of the one VM does.
-fn set_counters(vm: &mut Vm<&mut Bank>, plan: &Plan, outcome: &Outcome) -> Result<(), VmError> {
-    let counter = &Instant(CrossTimestamp { count: outcome.count, ..plan.sample.clone() });
+fn set_counters(vm: &mut ModelVm<&mut Bank>, plan: &Plan, outcome: &Outcome) -> Result<(), VmError> {
+    let counter = &Instant(Stamp { count: outcome.count, ..plan.sample.clone() });
     set_counters_of(plan, outcome, &mut Model { vm, counter })
 }

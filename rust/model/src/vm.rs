@@ -1,21 +1,17 @@
 //! The model VM: KVM's rules for the arm64 timer, without KVM.
 //!
-//! Pure state and rules: every operation that depends on time takes the host's count. What each kernel does differently is
-//! a line of [`Behaviours`]. Sources: arch/arm64/kvm/arch_timer.c and guest.c, api.rst 4.138, and what was observed on
-//! running kernels; docs/model.md has them rule by rule.
+//! Pure state and rules: every operation that depends on time takes the host's count. What each kernel does differently
+//! is a line of [`Behaviours`]. Sources: arch/arm64/kvm/arch_timer.c and guest.c, api.rst 4.138, and what was observed
+//! on running kernels; docs/model.md has them rule by rule.
 
 use crate::bank::rows::Rows;
-use crate::bank::vms::{Clock, Kind, Seat};
+use crate::bank::vms::{FrequencyDomain, Seat, VmClass};
 use crate::bank::{Bank, BankError, Handle};
 use crate::config::{Config, MAX_VCPUS, Origin};
 use crate::error::VmError;
-use guestclock_core::arch::arm64::{
-    Access, Behaviours, CTL_ENABLE, CTL_IMASK, CTL_ISTATUS, Controls, CtlReadback, El2, Encoding, IrqIds, ListOrder,
-    Offsets, Registers, Role, SYSREGS, Sysreg, Timer, TimerState, View, interrupts as irq, timer, traps as access,
-    view_of, wake,
-};
+use guestclock_core::arch::arm64::{interrupts as irq, timer, traps as access, view_of, wake, Access, Behaviours, CTL_ENABLE, CTL_IMASK, CTL_ISTATUS, Controls, CtlReadback, El2, Encoding, IrqIds, ListOrder, Offsets, Registers, Role, SYSREGS, Sysreg, Timer, TimerState, View};
 use guestclock_core::checkpoint::VmGroup;
-use guestclock_core::time::{Frequency, GuestCount, HostCount, Offset, deadline};
+use guestclock_core::time::{deadline, Frequency, GuestCount, HostCount, Offset};
 use std::ops::{Deref, DerefMut, Range};
 
 /// The bits of CNTHCTL_EL2 that no guest has: 63 to 20, and those that need CNTPOFF_EL2, CNTPMASK, CNTVMASK and ECV.
@@ -25,12 +21,12 @@ const CNTHCTL_RES0: u64 = !0 << 18 | 1 << 12;
 ///
 /// Its state is in a [`Bank`], of which it is a view: one that others share, or one of its own.
 #[derive(Clone, Debug)]
-pub struct Vm<B = Box<Bank>> {
+pub struct ModelVm<B = Box<Bank>> {
     bank: B,
     slot: u32,
 }
 
-impl Vm {
+impl ModelVm {
     /// A VM without vCPUs, whose guest's CNTFRQ_EL0 is the host's frequency.
     pub fn new(frequency: Frequency, behaviours: Behaviours, config: Config) -> Result<Self, VmError> {
         let (bank, slot) = Bank::of_one(frequency, behaviours, config)?;
@@ -40,22 +36,22 @@ impl Vm {
 
 impl Bank {
     /// A VM, to look at.
-    pub fn vm(&self, vm: Handle) -> Result<Vm<&Self>, BankError> {
-        Ok(Vm::view(self, self.slot(vm)?))
+    pub fn vm(&self, vm: Handle) -> Result<ModelVm<&Self>, BankError> {
+        Ok(ModelVm::view(self, self.slot(vm)?))
     }
 
     /// A VM.
-    pub fn vm_mut(&mut self, vm: Handle) -> Result<Vm<&mut Self>, BankError> {
+    pub fn vm_mut(&mut self, vm: Handle) -> Result<ModelVm<&mut Self>, BankError> {
         let slot = self.slot(vm)?;
-        Ok(Vm::view(self, slot))
+        Ok(ModelVm::view(self, slot))
     }
 
     /// The timers that a checkpoint of a VM has.
     pub(crate) fn saved_timers(&self, slot: u32) -> Vec<Timer> {
-        Vm::view(self, slot).registers().timers().collect()
+        ModelVm::view(self, slot).registers().timers().collect()
     }
 
-    /// Opts VMs in to these offsets: [`Vm::set_counter_offset`] of each, or of none.
+    /// Opts VMs in to these offsets: [`ModelVm::set_counter_offset`] of each, or of none.
     ///
     /// # Panics
     ///
@@ -67,13 +63,13 @@ impl Bank {
             self.vm(*vm)?.takes_an_offset(0).map_err(|error| BankError::OfVm { handle: vm.0, error })?;
         }
         for (slot, offset) in slots.into_iter().zip(offsets) {
-            Vm::view(&mut *self, slot).set_counter_offset(Offset(*offset), 0)?;
+            ModelVm::view(&mut *self, slot).set_counter_offset(Offset(*offset), 0)?;
         }
         Ok(())
     }
 }
 
-impl<B: Deref<Target = Bank>> Vm<B> {
+impl<B: Deref<Target = Bank>> ModelVm<B> {
     /// A view of the VM in this slot.
     pub(crate) const fn view(bank: B, slot: u32) -> Self {
         Self { bank, slot }
@@ -82,19 +78,19 @@ impl<B: Deref<Target = Bank>> Vm<B> {
     /// What its kernel does.
     #[must_use]
     pub fn behaviours(&self) -> Behaviours {
-        self.kind().behaviours
+        self.class().behaviours
     }
 
     /// What it is made of.
     #[must_use]
     pub fn config(&self) -> Config {
-        self.kind().config
+        self.class().config
     }
 
     /// CNTFRQ_EL0, in Hz: the frequency of both counters, and of the host's.
     #[must_use]
     pub fn cntfrq_hz(&self) -> u32 {
-        self.kind().cntfrq_hz
+        self.class().cntfrq_hz
     }
 
     /// How many vCPUs.
@@ -105,9 +101,9 @@ impl<B: Deref<Target = Bank>> Vm<B> {
 
     /// The VM-wide offset, once it is owned.
     #[must_use]
-    pub fn owned_offset(&self) -> Option<Offset> {
+    pub fn vm_offset(&self) -> Option<Offset> {
         let seat = self.seat();
-        seat.owned.then_some(seat.offsets.virt)
+        seat.opted_in.then_some(seat.offsets.virt)
     }
 
     /// Grows with every change of state.
@@ -238,8 +234,8 @@ impl<B: Deref<Target = Bank>> Vm<B> {
         }
     }
 
-    /// The host count at which a vCPU that waits in WFI, or in WFIT with this operand, wakes by itself: `now` if at once,
-    /// or [`NO_DEADLINE`](bank::NO_DEADLINE).
+    /// The host count at which a vCPU that waits in WFI, or in WFIT with this operand, wakes by itself: `now` if at
+    /// once, or [`NO_DEADLINE`](bank::NO_DEADLINE).
     pub fn wake(&self, vcpu: usize, wfit: Option<u64>, from: Origin, now: HostCount) -> Result<u64, VmError> {
         let (rows, row, Config { el2, width, .. }) = (self.rows(), self.row(vcpu)?, self.config());
         let mut ticks = [None; Timer::ALL.len()];
@@ -305,12 +301,12 @@ impl<B: Deref<Target = Bank>> Vm<B> {
         &self.bank.seats[self.slot as usize]
     }
 
-    fn kind(&self) -> &Kind {
-        self.bank.kind_of(self.slot)
+    fn class(&self) -> &VmClass {
+        self.bank.class_of(self.slot)
     }
 
     fn rows(&self) -> &Rows {
-        &self.bank.clock_of(self.slot).rows
+        &self.bank.domain_of(self.slot).rows
     }
 
     /// The vCPU's row.
@@ -344,9 +340,9 @@ impl<B: Deref<Target = Bank>> Vm<B> {
     }
 }
 
-impl<B: DerefMut<Target = Bank>> Vm<B> {
-    /// KVM_CREATE_VCPU. Without an owned offset this moves every vCPU's virtual counter to 0 and the physical one to the
-    /// host's (`kvm_timer_vcpu_init`); where the guest has EL2, both to the host's.
+impl<B: DerefMut<Target = Bank>> ModelVm<B> {
+    /// KVM_CREATE_VCPU. Without an owned offset this moves every vCPU's virtual counter to 0 and the physical one to
+    /// the host's (`kvm_timer_vcpu_init`); where the guest has EL2, both to the host's.
     pub fn create_vcpu(&mut self, now: HostCount) -> Result<usize, VmError> {
         self.create_vcpus(1, now)?;
         Ok(self.vcpus() - 1)
@@ -361,7 +357,7 @@ impl<B: DerefMut<Target = Bank>> Vm<B> {
             return Ok(());
         }
         self.bank.resettle(self.slot, |bank| (0..vcpus).for_each(|_| bank.push_row(self.slot)));
-        if !self.seat().owned {
+        if !self.seat().opted_in {
             self.state().1.offsets = Offsets { virt: Offset(now.0), phys: Offset(0) };
         }
         self.follow_the_vm();
@@ -369,8 +365,8 @@ impl<B: DerefMut<Target = Bank>> Vm<B> {
         Ok(())
     }
 
-    /// KVM_ARM_VCPU_INIT: turns the timers off, and resets the vCPU's own registers, CNTVOFF_EL2 among them; the VM's offsets
-    /// stay.
+    /// KVM_ARM_VCPU_INIT: turns the timers off, and resets the vCPU's own registers, CNTVOFF_EL2 among them; the VM's
+    /// offsets stay.
     pub fn init_vcpu(&mut self, vcpu: usize) -> Result<(), VmError> {
         let (row, zeroes_cval) = (self.stopped(vcpu)?, self.behaviours().init_zeroes_cval);
         let Rows { cntkctl, cnthctl, cntvoff, .. } = &mut self.state().0.rows;
@@ -391,7 +387,7 @@ impl<B: DerefMut<Target = Bank>> Vm<B> {
     /// setting counters by value. `reserved` is the ioctl's second field, which has to be 0.
     pub fn set_counter_offset(&mut self, offset: Offset, reserved: u64) -> Result<(), VmError> {
         self.takes_an_offset(reserved)?;
-        self.state().1.owned = true;
+        self.state().1.opted_in = true;
         self.move_offsets(Offsets { virt: offset, phys: offset });
         Ok(())
     }
@@ -401,7 +397,7 @@ impl<B: DerefMut<Target = Bank>> Vm<B> {
     pub fn enter(&mut self, vcpu: usize) -> Result<(), VmError> {
         let (row, Config { el2, in_kernel_irqchip, .. }) = (self.stopped(vcpu)?, self.config());
         let in_hardware = Timer::ALL.map(|timer| self.in_hardware(timer));
-        let (Clock { rows, .. }, seat) = self.state();
+        let (FrequencyDomain { rows, .. }, seat) = self.state();
         seat.irqs.first_run(el2.timers(), in_kernel_irqchip)?;
         seat.sanitised = true;
         rows.running[row] = true;
@@ -438,7 +434,7 @@ impl<B: DerefMut<Target = Bank>> Vm<B> {
     pub fn set_one_reg(&mut self, vcpu: usize, id: u64, value: u64, now: HostCount) -> Result<(), VmError> {
         let row = self.stopped(vcpu)?;
         match self.one_reg(id)?.role {
-            Role::Count(_) if self.seat().owned => return Ok(()),
+            Role::Count(_) if self.seat().opted_in => return Ok(()),
             Role::Count(view) => {
                 let offset = Offset::between(now, GuestCount(value));
                 let offsets = self.seat().offsets;
@@ -497,16 +493,16 @@ impl<B: DerefMut<Target = Bank>> Vm<B> {
         Ok(())
     }
 
-    fn state(&mut self) -> (&mut Clock, &mut Seat) {
-        self.bank.clock_and_seat(self.slot)
+    fn state(&mut self) -> (&mut FrequencyDomain, &mut Seat) {
+        self.bank.domain_and_seat(self.slot)
     }
 
     fn changed(&mut self) {
         self.state().1.changes += 1;
     }
 
-    /// Writes what is saved of the vCPUs themselves, as a restore does: CNTVOFF_EL2, and the timers but for the physical one
-    /// where that can't be set.
+    /// Writes what is saved of the vCPUs themselves, as a restore does: CNTVOFF_EL2, and the timers but for the
+    /// physical one where that can't be set.
     pub(crate) fn load(&mut self, saved: &VmGroup, from: Range<usize>, cval_shift: u64, physical: bool) {
         self.bank.rewrite(self.slot, |rows, to| {
             for (from, to) in from.zip(to) {
@@ -526,21 +522,21 @@ impl<B: DerefMut<Target = Bank>> Vm<B> {
     /// Writes CVAL or CTL or both, as its guest or its VMM does.
     fn write_timer(&mut self, vcpu: usize, timer: Timer, cval: Option<u64>, ctl: Option<u64>) -> Result<(), VmError> {
         let (slot, row) = (self.slot, self.row(vcpu)?);
-        let clock = self.state().0;
+        let domain = self.state().0;
         if let Some(cval) = cval {
-            clock.rows.set_cval(row, timer, cval);
+            domain.rows.set_cval(row, timer, cval);
         }
         if let Some(ctl) = ctl {
-            clock.rows.set_ctl(row, timer, ctl);
+            domain.rows.set_ctl(row, timer, ctl);
         }
-        clock.wrote(slot, vcpu, row, timer);
+        domain.wrote(slot, vcpu, row, timer);
         Ok(())
     }
 
-    /// A running vCPU's hypervisor sees to its own guest: it is loaded with the new CNTVOFF_EL2 when it enters that. So that
-    /// counts at once, though the VM's offset is still the one that the vCPU was loaded with.
+    /// A running vCPU's hypervisor sees to its own guest: it is loaded with the new CNTVOFF_EL2 when it enters that. So
+    /// that counts at once, though the VM's offset is still the one that the vCPU was loaded with.
     fn set_cntvoff(&mut self, row: usize, cntvoff: u64) {
-        let (Clock { rows, .. }, _) = self.state();
+        let (FrequencyDomain { rows, .. }, _) = self.state();
         rows.cntvoff[row] = cntvoff;
         rows.virt[row] = Offset(rows.phys[row]).plus(Offset(cntvoff)).0;
         self.bank.follow(self.slot);
@@ -556,11 +552,11 @@ impl<B: DerefMut<Target = Bank>> Vm<B> {
     /// Puts the vCPUs under the VM's offsets, but those that run: they keep what they were loaded with.
     fn follow_the_vm(&mut self) {
         let (rows, nested) = (self.bank.rows_of(self.slot), self.config().el2 != El2::Absent);
-        let (clock, seat) = self.state();
+        let (domain, seat) = self.state();
         for row in rows {
-            if !clock.rows.running[row] {
-                let cntvoff = nested.then(|| Offset(clock.rows.cntvoff[row]));
-                clock.rows.set_offsets(row, seat.offsets.on_vcpu(cntvoff));
+            if !domain.rows.running[row] {
+                let cntvoff = nested.then(|| Offset(domain.rows.cntvoff[row]));
+                domain.rows.set_offsets(row, seat.offsets.on_vcpu(cntvoff));
             }
         }
         self.bank.follow(self.slot);

@@ -4,15 +4,15 @@
 mod common;
 
 use common::bare;
-use guestclock_core::arch::arm64::{Behaviours, timer};
+use guestclock_core::arch::arm64::{timer, Behaviours};
 use guestclock_core::checkpoint::Checkpoint;
-use guestclock_core::restore::{Policy, Refusal, Request, Target, plan};
-use guestclock_core::time::{Counter, ElapsedError, Frequency, GuestCount, HostCount, NO_DEADLINE, Offset, deadline};
+use guestclock_core::restore::{plan, Policy, Refusal, Request, Target};
+use guestclock_core::time::{deadline, Counter, ElapsedError, Frequency, GuestCount, HostCount, NO_DEADLINE, Offset};
 use guestclock_model::backend::Model;
 use guestclock_model::bank::{self, Added, Isa, Rate, Saved, Scale, TimerSlices, WentBackwards};
 use guestclock_model::config::Config;
 use guestclock_model::manual::ManualCounter;
-use guestclock_model::vm::Vm;
+use guestclock_model::vm::ModelVm;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -241,7 +241,7 @@ fn host() -> impl Strategy<Value = (u64, u32)> {
 /// What the plan itself says: the offset and the ticks added; `None` where its counter has gone backwards.
 fn planned((now, hz): (u64, u32), (guest, host, added, elapsed_ns, max_ns): Row) -> Option<(u64, u64)> {
     let counter = ManualCounter::new(HostCount(now), frequency(hz.into()), 0);
-    let mut vm = Vm::new(counter.frequency(), Behaviours::named("6.12").unwrap(), Config::default()).unwrap();
+    let mut vm = ModelVm::new(counter.frequency(), Behaviours::named("6.12").unwrap(), Config::default()).unwrap();
     vm.create_vcpu(counter.count()).unwrap();
     let target = Target::of(&mut Model { vm: &mut vm, counter: &counter }).unwrap();
     let mut checkpoint = Checkpoint { cntfrq_hz: hz, cntvct: GuestCount(guest), cntpct: GuestCount(guest), ..bare() };
@@ -252,7 +252,7 @@ fn planned((now, hz): (u64, u32), (guest, host, added, elapsed_ns, max_ns): Row)
     let policy = if added == Added::Nothing { Policy::Freeze } else { Policy::Advance { max_ns } };
     let elapsed_ns = (!by_counter).then_some(elapsed_ns);
     let request = Request { policy, same_counter: Some(by_counter), elapsed_ns, ..Request::default() };
-    match plan(&checkpoint, &target, counter.cross_timestamp(), request) {
+    match plan(&checkpoint, &target, counter.stamp(), request) {
         Ok(plan) => Some((plan.as_of.virtual_offset().0, plan.as_of.added_ticks)),
         Err(Refusal::Elapsed(ElapsedError::ClockWentBackwards { .. })) => None,
         Err(other) => panic!("{other}"),

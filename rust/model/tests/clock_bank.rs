@@ -1,11 +1,11 @@
 //! A bank of many VMs against the same VMs each alone: whatever is done to both, every batch gives what each VM gives.
 
-use guestclock_core::arch::arm64::{Behaviours, El2, Role, Timer, View, one_reg_id, timer, view_of};
+use guestclock_core::arch::arm64::{one_reg_id, timer, view_of, Behaviours, El2, Role, Timer, View};
 use guestclock_core::time::{Frequency, HostCount, NO_DEADLINE, Offset, Ratio};
 use guestclock_model::bank::{Bank, BankError, Expired, Handle};
 use guestclock_model::config::Config;
 use guestclock_model::error::VmError;
-use guestclock_model::vm::Vm;
+use guestclock_model::vm::ModelVm;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ fn hz(hz: u64) -> Frequency {
 
 /// A VM alone, with what the deadline queue has to know of it.
 struct Alone {
-    vm: Vm,
+    vm: ModelVm,
     ratio: Ratio,
     /// The timers that are yet to fire, by vCPU and number.
     armed: BTreeMap<(usize, usize), bool>,
@@ -160,7 +160,7 @@ impl World {
                 let (frequency, behaviours) = (hz(HZ[frequency]), Behaviours::named("7.3").unwrap());
                 let vm = self.bank.add(frequency, behaviours, config).unwrap();
                 assert!(!self.alone.contains_key(&vm) && !self.gone.contains(&vm), "a handle is given once");
-                let mut alone = Vm::new(frequency, behaviours, config).unwrap();
+                let mut alone = ModelVm::new(frequency, behaviours, config).unwrap();
                 let ratio = Ratio::new(hz(HZ[0]), frequency);
                 self.bank.vm_mut(vm).unwrap().create_vcpus(vcpus, ratio.at(self.now)).unwrap();
                 alone.create_vcpus(vcpus, ratio.at(self.now)).unwrap();
@@ -197,7 +197,7 @@ impl World {
             }
             Step::SetReg { vm, vcpu, role, value } => {
                 let id = one_reg_id(role);
-                let set = |vm: &mut Vm, now| vm.set_one_reg(vcpu, id, value, now);
+                let set = |vm: &mut ModelVm, now| vm.set_one_reg(vcpu, id, value, now);
                 let done = self.both(vm, |vm, now| vm.set_one_reg(vcpu, id, value, now), set);
                 if let (Some(alone), Role::Cval(timer) | Role::Ctl(timer)) = (done, role) {
                     alone.wrote(vcpu, timer);
@@ -242,8 +242,8 @@ impl World {
     fn both(
         &mut self,
         vm: usize,
-        change: impl FnOnce(&mut Vm<&mut Bank>, HostCount) -> Result<(), VmError>,
-        alone: impl FnOnce(&mut Vm, HostCount) -> Result<(), VmError>,
+        change: impl FnOnce(&mut ModelVm<&mut Bank>, HostCount) -> Result<(), VmError>,
+        alone: impl FnOnce(&mut ModelVm, HostCount) -> Result<(), VmError>,
     ) -> Option<&mut Alone> {
         let vm = self.pick(vm)?;
         let now = self.here(vm);
@@ -374,7 +374,7 @@ impl World {
         assert_eq!(self.bank.expire(now), expected);
     }
 
-    fn of<T>(&self, vcpu: Handle, look: impl FnOnce(&Vm, usize, HostCount) -> T) -> T {
+    fn of<T>(&self, vcpu: Handle, look: impl FnOnce(&ModelVm, usize, HostCount) -> T) -> T {
         look(&self.alone[&vcpu.vm()].vm, vcpu.number().into(), self.here(vcpu.vm()))
     }
 
@@ -467,7 +467,7 @@ fn what_is_refused_leaves_all_as_it_was() {
     }
     let refused = bank.set_offsets(&[one, other], &[1, 2]).unwrap_err();
     assert_eq!(refused, BankError::OfVm { handle: other.0, error: VmError::NoCounterOffset });
-    assert_eq!(bank.vm(one).unwrap().owned_offset(), None);
+    assert_eq!(bank.vm(one).unwrap().vm_offset(), None);
     assert_eq!(bank.set_offsets(&[one, one], &[1, 2]), Err(BankError::Duplicate { handle: one.0 }));
     let refused = bank.set_timers(Timer::Hvtimer, &[one.vcpu(0)], &[1], &[1]).unwrap_err();
     assert_eq!(refused, BankError::OfVm { handle: one.0, error: VmError::NoSuchTimer { timer: Timer::Hvtimer } });

@@ -1,18 +1,18 @@
 //! Sets of VMs against the same VMs one by one: what is saved, restored, paused and let go on, and what is refused.
 
-use guestclock_core::arch::arm64::{Behaviours, El2, Role, Timer, View, one_reg_id};
+use guestclock_core::arch::arm64::{one_reg_id, Behaviours, El2, Role, Timer, View};
 use guestclock_core::checkpoint::CheckpointSet;
-use guestclock_core::drive::{GateError, Saving};
+use guestclock_core::drive::{OperationError, Saving};
 use guestclock_core::restore::{Deadlines, Policy, Request, RunState, Views};
 use guestclock_core::time::{Counter, Frequency, HostCount, Instant, Offset, Ratio};
 use guestclock_model::backend::Model;
 use guestclock_model::bank::{Bank, Handle};
 use guestclock_model::config::Config;
 use guestclock_model::error::VmError;
-use guestclock_model::managed::GatedBank;
+use guestclock_model::managed::ManagedBank;
 use guestclock_model::manual::ManualCounter;
-use guestclock_model::sets::{SetError, handle_named, own_names};
-use guestclock_model::vm::Vm;
+use guestclock_model::sets::{handle_named, own_names, SetError};
+use guestclock_model::vm::ModelVm;
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -84,7 +84,7 @@ fn world(specs: &[Spec], now: HostCount) -> (Bank, Vec<Handle>) {
 
 /// One instant of the bank's counter.
 fn instant(counter: &ManualCounter) -> Instant {
-    Instant(counter.cross_timestamp())
+    Instant(counter.stamp())
 }
 
 /// The same by a VM's own counter.
@@ -93,12 +93,12 @@ fn seen(instant: &Instant, spec: &Spec) -> Instant {
 }
 
 /// All that a guest and its VMM can see of a VM.
-fn state(vm: &Vm<&Bank>, now: HostCount) -> Vec<String> {
+fn state(vm: &ModelVm<&Bank>, now: HostCount) -> Vec<String> {
     let vcpus = (0..vm.vcpus()).flat_map(|vcpu| {
         let list = vm.reg_list(vcpu).unwrap().into_iter();
         list.map(move |id| format!("{vcpu} {id:x} {:?} {:?}", vm.get_one_reg(vcpu, id, now), vm.offsets(vcpu)))
     });
-    vcpus.chain([format!("{:?}", vm.owned_offset())]).collect()
+    vcpus.chain([format!("{:?}", vm.vm_offset())]).collect()
 }
 
 fn request() -> impl Strategy<Value = Request> {
@@ -127,17 +127,17 @@ fn one_by_one(
     now: &Instant,
     set: &CheckpointSet,
     request: Request,
-) -> Result<Vec<RunState>, GateError<VmError>> {
+) -> Result<Vec<RunState>, OperationError<VmError>> {
     let restore = |(vm, spec): (&Handle, &Spec)| {
-        let (mut gate, mut vm_mut) = (RunState::default(), bank.vm_mut(*vm).unwrap());
+        let (mut run_state, mut vm_mut) = (RunState::default(), bank.vm_mut(*vm).unwrap());
         let counter = seen(now, spec);
         let backend = &mut Model { vm: &mut vm_mut, counter: &counter };
         let saved = Arc::new(set.get(set.find(vm.0.cast_unsigned()).unwrap()).unwrap());
-        let plan = gate.plan(backend, &saved, request)?;
-        let mut open = gate.prepare(backend, plan, saved)?;
-        gate.apply(backend, &mut open)?;
-        gate.release(backend, &mut open)?;
-        Ok(gate)
+        let plan = run_state.plan(backend, &saved, request)?;
+        let mut open = run_state.prepare(backend, plan, saved)?;
+        run_state.apply(backend, &mut open)?;
+        run_state.release(backend, &mut open)?;
+        Ok(run_state)
     };
     vms.iter().zip(specs).map(restore).collect()
 }
@@ -151,7 +151,7 @@ proptest! {
         let (mut bank, vms) = world(&specs, counter.count());
         counter.advance(1000);
         let now = instant(&counter);
-        let set = GatedBank::from(bank.clone()).checkpoint(&vms, &own_names(&vms), &now, Saving::default()).unwrap();
+        let set = ManagedBank::from(bank.clone()).checkpoint(&vms, &own_names(&vms), &now, Saving::default()).unwrap();
         prop_assert_eq!(set.validate(), Ok(()));
         for (vm, spec) in vms.iter().zip(&specs) {
             let alone = RunState::default()
@@ -168,20 +168,20 @@ proptest! {
         let (mut alone, there) = world(&shapes, counter.count());
         prop_assert_eq!(&there, &vms, "both banks gave out the same handles");
         let now = instant(&counter);
-        let mut together = GatedBank::from(alone.clone());
+        let mut together = ManagedBank::from(alone.clone());
         let before: Vec<_> = vms.iter().map(|vm| state(&together.bank().vm(*vm).unwrap(), HostCount(0))).collect();
-        let gates = one_by_one(&mut alone, &vms, &shapes, &now, &set, request);
+        let run_states = one_by_one(&mut alone, &vms, &shapes, &now, &set, request);
         let in_order: Vec<Handle> = set.groups.iter().flat_map(|group| &group.names).map(|name| handle_named(*name)).collect();
         let report = together.restore(&set, &in_order, &now, request);
-        match (gates, report) {
-            (Ok(gates), Ok(report)) => {
+        match (run_states, report) {
+            (Ok(run_states), Ok(report)) => {
                 prop_assert_eq!(report.vms, in_order);
-                for ((vm, spec), gate) in vms.iter().zip(&shapes).zip(gates) {
+                for ((vm, spec), run_state) in vms.iter().zip(&shapes).zip(run_states) {
                     let here = seen(&now, spec).count();
                     let (it, expected) = (together.bank().vm(*vm).unwrap(), alone.vm(*vm).unwrap());
                     prop_assert_eq!(state(&it, here), state(&expected, here));
-                    let owed = together.gated(*vm).unwrap().0.next_step(hz(HZ[spec.frequency]));
-                    prop_assert_eq!(owed, gate.next_step(hz(HZ[spec.frequency])));
+                    let owed = together.vm_and_state(*vm).unwrap().0.next_step(hz(HZ[spec.frequency]));
+                    prop_assert_eq!(owed, run_state.next_step(hz(HZ[spec.frequency])));
                 }
             }
             (Err(_), Err(_)) => {
@@ -198,29 +198,29 @@ proptest! {
         let counter = ManualCounter::new(HostCount(1 << 40), hz(HZ[0]), 5);
         let (mut alone, vms) = world(&specs, counter.count());
         counter.advance(1000);
-        let mut together = GatedBank::from(alone.clone());
+        let mut together = ManagedBank::from(alone.clone());
         let first = instant(&counter);
         let pauses = together.pause(&vms, &first, request);
         counter.advance(pause);
         let last = instant(&counter);
         let mut one = |(vm, spec): (&Handle, &Spec)| {
-            let (mut gate, mut vm) = (RunState::default(), alone.vm_mut(*vm).unwrap());
-            let pause = gate.pause(&mut Model { vm: &mut vm, counter: &seen(&first, spec) }, request)?;
-            gate.resume(&mut Model { vm: &mut vm, counter: &seen(&last, spec) }, &pause).map(|_| gate)
+            let (mut run_state, mut vm) = (RunState::default(), alone.vm_mut(*vm).unwrap());
+            let pause = run_state.pause(&mut Model { vm: &mut vm, counter: &seen(&first, spec) }, request)?;
+            run_state.resume(&mut Model { vm: &mut vm, counter: &seen(&last, spec) }, &pause).map(|_| run_state)
         };
-        let gates: Result<Vec<RunState>, GateError<VmError>> = vms.iter().zip(&specs).map(&mut one).collect();
-        prop_assert_eq!(gates.is_ok(), pauses.is_ok());
-        let (Ok(gates), Ok(pauses)) = (gates, pauses) else { return Ok(()) };
+        let run_states: Result<Vec<RunState>, OperationError<VmError>> = vms.iter().zip(&specs).map(&mut one).collect();
+        prop_assert_eq!(run_states.is_ok(), pauses.is_ok());
+        let (Ok(run_states), Ok(pauses)) = (run_states, pauses) else { return Ok(()) };
         for vm in &vms {
-            prop_assert!(together.gated(*vm).unwrap().0.check_open::<VmError>().is_err(), "no vCPU runs in a pause");
+            prop_assert!(together.vm_and_state(*vm).unwrap().0.check_open::<VmError>().is_err(), "no vCPU runs in a pause");
         }
         together.resume(&pauses, &last).unwrap();
-        for ((vm, spec), gate) in vms.iter().zip(&specs).zip(gates) {
+        for ((vm, spec), run_state) in vms.iter().zip(&specs).zip(run_states) {
             let here = seen(&last, spec).count();
             prop_assert_eq!(state(&together.bank().vm(*vm).unwrap(), here), state(&alone.vm(*vm).unwrap(), here));
-            let (now_gate, _) = together.gated(*vm).unwrap();
-            prop_assert_eq!(now_gate.next_step(hz(HZ[spec.frequency])), gate.next_step(hz(HZ[spec.frequency])));
-            prop_assert!(now_gate.check_open::<VmError>().is_ok());
+            let (now_state, _) = together.vm_and_state(*vm).unwrap();
+            prop_assert_eq!(now_state.next_step(hz(HZ[spec.frequency])), run_state.next_step(hz(HZ[spec.frequency])));
+            prop_assert!(now_state.check_open::<VmError>().is_ok());
         }
         prop_assert!(together.resume(&pauses, &last).is_err(), "a pause ends once");
     }
@@ -243,17 +243,20 @@ fn plain() -> Spec {
 fn a_set_takes_along_what_its_guests_are_owed() {
     let counter = ManualCounter::new(HostCount(5000), hz(HZ[0]), 0);
     let (bank, vms) = world(&[plain(), plain()], counter.count());
-    let mut bank = GatedBank::from(bank);
+    let mut bank = ManagedBank::from(bank);
     let policy = Policy::CatchUp { step_ns: 160, interval_ns: 1600, deadline_ns: None };
     let pause = bank.pause(&vms[..1], &instant(&counter), Request { policy, ..Request::default() }).unwrap();
     counter.advance(1000);
     bank.resume(&pause, &instant(&counter)).unwrap();
     let set = bank.checkpoint(&vms, &own_names(&vms), &instant(&counter), Saving::default()).unwrap();
-    let debts: Vec<Option<u64>> = (0..2).map(|vm| set.get(vm).unwrap().debt.map(|debt| debt.owed_ticks)).collect();
-    assert_eq!(debts, [Some(1000), None]);
+    let backlogs: Vec<Option<u64>> =
+        (0..2).map(|vm| set.get(vm).unwrap().backlog.map(|backlog| backlog.remaining_ticks)).collect();
+    assert_eq!(backlogs, [Some(1000), None]);
     // To the other one of each.
     bank.restore(&set, &[vms[1], vms[0]], &instant(&counter), Request::default()).unwrap();
-    let owed = |bank: &mut GatedBank, vm| bank.gated(vm).unwrap().0.next_step(hz(HZ[0])).map(|step| step.owed_ticks);
+    let owed = |bank: &mut ManagedBank, vm| {
+        bank.vm_and_state(vm).unwrap().0.next_step(hz(HZ[0])).map(|step| step.backlog_ticks)
+    };
     assert_eq!([owed(&mut bank, vms[0]), owed(&mut bank, vms[1])], [None, Some(1000)]);
 }
 
@@ -261,7 +264,7 @@ fn a_set_takes_along_what_its_guests_are_owed() {
 fn what_can_be_refused_is_refused_for_all() {
     let counter = ManualCounter::new(HostCount(5000), hz(HZ[0]), 0);
     let (bank, vms) = world(&[plain(), plain()], counter.count());
-    let mut bank = GatedBank::from(bank);
+    let mut bank = ManagedBank::from(bank);
     let (names, saving) = (own_names(&vms), Saving::default());
     let set = bank.checkpoint(&vms, &names, &instant(&counter), saving).unwrap();
     let now = instant(&counter);
@@ -272,7 +275,7 @@ fn what_can_be_refused_is_refused_for_all() {
     assert_eq!(refused, SetError::Unequal { saved: 2, here: 1 });
 
     bank.bank_mut().vm_mut(vms[1]).unwrap().enter(0).unwrap();
-    let running = SetError::OfVm { handle: vms[1].0, error: GateError::Backend(VmError::Running { vcpu: 0 }) };
+    let running = SetError::OfVm { handle: vms[1].0, error: OperationError::Backend(VmError::Running { vcpu: 0 }) };
     expect(bank.checkpoint(&vms, &names, &now, saving), running.clone());
     assert_eq!(bank.restore(&set, &vms, &now, Request::default()).unwrap_err(), running);
     assert_eq!(bank.pause(&vms, &now, Request::default()).unwrap_err(), running);
@@ -281,7 +284,7 @@ fn what_can_be_refused_is_refused_for_all() {
     let pauses = bank.pause(&vms, &now, Request::default()).unwrap();
     assert!(matches!(
         bank.pause(&vms[1..], &now, Request::default()),
-        Err(SetError::OfVm { error: GateError::Closed, .. })
+        Err(SetError::OfVm { error: OperationError::Closed, .. })
     ));
     // A restore takes over.
     bank.restore(&set, &vms, &now, Request::default()).unwrap();

@@ -1,24 +1,24 @@
 //! The live VM under every interleaving, and every weak memory order, of up to three threads: `make loom`.
 //!
-//! The counter is moved by hand, so that the guest's time has a history of few moments: pairs of a count and the offset in
-//! force. The law is that a read returns one of these moments, and never an earlier one than it did before.
+//! The counter is moved by hand, so that the guest's time has a history of few moments: pairs of a count and the offset
+//! in force. The law is that a read returns one of these moments, and never an earlier one than it did before.
 #![cfg(loom)]
 
-use guestclock_core::arch::arm64::View::{Physical, Virtual};
-use guestclock_core::arch::arm64::{Behaviours, Role, Sysreg, View};
+use guestclock_core::arch::arm64::View::{self, Physical, Virtual};
+use guestclock_core::arch::arm64::{Behaviours, Role, Sysreg};
 use guestclock_core::drive::{OpenRestore, RestoreError, Saving};
 use guestclock_core::restore::{Refusal, Request};
 use guestclock_core::time::{Counter, Frequency, GuestCount, HostCount, Offset};
 use guestclock_model::config::{Config, Origin};
 use guestclock_model::error::VmError;
-use guestclock_model::locked::{LiveError, LiveVm};
+use guestclock_model::locked::{LockedError, LockedVm};
 use guestclock_model::manual::ManualCounter;
 use loom::sync::Arc;
 use loom::sync::atomic::AtomicBool;
 use loom::sync::atomic::Ordering::Relaxed;
 use loom::thread;
 
-type Vm = LiveVm<ManualCounter>;
+type ModelVm = LockedVm<ManualCounter>;
 
 /// The counter at the start, when the VM's vCPUs are created.
 const START: u64 = 1000;
@@ -27,13 +27,13 @@ const START: u64 = 1000;
 const A: u64 = 1 << 40;
 const B: u64 = 2 << 40;
 
-fn vm(kernel: &str, vcpus: usize) -> Arc<Vm> {
+fn vm(kernel: &str, vcpus: usize) -> Arc<ModelVm> {
     let counter = ManualCounter::new(HostCount(START), Frequency::new(1_000_000_000).unwrap(), 0);
-    Arc::new(LiveVm::new(counter, Behaviours::named(kernel).unwrap(), Config::default(), vcpus).unwrap())
+    Arc::new(LockedVm::new(counter, Behaviours::named(kernel).unwrap(), Config::default(), vcpus).unwrap())
 }
 
 /// A VM of one vCPU that has opted in; its guest reads 7.
-fn owned() -> Arc<Vm> {
+fn opted_in() -> Arc<ModelVm> {
     let vm = vm("6.12", 1);
     vm.set_counter_offset(Offset(START - 7), 0).unwrap();
     vm
@@ -44,7 +44,7 @@ fn at(count: u64, offset: u64) -> GuestCount {
 }
 
 /// Reads a counter so many times: each is a moment of this history, in its order.
-fn reads(times: usize, vm: &Vm, vcpu: usize, view: View, history: &[GuestCount]) {
+fn reads(times: usize, vm: &ModelVm, vcpu: usize, view: View, history: &[GuestCount]) {
     let mut from = 0;
     for _ in 0..times {
         let read = vm.count(vcpu, view, None).unwrap();
@@ -54,7 +54,7 @@ fn reads(times: usize, vm: &Vm, vcpu: usize, view: View, history: &[GuestCount])
 }
 
 /// With all threads at rest, what is read without the lock is what is read with it.
-fn at_rest(vm: &Vm) {
+fn at_rest(vm: &ModelVm) {
     for vcpu in 0..vm.vcpus() {
         for view in [Virtual, Physical] {
             let encoding = Sysreg::of(Role::Count(view)).unwrap().encoding;
@@ -64,23 +64,23 @@ fn at_rest(vm: &Vm) {
     }
 }
 
-fn is_stale<T>(result: &Result<T, LiveError>) -> bool {
-    matches!(result, Err(LiveError::Restore(RestoreError::Refused(Refusal::StalePlan))))
+fn is_stale<T>(result: &Result<T, LockedError>) -> bool {
+    matches!(result, Err(LockedError::Restore(RestoreError::Refused(Refusal::StalePlan))))
 }
 
-fn is_running<T>(result: &Result<T, LiveError>) -> bool {
-    matches!(result, Err(LiveError::Backend(VmError::Running { .. })))
+fn is_running<T>(result: &Result<T, LockedError>) -> bool {
+    matches!(result, Err(LockedError::Backend(VmError::Running { .. })))
 }
 
 /// Plans and opens a Freeze of the VM's own checkpoint.
-fn prepare(vm: &Vm) -> Result<OpenRestore, LiveError> {
+fn prepare(vm: &ModelVm) -> Result<OpenRestore, LockedError> {
     let checkpoint = std::sync::Arc::new(vm.checkpoint(None, Saving::default())?);
     let plan = vm.plan(&checkpoint, Request::default(), None)?;
     vm.prepare(plan, checkpoint, None)
 }
 
 /// Runs `work` in a thread of its own, on the same VM.
-fn beside<T: 'static>(vm: &Arc<Vm>, work: impl FnOnce(&Vm) -> T + 'static) -> thread::JoinHandle<T> {
+fn beside<T: 'static>(vm: &Arc<ModelVm>, work: impl FnOnce(&ModelVm) -> T + 'static) -> thread::JoinHandle<T> {
     let vm = Arc::clone(vm);
     thread::spawn(move || work(&vm))
 }
@@ -179,7 +179,8 @@ fn a_change_undone_within_a_read_is_seen_as_none() {
 fn a_new_vcpu_is_read_whole_or_is_not_there() {
     loom::model(|| {
         let vm = vm("6.12", 2);
-        // The third is the first of a chunk of mirrors that isn't there yet. Until a VM has opted in, a new vCPU takes the virtual counters of all of them back to 0.
+        // The third is the first of a chunk of published that isn't there yet. Until a VM has opted in, a new vCPU
+        // takes the virtual counters of all of them back to 0.
         let history = [at(START, START), at(START + 1, START), at(START + 1, START + 1)];
         let old = beside(&vm, move |vm| reads(1, vm, 0, Virtual, &history));
         let new = beside(&vm, |vm| match vm.count(2, Virtual, None) {
@@ -197,7 +198,7 @@ fn a_new_vcpu_is_read_whole_or_is_not_there() {
 #[test]
 fn a_freeze_goes_back_by_what_it_takes_away_and_never_behind_its_checkpoint() {
     loom::model(|| {
-        let vm = owned();
+        let vm = opted_in();
         let checkpoint = std::sync::Arc::new(vm.checkpoint(None, Saving::default()).unwrap());
         vm.counter().advance(10);
         let plan = vm.plan(&checkpoint, Request::default(), None).unwrap();
@@ -222,7 +223,7 @@ struct Seen {
 }
 
 /// One vCPU tries to enter its guest while a restore, or a pause, is prepared and released.
-fn enter_beside(vm: fn() -> Arc<Vm>, closed: fn(&Vm, &Seen)) {
+fn enter_beside(vm: fn() -> Arc<ModelVm>, closed: fn(&ModelVm, &Seen)) {
     loom::model(move || {
         let vm = vm();
         let seen = Arc::new(Seen::default());
@@ -237,7 +238,7 @@ fn enter_beside(vm: fn() -> Arc<Vm>, closed: fn(&Vm, &Seen)) {
                     seen.inside.store(false, Relaxed);
                     vm.exit(0).unwrap();
                 }
-                Err(error) => assert_eq!(error, LiveError::Closed),
+                Err(error) => assert_eq!(error, LockedError::Closed),
             })
         };
         closed(&vm, &seen);
@@ -248,7 +249,7 @@ fn enter_beside(vm: fn() -> Arc<Vm>, closed: fn(&Vm, &Seen)) {
     });
 }
 
-fn restored(vm: &Vm, seen: &Seen) {
+fn restored(vm: &ModelVm, seen: &Seen) {
     match prepare(vm) {
         Ok(mut open) => {
             seen.open.store(true, Relaxed);
@@ -262,7 +263,7 @@ fn restored(vm: &Vm, seen: &Seen) {
     }
 }
 
-fn paused(vm: &Vm, seen: &Seen) {
+fn paused(vm: &ModelVm, seen: &Seen) {
     match vm.pause(Request::default()) {
         Ok(pause) => {
             seen.open.store(true, Relaxed);
@@ -286,12 +287,12 @@ fn no_vcpu_is_inside_while_a_restore_by_value_is_open() {
 
 #[test]
 fn no_vcpu_is_inside_while_the_vm_is_paused() {
-    enter_beside(owned, paused);
+    enter_beside(opted_in, paused);
 }
 
 #[test]
 fn a_running_vcpu_keeps_its_offset() {
-    enter_beside(owned, |vm, _| match vm.set_counter_offset(Offset(A), 0) {
+    enter_beside(opted_in, |vm, _| match vm.set_counter_offset(Offset(A), 0) {
         Ok(()) => {}
         Err(error) => assert_eq!(error, VmError::Running { vcpu: 0 }),
     });
@@ -300,9 +301,9 @@ fn a_running_vcpu_keeps_its_offset() {
 #[test]
 fn of_two_restores_the_newer_one_is_finished() {
     loom::model(|| {
-        let vm = owned();
+        let vm = opted_in();
         let checkpoint = std::sync::Arc::new(vm.checkpoint(None, Saving::default()).unwrap());
-        let restore = move |vm: &Vm| -> bool {
+        let restore = move |vm: &ModelVm| -> bool {
             let mut entered = false;
             let result = (|| {
                 let plan = vm.plan(&checkpoint, Request::default(), None)?;

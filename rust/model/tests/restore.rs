@@ -1,14 +1,14 @@
 //! Restores on a backend that misbehaves: what the model never does, and a kernel may.
 
 use guestclock_core::arch::Abilities;
-use guestclock_core::arch::arm64::{Behaviours, El2, Encoding, Role, Timer, View, count_reg, one_reg_id};
+use guestclock_core::arch::arm64::{count_reg, one_reg_id, Behaviours, El2, Encoding, Role, Timer, View};
 use guestclock_core::checkpoint::{Checkpoint, RegisterColumn, Unknown};
-use guestclock_core::drive::{Backend, Condition, Restore, RestoreError, Timers, capture};
-use guestclock_core::restore::{Diagnostic, Method, Plan, Policy, Refusal, Request, Target, Written, planning};
+use guestclock_core::drive::{capture, Backend, Condition, Restore, RestoreError, TimerCapture};
+use guestclock_core::restore::{planning, Diagnostic, Method, Plan, Policy, Refusal, Request, Target, Written};
 use guestclock_core::time::{Counter, Frequency, HostCount, Offset};
 use guestclock_model::config::Config;
 use guestclock_model::manual::ManualCounter;
-use guestclock_model::vm::Vm;
+use guestclock_model::vm::ModelVm;
 use std::collections::BTreeMap;
 
 /// A timer register that no table has.
@@ -18,7 +18,7 @@ const TOLERANCE: u64 = 2;
 
 /// A model VM behind a VMM that is slow, loses writes, or fails; and that has one register more.
 struct Odd {
-    vm: Vm,
+    vm: ModelVm,
     counter: ManualCounter,
     /// Ticks that pass in every call.
     slow: u64,
@@ -39,7 +39,7 @@ impl Odd {
     fn new(el2: El2, slow: u64) -> Self {
         let counter = ManualCounter::new(HostCount(1_000_000), Frequency::new(62_500_000).unwrap(), 0);
         let mut vm =
-            Vm::new(counter.frequency(), Behaviours::named("7.3").unwrap(), Config { el2, ..Config::default() })
+            ModelVm::new(counter.frequency(), Behaviours::named("7.3").unwrap(), Config { el2, ..Config::default() })
                 .unwrap();
         for _ in 0..2 {
             vm.create_vcpu(counter.count()).unwrap();
@@ -61,7 +61,7 @@ impl Odd {
         let target = Target::of(self).unwrap();
         planning::same_topology(checkpoint, &target).unwrap();
         let request = Request { policy, same_counter: Some(true), ..Request::default() };
-        planning::plan(checkpoint, &target, self.counter.cross_timestamp(), request).unwrap()
+        planning::plan(checkpoint, &target, self.counter.stamp(), request).unwrap()
     }
 
     fn write(&mut self, what: Option<(usize, u64)>) -> Result<(), &'static str> {
@@ -102,8 +102,8 @@ impl Backend for Odd {
         Ok(list)
     }
 
-    fn owned_offset(&self) -> Option<Offset> {
-        self.vm.owned_offset()
+    fn vm_offset(&self) -> Option<Offset> {
+        self.vm.vm_offset()
     }
 
     fn generation(&self) -> u64 {
@@ -154,9 +154,9 @@ impl Backend for Odd {
     }
 }
 
-fn checkpoint(el2: El2, slow: u64, owned: bool) -> Checkpoint {
+fn checkpoint(el2: El2, slow: u64, opted_in: bool) -> Checkpoint {
     let mut source = Odd::new(el2, slow);
-    if owned {
+    if opted_in {
         source.set_counter_offset(Offset(400)).unwrap();
     }
     source.new = BTreeMap::from([(0, 5), (1, 6)]);
@@ -164,7 +164,7 @@ fn checkpoint(el2: El2, slow: u64, owned: bool) -> Checkpoint {
         source.set_one_reg(vcpu, one_reg_id(Role::Cval(Timer::Vtimer)), 7777).unwrap();
         source.set_one_reg(vcpu, one_reg_id(Role::Ctl(Timer::Vtimer)), 1).unwrap();
     }
-    capture(&mut source, Timers::Saved).unwrap()
+    capture(&mut source, TimerCapture::Saved).unwrap()
 }
 
 fn restore(target: &mut Odd, saved: &Checkpoint) -> Result<Written, RestoreError<&'static str>> {
@@ -185,8 +185,8 @@ fn a_register_that_nobody_knows_is_saved_warned_of_and_written_back() {
     restore(&mut target, &saved).unwrap();
     assert_eq!(target.new, BTreeMap::from([(0, 5), (1, 6)]));
     let strict = Request { strict: true, ..Request::default() };
-    let refused = planning::plan(&saved, &Target::of(&mut target).unwrap(), target.counter.cross_timestamp(), strict)
-        .unwrap_err();
+    let refused =
+        planning::plan(&saved, &Target::of(&mut target).unwrap(), target.counter.stamp(), strict).unwrap_err();
     assert!(matches!(refused, Refusal::Unknown { .. }), "{refused:?}");
 }
 
@@ -275,7 +275,7 @@ fn a_step_that_failed_can_be_taken_again() {
             restore.release(&saved, TOLERANCE, &mut target).unwrap();
         }
         assert_eq!(target.fails_at, None, "the fault at {fails_at} was met");
-        let again = Checkpoint { host: saved.host.clone(), ..capture(&mut target, Timers::Saved).unwrap() };
+        let again = Checkpoint { host: saved.host.clone(), ..capture(&mut target, TimerCapture::Saved).unwrap() };
         assert_eq!(again, saved);
     }
 }
@@ -343,7 +343,7 @@ fn by_value_on_a_slow_backend_the_truth_lies_in_what_is_reported() {
             assert!(off <= bound, "{off} {bound}");
         }
         assert!(bound <= saved.width_ticks + 4 * slow, "{bound} at {slow}");
-        assert_eq!(target.vm.owned_offset(), None);
+        assert_eq!(target.vm.vm_offset(), None);
     }
 }
 
@@ -370,7 +370,7 @@ fn a_physical_timer_that_the_hardware_cannot_hold_is_named() {
         source.set_counter_offset(Offset(source.counter.count().0.wrapping_sub(counter))).unwrap();
         source.set_one_reg(1, one_reg_id(Role::Cval(Timer::Ptimer)), cval).unwrap();
         source.set_one_reg(1, one_reg_id(Role::Ctl(Timer::Ptimer)), ctl).unwrap();
-        let saved = capture(&mut source, Timers::Saved).unwrap();
+        let saved = capture(&mut source, TimerCapture::Saved).unwrap();
         let mut target = Odd::new(El2::Absent, 0);
         target.untrapped = None;
         let warned = |target: &mut Odd| {

@@ -6,12 +6,12 @@ mod common;
 use common::{bare, timer};
 use guestclock_core::arch::arm64::{Behaviours, El2, IrqIds, Timer};
 use guestclock_core::checkpoint::Checkpoint;
-use guestclock_core::restore::{LatchMismatch, Outlook, Policy, Request, Target, plan, timer_status as outlook};
+use guestclock_core::restore::{plan, timer_status as status, LatchMismatch, Policy, Request, Target, TimerStatus};
 use guestclock_core::time::{Counter, GuestCount, HostCount};
 use guestclock_model::backend::Model;
 use guestclock_model::config::Config;
 use guestclock_model::manual::ManualCounter;
-use guestclock_model::vm::Vm;
+use guestclock_model::vm::ModelVm;
 use proptest::prelude::*;
 
 const ENABLE: u64 = 1;
@@ -42,19 +42,20 @@ fn saved(virt: u64, phys: u64, cntvoff: Option<u64>, timers: [(u64, u64); 4]) ->
 /// A machine with vCPUs of this kernel, for which to plan.
 fn target(kernel: &str, el2: El2, at: u64) -> (Target, ManualCounter) {
     let counter = ManualCounter::new(HostCount(at), bare().host.frequency, 0);
-    let mut vm = Vm::new(counter.frequency(), Behaviours::named(kernel).unwrap(), Config { el2, ..Config::default() });
+    let mut vm =
+        ModelVm::new(counter.frequency(), Behaviours::named(kernel).unwrap(), Config { el2, ..Config::default() });
     let vm = vm.as_mut().unwrap();
     vm.create_vcpu(counter.count()).unwrap();
     (Target::of(&mut Model { vm, counter: &counter }).unwrap(), counter)
 }
 
 /// After `elapsed` host ticks of an `Advance`.
-fn advanced(checkpoint: &Checkpoint, kernel: &str, elapsed: u64) -> Vec<Outlook> {
+fn advanced(checkpoint: &Checkpoint, kernel: &str, elapsed: u64) -> Vec<TimerStatus> {
     let el2 = if checkpoint.cntvoff.is_some() { El2::Vhe } else { El2::Absent };
     let (target, counter) = target(kernel, el2, checkpoint.host.count.0 + elapsed);
     let policy = Policy::Advance { max_ns: None };
     let request = Request { policy, same_counter: Some(true), ..Request::default() };
-    let intended = plan(checkpoint, &target, counter.cross_timestamp(), request).unwrap();
+    let intended = plan(checkpoint, &target, counter.stamp(), request).unwrap();
     intended.timers_at(checkpoint, &intended.as_of, 0).collect()
 }
 
@@ -71,7 +72,7 @@ proptest! {
         let checkpoint = saved(if cntvoff.is_some() { phys } else { virt }, phys, cntvoff, timers);
         let found = advanced(&checkpoint, "7.3", elapsed);
         prop_assert_eq!(found.len(), if cntvoff.is_some() { 4 } else { 2 });
-        for (number, outlook) in found.into_iter().enumerate() {
+        for (number, status) in found.into_iter().enumerate() {
             let (ctl, cval) = timers[number];
             let before = match (number, cntvoff) {
                 (0, Some(cntvoff)) => wrapped(i128::from(phys) - i128::from(cntvoff)),
@@ -80,12 +81,12 @@ proptest! {
             };
             let count = wrapped(i128::from(before) + i128::from(elapsed));
             let on = ctl & ENABLE != 0;
-            prop_assert_eq!((outlook.vcpu, outlook.timer as usize), (0, number));
-            prop_assert_eq!((outlook.ctl, outlook.cval, outlook.count), (ctl, cval, GuestCount(count)));
-            prop_assert_eq!(outlook.line, on && ctl & IMASK == 0 && count >= cval);
+            prop_assert_eq!((status.vcpu, status.timer as usize), (0, number));
+            prop_assert_eq!((status.ctl, status.cval, status.count), (ctl, cval, GuestCount(count)));
+            prop_assert_eq!(status.line, on && ctl & IMASK == 0 && count >= cval);
             let overdue = i128::from(count) - i128::from(cval);
-            prop_assert_eq!(outlook.overdue_ticks.map(i128::from), (on && overdue >= 0).then_some(overdue));
-            prop_assert_eq!(outlook.passed_in_pause, on && before < cval && count >= cval);
+            prop_assert_eq!(status.overdue_ticks.map(i128::from), (on && overdue >= 0).then_some(overdue));
+            prop_assert_eq!(status.passed_in_pause, on && before < cval && count >= cval);
         }
     }
 
@@ -96,9 +97,9 @@ proptest! {
         timers in [(0..4_u64, near()), (0..4_u64, near()), (0..4_u64, near()), (0..4_u64, near())],
     ) {
         let checkpoint = saved(virt, phys, None, timers);
-        let found: Vec<_> = outlook::saved(&checkpoint).collect();
+        let found: Vec<_> = status::saved(&checkpoint).collect();
         prop_assert_eq!(&found, &advanced(&checkpoint, "7.3", 0));
-        prop_assert!(found.iter().all(|outlook| !outlook.passed_in_pause));
+        prop_assert!(found.iter().all(|status| !status.passed_in_pause));
     }
 
     #[test]
@@ -110,13 +111,13 @@ proptest! {
         let checkpoint = saved(20, 20, Some(3), timers);
         let mut irqs = IrqIds::new(true);
         irqs.set(0, vtimer, true).unwrap();
-        let listed: Vec<_> = outlook::latch_mismatches(outlook::saved(&checkpoint), &[pending], &irqs).collect();
+        let listed: Vec<_> = status::latch_mismatches(status::saved(&checkpoint), &[pending], &irqs).collect();
         let mut expected = Vec::new();
-        for outlook in outlook::saved(&checkpoint) {
-            let irq = [u8::try_from(vtimer).unwrap(), 30, 28, 26][outlook.timer as usize];
+        for status in status::saved(&checkpoint) {
+            let irq = [u8::try_from(vtimer).unwrap(), 30, 28, 26][status.timer as usize];
             let latch = (u64::from(pending) / 2_u64.pow(irq.into())) % 2 == 1;
-            if latch != outlook.line {
-                expected.push(LatchMismatch { vcpu: 0, timer: outlook.timer, irq, line: outlook.line, pending: latch });
+            if latch != status.line {
+                expected.push(LatchMismatch { vcpu: 0, timer: status.timer, irq, line: status.line, pending: latch });
             }
         }
         prop_assert_eq!(listed, expected);
@@ -128,10 +129,10 @@ fn the_instants_around_a_deadline() {
     let checkpoint = saved(100, 100, None, [(ENABLE, 110), (ENABLE | IMASK, 110), (0, 0), (0, 0)]);
     for (elapsed, overdue) in [(9, None), (10, Some(0)), (11, Some(1))] {
         let found = advanced(&checkpoint, "6.12", elapsed);
-        assert_eq!(found.iter().map(|outlook| outlook.overdue_ticks).collect::<Vec<_>>(), [overdue; 2]);
+        assert_eq!(found.iter().map(|status| status.overdue_ticks).collect::<Vec<_>>(), [overdue; 2]);
         let passed = overdue.is_some();
-        assert_eq!(found.iter().map(|outlook| outlook.passed_in_pause).collect::<Vec<_>>(), [passed; 2]);
-        assert_eq!(found.iter().map(|outlook| outlook.line).collect::<Vec<_>>(), [passed, false], "one is masked");
+        assert_eq!(found.iter().map(|status| status.passed_in_pause).collect::<Vec<_>>(), [passed; 2]);
+        assert_eq!(found.iter().map(|status| status.line).collect::<Vec<_>>(), [passed, false], "one is masked");
     }
 }
 
@@ -139,7 +140,7 @@ fn the_instants_around_a_deadline() {
 #[test]
 fn a_timer_that_is_not_restored_is_not_told() {
     let checkpoint = saved(100, 200, None, [(ENABLE, 110), (ENABLE, 110), (0, 0), (0, 0)]);
-    let timers = |kernel| advanced(&checkpoint, kernel, 5).iter().map(|outlook| outlook.timer).collect::<Vec<_>>();
+    let timers = |kernel| advanced(&checkpoint, kernel, 5).iter().map(|status| status.timer).collect::<Vec<_>>();
     assert_eq!(timers("6.1"), [Timer::Vtimer]);
     assert_eq!(timers("6.12"), [Timer::Vtimer, Timer::Ptimer]);
 }
@@ -150,13 +151,12 @@ fn every_vcpu_in_turn_with_its_own_cntvoff() {
     let timers: Vec<_> = Timer::ALL.iter().map(|&kind| timer(kind, &ctl, &[50, 50])).collect();
     let cntvoff = Some(vec![40, u64::MAX]);
     let checkpoint = Checkpoint { vcpus: 2, cntvoff, timers, cntvct: GuestCount(49), cntpct: GuestCount(49), ..bare() };
-    let found: Vec<_> = outlook::saved(&checkpoint).map(|of| (of.vcpu, of.timer, of.count.0, of.line)).collect();
+    let found: Vec<_> = status::saved(&checkpoint).map(|of| (of.vcpu, of.timer, of.count.0, of.line)).collect();
     let [v, p, hv, hp] = Timer::ALL;
     let first = [(0, v, 9, false), (0, p, 49, false), (0, hv, 49, false), (0, hp, 49, false)];
     let second = [(1, v, 50, true), (1, p, 49, false), (1, hv, 49, false), (1, hp, 49, false)];
     assert_eq!(found, [first, second].concat());
     // A vCPU without a word is passed over.
-    let listed: Vec<_> =
-        outlook::latch_mismatches(outlook::saved(&checkpoint), &[1 << 27], &IrqIds::new(true)).collect();
+    let listed: Vec<_> = status::latch_mismatches(status::saved(&checkpoint), &[1 << 27], &IrqIds::new(true)).collect();
     assert_eq!(listed, [LatchMismatch { vcpu: 0, timer: v, irq: 27, line: false, pending: true }]);
 }

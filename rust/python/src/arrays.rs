@@ -1,16 +1,13 @@
 //! Numpy arrays as arguments and results: one contract for every batch call.
 //!
 //! What comes in may be strided. It is copied, so that other threads may write to it meanwhile, or read in place under
-//! the GIL ([`Input`]). What goes out is written to an array that nobody else knows yet, or to the caller's own, `out=`: of
-//! just this dtype and shape, contiguous and writable, and no part of what came in. All of it is looked at before anything
-//! is written.
+//! the GIL ([`Input`]). What goes out is written to an array that nobody else knows yet, or to the caller's own,
+//! `out=`: of just this dtype and shape, contiguous and writable, and no part of what came in. All of it is looked at
+//! before anything is written.
 
 use guestclock_model::bank::Handle;
 use numpy::ndarray::Dimension;
-use numpy::{
-    Element, PyArray, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArray1, PyReadwriteArrayDyn, PyUntypedArray,
-    PyUntypedArrayMethods,
-};
+use numpy::{Element, PyArray, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArray1, PyReadwriteArrayDyn, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use std::ops::Range;
@@ -44,8 +41,8 @@ pub(crate) struct Column<T> {
     pub(crate) bytes: Range<usize>,
 }
 
-/// Copies an array of just this dtype. Without rust-numpy's list of borrows, which takes longer than a short copy: nothing
-/// here writes to an array but under the GIL.
+/// Copies an array of just this dtype. Without rust-numpy's list of borrows, which takes longer than a short copy:
+/// nothing here writes to an array but under the GIL.
 pub(crate) fn column<T: Named>(array: &Bound<'_, PyAny>, what: &str) -> PyResult<Column<T>> {
     let array = array.cast::<PyArray1<T>>().map_err(|_| refused::<T>(what))?;
     let values = match array.to_vec() {
@@ -95,7 +92,7 @@ impl<T: Element> Input<'_, T> {
 }
 
 /// A new array of these values, which owns its memory.
-pub(crate) fn owned<T: Element>(py: Python<'_>, values: impl Iterator<Item = T>) -> Bound<'_, PyArray1<T>> {
+pub(crate) fn new_array<T: Element>(py: Python<'_>, values: impl Iterator<Item = T>) -> Bound<'_, PyArray1<T>> {
     PyArray1::from_slice(py, &values.collect::<Vec<T>>())
 }
 
@@ -156,5 +153,5 @@ pub(crate) fn writable<'py, T: Named>(array: &Bound<'py, PyArrayDyn<T>>) -> PyRe
 
 /// Handles as numpy's index type.
 pub(crate) fn as_array(py: Python<'_>, handles: impl Iterator<Item = Handle>) -> Bound<'_, PyArray1<i64>> {
-    owned(py, handles.map(|handle| handle.0))
+    new_array(py, handles.map(|handle| handle.0))
 }

@@ -2,21 +2,21 @@
 
 use crate::alarms::Alarms;
 use crate::arguments::saving;
-use crate::arrays::{Column, Named, as_array, column, extent, output, owned, same_rows, writable};
+use crate::arrays::{as_array, column, extent, new_array, output, same_rows, writable, Column, Named};
 use crate::checkpoint_set::PyCheckpointSet;
 use crate::columns::chosen_isa;
 use crate::counters::{AnyCounter, PyHostCounter, PyScaledCounter};
-use crate::errors::{IntoPyErr, OrRaise, noted};
+use crate::errors::{noted, IntoPyErr, OrRaise};
 use crate::policy::AnyPolicy;
 use crate::records::{self, AnyNow, AnySyncBound};
 use crate::restore::Wishes;
 use crate::sets::{PyPausedSet, PySetReport, Sets};
-use crate::vm::{Guest, PyVm};
+use crate::vm::{Guest, PyModelVm};
 use crate::{registers, words};
 use guestclock_core::arch::arm64::{Timer, View};
 use guestclock_core::time::{Counter, Frequency, HostCount, NO_DEADLINE};
 use guestclock_model::bank::{Bank, BankError, Handle, Selection};
-use guestclock_model::locked::{LiveBank, LiveVm};
+use guestclock_model::locked::{LockedBank, LockedVm};
 use guestclock_model::sets::{handle_named, own_names};
 use numpy::{PyArray1, PyArrayDyn};
 use pyo3::exceptions::{PyIndexError, PyValueError};
@@ -25,25 +25,25 @@ use std::ops::Range;
 use std::slice::from_ref;
 use std::sync::Arc;
 
-/// From how many vCPUs on a call lets other Python threads run: it takes 3 us or more then, and giving up the GIL and taking
-/// it again 50 ns. It works on the bank's own columns and on an array that nobody else knows yet, so no Python object
-/// can change either meanwhile; into the caller's `out=` it writes under the GIL.
+/// From how many vCPUs on a call lets other Python threads run: it takes 3 us or more then, and giving up the GIL and
+/// taking it again 50 ns. It works on the bank's own columns and on an array that nobody else knows yet, so no Python
+/// object can change either meanwhile; into the caller's `out=` it writes under the GIL.
 const RELEASE_GIL_FROM: usize = 8192;
 
 /// Many VMs with their vCPUs, as columns over one counter: what is asked of all of them costs a pass over columns.
 ///
-/// `counter` is the host's by default. `timers` is how many timers a vCPU may have: 2, or 4 for guests with EL2. VMs and
-/// vCPUs are named by int64 handles, which are never given to others: vCPU n of the VM `h` is `h + n`.
+/// `counter` is the host's by default. `timers` is how many timers a vCPU may have: 2, or 4 for guests with EL2. VMs
+/// and vCPUs are named by int64 handles, which are never given to others: vCPU n of the VM `h` is `h + n`.
 ///
 /// `now` is the counter's count, by default what it reads. All counts and deadlines are in its ticks, those of the
-/// counters that guests read apart. `select` is an int64 array of vCPU handles, each once, in any order, or a bool array
-/// over `vcpus()`; without, a result is in the order of `vcpus()`. `out` is a C-contiguous array of just the result's
-/// dtype and shape that overlaps with no input; without, the result is a new array. Inputs may be strided; they are
-/// copied. All of it is looked at before anything is written: TypeError for another dtype, ValueError for a shape or an
-/// overlap, IndexError for a handle that the bank hasn't got. Safe to use from many threads.
+/// counters that guests read apart. `select` is an int64 array of vCPU handles, each once, in any order, or a bool
+/// array over `vcpus()`; without, a result is in the order of `vcpus()`. `out` is a C-contiguous array of just the
+/// result's dtype and shape that overlaps with no input; without, the result is a new array. Inputs may be strided;
+/// they are copied. All of it is looked at before anything is written: TypeError for another dtype, ValueError for a
+/// shape or an overlap, IndexError for a handle that the bank hasn't got. Safe to use from many threads.
 #[pyclass(frozen, name = "ClockBank", module = "guestclock")]
 pub(crate) struct PyClockBank {
-    bank: Arc<LiveBank>,
+    bank: Arc<LockedBank>,
     counter: AnyCounter,
     counter_object: Py<PyAny>,
     alarms: Arc<Alarms>,
@@ -105,7 +105,7 @@ impl PyClockBank {
         &self.alarms
     }
 
-    /// Changes something of the bank: its VMs' mirrors and its alarms get to know.
+    /// Changes something of the bank: its VMs' published and its alarms get to know.
     fn with<T: Send>(&self, py: Python<'_>, rows: usize, work: impl FnOnce(&mut Bank) -> T + Send) -> T {
         about(py, rows, || self.bank.with(|bank| work(bank.bank_mut())))
     }
@@ -184,7 +184,7 @@ impl PyClockBank {
             None => py.get_type::<PyHostCounter>().call0()?,
         };
         let counter = counter_object.extract::<AnyCounter>()?;
-        let (isa, bank) = (chosen_isa(py)?, Arc::new(LiveBank::new(counter.frequency(), el2)));
+        let (isa, bank) = (chosen_isa(py)?, Arc::new(LockedBank::new(counter.frequency(), el2)));
         bank.with(|bank| bank.bank_mut().set_isa(isa));
         let alarms = Arc::<Alarms>::default();
         let told = Arc::clone(&alarms);
@@ -216,11 +216,12 @@ impl PyClockBank {
         self.bank.bytes()
     }
 
-    /// Adds a VM with so many vCPUs, all created at `now`, and returns its handle. See `Vm` for the other arguments.
+    /// Adds a VM with so many vCPUs, all created at `now`, and returns its handle. See `ModelVm` for the other
+    /// arguments.
     ///
-    /// `frequency_hz` is the guest's CNTFRQ_EL0, by default the counter's: for a guest that was saved at another frequency
-    /// its counters are `floor(count * frequency_hz / counter.frequency_hz)` less its offset, exact to the tick. KVM
-    /// can't rescale.
+    /// `frequency_hz` is the guest's CNTFRQ_EL0, by default the counter's: for a guest that was saved at another
+    /// frequency its counters are `floor(count * frequency_hz / counter.frequency_hz)` less its offset, exact to the
+    /// tick. KVM can't rescale.
     #[pyo3(signature = (
         vcpus=1, *, frequency_hz=None, kernel=None, nested=false, e2h0=false, irqchip="in-kernel", vhe=true, now=None
     ))]
@@ -267,11 +268,11 @@ impl PyClockBank {
         self.with(py, vms.len(), |bank| bank.remove_all(&vms)).or_raise()
     }
 
-    /// A VM of the bank, as a `Vm`: a view of its rows. IndexError for a handle that it hasn't got.
+    /// A VM of the bank, as a `ModelVm`: a view of its rows. IndexError for a handle that it hasn't got.
     ///
-    /// Over the bank's counter, or over a `ScaledCounter` of it for a VM of another frequency: `now=` and deadlines of that
-    /// `Vm` are in its ticks. Once the VM is removed, the view refuses whatever is asked of it.
-    fn vm(&self, py: Python<'_>, handle: i64) -> PyResult<PyVm> {
+    /// Over the bank's counter, or over a `ScaledCounter` of it for a VM of another frequency: `now=` and deadlines of
+    /// that `ModelVm` are in its ticks. Once the VM is removed, the view refuses whatever is asked of it.
+    fn vm(&self, py: Python<'_>, handle: i64) -> PyResult<PyModelVm> {
         let handle = Handle(handle);
         let hz = self.bank.look(|bank| bank.vm(handle).map(|vm| u64::from(vm.cntfrq_hz()))).or_raise()?;
         let counter = if hz == self.frequency_hz() {
@@ -279,8 +280,8 @@ impl PyClockBank {
         } else {
             Bound::new(py, PyScaledCounter::new(self.counter(py).into_bound(py), hz)?)?.into_any()
         };
-        let live = LiveVm::of(Arc::clone(&self.bank), handle, counter.extract::<AnyCounter>()?).or_raise()?;
-        Ok(PyVm::new_over(live, counter.unbind()))
+        let live = LockedVm::of(Arc::clone(&self.bank), handle, counter.extract::<AnyCounter>()?).or_raise()?;
+        Ok(PyModelVm::new_over(live, counter.unbind()))
     }
 
     /// The handles of all VMs (int64).
@@ -289,8 +290,8 @@ impl PyClockBank {
         as_array(py, vms.into_iter())
     }
 
-    /// The handles of all vCPUs (int64), in the order of their rows: VM by VM as they were added, those of the counter's
-    /// own frequency first. A VM that gets another vCPU later may go to the end.
+    /// The handles of all vCPUs (int64), in the order of their rows: VM by VM as they were added, those of the
+    /// counter's own frequency first. A VM that gets another vCPU later may go to the end.
     fn vcpus<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
         let vcpus: Vec<Handle> = self.ask(py, 0, |bank| bank.vcpu_handles().collect());
         as_array(py, vcpus.into_iter())
@@ -388,7 +389,7 @@ impl PyClockBank {
 
     /// Opts VMs in to one counter offset each (KVM_ARM_SET_COUNTER_OFFSET): int64 handles, each once, and uint64 ticks.
     ///
-    /// As `Vm.set_counter_offset` of each, but of all or of none: VcpuRunning (EBUSY) while a vCPU of theirs runs.
+    /// As `ModelVm.set_counter_offset` of each, but of all or of none: VcpuRunning (EBUSY) while a vCPU of theirs runs.
     fn set_offsets(&self, py: Python<'_>, vms: Bound<'_, PyAny>, offsets: Bound<'_, PyAny>) -> PyResult<()> {
         let vms = handles(&vms, "vms")?;
         let offsets = column::<u64>(&offsets, "offsets")?.values;
@@ -415,8 +416,8 @@ impl PyClockBank {
         self.with(py, vcpus.len(), |bank| bank.set_timers(timer, &vcpus, &cval, &ctl)).or_raise()
     }
 
-    /// Every timer at one instant: `Lines`, of ISTATUS and of the interrupt lines (bool, of shape (timers, n), a row for
-    /// each of `Timer`), and of `next_deadlines` (uint64, of shape (n,)). `out` is a tuple of three such arrays.
+    /// Every timer at one instant: `Lines`, of ISTATUS and of the interrupt lines (bool, of shape (timers, n), a row
+    /// for each of `Timer`), and of `next_deadlines` (uint64, of shape (n,)). `out` is a tuple of three such arrays.
     ///
     /// A timer that a guest hasn't got is off, and compares with 0.
     #[pyo3(signature = (now=None, *, select=None, out=None))]
@@ -469,8 +470,8 @@ impl PyClockBank {
         )
     }
 
-    /// The least of `next_deadlines` of each VM: uint64, of those of the handles `vms` (int64, each once), or of all in the
-    /// order of `vms()`.
+    /// The least of `next_deadlines` of each VM: uint64, of those of the handles `vms` (int64, each once), or of all in
+    /// the order of `vms()`.
     #[pyo3(signature = (now=None, *, vms=None))]
     fn next_deadlines_of_vms<'py>(
         &self,
@@ -489,43 +490,44 @@ impl PyClockBank {
 
     /// The count at which the next line goes high: `now` where one is, NO_DEADLINE (2^64 - 1) where none will be.
     ///
-    /// At hand, whatever the number of timers. A timer that `expire` has given doesn't count until it is written again, or its
-    /// VM's offset moves and it is to come again.
+    /// At hand, whatever the number of timers. A timer that `expire` has given doesn't count until it is written again,
+    /// or its VM's offset moves and it is to come again.
     #[pyo3(signature = (now=None))]
     fn next_deadline(&self, now: Option<u64>) -> u64 {
         self.bank.ask(|bank| bank.next_deadline(self.now(now)))
     }
 
-    /// The timers whose lines have gone high: `Expired`, of their vCPUs (int64), timers (uint8) and deadlines (uint64), in
-    /// the order of the deadlines, then of the vCPUs' handles and the timers.
+    /// The timers whose lines have gone high: `Expired`, of their vCPUs (int64), timers (uint8) and deadlines (uint64),
+    /// in the order of the deadlines, then of the vCPUs' handles and the timers.
     ///
-    /// Each is given once, until it is written again, or its VM's offset moves and it is to come again. What a call costs
-    /// depends on how many it gives, not on how many are pending. A deadline before the counter's first count is 0.
+    /// Each is given once, until it is written again, or its VM's offset moves and it is to come again. What a call
+    /// costs depends on how many it gives, not on how many are pending. A deadline before the counter's first count is
+    /// 0.
     #[pyo3(signature = (now=None))]
     fn expire<'py>(&self, py: Python<'py>, now: Option<u64>) -> PyResult<Bound<'py, PyAny>> {
         let pending = self.bank.look(Bank::pending);
         let fired = self.ask(py, pending, |bank| bank.expire(self.now(now)));
         let vcpus = as_array(py, fired.iter().map(|fired| fired.vcpu));
         let timers = numbers(py, fired.iter().map(|fired| fired.timer));
-        records::expired(py, vcpus, timers, owned(py, fired.iter().map(|fired| fired.deadline)))
+        records::expired(py, vcpus, timers, new_array(py, fired.iter().map(|fired| fired.deadline)))
     }
 
-    /// The lines whose level isn't what it was at the last call: `Changes`, of their vCPUs (int64), timers (uint8) and levels
-    /// (bool), those of each timer in the order of `vcpus()`. A new vCPU's lines are low.
+    /// The lines whose level isn't what it was at the last call: `Changes`, of their vCPUs (int64), timers (uint8) and
+    /// levels (bool), those of each timer in the order of `vcpus()`. A new vCPU's lines are low.
     #[pyo3(signature = (now=None))]
     fn changes<'py>(&self, py: Python<'py>, now: Option<u64>) -> PyResult<Bound<'py, PyAny>> {
         let rows = self.bank.look(Bank::vcpus);
         let changes = self.ask(py, rows, |bank| bank.changes(self.now(now)));
         let vcpus = as_array(py, changes.iter().map(|change| change.vcpu));
         let timers = numbers(py, changes.iter().map(|change| change.timer));
-        records::changes(py, vcpus, timers, owned(py, changes.iter().map(|change| change.level)))
+        records::changes(py, vcpus, timers, new_array(py, changes.iter().map(|change| change.level)))
     }
 
     /// Saves VMs at one instant: those of the handles `vms` (int64), or all. VcpuRunning (EBUSY) while a vCPU of theirs
     /// runs.
     ///
-    /// `names` says who they are, in the order of `vms`: uint64, each once, by default their handles. See `Vm.checkpoint` for
-    /// the other arguments.
+    /// `names` says who they are, in the order of `vms`: uint64, each once, by default their handles. See
+    /// `ModelVm.checkpoint` for the other arguments.
     #[pyo3(signature = (vms=None, *, names=None, now=None, stopped_at=None, sync=None))]
     fn checkpoint(
         &self,
@@ -546,12 +548,12 @@ impl PyClockBank {
         Ok(PyCheckpointSet::from(set))
     }
 
-    /// Restores a set into VMs of the same shapes: their timers, CNTVOFF_EL2 and both counters, all for one instant. All of
-    /// them, or none. The guests may run when it returns.
+    /// Restores a set into VMs of the same shapes: their timers, CNTVOFF_EL2 and both counters, all for one instant.
+    /// All of them, or none. The guests may run when it returns.
     ///
-    /// `vms` is a handle for each VM of the set, in its order (int64), by default their names. VMs that are alike share a
-    /// plan. See `guestclock.plan` for the other arguments; what it refuses for one VM is refused for all, with a note
-    /// which one it was.
+    /// `vms` is a handle for each VM of the set, in its order (int64), by default their names. VMs that are alike share
+    /// a plan. See `guestclock.plan` for the other arguments; what it refuses for one VM is refused for all, with a
+    /// note which one it was.
     #[pyo3(signature = (
         checkpoints, vms=None, *, policy=None, views="preserve", same_counter=None, assume_error_ns=None, sync=None,
         elapsed_ns=None, max_elapsed_ns=None, timers="absolute", intent=None, strict=false, now=None
@@ -593,8 +595,9 @@ impl PyClockBank {
         self.sets().with(py, now, |bank, counter| bank.restore(set, &vms, counter, request)).map(PySetReport::new)
     }
 
-    /// Pauses VMs in place, all at one instant: those of the handles `vms` (int64), or all. None of their vCPUs can run until
-    /// `resume` of what it returns, or the end of its `with` block; then the time in it is treated as `policy` says.
+    /// Pauses VMs in place, all at one instant: those of the handles `vms` (int64), or all. None of their vCPUs can run
+    /// until `resume` of what it returns, or the end of its `with` block; then the time in it is treated as `policy`
+    /// says.
     #[pyo3(signature = (vms=None, *, policy=None, views="preserve", now=None))]
     fn pause(
         &self,
@@ -684,7 +687,7 @@ fn about<T: Send>(py: Python<'_>, rows: usize, work: impl FnOnce() -> T + Send) 
 }
 
 fn numbers(py: Python<'_>, timers: impl Iterator<Item = Timer>) -> Bound<'_, PyArray1<u8>> {
-    owned(py, timers.map(|timer| timer as u8))
+    new_array(py, timers.map(|timer| timer as u8))
 }
 
 impl IntoPyErr for BankError {

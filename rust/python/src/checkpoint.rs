@@ -3,12 +3,12 @@
 use crate::arguments::modular;
 use crate::errors::{IntoPyErr, OrRaise};
 use crate::interchange::timer_regs;
-use crate::records::{self, AnyCrossTimestamp};
+use crate::records::{self, AnyStamp};
 use crate::registers;
 use guestclock_core::checkpoint::codec::{self, MAX_BYTES, WireError};
-use guestclock_core::checkpoint::{Checkpoint, Known, TimerColumns, register_lists as interchange};
-use guestclock_core::restore::timer_status as outlook;
-use guestclock_core::time::{CrossTimestamp, Offset};
+use guestclock_core::checkpoint::{register_lists as interchange, Checkpoint, Known, TimerColumns};
+use guestclock_core::restore::timer_status as status;
+use guestclock_core::time::{Offset, Stamp};
 use guestclock_linux::file;
 use numpy::PyArray1;
 use pyo3::buffer::PyBuffer;
@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 /// A VM's guest time at one instant: a value that can be saved, sent and restored.
 ///
-/// Made by `Vm.checkpoint`, `load` or `from_bytes`. Equal checkpoints have equal bytes.
+/// Made by `ModelVm.checkpoint`, `load` or `from_bytes`. Equal checkpoints have equal bytes.
 #[pyclass(frozen, eq, name = "Checkpoint", module = "guestclock")]
 #[derive(PartialEq)]
 pub(crate) struct PyCheckpoint(pub(crate) Arc<Checkpoint>);
@@ -79,9 +79,9 @@ pub(crate) fn timers_dict<'py>(py: Python<'py>, timers: &[TimerColumns]) -> PyRe
 }
 
 /// The host's instant as plain Python values.
-pub(crate) fn host_dict<'py>(py: Python<'py>, host: &CrossTimestamp) -> PyResult<Bound<'py, PyAny>> {
+pub(crate) fn host_dict<'py>(py: Python<'py>, host: &Stamp) -> PyResult<Bound<'py, PyAny>> {
     let asdict = PyModule::import(py, "dataclasses")?.getattr("asdict")?;
-    asdict.call1((records::cross_timestamp(py, host)?,))
+    asdict.call1((records::stamp(py, host)?,))
 }
 
 #[pymethods]
@@ -106,8 +106,8 @@ impl PyCheckpoint {
 
     /// Whether the VM had opted in to one counter offset.
     #[getter]
-    fn owned(&self) -> bool {
-        self.0.owned
+    fn opted_in(&self) -> bool {
+        self.0.opted_in
     }
 
     /// How far the counters may be from the truth, in ticks: 0 where the VM owned its offset.
@@ -119,7 +119,7 @@ impl PyCheckpoint {
     /// The instant, by the host's counter and wall clock.
     #[getter]
     fn host<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        records::cross_timestamp(py, &self.0.host)
+        records::stamp(py, &self.0.host)
     }
 
     /// The host's count when the last vCPU left its guest, or None.
@@ -154,7 +154,8 @@ impl PyCheckpoint {
     /// Every per-vCPU column by its name, each of shape (vcpus,) and uint64, and the caller's own.
     ///
     /// "vtimer_cval" (guest ticks) and "vtimer_ctl" (without ISTATUS), and the same of every timer that the guest has;
-    /// "cntvoff" (ticks) where it has EL2; a timer register that this version doesn't know by its KVM id in hexadecimal.
+    /// "cntvoff" (ticks) where it has EL2; a timer register that this version doesn't know by its KVM id in
+    /// hexadecimal.
     fn columns<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let columns = PyDict::new(py);
         for timer in &self.0.timers {
@@ -171,21 +172,24 @@ impl PyCheckpoint {
         Ok(columns)
     }
 
-    /// Every timer of every vCPU at the checkpoint's own instant: a list of `TimerOutlook`, each vCPU's in their order.
+    /// Every timer of every vCPU at the checkpoint's own instant: a list of `TimerStatus`, each vCPU's in their order.
     fn timers<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        records::timer_outlooks(py, outlook::saved(&self.0))
+        records::timer_outlooks(py, status::saved(&self.0))
     }
 
-    /// A checkpoint from the registers that another VMM saved: one {KVM register id: value} a vCPU, in the vCPUs' order.
+    /// A checkpoint from the registers that another VMM saved: one {KVM register id: value} a vCPU, in the vCPUs'
+    /// order.
     ///
-    /// Registers that aren't the timers' are passed over. `frequency_hz` is the guest's CNTFRQ_EL0. `host` is the host's
-    /// counter and wall clock at the save, and None says that nobody knows them: then `Freeze()` restores the guest, and
-    /// `Advance` and `CatchUp` are refused (ElapsedUnknown) unless `elapsed_ns=` says how much time has passed.
+    /// Registers that aren't the timers' are passed over. `frequency_hz` is the guest's CNTFRQ_EL0. `host` is the
+    /// host's counter and wall clock at the save, and None says that nobody knows them: then `Freeze()` restores the
+    /// guest, and `Advance` and `CatchUp` are refused (ElapsedUnknown) unless `elapsed_ns=` says how much time has
+    /// passed.
     ///
-    /// A list has no word on when its counters were read. The latest count is taken, and `width_ticks` of the checkpoint is
-    /// the distance between the vCPUs' counts, plus the argument: how many ticks may lie between `host` and the reading.
-    /// `counter_offset` is the offset that the VMM had set with KVM_ARM_SET_COUNTER_OFFSET, any integer from -2**63 up to
-    /// 2**64: then the counters are computed from it and `host`, exactly, and the counts in the lists aren't used.
+    /// A list has no word on when its counters were read. The latest count is taken, and `width_ticks` of the
+    /// checkpoint is the distance between the vCPUs' counts, plus the argument: how many ticks may lie between `host`
+    /// and the reading. `counter_offset` is the offset that the VMM had set with KVM_ARM_SET_COUNTER_OFFSET, any
+    /// integer from -2**63 up to 2**64: then the counters are computed from it and `host`, exactly, and the counts in
+    /// the lists aren't used.
     ///
     /// ValueError where a register is missing, or the lists need what isn't known.
     #[classmethod]
@@ -194,13 +198,13 @@ impl PyCheckpoint {
         _cls: &Bound<'_, PyType>,
         registers: Vec<Bound<'_, PyDict>>,
         frequency_hz: u32,
-        host: Option<AnyCrossTimestamp>,
+        host: Option<AnyStamp>,
         counter_offset: Option<Bound<'_, PyAny>>,
         width_ticks: u64,
     ) -> PyResult<Self> {
         let lists = registers.iter().map(timer_regs).collect::<PyResult<Vec<_>>>()?;
         let counter_offset = counter_offset.map(|offset| modular(&offset, "a counter offset")).transpose()?.map(Offset);
-        let host = host.map(|host| host.cross_timestamp("host")).transpose()?;
+        let host = host.map(|host| host.stamp("host")).transpose()?;
         let known = Known { cntfrq_hz: frequency_hz, host, counter_offset, width_ticks };
         interchange::from_one_regs(&lists, known).or_raise().map(Self::from)
     }
@@ -227,7 +231,7 @@ impl PyCheckpoint {
         fields.set_item("frequency_hz", checkpoint.cntfrq_hz)?;
         fields.set_item("cntvct", checkpoint.cntvct.0)?;
         fields.set_item("cntpct", checkpoint.cntpct.0)?;
-        fields.set_item("owned", checkpoint.owned)?;
+        fields.set_item("opted_in", checkpoint.opted_in)?;
         fields.set_item("width_ticks", checkpoint.width_ticks)?;
         fields.set_item("host", host_dict(py, &checkpoint.host)?)?;
         fields.set_item("stopped_at", checkpoint.stopped_at)?;

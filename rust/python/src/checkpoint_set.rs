@@ -1,9 +1,9 @@
 //! Checkpoints of sets of VMs.
 
-use crate::checkpoint::{PyCheckpoint, decoded, host_dict, loaded, timers_dict};
+use crate::checkpoint::{decoded, host_dict, loaded, timers_dict, PyCheckpoint};
 use crate::errors::OrRaise;
 use crate::records;
-use guestclock_core::checkpoint::{CheckpointSet, VmGroup, codec};
+use guestclock_core::checkpoint::{codec, CheckpointSet, VmGroup};
 use guestclock_linux::file;
 use numpy::PyArray1;
 use pyo3::exceptions::PyIndexError;
@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 /// The guest time of many VMs at one instant: a value that can be saved, sent and restored.
 ///
-/// A sequence of the VMs' checkpoints: `checkpoints[0]`, `len(checkpoints)`, `for checkpoint in checkpoints`. VMs of one
-/// frequency with the same timers stand together, in the order of their names. Equal sets have equal bytes.
+/// A sequence of the VMs' checkpoints: `checkpoints[0]`, `len(checkpoints)`, `for checkpoint in checkpoints`. VMs of
+/// one frequency with the same timers stand together, in the order of their names. Equal sets have equal bytes.
 #[pyclass(frozen, eq, name = "CheckpointSet", module = "guestclock")]
 #[derive(PartialEq)]
 pub(crate) struct PyCheckpointSet(pub(crate) Arc<CheckpointSet>);
@@ -31,7 +31,7 @@ impl PyCheckpointSet {
     /// The instant, by the host's counter and wall clock: one for all VMs.
     #[getter]
     fn host<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        records::cross_timestamp(py, &self.0.host)
+        records::stamp(py, &self.0.host)
     }
 
     /// The host's count when the last vCPU of all left its guest, or None.
@@ -147,16 +147,16 @@ fn group_dict<'py>(py: Python<'py>, group: &VmGroup) -> PyResult<Bound<'py, PyDi
     fields.set_item("vcpus", vms.clone().filter_map(|vm| group.vcpus.get(vm)).collect::<Vec<_>>())?;
     fields.set_item("cntvct", &group.cntvct)?;
     fields.set_item("cntpct", group.cntpct.as_ref().unwrap_or(&group.cntvct))?;
-    fields.set_item("owned", vms.filter_map(|vm| group.owned.get(vm)).collect::<Vec<_>>())?;
-    let debts = PyDict::new(py);
-    for (vm, debt) in &group.debts {
+    fields.set_item("opted_in", vms.filter_map(|vm| group.opted_in.get(vm)).collect::<Vec<_>>())?;
+    let backlogs = PyDict::new(py);
+    for (vm, backlog) in &group.backlogs {
         let owed = PyDict::new(py);
-        owed.set_item("owed_ticks", debt.owed_ticks)?;
-        owed.set_item("step_ns", debt.step_ns)?;
-        owed.set_item("interval_ns", debt.interval_ns)?;
-        debts.set_item(group.names[*vm], owed)?;
+        owed.set_item("remaining_ticks", backlog.remaining_ticks)?;
+        owed.set_item("step_ns", backlog.step_ns)?;
+        owed.set_item("interval_ns", backlog.interval_ns)?;
+        backlogs.set_item(group.names[*vm], owed)?;
     }
-    fields.set_item("debts", debts)?;
+    fields.set_item("backlogs", backlogs)?;
     let rows = 0..group.total_vcpus();
     let cntvoff = group.cntvoff.as_ref();
     fields.set_item("cntvoff", cntvoff.map(|cntvoff| rows.filter_map(|row| cntvoff.get(row)).collect::<Vec<_>>()))?;

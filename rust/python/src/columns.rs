@@ -1,11 +1,9 @@
 //! Columns without a bank: conversions, and the offsets of many VMs.
 
-use crate::arrays::{Input, extent, input, output, same_rows, writable};
+use crate::arrays::{extent, input, output, same_rows, writable, Input};
 use crate::errors::went_backwards;
 use guestclock_core::time::{Frequency, HostCount};
-use guestclock_model::bank::{
-    Added, Isa, Rate, Saved, Scale, WentBackwards, convert, convert_mixed, recompute_offsets,
-};
+use guestclock_model::bank::{convert, convert_mixed, recompute_offsets, Added, Isa, Rate, Saved, Scale, WentBackwards};
 use numpy::PyArrayDyn;
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
@@ -163,14 +161,15 @@ pub(crate) enum Counts<'py> {
 type Recomputed<'py> = (Bound<'py, PyArrayDyn<u64>>, Bound<'py, PyArrayDyn<u64>>);
 
 /// The offsets under which many saved guests go on at one instant, and the ticks that are added to their counters: two
-/// uint64 arrays of shape (n,). The restore table of `guestclock.plan`, a row each VM; of each counter of a guest by itself.
+/// uint64 arrays of shape (n,). The restore table of `guestclock.plan`, a row each VM; of each counter of a guest by
+/// itself.
 ///
-/// Columns of n rows: the guest's counter at the checkpoint and the host's count then (uint64), what is added (uint8, of
-/// `Added`), for how many nanoseconds it has been where that is told, and the most that is added (uint64; a row that makes
-/// no use of one may have anything there), and which of `frequencies_hz` (uint64) is the row's (uint16). `now` is the
-/// count of the host's counter, or a uint64 array with that of each frequency's. `out` is a tuple of two arrays, else as in
-/// `ClockBank`. ClockWentBackwards for a row that goes by its counter, and whose counter went backwards. How far off
-/// the time may be is `plan`'s to say.
+/// Columns of n rows: the guest's counter at the checkpoint and the host's count then (uint64), what is added (uint8,
+/// of `Added`), for how many nanoseconds it has been where that is told, and the most that is added (uint64; a row that
+/// makes no use of one may have anything there), and which of `frequencies_hz` (uint64) is the row's (uint16). `now` is
+/// the count of the host's counter, or a uint64 array with that of each frequency's. `out` is a tuple of two arrays,
+/// else as in `ClockBank`. ClockWentBackwards for a row that goes by its counter, and whose counter went backwards. How
+/// far off the time may be is `plan`'s to say.
 #[pyfunction]
 #[pyo3(signature = (now, guest, host, added, elapsed_ns, max_ns, frequency, frequencies_hz, *, out=None))]
 #[pyo3(name = "recompute_offsets")]

@@ -3,7 +3,7 @@
 use crate::alarms::Alarms;
 use crate::errors::OrRaise;
 use crate::records;
-use guestclock_core::time::{Counter, CrossTimestamp, Frequency, HostCount};
+use guestclock_core::time::{Counter, Frequency, HostCount, Stamp};
 use guestclock_linux::counter::HostCounter;
 use guestclock_linux::monotonic::MonotonicCounter;
 use guestclock_model::manual::ManualCounter;
@@ -44,11 +44,12 @@ pub(crate) struct PyManualCounter {
 
 /// Another counter at a frequency of its own: `floor(count * frequency_hz / counter.frequency_hz)` modulo 2^64.
 ///
-/// This is how the model takes a guest that was saved at another frequency: `Vm(counter=ScaledCounter(HostCounter(),
-/// frequency_hz=24_000_000))`. KVM can't rescale. Each read is exact to the tick, so nothing drifts. Every count of a VM
-/// over it, `now=` and deadlines included, is in its ticks, which `read` gives; `inner_count` leads back to the inner
-/// counter's. The cross-timestamp is the inner counter's, wider by a tick of this one unless the frequency is a whole
-/// multiple. Where the inner counter wraps at 2^64 this one jumps, unless it is a whole multiple.
+/// This is how the model takes a guest that was saved at another frequency:
+/// `ModelVm(counter=ScaledCounter(HostCounter(), frequency_hz=24_000_000))`. KVM can't rescale. Each read is exact to
+/// the tick, so nothing drifts. Every count of a VM over it, `now=` and deadlines included, is in its ticks, which
+/// `read` gives; `inner_count` leads back to the inner counter's. The stamp is the inner counter's, wider by a tick of
+/// this one unless the frequency is a whole multiple. Where the inner counter wraps at 2^64 this one jumps, unless it
+/// is a whole multiple.
 #[pyclass(frozen, name = "ScaledCounter", module = "guestclock")]
 pub(crate) struct PyScaledCounter {
     scaled: Arc<ScaledCounter<AnyCounter>>,
@@ -81,8 +82,8 @@ impl PyHostCounter {
     }
 
     /// The count and the wall clock together.
-    fn cross_timestamp<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        records::cross_timestamp(py, &self.0.cross_timestamp())
+    fn stamp<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        records::stamp(py, &self.0.stamp())
     }
 
     fn __repr__(&self) -> String {
@@ -116,8 +117,8 @@ impl PyMonotonicCounter {
     }
 
     /// The count and the wall clock together.
-    fn cross_timestamp<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        records::cross_timestamp(py, &self.0.cross_timestamp())
+    fn stamp<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        records::stamp(py, &self.0.stamp())
     }
 
     fn __repr__(&self) -> String {
@@ -158,8 +159,8 @@ impl PyManualCounter {
     }
 
     /// The count and the wall clock together; they belong together exactly.
-    fn cross_timestamp<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        records::cross_timestamp(py, &self.counter.cross_timestamp())
+    fn stamp<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        records::stamp(py, &self.counter.stamp())
     }
 
     /// Moves on by `ticks`, modulo 2^64, and the wall clock with it. Returns the new count.
@@ -224,15 +225,16 @@ impl PyScaledCounter {
     }
 
     /// The count and the wall clock together.
-    fn cross_timestamp<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        records::cross_timestamp(py, &self.scaled.cross_timestamp())
+    fn stamp<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        records::stamp(py, &self.scaled.stamp())
     }
 
-    /// The first inner count at which this counter reads `count` or more: what to wait for until a deadline of a VM over
-    /// it.
+    /// The first inner count at which this counter reads `count` or more: what to wait for until a deadline of a VM
+    /// over it.
     ///
-    /// None where the inner counter wraps first. A count that has passed gives an inner count that has passed. A counter
-    /// that is faster than the inner one wraps more often, and then this is about its present pass, as deadlines are.
+    /// None where the inner counter wraps first. A count that has passed gives an inner count that has passed. A
+    /// counter that is faster than the inner one wraps more often, and then this is about its present pass, as
+    /// deadlines are.
     fn inner_count(&self, count: u64) -> Option<u64> {
         self.scaled.inner_count(HostCount(count)).map(|count| count.0)
     }
@@ -299,12 +301,12 @@ impl Counter for AnyCounter {
         }
     }
 
-    fn cross_timestamp(&self) -> CrossTimestamp {
+    fn stamp(&self) -> Stamp {
         match self {
-            Self::Host(counter) => counter.cross_timestamp(),
-            Self::Monotonic(counter) => counter.cross_timestamp(),
-            Self::Manual(counter) => counter.cross_timestamp(),
-            Self::Scaled(counter) => counter.cross_timestamp(),
+            Self::Host(counter) => counter.stamp(),
+            Self::Monotonic(counter) => counter.stamp(),
+            Self::Manual(counter) => counter.stamp(),
+            Self::Scaled(counter) => counter.stamp(),
         }
     }
 }

@@ -14,25 +14,25 @@ use pyo3::types::PyRange;
 use std::slice::from_ref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// From how many timers on a call lets other Python threads run: they take it 100 us, and giving up the GIL and taking it
-/// again 50 ns. The columns are copied before that, so nobody can write to them meanwhile.
+/// From how many timers on a call lets other Python threads run: they take it 100 us, and giving up the GIL and taking
+/// it again 50 ns. The columns are copied before that, so nobody can write to them meanwhile.
 const RELEASE_GIL_FROM: usize = 4096;
 
 /// For how many timers that fire at once there is memory beforehand.
 const FIRING: usize = 128;
 
-/// Timers of many VMs, and which of them are due: the next deadline is always at hand, and no call looks at timers that it
-/// isn't about.
+/// Timers of many VMs, and which of them are due: the next deadline is always at hand, and no call looks at timers that
+/// it isn't about.
 ///
-/// A VM is a group of timers with one counter offset. Compare values (CVAL) are guest ticks; deadlines and `now` are ticks
-/// of the host's counter, `now` given by the caller. A timer is due while the guest's count, `now - offset` modulo 2^64, is
-/// at or past its compare value, unsigned and without a wrap, as KVM compares (kvm_timer_pending in
+/// A VM is a group of timers with one counter offset. Compare values (CVAL) are guest ticks; deadlines and `now` are
+/// ticks of the host's counter, `now` given by the caller. A timer is due while the guest's count, `now - offset`
+/// modulo 2^64, is at or past its compare value, unsigned and without a wrap, as KVM compares (kvm_timer_pending in
 /// arch/arm64/kvm/arch_timer.c). Which timers are enabled and not masked is the caller's to know: arm those.
 ///
-/// Timers and groups are named by ints, or by int64 arrays in the calls whose names end in `_many` and in `set_offsets`;
-/// counts in arrays are uint64. Arrays are one-dimensional and may be strided; they are copied, and refused as a whole
-/// before anything changes: TypeError for another dtype, ValueError for lengths that differ, IndexError for a timer or a group
-/// that the queue hasn't got.
+/// Timers and groups are named by ints, or by int64 arrays in the calls whose names end in `_many` and in
+/// `set_offsets`; counts in arrays are uint64. Arrays are one-dimensional and may be strided; they are copied, and
+/// refused as a whole before anything changes: TypeError for another dtype, ValueError for lengths that differ,
+/// IndexError for a timer or a group that the queue hasn't got.
 #[pyclass(frozen, name = "DeadlineQueue", module = "guestclock")]
 pub(crate) struct PyDeadlineQueue {
     // A call for many timers works on it without the GIL.
@@ -87,7 +87,8 @@ impl PyDeadlineQueue {
 
     /// Adds a VM with so many timers, none of them armed, and returns the group's number.
     ///
-    /// `offset` is what the guest's counter lies behind the host's, in ticks: any int from -2^63 up to 2^64, modulo 2^64.
+    /// `offset` is what the guest's counter lies behind the host's, in ticks: any int from -2^63 up to 2^64, modulo
+    /// 2^64.
     #[pyo3(signature = (timers, *, offset=None))]
     fn add_group(&self, py: Python<'_>, timers: u32, offset: Option<Bound<'_, PyAny>>) -> PyResult<u32> {
         let offset = offset.map_or(Ok(0), |offset| modular(&offset, "an offset"))?;
@@ -160,8 +161,8 @@ impl PyDeadlineQueue {
         self.lock(py).next_deadline(HostCount(now))
     }
 
-    /// Disarms the timers that are due and returns their ids (int64) and deadlines (uint64), in the order of the deadlines and
-    /// then of the ids.
+    /// Disarms the timers that are due and returns their ids (int64) and deadlines (uint64), in the order of the
+    /// deadlines and then of the ids.
     ///
     /// A deadline is the host count at which the timer became due: 0 where that was before the counter's first count.
     fn expire<'py>(&self, py: Python<'py>, now: u64) -> (Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<u64>>) {

@@ -1,10 +1,10 @@
 //! Rust's errors as the classes of `guestclock.errors`.
 
-use crate::words;
 use core::fmt::Display;
-use guestclock_core::arch::arm64::{Role, one_reg_id};
+use crate::words;
+use guestclock_core::arch::arm64::{one_reg_id, Role};
 use guestclock_core::checkpoint::codec::WireError;
-use guestclock_core::drive::{FaultyError, GateError, Kind, RestoreError};
+use guestclock_core::drive::{CallKind, FaultyError, OperationError, RestoreError};
 use guestclock_core::restore::Refusal;
 use guestclock_core::time::ElapsedError;
 use guestclock_core::time::elapsed::UnknownElapsed;
@@ -223,10 +223,12 @@ impl<E: IntoPyErr + Display> IntoPyErr for FaultyError<E> {
             Self::Backend(error) => error.into_pyerr(),
             Self::Crashed => typed("Crashed", &message, |_| Ok(())),
             Self::Injected { call, errno, .. } => match (call.kind, errno, call.reg) {
-                (Kind::Stopped | Kind::SetCounterOffset, EBUSY, _) => typed("VcpuRunning", &message, |fields| {
-                    fields.set_item("errno", errno)?;
-                    fields.set_item("vcpu", None::<usize>)
-                }),
+                (CallKind::Stopped | CallKind::SetCounterOffset, EBUSY, _) => {
+                    typed("VcpuRunning", &message, |fields| {
+                        fields.set_item("errno", errno)?;
+                        fields.set_item("vcpu", None::<usize>)
+                    })
+                }
                 (_, ENOENT, Some(id)) => typed("UnknownRegister", &message, |fields| {
                     fields.set_item("errno", errno)?;
                     fields.set_item("reg", id)
@@ -238,7 +240,7 @@ impl<E: IntoPyErr + Display> IntoPyErr for FaultyError<E> {
     }
 }
 
-impl<E: IntoPyErr + Display> IntoPyErr for GateError<E> {
+impl<E: IntoPyErr + Display> IntoPyErr for OperationError<E> {
     fn into_pyerr(self) -> PyErr {
         let message = self.to_string();
         match self {
@@ -259,7 +261,7 @@ impl<E: IntoPyErr + Display> IntoPyErr for GateError<E> {
                 })
             }
             Self::Closed => typed("RestoreOpen", &message, |_| Ok(())),
-            Self::NothingOwed => typed("NothingOwed", &message, |_| Ok(())),
+            Self::NoBacklog => typed("NoBacklog", &message, |_| Ok(())),
             Self::StoppedLater { .. } => PyValueError::new_err(message),
             Self::TooFar { .. } => PyOverflowError::new_err(message),
             _ => typed("GuestClockError", &message, |_| Ok(())),

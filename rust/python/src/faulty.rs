@@ -10,12 +10,10 @@ use crate::guest::{PyPaused, PyRunning};
 use crate::policy::AnyPolicy;
 use crate::records::{AnyNow, AnySyncBound};
 use crate::steps::PySteps;
-use crate::vm::PyVm;
+use crate::vm::PyModelVm;
 use guestclock_core::checkpoint::Checkpoint;
 use guestclock_core::drive::faults::Step;
-use guestclock_core::drive::{
-    Backend, Call, Fault, Faults, Faulty, FaultyError, GateError, On, OpenPause, OpenRestore, RestoreError, patiently,
-};
+use guestclock_core::drive::{retry_busy, Backend, Call, Fault, Faults, Faulty, FaultyError, On, OpenPause, OpenRestore, OperationError, RestoreError};
 use guestclock_core::restore::{Plan, Report, Request, RunState, Step as Forward};
 use guestclock_core::time::{Counter, Offset};
 use guestclock_model::error::VmError;
@@ -47,10 +45,10 @@ fn fault(object: &Bound<'_, PyAny>, movable: bool) -> PyResult<Fault> {
 }
 
 /// The error without the note of what to call next, where the process that would call it is gone.
-fn without_a_way_on(error: GateError<FaultyError<VmError>>) -> GateError<FaultyError<VmError>> {
+fn without_a_way_on(error: OperationError<FaultyError<VmError>>) -> OperationError<FaultyError<VmError>> {
     match error {
-        GateError::Restore(RestoreError::Backend { error: FaultyError::Crashed, .. }) => {
-            GateError::Backend(FaultyError::Crashed)
+        OperationError::Restore(RestoreError::Backend { error: FaultyError::Crashed, .. }) => {
+            OperationError::Backend(FaultyError::Crashed)
         }
         error => error,
     }
@@ -59,14 +57,15 @@ fn without_a_way_on(error: GateError<FaultyError<VmError>>) -> GateError<FaultyE
 /// A model VM whose calls fail, dawdle, or find the process gone where `faults` say: for the tests of a VMM, of an
 /// orchestrator, or of anything else that restores VMs.
 ///
-/// It is a `GuestVm`, and what runs on it is the code that runs on KVM. `faults` are of `Fault`; ValueError for one that
-/// makes no sense, and for one that moves time where `vm` isn't over a `ManualCounter`. `busy_retries` is how many times
-/// set_counter_offset and the look whether vCPUs run are made again after EBUSY: `KvmVm` does so for `busy_timeout_ms`.
+/// It is a `GuestVm`, and what runs on it is the code that runs on KVM. `faults` are of `Fault`; ValueError for one
+/// that makes no sense, and for one that moves time where `vm` isn't over a `ManualCounter`. `busy_retries` is how many
+/// times set_counter_offset and the look whether vCPUs run are made again after EBUSY: `KvmVm` does so for
+/// `busy_timeout_ms`.
 ///
 /// Once it has crashed everything that it is asked to do raises Crashed. `vm` can still be looked at.
 #[pyclass(frozen, name = "FaultyVm", module = "guestclock")]
 pub(crate) struct PyFaultyVm {
-    vm: Py<PyVm>,
+    vm: Py<PyModelVm>,
     /// Taken under the VM's lock, and never held while Python code runs.
     faults: Mutex<Faults>,
     /// Those on the counter that faults move.
@@ -78,14 +77,14 @@ impl PyFaultyVm {
         self.faults.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn gated<T>(
+    fn operate<T>(
         &self,
         now: Option<Now>,
-        work: impl FnOnce(&mut RunState, &mut Faulty<'_, VmError>) -> Result<T, GateError<FaultyError<VmError>>>,
+        work: impl FnOnce(&mut RunState, &mut Faulty<'_, VmError>) -> Result<T, OperationError<FaultyError<VmError>>>,
     ) -> PyResult<T> {
-        let under_faults = self.vm.get().live.gated(now, |gate, backend| {
+        let under_faults = self.vm.get().live.operate(now, |run_state, backend| {
             let faults = &mut *self.faults();
-            work(gate, &mut Faulty { backend, faults })
+            work(run_state, &mut Faulty { backend, faults })
         });
         if let Some(alarms) = &self.alarms {
             alarms.ring();
@@ -98,11 +97,11 @@ impl PyFaultyVm {
         &self,
         step: Step,
         now: Option<Now>,
-        work: impl FnOnce(&mut RunState, &mut Faulty<'_, VmError>) -> Result<T, GateError<FaultyError<VmError>>>,
+        work: impl FnOnce(&mut RunState, &mut Faulty<'_, VmError>) -> Result<T, OperationError<FaultyError<VmError>>>,
     ) -> PyResult<T> {
-        self.gated(now, |gate, faulty| {
-            faulty.faults.step(step).map_err(GateError::Backend)?;
-            work(gate, faulty)
+        self.operate(now, |run_state, faulty| {
+            faulty.faults.step(step).map_err(OperationError::Backend)?;
+            work(run_state, faulty)
         })
     }
 
@@ -112,11 +111,11 @@ impl PyFaultyVm {
         now: Option<u64>,
         call: impl FnOnce(&mut Faulty<'_, VmError>) -> Result<T, FaultyError<VmError>>,
     ) -> PyResult<T> {
-        self.gated(count(now).map(Now::Count), |_, faulty| call(faulty).map_err(GateError::Backend))
+        self.operate(count(now).map(Now::Count), |_, faulty| call(faulty).map_err(OperationError::Backend))
     }
 
     /// The VM, for what isn't an ioctl on it, so that no fault comes there.
-    fn alive(&self) -> PyResult<&Py<PyVm>> {
+    fn alive(&self) -> PyResult<&Py<PyModelVm>> {
         self.faults().alive::<VmError>().or_raise()?;
         Ok(&self.vm)
     }
@@ -126,7 +125,7 @@ impl PyFaultyVm {
 impl PyFaultyVm {
     #[new]
     #[pyo3(signature = (vm, faults, *, busy_retries=0))]
-    fn new(py: Python<'_>, vm: Py<PyVm>, faults: Bound<'_, PyAny>, busy_retries: u32) -> PyResult<Self> {
+    fn new(py: Python<'_>, vm: Py<PyModelVm>, faults: Bound<'_, PyAny>, busy_retries: u32) -> PyResult<Self> {
         let host = match vm.get().live.counter() {
             AnyCounter::Manual(counter) => Some(Arc::clone(counter)),
             AnyCounter::Host(_) | AnyCounter::Monotonic(_) | AnyCounter::Scaled(_) => None,
@@ -139,11 +138,12 @@ impl PyFaultyVm {
 
     /// The VM under it.
     #[getter]
-    fn vm(&self, py: Python<'_>) -> Py<PyVm> {
+    fn vm(&self, py: Python<'_>) -> Py<PyModelVm> {
         self.vm.clone_ref(py)
     }
 
-    /// What was called so far, in order, those that failed among them: "set_counter_offset", "set_one_reg 0 TIMER_CVAL".
+    /// What was called so far, in order, those that failed among them: "set_counter_offset", "set_one_reg 0
+    /// TIMER_CVAL".
     #[getter]
     fn calls(&self) -> Vec<String> {
         self.faults().calls().iter().map(Call::to_string).collect()
@@ -175,8 +175,8 @@ impl PyFaultyVm {
 
     /// Whether the VM has opted in to one counter offset, for good.
     #[getter]
-    fn owned(&self) -> bool {
-        self.vm.get().owned()
+    fn opted_in(&self) -> bool {
+        self.vm.get().opted_in()
     }
 
     /// What can be done for this VM's clocks.
@@ -185,10 +185,10 @@ impl PyFaultyVm {
         self.vm.get().capabilities(py)
     }
 
-    /// KVM_ARM_SET_COUNTER_OFFSET: see `Vm.set_counter_offset`.
+    /// KVM_ARM_SET_COUNTER_OFFSET: see `ModelVm.set_counter_offset`.
     fn set_counter_offset(&self, offset: &Bound<'_, PyAny>) -> PyResult<()> {
         let offset = Offset(modular(offset, "an offset")?);
-        self.call(None, |faulty| patiently(faulty, |faulty| faulty.set_counter_offset(offset)))
+        self.call(None, |faulty| retry_busy(faulty, |faulty| faulty.set_counter_offset(offset)))
     }
 
     /// What the vCPU's guest reads from CNTVCT_EL0, now or when the host's counter reads `now`. No fault comes here.
@@ -209,7 +209,7 @@ impl PyFaultyVm {
         self.call(now, |faulty| faulty.get_one_reg(vcpu, reg))
     }
 
-    /// KVM_SET_ONE_REG: see `Vm.set_one_reg`.
+    /// KVM_SET_ONE_REG: see `ModelVm.set_one_reg`.
     #[pyo3(signature = (vcpu, reg, value, *, now=None))]
     fn set_one_reg(&self, vcpu: usize, reg: u64, value: &Bound<'_, PyAny>, now: Option<u64>) -> PyResult<()> {
         let value = modular(value, "a register's value")?;
@@ -227,8 +227,8 @@ impl PyFaultyVm {
         self.alive()?.get().timer(py, vcpu, timer, now)
     }
 
-    /// The host count at which the first of the vCPU's timer lines goes high by itself; None if none will. No fault comes
-    /// here.
+    /// The host count at which the first of the vCPU's timer lines goes high by itself; None if none will. No fault
+    /// comes here.
     #[pyo3(signature = (vcpu, *, now=None))]
     fn next_deadline(&self, vcpu: usize, now: Option<u64>) -> PyResult<Option<u64>> {
         self.alive()?.get().next_deadline(vcpu, now)
@@ -241,7 +241,7 @@ impl PyFaultyVm {
         PyRunning::new(Arc::new(slf), vcpu)
     }
 
-    /// Saves the VM's guest time: see `Vm.checkpoint`.
+    /// Saves the VM's guest time: see `ModelVm.checkpoint`.
     #[pyo3(signature = (*, now=None, stopped_at=None, sync=None))]
     fn checkpoint(
         &self,
@@ -250,14 +250,14 @@ impl PyFaultyVm {
         sync: Option<AnySyncBound>,
     ) -> PyResult<PyCheckpoint> {
         let (now, saving) = (now.map(|now| now.0), saving(stopped_at, sync)?);
-        let checkpoint = self.step(Step::Checkpoint, now, |gate, faulty| gate.checkpoint(faulty, saving));
+        let checkpoint = self.step(Step::Checkpoint, now, |run_state, faulty| run_state.checkpoint(faulty, saving));
         checkpoint.map(PyCheckpoint::from)
     }
 
     /// What the guest is owed, in ticks: 0 but for a `CatchUp` that isn't over. No fault comes here.
     #[getter]
-    fn owed_ticks(&self) -> PyResult<u64> {
-        Ok(self.alive()?.get().owed_ticks())
+    fn backlog_ticks(&self) -> PyResult<u64> {
+        Ok(self.alive()?.get().backlog_ticks())
     }
 
     /// The steps by which the guest is paid back, one after the other, until nothing is owed.
@@ -279,7 +279,7 @@ impl PyFaultyVm {
 
 impl GuestVm for Py<PyFaultyVm> {
     fn plan(&self, _py: Python<'_>, checkpoint: &Checkpoint, request: Request, now: Option<Now>) -> PyResult<Plan> {
-        self.get().step(Step::Plan, now, |gate, faulty| gate.plan(faulty, checkpoint, request))
+        self.get().step(Step::Plan, now, |run_state, faulty| run_state.plan(faulty, checkpoint, request))
     }
 
     fn prepare(
@@ -289,27 +289,27 @@ impl GuestVm for Py<PyFaultyVm> {
         checkpoint: Arc<Checkpoint>,
         now: Option<Now>,
     ) -> PyResult<OpenRestore> {
-        self.get().step(Step::Prepare, now, |gate, faulty| gate.prepare(faulty, plan, checkpoint))
+        self.get().step(Step::Prepare, now, |run_state, faulty| run_state.prepare(faulty, plan, checkpoint))
     }
 
     fn apply(&self, _py: Python<'_>, open: &mut OpenRestore, now: Option<Now>) -> PyResult<()> {
-        self.get().step(Step::Apply, now, |gate, faulty| gate.apply(faulty, open))
+        self.get().step(Step::Apply, now, |run_state, faulty| run_state.apply(faulty, open))
     }
 
     fn release(&self, _py: Python<'_>, open: &mut OpenRestore, now: Option<Now>) -> PyResult<Report> {
-        self.get().step(Step::Release, now, |gate, faulty| gate.release(faulty, open))
+        self.get().step(Step::Release, now, |run_state, faulty| run_state.release(faulty, open))
     }
 
     fn pause(&self, _py: Python<'_>, request: Request) -> PyResult<OpenPause> {
-        self.get().step(Step::Pause, None, |gate, faulty| gate.pause(faulty, request))
+        self.get().step(Step::Pause, None, |run_state, faulty| run_state.pause(faulty, request))
     }
 
     fn resume(&self, _py: Python<'_>, pause: &OpenPause) -> PyResult<Report> {
-        self.get().step(Step::Resume, None, |gate, faulty| gate.resume(faulty, pause))
+        self.get().step(Step::Resume, None, |run_state, faulty| run_state.resume(faulty, pause))
     }
 
     fn step(&self, _py: Python<'_>, now: Option<Now>) -> PyResult<Forward> {
-        self.get().step(Step::CatchUp, now, |gate, faulty| gate.step(faulty))
+        self.get().step(Step::CatchUp, now, |run_state, faulty| run_state.step(faulty))
     }
 
     fn enter(&self, _py: Python<'_>, vcpu: usize) -> PyResult<()> {

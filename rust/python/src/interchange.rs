@@ -14,7 +14,8 @@ impl IntoPyErr for InterchangeError {
     }
 }
 
-/// The timers' registers in one vCPU's list. Of the others not even the value is looked at: some are of 128 bits and more.
+/// The timers' registers in one vCPU's list. Of the others not even the value is looked at: some are of 128 bits and
+/// more.
 pub(crate) fn timer_regs(list: &Bound<'_, PyDict>) -> PyResult<BTreeMap<u64, u64>> {
     let mut regs = BTreeMap::new();
     for (id, value) in list {

@@ -4,7 +4,7 @@ use crate::any_vm::GuestVm;
 use crate::arguments::{count, modular, saving};
 use crate::checkpoint::PyCheckpoint;
 use crate::counters::PyHostCounter;
-use crate::errors::{IntoPyErr, OrRaise, typed};
+use crate::errors::{typed, IntoPyErr, OrRaise};
 use crate::guest::{PyPaused, PyRunning};
 use crate::policy::AnyPolicy;
 use crate::records::{self, AnySyncBound};
@@ -17,9 +17,9 @@ use guestclock_core::restore::{Plan, Report, Request, Step};
 use guestclock_core::time::{Counter, Offset};
 use guestclock_linux::counter::{HostCounter, Source};
 use guestclock_linux::kvm::cpu;
+use guestclock_linux::kvm::descriptor::DescriptorKind;
 use guestclock_linux::kvm::error::KvmError;
 use guestclock_linux::kvm::fds::Fds;
-use guestclock_linux::kvm::kind::Kind;
 use guestclock_linux::kvm::number::FdNumber;
 use guestclock_linux::kvm::vm::{KvmOptions, KvmVm, Probed};
 use guestclock_model::locked::Now;
@@ -61,7 +61,7 @@ impl Descriptor {
     }
 
     /// Refuses what isn't of this kind, where that can be told.
-    fn expect(&self, py: Python<'_>, kind: Kind) -> PyResult<()> {
+    fn expect(&self, py: Python<'_>, kind: DescriptorKind) -> PyResult<()> {
         self.number(py)?.expect(kind).map_err(|error| refused(&error))
     }
 }
@@ -95,14 +95,14 @@ impl Numbers {
 
 /// The clocks of a VM on KVM, through its descriptors and those of its vCPUs.
 ///
-/// `vm_fd` and each of `vcpu_fds` is an int, or an object with `fileno()`, which is kept and asked anew at each call. They
-/// are borrowed and never closed. `gic_fd` is the in-kernel vGIC's: with it, a vCPU that runs is found out before anything
-/// is read or written. `counter_offset` is for a VM that has opted in already: KVM can't be asked for its offset.
-/// `busy_timeout_ms` is how long KVM's EBUSY is waited out.
+/// `vm_fd` and each of `vcpu_fds` is an int, or an object with `fileno()`, which is kept and asked anew at each call.
+/// They are borrowed and never closed. `gic_fd` is the in-kernel vGIC's: with it, a vCPU that runs is found out before
+/// anything is read or written. `counter_offset` is for a VM that has opted in already: KVM can't be asked for its
+/// offset. `busy_timeout_ms` is how long KVM's EBUSY is waited out.
 ///
-/// Every vCPU must be initialised (KVM_ARM_VCPU_INIT), and none may run, when this is made. It finds out what this KVM does
-/// by asking it, and writes nothing. The interpreter's lock is released in every ioctl. CapabilityMissing where this
-/// isn't arm64.
+/// Every vCPU must be initialised (KVM_ARM_VCPU_INIT), and none may run, when this is made. It finds out what this KVM
+/// does by asking it, and writes nothing. The interpreter's lock is released in every ioctl. CapabilityMissing where
+/// this isn't arm64.
 #[pyclass(frozen, name = "KvmVm", module = "guestclock")]
 pub(crate) struct PyKvmVm {
     vm: KvmVm<HostCounter>,
@@ -114,7 +114,7 @@ pub(crate) struct PyKvmVm {
 }
 
 fn not_here() -> PyErr {
-    let message = format!("KvmVm needs arm64's KVM, and this program runs on {ARCH}: `Vm` models it anywhere");
+    let message = format!("KvmVm needs arm64's KVM, and this program runs on {ARCH}: `ModelVm` models it anywhere");
     typed("CapabilityMissing", &message, |fields| fields.set_item("capability", "kvm"))
 }
 
@@ -144,7 +144,7 @@ impl PyKvmVm {
 
     fn view(&self, py: Python<'_>, vcpu: usize, view: View, now: Option<u64>) -> PyResult<u64> {
         let now = count(now);
-        match self.vm.owned_count(view, now) {
+        match self.vm.count_by_offset(view, now) {
             // Without a look at the descriptors: nothing is asked of them.
             Some(guest) if vcpu < self.vcpus(py) => Ok(guest.0),
             _ => self.with(py, |vm, fds| vm.count(fds, vcpu, view, now)).map(|guest| guest.0),
@@ -172,13 +172,13 @@ impl PyKvmVm {
             return Err(not_here());
         }
         let vm_fd: Descriptor = vm_fd.extract()?;
-        vm_fd.expect(py, Kind::Vm)?;
+        vm_fd.expect(py, DescriptorKind::Vm)?;
         let vcpu_fds: Vec<Descriptor> = vcpu_fds.try_iter()?.map(|fd| fd?.extract()).collect::<PyResult<_>>()?;
         for fd in &vcpu_fds {
-            fd.expect(py, Kind::Vcpu)?;
+            fd.expect(py, DescriptorKind::Vcpu)?;
         }
         let gic_fd: Option<Descriptor> = gic_fd.map(|fd| fd.extract()).transpose()?;
-        gic_fd.iter().try_for_each(|fd| fd.expect(py, Kind::Vgic))?;
+        gic_fd.iter().try_for_each(|fd| fd.expect(py, DescriptorKind::Vgic))?;
         let counter_offset = counter_offset.map(|offset| modular(&offset, "an offset")).transpose()?.map(Offset);
         let mut options = KvmOptions::default()
             .with_busy_timeout(Duration::from_millis(busy_timeout_ms))
@@ -218,8 +218,8 @@ impl PyKvmVm {
 
     /// Whether the VM has opted in to one counter offset, for good, as far as guestclock knows.
     #[getter]
-    fn owned(&self) -> bool {
-        self.vm.is_owned()
+    fn opted_in(&self) -> bool {
+        self.vm.has_opted_in()
     }
 
     /// What can be done for this VM's clocks.
@@ -236,7 +236,7 @@ impl PyKvmVm {
             Some(false) => "the CPU has no CNTPOFF_EL2: with a physical offset CNTPCT_EL0 and the physical timer trap",
             _ => "the CPU may have CNTPOFF_EL2, which KVM uses where the host's kernel runs at EL2: nothing tells",
         };
-        let (quiescence, how) = match (&self.gic_fd, self.vm.is_owned()) {
+        let (quiescence, how) = match (&self.gic_fd, self.vm.has_opted_in()) {
             (Some(_), _) => (Some(true), "the vGIC's distributor is read, which answers EBUSY while any vCPU runs"),
             (None, true) => {
                 (Some(true), "the offset is written again as it is, which answers EBUSY while any vCPU runs")
@@ -258,7 +258,8 @@ impl PyKvmVm {
         )
     }
 
-    /// What this KVM was found to do, where kernels differ, as plain Python values. None where its vCPU doesn't show it.
+    /// What this KVM was found to do, where kernels differ, as plain Python values. None where its vCPU doesn't show
+    /// it.
     #[getter]
     fn behaviours<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let probed = self.probed(py)?;
@@ -279,13 +280,14 @@ impl PyKvmVm {
     /// CountersMoved.
     fn add_vcpu(&self, py: Python<'_>, vcpu_fd: Bound<'_, PyAny>) -> PyResult<usize> {
         let fd: Descriptor = vcpu_fd.extract()?;
-        fd.expect(py, Kind::Vcpu)?;
+        fd.expect(py, DescriptorKind::Vcpu)?;
         let mut fds = self.vcpu_fds.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
         fds.push(fd);
         Ok(fds.len() - 1)
     }
 
-    /// KVM_ARM_SET_COUNTER_OFFSET: one offset for both counters of all vCPUs, in ticks, subtracted from the host's count.
+    /// KVM_ARM_SET_COUNTER_OFFSET: one offset for both counters of all vCPUs, in ticks, subtracted from the host's
+    /// count.
     ///
     /// There is no way back: from now on counter values that are set are ignored. VcpuRunning (EBUSY) while a vCPU
     /// runs. `offset` is any integer from -2**63 up to 2**64, taken modulo 2**64.
@@ -294,8 +296,8 @@ impl PyKvmVm {
         self.with(py, |vm, fds| vm.set_counter_offset(fds, offset))
     }
 
-    /// What the vCPU's guest reads from CNTVCT_EL0. Without an ioctl once the offset is owned; then also for the host's count
-    /// `now` (else ValueError).
+    /// What the vCPU's guest reads from CNTVCT_EL0. Without an ioctl once the offset is owned; then also for the host's
+    /// count `now` (else ValueError).
     #[pyo3(signature = (vcpu, now=None))]
     fn cntvct(&self, py: Python<'_>, vcpu: usize, now: Option<u64>) -> PyResult<u64> {
         self.view(py, vcpu, View::Virtual, now)
@@ -307,7 +309,8 @@ impl PyKvmVm {
         self.view(py, vcpu, View::Physical, now)
     }
 
-    /// KVM_GET_ONE_REG: `reg` is a `Reg` or its number. VcpuRunning in the vCPU's `running` block, since KVM would wait.
+    /// KVM_GET_ONE_REG: `reg` is a `Reg` or its number. VcpuRunning in the vCPU's `running` block, since KVM would
+    /// wait.
     fn get_one_reg(&self, py: Python<'_>, vcpu: usize, reg: u64) -> PyResult<u64> {
         self.with(py, |vm, fds| vm.get_one_reg(fds, vcpu, reg))
     }
@@ -336,30 +339,32 @@ impl PyKvmVm {
 
     /// The interrupt id of a timer, on every vCPU (KVM_ARM_VCPU_TIMER_CTRL), asked of vCPU 0.
     ///
-    /// KvmError: ENXIO for a timer that the kernel doesn't know. VcpuRunning in vCPU 0's `running` block, since KVM would wait.
+    /// KvmError: ENXIO for a timer that the kernel doesn't know. VcpuRunning in vCPU 0's `running` block, since KVM
+    /// would wait.
     fn irq(&self, py: Python<'_>, timer: usize) -> PyResult<i32> {
         let timer = registers::timer(timer)?;
         self.with(py, |vm, fds| vm.timer_irq(fds, timer))
     }
 
-    /// Each vCPU's GICR_ISPENDR0 as the vGICv3 keeps it, 32 bits: the pending latches of its private interrupts, lines apart
-    /// (KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, Documentation/virt/kvm/devices/arm-vgic-v3.rst).
+    /// Each vCPU's GICR_ISPENDR0 as the vGICv3 keeps it, 32 bits: the pending latches of its private interrupts, lines
+    /// apart (KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, Documentation/virt/kvm/devices/arm-vgic-v3.rst).
     ///
-    /// For `Report.latch_mismatches`. VcpuRunning (EBUSY) while a vCPU runs; CapabilityMissing without `gic_fd`; KvmError
-    /// (ENXIO) for a GICv2, which has none.
+    /// For `Report.latch_mismatches`. VcpuRunning (EBUSY) while a vCPU runs; CapabilityMissing without `gic_fd`;
+    /// KvmError (ENXIO) for a GICv2, which has none.
     fn pending_latches(&self, py: Python<'_>) -> PyResult<Vec<u32>> {
         self.with(py, |vm, fds| vm.pending_latches(fds))
     }
 
     /// A context manager for the time that the vCPU spends in its guest: a VMM wraps KVM_RUN in this.
     ///
-    /// While it is held, checkpoints and restores raise VcpuRunning without an ioctl. RestoreOpen while a restore or pause
-    /// isn't finished.
+    /// While it is held, checkpoints and restores raise VcpuRunning without an ioctl. RestoreOpen while a restore or
+    /// pause isn't finished.
     fn running(slf: Py<Self>, vcpu: usize) -> PyRunning {
         PyRunning::new(Arc::new(slf), vcpu)
     }
 
-    /// Saves the VM's guest time. VcpuRunning (EBUSY) while a vCPU runs, as far as `capabilities.quiescence_check` goes.
+    /// Saves the VM's guest time. VcpuRunning (EBUSY) while a vCPU runs, as far as `capabilities.quiescence_check`
+    /// goes.
     ///
     /// `stopped_at` is the host's count when the last vCPU left its guest, from a VMM that knows it: ValueError if that
     /// lies after the checkpoint. `sync` says how far the wall clock may be off: without it there is only the kernel's
@@ -377,8 +382,8 @@ impl PyKvmVm {
 
     /// What the guest is owed, in ticks: 0 but for a `CatchUp` that isn't over.
     #[getter]
-    fn owed_ticks(&self, py: Python<'_>) -> u64 {
-        py.detach(|| self.vm.next_step()).map_or(0, |step| step.owed_ticks)
+    fn backlog_ticks(&self, py: Python<'_>) -> u64 {
+        py.detach(|| self.vm.next_step()).map_or(0, |step| step.backlog_ticks)
     }
 
     /// The steps by which the guest is paid back, one after the other, until nothing is owed.
@@ -393,7 +398,7 @@ impl PyKvmVm {
     }
 
     fn __repr__(&self, py: Python<'_>) -> String {
-        let owned = if self.owned() { ", owned" } else { "" };
+        let owned = if self.opted_in() { ", opted in" } else { "" };
         format!("<KvmVm of {} vCPUs{owned}>", self.vcpus(py))
     }
 }

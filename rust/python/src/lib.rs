@@ -77,7 +77,7 @@ mod _core {
     #[pymodule_export]
     use super::verbs::{plan, restore};
     #[pymodule_export]
-    use super::vm::PyVm;
+    use super::vm::PyModelVm;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

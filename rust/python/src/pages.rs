@@ -1,12 +1,10 @@
 //! The pages that tell a guest of its time, in the caller's own memory.
 
-use crate::errors::{IntoPyErr, OrRaise};
-use crate::records::{AnyCrossTimestamp, named};
-use crate::words;
 use core::ptr::NonNull;
-use guestclock_core::guest::vmclock::{
-    Body, CounterId, Declared, Equation, EquationError, Header, Status, TimeType, realtime_at,
-};
+use crate::errors::{IntoPyErr, OrRaise};
+use crate::records::{named, AnyStamp};
+use crate::words;
+use guestclock_core::guest::vmclock::{realtime_at, Body, CounterId, Declared, Equation, EquationError, Header, Status, TimeType};
 use guestclock_core::time::{GuestCount, Intent};
 use guestclock_linux::pages::{Memory, PageError, StolenTime, VmClock};
 use pyo3::buffer::PyBuffer;
@@ -111,15 +109,15 @@ impl PyStolenTime {
 /// Real time by the guest's counter: `time + (CNTVCT_EL0 - counter_value) * period`, with what is claimed of its
 /// errors.
 ///
-/// `here` is a cross-timestamp of the host's counter, `cntvct` what the guest reads from CNTVCT_EL0 when the host's
-/// reads `here.count`: `vm.cntvct(0, now=here.count)`. The rate is measured since the earlier cross-timestamp `since`
+/// `here` is a stamp of the host's counter, `cntvct` what the guest reads from CNTVCT_EL0 when the host's
+/// reads `here.count`: `vm.cntvct(0, now=here.count)`. The rate is measured since the earlier stamp `since`
 /// of the same counter, or nominal without one. What the caller vouches for, in nanoseconds and parts per billion, is
 /// claimed together with the widths of the brackets; without a number there is no claim. `max_error_ns` and
 /// `est_error_ns` have to hold at both ends of the window; the errors of the rate say how far the counter may go from
 /// the measured, or nominal, rate.
 ///
 /// ValueError where there is no honest equation: the wall clock isn't known to be synchronised (`synchronized=True` or
-/// False overrides what the cross-timestamp says), a leap second is being inserted, TAI isn't known and `time_type` is
+/// False overrides what the stamp says), a leap second is being inserted, TAI isn't known and `time_type` is
 /// "tai", the wall clock was stepped in the window, the counter is no faster than 1 Hz. A smeared clock can't be seen:
 /// don't make an equation from one.
 #[pyclass(frozen, eq, name = "ClockEquation", module = "guestclock")]
@@ -134,9 +132,9 @@ impl PyClockEquation {
         rate_max_error_ppb=None, synchronized=None
     ))]
     fn new(
-        here: AnyCrossTimestamp,
+        here: AnyStamp,
         cntvct: u64,
-        since: Option<AnyCrossTimestamp>,
+        since: Option<AnyStamp>,
         time_type: &str,
         est_error_ns: Option<u64>,
         max_error_ns: Option<u64>,
@@ -145,9 +143,9 @@ impl PyClockEquation {
         synchronized: Option<bool>,
     ) -> PyResult<Self> {
         let time_type = named("time_type", time_type, &TIME_TYPES)?;
-        let since = since.map(|since| since.cross_timestamp("since")).transpose()?;
+        let since = since.map(|since| since.stamp("since")).transpose()?;
         let declared = Declared { est_error_ns, max_error_ns, rate_est_error_ppb, rate_max_error_ppb, synchronized };
-        let here = here.cross_timestamp("here")?;
+        let here = here.stamp("here")?;
         Equation::new(time_type, &here, GuestCount(cntvct), since.as_ref(), declared).or_raise().map(Self)
     }
 
@@ -486,15 +484,15 @@ impl State {
 /// What an agent in the guest passes to `clock_settime(CLOCK_REALTIME)` when the guest's CNTVCT_EL0 reads `at`:
 /// `(tv_sec, tv_nsec)`.
 ///
-/// `here` is a cross-timestamp of the host's counter, and `cntvct` what the guest reads when the host's reads
+/// `here` is a stamp of the host's counter, and `cntvct` what the guest reads when the host's reads
 /// `here.count` (`vm.cntvct(0, now=here.count)`); `at` may lie on either side: `report.cntvct` for the instant of the
 /// release. Between them the counter's nominal rate is taken, in integers, rounded down to the nanosecond.
 ///
 /// ValueError for a time that CLOCK_REALTIME can't be set to: before 1970, or past 64 bits of nanoseconds.
 #[pyfunction]
 #[pyo3(signature = (here, *, cntvct, at))]
-pub(crate) fn clock_settime(here: AnyCrossTimestamp, cntvct: u64, at: u64) -> PyResult<(u64, u32)> {
-    let time = realtime_at(&here.cross_timestamp("here")?, GuestCount(cntvct), GuestCount(at));
+pub(crate) fn clock_settime(here: AnyStamp, cntvct: u64, at: u64) -> PyResult<(u64, u32)> {
+    let time = realtime_at(&here.stamp("here")?, GuestCount(cntvct), GuestCount(at));
     time.ok_or_else(|| {
         PyValueError::new_err(format!("CLOCK_REALTIME has no such time as it would be when the guest reads {at}"))
     })

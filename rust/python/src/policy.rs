@@ -65,8 +65,8 @@ impl PyAdvance {
     }
 }
 
-/// The guest sees the time it didn't run later, all of it: its counters go on from where they stopped, and go forward by
-/// at most `step_ns` every `interval_ns` or more, until they have caught up (`vm.catch_up()`).
+/// The guest sees the time it didn't run later, all of it: its counters go on from where they stopped, and go forward
+/// by at most `step_ns` every `interval_ns` or more, until they have caught up (`vm.catch_up()`).
 ///
 /// Refused where that takes longer than `deadline_ns` (DeadlineMissed), and where the VM's counters can only be set by
 /// value (CapabilityMissing). All in nanoseconds and at least 1, else ValueError.

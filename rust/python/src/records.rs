@@ -1,8 +1,8 @@
 //! The small records of `guestclock.types`.
 
 use guestclock_core::arch::arm64::{CTL_ISTATUS, Timer, TimerState};
-use guestclock_core::restore::{LatchMismatch, Outlook};
-use guestclock_core::time::{CrossTimestamp, Frequency, HostCount, Leap, NO_DEADLINE, Quality, SyncBound};
+use guestclock_core::restore::{LatchMismatch, TimerStatus};
+use guestclock_core::time::{Frequency, HostCount, Leap, NO_DEADLINE, Quality, Stamp, SyncBound};
 use guestclock_model::deadlines::Lateness;
 use guestclock_model::locked::Now;
 use numpy::{PyArray1, PyArrayDyn};
@@ -25,11 +25,11 @@ impl Class {
     }
 }
 
-static CROSS_TIMESTAMP: Class = Class::new("CrossTimestamp");
+static CROSS_TIMESTAMP: Class = Class::new("Stamp");
 static SYNC_BOUND: Class = Class::new("SyncBound");
 static TIMER: Class = Class::new("Timer");
 static TIMER_STATE: Class = Class::new("TimerState");
-static TIMER_OUTLOOK: Class = Class::new("TimerOutlook");
+static TIMER_OUTLOOK: Class = Class::new("TimerStatus");
 static LATCH_MISMATCH: Class = Class::new("LatchMismatch");
 static SUPPORT: Class = Class::new("Support");
 static LINES: Class = Class::new("Lines");
@@ -44,8 +44,8 @@ pub(crate) fn lateness<'py>(py: Python<'py>, frequency: Frequency, lateness: &La
     LATENESS.get(py)?.call1((frequency.hz(), lateness.total_ticks(), lateness.max_ticks(), by_length))
 }
 
-/// `types.CrossTimestamp`.
-pub(crate) fn cross_timestamp<'py>(py: Python<'py>, here: &CrossTimestamp) -> PyResult<Bound<'py, PyAny>> {
+/// `types.Stamp`.
+pub(crate) fn stamp<'py>(py: Python<'py>, here: &Stamp) -> PyResult<Bound<'py, PyAny>> {
     let hex = |id: Option<[u8; 16]>| id.map(|id| format!("{:032x}", u128::from_be_bytes(id)));
     let vouched = PyDict::new(py);
     vouched.set_item("sync", here.sync.map(|sync| sync_bound(py, sync)).transpose()?)?;
@@ -66,11 +66,11 @@ pub(crate) fn cross_timestamp<'py>(py: Python<'py>, here: &CrossTimestamp) -> Py
     CROSS_TIMESTAMP.get(py)?.call(args, Some(&vouched))
 }
 
-/// How far the wall clock of a cross-timestamp may be from UTC at its count, in nanoseconds, and who says so; without a
+/// How far the wall clock of a stamp may be from UTC at its count, in nanoseconds, and who says so; without a
 /// bound, why there is none.
 #[pyfunction]
-pub(crate) fn _vouched(here: AnyCrossTimestamp) -> PyResult<(Option<u64>, String)> {
-    let here = here.cross_timestamp("here")?;
+pub(crate) fn _vouched(here: AnyStamp) -> PyResult<(Option<u64>, String)> {
+    let here = here.stamp("here")?;
     Ok(match here.vouched() {
         Ok(sync) => (here.error_bound_ns(), sync.quality.name().to_owned()),
         Err(why) => (None, why.to_string()),
@@ -79,8 +79,8 @@ pub(crate) fn _vouched(here: AnyCrossTimestamp) -> PyResult<(Option<u64>, String
 
 /// Whether nobody knows the clocks of a checkpoint's host.
 #[pyfunction]
-pub(crate) fn _is_unknown_host(host: AnyCrossTimestamp) -> PyResult<bool> {
-    host.cross_timestamp("host").map(|host| host.is_of_unknown_host())
+pub(crate) fn _is_unknown_host(host: AnyStamp) -> PyResult<bool> {
+    host.stamp("host").map(|host| host.is_of_unknown_host())
 }
 
 /// `types.SyncBound`.
@@ -108,7 +108,7 @@ impl AnySyncBound {
     }
 }
 
-/// An instant that a caller injects: a count, with which the wall clock moves along, or a whole cross-timestamp.
+/// An instant that a caller injects: a count, with which the wall clock moves along, or a whole stamp.
 #[derive(Clone)]
 pub(crate) struct AnyNow(pub(crate) Now);
 
@@ -117,8 +117,8 @@ impl<'py> FromPyObject<'_, 'py> for AnyNow {
 
     fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
         if object.hasattr(intern!(object.py(), "realtime_ns"))? {
-            let instant: AnyCrossTimestamp = object.extract()?;
-            return Ok(Self(Now::Instant(Box::new(instant.cross_timestamp("now")?))));
+            let instant: AnyStamp = object.extract()?;
+            return Ok(Self(Now::Instant(Box::new(instant.stamp("now")?))));
         }
         Ok(Self(Now::Count(HostCount(object.extract()?))))
     }
@@ -133,9 +133,9 @@ pub(crate) fn named<T: Copy>(what: &str, name: &str, values: &[(&'static str, T)
     })
 }
 
-/// `types.CrossTimestamp` as an argument: whatever has its attributes.
+/// `types.Stamp` as an argument: whatever has its attributes.
 #[derive(FromPyObject)]
-pub(crate) struct AnyCrossTimestamp {
+pub(crate) struct AnyStamp {
     count: u64,
     frequency_hz: u64,
     source: String,
@@ -151,16 +151,14 @@ pub(crate) struct AnyCrossTimestamp {
     rate_ppb: Option<i64>,
 }
 
-impl AnyCrossTimestamp {
+impl AnyStamp {
     /// The core's. `argument` is what Python calls it.
-    pub(crate) fn cross_timestamp(self, argument: &str) -> PyResult<CrossTimestamp> {
+    pub(crate) fn stamp(self, argument: &str) -> PyResult<Stamp> {
         let wrong = |what: &str, value: &dyn std::fmt::Debug| {
-            PyValueError::new_err(format!(
-                "{argument}.{what} is {value:?}: give a CrossTimestamp as a counter's cross_timestamp() does"
-            ))
+            PyValueError::new_err(format!("{argument}.{what} is {value:?}: give a Stamp as a counter's stamp() does"))
         };
         let id = |what, hex: Option<String>| hex.map(|hex| id(&hex).ok_or_else(|| wrong(what, &hex))).transpose();
-        Ok(CrossTimestamp {
+        Ok(Stamp {
             count: HostCount(self.count),
             frequency: Frequency::new(self.frequency_hz).ok_or_else(|| wrong("frequency_hz", &0))?,
             source: self.source,
@@ -178,7 +176,7 @@ impl AnyCrossTimestamp {
     }
 }
 
-/// An id as `cross_timestamp` spells it: 32 hexadecimal digits.
+/// An id as `stamp` spells it: 32 hexadecimal digits.
 fn id(hex: &str) -> Option<[u8; 16]> {
     let digits = hex.len() == 32 && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
     digits.then(|| u128::from_str_radix(hex, 16).ok().map(u128::to_be_bytes))?
@@ -202,19 +200,22 @@ fn timers(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyAny>>> {
     Timer::ALL.iter().map(|timer| class.call1((timer.index(),))).collect()
 }
 
-/// A list of `types.TimerOutlook`.
-pub(crate) fn timer_outlooks(py: Python<'_>, outlooks: impl Iterator<Item = Outlook>) -> PyResult<Bound<'_, PyList>> {
+/// A list of `types.TimerStatus`.
+pub(crate) fn timer_outlooks(
+    py: Python<'_>,
+    statuses: impl Iterator<Item = TimerStatus>,
+) -> PyResult<Bound<'_, PyList>> {
     let (class, timers, list) = (TIMER_OUTLOOK.get(py)?, timers(py)?, PyList::empty(py));
-    for outlook in outlooks {
+    for status in statuses {
         list.append(class.call1((
-            outlook.vcpu,
-            &timers[outlook.timer.index()],
-            outlook.ctl,
-            outlook.cval,
-            outlook.count.0,
-            outlook.line,
-            outlook.overdue_ticks,
-            outlook.passed_in_pause,
+            status.vcpu,
+            &timers[status.timer.index()],
+            status.ctl,
+            status.cval,
+            status.count.0,
+            status.line,
+            status.overdue_ticks,
+            status.passed_in_pause,
         ))?)?;
     }
     Ok(list)

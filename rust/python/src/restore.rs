@@ -1,16 +1,14 @@
 //! Plans, restores and reports.
 
 use crate::any_vm::AnyVm;
-use crate::policy::{AnyPolicy, to_python};
-use crate::records::{self, AnyNow, AnySyncBound, named};
+use crate::policy::{to_python, AnyPolicy};
+use crate::records::{self, named, AnyNow, AnySyncBound};
 use crate::words;
 
 use guestclock_core::arch::arm64::{IrqIds, View};
 use guestclock_core::checkpoint::Checkpoint;
 use guestclock_core::drive::OpenRestore;
-use guestclock_core::restore::{
-    Deadlines, Outcome, Outlook, Plan, Policy, Report, Request, Views, Words, Written, timer_status as outlook,
-};
+use guestclock_core::restore::{timer_status as status, Deadlines, Outcome, Plan, Policy, Report, Request, TimerStatus, Views, Words, Written};
 use guestclock_core::time::{Amount, ErrorBound, HostCount, Intent, OffsetInterval};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -114,9 +112,9 @@ pub(crate) fn describe<'py>(py: Python<'py>, plan: &Plan) -> PyResult<Bound<'py,
         limits.append(row)?;
     }
     fields.set_item("limits", limits)?;
-    fields.set_item("premises", words::diagnostics(&plan.assumptions))?;
-    fields.set_item("lost", words::diagnostics(&plan.unsupported))?;
-    fields.set_item("slower", words::diagnostics(&plan.degraded))?;
+    fields.set_item("assumptions", words::diagnostics(&plan.assumptions))?;
+    fields.set_item("unsupported", words::diagnostics(&plan.unsupported))?;
+    fields.set_item("degraded", words::diagnostics(&plan.degraded))?;
     fields.set_item("warnings", words::diagnostics(&plan.warnings))?;
     Ok(fields)
 }
@@ -135,18 +133,18 @@ fn describe_outcome(fields: &Bound<'_, PyDict>, plan: &Plan, outcome: &Outcome, 
     fields.set_item("added_ticks", outcome.added_ticks)?;
     fields.set_item("added_ns", frequency.ticks_to_ns(outcome.added_ticks))?;
     fields.set_item("capped", outcome.capped)?;
-    let debt = plan.debt(outcome).map(|debt| {
+    let backlog = plan.backlog(outcome).map(|backlog| {
         let owed = PyDict::new(py);
-        owed.set_item("owed_ticks", debt.owed_ticks)?;
-        owed.set_item("owed_ns", frequency.ticks_to_ns(debt.owed_ticks))?;
-        owed.set_item("steps", debt.steps(frequency))?;
-        owed.set_item("step_ns", debt.step_ns)?;
-        owed.set_item("interval_ns", debt.interval_ns)?;
-        owed.set_item("duration_ns", debt.duration_ns(frequency))?;
-        owed.set_item("rate_permille", debt.rate_permille())?;
+        owed.set_item("remaining_ticks", backlog.remaining_ticks)?;
+        owed.set_item("remaining_ns", frequency.ticks_to_ns(backlog.remaining_ticks))?;
+        owed.set_item("steps", backlog.steps(frequency))?;
+        owed.set_item("step_ns", backlog.step_ns)?;
+        owed.set_item("interval_ns", backlog.interval_ns)?;
+        owed.set_item("duration_ns", backlog.duration_ns(frequency))?;
+        owed.set_item("rate_permille", backlog.rate_permille())?;
         PyResult::Ok(owed)
     });
-    fields.set_item("debt", debt.transpose()?)?;
+    fields.set_item("backlog", backlog.transpose()?)?;
     let sum = bound.ticks(frequency);
     fields.set_item("error_bound_ticks", sum)?;
     fields.set_item("error_bound_ns", frequency.ticks_to_ns_ceil(sum))?;
@@ -218,13 +216,13 @@ impl PyPlan {
 
     /// What can't be preserved.
     #[getter]
-    fn lost(&self) -> Vec<String> {
+    fn unsupported(&self) -> Vec<String> {
         words::diagnostics(&self.plan.unsupported)
     }
 
     /// What is slower for the guest from now on.
     #[getter]
-    fn slower(&self) -> Vec<String> {
+    fn degraded(&self) -> Vec<String> {
         words::diagnostics(&self.plan.degraded)
     }
 
@@ -240,8 +238,8 @@ impl PyPlan {
         self.plan.frequency().ticks_to_ns_ceil(self.error_bound_ticks())
     }
 
-    /// Whether the guest's counters lose step with real time, as a vmclock page has to say: all but an `Advance` on the same
-    /// counter of all the time that has passed.
+    /// Whether the guest's counters lose step with real time, as a vmclock page has to say: all but an `Advance` on the
+    /// same counter of all the time that has passed.
     #[getter]
     fn disrupts(&self) -> bool {
         self.plan.disrupts()
@@ -274,8 +272,8 @@ impl PyPlan {
         Ok(fields)
     }
 
-    /// Every timer of every vCPU as the guest would find it if it went on at the plan's sample: a list of `TimerOutlook`,
-    /// each vCPU's in their order.
+    /// Every timer of every vCPU as the guest would find it if it went on at the plan's sample: a list of
+    /// `TimerStatus`, each vCPU's in their order.
     ///
     /// Without the physical timer where that isn't restored ("virtual-only").
     fn timers<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
@@ -307,8 +305,8 @@ impl PyPlan {
 /// A restore under way: `apply`, then `release`.
 #[pyclass(frozen, name = "Restore", module = "guestclock")]
 pub(crate) struct PyRestore {
-    /// Locked, since each step changes how far it has got. Waiting for it gives up the interpreter's lock: an exception is
-    /// made by Python code, in which another thread may get its turn and come here too.
+    /// Locked, since each step changes how far it has got. Waiting for it gives up the interpreter's lock: an exception
+    /// is made by Python code, in which another thread may get its turn and come here too.
     open: Mutex<OpenRestore>,
     checkpoint: Arc<Checkpoint>,
     vm: AnyVm,
@@ -346,7 +344,7 @@ impl PyReport {
         Self { report, checkpoint: None }
     }
 
-    fn outlooks(&self) -> impl Iterator<Item = Outlook> {
+    fn statuses(&self) -> impl Iterator<Item = TimerStatus> {
         let restored =
             |checkpoint| self.report.plan.timers_at(checkpoint, &self.report.outcome, self.report.cval_shift);
         self.checkpoint.iter().map(|checkpoint| &**checkpoint).flat_map(restored)
@@ -423,8 +421,8 @@ impl PyReport {
 
     /// What the guest is owed, in ticks: 0 but under `CatchUp`, or where it was owed before.
     #[getter]
-    fn owed_ticks(&self) -> u64 {
-        self.report.outcome.owed_ticks
+    fn backlog_ticks(&self) -> u64 {
+        self.report.outcome.backlog_ticks
     }
 
     /// The same report with the host's count at the first guest entry known, from a VMM that knows it.
@@ -438,20 +436,23 @@ impl PyReport {
         Ok(Self { report, checkpoint: self.checkpoint.clone() })
     }
 
-    /// Every timer of every vCPU as the guest finds it at the release: a list of `TimerOutlook`, each vCPU's in their order.
+    /// Every timer of every vCPU as the guest finds it at the release: a list of `TimerStatus`, each vCPU's in their
+    /// order.
     ///
-    /// Without the physical timer where that isn't restored ("virtual-only"). Empty for a pause, whose timers weren't read.
+    /// Without the physical timer where that isn't restored ("virtual-only"). Empty for a pause, whose timers weren't
+    /// read.
     fn timers<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        records::timer_outlooks(py, self.outlooks())
+        records::timer_outlooks(py, self.statuses())
     }
 
-    /// The timers' interrupts whose pending latch isn't as the line has to be at the release: a list of `LatchMismatch`.
+    /// The timers' interrupts whose pending latch isn't as the line has to be at the release: a list of
+    /// `LatchMismatch`.
     ///
-    /// `pending` is each vCPU's GICR_ISPENDR0 as KVM_DEV_ARM_VGIC_GRP_REDIST_REGS reads it, 32 bits: of a saved vGIC, or
-    /// `KvmVm.pending_latches()`. `irqs` has the interrupt ids of the timers that haven't the default ones (27, 30, 28 and
-    /// 26). Pending without the line is one interrupt that no timer accounts for. The line without pending is how KVM keeps
-    /// a timer that is due: it raises the line itself when the vCPU is next loaded (`kvm_timer_vcpu_load`,
-    /// arch/arm64/kvm/arch_timer.c), but an interrupt controller in user space has to do it.
+    /// `pending` is each vCPU's GICR_ISPENDR0 as KVM_DEV_ARM_VGIC_GRP_REDIST_REGS reads it, 32 bits: of a saved vGIC,
+    /// or `KvmVm.pending_latches()`. `irqs` has the interrupt ids of the timers that haven't the default ones (27, 30,
+    /// 28 and 26). Pending without the line is one interrupt that no timer accounts for. The line without pending is
+    /// how KVM keeps a timer that is due: it raises the line itself when the vCPU is next loaded
+    /// (`kvm_timer_vcpu_load`, arch/arm64/kvm/arch_timer.c), but an interrupt controller in user space has to do it.
     ///
     /// ValueError for another number of words than of vCPUs, and for an id that isn't a PPI.
     #[pyo3(signature = (pending, *, irqs=None))]
@@ -473,7 +474,7 @@ impl PyReport {
             let set = ids.set(timer.extract()?, id.extract()?, true);
             set.map_err(|error| PyValueError::new_err(format!("irqs: {error}")))?;
         }
-        records::latch_mismatches(py, outlook::latch_mismatches(self.outlooks(), &pending, &ids))
+        records::latch_mismatches(py, status::latch_mismatches(self.statuses(), &pending, &ids))
     }
 
     /// Everything in it as plain Python values, for JSON.

@@ -1,17 +1,17 @@
 //! Sets of a bank's VMs: paused, and what became of a set that was restored or went on.
 
-use crate::arrays::{Named, as_array, owned};
+use crate::arrays::{as_array, new_array, Named};
 use crate::counters::AnyCounter;
-use crate::errors::{IntoPyErr, OrRaise, noted};
+use crate::errors::{noted, IntoPyErr, OrRaise};
 use crate::records::AnyNow;
 use crate::restore::describe;
 use crate::words;
-use guestclock_core::drive::GateError;
+use guestclock_core::drive::OperationError;
 use guestclock_core::restore::Plan;
 use guestclock_core::time::{Counter, Instant};
 use guestclock_model::error::VmError;
-use guestclock_model::locked::LiveBank;
-use guestclock_model::managed::GatedBank;
+use guestclock_model::locked::LockedBank;
+use guestclock_model::managed::ManagedBank;
 use guestclock_model::sets::{OpenPauses, SetError, SetReport};
 use numpy::PyArray1;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// A bank and its counter, for what is done to sets of its VMs.
 pub(crate) struct Sets {
-    pub(crate) bank: Arc<LiveBank>,
+    pub(crate) bank: Arc<LockedBank>,
     pub(crate) counter: AnyCounter,
 }
 
@@ -32,7 +32,7 @@ impl Sets {
         &self,
         py: Python<'_>,
         now: Option<AnyNow>,
-        work: impl FnOnce(&mut GatedBank, &dyn Counter) -> Result<T, SetError> + Send,
+        work: impl FnOnce(&mut ManagedBank, &dyn Counter) -> Result<T, SetError> + Send,
     ) -> PyResult<T> {
         let instant = now.map(|now| now.0.instant::<VmError>(&self.counter)).transpose().or_raise()?;
         let done = py.detach(|| match instant {
@@ -54,7 +54,7 @@ impl PySetReport {
 
     fn of_plans<'py, T: Named>(&self, py: Python<'py>, value: impl Fn(&Plan) -> T) -> Bound<'py, PyArray1<T>> {
         let values: Vec<T> = self.0.plans.iter().map(value).collect();
-        owned(py, self.0.plan_of.iter().map(|plan| values[*plan as usize]))
+        new_array(py, self.0.plan_of.iter().map(|plan| values[*plan as usize]))
     }
 }
 
@@ -99,7 +99,7 @@ impl PySetReport {
     /// Which of `plans` is each one's (int64).
     #[getter]
     fn plan_of<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
-        owned(py, self.0.plan_of.iter().map(|plan| i64::from(*plan)))
+        new_array(py, self.0.plan_of.iter().map(|plan| i64::from(*plan)))
     }
 
     /// What was planned, once for all VMs that are alike: dicts as `Plan.to_dict` gives, about the first of them.
@@ -135,8 +135,8 @@ enum State {
     Done(Py<PySetReport>),
 }
 
-/// VMs of a bank that are paused, all from one instant on: what `ClockBank.pause` returns. No vCPU of theirs can run until
-/// `resume`, or until the end of a `with` block.
+/// VMs of a bank that are paused, all from one instant on: what `ClockBank.pause` returns. No vCPU of theirs can run
+/// until `resume`, or until the end of a `with` block.
 #[pyclass(frozen, name = "PausedSet", module = "guestclock")]
 pub(crate) struct PyPausedSet {
     sets: Sets,
@@ -213,7 +213,7 @@ impl IntoPyErr for SetError {
         let message = self.to_string();
         match self {
             Self::Bank(error) => error.into_pyerr(),
-            Self::OfVm { handle, error } => noted(GateError::into_pyerr(error), handle),
+            Self::OfVm { handle, error } => noted(OperationError::into_pyerr(error), handle),
             _ => PyValueError::new_err(message),
         }
     }

@@ -54,8 +54,8 @@ impl PyStep {
 
     /// What the guest is owed before it, in ticks.
     #[getter]
-    fn owed_ticks(&self) -> u64 {
-        self.step.owed_ticks
+    fn backlog_ticks(&self) -> u64 {
+        self.step.backlog_ticks
     }
 
     /// How long it is until it is due, in nanoseconds, rounded up; 0 when it is.
@@ -69,15 +69,17 @@ impl PyStep {
         counter.frequency().ticks_to_ns_ceil(left)
     }
 
-    /// Moves the guest's counters forward: all vCPUs are stopped meanwhile, else VcpuRunning, and the debt is what it was.
+    /// Moves the guest's counters forward: all vCPUs are stopped meanwhile, else VcpuRunning, and the backlog is what
+    /// it was.
     ///
     /// `page` is the guest's vmclock page, which is brought up to date in the same stop: its clock shows the same time
-    /// before and after, and its disruption marker changes. Returns what is still owed, in ticks. Made before it is due,
-    /// a step makes the guest's time seem faster than was planned. GuestClockError where nothing is owed (any more).
+    /// before and after, and its disruption marker changes. Returns what is still owed, in ticks. Made before it is
+    /// due, a step makes the guest's time seem faster than was planned. GuestClockError where nothing is owed (any
+    /// more).
     #[pyo3(signature = (page=None, *, now=None))]
     fn apply(&self, py: Python<'_>, page: Option<&Bound<'_, PyVmClock>>, now: Option<AnyNow>) -> PyResult<u64> {
         let now = now.map(|now| now.0);
-        let step = || self.vm.step(py, now).map(|made| (made.owed_ticks - made.ticks, made.ticks));
+        let step = || self.vm.step(py, now).map(|made| (made.backlog_ticks - made.ticks, made.ticks));
         match page {
             Some(page) => page.get().stepped(step),
             None => step().map(|(left, _)| left),
@@ -85,6 +87,6 @@ impl PyStep {
     }
 
     fn __repr__(&self) -> String {
-        format!("<Step of {} ticks, due at {}, {} owed>", self.step.ticks, self.step.due.0, self.step.owed_ticks)
+        format!("<Step of {} ticks, due at {}, {} owed>", self.step.ticks, self.step.due.0, self.step.backlog_ticks)
     }
 }

@@ -7,7 +7,7 @@ use crate::kvm::PyKvmVm;
 use crate::policy::AnyPolicy;
 use crate::records::{AnyNow, AnySyncBound};
 use crate::restore::{PyPlan, PyReport, Wishes};
-use crate::vm::PyVm;
+use crate::vm::PyModelVm;
 use pyo3::prelude::*;
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use std::sync::Arc;
 #[derive(FromPyObject)]
 pub(crate) enum VmArgument {
     /// The model.
-    Model(Py<PyVm>),
+    Model(Py<PyModelVm>),
     /// KVM's.
     Kvm(Py<PyKvmVm>),
     /// The model under faults.
@@ -37,13 +37,13 @@ impl VmArgument {
 /// `views` says what becomes of two counters that differ: "preserve" sets each by value, "adopt-virtual" gives both the
 /// virtual counter's offset, "refuse" raises CounterSkew. `same_counter` forces what is otherwise decided from the
 /// evidence. On another counter time is told by the wall clocks: `sync` says how far the one here may be off, as
-/// `checkpoint(sync=)` did there, else there is only the kernel's word. `assume_error_ns` says instead how far apart the two
-/// may be, and `elapsed_ns` how much time has passed, that far off at most. Without any of it an `Advance` or `CatchUp` is
-/// refused (ElapsedUnknown), and so is more than `max_elapsed_ns`, by default 366 days, unless `Advance` has a cap of its
-/// own. `timers="relative"` keeps the time that was left to each timer, instead of its deadline. `intent` says why
-/// the VM is restored: "live-migration", "live-update", "snapshot" or "clone". `strict` refuses a checkpoint that has
-/// something this version doesn't know, of which it otherwise warns. `now` injects an instant of the VM's counter: a
-/// count, or a whole CrossTimestamp. A RestoreRefused names both sides and the way out.
+/// `checkpoint(sync=)` did there, else there is only the kernel's word. `assume_error_ns` says instead how far apart
+/// the two may be, and `elapsed_ns` how much time has passed, that far off at most. Without any of it an `Advance` or
+/// `CatchUp` is refused (ElapsedUnknown), and so is more than `max_elapsed_ns`, by default 366 days, unless `Advance`
+/// has a cap of its own. `timers="relative"` keeps the time that was left to each timer, instead of its deadline.
+/// `intent` says why the VM is restored: "live-migration", "live-update", "snapshot" or "clone". `strict` refuses a
+/// checkpoint that has something this version doesn't know, of which it otherwise warns. `now` injects an instant of
+/// the VM's counter: a count, or a whole Stamp. A RestoreRefused names both sides and the way out.
 #[pyfunction]
 #[pyo3(signature = (
     checkpoint, vm, *, policy=None, views="preserve", same_counter=None, assume_error_ns=None, sync=None, elapsed_ns=None,
@@ -83,8 +83,8 @@ pub(crate) fn plan(
     Ok(PyPlan::new(plan, checkpoint, vm))
 }
 
-/// Restores `checkpoint` into `vm`: `plan`, `prepare`, `apply` and `release` in one, with `plan`'s arguments. The guest may
-/// run when it returns.
+/// Restores `checkpoint` into `vm`: `plan`, `prepare`, `apply` and `release` in one, with `plan`'s arguments. The guest
+/// may run when it returns.
 #[pyfunction]
 #[pyo3(signature = (
     checkpoint, vm, *, policy=None, views="preserve", same_counter=None, assume_error_ns=None, sync=None, elapsed_ns=None,

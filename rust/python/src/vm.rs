@@ -16,26 +16,26 @@ use guestclock_core::drive::{OpenPause, OpenRestore};
 use guestclock_core::restore::{Plan, Report, Request, Step};
 use guestclock_core::time::{Counter, Offset};
 use guestclock_model::config::{Config, Origin};
-use guestclock_model::locked::{LiveVm, Now};
+use guestclock_model::locked::{LockedVm, Now};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use std::sync::Arc;
 
 /// A model of a KVM guest's clocks: vCPUs and their timers over one counter.
 ///
-/// It follows KVM's rules, those of the kernel named by `kernel` ("6.1", "6.12" or "7.3"; by default "6.12", or "7.3" for a
-/// nested guest). `counter` is the host's by default. The guest's CNTFRQ_EL0 is the counter's frequency. Safe to use from
-/// many threads.
+/// It follows KVM's rules, those of the kernel named by `kernel` ("6.1", "6.12" or "7.3"; by default "6.12", or "7.3"
+/// for a nested guest). `counter` is the host's by default. The guest's CNTFRQ_EL0 is the counter's frequency. Safe to
+/// use from many threads.
 ///
 /// `nested=True` gives the guest EL2 (KVM_ARM_VCPU_HAS_EL2): a CNTVOFF_EL2 on each vCPU, and two more timers; with
-/// `e2h0=True` (KVM_ARM_VCPU_HAS_EL2_E2H0) HCR_EL2.E2H is 0, and there is no EL2 virtual timer. `irqchip="user"` has the
-/// interrupt controller in the VMM. `vhe=False` is a host whose kernel doesn't run at EL2, and so emulates the guest's
-/// physical timer. `arch_width` is for emulators of hardware whose counters have fewer than 64 bits (56
-/// and more): KVM knows only 64.
-#[pyclass(frozen, name = "Vm", module = "guestclock")]
-pub(crate) struct PyVm {
+/// `e2h0=True` (KVM_ARM_VCPU_HAS_EL2_E2H0) HCR_EL2.E2H is 0, and there is no EL2 virtual timer. `irqchip="user"` has
+/// the interrupt controller in the VMM. `vhe=False` is a host whose kernel doesn't run at EL2, and so emulates the
+/// guest's physical timer. `arch_width` is for emulators of hardware whose counters have fewer than 64 bits (56 and
+/// more): KVM knows only 64.
+#[pyclass(frozen, name = "ModelVm", module = "guestclock")]
+pub(crate) struct PyModelVm {
     /// The VM. Frozen, with the lock inside, so that reading a counter needs none.
-    pub(crate) live: LiveVm<AnyCounter>,
+    pub(crate) live: LockedVm<AnyCounter>,
     counter: Py<PyAny>,
     kernel: &'static str,
 }
@@ -95,9 +95,9 @@ impl Guest {
     }
 }
 
-impl PyVm {
+impl PyModelVm {
     /// A VM of a bank, over that counter.
-    pub(crate) fn new_over(live: LiveVm<AnyCounter>, counter: Py<PyAny>) -> Self {
+    pub(crate) fn new_over(live: LockedVm<AnyCounter>, counter: Py<PyAny>) -> Self {
         let behaviours = live.behaviours();
         let kernel = KERNELS.iter().find(|(_, known)| *known == behaviours).map_or("unknown", |(name, _)| name);
         Self { live, counter, kernel }
@@ -105,7 +105,7 @@ impl PyVm {
 }
 
 #[pymethods]
-impl PyVm {
+impl PyModelVm {
     #[new]
     #[pyo3(signature = (
         vcpus=1, *, counter=None, kernel=None, nested=false, e2h0=false, irqchip="in-kernel", vhe=true, arch_width=64
@@ -126,7 +126,7 @@ impl PyVm {
             Some(counter) => counter,
             None => py.get_type::<PyHostCounter>().call0()?,
         };
-        let live = LiveVm::new(counter.extract::<AnyCounter>()?, behaviours, config, vcpus).or_raise()?;
+        let live = LockedVm::new(counter.extract::<AnyCounter>()?, behaviours, config, vcpus).or_raise()?;
         Ok(Self { live, counter: counter.unbind(), kernel })
     }
 
@@ -162,8 +162,8 @@ impl PyVm {
 
     /// Whether the VM has opted in to one counter offset, for good.
     #[getter]
-    pub(crate) fn owned(&self) -> bool {
-        self.live.owned()
+    pub(crate) fn opted_in(&self) -> bool {
+        self.live.opted_in()
     }
 
     /// What can be done for this VM's clocks.
@@ -206,11 +206,12 @@ impl PyVm {
         self.live.init_vcpu(vcpu).or_raise()
     }
 
-    /// KVM_ARM_SET_COUNTER_OFFSET: one offset for both counters of all vCPUs, in ticks, subtracted from the host's count.
+    /// KVM_ARM_SET_COUNTER_OFFSET: one offset for both counters of all vCPUs, in ticks, subtracted from the host's
+    /// count.
     ///
     /// There is no way back: from now on counter values that are set are ignored. VcpuRunning (EBUSY) while a vCPU
-    /// runs. `offset` is any integer from -2**63 up to 2**64, taken modulo 2**64. `reserved` is the ioctl's second field:
-    /// EINVAL unless it is 0.
+    /// runs. `offset` is any integer from -2**63 up to 2**64, taken modulo 2**64. `reserved` is the ioctl's second
+    /// field: EINVAL unless it is 0.
     #[pyo3(signature = (offset, *, reserved=0))]
     fn set_counter_offset(&self, offset: &Bound<'_, PyAny>, reserved: u64) -> PyResult<()> {
         self.live.set_counter_offset(Offset(modular(offset, "an offset")?), reserved).or_raise()
@@ -245,8 +246,8 @@ impl PyVm {
         self.live.reg_list(vcpu).or_raise()
     }
 
-    /// What comes of an `mrs`, or with `write` an `msr`, at this exception level: "allowed", "trap-to-el1", "trap-to-el2" or
-    /// "undefined".
+    /// What comes of an `mrs`, or with `write` an `msr`, at this exception level: "allowed", "trap-to-el1",
+    /// "trap-to-el2" or "undefined".
     ///
     /// `tge` is HCR_EL2.TGE of a nested guest, whose EL0 is then its hypervisor's user space.
     #[pyo3(signature = (vcpu, op0, op1, crn, crm, op2, *, write=false, el=1, tge=false))]
@@ -309,7 +310,8 @@ impl PyVm {
         self.live.write_sysreg(vcpu, encoding, value, origin(el, tge)?, count(now)).or_raise()
     }
 
-    /// The host count at which a vCPU that waits in WFI wakes by itself: now, if at once; None if nothing of its own will.
+    /// The host count at which a vCPU that waits in WFI wakes by itself: now, if at once; None if nothing of its own
+    /// will.
     ///
     /// `timeout` is the operand of WFIT, a count of the virtual counter.
     #[pyo3(signature = (vcpu, *, timeout=None, el=1, tge=false, now=None))]
@@ -338,8 +340,8 @@ impl PyVm {
 
     /// KVM_ARM_VCPU_TIMER_CTRL: gives a timer its interrupt id, 16 to 31, on every vCPU.
     ///
-    /// KvmError: EINVAL for another id, or without an interrupt controller in the kernel; EBUSY once a vCPU has run; ENXIO
-    /// for a timer that the kernel doesn't know. Two timers with the same id make the first run fail.
+    /// KvmError: EINVAL for another id, or without an interrupt controller in the kernel; EBUSY once a vCPU has run;
+    /// ENXIO for a timer that the kernel doesn't know. Two timers with the same id make the first run fail.
     fn set_irq(&self, timer: u64, irq: i32) -> PyResult<()> {
         self.live.set_irq(timer, irq).or_raise()
     }
@@ -373,7 +375,7 @@ impl PyVm {
     ///
     /// `now` is the host's count to save it at, by default the counter's; `stopped_at` is the host's count when the
     /// last vCPU left its guest, from a VMM that knows it: ValueError if that lies after it. `sync` says how far the
-    /// wall clock may be off: without it there is only the kernel's word. `now` may be a whole CrossTimestamp too.
+    /// wall clock may be off: without it there is only the kernel's word. `now` may be a whole Stamp too.
     #[pyo3(signature = (*, now=None, stopped_at=None, sync=None))]
     fn checkpoint(
         &self,
@@ -387,8 +389,8 @@ impl PyVm {
 
     /// What the guest is owed, in ticks: 0 but for a `CatchUp` that isn't over.
     #[getter]
-    pub(crate) fn owed_ticks(&self) -> u64 {
-        self.live.next_step().map_or(0, |step| step.owed_ticks)
+    pub(crate) fn backlog_ticks(&self) -> u64 {
+        self.live.next_step().map_or(0, |step| step.backlog_ticks)
     }
 
     /// The steps by which the guest is paid back, one after the other, until nothing is owed.
@@ -404,12 +406,12 @@ impl PyVm {
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
         let counter = self.counter.bind(py).repr()?;
-        let owned = if self.owned() { ", owned" } else { "" };
-        Ok(format!("<Vm of {} vCPUs over {counter}, Linux {}{owned}>", self.vcpus(), self.kernel))
+        let owned = if self.opted_in() { ", opted in" } else { "" };
+        Ok(format!("<ModelVm of {} vCPUs over {counter}, Linux {}{owned}>", self.vcpus(), self.kernel))
     }
 }
 
-impl GuestVm for Py<PyVm> {
+impl GuestVm for Py<PyModelVm> {
     fn plan(&self, _py: Python<'_>, checkpoint: &Checkpoint, request: Request, now: Option<Now>) -> PyResult<Plan> {
         self.get().live.plan(checkpoint, request, now).or_raise()
     }

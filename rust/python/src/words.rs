@@ -1,4 +1,5 @@
-//! Sentences that name Python's classes, keywords and calls: the way out of a refusal, and what speaks of a caller's choice.
+//! Sentences that name Python's classes, keywords and calls: the way out of a refusal, and what speaks of a caller's
+//! choice.
 
 use guestclock_core::drive::Condition;
 use guestclock_core::guest::vmclock::EquationError;

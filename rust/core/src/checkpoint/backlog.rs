@@ -4,16 +4,16 @@ use crate::time::Frequency;
 
 /// What a guest is owed, and how it is paid back.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct Debt {
+pub struct Backlog {
     /// What its counters are behind, in ticks; never 0.
-    pub owed_ticks: u64,
+    pub remaining_ticks: u64,
     /// The most that one step makes up, in nanoseconds; never 0.
     pub step_ns: u64,
     /// The least between two steps, in nanoseconds of the host's counter; never 0.
     pub interval_ns: u64,
 }
 
-impl Debt {
+impl Backlog {
     /// A step in ticks, rounded down, but a tick at least: else it would never end.
     #[must_use]
     pub fn step_ticks(&self, frequency: Frequency) -> u64 {
@@ -30,7 +30,7 @@ impl Debt {
     /// How many steps are left.
     #[must_use]
     pub fn steps(&self, frequency: Frequency) -> u64 {
-        self.owed_ticks.div_ceil(self.step_ticks(frequency))
+        self.remaining_ticks.div_ceil(self.step_ticks(frequency))
     }
 
     /// How long it takes until the last of them, in nanoseconds.
@@ -48,9 +48,9 @@ impl Debt {
     /// What is owed after a step of so many ticks; `None` for nothing.
     #[must_use]
     pub const fn less(self, ticks: u64) -> Option<Self> {
-        match self.owed_ticks.checked_sub(ticks) {
+        match self.remaining_ticks.checked_sub(ticks) {
             None | Some(0) => None,
-            Some(owed_ticks) => Some(Self { owed_ticks, ..self }),
+            Some(remaining_ticks) => Some(Self { remaining_ticks, ..self }),
         }
     }
 }

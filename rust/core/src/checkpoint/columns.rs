@@ -1,21 +1,25 @@
 //! Columns: one value a vCPU or VM, and the rules that they keep.
 
-use crate::arch::arm64::{CTL_ISTATUS, Timer};
-use crate::checkpoint::backlog::Debt;
-use crate::time::CrossTimestamp;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
+use crate::arch::arm64::{CTL_ISTATUS, Timer};
+use crate::checkpoint::backlog::Backlog;
+use crate::time::Stamp;
 
 pub(crate) const fn validate_frequency(cntfrq_hz: u32) -> Result<(), &'static str> {
     if cntfrq_hz == 0 { Err("cntfrq_hz is 0") } else { Ok(()) }
 }
 
-pub(crate) const fn validate_debt(debt: &Debt) -> Result<(), &'static str> {
-    if debt.owed_ticks == 0 || debt.step_ns == 0 || debt.interval_ns == 0 { Err("debt has a 0") } else { Ok(()) }
+pub(crate) const fn validate_backlog(backlog: &Backlog) -> Result<(), &'static str> {
+    if backlog.remaining_ticks == 0 || backlog.step_ns == 0 || backlog.interval_ns == 0 {
+        Err("debt has a 0")
+    } else {
+        Ok(())
+    }
 }
 
-pub(crate) fn validate_host(host: &CrossTimestamp) -> Result<(), &'static str> {
+pub(crate) fn validate_host(host: &Stamp) -> Result<(), &'static str> {
     if is_source_name(&host.source) { Ok(()) } else { Err("host.source isn't 1 to 32 characters of a-z, 0-9 and _") }
 }
 

@@ -7,7 +7,7 @@ pub mod register_lists;
 pub mod set;
 pub mod vm;
 
-pub use backlog::Debt;
+pub use backlog::Backlog;
 pub use columns::{Column, CtlColumn, MAX_OTHER_REGS, RegisterColumn, TimerColumns, Unknown, UnknownKey};
 pub use register_lists::{InterchangeError, Known};
 pub use set::{CheckpointSet, MAX_GROUPS, VmGroup};

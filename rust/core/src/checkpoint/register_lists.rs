@@ -4,12 +4,12 @@
 //! doesn't say is when it was read: neither the host's counter nor its wall clock is in it. Each count in it is of
 //! another instant, the one at which KVM was asked for it.
 
-use crate::arch::arm64::{Role, Sysreg, Timer, View, count_reg, is_unknown_timers, one_reg_id};
-use crate::checkpoint::columns::{CtlColumn, MAX_OTHER_REGS, RegisterColumn, TimerColumns};
-use crate::checkpoint::vm::Checkpoint;
-use crate::time::{CrossTimestamp, Frequency, GuestCount, Offset};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
+use crate::arch::arm64::{count_reg, is_unknown_timers, one_reg_id, Role, Sysreg, Timer, View};
+use crate::checkpoint::columns::{CtlColumn, MAX_OTHER_REGS, RegisterColumn, TimerColumns};
+use crate::checkpoint::vm::Checkpoint;
+use crate::time::{Frequency, GuestCount, Offset, Stamp};
 
 /// What isn't in the lists, and only their owner knows.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -17,9 +17,9 @@ pub struct Known {
     /// The guest's CNTFRQ_EL0, in Hz.
     pub cntfrq_hz: u32,
     /// The host's counter and wall clock when the lists were read; `None` where nobody looked.
-    pub host: Option<CrossTimestamp>,
-    /// The offset that the VMM had set with `KVM_ARM_SET_COUNTER_OFFSET`: then the counts follow from it and from `host`,
-    /// exactly, and those in the lists aren't used. `None` for a VM that hadn't opted in.
+    pub host: Option<Stamp>,
+    /// The offset that the VMM had set with `KVM_ARM_SET_COUNTER_OFFSET`: then the counts follow from it and from
+    /// `host`, exactly, and those in the lists aren't used. `None` for a VM that hadn't opted in.
     pub counter_offset: Option<Offset>,
     /// How many ticks may lie between `host` and the reading of the lists' counts.
     pub width_ticks: u64,
@@ -54,7 +54,7 @@ pub enum InterchangeError {
         found: usize,
     },
     /// The host's counter is needed, and nobody knows it.
-    #[error("the host's counter at the save isn't known, and {why}: give the host's cross-timestamp of that moment")]
+    #[error("the host's counter at the save isn't known, and {why}: give the host's stamp of that moment")]
     HostUnknown {
         /// What it is needed for.
         why: &'static str,
@@ -134,11 +134,11 @@ pub fn from_one_regs(lists: &[BTreeMap<u64, u64>], known: Known) -> Result<Check
         cntfrq_hz: known.cntfrq_hz,
         cntvct: virt.latest,
         cntpct: phys.latest,
-        owned: known.counter_offset.is_some(),
+        opted_in: known.counter_offset.is_some(),
         width_ticks: virt.spread.max(phys.spread).saturating_add(known.width_ticks),
-        host: known.host.unwrap_or_else(|| CrossTimestamp::of_unknown_host(frequency)),
+        host: known.host.unwrap_or_else(|| Stamp::of_unknown_host(frequency)),
         stopped_at: None,
-        debt: None,
+        backlog: None,
         vcpus: lists.len(),
         cntvoff,
         timers,

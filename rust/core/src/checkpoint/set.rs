@@ -1,13 +1,11 @@
 //! The guest time of many VMs at one instant as plain data: columns, a row each VM or vCPU.
 
-use crate::checkpoint::backlog::Debt;
-use crate::checkpoint::columns::{
-    Column, CtlColumn, TimerColumns, UnknownKey, validate_debt, validate_frequency, validate_host, validate_timers,
-};
-use crate::checkpoint::vm::Checkpoint;
-use crate::time::{CrossTimestamp, Frequency, GuestCount, HostCount, Ratio};
 use alloc::vec::Vec;
 use core::ops::Range;
+use crate::checkpoint::backlog::Backlog;
+use crate::checkpoint::columns::{validate_backlog, validate_frequency, validate_host, validate_timers, Column, CtlColumn, TimerColumns, UnknownKey};
+use crate::checkpoint::vm::Checkpoint;
+use crate::time::{Frequency, GuestCount, HostCount, Ratio, Stamp};
 
 /// The most vCPUs of a VM in a set: what KVM allows an arm64 VM (`KVM_MAX_VCPUS`).
 pub const MAX_VCPUS: u16 = 512;
@@ -21,7 +19,7 @@ pub const MAX_GROUPS: usize = 64;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct CheckpointSet {
     /// The one instant, by the counter that all VMs are over and the wall clock.
-    pub host: CrossTimestamp,
+    pub host: Stamp,
     /// That counter's count when the last vCPU of all left its guest, from a VMM that knows it.
     pub stopped_at: Option<u64>,
     /// VMs that are alike: in the order of frequency, timers and CNTVOFF_EL2, each combination once.
@@ -45,13 +43,13 @@ pub struct VmGroup {
     /// Each VM's physical counter at the instant, exactly; `None` where it is as the virtual one for all.
     pub cntpct: Option<Vec<u64>>,
     /// Whether each VM owned its offset.
-    pub owned: Column<bool>,
+    pub opted_in: Column<bool>,
     /// What is owed, by the VM's place in the group: ascending, without those that are owed nothing.
-    pub debts: Vec<(usize, Debt)>,
+    pub backlogs: Vec<(usize, Backlog)>,
     /// CNTVOFF_EL2, one a vCPU; `None` for guests without EL2.
     pub cntvoff: Option<Column<u64>>,
-    /// The timers, in the order of [`Timer::ALL`](crate::arch::arm64::Timer::ALL), without those that the guests don't have; a
-    /// row each vCPU.
+    /// The timers, in the order of [`Timer::ALL`](crate::arch::arm64::Timer::ALL), without those that the guests don't
+    /// have; a row each vCPU.
     pub timers: Vec<TimerColumns>,
 }
 
@@ -90,8 +88,9 @@ impl CheckpointSet {
     /// One VM's checkpoint, equal to what the VM's own would be at that instant; `None` past the end.
     ///
     /// For a VM of another frequency the instant is that of its own counter, so that a restore over a
-    /// [`ScaledCounter`](guestclock_model::scaled::ScaledCounter) compares like with like. Keys that aren't known belong to the set,
-    /// and stay there. It takes time by the place in the group where VMs differ in their numbers of vCPUs.
+    /// [`ScaledCounter`](guestclock_model::scaled::ScaledCounter) compares like with like. Keys that aren't known
+    /// belong to the set, and stay there. It takes time by the place in the group where VMs differ in their numbers of
+    /// vCPUs.
     ///
     /// # Panics
     ///
@@ -108,7 +107,8 @@ impl CheckpointSet {
         None
     }
 
-    /// Whether its parts fit together, as [`wire`](crate::checkpoint::codec::envelope) wants them; what is wrong, if they don't.
+    /// Whether its parts fit together, as [`wire`](crate::checkpoint::codec::envelope) wants them; what is wrong, if
+    /// they don't.
     ///
     /// `unknown` isn't looked at: it is whatever [`wire::decode_set`](crate::checkpoint::codec::decode_set) found.
     pub fn validate(&self) -> Result<(), &'static str> {
@@ -174,9 +174,9 @@ impl VmGroup {
 
     /// What a VM is owed.
     #[must_use]
-    pub fn debt(&self, vm: usize) -> Option<Debt> {
-        let owed = self.debts.binary_search_by_key(&vm, |(owed, _)| *owed);
-        owed.ok().map(|place| self.debts[place].1)
+    pub fn backlog(&self, vm: usize) -> Option<Backlog> {
+        let owed = self.backlogs.binary_search_by_key(&vm, |(owed, _)| *owed);
+        owed.ok().map(|place| self.backlogs[place].1)
     }
 
     /// What makes VMs alike, in the order of groups.
@@ -185,7 +185,7 @@ impl VmGroup {
         (self.cntfrq_hz, timers, self.cntvoff.is_some())
     }
 
-    fn checkpoint(&self, vm: usize, host: &CrossTimestamp, stopped_at: Option<u64>) -> Checkpoint {
+    fn checkpoint(&self, vm: usize, host: &Stamp, stopped_at: Option<u64>) -> Checkpoint {
         let rows = self.rows(vm);
         let guest = Frequency::new(self.cntfrq_hz.into()).expect("a valid set has frequencies above 0");
         let ratio = Ratio::new(host.frequency, guest);
@@ -199,11 +199,11 @@ impl VmGroup {
             cntfrq_hz: self.cntfrq_hz,
             cntvct: virt,
             cntpct: phys,
-            owned: self.owned.get(vm).expect("one a VM"),
+            opted_in: self.opted_in.get(vm).expect("one a VM"),
             width_ticks: 0,
             host: ratio.instant(host.clone()),
             stopped_at: stopped_at.map(|count| ratio.at(HostCount(count)).0),
-            debt: self.debt(vm),
+            backlog: self.backlog(vm),
             vcpus: rows.len(),
             cntvoff: self.cntvoff.as_ref().map(|cntvoff| rows.clone().filter_map(|row| cntvoff.get(row)).collect()),
             timers: self.timers.iter().map(timer).collect(),
@@ -240,15 +240,15 @@ impl VmGroup {
         if self.cntpct.as_ref() == Some(&self.cntvct) {
             return Err("cntpct is there and as cntvct for all VMs");
         }
-        if !self.owned.is_canonical(vms) {
+        if !self.opted_in.is_canonical(vms) {
             return Err("owned is neither one for all VMs nor one a VM, of which some differ");
         }
-        if !self.debts.is_sorted_by(|(one, _), (next, _)| one < next)
-            || self.debts.last().is_some_and(|(vm, _)| *vm >= vms)
+        if !self.backlogs.is_sorted_by(|(one, _), (next, _)| one < next)
+            || self.backlogs.last().is_some_and(|(vm, _)| *vm >= vms)
         {
-            return Err("the rows of debts aren't VMs' places in the group, ascending, each once");
+            return Err("the rows of backlogs aren't VMs' places in the group, ascending, each once");
         }
-        self.debts.iter().try_for_each(|(_, debt)| validate_debt(debt))?;
+        self.backlogs.iter().try_for_each(|(_, backlog)| validate_backlog(backlog))?;
         let rows = self.total_vcpus();
         if self.cntvoff.as_ref().is_some_and(|cntvoff| !cntvoff.is_canonical(rows)) {
             return Err("cntvoff is neither one for all vCPUs nor one a vCPU, of which some differ");

@@ -1,13 +1,10 @@
 //! A guest's time as plain data: what is saved, apart from anything alive.
 
-use crate::arch::arm64::is_unknown_timers;
-use crate::checkpoint::backlog::Debt;
-use crate::checkpoint::columns::{
-    RegisterColumn, TimerColumns, Unknown, UnknownKey, validate_debt, validate_frequency, validate_host,
-    validate_timers,
-};
-use crate::time::{CrossTimestamp, GuestCount};
 use alloc::vec::Vec;
+use crate::arch::arm64::is_unknown_timers;
+use crate::checkpoint::backlog::Backlog;
+use crate::checkpoint::columns::{validate_backlog, validate_frequency, validate_host, validate_timers, RegisterColumn, TimerColumns, Unknown, UnknownKey};
+use crate::time::{GuestCount, Stamp};
 
 /// The guest time of one VM at one instant.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -19,16 +16,16 @@ pub struct Checkpoint {
     /// The VM's physical counter at the same instant.
     pub cntpct: GuestCount,
     /// Whether the VM owned its offset (`KVM_ARM_SET_COUNTER_OFFSET`): then both counters are exact at `host.count`.
-    pub owned: bool,
+    pub opted_in: bool,
     /// How far, in ticks, the two counters above may be from the truth at `host.count`: 0 where they were computed,
     /// the width of the bracket where they were read.
     pub width_ticks: u64,
     /// The instant, by the host's counter and wall clock.
-    pub host: CrossTimestamp,
+    pub host: Stamp,
     /// The host's count when the last vCPU left the guest, from a VMM that knows it.
     pub stopped_at: Option<u64>,
     /// What the guest is owed, where it was on its way back to real time.
-    pub debt: Option<Debt>,
+    pub backlog: Option<Backlog>,
     /// How many vCPUs: the length of every column.
     pub vcpus: usize,
     /// A nested guest's CNTVOFF_EL2, one a vCPU; `None` for a guest without EL2.
@@ -42,12 +39,13 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Whether its parts fit together, as [`wire`](crate::checkpoint::codec::envelope) wants them; what is wrong, if they don't.
+    /// Whether its parts fit together, as [`wire`](crate::checkpoint::codec::envelope) wants them; what is wrong, if
+    /// they don't.
     ///
     /// `unknown` isn't looked at: it is whatever [`wire::decode`](crate::checkpoint::codec::decode) found.
     pub fn validate(&self) -> Result<(), &'static str> {
         validate_frequency(self.cntfrq_hz)?;
-        self.debt.iter().try_for_each(validate_debt)?;
+        self.backlog.iter().try_for_each(validate_backlog)?;
         validate_host(&self.host)?;
         if self.cntvoff.as_ref().is_some_and(|column| column.len() != self.vcpus) {
             return Err("cntvoff hasn't one value a vCPU");

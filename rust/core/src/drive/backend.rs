@@ -1,10 +1,10 @@
 //! What a restore needs of a VM: the one seam between guestclock and KVM, or the model.
 
+use alloc::vec::Vec;
 use crate::arch::Abilities;
 use crate::arch::arm64::Registers;
 use crate::restore::Target;
 use crate::time::{Counter, Offset};
-use alloc::vec::Vec;
 
 /// A VM whose guest time can be saved and restored. All vCPUs are stopped while any of this is called.
 pub trait Backend {
@@ -27,7 +27,7 @@ pub trait Backend {
     fn reg_list(&mut self, vcpu: usize) -> Result<Vec<u64>, Self::Error>;
 
     /// The VM-wide offset, where this VM has opted in and the offset is known. There is no way to ask KVM for it.
-    fn owned_offset(&self) -> Option<Offset>;
+    fn vm_offset(&self) -> Option<Offset>;
 
     /// A number that changes whenever the VM's state does.
     fn generation(&self) -> u64;
@@ -44,14 +44,15 @@ pub trait Backend {
     /// KVM_ARM_SET_COUNTER_OFFSET, once: who calls it takes a new sample for another attempt.
     fn set_counter_offset(&mut self, offset: Offset) -> Result<(), Self::Error>;
 
-    /// Whether to make a call again that failed so, having waited a moment: see [`patiently`]. `attempt` counts from 0.
+    /// Whether to make a call again that failed so, having waited a moment: see [`retry_busy`]. `attempt` counts from
+    /// 0.
     fn retries(&mut self, _error: &Self::Error, _attempt: u32) -> bool {
         false
     }
 }
 
 /// Makes a call again for as long as the backend [`retries`](Backend::retries) what came of it.
-pub fn patiently<B: Backend + ?Sized, T>(
+pub fn retry_busy<B: Backend + ?Sized, T>(
     backend: &mut B,
     mut call: impl FnMut(&mut B) -> Result<T, B::Error>,
 ) -> Result<T, B::Error> {
@@ -80,7 +81,7 @@ impl Target {
             registers: Registers::of(backend)?,
             cntfrq_hz: backend.cntfrq_hz(),
             abilities: backend.abilities(),
-            owned: backend.owned_offset().is_some(),
+            opted_in: backend.vm_offset().is_some(),
             generation: backend.generation(),
         })
     }

@@ -1,15 +1,15 @@
 //! Taking a checkpoint of a stopped VM.
 
-use crate::arch::arm64::{Registers, Role, View, one_reg_id};
+use alloc::vec::Vec;
+use crate::arch::arm64::{one_reg_id, Registers, Role, View};
 use crate::checkpoint::{Checkpoint, CtlColumn, RegisterColumn, TimerColumns};
 use crate::drive::backend::Backend;
 use crate::drive::measure::measure;
 use crate::time::{Offset, OffsetInterval};
-use alloc::vec::Vec;
 
 /// What a checkpoint holds of the VM's timers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Timers {
+pub enum TimerCapture {
     /// All of them: the VM is to be rebuilt elsewhere.
     Saved,
     /// None: they stay where they are, as in a pause in place.
@@ -18,13 +18,13 @@ pub enum Timers {
 
 /// Saves the VM's guest time: its counters at one instant, and its timers.
 ///
-/// An owned VM's counters are computed from its offset and exact. Otherwise they are read, and are as sure as the reads'
-/// brackets are narrow ([`OffsetInterval::best`]). Where the guest has EL2 the two counters have one offset, CNTVOFF_EL2
-/// apart, which is each vCPU's own and saved as such.
-pub fn capture<B: Backend + ?Sized>(backend: &mut B, timers: Timers) -> Result<Checkpoint, B::Error> {
+/// An owned VM's counters are computed from its offset and exact. Otherwise they are read, and are as sure as the
+/// reads' brackets are narrow ([`OffsetInterval::best`]). Where the guest has EL2 the two counters have one offset,
+/// CNTVOFF_EL2 apart, which is each vCPU's own and saved as such.
+pub fn capture<B: Backend + ?Sized>(backend: &mut B, timers: TimerCapture) -> Result<Checkpoint, B::Error> {
     let registers = Registers::of(backend)?;
-    let owned = backend.owned_offset();
-    let (virt, phys) = match owned {
+    let opted_in = backend.vm_offset();
+    let (virt, phys) = match opted_in {
         Some(offset) => (OffsetInterval::exact(offset), OffsetInterval::exact(offset)),
         None if registers.has(Role::Cntvoff) => {
             let both = measure(backend, View::Physical)?;
@@ -37,20 +37,20 @@ pub fn capture<B: Backend + ?Sized>(backend: &mut B, timers: Timers) -> Result<C
         None => (measure(backend, View::Virtual)?, OffsetInterval::exact(Offset(0))),
     };
     let saved = match timers {
-        Timers::Saved => save(&registers, backend)?,
-        Timers::Kept => Saved::default(),
+        TimerCapture::Saved => save(&registers, backend)?,
+        TimerCapture::Kept => Saved::default(),
     };
     // Last, so that as little guest time as possible lies after it.
-    let host = backend.counter().cross_timestamp();
+    let host = backend.counter().stamp();
     Ok(Checkpoint {
         cntfrq_hz: backend.cntfrq_hz(),
         cntvct: host.count.guest(virt.best()),
         cntpct: host.count.guest(phys.best()),
-        owned: owned.is_some(),
+        opted_in: opted_in.is_some(),
         width_ticks: virt.width.max(phys.width),
         host,
         stopped_at: None,
-        debt: None,
+        backlog: None,
         vcpus: backend.vcpus(),
         cntvoff: saved.cntvoff,
         timers: saved.timers,

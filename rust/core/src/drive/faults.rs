@@ -1,23 +1,24 @@
 //! Faults on purpose, for the tests of who restores a VM: a backend that fails, dawdles or is gone where a script says.
 //!
-//! Everything above [`Backend`] is generic over it, so what runs under the faults is the restore that runs on KVM. On a VM
-//! that is shared between threads, [`LiveVm::gated`](guestclock_model::locked::LiveVm::gated) has the backend to put them around.
+//! Everything above [`Backend`] is generic over it, so what runs under the faults is the restore that runs on KVM. On a
+//! VM that is shared between threads, [`LockedVm::operate`](guestclock_model::locked::LockedVm::operate) has the backend to
+//! put them around.
 
-use crate::arch::Abilities;
-use crate::arch::arm64::Sysreg;
-use crate::drive::backend::{Backend, patiently};
-use crate::time::{Counter, Offset};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use core::str::FromStr;
+use crate::arch::Abilities;
+use crate::arch::arm64::Sysreg;
+use crate::drive::backend::{retry_busy, Backend};
+use crate::time::{Counter, Offset};
 
 /// EBUSY: the generic number, the same on every architecture of Linux.
 const EBUSY: i32 = 16;
 
 /// The kinds of calls that faults hit: what in KVM is an ioctl.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Kind {
+pub enum CallKind {
     /// KVM_GET_REG_LIST, of a vCPU.
     RegList,
     /// The look whether all vCPUs are stopped.
@@ -30,7 +31,7 @@ pub enum Kind {
     SetCounterOffset,
 }
 
-impl Kind {
+impl CallKind {
     /// All, by their names.
     pub const NAMES: [(&'static str, Self); 5] = [
         ("reg_list", Self::RegList),
@@ -45,7 +46,7 @@ impl Kind {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Call {
     /// What is called.
-    pub kind: Kind,
+    pub kind: CallKind,
     /// Of which vCPU.
     pub vcpu: Option<usize>,
     /// Of which register, by its KVM id.
@@ -53,11 +54,11 @@ pub struct Call {
 }
 
 impl Call {
-    const fn on_vm(kind: Kind) -> Self {
+    const fn on_vm(kind: CallKind) -> Self {
         Self { kind, vcpu: None, reg: None }
     }
 
-    const fn on_reg(kind: Kind, vcpu: usize, reg: u64) -> Self {
+    const fn on_reg(kind: CallKind, vcpu: usize, reg: u64) -> Self {
         Self { kind, vcpu: Some(vcpu), reg: Some(reg) }
     }
 
@@ -72,7 +73,7 @@ impl Call {
 /// `set_one_reg 0 TIMER_CVAL`: the kind, the vCPU, and the register by KVM's name for it.
 impl fmt::Display for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = Kind::NAMES.iter().find(|(_, kind)| *kind == self.kind).map_or("", |(name, _)| name);
+        let name = CallKind::NAMES.iter().find(|(_, kind)| *kind == self.kind).map_or("", |(name, _)| name);
         f.write_str(name)?;
         if let Some(vcpu) = self.vcpu {
             write!(f, " {vcpu}")?;
@@ -146,11 +147,11 @@ impl FromStr for On {
 fn call(place: &str) -> Option<Call> {
     let mut words = place.split(' ');
     let kind = words.next()?;
-    let (_, kind) = *Kind::NAMES.iter().find(|(name, _)| *name == kind)?;
+    let (_, kind) = *CallKind::NAMES.iter().find(|(name, _)| *name == kind)?;
     let (vcpu, reg) = match kind {
-        Kind::Stopped | Kind::SetCounterOffset => (None, None),
-        Kind::RegList => (words.next(), None),
-        Kind::GetOneReg | Kind::SetOneReg => (words.next(), words.next()),
+        CallKind::Stopped | CallKind::SetCounterOffset => (None, None),
+        CallKind::RegList => (words.next(), None),
+        CallKind::GetOneReg | CallKind::SetOneReg => (words.next(), words.next()),
     };
     let vcpu = vcpu.map(str::parse).transpose().ok()?;
     let reg = reg.map(|name| register(name).ok_or(())).transpose().ok()?;
@@ -279,8 +280,8 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// These faults, each of them checked. `host` is the VM's counter, where it is one that can be moved; `busy_retries` is
-    /// how many times a call is made again which KVM's backend makes again when it answers EBUSY.
+    /// These faults, each of them checked. `host` is the VM's counter, where it is one that can be moved;
+    /// `busy_retries` is how many times a call is made again which KVM's backend makes again when it answers EBUSY.
     #[must_use]
     pub fn new(script: Vec<Fault>, host: Option<Arc<dyn MovableHost>>, busy_retries: u32) -> Self {
         let script = script.into_iter().map(|fault| (fault, 0)).collect();
@@ -367,12 +368,12 @@ impl<E> Backend for Faulty<'_, E> {
     }
 
     fn reg_list(&mut self, vcpu: usize) -> Result<Vec<u64>, FaultyError<E>> {
-        self.faults.call(Call { kind: Kind::RegList, vcpu: Some(vcpu), reg: None })?;
+        self.faults.call(Call { kind: CallKind::RegList, vcpu: Some(vcpu), reg: None })?;
         self.backend.reg_list(vcpu).map_err(FaultyError::Backend)
     }
 
-    fn owned_offset(&self) -> Option<Offset> {
-        self.backend.owned_offset()
+    fn vm_offset(&self) -> Option<Offset> {
+        self.backend.vm_offset()
     }
 
     fn generation(&self) -> u64 {
@@ -380,24 +381,24 @@ impl<E> Backend for Faulty<'_, E> {
     }
 
     fn stopped(&mut self) -> Result<(), FaultyError<E>> {
-        patiently(self, |this| {
-            this.faults.call(Call::on_vm(Kind::Stopped))?;
+        retry_busy(self, |this| {
+            this.faults.call(Call::on_vm(CallKind::Stopped))?;
             this.backend.stopped().map_err(FaultyError::Backend)
         })
     }
 
     fn get_one_reg(&mut self, vcpu: usize, id: u64) -> Result<u64, FaultyError<E>> {
-        self.faults.call(Call::on_reg(Kind::GetOneReg, vcpu, id))?;
+        self.faults.call(Call::on_reg(CallKind::GetOneReg, vcpu, id))?;
         self.backend.get_one_reg(vcpu, id).map_err(FaultyError::Backend)
     }
 
     fn set_one_reg(&mut self, vcpu: usize, id: u64, value: u64) -> Result<(), FaultyError<E>> {
-        self.faults.call(Call::on_reg(Kind::SetOneReg, vcpu, id))?;
+        self.faults.call(Call::on_reg(CallKind::SetOneReg, vcpu, id))?;
         self.backend.set_one_reg(vcpu, id, value).map_err(FaultyError::Backend)
     }
 
     fn set_counter_offset(&mut self, offset: Offset) -> Result<(), FaultyError<E>> {
-        self.faults.call(Call::on_vm(Kind::SetCounterOffset))?;
+        self.faults.call(Call::on_vm(CallKind::SetCounterOffset))?;
         self.backend.set_counter_offset(offset).map_err(FaultyError::Backend)
     }
 
@@ -408,8 +409,8 @@ impl<E> Backend for Faulty<'_, E> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use alloc::string::ToString;
+    use super::*;
 
     #[test]
     fn a_place_is_spelled_as_the_call_is_shown() {

@@ -2,7 +2,7 @@
 //!
 //! For a VM that never opted in: Linux before 6.4, and every VM whose VMM doesn't call `KVM_ARM_SET_COUNTER_OFFSET`.
 
-use crate::arch::arm64::{View, count_reg};
+use crate::arch::arm64::{count_reg, View};
 use crate::drive::backend::Backend;
 use crate::time::{GuestCount, Offset, OffsetInterval};
 
@@ -30,8 +30,8 @@ pub fn measure<B: Backend + ?Sized>(backend: &mut B, view: View) -> Result<Offse
     Ok(known.unwrap_or(OffsetInterval { low: Offset(0), width: u64::MAX }))
 }
 
-/// Brings a counter's offset to within `tolerance` ticks of `wanted` by setting the count on vCPU 0, and returns what the
-/// offset is known to be afterwards. Each write is counted in `writes`.
+/// Brings a counter's offset to within `tolerance` ticks of `wanted` by setting the count on vCPU 0, and returns what
+/// the offset is known to be afterwards. Each write is counted in `writes`.
 ///
 /// Nothing is written where the offset may be right already, so that a counter which need not move doesn't: a
 /// stray physical offset of a few ticks would make CNTPCT_EL0 trap for good.

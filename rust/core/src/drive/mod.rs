@@ -7,8 +7,8 @@ pub mod measure;
 pub mod operations;
 pub mod restore;
 
-pub use backend::{Backend, patiently};
-pub use capture::{Timers, capture};
-pub use faults::{Call, Fault, Faults, Faulty, FaultyError, Kind, On};
-pub use operations::{GateError, Gated, OpenPause, OpenRestore, Saving};
-pub use restore::{Condition, Restore, RestoreError, set_counters};
+pub use backend::{retry_busy, Backend};
+pub use capture::{capture, TimerCapture};
+pub use faults::{Call, CallKind, Fault, Faults, Faulty, FaultyError, On};
+pub use operations::{OpenPause, OpenRestore, Operated, OperationError, Saving};
+pub use restore::{set_counters, Condition, Restore, RestoreError};

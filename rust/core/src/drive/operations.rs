@@ -1,18 +1,18 @@
-//! The gate of a VM: whether its vCPUs may run, and the operations that close it, on any backend.
+//! The run_state of a VM: whether its vCPUs may run, and the operations that close it, on any backend.
 //!
 //! It takes no lock: who shares it between threads keeps it under the lock of its VM.
 
-use crate::checkpoint::Checkpoint;
-use crate::drive::backend::{Backend, patiently};
-use crate::drive::capture::{Timers, capture};
-use crate::drive::restore::{Condition, Restore, RestoreError, Stage, at_step};
-use crate::restore::refusal::NeedsCounterOffset;
-use crate::restore::run_state::{RunState, State, Step};
-use crate::restore::{Plan, Refusal, Report, Request, Target, planning};
-use crate::time::{HostCount, Offset, SyncBound};
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
+use crate::checkpoint::Checkpoint;
+use crate::drive::backend::{retry_busy, Backend};
+use crate::drive::capture::{capture, TimerCapture};
+use crate::drive::restore::{at_step, Condition, Restore, RestoreError, Stage};
+use crate::restore::refusal::NeedsCounterOffset;
+use crate::restore::run_state::{RunState, State, Step};
+use crate::restore::{planning, Plan, Refusal, Report, Request, Target};
+use crate::time::{HostCount, Offset, SyncBound};
 
 /// The part of a second within which a counter set by value has to be, as a divisor: 1 us.
 const BY_VALUE_TOLERANCE: u64 = 1_000_000;
@@ -20,7 +20,7 @@ const BY_VALUE_TOLERANCE: u64 = 1_000_000;
 /// Why an operation on a gated VM failed.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum GateError<E> {
+pub enum OperationError<E> {
     /// The backend's own reason.
     #[error("{0}")]
     Backend(E),
@@ -35,7 +35,7 @@ pub enum GateError<E> {
     Closed,
     /// There is no step to make.
     #[error("the guest is owed nothing: there is no step to make")]
-    NothingOwed,
+    NoBacklog,
     /// The vCPUs can't have stopped after the checkpoint.
     #[error("the vCPUs can't have stopped at the count {stopped}: the checkpoint is of {saved}")]
     StoppedLater {
@@ -54,14 +54,14 @@ pub enum GateError<E> {
     },
 }
 
-impl<E> From<Refusal> for GateError<E> {
+impl<E> From<Refusal> for OperationError<E> {
     fn from(refusal: Refusal) -> Self {
         Self::Restore(refusal.into())
     }
 }
 
 /// What an operation on a backend gives.
-pub type Gated<T, B> = Result<T, GateError<<B as Backend>::Error>>;
+pub type Operated<T, B> = Result<T, OperationError<<B as Backend>::Error>>;
 
 /// What is known when a checkpoint is taken, besides what the VM says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -96,23 +96,23 @@ pub struct OpenPause {
 /// The operations on a VM's primitive calls. Each takes the VM's backend; the caller holds the VM's lock.
 impl RunState {
     /// Refuses a VM whose restore or pause isn't finished.
-    pub fn check_open<E>(&self) -> Result<(), GateError<E>> {
-        if self.state() == State::Open { Ok(()) } else { Err(GateError::Closed) }
+    pub fn check_open<E>(&self) -> Result<(), OperationError<E>> {
+        if self.state() == State::Open { Ok(()) } else { Err(OperationError::Closed) }
     }
 
     /// Refuses a VM that is half restored. A paused one can be saved: its clocks stand at the pause.
-    pub fn check_whole<E>(&self) -> Result<(), GateError<E>> {
-        if self.state() == State::Restoring { Err(GateError::Closed) } else { Ok(()) }
+    pub fn check_whole<E>(&self) -> Result<(), OperationError<E>> {
+        if self.state() == State::Restoring { Err(OperationError::Closed) } else { Ok(()) }
     }
 
     /// Saves the VM's guest time. Refused while a vCPU runs, or a restore isn't finished.
-    pub fn checkpoint<B: Backend + ?Sized>(&self, backend: &mut B, saving: Saving) -> Gated<Checkpoint, B> {
+    pub fn checkpoint<B: Backend + ?Sized>(&self, backend: &mut B, saving: Saving) -> Operated<Checkpoint, B> {
         self.check_whole()?;
-        backend.stopped().map_err(GateError::Backend)?;
-        let mut checkpoint = self.capture(backend, Timers::Saved)?;
+        backend.stopped().map_err(OperationError::Backend)?;
+        let mut checkpoint = self.capture(backend, TimerCapture::Saved)?;
         let saved = checkpoint.host.count;
         if let Some(stopped) = saving.stopped_at.filter(|stopped| stopped.is_after(saved)) {
-            return Err(GateError::StoppedLater { stopped: stopped.0, saved: saved.0 });
+            return Err(OperationError::StoppedLater { stopped: stopped.0, saved: saved.0 });
         }
         checkpoint.stopped_at = saving.stopped_at.map(|count| count.0);
         if let Some(sync) = saving.sync {
@@ -127,10 +127,10 @@ impl RunState {
         backend: &mut B,
         checkpoint: &Checkpoint,
         request: Request,
-    ) -> Gated<Plan, B> {
-        let target = Target::of(backend).map_err(GateError::Backend)?;
+    ) -> Operated<Plan, B> {
+        let target = Target::of(backend).map_err(OperationError::Backend)?;
         planning::same_topology(checkpoint, &target)?;
-        Ok(planning::plan(checkpoint, &target, backend.counter().cross_timestamp(), request)?)
+        Ok(planning::plan(checkpoint, &target, backend.counter().stamp(), request)?)
     }
 
     /// Opens a restore: see [`Restore::prepare`]. No vCPU can run until it is released.
@@ -139,14 +139,14 @@ impl RunState {
         backend: &mut B,
         plan: Plan,
         checkpoint: Arc<Checkpoint>,
-    ) -> Gated<OpenRestore, B> {
-        backend.stopped().map_err(GateError::Backend)?;
+    ) -> Operated<OpenRestore, B> {
+        backend.stopped().map_err(OperationError::Backend)?;
         let restore = Restore::prepare(plan, backend)?;
         Ok(OpenRestore { restore, checkpoint, epoch: self.begin_restore() })
     }
 
     /// See [`Restore::apply`].
-    pub fn apply<B: Backend + ?Sized>(&self, backend: &mut B, open: &mut OpenRestore) -> Gated<(), B> {
+    pub fn apply<B: Backend + ?Sized>(&self, backend: &mut B, open: &mut OpenRestore) -> Operated<(), B> {
         self.holds(State::Restoring, open.epoch)?;
         open.restore.expect(Stage::Prepared, "apply")?;
         // Again, since reading the register of a vCPU that runs would wait for it.
@@ -155,7 +155,7 @@ impl RunState {
     }
 
     /// See [`Restore::release`]: the VM's vCPUs may run again.
-    pub fn release<B: Backend + ?Sized>(&mut self, backend: &mut B, open: &mut OpenRestore) -> Gated<Report, B> {
+    pub fn release<B: Backend + ?Sized>(&mut self, backend: &mut B, open: &mut OpenRestore) -> Operated<Report, B> {
         self.holds(State::Restoring, open.epoch)?;
         open.restore.expect(Stage::Applied, "release")?;
         backend.stopped().map_err(at_step(Condition::TimersOnly, || look("release")))?;
@@ -163,46 +163,47 @@ impl RunState {
     }
 
     /// Pauses in place: no vCPU can run until [`resume`](Self::resume).
-    pub fn pause<B: Backend + ?Sized>(&mut self, backend: &mut B, request: Request) -> Gated<OpenPause, B> {
+    pub fn pause<B: Backend + ?Sized>(&mut self, backend: &mut B, request: Request) -> Operated<OpenPause, B> {
         self.check_open()?;
-        backend.stopped().map_err(GateError::Backend)?;
-        let checkpoint = self.capture(backend, Timers::Kept)?;
+        backend.stopped().map_err(OperationError::Backend)?;
+        let checkpoint = self.capture(backend, TimerCapture::Kept)?;
         let request = Request { same_counter: Some(true), in_place: true, ..request };
         // What would be refused at the end is refused now, while the VM can still go on without it.
-        let target = Target::of(backend).map_err(GateError::Backend)?;
+        let target = Target::of(backend).map_err(OperationError::Backend)?;
         planning::plan(&checkpoint, &target, checkpoint.host.clone(), request)?;
         Ok(OpenPause { checkpoint, request, epoch: self.begin_pause() })
     }
 
-    /// Ends a pause under its policy: the same plan and report as a restore's, on the timers that stayed where they were.
-    pub fn resume<B: Backend + ?Sized>(&mut self, backend: &mut B, pause: &OpenPause) -> Gated<Report, B> {
+    /// Ends a pause under its policy: the same plan and report as a restore's, on the timers that stayed where they
+    /// were.
+    pub fn resume<B: Backend + ?Sized>(&mut self, backend: &mut B, pause: &OpenPause) -> Operated<Report, B> {
         self.holds(State::Paused, pause.epoch)?;
         let target =
             Target::of(backend).map_err(at_step(Condition::Paused, || String::from("resume: what the VM is")))?;
-        let plan = planning::plan(&pause.checkpoint, &target, backend.counter().cross_timestamp(), pause.request)?;
+        let plan = planning::plan(&pause.checkpoint, &target, backend.counter().stamp(), pause.request)?;
         self.finish(backend, &mut Restore::in_place(plan), &pause.checkpoint)
     }
 
-    /// Makes the next step, with all vCPUs stopped: the owned offset is written, smaller by it. After a failure the debt is
-    /// what it was.
+    /// Makes the next step, with all vCPUs stopped: the owned offset is written, smaller by it. After a failure the
+    /// backlog is what it was.
     ///
     /// A step made late puts off those after it: no two are nearer to each other than the interval.
-    pub fn step<B: Backend + ?Sized>(&mut self, backend: &mut B) -> Gated<Step, B> {
+    pub fn step<B: Backend + ?Sized>(&mut self, backend: &mut B) -> Operated<Step, B> {
         self.check_open()?;
         let frequency = backend.counter().frequency();
-        let step = self.next_step(frequency).ok_or(GateError::NothingOwed)?;
-        backend.stopped().map_err(GateError::Backend)?;
+        let step = self.next_step(frequency).ok_or(OperationError::NoBacklog)?;
+        backend.stopped().map_err(OperationError::Backend)?;
         let offset =
-            backend.owned_offset().ok_or(Refusal::NoCounterOffset { needed_by: NeedsCounterOffset::CatchUpStep })?;
+            backend.vm_offset().ok_or(Refusal::NoCounterOffset { needed_by: NeedsCounterOffset::CatchUpStep })?;
         let forward = Offset(offset.0.wrapping_sub(step.ticks));
-        patiently(backend, |backend| backend.set_counter_offset(forward)).map_err(GateError::Backend)?;
+        retry_busy(backend, |backend| backend.set_counter_offset(forward)).map_err(OperationError::Backend)?;
         self.step_taken(step, backend.counter().count(), frequency);
         Ok(step)
     }
 
-    fn capture<B: Backend + ?Sized>(&self, backend: &mut B, timers: Timers) -> Gated<Checkpoint, B> {
-        let checkpoint = capture(backend, timers).map_err(GateError::Backend)?;
-        Ok(Checkpoint { debt: self.debt(), ..checkpoint })
+    fn capture<B: Backend + ?Sized>(&self, backend: &mut B, timers: TimerCapture) -> Operated<Checkpoint, B> {
+        let checkpoint = capture(backend, timers).map_err(OperationError::Backend)?;
+        Ok(Checkpoint { backlog: self.backlog(), ..checkpoint })
     }
 
     fn finish<B: Backend + ?Sized>(
@@ -210,7 +211,7 @@ impl RunState {
         backend: &mut B,
         restore: &mut Restore,
         checkpoint: &Checkpoint,
-    ) -> Gated<Report, B> {
+    ) -> Operated<Report, B> {
         let tolerance = backend.counter().frequency().hz() / BY_VALUE_TOLERANCE;
         let report = restore.release(checkpoint, tolerance, backend)?;
         self.open(&report.plan, &report.outcome);

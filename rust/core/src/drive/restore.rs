@@ -1,18 +1,18 @@
 //! Plan -> report: the three steps of a restore, on any backend.
 //!
-//! `prepare` writes a provisional offset, so that counter values which the VMM replays have no effect and vCPUs created late
-//! do no harm; `apply` writes the timers and reads them back; `release` takes the last sample and writes the final offset,
-//! as the last act before the guest runs.
+//! `prepare` writes a provisional offset, so that counter values which the VMM replays have no effect and vCPUs created
+//! late do no harm; `apply` writes the timers and reads them back; `release` takes the last sample and writes the final
+//! offset, as the last act before the guest runs.
 
-use crate::arch::arm64::{CTL_ENABLE, CTL_IMASK, Role, Sysreg, Timer, View, one_reg_id, timer};
-use crate::checkpoint::Checkpoint;
-use crate::drive::backend::{Backend, patiently};
-use crate::drive::measure::{measure, set_offset_by_value};
-use crate::restore::{Deadlines, Method, Outcome, Plan, Refusal, Report, Writes, Written};
-use crate::time::{Counter, CrossTimestamp, ErrorBound, HostCount, Offset};
 use alloc::format;
 use alloc::string::String;
 use core::fmt;
+use crate::arch::arm64::{one_reg_id, timer, CTL_ENABLE, CTL_IMASK, Role, Sysreg, Timer, View};
+use crate::checkpoint::Checkpoint;
+use crate::drive::backend::{retry_busy, Backend};
+use crate::drive::measure::{measure, set_offset_by_value};
+use crate::restore::{Deadlines, Method, Outcome, Plan, Refusal, Report, Writes, Written};
+use crate::time::{Counter, ErrorBound, HostCount, Offset, Stamp};
 
 /// Why a restore stopped.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -124,8 +124,8 @@ impl Restore {
         Self { plan, stage: Stage::Applied, provisional: None, cval_shift: 0, writes: Writes::default() }
     }
 
-    /// The second step: every vCPU's CNTVOFF_EL2, then its timers, CVAL before CTL, each read back; then a look whether the
-    /// offset took. After a failure it may be taken again.
+    /// The second step: every vCPU's CNTVOFF_EL2, then its timers, CVAL before CTL, each read back; then a look whether
+    /// the offset took. After a failure it may be taken again.
     ///
     /// The counts need no place in this order: they follow from the offset, and CNTVOFF_EL2 can't disturb them.
     pub fn apply<B: Backend + ?Sized>(
@@ -161,8 +161,8 @@ impl Restore {
     /// The last step: looks whether the timers are still as they were written, samples the counter, sets the guest's
     /// counters, and says what was done. The guest may run now.
     ///
-    /// A vCPU that was initialised again since has lost its timers: then it fails, and `apply` may be called again. By value,
-    /// up to `tolerance` ticks are let pass.
+    /// A vCPU that was initialised again since has lost its timers: then it fails, and `apply` may be called again. By
+    /// value, up to `tolerance` ticks are let pass.
     pub fn release<B: Backend + ?Sized>(
         &mut self,
         checkpoint: &Checkpoint,
@@ -212,7 +212,7 @@ impl Restore {
         step: &str,
         left: Condition,
     ) -> Result<Outcome, RestoreError<B::Error>> {
-        let written = patiently(backend, |backend| match self.sample(backend) {
+        let written = retry_busy(backend, |backend| match self.sample(backend) {
             Ok(outcome) => backend.set_counter_offset(outcome.virtual_offset()).map(|()| Ok(outcome)),
             Err(refusal) => Ok(Err(refusal)),
         });
@@ -325,12 +325,12 @@ impl fmt::Display for SavedRegister {
 
 /// The counter now, and the wall clock only where the plan needs it: reading both takes longer, and under
 /// Freeze every tick after the sample is seen by the guest.
-fn instant(plan: &Plan, counter: &dyn Counter) -> CrossTimestamp {
+fn instant(plan: &Plan, counter: &dyn Counter) -> Stamp {
     if plan.needs_the_wall_clock() {
-        return plan.vouched(counter.cross_timestamp());
+        return plan.vouched(counter.stamp());
     }
     let count = counter.count();
-    plan.sample.at(count).unwrap_or_else(|| CrossTimestamp { count, ..plan.sample.clone() })
+    plan.sample.at(count).unwrap_or_else(|| Stamp { count, ..plan.sample.clone() })
 }
 
 const fn name(view: View) -> &'static str {

@@ -181,10 +181,10 @@ impl Conversion {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use alloc::format;
     use alloc::string::{String, ToString};
     use proptest::prelude::*;
+    use super::*;
 
     fn of(hz: u64) -> [Limit; 5] {
         limits(Frequency::new(hz).unwrap())

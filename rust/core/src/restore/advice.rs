@@ -1,5 +1,6 @@
 //! Advice on a plan: the diagnostics that hold for it.
 
+use alloc::vec::Vec;
 use crate::arch::arm64::{CTL_ENABLE, Role, Timer};
 use crate::checkpoint::{Checkpoint, TimerColumns};
 use crate::guest::Reached;
@@ -8,7 +9,6 @@ use crate::restore::plan::{Method, Plan};
 use crate::restore::policy::{Policy, Views};
 use crate::restore::target::Target;
 use crate::time::{Intent, Offset, Quality};
-use alloc::vec::Vec;
 
 /// The largest step that nothing in a Linux guest is likely to mind: half of what makes a soft lockup.
 const LARGE_STEP_NS: u64 = 10_000_000_000;
@@ -16,7 +16,7 @@ const LARGE_STEP_NS: u64 = 10_000_000_000;
 /// Assumptions of the error bound.
 pub(crate) fn assumptions(plan: &Plan, checkpoint: &Checkpoint) -> Vec<Diagnostic> {
     let mut assumptions = Vec::new();
-    if !checkpoint.owned {
+    if !checkpoint.opted_in {
         assumptions.push(Diagnostic::CountersStoodStill);
     }
     if plan.request.policy == Policy::Freeze {
@@ -75,7 +75,7 @@ pub(crate) fn degraded(plan: &Plan, target: &Target) -> Vec<Diagnostic> {
 pub(crate) fn warnings(plan: &Plan, checkpoint: &Checkpoint, target: &Target) -> Vec<Diagnostic> {
     let mut warnings = Vec::new();
     match plan.method {
-        Method::Offset if !target.owned => warnings.push(Diagnostic::OptsIn),
+        Method::Offset if !target.opted_in => warnings.push(Diagnostic::OptsIn),
         Method::ByValue => warnings.push(Diagnostic::SetByValue),
         Method::Offset | Method::VirtualOnly => {}
     }
@@ -130,7 +130,7 @@ fn of_the_clocks(plan: &Plan) -> Vec<Diagnostic> {
 
 fn of_the_backlog(plan: &Plan) -> Vec<Diagnostic> {
     let mut warnings = Vec::new();
-    let Some(backlog) = plan.debt(&plan.as_of) else { return warnings };
+    let Some(backlog) = plan.backlog(&plan.as_of) else { return warnings };
     if plan.method != Method::Offset {
         warnings.push(Diagnostic::BacklogByValue);
     }
@@ -149,8 +149,8 @@ fn of_the_backlog(plan: &Plan) -> Vec<Diagnostic> {
 
 /// Armed physical timers that the kernel gets wrong where it has to trap them.
 ///
-/// It programs CVAL + offset modulo 2^64, before Linux 7.3 (`timer_apply_offset`). An offset of more than 2^63 stands for a
-/// guest that is ahead of its host, and the sum is right unless it leaves [0, 2^64).
+/// It programs CVAL + offset modulo 2^64, before Linux 7.3 (`timer_apply_offset`). An offset of more than 2^63 stands
+/// for a guest that is ahead of its host, and the sum is right unless it leaves [0, 2^64).
 fn misfires(plan: &Plan, checkpoint: &Checkpoint) -> Vec<Diagnostic> {
     let mut warnings = Vec::new();
     let offset = plan.as_of.physical_offset().0.cast_signed();

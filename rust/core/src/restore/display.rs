@@ -1,14 +1,14 @@
 //! Plans and reports for people: one fact a line.
 
+use alloc::format;
+use alloc::string::{String, ToString};
+use core::fmt;
 use crate::arch::arm64::View;
 use crate::guest::Limit;
 use crate::restore::plan::{Outcome, Plan};
 use crate::restore::report::{Report, Written};
-use crate::restore::words::{Plain, Words, thousandths};
+use crate::restore::words::{thousandths, Plain, Words};
 use crate::time::{Amount, ErrorBound};
-use alloc::format;
-use alloc::string::{String, ToString};
-use core::fmt;
 
 /// A label and what it labels.
 fn line(f: &mut fmt::Formatter<'_>, label: &str, value: &str) -> fmt::Result {
@@ -27,19 +27,19 @@ fn counters(f: &mut fmt::Formatter<'_>, plan: &Plan, outcome: &Outcome) -> fmt::
     line(f, "CNTVCT_EL0", &format!("{} -> {}", saved(View::Virtual), outcome.cntvct.0))?;
     line(f, "CNTPCT_EL0", &format!("{} -> {}", saved(View::Physical), outcome.cntpct.0))?;
     line(f, "guest time added", &format!("{}{capped}", ticks(plan, outcome.added_ticks)))?;
-    if let Some(debt) = plan.debt(outcome) {
+    if let Some(backlog) = plan.backlog(outcome) {
         let frequency = plan.frequency();
-        line(f, "guest time owed", &ticks(plan, debt.owed_ticks))?;
+        line(f, "guest time owed", &ticks(plan, backlog.remaining_ticks))?;
         line(
             f,
             "paid back",
             &format!(
                 "in {} steps of {} ns, one every {} ns: done after {} ns, at {} times the speed",
-                debt.steps(frequency),
-                debt.step_ns,
-                debt.interval_ns,
-                debt.duration_ns(frequency),
-                thousandths(debt.rate_permille())
+                backlog.steps(frequency),
+                backlog.step_ns,
+                backlog.interval_ns,
+                backlog.duration_ns(frequency),
+                thousandths(backlog.rate_permille())
             ),
         )?;
     }

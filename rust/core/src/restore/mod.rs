@@ -21,5 +21,5 @@ pub use refusal::{NeedsCounterOffset, Refusal, Skew};
 pub use report::{Report, Writes, Written};
 pub use run_state::{RunState, State, Step};
 pub use target::Target;
-pub use timer_status::{LatchMismatch, Outlook};
+pub use timer_status::{LatchMismatch, TimerStatus};
 pub use words::{Plain, Words};

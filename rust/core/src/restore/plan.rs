@@ -1,17 +1,14 @@
 //! Policy -> plan: what a restore would do here, computed without touching anything.
 
+use alloc::vec::Vec;
 use crate::arch::arm64::{Offsets, Timer, View};
-use crate::checkpoint::{Checkpoint, Debt};
-use crate::guest::{Limit, Reached, limits};
+use crate::checkpoint::{Backlog, Checkpoint};
+use crate::guest::{limits, Limit, Reached};
 use crate::restore::diagnostics::Diagnostic;
 use crate::restore::policy::{Deadlines, Policy, Request};
 use crate::restore::refusal::{NeedsCounterOffset, Refusal};
-use crate::restore::timer_status::{self, Outlook};
-use crate::time::{
-    CrossTimestamp, Elapsed, ElapsedError, ErrorBound, Evidence, Frequency, GuestCount, HostCount, MAX_ELAPSED_NS,
-    Offset, elapsed,
-};
-use alloc::vec::Vec;
+use crate::restore::timer_status::{self, TimerStatus};
+use crate::time::{elapsed, Elapsed, ElapsedError, ErrorBound, Evidence, Frequency, GuestCount, HostCount, MAX_ELAPSED_NS, Offset, Stamp};
 
 /// How the counters are set.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -48,7 +45,7 @@ pub struct Plan {
     /// The evidence.
     pub evidence: Evidence,
     /// The instant that its numbers are for.
-    pub sample: CrossTimestamp,
+    pub sample: Stamp,
     /// What would be set at that instant.
     pub as_of: Outcome,
     /// Everything else that the caller should know before it goes on.
@@ -58,7 +55,7 @@ pub struct Plan {
     /// By how much faster the guest's counters run here than there, in parts per billion; `None` where it isn't known.
     pub rate_step_ppb: Option<i64>,
     /// The timers that the guest finds overdue at that instant.
-    pub overdue: Vec<Outlook>,
+    pub overdue: Vec<TimerStatus>,
     /// Parts of the guest's time that can't be preserved.
     pub unsupported: Vec<Diagnostic>,
     /// Slower for the guest from now on.
@@ -68,17 +65,17 @@ pub struct Plan {
     /// The guest has EL2: both its counters have one offset, CNTVOFF_EL2 apart.
     pub nested: bool,
     pub(super) frequency: Frequency,
-    pub(super) saved: Saved,
+    pub(super) saved: SavedCounters,
 }
 
 /// The instant that a plan starts from.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Saved {
+pub(super) struct SavedCounters {
     pub(super) cntvct: GuestCount,
     pub(super) cntpct: GuestCount,
     pub(super) width_ticks: u64,
-    pub(super) host: CrossTimestamp,
-    pub(super) debt: Option<Debt>,
+    pub(super) host: Stamp,
+    pub(super) backlog: Option<Backlog>,
 }
 
 /// The guest's counters at one instant under a plan.
@@ -93,7 +90,7 @@ pub struct Outcome {
     /// The guest time that the policy adds, in ticks, modulo 2^64.
     pub added_ticks: u64,
     /// The guest time that is owed from then on, in ticks.
-    pub owed_ticks: u64,
+    pub backlog_ticks: u64,
     /// Whether more time has passed than the policy lets through.
     pub capped: bool,
     /// How far the counters may be from what the policy promises.
@@ -116,12 +113,12 @@ impl Outcome {
 
 impl Plan {
     /// The guest's counters if it goes on at the instant `now`.
-    pub fn at(&self, now: &CrossTimestamp) -> Result<Outcome, Refusal> {
+    pub fn at(&self, now: &Stamp) -> Result<Outcome, Refusal> {
         let Elapsed { ticks, bound } = match self.request.policy {
             Policy::Freeze => Elapsed::default(),
             Policy::Advance { .. } | Policy::CatchUp { .. } => self.elapsed(now)?,
         };
-        let owed = self.saved.debt.map_or(0, |debt| debt.owed_ticks);
+        let owed = self.saved.backlog.map_or(0, |backlog| backlog.remaining_ticks);
         let missed = ticks + u128::from(owed);
         let (added, owed) = match self.request.policy {
             Policy::Freeze => (0, owed),
@@ -141,7 +138,7 @@ impl Plan {
             cntvct: self.saved.cntvct.after(added_ticks),
             cntpct: self.saved.cntpct.after(added_ticks),
             added_ticks,
-            owed_ticks: owed,
+            backlog_ticks: owed,
             capped,
             bound: ErrorBound { reads_ticks: self.saved.width_ticks, beyond_cap_ticks, ..bound },
         })
@@ -155,7 +152,7 @@ impl Plan {
         Outcome { cntvct: after(virt), cntpct: after(phys), ..*outcome }
     }
 
-    /// Whether its numbers depend on the wall clock, so that the release needs a whole cross-timestamp.
+    /// Whether its numbers depend on the wall clock, so that the release needs a whole stamp.
     #[must_use]
     pub fn needs_the_wall_clock(&self) -> bool {
         !self.same_counter && self.request.policy != Policy::Freeze && self.request.elapsed_ns.is_none()
@@ -163,7 +160,7 @@ impl Plan {
 
     /// The instant with who vouches for its wall clock: what the caller declared was of the plan's sample.
     #[must_use]
-    pub fn vouched(&self, now: CrossTimestamp) -> CrossTimestamp {
+    pub fn vouched(&self, now: Stamp) -> Stamp {
         match self.request.sync {
             None => now,
             Some(sync) => {
@@ -176,12 +173,12 @@ impl Plan {
 
     /// What the guest is owed once it goes on as in `outcome`.
     #[must_use]
-    pub fn debt(&self, outcome: &Outcome) -> Option<Debt> {
-        let owed = |step_ns, interval_ns| Debt { owed_ticks: outcome.owed_ticks, step_ns, interval_ns };
+    pub fn backlog(&self, outcome: &Outcome) -> Option<Backlog> {
+        let owed = |step_ns, interval_ns| Backlog { remaining_ticks: outcome.backlog_ticks, step_ns, interval_ns };
         match self.request.policy {
-            Policy::Freeze => self.saved.debt,
+            Policy::Freeze => self.saved.backlog,
             Policy::Advance { .. } => None,
-            Policy::CatchUp { .. } if outcome.owed_ticks == 0 => None,
+            Policy::CatchUp { .. } if outcome.backlog_ticks == 0 => None,
             Policy::CatchUp { step_ns, interval_ns, .. } => Some(owed(step_ns, interval_ns)),
         }
     }
@@ -195,8 +192,8 @@ impl Plan {
         }
     }
 
-    /// The checkpoint's timers at one of the plan's instants: its sample, or the release. `cval_shift` is by how much CVALs
-    /// were moved.
+    /// The checkpoint's timers at one of the plan's instants: its sample, or the release. `cval_shift` is by how much
+    /// CVALs were moved.
     ///
     /// Without those that aren't restored: the physical timer, where only the virtual counter can be set. By value the
     /// counters are the promised ones, and a deadline within the error bound of them may come out either way.
@@ -205,27 +202,27 @@ impl Plan {
         checkpoint: &Checkpoint,
         outcome: &Outcome,
         cval_shift: u64,
-    ) -> impl Iterator<Item = Outlook> {
+    ) -> impl Iterator<Item = TimerStatus> {
         let offsets = Offsets { virt: outcome.virtual_offset(), phys: outcome.physical_offset() };
         let only_virtual = self.method == Method::VirtualOnly;
-        timer_status::outlooks(checkpoint, outcome.count, offsets, cval_shift)
-            .filter(move |outlook| !only_virtual || outlook.timer != Timer::Ptimer)
+        timer_status::statuses(checkpoint, outcome.count, offsets, cval_shift)
+            .filter(move |status| !only_virtual || status.timer != Timer::Ptimer)
     }
 
-    /// Whether the guest's counters lose step with real time, so that what it calibrated against them is no longer true: all
-    /// but an `Advance` on the same counter, of all the time that has passed and no more, from a known count.
+    /// Whether the guest's counters lose step with real time, so that what it calibrated against them is no longer
+    /// true: all but an `Advance` on the same counter, of all the time that has passed and no more, from a known count.
     #[must_use]
     pub fn disrupts(&self) -> bool {
         let goes_on = matches!(self.request.policy, Policy::Advance { .. }) && self.same_counter;
-        let told = self.request.elapsed_ns.is_some() || self.saved.debt.is_some();
+        let told = self.request.elapsed_ns.is_some() || self.saved.backlog.is_some();
         !goes_on || told || self.as_of.capped || self.saved.width_ticks != 0
     }
 
     /// How far the guest's counters jump at once, as far as it can tell: by what is added, or by one step.
     #[must_use]
     pub fn jump_ticks(&self) -> u64 {
-        let step = |debt: Debt| debt.step_ticks(self.frequency).min(debt.owed_ticks);
-        self.as_of.added_ticks.max(self.debt(&self.as_of).map_or(0, step))
+        let step = |backlog: Backlog| backlog.step_ticks(self.frequency).min(backlog.remaining_ticks);
+        self.as_of.added_ticks.max(self.backlog(&self.as_of).map_or(0, step))
     }
 
     /// The same in nanoseconds, rounded up.
@@ -248,7 +245,7 @@ impl Plan {
 
     /// The checkpoint's instant.
     #[must_use]
-    pub const fn saved_at(&self) -> &CrossTimestamp {
+    pub const fn saved_at(&self) -> &Stamp {
         &self.saved.host
     }
 
@@ -261,7 +258,7 @@ impl Plan {
         }
     }
 
-    fn elapsed(&self, now: &CrossTimestamp) -> Result<Elapsed, ElapsedError> {
+    fn elapsed(&self, now: &Stamp) -> Result<Elapsed, ElapsedError> {
         let (saved, request) = (&self.saved.host, &self.request);
         if let Some(elapsed_ns) = request.elapsed_ns {
             let assumed_ns = request.assume_error_ns.unwrap_or(0);
@@ -276,7 +273,7 @@ impl Plan {
         elapsed::by_two_wall_clocks(saved, now, request.assume_error_ns, longest_ns)
     }
 
-    /// Refuses a debt that would be made and could never be paid back, or not in time.
+    /// Refuses a backlog that would be made and could never be paid back, or not in time.
     pub(super) fn can_be_paid_back(&self) -> Result<(), Refusal> {
         let Policy::CatchUp { deadline_ns, .. } = self.request.policy else { return Ok(()) };
         if self.method != Method::Offset {
@@ -291,9 +288,9 @@ impl Plan {
 
     /// That the deadline is missed, if it is.
     pub(crate) fn missed(&self, deadline_ns: Option<u64>) -> Option<Refusal> {
-        let (debt, deadline_ns) = self.debt(&self.as_of).zip(deadline_ns)?;
-        let needed_ns = debt.duration_ns(self.frequency);
-        let owed_ns = self.frequency.ticks_to_ns(debt.owed_ticks);
+        let (backlog, deadline_ns) = self.backlog(&self.as_of).zip(deadline_ns)?;
+        let needed_ns = backlog.duration_ns(self.frequency);
+        let owed_ns = self.frequency.ticks_to_ns(backlog.remaining_ticks);
         (needed_ns > u128::from(deadline_ns)).then_some(Refusal::DeadlineMissed { owed_ns, needed_ns, deadline_ns })
     }
 }

@@ -1,22 +1,17 @@
 //! Checkpoint + policy -> plan: the restore table, as pure functions.
 
+use alloc::vec::Vec;
 use crate::arch::arm64::{Role, Timer, View};
 use crate::checkpoint::Checkpoint;
 use crate::restore::advice;
-use crate::restore::plan::{Method, Outcome, Plan, Saved};
+use crate::restore::plan::{Method, Outcome, Plan, SavedCounters};
 use crate::restore::policy::{Request, Views};
 use crate::restore::refusal::{NeedsCounterOffset, Refusal, Skew};
 use crate::restore::target::Target;
-use crate::time::{CrossTimestamp, ErrorBound, Evidence, Frequency, elapsed};
-use alloc::vec::Vec;
+use crate::time::{elapsed, ErrorBound, Evidence, Frequency, Stamp};
 
 /// Plans the restore of `checkpoint` into `target`, as of `sample` of the target's counter.
-pub fn plan(
-    checkpoint: &Checkpoint,
-    target: &Target,
-    sample: CrossTimestamp,
-    request: Request,
-) -> Result<Plan, Refusal> {
+pub fn plan(checkpoint: &Checkpoint, target: &Target, sample: Stamp, request: Request) -> Result<Plan, Refusal> {
     let frequency = same_frequency(checkpoint, target, &sample)?;
     if let Some(what) = checkpoint.unknowns().next().filter(|_| request.strict) {
         return Err(Refusal::Unknown { what });
@@ -39,7 +34,7 @@ pub fn plan(
             cntvct: checkpoint.cntvct,
             cntpct,
             added_ticks: 0,
-            owed_ticks: 0,
+            backlog_ticks: 0,
             capped: false,
             bound: ErrorBound::default(),
         },
@@ -53,12 +48,12 @@ pub fn plan(
         generation: target.generation,
         nested: target.registers.has(Role::Cntvoff),
         frequency,
-        saved: Saved {
+        saved: SavedCounters {
             cntvct: checkpoint.cntvct,
             cntpct,
             width_ticks: checkpoint.width_ticks,
             host: checkpoint.host.clone(),
-            debt: checkpoint.debt,
+            backlog: checkpoint.backlog,
         },
     };
     plan.as_of = plan.at(&plan.sample)?;
@@ -66,7 +61,7 @@ pub fn plan(
     if !request.in_place {
         // In place the checkpoint has no timers.
         let found = plan.timers_at(checkpoint, &plan.as_of, plan.cval_shift(&plan.as_of));
-        plan.overdue = found.filter(|outlook| outlook.overdue_ticks.is_some()).collect();
+        plan.overdue = found.filter(|status| status.overdue_ticks.is_some()).collect();
     }
     plan.assumptions = advice::assumptions(&plan, checkpoint);
     plan.unsupported = advice::unsupported(&plan, checkpoint, target);
@@ -99,7 +94,7 @@ pub fn same_topology(checkpoint: &Checkpoint, target: &Target) -> Result<(), Ref
     Ok(())
 }
 
-fn same_frequency(checkpoint: &Checkpoint, target: &Target, sample: &CrossTimestamp) -> Result<Frequency, Refusal> {
+fn same_frequency(checkpoint: &Checkpoint, target: &Target, sample: &Stamp) -> Result<Frequency, Refusal> {
     let saved_hz = u64::from(checkpoint.cntfrq_hz);
     let mismatch = |host_hz| Refusal::FrequencyMismatch { saved_hz, host_hz };
     if checkpoint.cntfrq_hz != target.cntfrq_hz {
@@ -115,7 +110,7 @@ fn method(checkpoint: &Checkpoint, target: &Target, request: Request) -> Result<
     let skew = |why| Refusal::CounterSkew { cntvct: checkpoint.cntvct.0, cntpct: checkpoint.cntpct.0, why };
     let adopt = request.views == Views::AdoptVirtual;
     let equal = checkpoint.cntvct == checkpoint.cntpct;
-    if !target.owned && !adopt && (request.in_place || !equal || !target.abilities.counter_offset) {
+    if !target.opted_in && !adopt && (request.in_place || !equal || !target.abilities.counter_offset) {
         if request.views == Views::Refuse && !equal {
             return Err(skew(Skew::RefusalAskedFor));
         }

@@ -1,8 +1,8 @@
 //! Why a restore is refused.
 
+use core::fmt;
 use crate::checkpoint::Unknown;
 use crate::time::ElapsedError;
-use core::fmt;
 
 /// Why a restore is refused. Nothing was touched.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -136,8 +136,8 @@ fn second_in_ms(saved_hz: u64, host_hz: u64) -> u128 {
     u128::from(host_hz) * 1000 / u128::from(saved_hz.max(1))
 }
 
-/// How fast that guest's clock would run, in parts per million of `(host - saved) / saved`: rounded away from zero, so that
-/// no mismatch looks like none.
+/// How fast that guest's clock would run, in parts per million of `(host - saved) / saved`: rounded away from zero, so
+/// that no mismatch looks like none.
 fn drift_ppm(saved_hz: u64, host_hz: u64) -> i128 {
     let size = (u128::from(host_hz.abs_diff(saved_hz)) * 1_000_000).div_ceil(saved_hz.max(1).into()).cast_signed();
     if host_hz < saved_hz { -size } else { size }

@@ -1,12 +1,13 @@
-//! Run state of a VM: whether its vCPUs may run, which restore or pause closed it, and the backlog that is still to be paid.
+//! Run state of a VM: whether its vCPUs may run, which restore or pause closed it, and the backlog that is still to be
+//! paid.
 //!
 //! It takes no lock: who shares it between threads keeps it under the lock of its VM.
 
-use crate::checkpoint::Debt;
+use alloc::boxed::Box;
+use crate::checkpoint::Backlog;
 use crate::restore::plan::{Outcome, Plan};
 use crate::restore::refusal::Refusal;
 use crate::time::{Frequency, HostCount};
-use alloc::boxed::Box;
 
 /// State of a VM between two operations.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -33,13 +34,13 @@ pub struct RunState {
 /// A backlog, and the count from which on its next step may be taken.
 #[derive(Clone, Copy, Debug)]
 struct DueBacklog {
-    backlog: Debt,
+    backlog: Backlog,
     due: HostCount,
 }
 
 impl DueBacklog {
     /// The next step a whole interval after `count`.
-    fn after(count: HostCount, backlog: Debt, frequency: Frequency) -> Self {
+    fn after(count: HostCount, backlog: Backlog, frequency: Frequency) -> Self {
         Self { backlog, due: count.after(backlog.interval_ticks(frequency)) }
     }
 }
@@ -52,7 +53,7 @@ pub struct Step {
     /// The host's count from which on it is due.
     pub due: HostCount,
     /// The backlog before it, in ticks.
-    pub owed_ticks: u64,
+    pub backlog_ticks: u64,
 }
 
 impl RunState {
@@ -64,7 +65,7 @@ impl RunState {
 
     /// The guest's backlog.
     #[must_use]
-    pub fn debt(&self) -> Option<Debt> {
+    pub fn backlog(&self) -> Option<Backlog> {
         self.backlog.as_ref().map(|due| due.backlog)
     }
 
@@ -72,8 +73,8 @@ impl RunState {
     #[must_use]
     pub fn next_step(&self, frequency: Frequency) -> Option<Step> {
         let DueBacklog { backlog, due } = **self.backlog.as_ref()?;
-        let ticks = backlog.step_ticks(frequency).min(backlog.owed_ticks);
-        Some(Step { ticks, due, owed_ticks: backlog.owed_ticks })
+        let ticks = backlog.step_ticks(frequency).min(backlog.remaining_ticks);
+        Some(Step { ticks, due, backlog_ticks: backlog.remaining_ticks })
     }
 
     /// Takes a step off the backlog at the host's count `now`.
@@ -81,7 +82,7 @@ impl RunState {
     /// A step taken late puts off those after it: no two are nearer to each other than the interval.
     pub fn step_taken(&mut self, step: Step, now: HostCount, frequency: Frequency) {
         let last = if step.due.is_after(now) { step.due } else { now };
-        let left = self.debt().and_then(|backlog| backlog.less(step.ticks));
+        let left = self.backlog().and_then(|backlog| backlog.less(step.ticks));
         self.backlog = left.map(|backlog| Box::new(DueBacklog::after(last, backlog, frequency)));
     }
 
@@ -104,7 +105,7 @@ impl RunState {
     pub fn open(&mut self, plan: &Plan, outcome: &Outcome) {
         self.state = State::Open;
         let due = |backlog| Box::new(DueBacklog::after(outcome.count, backlog, plan.frequency()));
-        self.backlog = plan.debt(outcome).map(due);
+        self.backlog = plan.backlog(outcome).map(due);
     }
 
     /// Opens a VM that was restored or let go on with others, at one instant. Whatever was under way is overtaken.

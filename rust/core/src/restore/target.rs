@@ -15,7 +15,7 @@ pub struct Target {
     /// What can be done.
     pub abilities: Abilities,
     /// Whether its offset is owned already.
-    pub owned: bool,
+    pub opted_in: bool,
     /// Its state's number: the plan is stale when that has changed.
     pub generation: u64,
 }

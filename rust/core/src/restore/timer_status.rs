@@ -1,13 +1,13 @@
-//! The timers of a checkpoint at an instant, as their guest finds them: which lines are high, which deadlines passed while it
-//! didn't run, and which interrupts a saved vGIC has pending that no line accounts for.
+//! The timers of a checkpoint at an instant, as their guest finds them: which lines are high, which deadlines passed
+//! while it didn't run, and which interrupts a saved vGIC has pending that no line accounts for.
 
-use crate::arch::arm64::{CTL_ENABLE, IrqIds, Offsets, Timer, timer, view_of};
+use crate::arch::arm64::{timer, view_of, CTL_ENABLE, IrqIds, Offsets, Timer};
 use crate::checkpoint::Checkpoint;
 use crate::time::{GuestCount, HostCount, Offset};
 
 /// One timer of one vCPU at an instant.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Outlook {
+pub struct TimerStatus {
     /// Whose it is.
     pub vcpu: usize,
     /// Which one.
@@ -27,8 +27,8 @@ pub struct Outlook {
 }
 
 /// The checkpoint's timers at its own instant: each vCPU's in their order.
-pub fn saved(checkpoint: &Checkpoint) -> impl Iterator<Item = Outlook> {
-    outlooks(checkpoint, checkpoint.host.count, saved_offsets(checkpoint), 0)
+pub fn saved(checkpoint: &Checkpoint) -> impl Iterator<Item = TimerStatus> {
+    statuses(checkpoint, checkpoint.host.count, saved_offsets(checkpoint), 0)
 }
 
 const fn saved_offsets(checkpoint: &Checkpoint) -> Offsets {
@@ -37,20 +37,21 @@ const fn saved_offsets(checkpoint: &Checkpoint) -> Offsets {
 }
 
 /// The checkpoint's timers when the host's counter reads `now`, under these offsets, with CVALs moved by `cval_shift`.
-pub(super) fn outlooks(
+pub(super) fn statuses(
     checkpoint: &Checkpoint,
     now: HostCount,
     offsets: Offsets,
     cval_shift: u64,
-) -> impl Iterator<Item = Outlook> {
-    let outlook = move |vcpu: usize, timer, ctl: u64, saved_cval: u64| {
+) -> impl Iterator<Item = TimerStatus> {
+    let status = move |vcpu: usize, timer, ctl: u64, saved_cval: u64| {
         let cval = timer::moved_cval(saved_cval, cval_shift);
         let cntvoff = checkpoint.cntvoff.as_ref().and_then(|column| column.get(vcpu)).map(|cntvoff| Offset(*cntvoff));
         let at = |count: HostCount, vm: Offsets| count.guest(vm.on_vcpu(cntvoff).of(view_of(timer)));
         let (before, count) = (at(checkpoint.host.count, saved_offsets(checkpoint)), at(now, offsets));
-        // With ENABLE clear the condition isn't met, whatever the counter reads (Arm ARM DDI 0487, CNTV_CTL_EL0.ISTATUS).
+        // With ENABLE clear the condition isn't met, whatever the counter reads (Arm ARM DDI 0487,
+        // CNTV_CTL_EL0.ISTATUS).
         let reached = |cval, count| ctl & CTL_ENABLE != 0 && timer::condition_met(cval, count);
-        Outlook {
+        TimerStatus {
             vcpu,
             timer,
             ctl,
@@ -63,7 +64,7 @@ pub(super) fn outlooks(
     };
     (0..checkpoint.vcpus).flat_map(move |vcpu| {
         checkpoint.timers.iter().filter_map(move |columns| {
-            Some(outlook(vcpu, columns.timer, columns.ctl.get(vcpu)?, *columns.cval.get(vcpu)?))
+            Some(status(vcpu, columns.timer, columns.ctl.get(vcpu)?, *columns.cval.get(vcpu)?))
         })
     })
 }
@@ -72,10 +73,11 @@ pub(super) fn outlooks(
 ///
 /// A PPI of KVM's is level-triggered, and pending where its latch is set or its line is high (`irq_is_pending`,
 /// arch/arm64/kvm/vgic/vgic.h). So the two ways to differ aren't alike:
-/// - **pending, and the line is low**: the guest takes one interrupt that no timer accounts for. The latch is cleared as it is
-///   taken.
+/// - **pending, and the line is low**: the guest takes one interrupt that no timer accounts for. The latch is cleared
+///   as it is taken.
 /// - **the line is high, and not pending**: nothing is lost on KVM, which raises the line when the vCPU is next loaded
-///   (`kvm_timer_vcpu_load`, arch/arm64/kvm/arch_timer.c). An interrupt controller in user space has to raise it itself.
+///   (`kvm_timer_vcpu_load`, arch/arm64/kvm/arch_timer.c). An interrupt controller in user space has to raise it
+///   itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LatchMismatch {
     /// Whose timer.
@@ -90,14 +92,14 @@ pub struct LatchMismatch {
     pub pending: bool,
 }
 
-/// Those of the timers whose latch differs from their line. `pending` is each vCPU's GICR_ISPENDR0; a vCPU without one is
-/// passed over.
+/// Those of the timers whose latch differs from their line. `pending` is each vCPU's GICR_ISPENDR0; a vCPU without one
+/// is passed over.
 pub fn latch_mismatches(
-    outlooks: impl Iterator<Item = Outlook>,
+    statuses: impl Iterator<Item = TimerStatus>,
     pending: &[u32],
     irqs: &IrqIds,
 ) -> impl Iterator<Item = LatchMismatch> {
-    outlooks.filter_map(|Outlook { vcpu, timer, line, .. }| {
+    statuses.filter_map(|TimerStatus { vcpu, timer, line, .. }| {
         let irq = irqs.of(timer);
         let pending = pending.get(vcpu)? >> irq & 1 != 0;
         (pending != line).then_some(LatchMismatch { vcpu, timer, irq, line, pending })

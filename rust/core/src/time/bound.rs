@@ -1,7 +1,7 @@
 //! Error bounds: sums that are kept by their terms.
 
 use crate::time::frequency::{Frequency, NS_PER_S};
-use crate::time::wall_clock::{PPB, whole_ns};
+use crate::time::wall_clock::{whole_ns, PPB};
 
 /// How far the guest's counters may be from what the policy promises: a sum, kept by its terms.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -12,9 +12,9 @@ pub struct ErrorBound {
     pub by_value_ticks: u64,
     /// Rounding the elapsed time down, in ticks.
     pub rounding_ticks: u64,
-    /// The bracket of the checkpoint's cross-timestamp.
+    /// The bracket of the checkpoint's stamp.
     pub saved_bracket_ns: u64,
-    /// The bracket of the cross-timestamp here.
+    /// The bracket of the stamp here.
     pub here_bracket_ns: u64,
     /// The bound of the checkpoint's wall clock, when it was last known.
     pub saved_sync_ns: u64,
@@ -26,8 +26,8 @@ pub struct ErrorBound {
     pub here_holdover: u128,
     /// What the caller assumes.
     pub assumed_ns: u64,
-    /// By how much the elapsed time lies beyond what the policy lets through, in ticks: so much of its error, all of the
-    /// above but the guest's own counters', has no effect.
+    /// By how much the elapsed time lies beyond what the policy lets through, in ticks: so much of its error, all of
+    /// the above but the guest's own counters', has no effect.
     pub beyond_cap_ticks: u64,
 }
 

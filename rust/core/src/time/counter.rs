@@ -2,7 +2,7 @@
 
 use crate::time::count::HostCount;
 use crate::time::frequency::Frequency;
-use crate::time::stamp::CrossTimestamp;
+use crate::time::stamp::Stamp;
 
 /// A source of host counts.
 ///
@@ -19,7 +19,7 @@ pub trait Counter: Send + Sync {
     fn count(&self) -> HostCount;
 
     /// The count now together with the wall clock, and how sure it is that they belong together.
-    fn cross_timestamp(&self) -> CrossTimestamp;
+    fn stamp(&self) -> Stamp;
 }
 
 impl<C: Counter + ?Sized> Counter for &C {
@@ -31,14 +31,14 @@ impl<C: Counter + ?Sized> Counter for &C {
         (**self).count()
     }
 
-    fn cross_timestamp(&self) -> CrossTimestamp {
-        (**self).cross_timestamp()
+    fn stamp(&self) -> Stamp {
+        (**self).stamp()
     }
 }
 
 /// One instant, as a counter that stands still: what injecting a host count comes down to.
 #[derive(Clone, Debug)]
-pub struct Instant(pub CrossTimestamp);
+pub struct Instant(pub Stamp);
 
 impl Counter for Instant {
     fn frequency(&self) -> Frequency {
@@ -49,7 +49,7 @@ impl Counter for Instant {
         self.0.count
     }
 
-    fn cross_timestamp(&self) -> CrossTimestamp {
+    fn stamp(&self) -> Stamp {
         self.0.clone()
     }
 }

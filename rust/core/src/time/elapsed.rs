@@ -1,21 +1,21 @@
-//! The time between a checkpoint and an instant here: whether one counter can tell it, what the wall clocks say, and how
-//! far off that may be.
+//! The time between a checkpoint and an instant here: whether one counter can tell it, what the wall clocks say, and
+//! how far off that may be.
 
-use crate::time::bound::ErrorBound;
-use crate::time::frequency::{Frequency, NS_PER_S};
-use crate::time::stamp::{CrossTimestamp, MANUAL_SOURCE};
-use crate::time::wall_clock::{SyncBound, Unvouched};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use core::fmt;
+use crate::time::bound::ErrorBound;
+use crate::time::frequency::{Frequency, NS_PER_S};
+use crate::time::stamp::{MANUAL_SOURCE, Stamp};
+use crate::time::wall_clock::{SyncBound, Unvouched};
 
 /// How much faster or slower than the wall clock an honest counter may run: the kernel's limit on slewing
 /// (MAXFREQ in include/linux/timex.h).
 pub const RATE_TOLERANCE_PPM: u128 = 500;
 
-/// The longest time that is believed of two wall clocks unless the caller decides: 366 days. A host whose clock was never
-/// set is years off.
+/// The longest time that is believed of two wall clocks unless the caller decides: 366 days. A host whose clock was
+/// never set is years off.
 pub const MAX_ELAPSED_NS: u64 = 366 * 86_400 * NS_PER_S;
 
 /// What speaks for and against this being the counter that the checkpoint was taken by.
@@ -38,9 +38,9 @@ pub struct Evidence {
 }
 
 impl Evidence {
-    /// Compares two cross-timestamps.
+    /// Compares two stamps.
     #[must_use]
-    pub fn between(saved: &CrossTimestamp, here: &CrossTimestamp) -> Self {
+    pub fn between(saved: &Stamp, here: &Stamp) -> Self {
         let ticks = here.count.since(saved.count).cast_signed();
         let counted = here.frequency.signed_ticks_to_ns(ticks);
         let elapsed = by_the_wall_clocks(saved, here);
@@ -117,14 +117,14 @@ pub(crate) fn longest_ns(frequency: Frequency, ticks: u64) -> u64 {
 
 /// A clock of the host.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Clock {
+pub enum HostClock {
     /// The host's counter, in ticks.
     Counter,
     /// CLOCK_REALTIME, in nanoseconds.
     Realtime,
 }
 
-impl fmt::Display for Clock {
+impl fmt::Display for HostClock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Counter => "host's counter (ticks)",
@@ -166,7 +166,7 @@ pub enum ElapsedError {
     )]
     ClockWentBackwards {
         /// The clock.
-        clock: Clock,
+        clock: HostClock,
         /// The checkpoint's reading.
         saved: i128,
         /// The reading here.
@@ -204,10 +204,10 @@ pub struct Elapsed {
 }
 
 /// How much time has passed, on one counter: exact, whatever the delay.
-pub(crate) fn by_one_counter(saved: &CrossTimestamp, here: &CrossTimestamp) -> Result<Elapsed, ElapsedError> {
+pub(crate) fn by_one_counter(saved: &Stamp, here: &Stamp) -> Result<Elapsed, ElapsedError> {
     if saved.count.is_after(here.count) {
         return Err(ElapsedError::ClockWentBackwards {
-            clock: Clock::Counter,
+            clock: HostClock::Counter,
             saved: saved.count.0.into(),
             host: here.count.0.into(),
         });
@@ -216,18 +216,18 @@ pub(crate) fn by_one_counter(saved: &CrossTimestamp, here: &CrossTimestamp) -> R
 }
 
 /// How far the wall clock went, in nanoseconds: by TAI, which has no leap seconds, where both sides know it.
-fn by_the_wall_clocks(saved: &CrossTimestamp, here: &CrossTimestamp) -> i128 {
+fn by_the_wall_clocks(saved: &Stamp, here: &Stamp) -> i128 {
     match (saved.tai_ns(), here.tai_ns()) {
         (Some(saved), Some(here)) => here - saved,
         _ => i128::from(here.realtime_ns) - i128::from(saved.realtime_ns),
     }
 }
 
-/// How much time has passed by two wall clocks, and how far off that may be: by both brackets, by what is vouched for on
-/// both sides or assumed of their difference, and by a tick for rounding.
+/// How much time has passed by two wall clocks, and how far off that may be: by both brackets, by what is vouched for
+/// on both sides or assumed of their difference, and by a tick for rounding.
 pub(crate) fn by_two_wall_clocks(
-    saved: &CrossTimestamp,
-    here: &CrossTimestamp,
+    saved: &Stamp,
+    here: &Stamp,
     assumed_ns: Option<u64>,
     longest_ns: Option<u64>,
 ) -> Result<Elapsed, ElapsedError> {
@@ -253,7 +253,7 @@ pub(crate) fn by_two_wall_clocks(
     };
     let elapsed = by_the_wall_clocks(saved, here);
     let elapsed = u64::try_from(elapsed).map_err(|_| ElapsedError::ClockWentBackwards {
-        clock: Clock::Realtime,
+        clock: HostClock::Realtime,
         saved: saved.realtime_ns.into(),
         host: here.realtime_ns.into(),
     })?;
@@ -267,8 +267,8 @@ pub(crate) fn by_two_wall_clocks(
 pub(crate) fn by_the_callers_word(
     elapsed_ns: u64,
     assumed_ns: u64,
-    sample: &CrossTimestamp,
-    here: &CrossTimestamp,
+    sample: &Stamp,
+    here: &Stamp,
 ) -> Result<Elapsed, ElapsedError> {
     let since = by_one_counter(sample, here)?;
     let bound = ErrorBound { rounding_ticks: 1, assumed_ns, ..ErrorBound::default() };
@@ -278,6 +278,6 @@ pub(crate) fn by_the_callers_word(
 /// By how much faster the guest's counter runs from now on, in parts per billion, by what both kernels found of their
 /// counters' rates; `None` where one of them doesn't know.
 #[must_use]
-pub fn rate_step_ppb(saved: &CrossTimestamp, here: &CrossTimestamp) -> Option<i64> {
+pub fn rate_step_ppb(saved: &Stamp, here: &Stamp) -> Option<i64> {
     here.rate_ppb?.checked_sub(saved.rate_ppb?)
 }

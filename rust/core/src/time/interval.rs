@@ -38,8 +38,8 @@ impl OffsetInterval {
         w64::contains(self.raw(), offset.0)
     }
 
-    /// What both allow; `None` where they contradict each other, so that the offset has moved between them. Where two very
-    /// wide intervals meet at both ends, the piece that begins one of them.
+    /// What both allow; `None` where they contradict each other, so that the offset has moved between them. Where two
+    /// very wide intervals meet at both ends, the piece that begins one of them.
     #[must_use]
     pub fn intersect(self, other: Self) -> Option<Self> {
         w64::intersect(self.raw(), other.raw()).map(Self::from_raw)

@@ -17,7 +17,7 @@ pub mod stamp;
 pub mod wall_clock;
 
 pub use bound::{Amount, ErrorBound};
-pub use count::{GuestCount, HostCount, NO_DEADLINE, Offset, deadline};
+pub use count::{deadline, GuestCount, HostCount, NO_DEADLINE, Offset};
 pub use counter::{Counter, Instant};
 pub use elapsed::{Elapsed, ElapsedError, Evidence, MAX_ELAPSED_NS, RATE_TOLERANCE_PPM};
 pub use frequency::{Frequency, NS_PER_S};
@@ -25,5 +25,5 @@ pub use intent::Intent;
 pub use interval::OffsetInterval;
 pub use published::PublishedOffset;
 pub use ratio::Ratio;
-pub use stamp::{CrossTimestamp, Leap};
+pub use stamp::{Leap, Stamp};
 pub use wall_clock::{Quality, SyncBound, Unvouched};

@@ -2,7 +2,7 @@
 
 use crate::time::count::HostCount;
 use crate::time::frequency::Frequency;
-use crate::time::stamp::CrossTimestamp;
+use crate::time::stamp::Stamp;
 
 /// From the counts of a counter to those of one of another frequency: the law of [`ScaledCounter`], without a counter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,11 +54,11 @@ impl Ratio {
         u64::try_from(inner).ok().map(HostCount)
     }
 
-    /// The same instant on this counter, of the same source. Its width is wider by a tick, which rounding a count down can
-    /// hide.
+    /// The same instant on this counter, of the same source. Its width is wider by a tick, which rounding a count down
+    /// can hide.
     #[must_use]
-    pub fn instant(self, inner: CrossTimestamp) -> CrossTimestamp {
-        CrossTimestamp {
+    pub fn instant(self, inner: Stamp) -> Stamp {
+        Stamp {
             count: self.at(inner.count),
             frequency: self.to,
             width_ns: inner.width_ns.saturating_add(self.hidden_ns()),
@@ -90,9 +90,9 @@ const fn greatest_common_divisor(mut a: u64, mut b: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
     use std::vec::Vec;
+    use super::*;
 
     fn ratio(from: u64, to: u64) -> Ratio {
         Ratio::new(Frequency::new(from).unwrap(), Frequency::new(to).unwrap())

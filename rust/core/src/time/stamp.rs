@@ -1,11 +1,11 @@
 //! A count and a wall-clock reading of one instant, and who vouches for them.
 
+use alloc::string::String;
 use crate::time::count::HostCount;
 use crate::time::frequency::{Frequency, NS_PER_S};
 use crate::time::wall_clock::{Quality, SATURATED_NS, SyncBound, Unvouched};
-use alloc::string::String;
 
-/// Source of a host that nobody knows: see [`CrossTimestamp::of_unknown_host`].
+/// Source of a host that nobody knows: see [`Stamp::of_unknown_host`].
 pub const UNKNOWN_SOURCE: &str = "unknown";
 
 /// Source of a counter that a program moves, and that belongs to no machine.
@@ -60,10 +60,10 @@ impl Leap {
 
 /// A count and a wall-clock reading that belong together, and what vouches for them.
 ///
-/// The wall clock read [`realtime_ns`](Self::realtime_ns) at some instant in the `width_ns` nanoseconds that end or begin
-/// at `count`: the whole width of the bracket is the bound on their distance.
+/// The wall clock read [`realtime_ns`](Self::realtime_ns) at some instant in the `width_ns` nanoseconds that end or
+/// begin at `count`: the whole width of the bracket is the bound on their distance.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct CrossTimestamp {
+pub struct Stamp {
     /// The host's counter.
     pub count: HostCount,
     /// Its frequency.
@@ -93,12 +93,12 @@ pub struct CrossTimestamp {
     pub boot_id: Option<[u8; 16]>,
 }
 
-impl CrossTimestamp {
+impl Stamp {
     /// A stamp of a host that nobody knows, in the one way that the format has for it.
     ///
-    /// Its source is no counter's name, so it is never the same counter; and both its clocks read more than any real one
-    /// will, so that a reader which doesn't know of this finds that they went backwards, and refuses. `Freeze` asks for
-    /// neither.
+    /// Its source is no counter's name, so it is never the same counter; and both its clocks read more than any real
+    /// one will, so that a reader which doesn't know of this finds that they went backwards, and refuses. `Freeze` asks
+    /// for neither.
     #[must_use]
     pub fn of_unknown_host(frequency: Frequency) -> Self {
         // Counts are compared modulo 2^64: this one lies ahead of everything that a counter reads in centuries.
@@ -179,8 +179,8 @@ impl CrossTimestamp {
         }
     }
 
-    /// How far `realtime_ns` may be from UTC at the instant of `count`, in nanoseconds: the bracket's width, the bound and
-    /// what it has grown by. `None` where nobody vouches for it.
+    /// How far `realtime_ns` may be from UTC at the instant of `count`, in nanoseconds: the bracket's width, the bound
+    /// and what it has grown by. `None` where nobody vouches for it.
     #[must_use]
     pub fn error_bound_ns(&self) -> Option<u64> {
         let sync = self.vouched().ok()?;
@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn an_unknown_host_is_ahead_of_every_other() {
-        let unknown = CrossTimestamp::of_unknown_host(Frequency::new(1).unwrap());
+        let unknown = Stamp::of_unknown_host(Frequency::new(1).unwrap());
         for count in [0, 1, 1 << 62, (1 << 63) - 2] {
             assert!(unknown.count.is_after(HostCount(count)));
         }

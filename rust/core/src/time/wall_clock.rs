@@ -1,7 +1,7 @@
 //! How far a host's wall clock may be from the truth, and who says so.
 //!
-//! Nobody can see that in the clock itself. A bound is declared, by the caller or by the daemon that disciplines the clock;
-//! the kernel's own figure is a claim that nobody verified.
+//! Nobody can see that in the clock itself. A bound is declared, by the caller or by the daemon that disciplines the
+//! clock; the kernel's own figure is a claim that nobody verified.
 
 use core::fmt;
 
@@ -13,7 +13,8 @@ pub(crate) fn whole_ns(billionths: u128) -> u64 {
     u64::try_from(billionths.div_ceil(PPB)).unwrap_or(u64::MAX)
 }
 
-/// Where the kernel's maximum error stops growing: NTP_PHASE_LIMIT, 16 s (include/linux/timex.h). It means nothing then.
+/// Where the kernel's maximum error stops growing: NTP_PHASE_LIMIT, 16 s (include/linux/timex.h). It means nothing
+/// then.
 pub const SATURATED_NS: u64 = 16_000_000_000;
 
 /// Who vouches for a bound.

@@ -3,10 +3,8 @@
 #![allow(dead_code, reason = "each test takes what it needs")]
 
 use guestclock_core::arch::arm64::{Encoding, Timer};
-use guestclock_core::checkpoint::{
-    Checkpoint, CheckpointSet, Column, CtlColumn, Debt, RegisterColumn, TimerColumns, UnknownKey, VmGroup,
-};
-use guestclock_core::time::{CrossTimestamp, Frequency, GuestCount, HostCount, Leap, Quality, SyncBound};
+use guestclock_core::checkpoint::{Backlog, Checkpoint, CheckpointSet, Column, CtlColumn, RegisterColumn, TimerColumns, UnknownKey, VmGroup};
+use guestclock_core::time::{Frequency, GuestCount, HostCount, Leap, Quality, Stamp, SyncBound};
 use minicbor::Encoder;
 use minicbor::data::Tag;
 use proptest::collection::{btree_map, btree_set, vec};
@@ -20,9 +18,9 @@ pub(crate) fn bare() -> Checkpoint {
         cntfrq_hz: 62_500_000,
         cntvct: GuestCount(200),
         cntpct: GuestCount(200),
-        owned: true,
+        opted_in: true,
         width_ticks: 0,
-        host: CrossTimestamp {
+        host: Stamp {
             count: HostCount(300),
             frequency: Frequency::new(62_500_000).unwrap(),
             source: "manual".into(),
@@ -38,7 +36,7 @@ pub(crate) fn bare() -> Checkpoint {
             boot_id: None,
         },
         stopped_at: None,
-        debt: None,
+        backlog: None,
         vcpus: 1,
         cntvoff: None,
         timers: vec![timer(Timer::Vtimer, &[1], &[1000])],
@@ -57,7 +55,7 @@ pub(crate) fn full(vcpus: usize) -> Checkpoint {
     let mut timers: Vec<_> = Timer::ALL.iter().map(|&t| timer(t, &vec![3; vcpus], &count(1 << 40))).collect();
     timers[3].ctl = CtlColumn::new(count(1 << 20).iter().map(|ctl| ctl << 3));
     Checkpoint {
-        host: CrossTimestamp {
+        host: Stamp {
             tai_offset_s: Some(37),
             synchronized: Some(true),
             max_error_ns: Some(500_000),
@@ -74,7 +72,7 @@ pub(crate) fn full(vcpus: usize) -> Checkpoint {
             ..bare().host
         },
         stopped_at: Some(299),
-        debt: Some(Debt { owed_ticks: 1 << 35, step_ns: 5_000_000_000, interval_ns: 10_000_000_000 }),
+        backlog: Some(Backlog { remaining_ticks: 1 << 35, step_ns: 5_000_000_000, interval_ns: 10_000_000_000 }),
         vcpus,
         cntvoff: Some(count(7)),
         timers,
@@ -94,8 +92,8 @@ pub(crate) fn plain_set(vms: usize) -> CheckpointSet {
         vcpus: Column::Same(2),
         cntvct: count(1 << 36, vms),
         cntpct: None,
-        owned: Column::Same(true),
-        debts: Vec::new(),
+        opted_in: Column::Same(true),
+        backlogs: Vec::new(),
         cntvoff: None,
         timers: timers.into(),
     };
@@ -105,14 +103,14 @@ pub(crate) fn plain_set(vms: usize) -> CheckpointSet {
 /// A set with everything in it: two groups, the other one nested, of three VMs or more.
 pub(crate) fn full_set(vms: usize) -> CheckpointSet {
     let plain = plain_set(vms);
-    let Checkpoint { host, stopped_at, debt, cntvoff, timers, unknown, .. } = full(3 * vms - 1);
+    let Checkpoint { host, stopped_at, backlog, cntvoff, timers, unknown, .. } = full(3 * vms - 1);
     let group = VmGroup {
         cntfrq_hz: 24_000_000,
         names: plain.groups[0].names.iter().map(|name| name + 1).collect(),
         vcpus: Column::new((0..vms).map(|vm| if vm == 0 { 2 } else { 3 }).collect()),
         cntpct: Some(plain.groups[0].names.clone()),
-        owned: Column::new((0..vms).map(|vm| vm > 0).collect()),
-        debts: (1..vms).map(|vm| (vm, debt.unwrap())).collect(),
+        opted_in: Column::new((0..vms).map(|vm| vm > 0).collect()),
+        backlogs: (1..vms).map(|vm| (vm, backlog.unwrap())).collect(),
         cntvoff: cntvoff.map(Column::new),
         timers,
         ..plain.groups[0].clone()
@@ -270,12 +268,16 @@ fn sync() -> impl Strategy<Value = SyncBound> {
     )
 }
 
-fn debt() -> impl Strategy<Value = Debt> {
+fn backlog() -> impl Strategy<Value = Backlog> {
     let part = || edgy().prop_map(|part| part.max(1));
-    (part(), part(), part()).prop_map(|(owed_ticks, step_ns, interval_ns)| Debt { owed_ticks, step_ns, interval_ns })
+    (part(), part(), part()).prop_map(|(remaining_ticks, step_ns, interval_ns)| Backlog {
+        remaining_ticks,
+        step_ns,
+        interval_ns,
+    })
 }
 
-fn host() -> impl Strategy<Value = CrossTimestamp> {
+fn host() -> impl Strategy<Value = Stamp> {
     (
         // Boxed, since the whole would need too much of a test's stack.
         (option::of(sync().boxed()), option::of(edgy().prop_map(u64::cast_signed).boxed())),
@@ -290,7 +292,7 @@ fn host() -> impl Strategy<Value = CrossTimestamp> {
                 (tai_offset_s, synchronized, max_error_ns, leap),
                 ids,
             )| {
-                CrossTimestamp {
+                Stamp {
                     count: HostCount(count),
                     frequency: Frequency::new(hz).unwrap(),
                     source,
@@ -400,7 +402,7 @@ fn others(vcpus: usize) -> impl Strategy<Value = Vec<RegisterColumn>> {
 pub(crate) fn checkpoint() -> impl Strategy<Value = Checkpoint> {
     (0usize..6).prop_flat_map(|vcpus| {
         (
-            (edgy(), edgy(), edgy(), any::<bool>(), edgy(), option::of(debt().boxed())),
+            (edgy(), edgy(), edgy(), any::<bool>(), edgy(), option::of(backlog().boxed())),
             (
                 host().boxed(),
                 option::of(edgy()),
@@ -412,18 +414,18 @@ pub(crate) fn checkpoint() -> impl Strategy<Value = Checkpoint> {
         )
             .prop_map(
                 move |(
-                    (cntfrq, virt, phys, owned, width_ticks, debt),
+                    (cntfrq, virt, phys, opted_in, width_ticks, backlog),
                     (host, stopped_at, cntvoff, timers, others, unknown),
                 )| {
                     Checkpoint {
                         cntfrq_hz: u32::try_from(cntfrq).unwrap_or(u32::MAX).max(1),
                         cntvct: GuestCount(virt),
                         cntpct: GuestCount(phys),
-                        owned,
+                        opted_in,
                         width_ticks,
                         host,
                         stopped_at,
-                        debt,
+                        backlog,
                         vcpus,
                         cntvoff,
                         timers,
@@ -451,16 +453,16 @@ fn group((cntfrq_hz, others, nested): (u32, u8, bool), names: Vec<u64>) -> impl 
         let (names, vcpus) = (names.clone(), vcpus.clone());
         (
             (vec(edgy(), vms), option::of(vec(edgy(), vms)), column(any::<bool>(), vms)),
-            (vec(option::of(debt()), vms), column(any::<u64>(), rows), timers_of(others, rows).boxed()),
+            (vec(option::of(backlog()), vms), column(any::<u64>(), rows), timers_of(others, rows).boxed()),
         )
-            .prop_map(move |((cntvct, cntpct, owned), (debts, cntvoff, timers))| VmGroup {
+            .prop_map(move |((cntvct, cntpct, opted_in), (backlogs, cntvoff, timers))| VmGroup {
                 cntfrq_hz,
                 names: names.clone(),
                 vcpus: vcpus.clone(),
                 cntpct: cntpct.filter(|cntpct| *cntpct != cntvct),
                 cntvct,
-                owned,
-                debts: debts.into_iter().enumerate().filter_map(|(vm, debt)| Some((vm, debt?))).collect(),
+                opted_in,
+                backlogs: backlogs.into_iter().enumerate().filter_map(|(vm, backlog)| Some((vm, backlog?))).collect(),
                 cntvoff: nested.then_some(cntvoff),
                 timers,
             })

@@ -29,8 +29,8 @@ fn integer(fd: &impl AsFd, request: libc::Ioctl, argument: u32) -> io::Result<i3
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::fs::File;
+    use super::*;
 
     #[test]
     fn another_driver_refuses_the_requests() {

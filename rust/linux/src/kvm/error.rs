@@ -68,7 +68,7 @@ pub enum KvmError {
     },
     /// Without an owned offset the counters can be read at the present alone.
     #[error(
-        "the counters at the count {} can't be told: this VM's offset isn't owned, so they are read from KVM, which knows \
+        "the counters at the count {} can't be told: this VM's offset isn't opted_in, so they are read from KVM, which knows \
          only now", .count.0
     )]
     OnlyNow {

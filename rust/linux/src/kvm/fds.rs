@@ -4,10 +4,7 @@
 use crate::kvm::capability;
 use crate::kvm::ioctls::Ioctls;
 use crate::kvm::number::FdNumber;
-use kvm_bindings::{
-    KVM_ARM_VCPU_TIMER_CTRL, KVM_DEV_ARM_VGIC_GRP_DIST_REGS, KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, KVMIO,
-    kvm_arm_counter_offset, kvm_device_attr, kvm_one_reg, kvm_reg_list,
-};
+use kvm_bindings::{kvm_arm_counter_offset, kvm_device_attr, kvm_one_reg, kvm_reg_list, KVMIO, KVM_ARM_VCPU_TIMER_CTRL, KVM_DEV_ARM_VGIC_GRP_DIST_REGS, KVM_DEV_ARM_VGIC_GRP_REDIST_REGS};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -37,8 +34,8 @@ pub struct Fds<'fd> {
 }
 
 impl<'fd> Fds<'fd> {
-    /// `Some` here, since this is arm64. [`kind::expect`](crate::kvm::kind::expect) refuses a descriptor of something
-    /// else.
+    /// `Some` here, since this is arm64. [`descriptor::expect`](crate::kvm::descriptor::expect) refuses a descriptor of
+    /// something else.
     #[must_use]
     pub const fn new(vm: BorrowedFd<'fd>, vcpus: Vec<BorrowedFd<'fd>>, gic: Option<BorrowedFd<'fd>>) -> Option<Self> {
         Some(Self { vm, vcpus, gic })

@@ -17,14 +17,14 @@ use std::io;
 /// use guestclock_model::config::Config;
 /// use guestclock_model::error::VmError;
 /// use guestclock_model::manual::ManualCounter;
-/// use guestclock_model::vm::Vm;
+/// use guestclock_model::vm::ModelVm;
 /// use std::cell::RefCell;
 /// use std::io;
 /// use std::sync::Arc;
 ///
 /// /// A VMM. Its ioctls would go to its `VmFd` and `VcpuFd`s; here the model stands in for the kernel.
 /// struct Vmm<'a> {
-///     kernel: RefCell<Vm>,
+///     kernel: RefCell<ModelVm>,
 ///     counter: &'a ManualCounter,
 /// }
 ///
@@ -58,7 +58,7 @@ use std::io;
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let counter = ManualCounter::new(HostCount(5_000_000), Frequency::new(62_500_000).unwrap(), 0);
 /// let vmm = || -> Result<Vmm<'_>, VmError> {
-///     let mut kernel = Vm::new(counter.frequency(), Behaviours::named("6.12").unwrap(), Config::default())?;
+///     let mut kernel = ModelVm::new(counter.frequency(), Behaviours::named("6.12").unwrap(), Config::default())?;
 ///     kernel.create_vcpu(counter.count())?;
 ///     Ok(Vmm { kernel: RefCell::new(kernel), counter: &counter })
 /// };

@@ -1,7 +1,7 @@
 //! Descriptors by their numbers, for VMMs that aren't written in Rust.
 #![expect(unsafe_code, reason = "a number is borrowed as a descriptor")]
 
-use crate::kvm::kind::{self, Kind};
+use crate::kvm::descriptor::{self, DescriptorKind};
 use std::io;
 use std::os::fd::{BorrowedFd, RawFd};
 
@@ -13,13 +13,13 @@ use std::os::fd::{BorrowedFd, RawFd};
 /// that has become another file's is ENOTTY, or an ioctl on another VM of this process.
 ///
 /// ```
-/// use guestclock_linux::kvm::kind::Kind;
+/// use guestclock_linux::kvm::descriptor::DescriptorKind;
 /// use guestclock_linux::kvm::number::FdNumber;
 /// use std::fs::File;
 /// use std::os::fd::AsRawFd;
 ///
 /// let null = File::open("/dev/null")?;
-/// let refused = FdNumber::new(null.as_raw_fd())?.expect(Kind::Vm).unwrap_err();
+/// let refused = FdNumber::new(null.as_raw_fd())?.expect(DescriptorKind::Vm).unwrap_err();
 /// assert!(refused.to_string().contains("isn't a KVM VM's descriptor, but of /dev/null"));
 /// # Ok::<(), std::io::Error>(())
 /// ```
@@ -35,9 +35,9 @@ impl FdNumber {
         if number < 0 { Err(io::Error::from_raw_os_error(libc::EBADF)) } else { Ok(Self(number)) }
     }
 
-    /// Refuses a descriptor that isn't of this kind: see [`kind::expect`].
-    pub fn expect(self, kind: Kind) -> io::Result<()> {
-        kind::expect(kind, self.borrow())
+    /// Refuses a descriptor that isn't of this kind: see [`descriptor::expect`].
+    pub fn expect(self, kind: DescriptorKind) -> io::Result<()> {
+        descriptor::expect(kind, self.borrow())
     }
 
     /// Borrows the descriptor, for the calls of this crate alone.
@@ -64,7 +64,7 @@ mod tests {
     #[test]
     fn a_closed_number_is_of_no_kind() {
         let closed = FdNumber::new(1 << 20).unwrap();
-        for kind in [Kind::Vm, Kind::Vcpu, Kind::Vgic] {
+        for kind in [DescriptorKind::Vm, DescriptorKind::Vcpu, DescriptorKind::Vgic] {
             assert_eq!(closed.expect(kind).unwrap_err().raw_os_error(), Some(libc::EBADF));
         }
     }

@@ -3,12 +3,9 @@
 use crate::kvm::error::{GET_REDISTRIBUTOR, KvmError, SET_COUNTER_OFFSET};
 use crate::kvm::ioctls::Ioctls;
 use guestclock_core::arch::Abilities;
-use guestclock_core::arch::arm64::{
-    CTL_ENABLE, CTL_ISTATUS, CtlReadback, Encoding, ListOrder, Registers, Role, Timer, TimerState, View, count_reg,
-    is_timers, one_reg_id, view_of,
-};
+use guestclock_core::arch::arm64::{count_reg, is_timers, one_reg_id, view_of, CTL_ENABLE, CTL_ISTATUS, CtlReadback, Encoding, ListOrder, Registers, Role, Timer, TimerState, View};
 use guestclock_core::checkpoint::Checkpoint;
-use guestclock_core::drive::{Backend, GateError, OpenPause, OpenRestore, Saving, patiently};
+use guestclock_core::drive::{retry_busy, Backend, OpenPause, OpenRestore, OperationError, Saving};
 use guestclock_core::restore::{Plan, Report, Request, RunState, Step, Written};
 use guestclock_core::time::{Counter, GuestCount, HostCount, Offset, OffsetInterval, PublishedOffset};
 use kvm_bindings::KVM_CAP_COUNTER_OFFSET;
@@ -99,13 +96,13 @@ pub struct KvmVm<C> {
     counter_offset: bool,
     probed: OnceLock<Probed>,
     /// The owned offset: set once the VM has opted in, and read without the lock.
-    owned: OnceLock<PublishedOffset>,
+    opted_in: OnceLock<PublishedOffset>,
     locked: Mutex<Locked>,
 }
 
 #[derive(Debug, Default)]
 struct Locked {
-    gate: RunState,
+    run_state: RunState,
     state: State,
 }
 
@@ -138,7 +135,7 @@ impl<C: Counter> KvmVm<C> {
             options,
             counter_offset,
             probed: OnceLock::new(),
-            owned: OnceLock::new(),
+            opted_in: OnceLock::new(),
             locked: Mutex::default(),
         };
         if let Some(offset) = options.counter_offset {
@@ -159,8 +156,8 @@ impl<C: Counter> KvmVm<C> {
     }
 
     /// Returns whether the VM has opted in to one offset, as far as guestclock knows.
-    pub fn is_owned(&self) -> bool {
-        self.owned.get().is_some()
+    pub fn has_opted_in(&self) -> bool {
+        self.opted_in.get().is_some()
     }
 
     /// Operations that this kernel allows on the VM's clocks.
@@ -187,14 +184,14 @@ impl<C: Counter> KvmVm<C> {
     /// `None` until the offset is owned, and always for the virtual counter of a guest with EL2, whose CNTVOFF_EL2 is
     /// each vCPU's own.
     #[inline]
-    pub fn owned_count(&self, view: View, now: Option<HostCount>) -> Option<GuestCount> {
-        let owned = self.owned.get()?;
+    pub fn count_by_offset(&self, view: View, now: Option<HostCount>) -> Option<GuestCount> {
+        let opted_in = self.opted_in.get()?;
         let plain = view == View::Physical || self.probed.get().is_some_and(|probed| !probed.nested);
-        plain.then(|| now.map_or_else(|| owned.count(&self.counter), |now| now.guest(owned.offset())))
+        plain.then(|| now.map_or_else(|| opted_in.count(&self.counter), |now| now.guest(opted_in.offset())))
     }
 
-    /// A counter of the vCPU's guest, by [`owned_count`](Self::owned_count) or else by KVM_GET_ONE_REG, which reads it
-    /// at the present alone ([`KvmError::OnlyNow`]).
+    /// A counter of the vCPU's guest, by [`count_by_offset`](Self::count_by_offset) or else by KVM_GET_ONE_REG, which
+    /// reads it at the present alone ([`KvmError::OnlyNow`]).
     pub fn count(
         &self,
         io: &(impl Ioctls + ?Sized),
@@ -204,7 +201,7 @@ impl<C: Counter> KvmVm<C> {
     ) -> Result<GuestCount, KvmError> {
         exists(io, vcpu)?;
         let probed = self.probed(io)?;
-        if let Some(guest) = self.owned_count(view, now) {
+        if let Some(guest) = self.count_by_offset(view, now) {
             return Ok(guest);
         }
         if let Some(count) = now {
@@ -238,7 +235,7 @@ impl<C: Counter> KvmVm<C> {
     pub fn set_counter_offset(&self, io: &(impl Ioctls + ?Sized), offset: Offset) -> Result<(), KvmError> {
         self.ask(io, |backend| {
             backend.nobody_runs()?;
-            patiently(backend, |backend| backend.set_counter_offset(offset))
+            retry_busy(backend, |backend| backend.set_counter_offset(offset))
         })
     }
 
@@ -249,7 +246,7 @@ impl<C: Counter> KvmVm<C> {
         let now = self.counter.count();
         // The count is read after `now`, so the deadline is early by the time between: a waiter looks again, and isn't
         // late.
-        let guest = match self.owned_count(view_of(timer), Some(now)) {
+        let guest = match self.count_by_offset(view_of(timer), Some(now)) {
             Some(guest) => guest,
             None => self.count(io, vcpu, view_of(timer), None)?,
         };
@@ -279,7 +276,7 @@ impl<C: Counter> KvmVm<C> {
             (0..io.vcpus())
                 .map(|vcpu| {
                     let attr = redistributor_attr(backend.get_one_reg(vcpu, MPIDR_EL1)?, GICR_ISPENDR0);
-                    patiently(backend, |kvm| {
+                    retry_busy(backend, |kvm| {
                         let answer = kvm.io.redistributor(attr).ok_or(KvmError::NoVgic)?;
                         answer.map_err(|error| kvm.on_vm(GET_REDISTRIBUTOR, &error))
                     })
@@ -301,14 +298,14 @@ impl<C: Counter> KvmVm<C> {
     ///
     /// Refused while a restore or pause isn't finished, and where counters that were restored by value have moved
     /// since.
-    pub fn enter(&self, io: &(impl Ioctls + ?Sized), vcpu: usize) -> Result<(), GateError<KvmError>> {
-        let Locked { gate, state } = &mut *self.lock();
-        gate.check_open()?;
-        exists(io, vcpu).map_err(GateError::Backend)?;
+    pub fn enter(&self, io: &(impl Ioctls + ?Sized), vcpu: usize) -> Result<(), OperationError<KvmError>> {
+        let Locked { run_state, state } = &mut *self.lock();
+        run_state.check_open()?;
+        exists(io, vcpu).map_err(OperationError::Backend)?;
         if state.is_running(vcpu) {
-            return Err(GateError::Backend(KvmError::Running { vcpu }));
+            return Err(OperationError::Backend(KvmError::Running { vcpu }));
         }
-        self.still_there(io, state).map_err(GateError::Backend)?;
+        self.still_there(io, state).map_err(OperationError::Backend)?;
         if state.running.len() <= vcpu {
             state.running.resize(vcpu + 1, false);
         }
@@ -348,8 +345,12 @@ impl<C: Counter> KvmVm<C> {
     }
 
     /// See [`RunState::checkpoint`].
-    pub fn checkpoint(&self, io: &(impl Ioctls + ?Sized), saving: Saving) -> Result<Checkpoint, GateError<KvmError>> {
-        self.gated(io, |gate, backend| gate.checkpoint(backend, saving))
+    pub fn checkpoint(
+        &self,
+        io: &(impl Ioctls + ?Sized),
+        saving: Saving,
+    ) -> Result<Checkpoint, OperationError<KvmError>> {
+        self.operate(io, |run_state, backend| run_state.checkpoint(backend, saving))
     }
 
     /// See [`RunState::plan`].
@@ -358,11 +359,11 @@ impl<C: Counter> KvmVm<C> {
         io: &(impl Ioctls + ?Sized),
         checkpoint: &Checkpoint,
         request: Request,
-    ) -> Result<Plan, GateError<KvmError>> {
-        self.gated(io, |gate, backend| {
+    ) -> Result<Plan, OperationError<KvmError>> {
+        self.operate(io, |run_state, backend| {
             // Reading registers would wait for a vCPU that runs.
-            backend.nobody_runs().map_err(GateError::Backend)?;
-            gate.plan(backend, checkpoint, request)
+            backend.nobody_runs().map_err(OperationError::Backend)?;
+            run_state.plan(backend, checkpoint, request)
         })
     }
 
@@ -372,63 +373,67 @@ impl<C: Counter> KvmVm<C> {
         io: &(impl Ioctls + ?Sized),
         plan: Plan,
         checkpoint: Arc<Checkpoint>,
-    ) -> Result<OpenRestore, GateError<KvmError>> {
-        self.gated(io, |gate, backend| {
-            let open = gate.prepare(backend, plan, checkpoint)?;
+    ) -> Result<OpenRestore, OperationError<KvmError>> {
+        self.operate(io, |run_state, backend| {
+            let open = run_state.prepare(backend, plan, checkpoint)?;
             backend.state.by_value = None;
             Ok(open)
         })
     }
 
     /// See [`RunState::apply`].
-    pub fn apply(&self, io: &(impl Ioctls + ?Sized), open: &mut OpenRestore) -> Result<(), GateError<KvmError>> {
-        self.gated(io, |gate, backend| gate.apply(backend, open))
+    pub fn apply(&self, io: &(impl Ioctls + ?Sized), open: &mut OpenRestore) -> Result<(), OperationError<KvmError>> {
+        self.operate(io, |run_state, backend| run_state.apply(backend, open))
     }
 
     /// See [`RunState::release`].
-    pub fn release(&self, io: &(impl Ioctls + ?Sized), open: &mut OpenRestore) -> Result<Report, GateError<KvmError>> {
-        self.released(io, |gate, backend| gate.release(backend, open))
+    pub fn release(
+        &self,
+        io: &(impl Ioctls + ?Sized),
+        open: &mut OpenRestore,
+    ) -> Result<Report, OperationError<KvmError>> {
+        self.released(io, |run_state, backend| run_state.release(backend, open))
     }
 
     /// See [`RunState::pause`].
-    pub fn pause(&self, io: &(impl Ioctls + ?Sized), request: Request) -> Result<OpenPause, GateError<KvmError>> {
-        self.gated(io, |gate, backend| gate.pause(backend, request))
+    pub fn pause(&self, io: &(impl Ioctls + ?Sized), request: Request) -> Result<OpenPause, OperationError<KvmError>> {
+        self.operate(io, |run_state, backend| run_state.pause(backend, request))
     }
 
     /// See [`RunState::resume`].
-    pub fn resume(&self, io: &(impl Ioctls + ?Sized), pause: &OpenPause) -> Result<Report, GateError<KvmError>> {
-        self.released(io, |gate, backend| gate.resume(backend, pause))
+    pub fn resume(&self, io: &(impl Ioctls + ?Sized), pause: &OpenPause) -> Result<Report, OperationError<KvmError>> {
+        self.released(io, |run_state, backend| run_state.resume(backend, pause))
     }
 
     /// See [`RunState::next_step`].
     pub fn next_step(&self) -> Option<Step> {
-        self.lock().gate.next_step(self.counter.frequency())
+        self.lock().run_state.next_step(self.counter.frequency())
     }
 
     /// See [`RunState::step`].
-    pub fn step(&self, io: &(impl Ioctls + ?Sized)) -> Result<Step, GateError<KvmError>> {
-        self.gated(io, |gate, backend| gate.step(backend))
+    pub fn step(&self, io: &(impl Ioctls + ?Sized)) -> Result<Step, OperationError<KvmError>> {
+        self.operate(io, |run_state, backend| run_state.step(backend))
     }
 
     fn released<I: Ioctls + ?Sized>(
         &self,
         io: &I,
-        work: impl FnOnce(&mut RunState, &mut Kvm<'_, I, C>) -> Result<Report, GateError<KvmError>>,
-    ) -> Result<Report, GateError<KvmError>> {
-        self.gated(io, |gate, backend| {
-            let report = work(gate, backend)?;
+        work: impl FnOnce(&mut RunState, &mut Kvm<'_, I, C>) -> Result<Report, OperationError<KvmError>>,
+    ) -> Result<Report, OperationError<KvmError>> {
+        self.operate(io, |run_state, backend| {
+            let report = work(run_state, backend)?;
             backend.state.by_value = matches!(report.written, Written::ByValue { .. }).then_some(report.written);
             Ok(report)
         })
     }
 
-    fn gated<I: Ioctls + ?Sized, T>(
+    fn operate<I: Ioctls + ?Sized, T>(
         &self,
         io: &I,
-        work: impl FnOnce(&mut RunState, &mut Kvm<'_, I, C>) -> Result<T, GateError<KvmError>>,
-    ) -> Result<T, GateError<KvmError>> {
-        let Locked { gate, state } = &mut *self.lock();
-        work(gate, &mut self.backend(io, state))
+        work: impl FnOnce(&mut RunState, &mut Kvm<'_, I, C>) -> Result<T, OperationError<KvmError>>,
+    ) -> Result<T, OperationError<KvmError>> {
+        let Locked { run_state, state } = &mut *self.lock();
+        work(run_state, &mut self.backend(io, state))
     }
 
     fn ask<I: Ioctls + ?Sized, T>(
@@ -445,7 +450,7 @@ impl<C: Counter> KvmVm<C> {
 
     fn own(&self, state: &mut State, offset: Offset) {
         state.generation += 1;
-        self.owned.get_or_init(|| PublishedOffset::new(offset)).publish(offset);
+        self.opted_in.get_or_init(|| PublishedOffset::new(offset)).publish(offset);
     }
 
     fn lock(&self) -> MutexGuard<'_, Locked> {
@@ -544,8 +549,8 @@ impl<I: Ioctls + ?Sized, C: Counter> Backend for Kvm<'_, I, C> {
         self.io.reg_list(vcpu).map_err(|error| KvmError::of("KVM_GET_REG_LIST", &error))
     }
 
-    fn owned_offset(&self) -> Option<Offset> {
-        self.vm.owned.get().map(PublishedOffset::offset)
+    fn vm_offset(&self) -> Option<Offset> {
+        self.vm.opted_in.get().map(PublishedOffset::offset)
     }
 
     fn generation(&self) -> u64 {
@@ -557,7 +562,7 @@ impl<I: Ioctls + ?Sized, C: Counter> Backend for Kvm<'_, I, C> {
     /// every vCPU stopped; an owned VM's offset, written as it is. Otherwise the caller vouches.
     fn stopped(&mut self) -> Result<(), KvmError> {
         self.nobody_runs()?;
-        patiently(self, |kvm| match (kvm.io.distributor(), kvm.owned_offset()) {
+        retry_busy(self, |kvm| match (kvm.io.distributor(), kvm.vm_offset()) {
             (Some(answer), _) => {
                 answer.map_err(|error| kvm.on_vm("KVM_GET_DEVICE_ATTR of the vGIC's distributor", &error))
             }

@@ -1,7 +1,7 @@
 //! The deadline queue in its steady state.
 //!
-//! A step is that of benches/benchmarks/steady.py: about 64 timers fire and are armed again, 3 are moved, 3 cancelled, and
-//! the 3 of the step before armed again; then the next deadline.
+//! A step is that of benches/benchmarks/steady.py: about 64 timers fire and are armed again, 3 are moved, 3 cancelled,
+//! and the 3 of the step before armed again; then the next deadline.
 
 use guestclock_core::time::{HostCount, Offset};
 use guestclock_model::deadlines::{DeadlineQueue, Fired};

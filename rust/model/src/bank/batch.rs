@@ -1,16 +1,16 @@
 //! What is asked of many vCPUs at one instant, and written to many.
 //!
-//! `now` is always the bank's counter's count. VMs of another frequency have a `now` of their own, by their exact ratio,
-//! and their deadlines are led back to the bank's counter.
+//! `now` is always the bank's counter's count. VMs of another frequency have a `now` of their own, by their exact
+//! ratio, and their deadlines are led back to the bank's counter.
 
-use crate::bank::armed::Due;
 use crate::bank::counts;
 use crate::bank::deadlines::{deadlines_by_vm, earliest, evaluate_and_deadlines, next_deadlines};
 use crate::bank::handle::Handle;
 use crate::bank::lines::{changes, evaluate};
 use crate::bank::selection::{Part, Selection};
 use crate::bank::timer_block::TimerSlices;
-use crate::bank::vms::{Bank, BankError, Clock, narrow};
+use crate::bank::timer_queue::{Due, TimerQueue};
+use crate::bank::vms::{narrow, Bank, BankError, FrequencyDomain};
 use crate::error::VmError;
 use guestclock_core::arch::arm64::timer::can_raise;
 use guestclock_core::arch::arm64::{CTL_ISTATUS, Timer, View};
@@ -42,28 +42,28 @@ pub struct Expired {
 impl Bank {
     /// What the vCPUs' counters read at `now`: into `out`, which has room for each that is selected.
     pub fn counts(&self, now: HostCount, view: View, vcpus: &Selection, out: &mut [u64]) {
-        for (part, clock, now) in self.parts(vcpus, now) {
-            let offsets = part.of(clock.rows.offsets_in(view));
+        for (part, domain, now) in self.parts(vcpus, now) {
+            let offsets = part.of(domain.rows.offsets_in(view));
             part.write(out, |out| counts(self.isa, now, &offsets, out));
         }
     }
 
     /// The offsets in force of one of the vCPUs' counters.
     pub fn offsets(&self, view: View, vcpus: &Selection, out: &mut [u64]) {
-        for (part, clock, _) in self.parts(vcpus, HostCount(0)) {
-            part.write(out, |out| out.copy_from_slice(&part.of(clock.rows.offsets_in(view))));
+        for (part, domain, _) in self.parts(vcpus, HostCount(0)) {
+            part.write(out, |out| out.copy_from_slice(&part.of(domain.rows.offsets_in(view))));
         }
     }
 
     /// Which vCPUs are in their guests.
     pub fn running(&self, vcpus: &Selection, out: &mut [bool]) {
-        for (part, clock, _) in self.parts(vcpus, HostCount(0)) {
-            part.write(out, |out| out.copy_from_slice(&part.of(&clock.rows.running)));
+        for (part, domain, _) in self.parts(vcpus, HostCount(0)) {
+            part.write(out, |out| out.copy_from_slice(&part.of(&domain.rows.running)));
         }
     }
 
-    /// ISTATUS and the line of every timer at `now`, and [`next_deadlines`](Self::next_deadlines). In `istatus` and `line`
-    /// there is a column for each of [`timers`](Self::timers), one after the other.
+    /// ISTATUS and the line of every timer at `now`, and [`next_deadlines`](Self::next_deadlines). In `istatus` and
+    /// `line` there is a column for each of [`timers`](Self::timers), one after the other.
     pub fn evaluate(
         &self,
         now: HostCount,
@@ -72,13 +72,13 @@ impl Bank {
         line: &mut [bool],
         deadlines: &mut [u64],
     ) {
-        for (part, clock, here) in self.parts(vcpus, now) {
-            let picked = Picked::all(part, clock);
+        for (part, domain, here) in self.parts(vcpus, now) {
+            let picked = Picked::all(part, domain);
             let slices = picked.each_ref().map(Picked::slices);
-            let timers = &slices[..clock.rows.kept().len()];
+            let timers = &slices[..domain.rows.kept().len()];
             part.write_all(istatus, line, deadlines, |istatus, line, deadlines| {
                 evaluate_and_deadlines(self.isa, here, timers, istatus, line, deadlines);
-                clock.lead_back(now, deadlines);
+                domain.lead_back(now, deadlines);
             });
         }
     }
@@ -86,19 +86,19 @@ impl Bank {
     /// The count of the bank's counter at which the first of each vCPU's lines goes high: `now` where one is,
     /// [`NO_DEADLINE`] where none will.
     pub fn next_deadlines(&self, now: HostCount, vcpus: &Selection, out: &mut [u64]) {
-        for (part, clock, here) in self.parts(vcpus, now) {
-            let picked = Picked::all(part, clock);
+        for (part, domain, here) in self.parts(vcpus, now) {
+            let picked = Picked::all(part, domain);
             let slices = picked.each_ref().map(Picked::slices);
-            let timers = &slices[..clock.rows.kept().len()];
+            let timers = &slices[..domain.rows.kept().len()];
             part.write(out, |out| {
                 next_deadlines(self.isa, here, timers, out);
-                clock.lead_back(now, out);
+                domain.lead_back(now, out);
             });
         }
     }
 
-    /// The first of [`next_deadlines`](Self::next_deadlines) of each VM: of those of these handles, or of all in the order of
-    /// [`handles`](Self::handles).
+    /// The first of [`next_deadlines`](Self::next_deadlines) of each VM: of those of these handles, or of all in the
+    /// order of [`handles`](Self::handles).
     pub fn next_deadlines_of_vms(
         &mut self,
         now: HostCount,
@@ -109,7 +109,7 @@ impl Bank {
             let all = self.all();
             let mut deadlines = vec![NO_DEADLINE; all.len()];
             self.next_deadlines(now, &all, &mut deadlines);
-            let vm_of: Vec<u32> = self.clocks.iter().flat_map(|clock| clock.rows.vm.iter().copied()).collect();
+            let vm_of: Vec<u32> = self.domains.iter().flat_map(|domain| domain.rows.vm.iter().copied()).collect();
             let mut by_slot = vec![NO_DEADLINE; self.seats.len()];
             deadlines_by_vm(&deadlines, &vm_of, &mut by_slot);
             for (out, vm) in out.iter_mut().zip(self.handles()) {
@@ -120,24 +120,25 @@ impl Bank {
         let slots = self.slots(vms)?;
         let mut deadlines = [0; crate::config::MAX_VCPUS];
         for (out, slot) in out.iter_mut().zip(slots) {
-            let (rows, clock) = (self.rows_of(slot), self.clock_of(slot));
+            let (rows, domain) = (self.rows_of(slot), self.domain_of(slot));
             let deadlines = &mut deadlines[..rows.len()];
             let timers: Vec<TimerSlices> =
-                clock.rows.kept().iter().map(|timer| clock.rows.slices(*timer, rows.clone())).collect();
-            next_deadlines(self.isa, clock.ratio.at(now), &timers, deadlines);
-            clock.lead_back(now, deadlines);
+                domain.rows.kept().iter().map(|timer| domain.rows.slices(*timer, rows.clone())).collect();
+            next_deadlines(self.isa, domain.ratio.at(now), &timers, deadlines);
+            domain.lead_back(now, deadlines);
             *out = earliest(self.isa, deadlines);
         }
         Ok(())
     }
 
-    /// The lines that have changed since the last call, those of each timer in the order of the rows. A new vCPU's are low.
+    /// The lines that have changed since the last call, those of each timer in the order of the rows. A new vCPU's are
+    /// low.
     pub fn changes(&mut self, now: HostCount) -> Vec<Change> {
         self.close_gaps();
         let mut found = Vec::new();
-        for number in 0..self.clocks.len() {
+        for number in 0..self.domains.len() {
             let here = self.now_of(number, now);
-            let rows = &mut self.clocks[number].rows;
+            let rows = &mut self.domains[number].rows;
             let (mut istatus, mut line) = (vec![false; rows.len()], vec![false; rows.len()]);
             let mut changed = vec![0; rows.len()];
             for &timer in rows.kept() {
@@ -150,8 +151,11 @@ impl Bank {
                 found.extend(rows.map(|row| (number, row, timer, line[row])));
             }
         }
-        let handle = |clock: usize, row: usize| self.handle_of(self.clocks[clock].rows.vm[row], narrow(row));
-        found.into_iter().map(|(clock, row, timer, level)| Change { vcpu: handle(clock, row), timer, level }).collect()
+        let handle = |domain: usize, row: usize| self.handle_of(self.domains[domain].rows.vm[row], narrow(row));
+        found
+            .into_iter()
+            .map(|(domain, row, timer, level)| Change { vcpu: handle(domain, row), timer, level })
+            .collect()
     }
 
     /// Writes CVAL and CTL of one timer of many vCPUs, as SET_ONE_REG of each does: of all, or of none.
@@ -162,63 +166,65 @@ impl Bank {
     pub fn set_timers(&mut self, timer: Timer, vcpus: &[Handle], cval: &[u64], ctl: &[u8]) -> Result<(), BankError> {
         assert_eq!([cval.len(), ctl.len()], [vcpus.len(); 2], "vCPUs, CVAL and CTL");
         let found = self.find(vcpus)?;
-        for (vcpu, (clock, row)) in vcpus.iter().zip(&found) {
-            let refused = if !self.kind_of(vcpu.slot()).config.el2.timers().contains(&timer) {
+        for (vcpu, (domain, row)) in vcpus.iter().zip(&found) {
+            let refused = if !self.class_of(vcpu.slot()).config.el2.timers().contains(&timer) {
                 VmError::NoSuchTimer { timer }
-            } else if self.clocks[*clock].rows.running[*row as usize] {
+            } else if self.domains[*domain].rows.running[*row as usize] {
                 VmError::Running { vcpu: vcpu.number().into() }
             } else {
                 continue;
             };
             return Err(BankError::OfVm { handle: vcpu.vm().0, error: refused });
         }
-        let mut queued: Vec<Queued> = self.clocks.iter().map(|_| Queued::default()).collect();
+        let mut queued: Vec<Queued> = self.domains.iter().map(|_| Queued::default()).collect();
         for ((vcpu, (number, row)), (cval, ctl)) in vcpus.iter().zip(found).zip(cval.iter().zip(ctl)) {
             let (slot, row, ctl) = (vcpu.slot(), row as usize, u64::from(*ctl) & !CTL_ISTATUS);
-            let Clock { rows, armed, .. } = &mut self.clocks[number];
+            let FrequencyDomain { rows, queue, .. } = &mut self.domains[number];
             rows.set_cval(row, timer, *cval);
             rows.set_ctl(row, timer, ctl);
-            if let Some(armed) = armed {
-                queued[number].add(armed.id(slot, vcpu.number(), timer), can_raise(ctl).then_some(*cval));
+            if let Some(queue) = queue {
+                queued[number].add(queue.id(slot, vcpu.number(), timer), can_raise(ctl).then_some(*cval));
             }
             self.seats[slot as usize].changes += 1;
         }
-        for (clock, queued) in self.clocks.iter_mut().zip(queued) {
-            if let Some(armed) = &mut clock.armed {
-                armed.write_all(&queued.armed, &queued.cvals, &queued.disarmed);
+        for (domain, queued) in self.domains.iter_mut().zip(queued) {
+            if let Some(queue) = &mut domain.queue {
+                queue.write_all(&queued.queue, &queued.cvals, &queued.disarmed);
             }
         }
         Ok(())
     }
 
-    /// When the next line goes high, as a count of the bank's counter: `now` where one is, [`NO_DEADLINE`] where none will. A
-    /// timer that [`expire`](Self::expire) has given doesn't count until it is written again, or to come again.
+    /// When the next line goes high, as a count of the bank's counter: `now` where one is, [`NO_DEADLINE`] where none
+    /// will. A timer that [`expire`](Self::expire) has given doesn't count until it is written again, or to come again.
     pub fn next_deadline(&mut self, now: HostCount) -> u64 {
         self.look_again(now);
-        let deadlines = self.armed().map(|clock| {
+        let deadlines = self.queue().map(|domain| {
             let mut deadline =
-                [clock.armed.as_mut().map_or(NO_DEADLINE, |armed| armed.next_deadline(clock.ratio.at(now)))];
-            clock.lead_back(now, &mut deadline);
+                [domain.queue.as_mut().map_or(NO_DEADLINE, |queue| queue.next_deadline(domain.ratio.at(now)))];
+            domain.lead_back(now, &mut deadline);
             deadline[0]
         });
         deadlines.fold(NO_DEADLINE, u64::min)
     }
 
-    /// The timers whose lines have gone high, by their deadlines and then by vCPU and timer: each once, until it is written
-    /// again, or its VM's offset moves and it is to come again.
+    /// The timers whose lines have gone high, by their deadlines and then by vCPU and timer: each once, until it is
+    /// written again, or its VM's offset moves and it is to come again.
     pub fn expire(&mut self, now: HostCount) -> Vec<Expired> {
         self.look_again(now);
         let mut fired = Vec::new();
-        for clock in self.armed() {
+        for domain in self.queue() {
             let from = fired.len();
-            let here = clock.ratio.at(now);
-            if let Some(armed) = &mut clock.armed {
-                armed.expire(here, &mut fired);
+            let here = domain.ratio.at(now);
+            if let Some(queue) = &mut domain.queue {
+                queue.expire(here, &mut fired);
             }
-            if !clock.ratio.is_one() {
+            if !domain.ratio.is_one() {
                 for due in &mut fired[from..] {
-                    due.deadline =
-                        clock.ratio.inner_count(HostCount(due.deadline), now).map_or(now.0, |count| count.0.min(now.0));
+                    due.deadline = domain
+                        .ratio
+                        .inner_count(HostCount(due.deadline), now)
+                        .map_or(now.0, |count| count.0.min(now.0));
                 }
             }
         }
@@ -232,16 +238,16 @@ impl Bank {
     /// How many timers are yet to fire; 0 until a deadline was asked for.
     #[must_use]
     pub fn pending(&self) -> usize {
-        self.clocks.iter().filter_map(|clock| clock.armed.as_ref()).map(super::armed::Armed::pending).sum()
+        self.domains.iter().filter_map(|domain| domain.queue.as_ref()).map(TimerQueue::pending).sum()
     }
 
     fn look_again(&mut self, now: HostCount) {
-        for number in 0..self.clocks.len() {
-            let Some(mut armed) = self.clocks[number].armed.take() else { continue };
-            for slot in armed.take_moved() {
-                armed.look_again(self.place(slot), &self.clocks[number].rows, self.now_of(number, now));
+        for number in 0..self.domains.len() {
+            let Some(mut queue) = self.domains[number].queue.take() else { continue };
+            for slot in queue.take_moved() {
+                queue.look_again(self.place(slot), &self.domains[number].rows, self.now_of(number, now));
             }
-            self.clocks[number].armed = Some(armed);
+            self.domains[number].queue = Some(queue);
         }
     }
 
@@ -249,8 +255,8 @@ impl Bank {
         &'a self,
         vcpus: &'a Selection,
         now: HostCount,
-    ) -> impl Iterator<Item = (&'a Part, &'a Clock, HostCount)> {
-        vcpus.parts().iter().map(move |part| (part, &self.clocks[part.clock], self.now_of(part.clock, now)))
+    ) -> impl Iterator<Item = (&'a Part, &'a FrequencyDomain, HostCount)> {
+        vcpus.parts().iter().map(move |part| (part, &self.domains[part.domain], self.now_of(part.domain, now)))
     }
 }
 
@@ -264,11 +270,11 @@ struct Picked<'a> {
 
 impl<'a> Picked<'a> {
     /// Those that there are columns of come first.
-    fn all(part: &Part, clock: &'a Clock) -> [Self; Timer::ALL.len()] {
-        Timer::ALL.map(|timer| match clock.rows.timers.get(timer.index()) {
+    fn all(part: &Part, domain: &'a FrequencyDomain) -> [Self; Timer::ALL.len()] {
+        Timer::ALL.map(|timer| match domain.rows.timers.get(timer.index()) {
             None => Self::default(),
             Some(columns) => Self {
-                offsets: part.of(clock.rows.offsets_of(timer)),
+                offsets: part.of(domain.rows.offsets_of(timer)),
                 cval: part.of(&columns.cval),
                 ctl: part.of(&columns.ctl),
             },
@@ -283,7 +289,7 @@ impl<'a> Picked<'a> {
 /// What is to be written to a deadline queue.
 #[derive(Default)]
 struct Queued {
-    armed: Vec<u32>,
+    queue: Vec<u32>,
     cvals: Vec<u64>,
     disarmed: Vec<u32>,
 }
@@ -292,7 +298,7 @@ impl Queued {
     fn add(&mut self, id: u32, cval: Option<u64>) {
         match cval {
             Some(cval) => {
-                self.armed.push(id);
+                self.queue.push(id);
                 self.cvals.push(cval);
             }
             None => self.disarmed.push(id),
@@ -300,8 +306,9 @@ impl Queued {
     }
 }
 
-impl Clock {
-    /// Makes deadlines in its own counts into those of the bank's counter. One past its last count is held just below that.
+impl FrequencyDomain {
+    /// Makes deadlines in its own counts into those of the bank's counter. One past its last count is held just below
+    /// that.
     fn lead_back(&self, now: HostCount, deadlines: &mut [u64]) {
         if self.ratio.is_one() {
             return;

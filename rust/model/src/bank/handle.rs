@@ -1,6 +1,7 @@
 //! Names of VMs and vCPUs, which are never given to others.
 
-/// How many bits of a handle are the vCPU's number: as many as KVM allows a VM ([`MAX_VCPUS`](crate::config::MAX_VCPUS)).
+/// How many bits of a handle are the vCPU's number: as many as KVM allows a VM
+/// ([`MAX_VCPUS`](crate::config::MAX_VCPUS)).
 const VCPU_BITS: u32 = 9;
 
 const SLOT_BITS: u32 = 22;

@@ -1,13 +1,13 @@
 //! The offsets of many VMs at one instant: the table of [`plan`](guestclock_core::restore::plan), as columns.
 #![expect(clippy::inline_always, reason = "what Isa::run asks for")]
 
-use crate::bank::block::{BLOCK, Lanes, rest, whole, widened};
+use crate::bank::block::{rest, whole, widened, BLOCK, Lanes};
 use crate::bank::isa::{Isa, TABLE};
 use crate::bank::scale::{Digits, Scale};
 use guestclock_core::time::{Frequency, GuestCount, HostCount, Offset};
 
-/// What a VM's guest is to see of the time it didn't run, and by what that is told: [`Policy`](guestclock_core::restore::Policy)
-/// with the plan's decision whether it is the same counter.
+/// What a VM's guest is to see of the time it didn't run, and by what that is told:
+/// [`Policy`](guestclock_core::restore::Policy) with the plan's decision whether it is the same counter.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u8)]
 pub enum Added {

@@ -15,10 +15,10 @@
 //! The fraction fits in 128 bits: `rest <= b - 1`, so it is at most `ceil(2^128 - 2^128 / b)`, and `2^128 / b` is above
 //! 1.
 //!
-//! **In half words**, which vectors can multiply: [`Digits`] takes 96 bits of the fraction in three digits of 32, and `n`
-//! in two. Of the six products the least is left out, and of the next two the lower halves. What is left out is below
-//! `3 / 2^32`, and `3 / 2^32` is added for it. A fraction of 96 bits has `n * e / (b * 2^96)` below `1 / 2^32`, so all
-//! in all less than `4 / 2^32` is added to `n * rest / b`: not more than `1 / b` where `b <= 2^30`, as 10^9 is.
+//! **In half words**, which vectors can multiply: [`Digits`] takes 96 bits of the fraction in three digits of 32, and
+//! `n` in two. Of the six products the least is left out, and of the next two the lower halves. What is left out is
+//! below `3 / 2^32`, and `3 / 2^32` is added for it. A fraction of 96 bits has `n * e / (b * 2^96)` below `1 / 2^32`,
+//! so all in all less than `4 / 2^32` is added to `n * rest / b`: not more than `1 / b` where `b <= 2^30`, as 10^9 is.
 //!
 //! The tests make the same text of bytes, and try each `n`, `a` and `b` there is.
 

@@ -1,11 +1,12 @@
 //! Which vCPUs a batch is about, and where their values go.
 
 use crate::bank::handle::Handle;
-use crate::bank::vms::{Bank, BankError, narrow};
+use crate::bank::vms::{narrow, Bank, BankError};
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// vCPUs of a bank: all in the order of their rows, or some in the caller's order. It holds until the bank's VMs change.
+/// vCPUs of a bank: all in the order of their rows, or some in the caller's order. It holds until the bank's VMs
+/// change.
 #[derive(Clone, Debug)]
 pub struct Selection {
     parts: Vec<Part>,
@@ -15,7 +16,7 @@ pub struct Selection {
 /// Those of one clock.
 #[derive(Clone, Debug)]
 pub(crate) struct Part {
-    pub(crate) clock: usize,
+    pub(crate) domain: usize,
     /// `None` for all.
     rows: Option<Vec<u32>>,
     places: Places,
@@ -52,10 +53,10 @@ impl Bank {
     pub fn all(&mut self) -> Selection {
         self.close_gaps();
         let mut len = 0;
-        let parts = self.clocks.iter().enumerate().map(|(clock, columns)| {
+        let parts = self.domains.iter().enumerate().map(|(domain, columns)| {
             let run = len..len + columns.rows.len();
             len = run.end;
-            Part { clock, rows: None, places: Places::Run(run) }
+            Part { domain, rows: None, places: Places::Run(run) }
         });
         Selection { parts: parts.collect(), len }
     }
@@ -63,18 +64,18 @@ impl Bank {
     /// The vCPUs of these handles, each once.
     pub fn select(&self, vcpus: &[Handle]) -> Result<Selection, BankError> {
         let found = self.find(vcpus)?;
-        let one = found.first().map_or(0, |(clock, _)| *clock);
-        if found.iter().all(|(clock, _)| *clock == one) {
+        let one = found.first().map_or(0, |(domain, _)| *domain);
+        if found.iter().all(|(domain, _)| *domain == one) {
             let rows = Some(found.iter().map(|(_, row)| *row).collect());
             return Ok(Selection {
-                parts: vec![Part { clock: one, rows, places: Places::Run(0..found.len()) }],
+                parts: vec![Part { domain: one, rows, places: Places::Run(0..found.len()) }],
                 len: found.len(),
             });
         }
-        let parts = (0..self.clocks.len()).map(|clock| {
-            let here = found.iter().enumerate().filter(|(_, (of, _))| *of == clock);
+        let parts = (0..self.domains.len()).map(|domain| {
+            let here = found.iter().enumerate().filter(|(_, (of, _))| *of == domain);
             let places = Places::Each(here.clone().map(|(place, _)| place).collect());
-            Part { clock, rows: Some(here.map(|(_, (_, row))| *row).collect()), places }
+            Part { domain, rows: Some(here.map(|(_, (_, row))| *row).collect()), places }
         });
         Ok(Selection { parts: parts.collect(), len: found.len() })
     }
@@ -82,7 +83,7 @@ impl Bank {
     /// The clock and the row of each of these vCPUs, none of them twice.
     pub(crate) fn find(&self, vcpus: &[Handle]) -> Result<Vec<(usize, u32)>, BankError> {
         each_once(vcpus)?;
-        vcpus.iter().map(|vcpu| self.row(*vcpu).map(|(clock, row)| (clock, narrow(row)))).collect()
+        vcpus.iter().map(|vcpu| self.row(*vcpu).map(|(domain, row)| (domain, narrow(row)))).collect()
     }
 
     /// The vCPUs that `mask` has, a bool for each in the order of [`vcpu_handles`](Self::vcpu_handles).
@@ -93,13 +94,13 @@ impl Bank {
             return Err(BankError::Mask { rows: mask.len(), vcpus });
         }
         let (mut len, mut rest) = (0, mask);
-        let parts = self.clocks.iter().enumerate().map(|(clock, columns)| {
+        let parts = self.domains.iter().enumerate().map(|(domain, columns)| {
             let (here, after) = rest.split_at(columns.rows.len());
             rest = after;
             let rows: Vec<u32> = (0..).zip(here).filter(|(_, chosen)| **chosen).map(|(row, _)| row).collect();
             let run = len..len + rows.len();
             len = run.end;
-            Part { clock, rows: Some(rows), places: Places::Run(run) }
+            Part { domain, rows: Some(rows), places: Places::Run(run) }
         });
         Ok(Selection { parts: parts.collect(), len })
     }

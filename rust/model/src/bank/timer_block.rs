@@ -1,9 +1,9 @@
-//! One timer of many rows: its columns, a block of them, and the two loops over a block that [`Isa`](super::isa::Isa) has by
-//! hand for some instruction sets.
+//! One timer of many rows: its columns, a block of them, and the two loops over a block that [`Isa`](super::isa::Isa)
+//! has by hand for some instruction sets.
 #![expect(clippy::inline_always, reason = "what Isa::run asks for")]
 #![expect(clippy::needless_range_loop, reason = "a row is an index of several arrays")]
 
-use crate::bank::block::{BLOCK, Lanes, rest, whole, widened};
+use crate::bank::block::{rest, whole, widened, BLOCK, Lanes};
 use guestclock_core::arch::arm64::timer;
 use guestclock_core::time::{HostCount, Offset};
 

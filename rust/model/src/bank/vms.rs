@@ -1,12 +1,12 @@
 //! The VMs of a bank: who there is, and where their rows are.
 
-use crate::bank::armed::{Armed, Place};
 use crate::bank::handle::{Handle, MAX_VMS};
 use crate::bank::isa::Isa;
 use crate::bank::rows::{NOBODY, Rows};
+use crate::bank::timer_queue::{Place, TimerQueue};
 use crate::config::Config;
 use crate::error::VmError;
-use guestclock_core::arch::arm64::{Behaviours, El2, IrqIds, Offsets, Timer, timer};
+use guestclock_core::arch::arm64::{timer, Behaviours, El2, IrqIds, Offsets, Timer};
 use guestclock_core::time::{Frequency, HostCount, Offset, Ratio};
 use std::ops::Range;
 
@@ -66,13 +66,13 @@ pub enum BankError {
 
 /// What VMs that are alike have in common.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Kind {
+pub(crate) struct VmClass {
     pub(crate) behaviours: Behaviours,
     pub(crate) config: Config,
     pub(crate) cntfrq_hz: u32,
 }
 
-impl Kind {
+impl VmClass {
     pub(crate) fn new(frequency: Frequency, behaviours: Behaviours, config: Config) -> Result<Self, VmError> {
         if config.el2 != El2::Absent && !behaviours.el2 {
             return Err(VmError::NoEl2);
@@ -90,10 +90,10 @@ pub(crate) struct Seat {
     first: u32,
     pub(crate) vcpus: u16,
     taken: bool,
-    clock: u16,
-    kind: u16,
+    domain: u16,
+    class: u16,
     /// KVM_ARCH_FLAG_VM_COUNTER_OFFSET: set by the first offset written, never cleared.
-    pub(crate) owned: bool,
+    pub(crate) opted_in: bool,
     /// A vCPU has run, from when on CNTHCTL_EL2 hasn't got the bits that no guest has (`kvm_init_nv_sysregs`).
     pub(crate) sanitised: bool,
     pub(crate) irqs: IrqIds,
@@ -105,34 +105,34 @@ pub(crate) struct Seat {
 
 /// The rows of all VMs whose counters run at one frequency.
 #[derive(Clone, Debug)]
-pub(crate) struct Clock {
+pub(crate) struct FrequencyDomain {
     pub(crate) frequency: Frequency,
     pub(crate) ratio: Ratio,
     pub(crate) rows: Rows,
     /// There once a deadline was asked for.
-    pub(crate) armed: Option<Armed>,
+    pub(crate) queue: Option<TimerQueue>,
 }
 
-impl Clock {
+impl FrequencyDomain {
     fn new(frequency: Frequency, of: Frequency, el2: bool) -> Self {
-        Self { frequency, ratio: Ratio::new(of, frequency), rows: Rows::new(el2), armed: None }
+        Self { frequency, ratio: Ratio::new(of, frequency), rows: Rows::new(el2), queue: None }
     }
 
     /// A timer was written by its guest or its VMM.
     pub(crate) fn wrote(&mut self, slot: u32, vcpu: usize, row: usize, timer: Timer) {
-        if let Some(armed) = &mut self.armed {
+        if let Some(queue) = &mut self.queue {
             let can_raise = timer::can_raise(self.rows.ctl(row, timer));
-            armed.write(slot, vcpu, timer, can_raise.then_some(self.rows.cval(row, timer)));
+            queue.write(slot, vcpu, timer, can_raise.then_some(self.rows.cval(row, timer)));
         }
     }
 }
 
-/// Many VMs with their vCPUs, as columns over one counter. A [`Vm`](crate::vm::Vm) is a view of it.
+/// Many VMs with their vCPUs, as columns over one counter. A [`ModelVm`](crate::vm::ModelVm) is a view of it.
 #[derive(Clone, Debug)]
 pub struct Bank {
     /// The counter's own frequency first.
-    pub(crate) clocks: Vec<Clock>,
-    pub(crate) kinds: Vec<Kind>,
+    pub(crate) domains: Vec<FrequencyDomain>,
+    pub(crate) classes: Vec<VmClass>,
     pub(crate) seats: Vec<Seat>,
     /// Slots to be given again.
     free: Vec<u32>,
@@ -142,12 +142,19 @@ pub struct Bank {
 }
 
 impl Bank {
-    /// A bank over a counter of this frequency. With `el2` its guests may have EL2, and each vCPU takes the room of four
-    /// timers.
+    /// A bank over a counter of this frequency. With `el2` its guests may have EL2, and each vCPU takes the room of
+    /// four timers.
     #[must_use]
     pub fn new(frequency: Frequency, el2: bool) -> Self {
-        let clock = Clock::new(frequency, frequency, el2);
-        Self { clocks: vec![clock], kinds: Vec::new(), seats: Vec::new(), free: Vec::new(), vms: 0, isa: Isa::best() }
+        let domain = FrequencyDomain::new(frequency, frequency, el2);
+        Self {
+            domains: vec![domain],
+            classes: Vec::new(),
+            seats: Vec::new(),
+            free: Vec::new(),
+            vms: 0,
+            isa: Isa::best(),
+        }
     }
 
     /// Has its batches computed on these instructions, instead of the widest that the CPU has.
@@ -158,13 +165,13 @@ impl Bank {
     /// The counter's frequency.
     #[must_use]
     pub fn frequency(&self) -> Frequency {
-        self.clocks[0].frequency
+        self.domains[0].frequency
     }
 
     /// Of how many timers it keeps columns: 2 or 4.
     #[must_use]
     pub fn timers(&self) -> usize {
-        self.clocks[0].rows.timers.len()
+        self.domains[0].rows.timers.len()
     }
 
     /// How many VMs.
@@ -182,17 +189,17 @@ impl Bank {
     /// How many vCPUs.
     #[must_use]
     pub fn vcpus(&self) -> usize {
-        self.clocks.iter().map(|clock| clock.rows.len() - clock.rows.holes()).sum()
+        self.domains.iter().map(|domain| domain.rows.len() - domain.rows.holes()).sum()
     }
 
-    /// Adds a VM without vCPUs, whose counters run at `frequency`: not the counter's own for one that was saved on another
-    /// host. KVM can't rescale; here it is exact to the tick ([`ScaledCounter`](crate::scaled::ScaledCounter)).
+    /// Adds a VM without vCPUs, whose counters run at `frequency`: not the counter's own for one that was saved on
+    /// another host. KVM can't rescale; here it is exact to the tick ([`ScaledCounter`](crate::scaled::ScaledCounter)).
     pub fn add(&mut self, frequency: Frequency, behaviours: Behaviours, config: Config) -> Result<Handle, BankError> {
-        if config.el2 != El2::Absent && !self.clocks[0].rows.el2() {
+        if config.el2 != El2::Absent && !self.domains[0].rows.el2() {
             return Err(BankError::TwoTimers);
         }
-        let kind = Kind::new(frequency, behaviours, config)?;
-        let (clock, kind) = (self.clock(frequency)?, self.kind(kind)?);
+        let class = VmClass::new(frequency, behaviours, config)?;
+        let (domain, class) = (self.domain_index(frequency)?, self.class_index(class)?);
         let slot = match self.free.pop() {
             Some(slot) => slot,
             None if self.seats.len() == MAX_VMS => return Err(BankError::Full),
@@ -204,7 +211,7 @@ impl Bank {
         let seat = &mut self.seats[slot as usize];
         // The attributes came with the physical timer's registers, in Linux 6.4.
         let irqs = IrqIds::new(behaviours.physical_timer);
-        *seat = Seat { generation: seat.generation + 1, taken: true, clock, kind, irqs, ..Seat::vacant() };
+        *seat = Seat { generation: seat.generation + 1, taken: true, domain, class, irqs, ..Seat::vacant() };
         self.vms += 1;
         Ok(Handle::of_vm(slot, seat.generation))
     }
@@ -214,17 +221,17 @@ impl Bank {
         let slot = self.slot(vm)?;
         let rows = self.rows_of(slot);
         let seat = &mut self.seats[slot as usize];
-        let clock = &mut self.clocks[usize::from(seat.clock)];
-        if let Some(armed) = &mut clock.armed {
-            armed.dismiss(slot);
+        let domain = &mut self.domains[usize::from(seat.domain)];
+        if let Some(queue) = &mut domain.queue {
+            queue.dismiss(slot);
         }
-        clock.rows.vacate(rows);
+        domain.rows.vacate(rows);
         seat.taken = false;
         if seat.generation < u32::MAX >> 1 {
             self.free.push(slot);
         }
         self.vms -= 1;
-        if clock.rows.holes() > clock.rows.len() / 2 {
+        if domain.rows.holes() > domain.rows.len() / 2 {
             self.close_gaps();
         }
         Ok(())
@@ -238,8 +245,8 @@ impl Bank {
 
     /// Makes room for so many more VMs with so many vCPUs each at this frequency, and for no more.
     pub fn reserve(&mut self, frequency: Frequency, vms: usize, vcpus: usize) -> Result<(), BankError> {
-        let clock = self.clock(frequency)?;
-        self.clocks[usize::from(clock)].rows.reserve(vms * vcpus);
+        let domain = self.domain_index(frequency)?;
+        self.domains[usize::from(domain)].rows.reserve(vms * vcpus);
         self.seats.reserve_exact(vms.saturating_sub(self.free.len()));
         Ok(())
     }
@@ -260,7 +267,7 @@ impl Bank {
     /// first. A VM that gets another vCPU later may go to the end.
     pub fn vcpu_handles(&mut self) -> impl Iterator<Item = Handle> {
         self.close_gaps();
-        self.clocks.iter().flat_map(|clock| (0..).zip(&clock.rows.vm)).map(|(row, vm)| self.handle_of(*vm, row))
+        self.domains.iter().flat_map(|domain| (0..).zip(&domain.rows.vm)).map(|(row, vm)| self.handle_of(*vm, row))
     }
 
     /// The slot of a VM's handle.
@@ -277,7 +284,7 @@ impl Bank {
         if vcpu.number() >= seat.vcpus {
             return Err(BankError::NoSuchVcpu { handle: vcpu.0, vcpus: seat.vcpus });
         }
-        Ok((usize::from(seat.clock), seat.first as usize + usize::from(vcpu.number())))
+        Ok((usize::from(seat.domain), seat.first as usize + usize::from(vcpu.number())))
     }
 
     /// The handle of a row's vCPU.
@@ -290,17 +297,17 @@ impl Bank {
         Handle::of_vm(slot, self.seats[slot as usize].generation)
     }
 
-    pub(crate) fn clock_of(&self, slot: u32) -> &Clock {
-        &self.clocks[usize::from(self.seats[slot as usize].clock)]
+    pub(crate) fn domain_of(&self, slot: u32) -> &FrequencyDomain {
+        &self.domains[usize::from(self.seats[slot as usize].domain)]
     }
 
-    pub(crate) fn clock_and_seat(&mut self, slot: u32) -> (&mut Clock, &mut Seat) {
+    pub(crate) fn domain_and_seat(&mut self, slot: u32) -> (&mut FrequencyDomain, &mut Seat) {
         let seat = &mut self.seats[slot as usize];
-        (&mut self.clocks[usize::from(seat.clock)], seat)
+        (&mut self.domains[usize::from(seat.domain)], seat)
     }
 
-    pub(crate) fn kind_of(&self, slot: u32) -> &Kind {
-        &self.kinds[usize::from(self.seats[slot as usize].kind)]
+    pub(crate) fn class_of(&self, slot: u32) -> &VmClass {
+        &self.classes[usize::from(self.seats[slot as usize].class)]
     }
 
     pub(crate) fn rows_of(&self, slot: u32) -> Range<usize> {
@@ -311,28 +318,28 @@ impl Bank {
     /// Adds a row to a VM, as its last.
     pub(crate) fn push_row(&mut self, slot: u32) {
         let rows = self.rows_of(slot);
-        let (clock, seat) = self.clock_and_seat(slot);
-        let end = clock.rows.len();
+        let (domain, seat) = self.domain_and_seat(slot);
+        let end = domain.rows.len();
         if rows.end != end {
-            clock.rows.move_to_end(rows.clone());
+            domain.rows.move_to_end(rows.clone());
             seat.first = narrow(end);
         }
-        clock.rows.push(slot);
+        domain.rows.push(slot);
         seat.vcpus += 1;
     }
 
     /// Whether a VM can have so many more rows.
     pub(crate) fn has_room(&self, slot: u32, rows: usize) -> bool {
-        let clock = self.clock_of(slot);
-        clock.rows.len() + usize::from(self.seats[slot as usize].vcpus) + rows <= MAX_ROWS
+        let domain = self.domain_of(slot);
+        domain.rows.len() + usize::from(self.seats[slot as usize].vcpus) + rows <= MAX_ROWS
     }
 
     /// Closes the gaps that removed VMs have left among the rows.
     pub(crate) fn close_gaps(&mut self) {
-        for clock in self.clocks.iter_mut().filter(|clock| clock.rows.holes() > 0) {
-            clock.rows.close_gaps();
+        for domain in self.domains.iter_mut().filter(|domain| domain.rows.holes() > 0) {
+            domain.rows.close_gaps();
             let mut last = NOBODY;
-            for (row, vm) in (0..).zip(&clock.rows.vm) {
+            for (row, vm) in (0..).zip(&domain.rows.vm) {
                 if *vm != last {
                     self.seats[*vm as usize].first = row;
                     last = *vm;
@@ -353,56 +360,56 @@ impl Bank {
 
     /// Works on a VM's place among the rows. What `expire` has given of its timers stays given.
     pub(crate) fn resettle(&mut self, slot: u32, work: impl FnOnce(&mut Self)) {
-        let Clock { rows, armed, .. } = self.clock_of(slot);
-        let reported = armed.as_ref().map_or_else(Vec::new, |armed| armed.reported(self.place(slot), rows));
+        let FrequencyDomain { rows, queue, .. } = self.domain_of(slot);
+        let reported = queue.as_ref().map_or_else(Vec::new, |queue| queue.reported(self.place(slot), rows));
         self.unqueued(slot, &reported, work);
     }
 
     /// Writes to a VM's rows. All of its timers count as written.
     pub(crate) fn rewrite(&mut self, slot: u32, write: impl FnOnce(&mut Rows, Range<usize>)) {
         let rows_of = self.rows_of(slot);
-        self.unqueued(slot, &[], |bank| write(&mut bank.clock_and_seat(slot).0.rows, rows_of));
+        self.unqueued(slot, &[], |bank| write(&mut bank.domain_and_seat(slot).0.rows, rows_of));
     }
 
-    /// Works on a VM's rows, while the deadline queue has forgotten the VM. It comes to know its timers again, but those that
-    /// are `reported`.
+    /// Works on a VM's rows, while the deadline queue has forgotten the VM. It comes to know its timers again, but
+    /// those that are `reported`.
     fn unqueued(&mut self, slot: u32, reported: &[(u16, Timer)], work: impl FnOnce(&mut Self)) {
-        if let Some(armed) = &mut self.clock_and_seat(slot).0.armed {
-            armed.dismiss(slot);
+        if let Some(queue) = &mut self.domain_and_seat(slot).0.queue {
+            queue.dismiss(slot);
         }
         work(self);
         let (place, shared) = (self.place(slot), self.shared_offsets(slot));
-        let Clock { rows, armed, .. } = self.clock_and_seat(slot).0;
-        if let Some(armed) = armed {
-            armed.enrol(place, shared, rows, reported);
+        let FrequencyDomain { rows, queue, .. } = self.domain_and_seat(slot).0;
+        if let Some(queue) = queue {
+            queue.enrol(place, shared, rows, reported);
         }
     }
 
     /// Has the deadline queue know of the offsets that a VM and its vCPUs are under.
     pub(crate) fn follow(&mut self, slot: u32) {
         let (place, shared) = (self.place(slot), self.shared_offsets(slot));
-        let Clock { rows, armed, .. } = self.clock_and_seat(slot).0;
-        if let Some(armed) = armed {
-            armed.move_vm(place, shared, rows);
+        let FrequencyDomain { rows, queue, .. } = self.domain_and_seat(slot).0;
+        if let Some(queue) = queue {
+            queue.move_vm(place, shared, rows);
         }
     }
 
     /// The deadline queues, made where there are none yet.
-    pub(crate) fn armed(&mut self) -> impl Iterator<Item = &mut Clock> {
-        for number in 0..self.clocks.len() {
-            if self.clocks[number].armed.is_some() {
+    pub(crate) fn queue(&mut self) -> impl Iterator<Item = &mut FrequencyDomain> {
+        for number in 0..self.domains.len() {
+            if self.domains[number].queue.is_some() {
                 continue;
             }
-            let mut armed = Armed::new(self.timers());
+            let mut queue = TimerQueue::new(self.timers());
             for slot in 0..self.seats.len() {
                 let (slot, seat) = (narrow(slot), &self.seats[slot]);
-                if seat.taken && usize::from(seat.clock) == number {
-                    armed.enrol(self.place(slot), self.shared_offsets(slot), &self.clocks[number].rows, &[]);
+                if seat.taken && usize::from(seat.domain) == number {
+                    queue.enrol(self.place(slot), self.shared_offsets(slot), &self.domains[number].rows, &[]);
                 }
             }
-            self.clocks[number].armed = Some(armed);
+            self.domains[number].queue = Some(queue);
         }
-        self.clocks.iter_mut()
+        self.domains.iter_mut()
     }
 
     pub(crate) fn place(&self, slot: u32) -> Place {
@@ -410,47 +417,48 @@ impl Bank {
         Place { slot, first: seat.first as usize, vcpus: seat.vcpus }
     }
 
-    /// The clock and the kind of a VM: those that have both in common are alike.
-    pub(crate) fn likeness(&self, slot: u32) -> (u16, u16) {
+    /// The clock and the class of a VM: those that have both in common are alike.
+    pub(crate) fn domain_and_class(&self, slot: u32) -> (u16, u16) {
         let seat = &self.seats[slot as usize];
-        (seat.clock, seat.kind)
+        (seat.domain, seat.class)
     }
 
     /// The offsets that a VM's vCPUs are under, but those that run with others or have a CNTVOFF_EL2.
     pub(crate) fn shared_offsets(&self, slot: u32) -> Offsets {
-        let nested = self.kind_of(slot).config.el2 != El2::Absent;
+        let nested = self.class_of(slot).config.el2 != El2::Absent;
         self.seats[slot as usize].offsets.on_vcpu(nested.then_some(Offset(0)))
     }
 
     /// The bytes that it holds, those that are reserved for more included.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let clock = |clock: &Clock| clock.rows.bytes() + clock.armed.as_ref().map_or(0, Armed::bytes);
+        let domain =
+            |domain: &FrequencyDomain| domain.rows.bytes() + domain.queue.as_ref().map_or(0, TimerQueue::bytes);
         let seats = self.seats.capacity() * size_of::<Seat>() + self.free.capacity() * 4;
-        self.clocks.iter().map(clock).sum::<usize>() + seats
+        self.domains.iter().map(domain).sum::<usize>() + seats
     }
 
     /// The count of each of its clocks when the counter's is `now`.
-    pub(crate) fn now_of(&self, clock: usize, now: HostCount) -> HostCount {
-        self.clocks[clock].ratio.at(now)
+    pub(crate) fn now_of(&self, domain: usize, now: HostCount) -> HostCount {
+        self.domains[domain].ratio.at(now)
     }
 
-    fn clock(&mut self, frequency: Frequency) -> Result<u16, BankError> {
-        let known = self.clocks.iter().position(|clock| clock.frequency == frequency);
-        let number = known.unwrap_or(self.clocks.len());
+    fn domain_index(&mut self, frequency: Frequency) -> Result<u16, BankError> {
+        let known = self.domains.iter().position(|domain| domain.frequency == frequency);
+        let number = known.unwrap_or(self.domains.len());
         let index = u16::try_from(number).map_err(|_| BankError::Full)?;
         if known.is_none() {
-            let clock = Clock::new(frequency, self.frequency(), self.clocks[0].rows.el2());
-            self.clocks.push(clock);
+            let domain = FrequencyDomain::new(frequency, self.frequency(), self.domains[0].rows.el2());
+            self.domains.push(domain);
         }
         Ok(index)
     }
 
-    fn kind(&mut self, kind: Kind) -> Result<u16, BankError> {
-        let known = self.kinds.iter().position(|known| *known == kind);
-        let index = u16::try_from(known.unwrap_or(self.kinds.len())).map_err(|_| BankError::Full)?;
+    fn class_index(&mut self, class: VmClass) -> Result<u16, BankError> {
+        let known = self.classes.iter().position(|known| *known == class);
+        let index = u16::try_from(known.unwrap_or(self.classes.len())).map_err(|_| BankError::Full)?;
         if known.is_none() {
-            self.kinds.push(kind);
+            self.classes.push(class);
         }
         Ok(index)
     }
@@ -464,9 +472,9 @@ impl Seat {
             first: 0,
             vcpus: 0,
             taken: false,
-            clock: 0,
-            kind: 0,
-            owned: false,
+            domain: 0,
+            class: 0,
+            opted_in: false,
             sanitised: false,
             irqs: IrqIds::new(true),
             offsets: Offsets::default(),

@@ -40,8 +40,8 @@ impl Lateness {
         self.max
     }
 
-    /// How many were late by a number of ticks of so many bits: at 0 those in time, at `i` those late by `2^(i-1)` up to
-    /// below `2^i`. As long as the longest of them.
+    /// How many were late by a number of ticks of so many bits: at 0 those in time, at `i` those late by `2^(i-1)` up
+    /// to below `2^i`. As long as the longest of them.
     #[must_use]
     pub fn by_length(&self) -> &[u64] {
         let longest = self.by_length.iter().rposition(|&count| count != 0);

@@ -2,16 +2,17 @@
 //!
 //! A timer belongs to a group, which is a VM: its compare value is in the guest's ticks, and the group's offset leads
 //! from the host's counter to them. The comparison is KVM's: unsigned, on guest counts, without a wrap
-//! (`kvm_timer_compute_delta` and `kvm_timer_pending` in arch/arm64/kvm/arch_timer.c). So a timer is due while
-//! `now - offset`, modulo 2^64, is at or past its compare value, and its deadline is a distance from `now` and not the sum
-//! of both: where a guest's count wraps, timers that were due no longer are.
+//! (`kvm_timer_compute_delta` and `kvm_timer_pending` in arch/arm64/kvm/arch_timer.c). So a timer is due while `now -
+//! offset`, modulo 2^64, is at or past its compare value, and its deadline is a distance from `now` and not the sum of
+//! both: where a guest's count wraps, timers that were due no longer are.
 //!
-//! Two tournament trees, one in the other. A group has its compare values in rows of eight, a cache line each; behind those
-//! of a large group stands a tree of the rows' least values, in guest ticks. Another tree holds each group's next deadline,
-//! in host ticks, so that an offset moves one leaf of it. docs/performance.md says why it is these, with figures.
+//! Two tournament trees, one in the other. A group has its compare values in rows of eight, a cache line each; behind
+//! those of a large group stands a tree of the rows' least values, in guest ticks. Another tree holds each group's next
+//! deadline, in host ticks, so that an offset moves one leaf of it. docs/performance.md says why it is these, with
+//! figures.
 
-use crate::deadlines::timers::{Group, Timers, grow, place};
-use crate::deadlines::winners::{self, NONE, Path, ROW, Row, Winners, each, touch};
+use crate::deadlines::min_tree::{self, each, touch, MinTree, NONE, Path, ROW, Row};
+use crate::deadlines::timers::{grow, place, Group, TimerRows};
 use guestclock_core::time::{GuestCount, HostCount, NO_DEADLINE, Offset};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -62,7 +63,7 @@ pub enum QueueError {
     },
 }
 
-/// Timers of many groups, and when they are due.
+/// TimerRows of many groups, and when they are due.
 ///
 /// ```
 /// use guestclock_core::time::{HostCount, Offset};
@@ -83,10 +84,10 @@ pub enum QueueError {
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct DeadlineQueue {
-    timers: Timers,
+    timers: TimerRows,
     groups: Vec<Group>,
     /// Each group's next deadline: a host count at which it may have one due, and before which it has none.
-    deadlines: Winners,
+    deadlines: MinTree,
     /// What the deadlines are seen from.
     now: HostCount,
     pending: usize,
@@ -233,15 +234,16 @@ impl DeadlineQueue {
         Ok(())
     }
 
-    /// When the next timer is due, as a host count: `now` where one is, [`NO_DEADLINE`] where none is armed. A deadline past
-    /// the counter's last count is held just below that, as in [`bank::deadline`](guestclock_core::time::deadline).
+    /// When the next timer is due, as a host count: `now` where one is, [`NO_DEADLINE`] where none is armed. A deadline
+    /// past the counter's last count is held just below that, as in
+    /// [`bank::deadline`](guestclock_core::time::deadline).
     pub fn next_deadline(&mut self, now: HostCount) -> u64 {
         self.look_from(now);
         if self.pending == 0 {
             return NO_DEADLINE;
         }
         while self.deadlines.least() <= now.0 {
-            let group = winners::first(&self.deadlines.rows, self.deadlines.leaves);
+            let group = min_tree::first(&self.deadlines.rows, self.deadlines.leaves);
             // It was to be due by now; it isn't if the guest's count wrapped since, or its timer was moved.
             let actual = self.timers.deadline(&self.groups[group], now);
             if actual <= now.0 {
@@ -252,13 +254,14 @@ impl DeadlineQueue {
         self.deadlines.least().min(NO_DEADLINE - 1)
     }
 
-    /// Disarms the timers that are due and puts them in `fired`, in the order of their deadlines and then of their ids. What
-    /// it held is gone.
+    /// Disarms the timers that are due and puts them in `fired`, in the order of their deadlines and then of their ids.
+    /// What it held is gone.
     pub fn expire(&mut self, now: HostCount, fired: &mut Vec<Fired>) {
         self.look_from(now);
         fired.clear();
         let Self { timers, groups, deadlines, pending, seen, .. } = self;
-        // In passes, each of them short: what one group or row is waited for to be read, the next ones are read as well.
+        // In passes, each of them short: what one group or row is waited for to be read, the next ones are read as
+        // well.
         seen.rows.clear();
         seen.trees.clear();
         let numbers = seen.groups.take(&deadlines.rows, deadlines.leaves, now.0);
@@ -363,8 +366,8 @@ impl DeadlineQueue {
         Ok(number)
     }
 
-    /// Arms a timer with a compare value, or disarms it, with [`NONE`]; has the trees know of it as far up as it changes
-    /// anything.
+    /// Arms a timer with a compare value, or disarms it, with [`NONE`]; has the trees know of it as far up as it
+    /// changes anything.
     fn put<const ARM: bool>(&mut self, timer: u32, cval: u64) {
         let (row, lane) = place(timer);
         let home = &mut self.timers.homes[row];
@@ -421,7 +424,7 @@ impl DeadlineQueue {
 /// How many ids a group takes: a part of a row that doesn't straddle it, or rows.
 fn footprint(timers: u32) -> usize {
     let timers = timers as usize;
-    if timers <= ROW { timers.next_power_of_two() } else { winners::size(timers.div_ceil(ROW)) * ROW }
+    if timers <= ROW { timers.next_power_of_two() } else { min_tree::size(timers.div_ceil(ROW)) * ROW }
 }
 
 /// An index that stands for an id or a group: `add_block` has seen that it fits.
@@ -437,7 +440,8 @@ const fn same_length(named: &[u32], values: &[u64]) -> Result<(), QueueError> {
     }
 }
 
-/// By deadline, then by id: as one word each where the deadlines lie near each other, since words sort without branches.
+/// By deadline, then by id: as one word each where the deadlines lie near each other, since words sort without
+/// branches.
 fn order(fired: &mut [Fired], words: &mut Vec<u64>) {
     let low = fired.iter().map(|fired| fired.deadline).min().unwrap_or(0);
     let high = fired.iter().map(|fired| fired.deadline).max().unwrap_or(0);

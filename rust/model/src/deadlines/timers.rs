@@ -1,6 +1,6 @@
 //! The timers of the queue by their ids, and the blocks of ids that VMs have.
 
-use crate::deadlines::winners::{self, NONE, ROW, Row, each};
+use crate::deadlines::min_tree::{self, each, NONE, ROW, Row};
 use guestclock_core::arch::arm64::timer::ticks_until;
 use guestclock_core::time::{HostCount, Offset};
 use std::ops::Range;
@@ -24,7 +24,7 @@ impl Group {
     /// The rows that it has a part of, those of its tree included.
     pub(super) fn rows(&self) -> Range<usize> {
         let first = self.first as usize / ROW;
-        first..first + winners::size(self.leaves())
+        first..first + min_tree::size(self.leaves())
     }
 
     /// The row that counts what is armed: the first above its timers.
@@ -34,7 +34,7 @@ impl Group {
 
     /// Whether its tree has levels above the timers.
     pub(super) const fn has_tree(&self) -> bool {
-        self.timers as usize > winners::TOP * ROW
+        self.timers as usize > min_tree::TOP * ROW
     }
 
     /// The places of its timers in a row: the whole of it, or the part that it has of its only one.
@@ -43,7 +43,8 @@ impl Group {
         (lanes << (self.first % 8) & 0xff) as u8
     }
 
-    /// When a compare value of its is reached, as a host count seen from `now`; [`NONE`] where that isn't within 64 bits.
+    /// When a compare value of its is reached, as a host count seen from `now`; [`NONE`] where that isn't within 64
+    /// bits.
     pub(super) fn deadline_of(&self, cval: u64, now: HostCount) -> u64 {
         now.0.saturating_add(ticks_until(cval, now.guest(self.offset)))
     }
@@ -69,13 +70,13 @@ impl Home {
 
 /// The columns of all timers.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Timers {
+pub(super) struct TimerRows {
     /// Compare values by id; [`NONE`] where a timer isn't armed, and where there is none. Behind a group's, its tree.
     pub(super) cvals: Vec<Row>,
     pub(super) homes: Vec<Home>,
 }
 
-impl Timers {
+impl TimerRows {
     /// A group's next deadline as a host count, seen from `now`; [`NONE`] where it has none, or none within 64 bits.
     pub(super) fn deadline(&self, group: &Group, now: HostCount) -> u64 {
         let least = self.least(group);
@@ -87,9 +88,9 @@ impl Timers {
         let (row, lane) = place(group.first);
         match group.timers {
             5..=8 => self.cvals[row].least(),
-            timers @ 0..5 => winners::least(&self.cvals[row].0[lane..lane + timers as usize]),
+            timers @ 0..5 => min_tree::least(&self.cvals[row].0[lane..lane + timers as usize]),
             _ => {
-                let top = winners::top(group.leaves());
+                let top = min_tree::top(group.leaves());
                 self.cvals[row..][top].iter().fold(NONE, |least, row| least.min(row.least()))
             }
         }
@@ -144,11 +145,11 @@ impl Timers {
         self.cvals.capacity() * size_of::<Row>() + self.homes.capacity() * size_of::<Home>()
     }
 
-    /// Writes a compare value into its row and its group's tree; returns what it was, and whether the group's least may be
-    /// another.
+    /// Writes a compare value into its row and its group's tree; returns what it was, and whether the group's least may
+    /// be another.
     pub(super) fn put(&mut self, group: &Group, timer: u32, cval: u64) -> (u64, bool) {
         let rows = &mut self.cvals[group.first as usize / ROW..];
-        winners::set(rows, group.leaves(), (timer - group.first) as usize + group.first as usize % ROW, cval)
+        min_tree::set(rows, group.leaves(), (timer - group.first) as usize + group.first as usize % ROW, cval)
     }
 }
 

@@ -1,8 +1,8 @@
 //! Wrapping arithmetic of one timer: the comparison, CTL, TVAL and the time until its line goes high.
 //!
 //! As in [`time::arithmetic`](crate::time), one text is instantiated twice: `w64` is used by
-//! [`timer`](crate::arch::arm64::timer), and the tests' `w8` has every possible input checked. TVAL is the lower half of a
-//! word: 32 of 64 bits, and 4 of 8.
+//! [`timer`](crate::arch::arm64::timer), and the tests' `w8` has every possible input checked. TVAL is the lower half
+//! of a word: 32 of 64 bits, and 4 of 8.
 
 macro_rules! arithmetic {
     ($module:ident, $word:ty) => {
@@ -55,8 +55,8 @@ arithmetic!(w8, u8);
 /// Every rule on every byte. The expected value is computed on integers without bounds: never in the code's own terms.
 #[cfg(test)]
 mod tests {
-    use super::w8;
     use crate::arch::arm64::ctl::{CTL_ENABLE, CTL_IMASK, CTL_ISTATUS};
+    use super::w8;
 
     const SIZE: i128 = 256;
     /// The low three bits of CTL, and some that a write must not leave behind.

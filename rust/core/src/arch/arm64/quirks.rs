@@ -3,7 +3,8 @@
 /// What GET_ONE_REG of a CTL register answers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum CtlReadback {
-    /// The low 32 bits of what was stored, with ISTATUS where the condition is met, whatever ENABLE says (Linux up to 6.17).
+    /// The low 32 bits of what was stored, with ISTATUS where the condition is met, whatever ENABLE says (Linux up to
+    /// 6.17).
     Computed,
     /// What is stored, all 64 bits: ISTATUS only as the last run left it (Linux 6.18 and later).
     Stored,

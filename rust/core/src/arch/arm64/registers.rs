@@ -1,7 +1,8 @@
 //! The registers of the generic timer: encodings, names and KVM register ids, in one table.
 //!
-//! Encodings: Arm ARM (DDI 0487), D17 "AArch64 System register descriptions". KVM ids: arch/arm64/include/uapi/asm/kvm.h;
-//! api.rst, 4.68 says of the one oddity, the exchanged ids of CNTVCT_EL0 and CNTV_CVAL_EL0, that it "must remain this way".
+//! Encodings: Arm ARM (DDI 0487), D17 "AArch64 System register descriptions". KVM ids:
+//! arch/arm64/include/uapi/asm/kvm.h; api.rst, 4.68 says of the one oddity, the exchanged ids of CNTVCT_EL0 and
+//! CNTV_CVAL_EL0, that it "must remain this way".
 
 use crate::arch::arm64::timer::Timer;
 use crate::arch::arm64::view::View;

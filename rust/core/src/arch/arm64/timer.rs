@@ -5,7 +5,7 @@
 
 use crate::arch::arm64::arithmetic::w64;
 use crate::arch::arm64::view::View;
-use crate::time::{GuestCount, HostCount, deadline};
+use crate::time::{deadline, GuestCount, HostCount};
 
 /// Which of a vCPU's timers, numbered as the attributes of `KVM_ARM_VCPU_TIMER_CTRL` are.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -176,10 +176,10 @@ impl Width {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use alloc::vec::Vec;
     use crate::arch::arm64::arithmetic::w8;
     use crate::arch::arm64::ctl::{CTL_ENABLE, CTL_IMASK};
-    use alloc::vec::Vec;
+    use super::*;
 
     /// What is checked on bytes and what runs on 64 bits is one text; this is about the seams at 64.
     #[test]
@@ -234,8 +234,8 @@ mod tests {
     }
 }
 
-/// The counter that a timer compares with, as far as its offset goes: the EL2 virtual timer's is without CNTVOFF_EL2, and so
-/// the physical one's (`timer_get_offset`, include/kvm/arm_arch_timer.h).
+/// The counter that a timer compares with, as far as its offset goes: the EL2 virtual timer's is without CNTVOFF_EL2,
+/// and so the physical one's (`timer_get_offset`, include/kvm/arm_arch_timer.h).
 #[must_use]
 pub const fn view_of(timer: Timer) -> View {
     match timer {

@@ -1,4 +1,4 @@
-//! Does this access trap, and where to: CNTKCTL_EL1 and CNTHCTL_EL2 as gates before the generic timer's registers.
+//! Does this access trap, and where to: CNTKCTL_EL1 and CNTHCTL_EL2 as run_states before the generic timer's registers.
 //!
 //! For an emulator's MRS and MSR. The rules are the pseudocode under "Accessing the register" of each register's page
 //! in the Arm ARM (DDI 0487, D24.10 "Generic Timer registers"), for a guest in the Non-secure state, in AArch64, with
@@ -10,7 +10,7 @@
 //! - CNTPOFF_EL2 is undefined for every guest: FEAT_ECV_POFF is hidden (nested.c, `limit_nv_id_reg`).
 //! - Traps of KVM's own are not seen here: it emulates what they catch, and the guest never learns of them.
 //!
-//! HCR_EL2.NV is taken as 0, so EL1NVPCT and EL1NVVCT (bits 15 and 16) gate nothing: they are for hypervisors below the
+//! HCR_EL2.NV is taken as 0, so EL1NVPCT and EL1NVVCT (bits 15 and 16) run_state nothing: they are for hypervisors below the
 //! guest's.
 
 use crate::arch::arm64::registers::{Role, Sysreg};
@@ -125,11 +125,11 @@ pub const fn check(register: &Sysreg, write: bool, el: El, controls: &Controls) 
     }
 }
 
-/// An EL0 register at EL0 or EL1: past the kernel's gate, and then past the hypervisor's.
+/// An EL0 register at EL0 or EL1: past the kernel's run_state, and then past the hypervisor's.
 const fn lower(role: Role, el: El, controls: &Controls) -> Access {
     if matches!(el, El::El0) {
-        let gates = if controls.host_user() { controls.cnthctl } else { controls.cntkctl };
-        if gates & el0_gate(role) == 0 {
+        let run_states = if controls.host_user() { controls.cnthctl } else { controls.cntkctl };
+        if run_states & el0_gate(role) == 0 {
             return if controls.nested && controls.tge { Access::TrapToEl2 } else { Access::TrapToEl1 };
         }
         if controls.host_user() {

@@ -30,8 +30,8 @@ impl Offsets {
         }
     }
 
-    /// The VM's, on a vCPU of this CNTVOFF_EL2: `None` for one without EL2. With it, both views go by the physical offset
-    /// (`timer_get_offset`, include/kvm/arm_arch_timer.h).
+    /// The VM's, on a vCPU of this CNTVOFF_EL2: `None` for one without EL2. With it, both views go by the physical
+    /// offset (`timer_get_offset`, include/kvm/arm_arch_timer.h).
     #[must_use]
     pub const fn on_vcpu(self, cntvoff: Option<Offset>) -> Self {
         match cntvoff {

@@ -1,16 +1,16 @@
 //! The trait of the two payloads.
 
-use crate::checkpoint::codec::read::Reader;
-use crate::checkpoint::codec::terms::{Kind, WireError};
-use crate::checkpoint::codec::write::{Sink, Written};
 use core::fmt::Debug;
+use crate::checkpoint::codec::read::Reader;
+use crate::checkpoint::codec::terms::{PayloadKind, WireError};
+use crate::checkpoint::codec::write::{Sink, Written};
 use minicbor::encode::Encoder;
 
 /// Content of the envelope.
 pub(super) trait Payload: Sized + PartialEq + Debug {
-    const KIND: Kind;
+    const KIND: PayloadKind;
 
-    /// From a map that [`deterministic::check`] and [`read_kind`] have passed.
+    /// From a map that [`deterministic::check`] and [`payload_kind`] have passed.
     fn read(reader: Reader<'_>) -> Result<Self, WireError>;
 
     fn validate(&self) -> Result<(), &'static str>;

@@ -1,13 +1,11 @@
 //! What payloads are read with: typed values, and the parts that both kinds have.
 
-use crate::arch::arm64::Timer;
-use crate::checkpoint::backlog::Debt;
-use crate::checkpoint::codec::terms::{
-    KEYS, Kind, MAX_KEY_BYTES, MAX_KEYS, U8_ARRAY, U64_LE_ARRAY, WireError, malformed,
-};
-use crate::checkpoint::columns::{CtlColumn, TimerColumns};
-use crate::time::{CrossTimestamp, Frequency, HostCount, Leap, Quality, SyncBound};
 use alloc::vec::Vec;
+use crate::arch::arm64::Timer;
+use crate::checkpoint::backlog::Backlog;
+use crate::checkpoint::codec::terms::{malformed, KEYS, MAX_KEYS, MAX_KEY_BYTES, PayloadKind, U64_LE_ARRAY, U8_ARRAY, WireError};
+use crate::checkpoint::columns::{CtlColumn, TimerColumns};
+use crate::time::{Frequency, HostCount, Leap, Quality, Stamp, SyncBound};
 use minicbor::data::{Tag, Type};
 use minicbor::decode::{self, Decoder};
 
@@ -117,19 +115,19 @@ impl<'b> Reader<'b> {
 
 /// What the payload is of, by its keys: those of a set have `groups` among them. `crit` is looked at here, before any
 /// other key is taken for what it was.
-pub(super) fn read_kind(mut r: Reader<'_>) -> Result<Kind, WireError> {
+pub(super) fn payload_kind(mut r: Reader<'_>) -> Result<PayloadKind, WireError> {
     let start = r.position();
     let keys = r.map("the payload isn't a map")?;
     if keys > MAX_KEYS as u64 {
         return Err(malformed(start, "the payload has too many keys"));
     }
-    let mut kind = Kind::Vm;
+    let mut kind = PayloadKind::Vm;
     for _ in 0..keys {
         let at = r.position();
         match r.text("a key of the payload isn't text")? {
             // No known key sorts before it.
             "crit" => return Err(read_crit(&mut r)),
-            "groups" => kind = Kind::Set,
+            "groups" => kind = PayloadKind::Set,
             key if key.len() > MAX_KEY_BYTES => return Err(malformed(at, "a key of the payload is too long")),
             _ => {}
         }
@@ -138,8 +136,8 @@ pub(super) fn read_kind(mut r: Reader<'_>) -> Result<Kind, WireError> {
     Ok(kind)
 }
 
-/// Version 1 has nothing to put into `crit`, so where it is there, the file is refused: for the key that it names, or for
-/// naming none that a reader of version 1 may miss.
+/// Version 1 has nothing to put into `crit`, so where it is there, the file is refused: for the key that it names, or
+/// for naming none that a reader of version 1 may miss.
 fn read_crit(r: &mut Reader<'_>) -> WireError {
     let at = r.position();
     let names = match r.get("crit isn't an array of text", Decoder::array) {
@@ -158,7 +156,7 @@ fn read_crit(r: &mut Reader<'_>) -> WireError {
     malformed(at, "crit names no key beyond those of version 1, which every reader knows")
 }
 
-pub(super) fn read_host(r: &mut Reader<'_>) -> Result<CrossTimestamp, WireError> {
+pub(super) fn read_host(r: &mut Reader<'_>) -> Result<Stamp, WireError> {
     let start = r.position();
     let missing = |what| move || malformed(start, what);
     let (mut count, mut frequency, mut source, mut realtime_ns) = (None, None, None, None);
@@ -194,7 +192,7 @@ pub(super) fn read_host(r: &mut Reader<'_>) -> Result<CrossTimestamp, WireError>
             _ => return Err(malformed(at, "host has a key that version 1 hasn't")),
         }
     }
-    Ok(CrossTimestamp {
+    Ok(Stamp {
         count: HostCount(count.ok_or_else(missing("host.count is missing"))?),
         frequency: frequency.ok_or_else(missing("host.frequency_hz is missing"))?,
         source: source.ok_or_else(missing("host.source is missing"))?.into(),
@@ -211,14 +209,14 @@ pub(super) fn read_host(r: &mut Reader<'_>) -> Result<CrossTimestamp, WireError>
     })
 }
 
-pub(super) fn read_debt(r: &mut Reader<'_>) -> Result<Debt, WireError> {
-    const PARTS: &str = "debt isn't a map of step_ns, owed_ticks and interval_ns, unsigned integers";
+pub(super) fn read_debt(r: &mut Reader<'_>) -> Result<Backlog, WireError> {
+    const PARTS: &str = "debt isn't a map of step_ns, remaining_ticks and interval_ns, unsigned integers";
     let start = r.position();
     if r.map(PARTS)? != 3 {
         return Err(malformed(start, PARTS));
     }
     let mut part = |key| if r.text(PARTS)? == key { r.u64(PARTS) } else { Err(malformed(start, PARTS)) };
-    Ok(Debt { step_ns: part("step_ns")?, owed_ticks: part("owed_ticks")?, interval_ns: part("interval_ns")? })
+    Ok(Backlog { step_ns: part("step_ns")?, remaining_ticks: part("owed_ticks")?, interval_ns: part("interval_ns")? })
 }
 
 pub(super) fn read_sync(r: &mut Reader<'_>) -> Result<SyncBound, WireError> {

@@ -1,21 +1,19 @@
 //! The payload of a set of VMs.
 
-use crate::checkpoint::backlog::Debt;
+use alloc::vec::Vec;
+use crate::checkpoint::backlog::Backlog;
 use crate::checkpoint::codec::payload::Payload;
-use crate::checkpoint::codec::read::{Reader, read_host, read_sync, read_timers};
-use crate::checkpoint::codec::terms::{KEYS, Kind, U8_ARRAY, U16_LE_ARRAY, U64_LE_ARRAY, WireError, malformed};
-use crate::checkpoint::codec::write::{
-    Keys, Sink, Written, write_elements, write_host, write_sync, write_timers, write_u64s,
-};
+use crate::checkpoint::codec::read::{read_host, read_sync, read_timers, Reader};
+use crate::checkpoint::codec::terms::{malformed, KEYS, PayloadKind, U16_LE_ARRAY, U64_LE_ARRAY, U8_ARRAY, WireError};
+use crate::checkpoint::codec::write::{write_elements, write_host, write_sync, write_timers, write_u64s, Keys, Sink, Written};
 use crate::checkpoint::columns::{Column, UnknownKey};
 use crate::checkpoint::set::{CheckpointSet, MAX_GROUPS, VmGroup};
-use crate::time::CrossTimestamp;
-use alloc::vec::Vec;
+use crate::time::Stamp;
 use minicbor::decode::Decoder;
 use minicbor::encode::Encoder;
 
 impl Payload for CheckpointSet {
-    const KIND: Kind = Kind::Set;
+    const KIND: PayloadKind = PayloadKind::Set;
 
     fn read(mut r: Reader<'_>) -> Result<Self, WireError> {
         let start = r.position();
@@ -36,7 +34,7 @@ impl Payload for CheckpointSet {
             }
         }
         let host = host.ok_or_else(|| malformed(start, "host is missing"))?;
-        Ok(Self { host: CrossTimestamp { sync, rate_ppb, ..host }, stopped_at, groups, unknown })
+        Ok(Self { host: Stamp { sync, rate_ppb, ..host }, stopped_at, groups, unknown })
     }
 
     fn validate(&self) -> Result<(), &'static str> {
@@ -80,14 +78,14 @@ fn read_groups(r: &mut Reader<'_>) -> Result<Vec<VmGroup>, WireError> {
 fn read_group(r: &mut Reader<'_>) -> Result<VmGroup, WireError> {
     let start = r.position();
     let missing = |what| move || malformed(start, what);
-    let (mut names, mut owned, mut vcpus, mut virtual_counts, mut timers) = (None, None, None, None, None);
-    let (mut debts, mut physical_counts, mut cntvoff, mut cntfrq_hz) = (Vec::new(), None, None, None);
+    let (mut names, mut opted_in, mut vcpus, mut virtual_counts, mut timers) = (None, None, None, None, None);
+    let (mut backlogs, mut physical_counts, mut cntvoff, mut cntfrq_hz) = (Vec::new(), None, None, None);
     for _ in 0..r.map("groups isn't an array of maps")? {
         let at = r.position();
         match r.text("a key of a group isn't text")? {
-            "debts" => debts = read_debts(r)?,
+            "debts" => backlogs = read_debts(r)?,
             "names" => names = Some(r.u64s("names isn't a u64 array (tag 71)")?),
-            "owned" => owned = Some(read_owned(r)?),
+            "owned" => opted_in = Some(read_owned(r)?),
             "vcpus" => vcpus = Some(read_vcpus(r)?),
             "cntpct" => physical_counts = Some(r.u64s("cntpct isn't a u64 array (tag 71)")?),
             "cntvct" => virtual_counts = Some(r.u64s("cntvct isn't a u64 array (tag 71)")?),
@@ -109,8 +107,8 @@ fn read_group(r: &mut Reader<'_>) -> Result<VmGroup, WireError> {
         vcpus: vcpus.ok_or_else(missing("vcpus is missing"))?,
         cntvct: virtual_counts.ok_or_else(missing("cntvct is missing"))?,
         cntpct: physical_counts,
-        owned: owned.ok_or_else(missing("owned is missing"))?,
-        debts,
+        opted_in: opted_in.ok_or_else(missing("owned is missing"))?,
+        backlogs,
         cntvoff,
         timers: timers.ok_or_else(missing("timers is missing"))?,
     })
@@ -141,9 +139,9 @@ fn read_vcpus(r: &mut Reader<'_>) -> Result<Column<u16>, WireError> {
 }
 
 /// Columns here, though few VMs owe: what is allocated is as long as what is there.
-fn read_debts(r: &mut Reader<'_>) -> Result<Vec<(usize, Debt)>, WireError> {
+fn read_debts(r: &mut Reader<'_>) -> Result<Vec<(usize, Backlog)>, WireError> {
     const PARTS: &str =
-        "debts isn't a map of rows, step_ns, owed_ticks and interval_ns, u64 arrays of one length above 0";
+        "debts isn't a map of rows, step_ns, remaining_ticks and interval_ns, u64 arrays of one length above 0";
     let start = r.position();
     if r.map(PARTS)? != 4 {
         return Err(malformed(start, PARTS));
@@ -156,36 +154,36 @@ fn read_debts(r: &mut Reader<'_>) -> Result<Vec<(usize, Debt)>, WireError> {
         r.elements(PARTS)
     };
     let (rows, step_ns) = (part("rows")?, part("step_ns")?);
-    let (owed_ticks, interval_ns) = (part("owed_ticks")?, part("interval_ns")?);
-    if rows.is_empty() || [step_ns, owed_ticks, interval_ns].iter().any(|column| column.len() != rows.len()) {
+    let (remaining_ticks, interval_ns) = (part("owed_ticks")?, part("interval_ns")?);
+    if rows.is_empty() || [step_ns, remaining_ticks, interval_ns].iter().any(|column| column.len() != rows.len()) {
         return Err(malformed(start, PARTS));
     }
     let number = |column: &[[u8; 8]], row: usize| u64::from_le_bytes(column[row]);
-    let debt = |row| {
+    let backlog = |row| {
         let vm = usize::try_from(number(rows, row)).map_err(|_| malformed(start, PARTS))?;
-        let (step_ns, owed_ticks) = (number(step_ns, row), number(owed_ticks, row));
-        Ok((vm, Debt { owed_ticks, step_ns, interval_ns: number(interval_ns, row) }))
+        let (step_ns, remaining_ticks) = (number(step_ns, row), number(remaining_ticks, row));
+        Ok((vm, Backlog { remaining_ticks, step_ns, interval_ns: number(interval_ns, row) }))
     };
-    let mut debts = Vec::with_capacity(rows.len());
+    let mut backlogs = Vec::with_capacity(rows.len());
     for row in 0..rows.len() {
-        debts.push(debt(row)?);
+        backlogs.push(backlog(row)?);
     }
-    Ok(debts)
+    Ok(backlogs)
 }
 
 fn write_group<S: Sink>(e: &mut Encoder<S>, group: &VmGroup) -> Written<S> {
-    let optional = usize::from(!group.debts.is_empty())
+    let optional = usize::from(!group.backlogs.is_empty())
         + usize::from(group.cntpct.is_some())
         + usize::from(group.cntvoff.is_some());
     e.map((6 + optional) as u64)?;
-    if !group.debts.is_empty() {
-        write_debts(e.str("debts")?, &group.debts)?;
+    if !group.backlogs.is_empty() {
+        write_debts(e.str("debts")?, &group.backlogs)?;
     }
     write_u64s(e.str("names")?, &group.names)?;
     e.str("owned")?;
-    match &group.owned {
-        Column::Same(owned) => e.bool(*owned)?.ok()?,
-        Column::Each(owned) => write_elements(e, U8_ARRAY, owned, |&owned| [u8::from(owned)])?,
+    match &group.opted_in {
+        Column::Same(opted_in) => e.bool(*opted_in)?.ok()?,
+        Column::Each(opted_in) => write_elements(e, U8_ARRAY, opted_in, |&opted_in| [u8::from(opted_in)])?,
     }
     e.str("vcpus")?;
     match &group.vcpus {
@@ -207,13 +205,13 @@ fn write_group<S: Sink>(e: &mut Encoder<S>, group: &VmGroup) -> Written<S> {
     e.str("cntfrq_hz")?.u32(group.cntfrq_hz)?.ok()
 }
 
-fn write_debts<S: Sink>(e: &mut Encoder<S>, debts: &[(usize, Debt)]) -> Written<S> {
+fn write_debts<S: Sink>(e: &mut Encoder<S>, backlogs: &[(usize, Backlog)]) -> Written<S> {
     e.map(4)?;
-    let mut part = |key, of: fn(&(usize, Debt)) -> u64| {
-        write_elements(e.str(key)?, U64_LE_ARRAY, debts, |debt| of(debt).to_le_bytes())
+    let mut part = |key, of: fn(&(usize, Backlog)) -> u64| {
+        write_elements(e.str(key)?, U64_LE_ARRAY, backlogs, |backlog| of(backlog).to_le_bytes())
     };
     part("rows", |(vm, _)| *vm as u64)?;
-    part("step_ns", |(_, debt)| debt.step_ns)?;
-    part("owed_ticks", |(_, debt)| debt.owed_ticks)?;
-    part("interval_ns", |(_, debt)| debt.interval_ns)
+    part("step_ns", |(_, backlog)| backlog.step_ns)?;
+    part("owed_ticks", |(_, backlog)| backlog.remaining_ticks)?;
+    part("interval_ns", |(_, backlog)| backlog.interval_ns)
 }

@@ -63,14 +63,14 @@ pub(super) const KEYS: [&str; 16] = [
 
 /// What a checkpoint is of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Kind {
+pub enum PayloadKind {
     /// One VM: a [`Checkpoint`](crate::checkpoint::vm::Checkpoint).
     Vm,
     /// A set of VMs: a [`CheckpointSet`](crate::checkpoint::set::CheckpointSet).
     Set,
 }
 
-impl Kind {
+impl PayloadKind {
     /// What holds it, here and in Python: `Checkpoint` or `CheckpointSet`.
     #[must_use]
     pub const fn class(self) -> &'static str {
@@ -81,7 +81,7 @@ impl Kind {
     }
 }
 
-impl Display for Kind {
+impl Display for PayloadKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Vm => "one VM",
@@ -148,9 +148,9 @@ pub enum WireError {
     #[error("a checkpoint of {found}, where one of {wanted} is wanted: read it as a {}", found.class())]
     WrongKind {
         /// The file's.
-        found: Kind,
+        found: PayloadKind,
         /// What was asked for.
-        wanted: Kind,
+        wanted: PayloadKind,
     },
     /// A key in `crit` that this version doesn't know.
     #[error(

@@ -1,36 +1,34 @@
 //! The payload of one VM.
 
+use alloc::vec::Vec;
 use crate::checkpoint::codec::payload::Payload;
-use crate::checkpoint::codec::read::{Reader, read_debt, read_host, read_sync, read_timers};
-use crate::checkpoint::codec::terms::{Kind, WireError, malformed};
-use crate::checkpoint::codec::write::{
-    Keys, Sink, Written, write_debt, write_host, write_sync, write_timers, write_u64s,
-};
+use crate::checkpoint::codec::read::{read_debt, read_host, read_sync, read_timers, Reader};
+use crate::checkpoint::codec::terms::{malformed, PayloadKind, WireError};
+use crate::checkpoint::codec::write::{write_debt, write_host, write_sync, write_timers, write_u64s, Keys, Sink, Written};
 use crate::checkpoint::columns::{MAX_OTHER_REGS, RegisterColumn, UnknownKey};
 use crate::checkpoint::vm::Checkpoint;
-use crate::time::{CrossTimestamp, GuestCount};
-use alloc::vec::Vec;
+use crate::time::{GuestCount, Stamp};
 use minicbor::decode::Decoder;
 use minicbor::encode::Encoder;
 
 impl Payload for Checkpoint {
-    const KIND: Kind = Kind::Vm;
+    const KIND: PayloadKind = PayloadKind::Vm;
 
     fn read(mut r: Reader<'_>) -> Result<Self, WireError> {
         let start = r.position();
         let missing = |what| move || malformed(start, what);
-        let (mut cntfrq_hz, mut virtual_count, mut physical_count, mut owned, mut width_ticks) =
+        let (mut cntfrq_hz, mut virtual_count, mut physical_count, mut opted_in, mut width_ticks) =
             (None, None, None, None, None);
         let (mut host, mut stopped_at, mut vcpus, mut cntvoff, mut timers) = (None, None, None, None, None);
-        let (mut debt, mut sync, mut rate_ppb) = (None, None, None);
+        let (mut backlog, mut sync, mut rate_ppb) = (None, None, None);
         let (mut others, mut unknown) = (Vec::new(), Vec::new());
 
         for _ in 0..r.map("the payload isn't a map")? {
             match r.text("a key of the payload isn't text")? {
-                "debt" => debt = Some(read_debt(&mut r)?),
+                "debt" => backlog = Some(read_debt(&mut r)?),
                 "host" => host = Some(read_host(&mut r)?),
                 "sync" => sync = Some(read_sync(&mut r)?),
-                "owned" => owned = Some(r.bool("owned isn't true or false")?),
+                "owned" => opted_in = Some(r.bool("owned isn't true or false")?),
                 "vcpus" => {
                     let what = "vcpus isn't an unsigned integer that a column could be as long as";
                     let at = r.position();
@@ -54,11 +52,11 @@ impl Payload for Checkpoint {
             cntfrq_hz: cntfrq_hz.ok_or_else(missing("cntfrq_hz is missing"))?,
             cntvct: GuestCount(virtual_count.ok_or_else(missing("cntvct is missing"))?),
             cntpct: GuestCount(physical_count.ok_or_else(missing("cntpct is missing"))?),
-            owned: owned.ok_or_else(missing("owned is missing"))?,
+            opted_in: opted_in.ok_or_else(missing("owned is missing"))?,
             width_ticks: width_ticks.ok_or_else(missing("width_ticks is missing"))?,
-            host: CrossTimestamp { sync, rate_ppb, ..host.ok_or_else(missing("host is missing"))? },
+            host: Stamp { sync, rate_ppb, ..host.ok_or_else(missing("host is missing"))? },
             stopped_at,
-            debt,
+            backlog,
             vcpus: vcpus.ok_or_else(missing("vcpus is missing"))?,
             cntvoff,
             timers: timers.ok_or_else(missing("timers is missing"))?,
@@ -73,21 +71,21 @@ impl Payload for Checkpoint {
 
     fn write<S: Sink>(&self, e: &mut Encoder<S>) -> Written<S> {
         let known = 8
-            + usize::from(self.debt.is_some())
+            + usize::from(self.backlog.is_some())
             + usize::from(self.host.sync.is_some())
             + usize::from(self.cntvoff.is_some())
             + usize::from(self.host.rate_ppb.is_some())
             + usize::from(!self.others.is_empty())
             + usize::from(self.stopped_at.is_some());
         let mut keys = Keys::of(e, known, &self.unknown)?;
-        if let Some(debt) = &self.debt {
-            write_debt(keys.next("debt")?, debt)?;
+        if let Some(backlog) = &self.backlog {
+            write_debt(keys.next("debt")?, backlog)?;
         }
         write_host(keys.next("host")?, &self.host)?;
         if let Some(sync) = &self.host.sync {
             write_sync(keys.next("sync")?, sync)?;
         }
-        keys.next("owned")?.bool(self.owned)?;
+        keys.next("owned")?.bool(self.opted_in)?;
         keys.next("vcpus")?.u64(self.vcpus as u64)?;
         keys.next("cntpct")?.u64(self.cntpct.0)?;
         keys.next("cntvct")?.u64(self.cntvct.0)?;

@@ -1,13 +1,13 @@
 //! What payloads are written with: sinks, and the parts that both kinds have.
 
-use crate::arch::arm64::Timer;
-use crate::checkpoint::backlog::Debt;
-use crate::checkpoint::codec::terms::{U8_ARRAY, U64_LE_ARRAY};
-use crate::checkpoint::columns::{CtlColumn, TimerColumns, UnknownKey};
-use crate::time::{CrossTimestamp, SyncBound};
 use alloc::vec::Vec;
 use core::cmp::Ordering;
 use core::convert::Infallible;
+use crate::arch::arm64::Timer;
+use crate::checkpoint::backlog::Backlog;
+use crate::checkpoint::codec::terms::{U64_LE_ARRAY, U8_ARRAY};
+use crate::checkpoint::columns::{CtlColumn, TimerColumns, UnknownKey};
+use crate::time::{Stamp, SyncBound};
 use minicbor::data::Tag;
 use minicbor::encode::{self, Encoder, Write};
 
@@ -60,7 +60,7 @@ impl<'a, W: Write> Keys<'a, W> {
     }
 }
 
-pub(super) fn write_host<W: Write>(e: &mut Encoder<W>, host: &CrossTimestamp) -> Written<W> {
+pub(super) fn write_host<W: Write>(e: &mut Encoder<W>, host: &Stamp) -> Written<W> {
     let optional = usize::from(host.boot_id.is_some())
         + usize::from(host.machine_id.is_some())
         + usize::from(host.max_error_ns.is_some())
@@ -91,11 +91,11 @@ pub(super) fn write_host<W: Write>(e: &mut Encoder<W>, host: &CrossTimestamp) ->
     Ok(())
 }
 
-pub(super) fn write_debt<W: Write>(e: &mut Encoder<W>, debt: &Debt) -> Written<W> {
+pub(super) fn write_debt<W: Write>(e: &mut Encoder<W>, backlog: &Backlog) -> Written<W> {
     e.map(3)?;
-    e.str("step_ns")?.u64(debt.step_ns)?;
-    e.str("owed_ticks")?.u64(debt.owed_ticks)?;
-    e.str("interval_ns")?.u64(debt.interval_ns)?.ok()
+    e.str("step_ns")?.u64(backlog.step_ns)?;
+    e.str("owed_ticks")?.u64(backlog.remaining_ticks)?;
+    e.str("interval_ns")?.u64(backlog.interval_ns)?.ok()
 }
 
 pub(super) fn write_sync<W: Write>(e: &mut Encoder<W>, sync: &SyncBound) -> Written<W> {
@@ -182,7 +182,8 @@ impl Sink for Count {
 
 /// A sink that already knows what it should be given, and fails at the first byte that differs.
 ///
-/// Of a column only the length is compared: its elements were copied from these bytes, each in the one form that it has.
+/// Of a column only the length is compared: its elements were copied from these bytes, each in the one form that it
+/// has.
 pub(super) struct Same<'b> {
     pub(super) expected: &'b [u8],
     pub(super) at: usize,
@@ -224,8 +225,8 @@ impl Sink for Same<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::checkpoint::codec::terms::KEYS;
+    use super::*;
 
     #[test]
     fn keys_are_listed_in_their_order() {

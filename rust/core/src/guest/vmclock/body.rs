@@ -1,10 +1,7 @@
 //! Content of the page after `seq_count`: markers, flags and the clock equation.
 
 use crate::guest::vmclock::equation::{Equation, Period, Time};
-use crate::guest::vmclock::layout::{
-    NOTIFICATION_PRESENT, PERIOD_ESTERROR_VALID, PERIOD_MAXERROR_VALID, Status, TAI_OFFSET_VALID, TIME_ESTERROR_VALID,
-    TIME_MAXERROR_VALID, TIME_MONOTONIC, VM_GEN_COUNTER_PRESENT, WORDS,
-};
+use crate::guest::vmclock::layout::{NOTIFICATION_PRESENT, PERIOD_ESTERROR_VALID, PERIOD_MAXERROR_VALID, Status, TAI_OFFSET_VALID, TIME_ESTERROR_VALID, TIME_MAXERROR_VALID, TIME_MONOTONIC, VM_GEN_COUNTER_PRESENT, WORDS};
 use crate::time::GuestCount;
 
 /// What a new equation says anew of the flags.
@@ -110,8 +107,8 @@ impl Body {
         self.0[COUNTER_VALUE..=TIME_MAXERROR].fill(0);
     }
 
-    /// The guest's counter went forward by so many ticks, and real time didn't: the equation goes along, so that the clock
-    /// shows the same as before, and is as sure as before. The counter was disrupted all the same.
+    /// The guest's counter went forward by so many ticks, and real time didn't: the equation goes along, so that the
+    /// clock shows the same as before, and is as sure as before. The counter was disrupted all the same.
     pub fn step(&mut self, ticks: u64) {
         self.disrupt();
         if self.status().is_valid() {

@@ -5,7 +5,7 @@
 //! page has them.
 
 use crate::guest::vmclock::layout::TimeType;
-use crate::time::{CrossTimestamp, GuestCount, Leap, NS_PER_S};
+use crate::time::{GuestCount, Leap, NS_PER_S, Stamp};
 use thiserror::Error;
 
 /// The most by which Linux slews a clock, in parts per billion: kernel/time/ntp.c, MAXFREQ.
@@ -186,7 +186,7 @@ pub struct Declared {
     pub rate_est_error_ppb: Option<u64>,
     /// How far at most.
     pub rate_max_error_ppb: Option<u64>,
-    /// That the wall clock is synchronised, or isn't, whatever the cross-timestamp says.
+    /// That the wall clock is synchronised, or isn't, whatever the stamp says.
     pub synchronized: Option<bool>,
 }
 
@@ -220,13 +220,13 @@ impl Equation {
     ///
     /// The rate is measured between `since` and `here`, two readings of one counter with the wall clock running
     /// undisturbed between them; without `since` it is the counter's nominal one. What is declared of the wall clock
-    /// has to hold at both ends. The width of each bracket is added to what is declared. Where `here` has somebody to vouch
-    /// for it, what isn't declared of the time is taken from there.
+    /// has to hold at both ends. The width of each bracket is added to what is declared. Where `here` has somebody to
+    /// vouch for it, what isn't declared of the time is taken from there.
     pub fn new(
         time_type: TimeType,
-        here: &CrossTimestamp,
+        here: &Stamp,
         cntvct: GuestCount,
-        since: Option<&CrossTimestamp>,
+        since: Option<&Stamp>,
         declared: Declared,
     ) -> Result<Self, EquationError> {
         let vouched = here.sync;
@@ -315,7 +315,7 @@ struct Window {
 }
 
 impl Window {
-    fn new(since: Option<&CrossTimestamp>, here: &CrossTimestamp) -> Result<Self, EquationError> {
+    fn new(since: Option<&Stamp>, here: &Stamp) -> Result<Self, EquationError> {
         let hz = here.frequency.hz();
         let Some(since) = since else { return Ok(Self { ns: NS_PER_S, ticks: hz, width_ns: None }) };
         if (&since.source, since.frequency) != (&here.source, here.frequency) || !here.count.is_after(since.count) {
@@ -357,7 +357,7 @@ impl Window {
 ///
 /// `None` for a time before 1970, to which Linux sets no clock, or past the end of `realtime_ns`.
 #[must_use]
-pub fn realtime_at(here: &CrossTimestamp, cntvct: GuestCount, at: GuestCount) -> Option<(u64, u32)> {
+pub fn realtime_at(here: &Stamp, cntvct: GuestCount, at: GuestCount) -> Option<(u64, u32)> {
     let (ticks, back) = (at.since(cntvct), cntvct.since(at));
     let moved = if ticks <= back {
         i128::try_from(here.frequency.ticks_to_ns(ticks)).ok()?

@@ -1,13 +1,13 @@
 //! The deadline queue over a bank's rows: which timers are yet to raise their lines.
 //!
-//! A VM has two groups of the queue, of the timers under either of its offsets, so that an offset that moves re-times them
-//! at the cost of one. A vCPU whose offset isn't its VM's has groups of its own: one with a CNTVOFF_EL2, or one that runs
-//! with the offset that it was loaded with.
+//! A VM has two groups of the queue, of the timers under either of its offsets, so that an offset that moves re-times
+//! them at the cost of one. A vCPU whose offset isn't its VM's has groups of its own: one with a CNTVOFF_EL2, or one
+//! that runs with the offset that it was loaded with.
 
 use crate::bank::rows::Rows;
 use crate::deadlines::queue::KEPT;
 use crate::deadlines::{DeadlineQueue, Fired};
-use guestclock_core::arch::arm64::{Offsets, Timer, View, timer, view_of};
+use guestclock_core::arch::arm64::{timer, view_of, Offsets, Timer, View};
 use guestclock_core::time::{HostCount, Offset};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -48,7 +48,7 @@ pub(crate) struct Due {
 }
 
 #[derive(Clone, Debug)]
-pub(crate) struct Armed {
+pub(crate) struct TimerQueue {
     queue: DeadlineQueue,
     /// How many timers of a vCPU are under the physical offset.
     physical: u16,
@@ -62,7 +62,7 @@ pub(crate) struct Armed {
     fired: Vec<Fired>,
 }
 
-impl Armed {
+impl TimerQueue {
     /// For rows with so many timers.
     pub(crate) fn new(timers: usize) -> Self {
         Self {
@@ -144,7 +144,8 @@ impl Armed {
         self.queue.disarm(disarmed).expect(ENOUGH);
     }
 
-    /// A VM or some of its vCPUs have moved to other offsets: `shared` are those of the vCPUs that have none of their own.
+    /// A VM or some of its vCPUs have moved to other offsets: `shared` are those of the vCPUs that have none of their
+    /// own.
     pub(crate) fn move_vm(&mut self, place: Place, shared: Offsets, rows: &Rows) {
         let Some(groups) = self.groups.get(place.slot as usize).filter(|groups| groups[0] != NO_GROUP) else { return };
         for (group, view) in groups.iter().zip(VIEWS) {

@@ -1,9 +1,9 @@
-//! The cross-timestamp: a count and the wall clock, and a bound on the time between them.
+//! The stamp: a count and the wall clock, and a bound on the time between them.
 //!
 //! Without hardware that latches both at once, the wall clock is read between two reads of the counter. An interrupt, a
 //! preemption or a cold cache widens such a bracket. Those are rare, so the narrowest of a few brackets is kept.
 
-use guestclock_core::time::{CrossTimestamp, Frequency, HostCount};
+use guestclock_core::time::{Frequency, HostCount, Stamp};
 
 use crate::clock_state::ClockState;
 use crate::{clock, host_id};
@@ -54,11 +54,11 @@ pub fn bracket(count: impl Fn() -> HostCount, realtime_ns: impl Fn() -> i64) -> 
     narrowest
 }
 
-/// Takes the cross-timestamp of the counter that `count` reads, with the evidence for the wall clock.
+/// Takes the stamp of the counter that `count` reads, with the evidence for the wall clock.
 ///
 /// The wall clock read `realtime_ns` at some instant in the `width_ns` nanoseconds before `count` was read. A fact that
 /// the kernel doesn't give (a sandbox may forbid adjtimex) is unknown, never an error.
-pub fn cross_timestamp(source: &str, frequency: Frequency, count: impl Fn() -> HostCount) -> CrossTimestamp {
+pub fn stamp(source: &str, frequency: Frequency, count: impl Fn() -> HostCount) -> Stamp {
     // The slow reads come first, so that the count is fresh when this returns.
     let source = source.to_owned();
     let machine_id = host_id::machine_id();
@@ -66,7 +66,7 @@ pub fn cross_timestamp(source: &str, frequency: Frequency, count: impl Fn() -> H
     let (bracket, state) =
         undisturbed(|| ClockState::read().unwrap_or(ClockState::UNKNOWN), || bracket(&count, clock::realtime_ns));
     let ClockState { tai_offset_s, synchronized, max_error_ns, rate_ppb, leap } = state;
-    CrossTimestamp {
+    Stamp {
         count: bracket.count,
         frequency,
         source,
@@ -104,10 +104,10 @@ fn undisturbed(state: impl Fn() -> ClockState, bracket: impl Fn() -> Bracket) ->
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use core::cell::{Cell, RefCell};
     use proptest::prelude::*;
     use std::time::{SystemTime, UNIX_EPOCH};
+    use super::*;
 
     /// Two clocks over one true time in picoseconds. Each read of a clock takes the next of the delays.
     struct Clocks {
@@ -231,7 +231,7 @@ mod tests {
 
     #[test]
     fn realtime_is_the_systems() {
-        let here = cross_timestamp("manual", Frequency::new(1).unwrap(), HostCount::default);
+        let here = stamp("manual", Frequency::new(1).unwrap(), HostCount::default);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         // The wall clock may be set at any moment, but not by a day in a test.
         assert_eq!(i128::from(here.realtime_ns).abs_diff(now.as_nanos().cast_signed()) / 86_400_000_000_000, 0);

@@ -7,7 +7,7 @@ use std::{fs, io};
 /// Objects that KVM gives descriptors for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
-pub enum Kind {
+pub enum DescriptorKind {
     /// KVM_CREATE_VM.
     Vm,
     /// KVM_CREATE_VCPU.
@@ -16,7 +16,7 @@ pub enum Kind {
     Vgic,
 }
 
-impl Kind {
+impl DescriptorKind {
     /// Compares the name that the kernel gives to such a file (virt/kvm/kvm_main.c;
     /// arch/arm64/kvm/vgic/vgic-kvm-device.c).
     fn is_named(self, name: &str) -> bool {
@@ -40,7 +40,7 @@ impl Kind {
 ///
 /// A closed descriptor is EBADF, another file's `InvalidInput`. Without /proc the file has no name to compare, and any
 /// open descriptor passes.
-pub fn expect(kind: Kind, fd: impl AsFd) -> io::Result<()> {
+pub fn expect(kind: DescriptorKind, fd: impl AsFd) -> io::Result<()> {
     let fd = fd.as_fd();
     fcntl_getfd(fd)?;
     let number = fd.as_raw_fd();
@@ -55,20 +55,28 @@ pub fn expect(kind: Kind, fd: impl AsFd) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::fs::File;
+    use super::*;
 
     #[test]
     fn the_kernels_names_are_told_apart() {
-        assert!(Kind::Vm.is_named("anon_inode:kvm-vm") && !Kind::Vm.is_named("anon_inode:kvm-vcpu:0"));
-        assert!(Kind::Vcpu.is_named("anon_inode:kvm-vcpu:11") && !Kind::Vcpu.is_named("anon_inode:kvm-vm"));
-        assert!(Kind::Vgic.is_named("anon_inode:kvm-arm-vgic-v3") && !Kind::Vgic.is_named("anon_inode:kvm-vm"));
+        assert!(
+            DescriptorKind::Vm.is_named("anon_inode:kvm-vm") && !DescriptorKind::Vm.is_named("anon_inode:kvm-vcpu:0")
+        );
+        assert!(
+            DescriptorKind::Vcpu.is_named("anon_inode:kvm-vcpu:11")
+                && !DescriptorKind::Vcpu.is_named("anon_inode:kvm-vm")
+        );
+        assert!(
+            DescriptorKind::Vgic.is_named("anon_inode:kvm-arm-vgic-v3")
+                && !DescriptorKind::Vgic.is_named("anon_inode:kvm-vm")
+        );
     }
 
     #[test]
     fn another_file_is_refused_by_its_name() {
         let file = File::open("/dev/null").unwrap();
-        let error = expect(Kind::Vm, &file).unwrap_err();
+        let error = expect(DescriptorKind::Vm, &file).unwrap_err();
         assert_eq!((error.kind(), error.raw_os_error()), (io::ErrorKind::InvalidInput, None));
         let error = error.to_string();
         assert!(error.contains("/dev/null") && error.contains("a KVM VM's descriptor"), "{error}");

@@ -1,8 +1,8 @@
 //! A tournament tree of eight to a match: the least of many values at hand, whichever of them changes.
 //!
-//! The values, the least of every eight of them, the least of every eight of those, and so on, until a few rows are left:
-//! all levels in one slice of rows, the values' first. It holds no positions and no links, so it is a seventh larger than
-//! the values alone, and a change that isn't a new least of its eight ends there.
+//! The values, the least of every eight of them, the least of every eight of those, and so on, until a few rows are
+//! left: all levels in one slice of rows, the values' first. It holds no positions and no links, so it is a seventh
+//! larger than the values alone, and a change that isn't a new least of its eight ends there.
 
 use std::ops::Range;
 
@@ -38,8 +38,8 @@ impl Row {
         self.0.iter().enumerate().fold(0, |due, (lane, value)| due | u8::from(*value <= limit) << lane)
     }
 
-    /// Puts the indices of those that `limit` has reached behind `end` and returns the new one; `row` is the row's own index.
-    /// There is no branch in it: nothing foretells which of eight are due.
+    /// Puts the indices of those that `limit` has reached behind `end` and returns the new one; `row` is the row's own
+    /// index. There is no branch in it: nothing foretells which of eight are due.
     fn reached(&self, limit: u64, row: u32, found: &mut [u32], end: usize) -> usize {
         let places = &mut found[end..end + ROW];
         let mut count = 0;
@@ -59,8 +59,8 @@ pub(super) fn each(mut bits: u8, mut call: impl FnMut(u32)) {
     }
 }
 
-/// Reads a word of each of many rows or records that may be far away, and does nothing else, so that many are on their way
-/// at once: of a loop that does more than read, a core looks only a few rounds ahead.
+/// Reads a word of each of many rows or records that may be far away, and does nothing else, so that many are on their
+/// way at once: of a loop that does more than read, a core looks only a few rounds ahead.
 pub(super) fn touch(words: impl Iterator<Item = u64>) {
     core::hint::black_box(words.fold(0, |all, word| all ^ word));
 }
@@ -139,8 +139,8 @@ fn first_in(rows: &[Row], level: &Range<usize>) -> usize {
 pub(super) struct Path {
     /// The levels, the values' first.
     levels: Vec<Range<usize>>,
-    /// The rows on the way, counted within their levels, level after level from the top, and where those of each level end.
-    /// What is behind the last end is memory to work with.
+    /// The rows on the way, counted within their levels, level after level from the top, and where those of each level
+    /// end. What is behind the last end is memory to work with.
     rows: Vec<u32>,
     ends: Vec<usize>,
     /// The values that are due, and how many they are.
@@ -211,12 +211,12 @@ fn all_reached(level: &[Row], limit: u64, rows: &[u32], found: &mut [u32]) -> us
 
 /// A tree of its own, which grows.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Winners {
+pub(super) struct MinTree {
     pub(super) rows: Vec<Row>,
     pub(super) leaves: usize,
 }
 
-impl Winners {
+impl MinTree {
     /// Makes room for so many values; new ones are [`NONE`].
     pub(super) fn grow(&mut self, values: usize) {
         let needed = values.div_ceil(ROW);
