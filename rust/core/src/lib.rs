@@ -20,7 +20,7 @@ pub mod restore;
 pub mod drive;
 
 pub use arch::Abilities;
-pub use checkpoint::{codec, Checkpoint, CheckpointSet};
-pub use drive::{capture, Backend, Condition, Restore, RestoreError, Saving, TimerCapture};
-pub use restore::{plan, Diagnostic, Plan, Policy, Refusal, Report, Request, Target};
+pub use checkpoint::{Checkpoint, CheckpointSet, codec};
+pub use drive::{Backend, Condition, Restore, RestoreError, Saving, TimerCapture, capture};
+pub use restore::{Diagnostic, Plan, Policy, Refusal, Report, Request, Target, plan};
 pub use time::{Counter, Frequency, GuestCount, HostCount, Offset, Stamp, SyncBound};

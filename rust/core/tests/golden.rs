@@ -4,8 +4,10 @@ mod common;
 
 use common::{bare, timer};
 use guestclock_core::arch::arm64::Timer;
-use guestclock_core::checkpoint::codec::{decode, decode_set, encode, encode_set, VERSION, WireError};
-use guestclock_core::checkpoint::{Backlog, Checkpoint, CheckpointSet, Column, CtlColumn, RegisterColumn, TimerColumns, UnknownKey, VmGroup};
+use guestclock_core::checkpoint::codec::{VERSION, WireError, decode, decode_set, encode, encode_set};
+use guestclock_core::checkpoint::{
+    Backlog, Checkpoint, CheckpointSet, Column, CtlColumn, RegisterColumn, TimerColumns, UnknownKey, VmGroup,
+};
 use guestclock_core::time::{Frequency, GuestCount, HostCount, Leap, Quality, Stamp, SyncBound};
 use std::collections::BTreeSet;
 use std::fs;

@@ -2,8 +2,10 @@
 
 mod common;
 
-use common::{bare, cbor, full, full_set, plain_set, seal, u16s, u64s, u8s, Map};
-use guestclock_core::checkpoint::codec::{decode, decode_set, encode, encode_set, MAX_DEPTH, MAX_KEYS, PayloadKind, WireError};
+use common::{Map, bare, cbor, full, full_set, plain_set, seal, u8s, u16s, u64s};
+use guestclock_core::checkpoint::codec::{
+    MAX_DEPTH, MAX_KEYS, PayloadKind, WireError, decode, decode_set, encode, encode_set,
+};
 use guestclock_core::checkpoint::{Checkpoint, CtlColumn, MAX_GROUPS};
 
 /// The reason for refusing these bytes as malformed.

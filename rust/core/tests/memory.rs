@@ -4,9 +4,9 @@
 
 mod common;
 
-use common::{bare, full, full_set, plain_set, seal, u16s, u64s, u8s, Map};
+use common::{Map, bare, full, full_set, plain_set, seal, u8s, u16s, u64s};
 use guestclock_core::arch::arm64::Timer;
-use guestclock_core::checkpoint::codec::{decode, decode_set, encode, encode_set, MAX_BYTES, MAX_KEYS, WireError};
+use guestclock_core::checkpoint::codec::{MAX_BYTES, MAX_KEYS, WireError, decode, decode_set, encode, encode_set};
 use guestclock_core::checkpoint::{CheckpointSet, MAX_GROUPS, TimerColumns, UnknownKey, VmGroup};
 use peak_alloc::PeakAlloc;
 

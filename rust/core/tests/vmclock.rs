@@ -3,7 +3,10 @@
 
 #[cfg(not(loom))]
 mod arithmetic {
-    use guestclock_core::guest::vmclock::{realtime_at, Body, CounterId, Declared, Equation, EquationError, Header, Period, Status, TIME_MAXERROR_VALID, Time, TimeType};
+    use guestclock_core::guest::vmclock::{
+        Body, CounterId, Declared, Equation, EquationError, Header, Period, Status, TIME_MAXERROR_VALID, Time,
+        TimeType, realtime_at,
+    };
     use guestclock_core::time::{Frequency, GuestCount, HostCount, Leap, Quality, Stamp, SyncBound};
     use proptest::prelude::*;
 
@@ -225,7 +228,7 @@ mod arithmetic {
 mod hammered {
     use core::hint::spin_loop;
     use guestclock_core::guest::vmclock::{Body, Shared, WORDS};
-    use std::sync::atomic::{fence, AtomicBool, AtomicU32, AtomicU64, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
     use std::thread;
 
     const UPDATES: u64 = 200_000;
@@ -273,7 +276,7 @@ mod hammered {
 mod protocol {
     use guestclock_core::guest::vmclock::{Body, Shared, WORDS};
     use loom::sync::Arc;
-    use loom::sync::atomic::{fence, AtomicU32, AtomicU64, Ordering};
+    use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
     use loom::thread;
 
     struct Page {

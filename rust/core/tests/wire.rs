@@ -2,8 +2,10 @@
 
 mod common;
 
-use common::{bare, checkpoint, full, full_set, plain_set, reseal, seal, set, Map};
-use guestclock_core::checkpoint::codec::{decode, decode_set, encode, encode_set, encoded_len, MAX_BYTES, PayloadKind, VERSION, WireError};
+use common::{Map, bare, checkpoint, full, full_set, plain_set, reseal, seal, set};
+use guestclock_core::checkpoint::codec::{
+    MAX_BYTES, PayloadKind, VERSION, WireError, decode, decode_set, encode, encode_set, encoded_len,
+};
 use guestclock_core::checkpoint::{Checkpoint, CheckpointSet, UnknownKey};
 use proptest::prelude::*;
 use proptest::sample::Index;

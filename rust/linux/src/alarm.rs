@@ -9,12 +9,15 @@
 //! [`set_again`](Alarm::set_again). Until it is drained, an alarm moves to earlier times alone, so neither side waits
 //! for the other.
 
-use core::time::Duration;
 use crate::clock;
+use core::time::Duration;
 use guestclock_core::time::NS_PER_S;
-use rustix::event::{eventfd, EventfdFlags};
-use rustix::io::{read, write, Errno};
-use rustix::time::{timerfd_create, timerfd_gettime, timerfd_settime, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::{Errno, read, write};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_gettime,
+    timerfd_settime,
+};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -237,10 +240,10 @@ fn set_timer(state: &mut State, at: u64) -> Result<(), AlarmError> {
 
 #[cfg(test)]
 mod tests {
-    use rustix::event::{poll, PollFd, PollFlags};
-    use rustix::io::{fcntl_getfd, FdFlags};
-    use std::os::fd::AsRawFd;
     use super::*;
+    use rustix::event::{PollFd, PollFlags, poll};
+    use rustix::io::{FdFlags, fcntl_getfd};
+    use std::os::fd::AsRawFd;
 
     const S: u128 = NS_PER_S as u128;
 

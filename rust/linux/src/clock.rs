@@ -9,7 +9,7 @@
 //! system call. There is no time to go on with there.
 
 use guestclock_core::time::NS_PER_S;
-use rustix::time::{clock_gettime, ClockId};
+use rustix::time::{ClockId, clock_gettime};
 
 /// A reading: whole seconds, and the nanoseconds after them, below 10^9.
 #[derive(Clone, Copy, Debug)]

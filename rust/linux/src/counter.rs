@@ -135,9 +135,9 @@ fn open(source: Source) -> Result<Opened, String> {
 
 #[cfg(test)]
 mod tests {
-    use rustix::time::{clock_gettime, ClockId};
-    use std::error::Error;
     use super::*;
+    use rustix::time::{ClockId, clock_gettime};
+    use std::error::Error;
 
     /// The same clock, converted by other code.
     fn raw_ns() -> u64 {

@@ -66,9 +66,9 @@ fn ticks(frequency: Frequency, now: clock::Reading) -> HostCount {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-    use rustix::time::{clock_gettime, ClockId};
     use super::*;
+    use proptest::prelude::*;
+    use rustix::time::{ClockId, clock_gettime};
 
     /// The same clock, converted by other code.
     fn monotonic_ns() -> u64 {

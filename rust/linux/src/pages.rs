@@ -8,7 +8,7 @@ use core::marker::PhantomData;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use guestclock_core::guest::pvtime;
-use guestclock_core::guest::vmclock::{layout as vmclock, Body, Header, Shared};
+use guestclock_core::guest::vmclock::{Body, Header, Shared, layout as vmclock};
 use thiserror::Error;
 
 /// Reasons why there is no page in a piece of memory.

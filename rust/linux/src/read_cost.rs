@@ -30,9 +30,9 @@ fn quickest(mut batch_ns: impl FnMut() -> u128) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use core::sync::atomic::{AtomicU32, Ordering};
     use guestclock_core::time::{Frequency, HostCount, Stamp};
-    use super::*;
 
     #[test]
     fn the_quickest_batch_counts_to_the_nearest_nanosecond() {

@@ -104,10 +104,10 @@ fn undisturbed(state: impl Fn() -> ClockState, bracket: impl Fn() -> Bracket) ->
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use core::cell::{Cell, RefCell};
     use proptest::prelude::*;
     use std::time::{SystemTime, UNIX_EPOCH};
-    use super::*;
 
     /// Two clocks over one true time in picoseconds. Each read of a clock takes the next of the delays.
     struct Clocks {

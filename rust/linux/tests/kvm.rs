@@ -1,6 +1,6 @@
 //! A VM on KVM, with the model as its kernel: what is asked, in what order, and what comes of every answer.
 
-use guestclock_core::arch::arm64::{one_reg_id, Behaviours, CtlReadback, El2, ListOrder, Role, Timer, View};
+use guestclock_core::arch::arm64::{Behaviours, CtlReadback, El2, ListOrder, Role, Timer, View, one_reg_id};
 use guestclock_core::checkpoint::Checkpoint;
 use guestclock_core::drive::{Condition, OperationError, RestoreError, Saving};
 use guestclock_core::restore::{Diagnostic, Method, Policy, Refusal, Request, Views, Written};

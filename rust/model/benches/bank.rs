@@ -4,10 +4,10 @@
 
 mod columns;
 
-use columns::{frequencies, of, offsets, NOW, TIMERS, Vcpus, Vms};
-use criterion::{criterion_group, criterion_main, Criterion, Throughput};
+use columns::{NOW, TIMERS, Vcpus, Vms, frequencies, of, offsets};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use guestclock_core::arch::arm64::timer;
-use guestclock_core::time::{deadline, GuestCount, HostCount, NO_DEADLINE, Offset};
+use guestclock_core::time::{GuestCount, HostCount, NO_DEADLINE, Offset, deadline};
 use guestclock_model::bank::{self, Added, Isa, Scale, TimerSlices};
 use std::hint::black_box;
 use std::time::Duration;

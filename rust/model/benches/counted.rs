@@ -7,9 +7,9 @@
 mod columns;
 mod steady;
 
-use columns::{frequencies, of, HZ, NOW, TIMERS, Vcpus, Vms};
+use columns::{HZ, NOW, TIMERS, Vcpus, Vms, frequencies, of};
 use guestclock_core::arch::arm64::Timer;
-use guestclock_core::checkpoint::{codec, Checkpoint, CtlColumn, TimerColumns};
+use guestclock_core::checkpoint::{Checkpoint, CtlColumn, TimerColumns, codec};
 use guestclock_core::time::{Frequency, GuestCount, HostCount, Stamp};
 use guestclock_model::bank::{self, Isa, Scale};
 use std::hint::black_box;

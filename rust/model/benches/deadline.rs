@@ -3,7 +3,7 @@
 
 mod steady;
 
-use criterion::{criterion_group, criterion_main, BenchmarkId, Criterion, Throughput};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use guestclock_core::time::Offset;
 use std::hint::black_box;
 use std::time::Duration;

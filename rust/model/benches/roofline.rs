@@ -3,7 +3,7 @@
 
 mod columns;
 
-use columns::{frequencies, NOW, TIMERS, Vcpus, Vms};
+use columns::{NOW, TIMERS, Vcpus, Vms, frequencies};
 use guestclock_model::bank::{self, Isa, Scale};
 use std::hint::black_box;
 use std::time::{Duration, Instant};

@@ -69,10 +69,10 @@ impl<C: Counter> Counter for ScaledCounter<C> {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use crate::manual::ManualCounter;
     use guestclock_core::time::Evidence;
     use proptest::prelude::*;
-    use super::*;
 
     fn hz(hz: u64) -> Frequency {
         Frequency::new(hz).unwrap()

@@ -7,14 +7,14 @@
 
 use crate::backend::Model;
 use crate::bank::handle::Handle;
-use crate::bank::vms::{narrow, Bank, BankError};
+use crate::bank::vms::{Bank, BankError, narrow};
 use crate::error::VmError;
 use crate::managed::ManagedBank;
 use crate::vm::ModelVm;
 use guestclock_core::arch::arm64::{El2, Timer};
 use guestclock_core::checkpoint::{Backlog, Checkpoint, CheckpointSet, Column, CtlColumn, TimerColumns, VmGroup};
-use guestclock_core::drive::{set_counters as set_counters_of, OperationError, Saving, TimerCapture};
-use guestclock_core::restore::{planning, Method, Outcome, Plan, Refusal, Request, State, Target};
+use guestclock_core::drive::{OperationError, Saving, TimerCapture, set_counters as set_counters_of};
+use guestclock_core::restore::{Method, Outcome, Plan, Refusal, Request, State, Target, planning};
 use guestclock_core::time::{Counter, Frequency, HostCount, Instant, Ratio, Stamp};
 use std::collections::BTreeMap;
 use std::ops::Range;

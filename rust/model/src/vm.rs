@@ -9,9 +9,13 @@ use crate::bank::vms::{FrequencyDomain, Seat, VmClass};
 use crate::bank::{Bank, BankError, Handle};
 use crate::config::{Config, MAX_VCPUS, Origin};
 use crate::error::VmError;
-use guestclock_core::arch::arm64::{interrupts as irq, timer, traps as access, view_of, wake, Access, Behaviours, CTL_ENABLE, CTL_IMASK, CTL_ISTATUS, Controls, CtlReadback, El2, Encoding, IrqIds, ListOrder, Offsets, Registers, Role, SYSREGS, Sysreg, Timer, TimerState, View};
+use guestclock_core::arch::arm64::{
+    Access, Behaviours, CTL_ENABLE, CTL_IMASK, CTL_ISTATUS, Controls, CtlReadback, El2, Encoding, IrqIds, ListOrder,
+    Offsets, Registers, Role, SYSREGS, Sysreg, Timer, TimerState, View, interrupts as irq, timer, traps as access,
+    view_of, wake,
+};
 use guestclock_core::checkpoint::VmGroup;
-use guestclock_core::time::{deadline, Frequency, GuestCount, HostCount, Offset};
+use guestclock_core::time::{Frequency, GuestCount, HostCount, Offset, deadline};
 use std::ops::{Deref, DerefMut, Range};
 
 /// The bits of CNTHCTL_EL2 that no guest has: 63 to 20, and those that need CNTPOFF_EL2, CNTPMASK, CNTVMASK and ECV.

@@ -4,10 +4,10 @@
 mod common;
 
 use common::bare;
-use guestclock_core::arch::arm64::{timer, Behaviours};
+use guestclock_core::arch::arm64::{Behaviours, timer};
 use guestclock_core::checkpoint::Checkpoint;
-use guestclock_core::restore::{plan, Policy, Refusal, Request, Target};
-use guestclock_core::time::{deadline, Counter, ElapsedError, Frequency, GuestCount, HostCount, NO_DEADLINE, Offset};
+use guestclock_core::restore::{Policy, Refusal, Request, Target, plan};
+use guestclock_core::time::{Counter, ElapsedError, Frequency, GuestCount, HostCount, NO_DEADLINE, Offset, deadline};
 use guestclock_model::backend::Model;
 use guestclock_model::bank::{self, Added, Isa, Rate, Saved, Scale, TimerSlices, WentBackwards};
 use guestclock_model::config::Config;

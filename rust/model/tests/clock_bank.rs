@@ -1,6 +1,6 @@
 //! A bank of many VMs against the same VMs each alone: whatever is done to both, every batch gives what each VM gives.
 
-use guestclock_core::arch::arm64::{one_reg_id, timer, view_of, Behaviours, El2, Role, Timer, View};
+use guestclock_core::arch::arm64::{Behaviours, El2, Role, Timer, View, one_reg_id, timer, view_of};
 use guestclock_core::time::{Frequency, HostCount, NO_DEADLINE, Offset, Ratio};
 use guestclock_model::bank::{Bank, BankError, Expired, Handle};
 use guestclock_model::config::Config;

@@ -1,6 +1,6 @@
 //! Sets of VMs against the same VMs one by one: what is saved, restored, paused and let go on, and what is refused.
 
-use guestclock_core::arch::arm64::{one_reg_id, Behaviours, El2, Role, Timer, View};
+use guestclock_core::arch::arm64::{Behaviours, El2, Role, Timer, View, one_reg_id};
 use guestclock_core::checkpoint::CheckpointSet;
 use guestclock_core::drive::{OperationError, Saving};
 use guestclock_core::restore::{Deadlines, Policy, Request, RunState, Views};
@@ -11,7 +11,7 @@ use guestclock_model::config::Config;
 use guestclock_model::error::VmError;
 use guestclock_model::managed::ManagedBank;
 use guestclock_model::manual::ManualCounter;
-use guestclock_model::sets::{handle_named, own_names, SetError};
+use guestclock_model::sets::{SetError, handle_named, own_names};
 use guestclock_model::vm::ModelVm;
 use proptest::collection::vec;
 use proptest::option;

@@ -1,7 +1,7 @@
 //! The deadline queue against the obvious: every timer looked at, in integers without bounds.
 
 use guestclock_core::arch::arm64::timer::ticks_until;
-use guestclock_core::time::{deadline, HostCount, NO_DEADLINE, Offset};
+use guestclock_core::time::{HostCount, NO_DEADLINE, Offset, deadline};
 use guestclock_model::deadlines::{DeadlineQueue, Fired, QueueError};
 use proptest::collection::vec;
 use proptest::prelude::*;

@@ -1,10 +1,10 @@
 //! Restores on a backend that misbehaves: what the model never does, and a kernel may.
 
 use guestclock_core::arch::Abilities;
-use guestclock_core::arch::arm64::{count_reg, one_reg_id, Behaviours, El2, Encoding, Role, Timer, View};
+use guestclock_core::arch::arm64::{Behaviours, El2, Encoding, Role, Timer, View, count_reg, one_reg_id};
 use guestclock_core::checkpoint::{Checkpoint, RegisterColumn, Unknown};
-use guestclock_core::drive::{capture, Backend, Condition, Restore, RestoreError, TimerCapture};
-use guestclock_core::restore::{planning, Diagnostic, Method, Plan, Policy, Refusal, Request, Target, Written};
+use guestclock_core::drive::{Backend, Condition, Restore, RestoreError, TimerCapture, capture};
+use guestclock_core::restore::{Diagnostic, Method, Plan, Policy, Refusal, Request, Target, Written, planning};
 use guestclock_core::time::{Counter, Frequency, HostCount, Offset};
 use guestclock_model::config::Config;
 use guestclock_model::manual::ManualCounter;

@@ -6,7 +6,7 @@ mod common;
 use common::{bare, timer};
 use guestclock_core::arch::arm64::{Behaviours, El2, IrqIds, Timer};
 use guestclock_core::checkpoint::Checkpoint;
-use guestclock_core::restore::{plan, timer_status as status, LatchMismatch, Policy, Request, Target, TimerStatus};
+use guestclock_core::restore::{LatchMismatch, Policy, Request, Target, TimerStatus, plan, timer_status as status};
 use guestclock_core::time::{Counter, GuestCount, HostCount};
 use guestclock_model::backend::Model;
 use guestclock_model::config::Config;

@@ -2,11 +2,11 @@
 
 use crate::alarms::Alarms;
 use crate::arguments::saving;
-use crate::arrays::{as_array, column, extent, new_array, output, same_rows, writable, Column, Named};
+use crate::arrays::{Column, Named, as_array, column, extent, new_array, output, same_rows, writable};
 use crate::checkpoint_set::PyCheckpointSet;
 use crate::columns::chosen_isa;
 use crate::counters::{AnyCounter, PyHostCounter, PyScaledCounter};
-use crate::errors::{noted, IntoPyErr, OrRaise};
+use crate::errors::{IntoPyErr, OrRaise, noted};
 use crate::policy::AnyPolicy;
 use crate::records::{self, AnyNow, AnySyncBound};
 use crate::restore::Wishes;

@@ -6,7 +6,7 @@ use crate::interchange::timer_regs;
 use crate::records::{self, AnyStamp};
 use crate::registers;
 use guestclock_core::checkpoint::codec::{self, MAX_BYTES, WireError};
-use guestclock_core::checkpoint::{register_lists as interchange, Checkpoint, Known, TimerColumns};
+use guestclock_core::checkpoint::{Checkpoint, Known, TimerColumns, register_lists as interchange};
 use guestclock_core::restore::timer_status as status;
 use guestclock_core::time::{Offset, Stamp};
 use guestclock_linux::file;

@@ -1,9 +1,9 @@
 //! Checkpoints of sets of VMs.
 
-use crate::checkpoint::{decoded, host_dict, loaded, timers_dict, PyCheckpoint};
+use crate::checkpoint::{PyCheckpoint, decoded, host_dict, loaded, timers_dict};
 use crate::errors::OrRaise;
 use crate::records;
-use guestclock_core::checkpoint::{codec, CheckpointSet, VmGroup};
+use guestclock_core::checkpoint::{CheckpointSet, VmGroup, codec};
 use guestclock_linux::file;
 use numpy::PyArray1;
 use pyo3::exceptions::PyIndexError;

@@ -1,9 +1,11 @@
 //! Columns without a bank: conversions, and the offsets of many VMs.
 
-use crate::arrays::{extent, input, output, same_rows, writable, Input};
+use crate::arrays::{Input, extent, input, output, same_rows, writable};
 use crate::errors::went_backwards;
 use guestclock_core::time::{Frequency, HostCount};
-use guestclock_model::bank::{convert, convert_mixed, recompute_offsets, Added, Isa, Rate, Saved, Scale, WentBackwards};
+use guestclock_model::bank::{
+    Added, Isa, Rate, Saved, Scale, WentBackwards, convert, convert_mixed, recompute_offsets,
+};
 use numpy::PyArrayDyn;
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;

@@ -1,8 +1,8 @@
 //! Rust's errors as the classes of `guestclock.errors`.
 
-use core::fmt::Display;
 use crate::words;
-use guestclock_core::arch::arm64::{one_reg_id, Role};
+use core::fmt::Display;
+use guestclock_core::arch::arm64::{Role, one_reg_id};
 use guestclock_core::checkpoint::codec::WireError;
 use guestclock_core::drive::{CallKind, FaultyError, OperationError, RestoreError};
 use guestclock_core::restore::Refusal;
@@ -189,7 +189,7 @@ impl IntoPyErr for Refusal {
 impl IntoPyErr for KvmError {
     #[cold]
     fn into_pyerr(self) -> PyErr {
-        let (message, errno) = (self.to_string(), self.errno());
+        let (message, errno) = (words::kvm_error(&self), self.errno());
         match self {
             Self::NoSuchVcpu { .. } => PyIndexError::new_err(message),
             Self::FrequencyTooHigh { .. } | Self::OnlyNow { .. } => PyValueError::new_err(message),

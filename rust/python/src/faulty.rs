@@ -13,7 +13,10 @@ use crate::steps::PySteps;
 use crate::vm::PyModelVm;
 use guestclock_core::checkpoint::Checkpoint;
 use guestclock_core::drive::faults::Step;
-use guestclock_core::drive::{retry_busy, Backend, Call, Fault, Faults, Faulty, FaultyError, On, OpenPause, OpenRestore, OperationError, RestoreError};
+use guestclock_core::drive::{
+    Backend, Call, Fault, Faults, Faulty, FaultyError, On, OpenPause, OpenRestore, OperationError, RestoreError,
+    retry_busy,
+};
 use guestclock_core::restore::{Plan, Report, Request, RunState, Step as Forward};
 use guestclock_core::time::{Counter, Offset};
 use guestclock_model::error::VmError;

@@ -4,7 +4,7 @@ use crate::any_vm::GuestVm;
 use crate::arguments::{count, modular, saving};
 use crate::checkpoint::PyCheckpoint;
 use crate::counters::PyHostCounter;
-use crate::errors::{typed, IntoPyErr, OrRaise};
+use crate::errors::{IntoPyErr, OrRaise, typed};
 use crate::guest::{PyPaused, PyRunning};
 use crate::policy::AnyPolicy;
 use crate::records::{self, AnySyncBound};

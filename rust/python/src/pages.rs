@@ -1,10 +1,12 @@
 //! The pages that tell a guest of its time, in the caller's own memory.
 
-use core::ptr::NonNull;
 use crate::errors::{IntoPyErr, OrRaise};
-use crate::records::{named, AnyStamp};
+use crate::records::{AnyStamp, named};
 use crate::words;
-use guestclock_core::guest::vmclock::{realtime_at, Body, CounterId, Declared, Equation, EquationError, Header, Status, TimeType};
+use core::ptr::NonNull;
+use guestclock_core::guest::vmclock::{
+    Body, CounterId, Declared, Equation, EquationError, Header, Status, TimeType, realtime_at,
+};
 use guestclock_core::time::{GuestCount, Intent};
 use guestclock_linux::pages::{Memory, PageError, StolenTime, VmClock};
 use pyo3::buffer::PyBuffer;

@@ -1,14 +1,16 @@
 //! Plans, restores and reports.
 
 use crate::any_vm::AnyVm;
-use crate::policy::{to_python, AnyPolicy};
-use crate::records::{self, named, AnyNow, AnySyncBound};
+use crate::policy::{AnyPolicy, to_python};
+use crate::records::{self, AnyNow, AnySyncBound, named};
 use crate::words;
 
 use guestclock_core::arch::arm64::{IrqIds, View};
 use guestclock_core::checkpoint::Checkpoint;
 use guestclock_core::drive::OpenRestore;
-use guestclock_core::restore::{timer_status as status, Deadlines, Outcome, Plan, Policy, Report, Request, TimerStatus, Views, Words, Written};
+use guestclock_core::restore::{
+    Deadlines, Outcome, Plan, Policy, Report, Request, TimerStatus, Views, Words, Written, timer_status as status,
+};
 use guestclock_core::time::{Amount, ErrorBound, HostCount, Intent, OffsetInterval};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;

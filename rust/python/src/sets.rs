@@ -1,8 +1,8 @@
 //! Sets of a bank's VMs: paused, and what became of a set that was restored or went on.
 
-use crate::arrays::{as_array, new_array, Named};
+use crate::arrays::{Named, as_array, new_array};
 use crate::counters::AnyCounter;
-use crate::errors::{noted, IntoPyErr, OrRaise};
+use crate::errors::{IntoPyErr, OrRaise, noted};
 use crate::records::AnyNow;
 use crate::restore::describe;
 use crate::words;

@@ -6,6 +6,7 @@ use guestclock_core::guest::vmclock::EquationError;
 use guestclock_core::restore::refusal::{NeedsCounterOffset, Refusal, Skew};
 use guestclock_core::restore::{Diagnostic, Policy, SUGGESTED_STEP_NS, Words};
 use guestclock_core::time::ElapsedError;
+use guestclock_linux::kvm::error::KvmError;
 use guestclock_model::bank::{BankError, WentBackwards};
 use guestclock_model::error::VmError;
 
@@ -57,7 +58,7 @@ pub(crate) fn refusal(refusal: &Refusal) -> String {
         Refusal::CounterSkew { cntvct, cntpct, why } => {
             let why = match why {
                 Skew::RefusalAskedFor => "views=\"refuse\" was asked for".to_owned(),
-                Skew::OptedIn => why.to_string(),
+                _ => why.to_string(),
             };
             format!(
                 "the guest's counters differ (CNTVCT_EL0 {cntvct}, CNTPCT_EL0 {cntpct}), and {why}: views=\"preserve\" \
@@ -80,7 +81,7 @@ pub(crate) fn refusal(refusal: &Refusal) -> String {
                 NeedsCounterOffset::CatchUpPlan => {
                     ", with set_counter_offset(), or use Freeze() or Advance() instead of CatchUp()"
                 }
-                NeedsCounterOffset::CatchUpStep => "",
+                _ => "",
             }
         ),
         _ => refusal.to_string(),
@@ -117,7 +118,7 @@ pub(crate) fn condition(condition: Condition) -> String {
                               checkpoint into it"
                 .to_owned()
         }
-        Condition::Untouched => condition.to_string(),
+        _ => condition.to_string(),
     }
 }
 
@@ -134,6 +135,15 @@ pub(crate) fn read_back(vcpu: usize, register: &str, wrote: u64, read: u64) -> S
 pub(crate) fn vm_error(error: &VmError) -> String {
     match error {
         VmError::Running { .. } => format!("{error} (a running() block has to be left)"),
+        _ => error.to_string(),
+    }
+}
+
+/// KVM's refusal, and Python's way out.
+pub(crate) fn kvm_error(error: &KvmError) -> String {
+    match error {
+        KvmError::Running { .. } => format!("{error} (a running() block has to be left)"),
+        KvmError::NoVgic => format!("{error}: give gic_fd="),
         _ => error.to_string(),
     }
 }

@@ -1,11 +1,11 @@
 //! Columns: one value a vCPU or VM, and the rules that they keep.
 
-use alloc::string::String;
-use alloc::vec::Vec;
-use core::fmt;
 use crate::arch::arm64::{CTL_ISTATUS, Timer};
 use crate::checkpoint::backlog::Backlog;
 use crate::time::Stamp;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
 
 pub(crate) const fn validate_frequency(cntfrq_hz: u32) -> Result<(), &'static str> {
     if cntfrq_hz == 0 { Err("cntfrq_hz is 0") } else { Ok(()) }
@@ -196,6 +196,7 @@ pub const MAX_OTHER_REGS: usize = 64;
 
 /// Something in a checkpoint that this version doesn't know.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub enum Unknown {
     /// A key of the payload.
     Key(String),

@@ -4,12 +4,12 @@
 //! doesn't say is when it was read: neither the host's counter nor its wall clock is in it. Each count in it is of
 //! another instant, the one at which KVM was asked for it.
 
-use alloc::collections::{BTreeMap, BTreeSet};
-use alloc::vec::Vec;
-use crate::arch::arm64::{count_reg, is_unknown_timers, one_reg_id, Role, Sysreg, Timer, View};
+use crate::arch::arm64::{Role, Sysreg, Timer, View, count_reg, is_unknown_timers, one_reg_id};
 use crate::checkpoint::columns::{CtlColumn, MAX_OTHER_REGS, RegisterColumn, TimerColumns};
 use crate::checkpoint::vm::Checkpoint;
 use crate::time::{Frequency, GuestCount, Offset, Stamp};
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
 
 /// What isn't in the lists, and only their owner knows.
 #[derive(Clone, PartialEq, Eq, Debug)]

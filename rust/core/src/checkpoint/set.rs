@@ -1,11 +1,13 @@
 //! The guest time of many VMs at one instant as plain data: columns, a row each VM or vCPU.
 
-use alloc::vec::Vec;
-use core::ops::Range;
 use crate::checkpoint::backlog::Backlog;
-use crate::checkpoint::columns::{validate_backlog, validate_frequency, validate_host, validate_timers, Column, CtlColumn, TimerColumns, UnknownKey};
+use crate::checkpoint::columns::{
+    Column, CtlColumn, TimerColumns, UnknownKey, validate_backlog, validate_frequency, validate_host, validate_timers,
+};
 use crate::checkpoint::vm::Checkpoint;
 use crate::time::{Frequency, GuestCount, HostCount, Ratio, Stamp};
+use alloc::vec::Vec;
+use core::ops::Range;
 
 /// The most vCPUs of a VM in a set: what KVM allows an arm64 VM (`KVM_MAX_VCPUS`).
 pub const MAX_VCPUS: u16 = 512;

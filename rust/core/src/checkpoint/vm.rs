@@ -1,10 +1,13 @@
 //! A guest's time as plain data: what is saved, apart from anything alive.
 
-use alloc::vec::Vec;
 use crate::arch::arm64::is_unknown_timers;
 use crate::checkpoint::backlog::Backlog;
-use crate::checkpoint::columns::{validate_backlog, validate_frequency, validate_host, validate_timers, RegisterColumn, TimerColumns, Unknown, UnknownKey};
+use crate::checkpoint::columns::{
+    RegisterColumn, TimerColumns, Unknown, UnknownKey, validate_backlog, validate_frequency, validate_host,
+    validate_timers,
+};
 use crate::time::{GuestCount, Stamp};
+use alloc::vec::Vec;
 
 /// The guest time of one VM at one instant.
 #[derive(Clone, PartialEq, Eq, Debug)]

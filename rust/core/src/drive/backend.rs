@@ -1,10 +1,10 @@
 //! What a restore needs of a VM: the one seam between guestclock and KVM, or the model.
 
-use alloc::vec::Vec;
 use crate::arch::Abilities;
 use crate::arch::arm64::Registers;
 use crate::restore::Target;
 use crate::time::{Counter, Offset};
+use alloc::vec::Vec;
 
 /// A VM whose guest time can be saved and restored. All vCPUs are stopped while any of this is called.
 pub trait Backend {

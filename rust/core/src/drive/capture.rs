@@ -1,11 +1,11 @@
 //! Taking a checkpoint of a stopped VM.
 
-use alloc::vec::Vec;
-use crate::arch::arm64::{one_reg_id, Registers, Role, View};
+use crate::arch::arm64::{Registers, Role, View, one_reg_id};
 use crate::checkpoint::{Checkpoint, CtlColumn, RegisterColumn, TimerColumns};
 use crate::drive::backend::Backend;
 use crate::drive::measure::measure;
 use crate::time::{Offset, OffsetInterval};
+use alloc::vec::Vec;
 
 /// What a checkpoint holds of the VM's timers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

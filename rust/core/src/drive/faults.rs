@@ -4,20 +4,21 @@
 //! VM that is shared between threads, [`LockedVm::operate`](guestclock_model::locked::LockedVm::operate) has the backend to
 //! put them around.
 
+use crate::arch::Abilities;
+use crate::arch::arm64::Sysreg;
+use crate::drive::backend::{Backend, retry_busy};
+use crate::time::{Counter, Offset};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use core::str::FromStr;
-use crate::arch::Abilities;
-use crate::arch::arm64::Sysreg;
-use crate::drive::backend::{retry_busy, Backend};
-use crate::time::{Counter, Offset};
 
 /// EBUSY: the generic number, the same on every architecture of Linux.
 const EBUSY: i32 = 16;
 
 /// The kinds of calls that faults hit: what in KVM is an ioctl.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub enum CallKind {
     /// KVM_GET_REG_LIST, of a vCPU.
     RegList,
@@ -189,7 +190,7 @@ pub struct Fault {
 #[non_exhaustive]
 pub enum ScriptError {
     /// It says what happens nowhere.
-    #[error("`on` is a step, or a call of which vm.calls has examples, or the beginning of one")]
+    #[error("`on` is a step, or a call as the log of calls shows it, or the beginning of one")]
     NoSuchPlace,
     /// It happens at a step, which answers nothing.
     #[error("a step has no errno: put the fault on one of its calls")]
@@ -198,10 +199,10 @@ pub enum ScriptError {
     #[error("an errno is at least 1")]
     NoErrno,
     /// Nothing comes of it.
-    #[error("it does nothing: give it errno, delay_ticks, step_realtime_ns or crash, and times of at least 1")]
+    #[error("it does nothing: give it an errno, a delay, a step of the wall clock or a crash, and at least one time")]
     Nothing,
     /// It moves a counter or a clock that nobody can move.
-    #[error("it moves time, which only a VM over a ManualCounter has done to it")]
+    #[error("it moves time, which only a counter moved by hand allows")]
     NotManual,
 }
 
@@ -409,8 +410,8 @@ impl<E> Backend for Faulty<'_, E> {
 
 #[cfg(test)]
 mod tests {
-    use alloc::string::ToString;
     use super::*;
+    use alloc::string::ToString;
 
     #[test]
     fn a_place_is_spelled_as_the_call_is_shown() {

@@ -2,7 +2,7 @@
 //!
 //! For a VM that never opted in: Linux before 6.4, and every VM whose VMM doesn't call `KVM_ARM_SET_COUNTER_OFFSET`.
 
-use crate::arch::arm64::{count_reg, View};
+use crate::arch::arm64::{View, count_reg};
 use crate::drive::backend::Backend;
 use crate::time::{GuestCount, Offset, OffsetInterval};
 

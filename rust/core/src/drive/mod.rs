@@ -7,8 +7,8 @@ pub mod measure;
 pub mod operations;
 pub mod restore;
 
-pub use backend::{retry_busy, Backend};
-pub use capture::{capture, TimerCapture};
+pub use backend::{Backend, retry_busy};
+pub use capture::{TimerCapture, capture};
 pub use faults::{Call, CallKind, Fault, Faults, Faulty, FaultyError, On};
 pub use operations::{OpenPause, OpenRestore, Operated, OperationError, Saving};
-pub use restore::{set_counters, Condition, Restore, RestoreError};
+pub use restore::{Condition, Restore, RestoreError, set_counters};

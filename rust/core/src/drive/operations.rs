@@ -2,17 +2,17 @@
 //!
 //! It takes no lock: who shares it between threads keeps it under the lock of its VM.
 
+use crate::checkpoint::Checkpoint;
+use crate::drive::backend::{Backend, retry_busy};
+use crate::drive::capture::{TimerCapture, capture};
+use crate::drive::restore::{Condition, Restore, RestoreError, Stage, at_step};
+use crate::restore::refusal::NeedsCounterOffset;
+use crate::restore::run_state::{RunState, State, Step};
+use crate::restore::{Plan, Refusal, Report, Request, Target, planning};
+use crate::time::{HostCount, Offset, SyncBound};
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
-use crate::checkpoint::Checkpoint;
-use crate::drive::backend::{retry_busy, Backend};
-use crate::drive::capture::{capture, TimerCapture};
-use crate::drive::restore::{at_step, Condition, Restore, RestoreError, Stage};
-use crate::restore::refusal::NeedsCounterOffset;
-use crate::restore::run_state::{RunState, State, Step};
-use crate::restore::{planning, Plan, Refusal, Report, Request, Target};
-use crate::time::{HostCount, Offset, SyncBound};
 
 /// The part of a second within which a counter set by value has to be, as a divisor: 1 us.
 const BY_VALUE_TOLERANCE: u64 = 1_000_000;

@@ -4,15 +4,15 @@
 //! late do no harm; `apply` writes the timers and reads them back; `release` takes the last sample and writes the final
 //! offset, as the last act before the guest runs.
 
-use alloc::format;
-use alloc::string::String;
-use core::fmt;
-use crate::arch::arm64::{one_reg_id, timer, CTL_ENABLE, CTL_IMASK, Role, Sysreg, Timer, View};
+use crate::arch::arm64::{CTL_ENABLE, CTL_IMASK, Role, Sysreg, Timer, View, one_reg_id, timer};
 use crate::checkpoint::Checkpoint;
-use crate::drive::backend::{retry_busy, Backend};
+use crate::drive::backend::{Backend, retry_busy};
 use crate::drive::measure::{measure, set_offset_by_value};
 use crate::restore::{Deadlines, Method, Outcome, Plan, Refusal, Report, Writes, Written};
 use crate::time::{Counter, ErrorBound, HostCount, Offset, Stamp};
+use alloc::format;
+use alloc::string::String;
+use core::fmt;
 
 /// Why a restore stopped.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -51,6 +51,7 @@ pub enum RestoreError<E> {
 
 /// What a restore that stopped half-way has left of the VM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub enum Condition {
     /// Nothing was written.
     Untouched,

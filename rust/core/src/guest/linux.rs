@@ -21,6 +21,7 @@ pub struct Limit {
 
 /// Whether a jump reaches a limit.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
 pub enum Reached {
     /// It doesn't.
     No,
@@ -181,10 +182,10 @@ impl Conversion {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use alloc::format;
     use alloc::string::{String, ToString};
     use proptest::prelude::*;
-    use super::*;
 
     fn of(hz: u64) -> [Limit; 5] {
         limits(Frequency::new(hz).unwrap())

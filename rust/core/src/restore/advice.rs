@@ -1,6 +1,5 @@
 //! Advice on a plan: the diagnostics that hold for it.
 
-use alloc::vec::Vec;
 use crate::arch::arm64::{CTL_ENABLE, Role, Timer};
 use crate::checkpoint::{Checkpoint, TimerColumns};
 use crate::guest::Reached;
@@ -9,6 +8,7 @@ use crate::restore::plan::{Method, Plan};
 use crate::restore::policy::{Policy, Views};
 use crate::restore::target::Target;
 use crate::time::{Intent, Offset, Quality};
+use alloc::vec::Vec;
 
 /// The largest step that nothing in a Linux guest is likely to mind: half of what makes a soft lockup.
 const LARGE_STEP_NS: u64 = 10_000_000_000;

@@ -1,17 +1,18 @@
 //! Diagnostics of a plan, as codes with their facts: assumptions of its bound, what is unsupported, what gets slower,
 //! and warnings. [`words`](crate::restore::words) has the sentences.
 
-use alloc::vec::Vec;
 use crate::checkpoint::Unknown;
 use crate::guest::Limit;
 use crate::restore::refusal::Refusal;
 use crate::time::{SyncBound, Unvouched};
+use alloc::vec::Vec;
 
 /// Step that is suggested instead of a large jump: a quarter of what makes a soft lockup.
 pub const SUGGESTED_STEP_NS: u64 = 5_000_000_000;
 
 /// One of the two instants of a plan.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
 pub enum Side {
     /// The checkpoint.
     Saved,

@@ -1,14 +1,14 @@
 //! Plans and reports for people: one fact a line.
 
-use alloc::format;
-use alloc::string::{String, ToString};
-use core::fmt;
 use crate::arch::arm64::View;
 use crate::guest::Limit;
 use crate::restore::plan::{Outcome, Plan};
 use crate::restore::report::{Report, Written};
-use crate::restore::words::{thousandths, Plain, Words};
+use crate::restore::words::{Plain, Words, thousandths};
 use crate::time::{Amount, ErrorBound};
+use alloc::format;
+use alloc::string::{String, ToString};
+use core::fmt;
 
 /// A label and what it labels.
 fn line(f: &mut fmt::Formatter<'_>, label: &str, value: &str) -> fmt::Result {

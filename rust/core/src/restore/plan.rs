@@ -1,17 +1,21 @@
 //! Policy -> plan: what a restore would do here, computed without touching anything.
 
-use alloc::vec::Vec;
 use crate::arch::arm64::{Offsets, Timer, View};
 use crate::checkpoint::{Backlog, Checkpoint};
-use crate::guest::{limits, Limit, Reached};
+use crate::guest::{Limit, Reached, limits};
 use crate::restore::diagnostics::Diagnostic;
 use crate::restore::policy::{Deadlines, Policy, Request};
 use crate::restore::refusal::{NeedsCounterOffset, Refusal};
 use crate::restore::timer_status::{self, TimerStatus};
-use crate::time::{elapsed, Elapsed, ElapsedError, ErrorBound, Evidence, Frequency, GuestCount, HostCount, MAX_ELAPSED_NS, Offset, Stamp};
+use crate::time::{
+    Elapsed, ElapsedError, ErrorBound, Evidence, Frequency, GuestCount, HostCount, MAX_ELAPSED_NS, Offset, Stamp,
+    elapsed,
+};
+use alloc::vec::Vec;
 
 /// How the counters are set.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
 pub enum Method {
     /// One offset for the whole VM.
     Offset,

@@ -1,6 +1,5 @@
 //! Checkpoint + policy -> plan: the restore table, as pure functions.
 
-use alloc::vec::Vec;
 use crate::arch::arm64::{Role, Timer, View};
 use crate::checkpoint::Checkpoint;
 use crate::restore::advice;
@@ -8,7 +7,8 @@ use crate::restore::plan::{Method, Outcome, Plan, SavedCounters};
 use crate::restore::policy::{Request, Views};
 use crate::restore::refusal::{NeedsCounterOffset, Refusal, Skew};
 use crate::restore::target::Target;
-use crate::time::{elapsed, ErrorBound, Evidence, Frequency, Stamp};
+use crate::time::{ErrorBound, Evidence, Frequency, Stamp, elapsed};
+use alloc::vec::Vec;
 
 /// Plans the restore of `checkpoint` into `target`, as of `sample` of the target's counter.
 pub fn plan(checkpoint: &Checkpoint, target: &Target, sample: Stamp, request: Request) -> Result<Plan, Refusal> {

@@ -1,8 +1,8 @@
 //! Why a restore is refused.
 
-use core::fmt;
 use crate::checkpoint::Unknown;
 use crate::time::ElapsedError;
+use core::fmt;
 
 /// Why a restore is refused. Nothing was touched.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -88,6 +88,7 @@ pub enum Refusal {
 
 /// Something that needs a VM-wide counter offset.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
 pub enum NeedsCounterOffset {
     /// [`Views::AdoptVirtual`](crate::restore::policy::Views::AdoptVirtual), on a kernel without it.
     AdoptedView,
@@ -115,6 +116,7 @@ impl fmt::Display for NeedsCounterOffset {
 
 /// The reason why two counters that differ can't be restored.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
 pub enum Skew {
     /// The caller asked that they be refused.
     RefusalAskedFor,

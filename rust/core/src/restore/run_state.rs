@@ -3,11 +3,11 @@
 //!
 //! It takes no lock: who shares it between threads keeps it under the lock of its VM.
 
-use alloc::boxed::Box;
 use crate::checkpoint::Backlog;
 use crate::restore::plan::{Outcome, Plan};
 use crate::restore::refusal::Refusal;
 use crate::time::{Frequency, HostCount};
+use alloc::boxed::Box;
 
 /// State of a VM between two operations.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -1,7 +1,7 @@
 //! The timers of a checkpoint at an instant, as their guest finds them: which lines are high, which deadlines passed
 //! while it didn't run, and which interrupts a saved vGIC has pending that no line accounts for.
 
-use crate::arch::arm64::{timer, view_of, CTL_ENABLE, IrqIds, Offsets, Timer};
+use crate::arch::arm64::{CTL_ENABLE, IrqIds, Offsets, Timer, timer, view_of};
 use crate::checkpoint::Checkpoint;
 use crate::time::{GuestCount, HostCount, Offset};
 

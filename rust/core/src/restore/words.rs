@@ -1,12 +1,12 @@
 //! Sentences for policies and diagnostics, in terms of the field. A binding that has its own names for the caller's
 //! choices overrides what speaks of them.
 
+use crate::restore::diagnostics::{Diagnostic, Side};
+use crate::restore::policy::Policy;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
-use crate::restore::diagnostics::{Diagnostic, Side};
-use crate::restore::policy::Policy;
 
 /// Thousandths as a decimal number.
 #[must_use]

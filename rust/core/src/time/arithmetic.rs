@@ -64,8 +64,8 @@ arithmetic!(w8, u8);
 /// range at the end by [`modulo`], or found by a walk over the circle of 256 offsets: never in the code's own terms.
 #[cfg(test)]
 mod tests {
-    use alloc::vec::Vec;
     use super::w8;
+    use alloc::vec::Vec;
 
     const SIZE: i128 = 256;
 

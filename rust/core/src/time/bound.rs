@@ -1,7 +1,7 @@
 //! Error bounds: sums that are kept by their terms.
 
 use crate::time::frequency::{Frequency, NS_PER_S};
-use crate::time::wall_clock::{whole_ns, PPB};
+use crate::time::wall_clock::{PPB, whole_ns};
 
 /// How far the guest's counters may be from what the policy promises: a sum, kept by its terms.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

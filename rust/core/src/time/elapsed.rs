@@ -1,14 +1,14 @@
 //! The time between a checkpoint and an instant here: whether one counter can tell it, what the wall clocks say, and
 //! how far off that may be.
 
-use alloc::boxed::Box;
-use alloc::format;
-use alloc::string::String;
-use core::fmt;
 use crate::time::bound::ErrorBound;
 use crate::time::frequency::{Frequency, NS_PER_S};
 use crate::time::stamp::{MANUAL_SOURCE, Stamp};
 use crate::time::wall_clock::{SyncBound, Unvouched};
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::String;
+use core::fmt;
 
 /// How much faster or slower than the wall clock an honest counter may run: the kernel's limit on slewing
 /// (MAXFREQ in include/linux/timex.h).
@@ -117,6 +117,7 @@ pub(crate) fn longest_ns(frequency: Frequency, ticks: u64) -> u64 {
 
 /// A clock of the host.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
 pub enum HostClock {
     /// The host's counter, in ticks.
     Counter,

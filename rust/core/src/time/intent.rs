@@ -2,6 +2,7 @@
 
 /// Why the page is updated, where a guest has to be told.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub enum Intent {
     /// The VM moved to another host, and exists once.
     LiveMigration,

@@ -17,7 +17,7 @@ pub mod stamp;
 pub mod wall_clock;
 
 pub use bound::{Amount, ErrorBound};
-pub use count::{deadline, GuestCount, HostCount, NO_DEADLINE, Offset};
+pub use count::{GuestCount, HostCount, NO_DEADLINE, Offset, deadline};
 pub use counter::{Counter, Instant};
 pub use elapsed::{Elapsed, ElapsedError, Evidence, MAX_ELAPSED_NS, RATE_TOLERANCE_PPM};
 pub use frequency::{Frequency, NS_PER_S};

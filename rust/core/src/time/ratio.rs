@@ -90,9 +90,9 @@ const fn greatest_common_divisor(mut a: u64, mut b: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use proptest::prelude::*;
     use std::vec::Vec;
-    use super::*;
 
     fn ratio(from: u64, to: u64) -> Ratio {
         Ratio::new(Frequency::new(from).unwrap(), Frequency::new(to).unwrap())

@@ -1,9 +1,9 @@
 //! A count and a wall-clock reading of one instant, and who vouches for them.
 
-use alloc::string::String;
 use crate::time::count::HostCount;
 use crate::time::frequency::{Frequency, NS_PER_S};
 use crate::time::wall_clock::{Quality, SATURATED_NS, SyncBound, Unvouched};
+use alloc::string::String;
 
 /// Source of a host that nobody knows: see [`Stamp::of_unknown_host`].
 pub const UNKNOWN_SOURCE: &str = "unknown";

@@ -19,6 +19,7 @@ pub const SATURATED_NS: u64 = 16_000_000_000;
 
 /// Who vouches for a bound.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
 pub enum Quality {
     /// The caller.
     Declared,
@@ -93,6 +94,7 @@ impl SyncBound {
 
 /// Why nobody knows how far a wall clock is from the truth.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
 pub enum Unvouched {
     /// The checkpoint was made of what another VMM saved, and says nothing of its host's clocks.
     UnknownHost,

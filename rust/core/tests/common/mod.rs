@@ -3,7 +3,9 @@
 #![allow(dead_code, reason = "each test takes what it needs")]
 
 use guestclock_core::arch::arm64::{Encoding, Timer};
-use guestclock_core::checkpoint::{Backlog, Checkpoint, CheckpointSet, Column, CtlColumn, RegisterColumn, TimerColumns, UnknownKey, VmGroup};
+use guestclock_core::checkpoint::{
+    Backlog, Checkpoint, CheckpointSet, Column, CtlColumn, RegisterColumn, TimerColumns, UnknownKey, VmGroup,
+};
 use guestclock_core::time::{Frequency, GuestCount, HostCount, Leap, Quality, Stamp, SyncBound};
 use minicbor::Encoder;
 use minicbor::data::Tag;

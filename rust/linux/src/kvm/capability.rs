@@ -29,8 +29,8 @@ fn integer(fd: &impl AsFd, request: libc::Ioctl, argument: u32) -> io::Result<i3
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
     use super::*;
+    use std::fs::File;
 
     #[test]
     fn another_driver_refuses_the_requests() {

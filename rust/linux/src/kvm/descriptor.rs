@@ -55,8 +55,8 @@ pub fn expect(kind: DescriptorKind, fd: impl AsFd) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
     use super::*;
+    use std::fs::File;
 
     #[test]
     fn the_kernels_names_are_told_apart() {

@@ -24,7 +24,7 @@ pub enum KvmError {
         hz: u64,
     },
     /// A vCPU is in its guest, by the VMM's own word. No ioctl was made.
-    #[error("vCPU {vcpu} is running: stop it, leave its running() block, and try again")]
+    #[error("vCPU {vcpu} is running: stop it, and try again")]
     Running {
         /// Index of the vCPU.
         vcpu: usize,
@@ -52,7 +52,7 @@ pub enum KvmError {
     #[error("this kernel has no KVM_CAP_COUNTER_OFFSET (Linux 6.4 and later have): set the counters by value instead")]
     NoCounterOffset,
     /// The vGIC's descriptor wasn't given.
-    #[error("the pending latches are in the vGIC, and this VM was made without its descriptor: give gic_fd=")]
+    #[error("the pending latches are in the vGIC, and this VM was made without its descriptor")]
     NoVgic,
     /// The VMM's `Ioctls` have no `timer_irq`.
     #[error("this VMM's Ioctls don't ask for KVM_ARM_VCPU_TIMER_CTRL: it has to know the timers' interrupt ids itself")]

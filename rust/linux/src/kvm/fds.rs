@@ -4,7 +4,10 @@
 use crate::kvm::capability;
 use crate::kvm::ioctls::Ioctls;
 use crate::kvm::number::FdNumber;
-use kvm_bindings::{kvm_arm_counter_offset, kvm_device_attr, kvm_one_reg, kvm_reg_list, KVMIO, KVM_ARM_VCPU_TIMER_CTRL, KVM_DEV_ARM_VGIC_GRP_DIST_REGS, KVM_DEV_ARM_VGIC_GRP_REDIST_REGS};
+use kvm_bindings::{
+    KVM_ARM_VCPU_TIMER_CTRL, KVM_DEV_ARM_VGIC_GRP_DIST_REGS, KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, KVMIO,
+    kvm_arm_counter_offset, kvm_device_attr, kvm_one_reg, kvm_reg_list,
+};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 

@@ -1,9 +1,9 @@
 //! Stand-in for KVM's ioctls elsewhere than on arm64, whose KVM alone has these clocks.
 
-use core::convert::Infallible;
-use core::marker::PhantomData;
 use crate::kvm::ioctls::Ioctls;
 use crate::kvm::number::FdNumber;
+use core::convert::Infallible;
+use core::marker::PhantomData;
 use std::io;
 use std::os::fd::BorrowedFd;
 

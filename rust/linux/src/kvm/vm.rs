@@ -3,9 +3,12 @@
 use crate::kvm::error::{GET_REDISTRIBUTOR, KvmError, SET_COUNTER_OFFSET};
 use crate::kvm::ioctls::Ioctls;
 use guestclock_core::arch::Abilities;
-use guestclock_core::arch::arm64::{count_reg, is_timers, one_reg_id, view_of, CTL_ENABLE, CTL_ISTATUS, CtlReadback, Encoding, ListOrder, Registers, Role, Timer, TimerState, View};
+use guestclock_core::arch::arm64::{
+    CTL_ENABLE, CTL_ISTATUS, CtlReadback, Encoding, ListOrder, Registers, Role, Timer, TimerState, View, count_reg,
+    is_timers, one_reg_id, view_of,
+};
 use guestclock_core::checkpoint::Checkpoint;
-use guestclock_core::drive::{retry_busy, Backend, OpenPause, OpenRestore, OperationError, Saving};
+use guestclock_core::drive::{Backend, OpenPause, OpenRestore, OperationError, Saving, retry_busy};
 use guestclock_core::restore::{Plan, Report, Request, RunState, Step, Written};
 use guestclock_core::time::{Counter, GuestCount, HostCount, Offset, OffsetInterval, PublishedOffset};
 use kvm_bindings::KVM_CAP_COUNTER_OFFSET;

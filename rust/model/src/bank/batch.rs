@@ -10,7 +10,7 @@ use crate::bank::lines::{changes, evaluate};
 use crate::bank::selection::{Part, Selection};
 use crate::bank::timer_block::TimerSlices;
 use crate::bank::timer_queue::{Due, TimerQueue};
-use crate::bank::vms::{narrow, Bank, BankError, FrequencyDomain};
+use crate::bank::vms::{Bank, BankError, FrequencyDomain, narrow};
 use crate::error::VmError;
 use guestclock_core::arch::arm64::timer::can_raise;
 use guestclock_core::arch::arm64::{CTL_ISTATUS, Timer, View};

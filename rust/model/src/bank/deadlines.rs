@@ -2,9 +2,9 @@
 #![expect(clippy::inline_always, reason = "what Isa::run asks for")]
 #![expect(clippy::needless_range_loop, reason = "a row is an index of several arrays")]
 
-use crate::bank::block::{block_at, widened, BLOCK, Lanes};
+use crate::bank::block::{BLOCK, Lanes, block_at, widened};
 use crate::bank::isa::Isa;
-use crate::bank::timer_block::{least_ticks, TimerBlock, TimerSlices};
+use crate::bank::timer_block::{TimerBlock, TimerSlices, least_ticks};
 use guestclock_core::arch::arm64::timer;
 use guestclock_core::time::{HostCount, NO_DEADLINE};
 

@@ -8,7 +8,7 @@
 #![allow(unsafe_code, reason = "of the whole crate, here")]
 
 use crate::bank::block::{BLOCK, Lanes};
-use crate::bank::timer_block::{conditions, least_ticks, TimerBlock};
+use crate::bank::timer_block::{TimerBlock, conditions, least_ticks};
 use guestclock_core::time::HostCount;
 use std::fmt;
 

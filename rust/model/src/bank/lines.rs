@@ -3,7 +3,7 @@
 
 use crate::bank::block::BLOCK;
 use crate::bank::isa::Isa;
-use crate::bank::timer_block::{conditions, TimerBlock, TimerSlices};
+use crate::bank::timer_block::{TimerBlock, TimerSlices, conditions};
 use guestclock_core::arch::arm64::timer;
 use guestclock_core::time::HostCount;
 

@@ -31,8 +31,8 @@ pub use deadlines::{deadlines_by_vm, earliest, evaluate_and_deadlines, next_dead
 pub use handle::{Handle, MAX_VMS};
 pub use isa::{Isa, NoSuchIsa};
 pub use lines::{changes, evaluate};
-pub use recompute::{recompute_offsets, Added, Rate, Saved, WentBackwards};
-pub use scale::{convert, convert_mixed, Scale};
+pub use recompute::{Added, Rate, Saved, WentBackwards, recompute_offsets};
+pub use scale::{Scale, convert, convert_mixed};
 pub use selection::Selection;
 pub use timer_block::TimerSlices;
 pub use vms::{Bank, BankError, MAX_ROWS};

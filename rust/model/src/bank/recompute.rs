@@ -1,7 +1,7 @@
 //! The offsets of many VMs at one instant: the table of [`plan`](guestclock_core::restore::plan), as columns.
 #![expect(clippy::inline_always, reason = "what Isa::run asks for")]
 
-use crate::bank::block::{rest, whole, widened, BLOCK, Lanes};
+use crate::bank::block::{BLOCK, Lanes, rest, whole, widened};
 use crate::bank::isa::{Isa, TABLE};
 use crate::bank::scale::{Digits, Scale};
 use guestclock_core::time::{Frequency, GuestCount, HostCount, Offset};

@@ -1,7 +1,7 @@
 //! vCPUs and their timers as columns, a row each vCPU.
 
 use crate::bank::timer_block::TimerSlices;
-use guestclock_core::arch::arm64::{view_of, Offsets, Timer, View};
+use guestclock_core::arch::arm64::{Offsets, Timer, View, view_of};
 use guestclock_core::time::Offset;
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -1,7 +1,7 @@
 //! Which vCPUs a batch is about, and where their values go.
 
 use crate::bank::handle::Handle;
-use crate::bank::vms::{narrow, Bank, BankError};
+use crate::bank::vms::{Bank, BankError, narrow};
 use std::borrow::Cow;
 use std::ops::Range;
 

@@ -3,7 +3,7 @@
 #![expect(clippy::inline_always, reason = "what Isa::run asks for")]
 #![expect(clippy::needless_range_loop, reason = "a row is an index of several arrays")]
 
-use crate::bank::block::{rest, whole, widened, BLOCK, Lanes};
+use crate::bank::block::{BLOCK, Lanes, rest, whole, widened};
 use guestclock_core::arch::arm64::timer;
 use guestclock_core::time::{HostCount, Offset};
 

@@ -7,7 +7,7 @@
 use crate::bank::rows::Rows;
 use crate::deadlines::queue::KEPT;
 use crate::deadlines::{DeadlineQueue, Fired};
-use guestclock_core::arch::arm64::{timer, view_of, Offsets, Timer, View};
+use guestclock_core::arch::arm64::{Offsets, Timer, View, timer, view_of};
 use guestclock_core::time::{HostCount, Offset};
 use std::collections::{BTreeMap, BTreeSet};
 

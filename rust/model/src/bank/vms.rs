@@ -6,7 +6,7 @@ use crate::bank::rows::{NOBODY, Rows};
 use crate::bank::timer_queue::{Place, TimerQueue};
 use crate::config::Config;
 use crate::error::VmError;
-use guestclock_core::arch::arm64::{timer, Behaviours, El2, IrqIds, Offsets, Timer};
+use guestclock_core::arch::arm64::{Behaviours, El2, IrqIds, Offsets, Timer, timer};
 use guestclock_core::time::{Frequency, HostCount, Offset, Ratio};
 use std::ops::Range;
 

@@ -11,8 +11,8 @@
 //! deadline, in host ticks, so that an offset moves one leaf of it. docs/performance.md says why it is these, with
 //! figures.
 
-use crate::deadlines::min_tree::{self, each, touch, MinTree, NONE, Path, ROW, Row};
-use crate::deadlines::timers::{grow, place, Group, TimerRows};
+use crate::deadlines::min_tree::{self, MinTree, NONE, Path, ROW, Row, each, touch};
+use crate::deadlines::timers::{Group, TimerRows, grow, place};
 use guestclock_core::time::{GuestCount, HostCount, NO_DEADLINE, Offset};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -63,7 +63,7 @@ pub enum QueueError {
     },
 }
 
-/// TimerRows of many groups, and when they are due.
+/// Timers of many groups, and when they are due.
 ///
 /// ```
 /// use guestclock_core::time::{HostCount, Offset};

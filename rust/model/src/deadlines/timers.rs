@@ -1,6 +1,6 @@
 //! The timers of the queue by their ids, and the blocks of ids that VMs have.
 
-use crate::deadlines::min_tree::{self, each, NONE, ROW, Row};
+use crate::deadlines::min_tree::{self, NONE, ROW, Row, each};
 use guestclock_core::arch::arm64::timer::ticks_until;
 use guestclock_core::time::{HostCount, Offset};
 use std::ops::Range;

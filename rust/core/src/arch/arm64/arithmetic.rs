@@ -55,8 +55,8 @@ arithmetic!(w8, u8);
 /// Every rule on every byte. The expected value is computed on integers without bounds: never in the code's own terms.
 #[cfg(test)]
 mod tests {
-    use crate::arch::arm64::ctl::{CTL_ENABLE, CTL_IMASK, CTL_ISTATUS};
     use super::w8;
+    use crate::arch::arm64::ctl::{CTL_ENABLE, CTL_IMASK, CTL_ISTATUS};
 
     const SIZE: i128 = 256;
     /// The low three bits of CTL, and some that a write must not leave behind.

@@ -4,8 +4,8 @@
 //! `timer_irqs_are_valid` in arch/arm64/kvm/arch_timer.c, since Linux 6.4; Documentation/virt/kvm/devices/vcpu.rst, 2.
 //! A vCPU's attributes, but the ids are the VM's.
 
-use core::ops::RangeInclusive;
 use crate::arch::arm64::timer::Timer;
+use core::ops::RangeInclusive;
 
 /// The ids that a timer's interrupt can have: private to each vCPU (PPIs).
 pub const PPI: RangeInclusive<i32> = 16..=31;
@@ -148,8 +148,8 @@ impl IrqIds {
 
 #[cfg(test)]
 mod tests {
-    use crate::arch::arm64::el2::El2;
     use super::*;
+    use crate::arch::arm64::el2::El2;
 
     const EINVAL: i32 = 22;
     const EBUSY: i32 = 16;

@@ -1,9 +1,9 @@
 //! Set of timer registers that a VM has, and that a checkpoint can therefore be restored into.
 
-use alloc::vec::Vec;
-use crate::arch::arm64::registers::{is_unknown_timers, one_reg_id, Role};
+use crate::arch::arm64::registers::{Role, is_unknown_timers, one_reg_id};
 use crate::arch::arm64::timer::Timer;
 use crate::arch::arm64::view::View;
+use alloc::vec::Vec;
 
 /// Which timer registers a VM's vCPUs have, by the list of the first.
 #[derive(Clone, PartialEq, Eq, Debug)]

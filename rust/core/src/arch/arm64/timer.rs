@@ -5,7 +5,7 @@
 
 use crate::arch::arm64::arithmetic::w64;
 use crate::arch::arm64::view::View;
-use crate::time::{deadline, GuestCount, HostCount};
+use crate::time::{GuestCount, HostCount, deadline};
 
 /// Which of a vCPU's timers, numbered as the attributes of `KVM_ARM_VCPU_TIMER_CTRL` are.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -176,10 +176,10 @@ impl Width {
 
 #[cfg(test)]
 mod tests {
-    use alloc::vec::Vec;
+    use super::*;
     use crate::arch::arm64::arithmetic::w8;
     use crate::arch::arm64::ctl::{CTL_ENABLE, CTL_IMASK};
-    use super::*;
+    use alloc::vec::Vec;
 
     /// What is checked on bytes and what runs on 64 bits is one text; this is about the seams at 64.
     #[test]

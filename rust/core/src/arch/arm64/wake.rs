@@ -29,9 +29,9 @@ pub const fn wfit_ticks(operand: u64, now: GuestCount) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use crate::arch::arm64::ctl::{CTL_ENABLE, CTL_IMASK};
     use crate::arch::arm64::timer::ticks_to_line;
-    use super::*;
 
     fn wake(timers: &[(u64, u64, u64)], wfit: Option<(u64, u64)>) -> Option<u64> {
         ticks_to_wake(

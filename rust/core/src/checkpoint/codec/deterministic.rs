@@ -1,8 +1,8 @@
 //! Whether CBOR is in the one encoding that its value has.
 
-use core::cmp::Ordering;
-use crate::checkpoint::codec::terms::{malformed, MAX_DEPTH, NOT_DETERMINISTIC, WireError};
+use crate::checkpoint::codec::terms::{MAX_DEPTH, NOT_DETERMINISTIC, WireError, malformed};
 use crate::checkpoint::codec::write::{Differs, Same};
+use core::cmp::Ordering;
 use minicbor::data::Type;
 use minicbor::decode::{self, Decoder};
 use minicbor::encode::{self, Encoder};

@@ -1,14 +1,16 @@
 //! The envelope: magic, version, payload and checksum, written and read.
 
-use alloc::vec::Vec;
 use crate::checkpoint::codec::checksum::crc32c;
 use crate::checkpoint::codec::deterministic;
 use crate::checkpoint::codec::payload::Payload;
-use crate::checkpoint::codec::read::{payload_kind, Reader};
-use crate::checkpoint::codec::terms::{malformed, CRC_BYTES, ENCODED_CBOR, MAGIC, MAX_BYTES, NOT_DETERMINISTIC, VERSION, WireError};
+use crate::checkpoint::codec::read::{Reader, payload_kind};
+use crate::checkpoint::codec::terms::{
+    CRC_BYTES, ENCODED_CBOR, MAGIC, MAX_BYTES, NOT_DETERMINISTIC, VERSION, WireError, malformed,
+};
 use crate::checkpoint::codec::write::{Count, Same, Sink, Written};
 use crate::checkpoint::set::CheckpointSet;
 use crate::checkpoint::vm::Checkpoint;
+use alloc::vec::Vec;
 use minicbor::encode::{self, Encoder};
 
 /// The checkpoint's bytes: the same for the same checkpoint, always.

@@ -17,4 +17,4 @@ mod write;
 
 pub use checksum::crc32c;
 pub use envelope::{decode, decode_set, encode, encode_set, encoded_len};
-pub use terms::{MAX_BYTES, MAX_DEPTH, MAX_KEYS, MAX_KEY_BYTES, PayloadKind, VERSION, WireError};
+pub use terms::{MAX_BYTES, MAX_DEPTH, MAX_KEY_BYTES, MAX_KEYS, PayloadKind, VERSION, WireError};

@@ -1,9 +1,9 @@
 //! The trait of the two payloads.
 
-use core::fmt::Debug;
 use crate::checkpoint::codec::read::Reader;
 use crate::checkpoint::codec::terms::{PayloadKind, WireError};
 use crate::checkpoint::codec::write::{Sink, Written};
+use core::fmt::Debug;
 use minicbor::encode::Encoder;
 
 /// Content of the envelope.

@@ -1,11 +1,13 @@
 //! What payloads are read with: typed values, and the parts that both kinds have.
 
-use alloc::vec::Vec;
 use crate::arch::arm64::Timer;
 use crate::checkpoint::backlog::Backlog;
-use crate::checkpoint::codec::terms::{malformed, KEYS, MAX_KEYS, MAX_KEY_BYTES, PayloadKind, U64_LE_ARRAY, U8_ARRAY, WireError};
+use crate::checkpoint::codec::terms::{
+    KEYS, MAX_KEY_BYTES, MAX_KEYS, PayloadKind, U8_ARRAY, U64_LE_ARRAY, WireError, malformed,
+};
 use crate::checkpoint::columns::{CtlColumn, TimerColumns};
 use crate::time::{Frequency, HostCount, Leap, Quality, Stamp, SyncBound};
+use alloc::vec::Vec;
 use minicbor::data::{Tag, Type};
 use minicbor::decode::{self, Decoder};
 

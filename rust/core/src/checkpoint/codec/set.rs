@@ -1,14 +1,16 @@
 //! The payload of a set of VMs.
 
-use alloc::vec::Vec;
 use crate::checkpoint::backlog::Backlog;
 use crate::checkpoint::codec::payload::Payload;
-use crate::checkpoint::codec::read::{read_host, read_sync, read_timers, Reader};
-use crate::checkpoint::codec::terms::{malformed, KEYS, PayloadKind, U16_LE_ARRAY, U64_LE_ARRAY, U8_ARRAY, WireError};
-use crate::checkpoint::codec::write::{write_elements, write_host, write_sync, write_timers, write_u64s, Keys, Sink, Written};
+use crate::checkpoint::codec::read::{Reader, read_host, read_sync, read_timers};
+use crate::checkpoint::codec::terms::{KEYS, PayloadKind, U8_ARRAY, U16_LE_ARRAY, U64_LE_ARRAY, WireError, malformed};
+use crate::checkpoint::codec::write::{
+    Keys, Sink, Written, write_elements, write_host, write_sync, write_timers, write_u64s,
+};
 use crate::checkpoint::columns::{Column, UnknownKey};
 use crate::checkpoint::set::{CheckpointSet, MAX_GROUPS, VmGroup};
 use crate::time::Stamp;
+use alloc::vec::Vec;
 use minicbor::decode::Decoder;
 use minicbor::encode::Encoder;
 

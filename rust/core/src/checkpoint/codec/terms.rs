@@ -63,6 +63,7 @@ pub(super) const KEYS: [&str; 16] = [
 
 /// What a checkpoint is of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub enum PayloadKind {
     /// One VM: a [`Checkpoint`](crate::checkpoint::vm::Checkpoint).
     Vm,

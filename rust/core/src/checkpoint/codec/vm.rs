@@ -1,13 +1,15 @@
 //! The payload of one VM.
 
-use alloc::vec::Vec;
 use crate::checkpoint::codec::payload::Payload;
-use crate::checkpoint::codec::read::{read_debt, read_host, read_sync, read_timers, Reader};
-use crate::checkpoint::codec::terms::{malformed, PayloadKind, WireError};
-use crate::checkpoint::codec::write::{write_debt, write_host, write_sync, write_timers, write_u64s, Keys, Sink, Written};
+use crate::checkpoint::codec::read::{Reader, read_debt, read_host, read_sync, read_timers};
+use crate::checkpoint::codec::terms::{PayloadKind, WireError, malformed};
+use crate::checkpoint::codec::write::{
+    Keys, Sink, Written, write_debt, write_host, write_sync, write_timers, write_u64s,
+};
 use crate::checkpoint::columns::{MAX_OTHER_REGS, RegisterColumn, UnknownKey};
 use crate::checkpoint::vm::Checkpoint;
 use crate::time::{GuestCount, Stamp};
+use alloc::vec::Vec;
 use minicbor::decode::Decoder;
 use minicbor::encode::Encoder;
 

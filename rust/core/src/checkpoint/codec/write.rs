@@ -1,13 +1,13 @@
 //! What payloads are written with: sinks, and the parts that both kinds have.
 
+use crate::arch::arm64::Timer;
+use crate::checkpoint::backlog::Backlog;
+use crate::checkpoint::codec::terms::{U8_ARRAY, U64_LE_ARRAY};
+use crate::checkpoint::columns::{CtlColumn, TimerColumns, UnknownKey};
+use crate::time::{Stamp, SyncBound};
 use alloc::vec::Vec;
 use core::cmp::Ordering;
 use core::convert::Infallible;
-use crate::arch::arm64::Timer;
-use crate::checkpoint::backlog::Backlog;
-use crate::checkpoint::codec::terms::{U64_LE_ARRAY, U8_ARRAY};
-use crate::checkpoint::columns::{CtlColumn, TimerColumns, UnknownKey};
-use crate::time::{Stamp, SyncBound};
 use minicbor::data::Tag;
 use minicbor::encode::{self, Encoder, Write};
 
@@ -225,8 +225,8 @@ impl Sink for Same<'_> {
 
 #[cfg(test)]
 mod tests {
-    use crate::checkpoint::codec::terms::KEYS;
     use super::*;
+    use crate::checkpoint::codec::terms::KEYS;
 
     #[test]
     fn keys_are_listed_in_their_order() {

@@ -1,7 +1,10 @@
 //! Content of the page after `seq_count`: markers, flags and the clock equation.
 
 use crate::guest::vmclock::equation::{Equation, Period, Time};
-use crate::guest::vmclock::layout::{NOTIFICATION_PRESENT, PERIOD_ESTERROR_VALID, PERIOD_MAXERROR_VALID, Status, TAI_OFFSET_VALID, TIME_ESTERROR_VALID, TIME_MAXERROR_VALID, TIME_MONOTONIC, VM_GEN_COUNTER_PRESENT, WORDS};
+use crate::guest::vmclock::layout::{
+    NOTIFICATION_PRESENT, PERIOD_ESTERROR_VALID, PERIOD_MAXERROR_VALID, Status, TAI_OFFSET_VALID, TIME_ESTERROR_VALID,
+    TIME_MAXERROR_VALID, TIME_MONOTONIC, VM_GEN_COUNTER_PRESENT, WORDS,
+};
 use crate::time::GuestCount;
 
 /// What a new equation says anew of the flags.

@@ -28,6 +28,9 @@ pub mod layout;
 pub mod writer;
 
 pub use body::Body;
-pub use equation::{realtime_at, Declared, Equation, EquationError, Period, Time};
-pub use layout::{ALIGNMENT, BODY, CounterId, Header, IDENTITY, MAGIC, MAGIC_AND_SIZE, SEQ_COUNT, SIZE, Status, TIME_MAXERROR_VALID, TimeType, WORDS};
+pub use equation::{Declared, Equation, EquationError, Period, Time, realtime_at};
+pub use layout::{
+    ALIGNMENT, BODY, CounterId, Header, IDENTITY, MAGIC, MAGIC_AND_SIZE, SEQ_COUNT, SIZE, Status, TIME_MAXERROR_VALID,
+    TimeType, WORDS,
+};
 pub use writer::Shared;

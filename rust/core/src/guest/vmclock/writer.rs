@@ -2,7 +2,7 @@
 
 use crate::guest::vmclock::body::Body;
 use crate::guest::vmclock::layout::WORDS;
-use crate::sync::{fence, AtomicU32, AtomicU64, Ordering};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// A page that others read while it is written: `seq_count`, and the words of the body.
 ///
