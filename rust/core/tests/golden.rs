@@ -8,7 +8,7 @@ use guestclock_core::checkpoint::codec::{VERSION, WireError, decode, decode_set,
 use guestclock_core::checkpoint::{
     Backlog, Checkpoint, CheckpointSet, Column, CtlColumn, RegisterColumn, TimerColumns, UnknownKey, VmGroup,
 };
-use guestclock_core::time::{Frequency, GuestCount, HostCount, Leap, Quality, Stamp, SyncBound};
+use guestclock_core::time::{Frequency, GuestCount, HostCount, Leap, Quality, SourceName, Stamp, SyncBound};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
@@ -26,7 +26,7 @@ fn host() -> Stamp {
     Stamp {
         count: HostCount(0xe8_d4a5_1000),
         frequency: Frequency::new(1_000_000_000).unwrap(),
-        source: "clock_monotonic_raw".into(),
+        source: SourceName::fixed("clock_monotonic_raw"),
         realtime_ns: 1_750_000_000_123_456_789,
         width_ns: 84,
         tai_offset_s: None,
@@ -48,7 +48,7 @@ fn two_vcpus() -> Checkpoint {
         opted_in: true,
         width_ticks: 0,
         host: Stamp {
-            source: "cntvct_el0".into(),
+            source: SourceName::fixed("cntvct_el0"),
             frequency: Frequency::new(24_000_000).unwrap(),
             tai_offset_s: Some(37),
             synchronized: Some(true),
@@ -149,7 +149,7 @@ fn min() -> Checkpoint {
         host: Stamp {
             count: HostCount(0),
             frequency: Frequency::new(1).unwrap(),
-            source: "a".into(),
+            source: SourceName::fixed("a"),
             realtime_ns: i64::MIN,
             width_ns: 0,
             tai_offset_s: Some(i32::MIN),
@@ -187,7 +187,7 @@ fn max() -> Checkpoint {
         host: Stamp {
             count: HostCount(u64::MAX),
             frequency: Frequency::new(u64::MAX).unwrap(),
-            source: "abcdefghijklmnopqrstuvwxyz_01239".into(),
+            source: SourceName::fixed("abcdefghijklmnopqrstuvwxyz_01239"),
             realtime_ns: i64::MAX,
             width_ns: u64::MAX,
             tai_offset_s: Some(i32::MAX),

@@ -7,7 +7,7 @@ mod arithmetic {
         Body, CounterId, Declared, Equation, EquationError, Header, Period, Status, TIME_MAXERROR_VALID, Time,
         TimeType, realtime_at,
     };
-    use guestclock_core::time::{Frequency, GuestCount, HostCount, Leap, Quality, Stamp, SyncBound};
+    use guestclock_core::time::{Frequency, GuestCount, HostCount, Leap, Quality, SourceName, Stamp, SyncBound};
     use proptest::prelude::*;
 
     const NS_PER_S: u64 = 1_000_000_000;
@@ -24,7 +24,7 @@ mod arithmetic {
 
     /// The count 1000 at this wall-clock time, and nobody to vouch for it.
     fn unvouched(hz: u64, realtime_ns: i64) -> Stamp {
-        Stamp::unvouched(HostCount(1000), Frequency::new(hz).unwrap(), "manual", realtime_ns, 0)
+        Stamp::unvouched(HostCount(1000), Frequency::new(hz).unwrap(), SourceName::MANUAL, realtime_ns, 0)
     }
 
     fn here(hz: u64) -> Stamp {
@@ -94,15 +94,15 @@ mod arithmetic {
             Equation::new(time_type, here, GuestCount(0), None, Declared::default()).map(|equation| equation.time)
         };
         let here = here(62_500_000);
-        let with = |synchronized| Stamp { synchronized, ..here.clone() };
+        let with = |synchronized| Stamp { synchronized, ..here };
         assert_eq!(make(TimeType::Utc, &with(Some(false))), Err(EquationError::Unsynchronized));
         assert_eq!(make(TimeType::Utc, &with(None)), Err(EquationError::Unsynchronized));
         assert_eq!(make(TimeType::Tai, &here), Err(EquationError::TaiUnknown));
-        let leaping = Stamp { leap: Leap::InProgress, ..here.clone() };
+        let leaping = Stamp { leap: Leap::InProgress, ..here };
         assert_eq!(make(TimeType::Utc, &leaping), Err(EquationError::InLeapSecond));
-        let early = Stamp { realtime_ns: -1, ..here.clone() };
+        let early = Stamp { realtime_ns: -1, ..here };
         assert_eq!(make(TimeType::Utc, &early), Err(EquationError::BeforeEpoch { realtime_ns: -1 }));
-        let known = Stamp { tai_offset_s: Some(37), ..here.clone() };
+        let known = Stamp { tai_offset_s: Some(37), ..here };
         let (utc, tai) = (make(TimeType::Utc, &known).unwrap(), make(TimeType::Tai, &known).unwrap());
         assert_eq!((utc.sec + 37, utc.frac), (tai.sec, tai.frac));
     }

@@ -4,7 +4,7 @@
 //! predicted to the tick by a [`MonotonicCounter`] of the same frequency. The clock is slewed by NTP, so one tick is as
 //! long as the kernel believes it to be; it stops while the host is suspended (clock_gettime(2)).
 
-use guestclock_core::time::{Counter, Frequency, HostCount, NS_PER_S, Stamp};
+use guestclock_core::time::{Counter, Frequency, HostCount, NS_PER_S, SourceName, Stamp};
 
 use crate::{clock, stamp};
 
@@ -16,7 +16,7 @@ pub struct MonotonicCounter {
 
 impl MonotonicCounter {
     /// Name of this counter in [`Stamp::source`].
-    pub const SOURCE: &str = "clock_monotonic";
+    pub const SOURCE: SourceName = SourceName::fixed("clock_monotonic");
 
     /// Unicorn's own frequency: one tick for every 16 ns.
     pub const DEFAULT_FREQUENCY: Frequency = Frequency::new(62_500_000).unwrap();

@@ -3,7 +3,7 @@
 //! Without hardware that latches both at once, the wall clock is read between two reads of the counter. An interrupt, a
 //! preemption or a cold cache widens such a bracket. Those are rare, so the narrowest of a few brackets is kept.
 
-use guestclock_core::time::{Frequency, HostCount, Stamp};
+use guestclock_core::time::{Frequency, HostCount, SourceName, Stamp};
 
 use crate::clock_state::ClockState;
 use crate::{clock, host_id};
@@ -58,9 +58,8 @@ pub fn bracket(count: impl Fn() -> HostCount, realtime_ns: impl Fn() -> i64) -> 
 ///
 /// The wall clock read `realtime_ns` at some instant in the `width_ns` nanoseconds before `count` was read. A fact that
 /// the kernel doesn't give (a sandbox may forbid adjtimex) is unknown, never an error.
-pub fn stamp(source: &str, frequency: Frequency, count: impl Fn() -> HostCount) -> Stamp {
+pub fn stamp(source: SourceName, frequency: Frequency, count: impl Fn() -> HostCount) -> Stamp {
     // The slow reads come first, so that the count is fresh when this returns.
-    let source = source.to_owned();
     let machine_id = host_id::machine_id();
     let boot_id = host_id::boot_id();
     let (bracket, state) =
@@ -231,7 +230,7 @@ mod tests {
 
     #[test]
     fn realtime_is_the_systems() {
-        let here = stamp("manual", Frequency::new(1).unwrap(), HostCount::default);
+        let here = stamp(SourceName::MANUAL, Frequency::new(1).unwrap(), HostCount::default);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         // The wall clock may be set at any moment, but not by a day in a test.
         assert_eq!(i128::from(here.realtime_ns).abs_diff(now.as_nanos().cast_signed()) / 86_400_000_000_000, 0);

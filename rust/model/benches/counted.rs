@@ -10,7 +10,7 @@ mod steady;
 use columns::{HZ, NOW, TIMERS, Vcpus, Vms, frequencies, of};
 use guestclock_core::arch::arm64::Timer;
 use guestclock_core::checkpoint::{Checkpoint, CtlColumn, TimerColumns, codec};
-use guestclock_core::time::{Frequency, GuestCount, HostCount, Stamp};
+use guestclock_core::time::{Frequency, GuestCount, HostCount, SourceName, Stamp};
 use guestclock_model::bank::{self, Isa, Scale};
 use std::hint::black_box;
 use steady::Steady;
@@ -94,7 +94,7 @@ fn checkpoint(vcpus: usize) -> Checkpoint {
         cntpct: GuestCount(1 << 40),
         opted_in: true,
         width_ticks: 0,
-        host: Stamp::unvouched(HostCount(1 << 50), frequency, "manual", 0, 0),
+        host: Stamp::unvouched(HostCount(1 << 50), frequency, SourceName::MANUAL, 0, 0),
         stopped_at: None,
         backlog: None,
         vcpus,

@@ -2,8 +2,7 @@
 
 use guestclock_core::drive::faults::MovableHost;
 use guestclock_core::sync::{AtomicI64, AtomicU64, Ordering};
-use guestclock_core::time::stamp::MANUAL_SOURCE;
-use guestclock_core::time::{Counter, Frequency, HostCount, Stamp};
+use guestclock_core::time::{Counter, Frequency, HostCount, SourceName, Stamp};
 
 /// A counter moved by [`advance`](Self::advance), with a wall clock that moves along.
 #[derive(Debug)]
@@ -17,7 +16,7 @@ pub struct ManualCounter {
 
 impl ManualCounter {
     /// What [`Stamp::source`] calls it.
-    pub const SOURCE: &str = MANUAL_SOURCE;
+    pub const SOURCE: SourceName = SourceName::MANUAL;
 
     /// A counter that reads `count` when its wall clock reads `realtime_ns`.
     #[must_use]

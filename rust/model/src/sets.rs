@@ -183,7 +183,7 @@ impl ManagedBank {
             saved.groups.iter().flat_map(|group| &group.names).map(|name| handle_named(*name)).collect();
         let request = Request { same_counter: Some(true), in_place: true, ..request };
         // What would be refused at the end is refused now, while the VMs can still go on without it.
-        self.cases(&saved, &self.pairs(&saved, &vms)?, &Instant(saved.host.clone()), request)?;
+        self.cases(&saved, &self.pairs(&saved, &vms)?, &Instant(saved.host), request)?;
         let epochs = vms.iter().map(|vm| self.run_states[vm.slot() as usize].begin_pause()).collect();
         Ok(OpenPauses { vms, epochs, saved, request })
     }
@@ -267,10 +267,10 @@ impl ManagedBank {
         sample: &Stamp,
         request: Request,
     ) -> Result<Plan, OperationError<VmError>> {
-        let here = self.bank.domain_of(vm.slot()).ratio.instant(sample.clone());
+        let here = self.bank.domain_of(vm.slot()).ratio.instant(*sample);
         let mut vm = ModelVm::view(&mut self.bank, vm.slot());
         let target =
-            Target::of(&mut Model { vm: &mut vm, counter: &Instant(here.clone()) }).map_err(OperationError::Backend)?;
+            Target::of(&mut Model { vm: &mut vm, counter: &Instant(here) }).map_err(OperationError::Backend)?;
         if !request.in_place {
             planning::same_topology(checkpoint, &target)?;
         }
@@ -446,14 +446,14 @@ impl Sample {
     fn seen_by(&self, plan: &Plan) -> Stamp {
         let ratio = Ratio::new(self.frequency, plan.frequency());
         match &self.both {
-            Some(both) => plan.vouched(ratio.instant(both.clone())),
-            None => Stamp { count: ratio.at(self.count), ..plan.sample.clone() },
+            Some(both) => plan.vouched(ratio.instant(*both)),
+            None => Stamp { count: ratio.at(self.count), ..plan.sample },
         }
     }
 }
 
 /// Sets both counters for the instant of `outcome`, as a restore of the one VM does.
 fn set_counters(vm: &mut ModelVm<&mut Bank>, plan: &Plan, outcome: &Outcome) -> Result<(), VmError> {
-    let counter = &Instant(Stamp { count: outcome.count, ..plan.sample.clone() });
+    let counter = &Instant(Stamp { count: outcome.count, ..plan.sample });
     set_counters_of(plan, outcome, &mut Model { vm, counter })
 }

@@ -89,7 +89,7 @@ fn instant(counter: &ManualCounter) -> Instant {
 
 /// The same by a VM's own counter.
 fn seen(instant: &Instant, spec: &Spec) -> Instant {
-    Instant(Ratio::new(hz(HZ[0]), hz(HZ[spec.frequency])).instant(instant.0.clone()))
+    Instant(Ratio::new(hz(HZ[0]), hz(HZ[spec.frequency])).instant(instant.0))
 }
 
 /// All that a guest and its VMM can see of a VM.

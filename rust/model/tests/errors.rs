@@ -8,7 +8,7 @@ use guestclock_core::drive::faults::ScriptError;
 use guestclock_core::drive::{Call, CallKind, Condition, FaultyError, OperationError, RestoreError};
 use guestclock_core::restore::{NeedsCounterOffset, Refusal, Skew};
 use guestclock_core::time::elapsed::{HostClock, UnknownElapsed};
-use guestclock_core::time::{ElapsedError, Evidence, Frequency, HostCount, Stamp, Unvouched};
+use guestclock_core::time::{ElapsedError, Evidence, Frequency, HostCount, SourceName, Stamp, Unvouched};
 use guestclock_model::bank::{Isa, WentBackwards};
 use guestclock_model::deadlines::QueueError;
 use guestclock_model::sets::SetError;
@@ -27,7 +27,7 @@ fn printed_once(error: impl Error + Send + Sync + 'static) {
 }
 
 fn elapsed() -> [ElapsedError; 3] {
-    let stamp = Stamp::unvouched(HostCount(5), Frequency::new(1).unwrap(), "manual", 0, 0);
+    let stamp = Stamp::unvouched(HostCount(5), Frequency::new(1).unwrap(), SourceName::MANUAL, 0, 0);
     let evidence = Evidence::between(&stamp, &stamp);
     let unknown = UnknownElapsed { saved: Err(Unvouched::TaiUnknown), here: Err(Unvouched::Nobody), evidence };
     [

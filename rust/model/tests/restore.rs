@@ -275,7 +275,7 @@ fn a_step_that_failed_can_be_taken_again() {
             restore.release(&saved, TOLERANCE, &mut target).unwrap();
         }
         assert_eq!(target.fails_at, None, "the fault at {fails_at} was met");
-        let again = Checkpoint { host: saved.host.clone(), ..capture(&mut target, TimerCapture::Saved).unwrap() };
+        let again = Checkpoint { host: saved.host, ..capture(&mut target, TimerCapture::Saved).unwrap() };
         assert_eq!(again, saved);
     }
 }

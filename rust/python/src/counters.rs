@@ -102,7 +102,7 @@ impl PyMonotonicCounter {
     /// "clock_monotonic".
     #[getter]
     fn source(&self) -> &'static str {
-        MonotonicCounter::SOURCE
+        "clock_monotonic"
     }
 
     /// Ticks a second.
@@ -138,7 +138,7 @@ impl PyManualCounter {
     /// "manual".
     #[getter]
     fn source(&self) -> &'static str {
-        ManualCounter::SOURCE
+        "manual"
     }
 
     /// Ticks a second.

@@ -2,7 +2,7 @@
 
 use guestclock_core::arch::arm64::{CTL_ISTATUS, Timer, TimerState};
 use guestclock_core::restore::{LatchMismatch, TimerStatus};
-use guestclock_core::time::{Frequency, HostCount, Leap, NO_DEADLINE, Quality, Stamp, SyncBound};
+use guestclock_core::time::{Frequency, HostCount, Leap, NO_DEADLINE, Quality, SourceName, Stamp, SyncBound};
 use guestclock_model::deadlines::Lateness;
 use guestclock_model::locked::Now;
 use numpy::{PyArray1, PyArrayDyn};
@@ -53,7 +53,7 @@ pub(crate) fn stamp<'py>(py: Python<'py>, here: &Stamp) -> PyResult<Bound<'py, P
     let args = (
         here.count.0,
         here.frequency.hz(),
-        &here.source,
+        here.source.as_str(),
         here.realtime_ns,
         here.width_ns,
         here.tai_offset_s,
@@ -161,7 +161,7 @@ impl AnyStamp {
         Ok(Stamp {
             count: HostCount(self.count),
             frequency: Frequency::new(self.frequency_hz).ok_or_else(|| wrong("frequency_hz", &0))?,
-            source: self.source,
+            source: SourceName::new(&self.source).ok_or_else(|| wrong("source", &self.source))?,
             realtime_ns: self.realtime_ns,
             width_ns: self.width_ns,
             tai_offset_s: self.tai_offset_s,

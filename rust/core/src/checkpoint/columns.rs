@@ -2,7 +2,6 @@
 
 use crate::arch::arm64::{CTL_ISTATUS, Timer};
 use crate::checkpoint::backlog::Backlog;
-use crate::time::Stamp;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -17,10 +16,6 @@ pub(crate) const fn validate_backlog(backlog: &Backlog) -> Result<(), &'static s
     } else {
         Ok(())
     }
-}
-
-pub(crate) fn validate_host(host: &Stamp) -> Result<(), &'static str> {
-    if is_source_name(&host.source) { Ok(()) } else { Err("host.source isn't 1 to 32 characters of a-z, 0-9 and _") }
 }
 
 pub(crate) fn validate_timers(timers: &[TimerColumns], vcpus: usize) -> Result<(), &'static str> {
@@ -43,11 +38,6 @@ pub(crate) fn validate_timers(timers: &[TimerColumns], vcpus: usize) -> Result<(
         }
     }
     Ok(())
-}
-
-/// Names of counters are printed as they are, so a file must not bring its own escape sequences.
-fn is_source_name(name: &str) -> bool {
-    (1..=32).contains(&name.len()) && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'))
 }
 
 /// One register of every vCPU, by its KVM id.

@@ -12,7 +12,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 /// What isn't in the lists, and only their owner knows.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Known {
     /// The guest's CNTFRQ_EL0, in Hz.
     pub cntfrq_hz: u32,

@@ -2,7 +2,7 @@
 
 use crate::checkpoint::backlog::Backlog;
 use crate::checkpoint::columns::{
-    Column, CtlColumn, TimerColumns, UnknownKey, validate_backlog, validate_frequency, validate_host, validate_timers,
+    Column, CtlColumn, TimerColumns, UnknownKey, validate_backlog, validate_frequency, validate_timers,
 };
 use crate::checkpoint::vm::Checkpoint;
 use crate::time::{Frequency, GuestCount, HostCount, Ratio, Stamp};
@@ -114,7 +114,6 @@ impl CheckpointSet {
     ///
     /// `unknown` isn't looked at: it is whatever [`wire::decode_set`](crate::checkpoint::codec::decode_set) found.
     pub fn validate(&self) -> Result<(), &'static str> {
-        validate_host(&self.host)?;
         if self.groups.len() > MAX_GROUPS {
             return Err("there are too many groups");
         }
@@ -203,7 +202,7 @@ impl VmGroup {
             cntpct: phys,
             opted_in: self.opted_in.get(vm).expect("one a VM"),
             width_ticks: 0,
-            host: ratio.instant(host.clone()),
+            host: ratio.instant(*host),
             stopped_at: stopped_at.map(|count| ratio.at(HostCount(count)).0),
             backlog: self.backlog(vm),
             vcpus: rows.len(),

@@ -170,7 +170,7 @@ impl RunState {
         let request = Request { same_counter: Some(true), in_place: true, ..request };
         // What would be refused at the end is refused now, while the VM can still go on without it.
         let target = Target::of(backend).map_err(OperationError::Backend)?;
-        planning::plan(&checkpoint, &target, checkpoint.host.clone(), request)?;
+        planning::plan(&checkpoint, &target, checkpoint.host, request)?;
         Ok(OpenPause { checkpoint, request, epoch: self.begin_pause() })
     }
 

@@ -331,7 +331,7 @@ fn instant(plan: &Plan, counter: &dyn Counter) -> Stamp {
         return plan.vouched(counter.stamp());
     }
     let count = counter.count();
-    plan.sample.at(count).unwrap_or_else(|| Stamp { count, ..plan.sample.clone() })
+    plan.sample.at(count).unwrap_or(Stamp { count, ..plan.sample })
 }
 
 const fn name(view: View) -> &'static str {

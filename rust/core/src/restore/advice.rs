@@ -108,7 +108,7 @@ fn of_the_jump(plan: &Plan) -> Option<Diagnostic> {
 
 fn of_the_clocks(plan: &Plan) -> Vec<Diagnostic> {
     let mut warnings = Vec::new();
-    if plan.request.same_counter.is_none() && plan.evidence.contradicted(&plan.sample.source) {
+    if plan.request.same_counter.is_none() && plan.evidence.contradicted(plan.sample.source) {
         warnings.push(Diagnostic::WallClockContradicts);
     }
     if plan.request.intent == Some(Intent::LiveUpdate) && !plan.same_counter {

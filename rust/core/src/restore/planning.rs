@@ -22,7 +22,7 @@ pub fn plan(checkpoint: &Checkpoint, target: &Target, sample: Stamp, request: Re
         None => sample,
     };
     let evidence = Evidence::between(&checkpoint.host, &sample);
-    let same_counter = request.same_counter.unwrap_or_else(|| evidence.decides(&sample.source));
+    let same_counter = request.same_counter.unwrap_or_else(|| evidence.decides(sample.source));
     let cntpct = request.views.physical(checkpoint.cntvct, checkpoint.cntpct);
     let mut plan = Plan {
         request,
@@ -52,7 +52,7 @@ pub fn plan(checkpoint: &Checkpoint, target: &Target, sample: Stamp, request: Re
             cntvct: checkpoint.cntvct,
             cntpct,
             width_ticks: checkpoint.width_ticks,
-            host: checkpoint.host.clone(),
+            host: checkpoint.host,
             backlog: checkpoint.backlog,
         },
     };

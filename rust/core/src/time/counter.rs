@@ -50,6 +50,6 @@ impl Counter for Instant {
     }
 
     fn stamp(&self) -> Stamp {
-        self.0.clone()
+        self.0
     }
 }

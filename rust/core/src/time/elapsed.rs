@@ -3,7 +3,8 @@
 
 use crate::time::bound::ErrorBound;
 use crate::time::frequency::{Frequency, NS_PER_S};
-use crate::time::stamp::{MANUAL_SOURCE, Stamp};
+use crate::time::source::SourceName;
+use crate::time::stamp::Stamp;
 use crate::time::wall_clock::{SyncBound, Unvouched};
 use alloc::boxed::Box;
 use alloc::format;
@@ -62,20 +63,20 @@ impl Evidence {
 
     /// Whether it is the same counter. An unknown machine id is enough only for a counter that belongs to no machine.
     #[must_use]
-    pub fn decides(&self, source: &str) -> bool {
+    pub fn decides(&self, source: SourceName) -> bool {
         self.but_for_the_wall_clock(source) && self.agrees()
     }
 
     /// Whether all speaks for it but the wall clock. That was stepped, then, or the counter stood still.
     #[must_use]
-    pub fn contradicted(&self, source: &str) -> bool {
+    pub fn contradicted(&self, source: SourceName) -> bool {
         self.but_for_the_wall_clock(source) && !self.agrees()
     }
 
-    fn but_for_the_wall_clock(&self, source: &str) -> bool {
+    fn but_for_the_wall_clock(&self, source: SourceName) -> bool {
         self.source
             && self.frequency
-            && (self.machine == Some(true) || self.machine.is_none() && source == MANUAL_SOURCE)
+            && (self.machine == Some(true) || self.machine.is_none() && source == SourceName::MANUAL)
             && self.forward
     }
 

@@ -13,6 +13,7 @@ pub mod intent;
 pub mod interval;
 pub mod published;
 pub mod ratio;
+pub mod source;
 pub mod stamp;
 pub mod wall_clock;
 
@@ -25,5 +26,6 @@ pub use intent::Intent;
 pub use interval::OffsetInterval;
 pub use published::PublishedOffset;
 pub use ratio::Ratio;
+pub use source::SourceName;
 pub use stamp::{Leap, Stamp};
 pub use wall_clock::{Quality, SyncBound, Unvouched};

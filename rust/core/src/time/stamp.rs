@@ -2,14 +2,8 @@
 
 use crate::time::count::HostCount;
 use crate::time::frequency::{Frequency, NS_PER_S};
+use crate::time::source::SourceName;
 use crate::time::wall_clock::{Quality, SATURATED_NS, SyncBound, Unvouched};
-use alloc::string::String;
-
-/// Source of a host that nobody knows: see [`Stamp::of_unknown_host`].
-pub const UNKNOWN_SOURCE: &str = "unknown";
-
-/// Source of a counter that a program moves, and that belongs to no machine.
-pub const MANUAL_SOURCE: &str = "manual";
 
 /// What is known about a pending leap second, from the kernel's clock state (adjtimex(2)).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -62,14 +56,14 @@ impl Leap {
 ///
 /// The wall clock read [`realtime_ns`](Self::realtime_ns) at some instant in the `width_ns` nanoseconds that end or
 /// begin at `count`: the whole width of the bracket is the bound on their distance.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Stamp {
     /// The host's counter.
     pub count: HostCount,
     /// Its frequency.
     pub frequency: Frequency,
     /// Which counter it was: `cntvct_el0`, `clock_monotonic_raw`, `clock_monotonic`, `tsc` or `manual`.
-    pub source: String,
+    pub source: SourceName,
     /// CLOCK_REALTIME, in nanoseconds since 1970.
     pub realtime_ns: i64,
     /// How far apart the two may be, in nanoseconds.
@@ -103,22 +97,28 @@ impl Stamp {
     pub fn of_unknown_host(frequency: Frequency) -> Self {
         // Counts are compared modulo 2^64: this one lies ahead of everything that a counter reads in centuries.
         let count = HostCount(i64::MAX.cast_unsigned());
-        Self::unvouched(count, frequency, UNKNOWN_SOURCE, i64::MAX, u64::MAX)
+        Self::unvouched(count, frequency, SourceName::UNKNOWN, i64::MAX, u64::MAX)
     }
 
     /// Whether nobody knows the host's clocks. A checkpoint of an unknown source may still have a wall clock.
     #[must_use]
     pub fn is_of_unknown_host(&self) -> bool {
-        self.source == UNKNOWN_SOURCE && self.realtime_ns == i64::MAX
+        self.source == SourceName::UNKNOWN && self.realtime_ns == i64::MAX
     }
 
     /// Two readings that belong together within `width_ns`, and nobody to say anything of the clocks.
     #[must_use]
-    pub fn unvouched(count: HostCount, frequency: Frequency, source: &str, realtime_ns: i64, width_ns: u64) -> Self {
+    pub fn unvouched(
+        count: HostCount,
+        frequency: Frequency,
+        source: SourceName,
+        realtime_ns: i64,
+        width_ns: u64,
+    ) -> Self {
         Self {
             count,
             frequency,
-            source: String::from(source),
+            source,
             realtime_ns,
             width_ns,
             tai_offset_s: None,
@@ -145,7 +145,7 @@ impl Stamp {
         } else {
             -i128::try_from(self.frequency.ticks_to_ns(back)).ok()?
         };
-        Some(Self { count, realtime_ns: i64::try_from(i128::from(self.realtime_ns) + moved).ok()?, ..self.clone() })
+        Some(Self { count, realtime_ns: i64::try_from(i128::from(self.realtime_ns) + moved).ok()?, ..*self })
     }
 
     /// CLOCK_TAI, in nanoseconds; `None` where TAI - UTC isn't known.

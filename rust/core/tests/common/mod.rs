@@ -6,7 +6,7 @@ use guestclock_core::arch::arm64::{Encoding, Timer};
 use guestclock_core::checkpoint::{
     Backlog, Checkpoint, CheckpointSet, Column, CtlColumn, RegisterColumn, TimerColumns, UnknownKey, VmGroup,
 };
-use guestclock_core::time::{Frequency, GuestCount, HostCount, Leap, Quality, Stamp, SyncBound};
+use guestclock_core::time::{Frequency, GuestCount, HostCount, Leap, Quality, SourceName, Stamp, SyncBound};
 use minicbor::Encoder;
 use minicbor::data::Tag;
 use proptest::collection::{btree_map, btree_set, vec};
@@ -25,7 +25,7 @@ pub(crate) fn bare() -> Checkpoint {
         host: Stamp {
             count: HostCount(300),
             frequency: Frequency::new(62_500_000).unwrap(),
-            source: "manual".into(),
+            source: SourceName::MANUAL,
             realtime_ns: 0,
             width_ns: 0,
             tai_offset_s: None,
@@ -297,7 +297,7 @@ fn host() -> impl Strategy<Value = Stamp> {
                 Stamp {
                     count: HostCount(count),
                     frequency: Frequency::new(hz).unwrap(),
-                    source,
+                    source: SourceName::new(&source).unwrap(),
                     realtime_ns: realtime.cast_signed(),
                     width_ns,
                     tai_offset_s,

@@ -6,7 +6,7 @@ use crate::checkpoint::codec::terms::{
     KEYS, MAX_KEY_BYTES, MAX_KEYS, PayloadKind, U8_ARRAY, U64_LE_ARRAY, WireError, malformed,
 };
 use crate::checkpoint::columns::{CtlColumn, TimerColumns};
-use crate::time::{Frequency, HostCount, Leap, Quality, Stamp, SyncBound};
+use crate::time::{Frequency, HostCount, Leap, Quality, SourceName, Stamp, SyncBound};
 use alloc::vec::Vec;
 use minicbor::data::{Tag, Type};
 use minicbor::decode::{self, Decoder};
@@ -44,6 +44,12 @@ impl<'b> Reader<'b> {
 
     pub(super) fn text(&mut self, what: &'static str) -> Result<&'b str, WireError> {
         self.get(what, Decoder::str)
+    }
+
+    pub(super) fn source_name(&mut self) -> Result<SourceName, WireError> {
+        let at = self.position();
+        let name = SourceName::new(self.text("host.source isn't text")?);
+        name.ok_or_else(|| malformed(at, "host.source isn't 1 to 32 characters of a-z, 0-9 and _"))
     }
 
     pub(super) fn bytes(&mut self, what: &'static str) -> Result<&'b [u8], WireError> {
@@ -174,7 +180,7 @@ pub(super) fn read_host(r: &mut Reader<'_>) -> Result<Stamp, WireError> {
                 leap = Some(Leap::from_name(r.text(what)?).ok_or(malformed(at, what))?);
             }
             "count" => count = Some(r.u64("host.count isn't an unsigned integer")?),
-            "source" => source = Some(r.text("host.source isn't text")?),
+            "source" => source = Some(r.source_name()?),
             "boot_id" => boot_id = Some(r.id("host.boot_id isn't a byte string of 16 bytes")?),
             "width_ns" => width_ns = Some(r.u64("host.width_ns isn't an unsigned integer")?),
             "machine_id" => machine_id = Some(r.id("host.machine_id isn't a byte string of 16 bytes")?),
@@ -197,7 +203,7 @@ pub(super) fn read_host(r: &mut Reader<'_>) -> Result<Stamp, WireError> {
     Ok(Stamp {
         count: HostCount(count.ok_or_else(missing("host.count is missing"))?),
         frequency: frequency.ok_or_else(missing("host.frequency_hz is missing"))?,
-        source: source.ok_or_else(missing("host.source is missing"))?.into(),
+        source: source.ok_or_else(missing("host.source is missing"))?,
         realtime_ns: realtime_ns.ok_or_else(missing("host.realtime_ns is missing"))?,
         width_ns: width_ns.ok_or_else(missing("host.width_ns is missing"))?,
         tai_offset_s,

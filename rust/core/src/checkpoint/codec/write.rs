@@ -69,7 +69,7 @@ pub(super) fn write_host<W: Write>(e: &mut Encoder<W>, host: &Stamp) -> Written<
     e.map((6 + optional) as u64)?;
     e.str("leap")?.str(host.leap.name())?;
     e.str("count")?.u64(host.count.0)?;
-    e.str("source")?.str(&host.source)?;
+    e.str("source")?.str(host.source.as_str())?;
     if let Some(boot_id) = &host.boot_id {
         e.str("boot_id")?.bytes(boot_id)?;
     }

@@ -318,7 +318,7 @@ impl Window {
     fn new(since: Option<&Stamp>, here: &Stamp) -> Result<Self, EquationError> {
         let hz = here.frequency.hz();
         let Some(since) = since else { return Ok(Self { ns: NS_PER_S, ticks: hz, width_ns: None }) };
-        if (&since.source, since.frequency) != (&here.source, here.frequency) || !here.count.is_after(since.count) {
+        if (since.source, since.frequency) != (here.source, here.frequency) || !here.count.is_after(since.count) {
             return Err(EquationError::OtherCounter {
                 since_hz: since.frequency.hz(),
                 since: since.count.0,
