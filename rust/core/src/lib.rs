@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 extern crate alloc;
 
-// The rooms, in their order: each imports only from those above it.
+// The rooms, in order: a room imports only from those above it.
 #[doc(hidden)]
 pub mod sync;
 

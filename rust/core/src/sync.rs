@@ -1,5 +1,5 @@
-//! Where atomics and the lock come from: `core` and `std`, or loom, under which `tests/loom.rs` runs the same code in
-//! every order that the memory model allows.
+//! Atomics from `core`, or from loom, under which `tests/loom.rs` runs the same code in every order that the memory
+//! model allows.
 
 #[cfg(not(loom))]
 pub use core::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering, fence};

@@ -20,12 +20,12 @@ pub fn abilities(behaviours: Behaviours, config: Config) -> Abilities {
     }
 }
 
-/// The model as a backend: a VM and the counter that its time comes from.
+/// The model as a backend: a VM and the counter of its time.
 #[derive(Debug)]
 pub struct Model<'a, C: Counter + ?Sized, B = Box<Bank>> {
     /// The VM.
     pub vm: &'a mut ModelVm<B>,
-    /// Its counter, or an [`Instant`](guestclock_core::time::Instant) of it.
+    /// The VM's counter, or an [`Instant`](guestclock_core::time::Instant) of it.
     pub counter: &'a C,
 }
 

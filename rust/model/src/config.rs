@@ -2,10 +2,10 @@
 
 use guestclock_core::arch::arm64::{El, El2, Width};
 
-/// How many vCPUs a VM may have: KVM_MAX_VCPUS, which is VGIC_V3_MAX_CPUS (arch/arm64/include/asm/kvm_host.h).
+/// Maximum number of vCPUs of a VM: KVM_MAX_VCPUS, which is VGIC_V3_MAX_CPUS (arch/arm64/include/asm/kvm_host.h).
 pub const MAX_VCPUS: usize = 512;
 
-/// Where in the guest an access or a wait comes from.
+/// Place in the guest from which an access or a wait comes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Origin {
     /// The exception level.
@@ -21,16 +21,16 @@ impl Default for Origin {
     }
 }
 
-/// What a VM is made of, besides its kernel's behaviours.
+/// Configuration of a VM, besides its kernel's behaviours.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Config {
-    /// What its guest has of EL2.
+    /// Form of the guest's EL2.
     pub el2: El2,
-    /// The interrupt controller is in the kernel, and not in the VMM.
+    /// True if the interrupt controller is in the kernel, false if in the VMM.
     pub in_kernel_irqchip: bool,
-    /// The host's kernel runs at EL2 (VHE). Without, it emulates the physical timer of every guest.
+    /// True if the host's kernel runs at EL2 (VHE). Without VHE it emulates the physical timer of every guest.
     pub vhe: bool,
-    /// How wide the guest's counters are, for emulators of hardware with fewer than 64 bits. KVM knows none but 64.
+    /// Width of the guest's counters, for emulators of hardware with fewer than 64 bits. KVM only has 64.
     pub width: Width,
 }
 

@@ -3,19 +3,19 @@
 use crate::config::MAX_VCPUS;
 use guestclock_core::arch::arm64::{Encoding, IrqError, Sysreg, Timer};
 
-/// What the model refuses, as KVM would.
+/// Refusal of the model, as KVM would answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum VmError {
-    /// The VM is no more.
+    /// The VM was removed from its bank.
     #[error("the VM was removed from its bank")]
     Removed,
-    /// There is no such vCPU.
+    /// The vCPU doesn't exist.
     #[error("there is no vCPU {vcpu}: the VM has {vcpus}")]
     NoSuchVcpu {
-        /// The one asked for.
+        /// The requested vCPU.
         vcpu: usize,
-        /// How many there are.
+        /// Number of the VM's vCPUs.
         vcpus: usize,
     },
     /// The counter is too fast for a guest.
@@ -33,27 +33,27 @@ pub enum VmError {
     /// A vCPU is in the guest (EBUSY).
     #[error("vCPU {vcpu} is running: stop it, and try again")]
     Running {
-        /// Which one.
+        /// The running vCPU.
         vcpu: usize,
     },
-    /// There is no such register id (ENOENT).
+    /// The register id doesn't exist (ENOENT).
     #[error("KVM has no register {id:#018x} on this vCPU")]
     NoSuchOneReg {
         /// The id.
         id: u64,
     },
-    /// The guest hasn't got this timer (ENOENT).
+    /// The guest doesn't have this timer (ENOENT).
     #[error("this guest has no {}: a guest with EL2 has", timer.name())]
     NoSuchTimer {
-        /// Which one.
+        /// The timer.
         timer: Timer,
     },
-    /// There is no such system register, or not with this access: an undefined instruction in the guest.
+    /// The system register doesn't exist, or not with this access: an undefined instruction in the guest.
     #[error("{}", undefined(*encoding, *write))]
     NoSuchSysreg {
-        /// Its encoding.
+        /// The encoding.
         encoding: Encoding,
-        /// Whether it was to be written.
+        /// True for a write.
         write: bool,
     },
     /// The access traps instead of taking place.
@@ -61,19 +61,19 @@ pub enum VmError {
     Trap {
         /// The register's encoding.
         encoding: Encoding,
-        /// The exception level that gets it: 1 or 2.
+        /// The exception level that handles it: 1 or 2.
         to: u8,
     },
-    /// A rule of the timers' interrupt ids.
+    /// The timers' interrupt ids break a rule.
     #[error(transparent)]
     Irq(#[from] IrqError),
     /// The offset ioctl's reserved field isn't 0 (EINVAL).
     #[error("the reserved field of kvm_arm_counter_offset is {reserved:#x}: it has to be 0")]
     Reserved {
-        /// What it was.
+        /// The value of the field.
         reserved: u64,
     },
-    /// The kernel hasn't the offset ioctl (EINVAL).
+    /// The kernel doesn't have the offset ioctl (EINVAL).
     #[error("this kernel has no KVM_CAP_COUNTER_OFFSET (Linux 6.4 and later have): set the counters by value instead")]
     NoCounterOffset,
 }

@@ -1,6 +1,7 @@
 //! Model VMs and banks that threads share: the rules of [`ModelVm`] over a counter, behind a lock.
 //!
-//! Changes take a lock. Reading a counter takes none: see [`PublishedOffset`](guestclock_core::time::PublishedOffset).
+//! Changes take the lock. Reading a counter takes none: see
+//! [`PublishedOffset`](guestclock_core::time::PublishedOffset).
 
 use crate::backend::{self, Model};
 use crate::bank::{Bank, BankError, Handle};
@@ -22,14 +23,14 @@ use std::sync::{Arc, OnceLock, PoisonError};
 /// An injected instant.
 #[derive(Clone, Debug)]
 pub enum Now {
-    /// The counter reads this; the wall clock moves along with it.
+    /// A count of the counter; the wall clock moves along with it.
     Count(HostCount),
-    /// Both clocks and all that vouches for them.
+    /// Both clocks and their vouched bounds.
     Instant(Box<Stamp>),
 }
 
 impl Now {
-    /// That instant of this counter, on which both clocks stand still.
+    /// Returns the stamp of that instant of this counter.
     pub fn instant<E>(self, counter: &impl Counter) -> Result<Stamp, OperationError<E>> {
         let count = match self {
             Self::Count(count) => count,
@@ -40,7 +41,7 @@ impl Now {
     }
 }
 
-/// Why an operation of a live VM failed.
+/// Error of an operation on a shared VM.
 pub type LockedError = OperationError<VmError>;
 
 impl From<VmError> for LockedError {
@@ -49,14 +50,14 @@ impl From<VmError> for LockedError {
     }
 }
 
-/// What is under the lock: VMs with their run_states, and the published of those that somebody has in hand.
+/// State under the lock: the VMs with their run states, and the published offsets of those with a [`LockedVm`].
 #[derive(Debug)]
 struct Locked {
     bank: ManagedBank,
     published: BTreeMap<Handle, Arc<PublishedVm>>,
 }
 
-/// A bank that threads share.
+/// Bank that threads share.
 pub struct LockedBank {
     locked: Mutex<Locked>,
     on_change: OnceLock<OnChange>,
@@ -71,7 +72,7 @@ impl core::fmt::Debug for LockedBank {
 }
 
 impl From<Bank> for LockedBank {
-    /// All run_states are open.
+    /// Every VM is open.
     fn from(bank: Bank) -> Self {
         let locked = Mutex::new(Locked { bank: ManagedBank::from(bank), published: BTreeMap::new() });
         Self { locked, on_change: OnceLock::new() }
@@ -79,14 +80,14 @@ impl From<Bank> for LockedBank {
 }
 
 impl LockedBank {
-    /// See [`Bank::new`].
+    /// Creates an empty bank: see [`Bank::new`].
     #[must_use]
     pub fn new(frequency: Frequency, el2: bool) -> Self {
         Self::from(Bank::new(frequency, el2))
     }
 
-    /// Has `tell` called after all that may have changed something, `expire` apart. It isn't called under the lock.
-    /// Only the first one counts.
+    /// Sets the callback for changes. It is called outside the lock, after every call that may have changed something,
+    /// except `expire`. Only the first callback counts.
     pub fn on_change(&self, tell: impl Fn(&Self) + Send + Sync + 'static) {
         let _ = self.on_change.set(Box::new(tell));
     }
@@ -97,7 +98,7 @@ impl LockedBank {
         }
     }
 
-    /// Works on the bank, and publishes the offsets that have changed, whether or not the work succeeds.
+    /// Works on the bank, and publishes the changed offsets, whether or not the work succeeds.
     pub fn with<T>(&self, work: impl FnOnce(&mut ManagedBank) -> T) -> T {
         let result = {
             let Locked { bank, published } = &mut *self.lock();
@@ -117,12 +118,12 @@ impl LockedBank {
         ask(self.lock().bank.bank_mut())
     }
 
-    /// See [`ManagedBank::bytes`].
+    /// Memory of the bank in bytes: see [`ManagedBank::bytes`].
     pub fn bytes(&self) -> usize {
         self.lock().bank.bytes()
     }
 
-    /// Looks at the bank.
+    /// Runs a query on the bank.
     pub fn look<T>(&self, look: impl FnOnce(&Bank) -> T) -> T {
         look(self.lock().bank.bank())
     }
@@ -139,7 +140,7 @@ impl LockedBank {
     }
 }
 
-/// A model VM that threads share: a VM of a [`LockedBank`], or of one of its own.
+/// Model VM that threads share: a VM of a [`LockedBank`], in a bank with others or in one of its own.
 pub struct LockedVm<C: Counter> {
     counter: C,
     behaviours: Behaviours,
@@ -156,7 +157,7 @@ impl<C: Counter + core::fmt::Debug> core::fmt::Debug for LockedVm<C> {
 }
 
 impl<C: Counter> LockedVm<C> {
-    /// A VM with this many vCPUs, all created now, in a bank of its own.
+    /// Creates a VM with `vcpus` vCPUs, all created now, in a bank of its own.
     pub fn new(counter: C, behaviours: Behaviours, config: Config, vcpus: usize) -> Result<Self, VmError> {
         let (bank, slot) = Bank::of_one(counter.frequency(), behaviours, config)?;
         let (handle, bank) = (bank.handle_of_vm(slot), Arc::new(LockedBank::from(bank)));
@@ -165,7 +166,7 @@ impl<C: Counter> LockedVm<C> {
         Ok(vm)
     }
 
-    /// A VM of this bank. `counter` is the bank's, or a [`ScaledCounter`](crate::scaled::ScaledCounter) of it that runs
+    /// Returns a VM of this bank. `counter` is the bank's, or a [`ScaledCounter`](crate::scaled::ScaledCounter) of it
     /// at the VM's frequency.
     pub fn of(bank: Arc<LockedBank>, handle: Handle, counter: C) -> Result<Self, BankError> {
         let (behaviours, config) = bank.look(|bank| bank.vm(handle).map(|vm| (vm.behaviours(), vm.config())))?;
@@ -173,37 +174,37 @@ impl<C: Counter> LockedVm<C> {
         Ok(Self { counter, behaviours, config, published, bank, handle })
     }
 
-    /// Its counter.
+    /// The VM's counter.
     pub const fn counter(&self) -> &C {
         &self.counter
     }
 
-    /// How many vCPUs.
+    /// Number of vCPUs.
     pub fn vcpus(&self) -> usize {
         self.look(|vm| Ok(vm.vcpus())).unwrap_or(0)
     }
 
-    /// Whether it has opted in to one offset.
+    /// Returns whether the VM has opted in to one offset.
     pub fn opted_in(&self) -> bool {
         self.look(|vm| Ok(vm.vm_offset().is_some())).unwrap_or(false)
     }
 
-    /// What its kernel does.
+    /// Behaviours of the VM's kernel.
     pub const fn behaviours(&self) -> Behaviours {
         self.behaviours
     }
 
-    /// What it is made of.
+    /// Configuration of the VM.
     pub const fn config(&self) -> Config {
         self.config
     }
 
-    /// What can be done for its clocks.
+    /// Capabilities of the VM as a backend.
     pub fn abilities(&self) -> Abilities {
         backend::abilities(self.behaviours, self.config)
     }
 
-    /// What the vCPU's guest reads from a counter, now or at an injected count. Takes no lock.
+    /// The count that the vCPU's guest reads from a counter, now or at an injected host count. Takes no lock.
     #[inline]
     pub fn count(&self, vcpu: usize, view: View, now: Option<HostCount>) -> Result<GuestCount, VmError> {
         let offset = self.published.get(vcpu)?.of(view);
@@ -307,7 +308,7 @@ impl<C: Counter> LockedVm<C> {
         self.look(|vm| vm.next_deadline(vcpu, self.now(now)))
     }
 
-    /// The vCPU enters the guest. Refused while a restore or pause isn't finished.
+    /// Lets the vCPU enter the guest. Refused while a restore or pause isn't finished.
     pub fn enter(&self, vcpu: usize) -> Result<(), LockedError> {
         self.one(|run_state, vm| {
             run_state.check_open()?;
@@ -316,22 +317,22 @@ impl<C: Counter> LockedVm<C> {
         .unwrap_or(Err(OperationError::Removed))
     }
 
-    /// The vCPU leaves the guest.
+    /// Lets the vCPU leave the guest.
     pub fn exit(&self, vcpu: usize) -> Result<(), VmError> {
         self.change(|vm| vm.exit(vcpu, self.counter.count()))
     }
 
-    /// See [`Gate::checkpoint`].
+    /// See [`RunState::checkpoint`].
     pub fn checkpoint(&self, now: Option<Now>, saving: Saving) -> Result<Checkpoint, LockedError> {
         self.operate(now, |run_state, backend| run_state.checkpoint(backend, saving))
     }
 
-    /// See [`Gate::plan`].
+    /// See [`RunState::plan`].
     pub fn plan(&self, checkpoint: &Checkpoint, request: Request, now: Option<Now>) -> Result<Plan, LockedError> {
         self.operate(now, |run_state, backend| run_state.plan(backend, checkpoint, request))
     }
 
-    /// See [`Gate::prepare`].
+    /// See [`RunState::prepare`].
     pub fn prepare(
         &self,
         plan: Plan,
@@ -341,46 +342,47 @@ impl<C: Counter> LockedVm<C> {
         self.operate(now, |run_state, backend| run_state.prepare(backend, plan, checkpoint))
     }
 
-    /// See [`Gate::apply`].
+    /// See [`RunState::apply`].
     pub fn apply(&self, open: &mut OpenRestore, now: Option<Now>) -> Result<(), LockedError> {
         self.operate(now, |run_state, backend| run_state.apply(backend, open))
     }
 
-    /// See [`Gate::release`].
+    /// See [`RunState::release`].
     pub fn release(&self, open: &mut OpenRestore, now: Option<Now>) -> Result<Report, LockedError> {
         self.operate(now, |run_state, backend| run_state.release(backend, open))
     }
 
-    /// See [`Gate::pause`].
+    /// See [`RunState::pause`].
     pub fn pause(&self, request: Request) -> Result<OpenPause, LockedError> {
         self.operate(None, |run_state, backend| run_state.pause(backend, request))
     }
 
-    /// See [`Gate::resume`].
+    /// See [`RunState::resume`].
     pub fn resume(&self, pause: &OpenPause) -> Result<Report, LockedError> {
         self.operate(None, |run_state, backend| run_state.resume(backend, pause))
     }
 
-    /// See [`Gate::next_step`].
+    /// See [`RunState::next_step`].
     pub fn next_step(&self) -> Option<Step> {
         self.one(|run_state, _| run_state.next_step(self.counter.frequency())).ok().flatten()
     }
 
-    /// See [`Gate::step`].
+    /// See [`RunState::step`].
     pub fn step(&self, now: Option<Now>) -> Result<Step, LockedError> {
         self.operate(now, |run_state, backend| run_state.step(backend))
     }
 
-    /// Runs `work` on the VM over its counter, or over one instant of it, and published what has changed, whatever came
-    /// of it.
+    /// Runs `work` on the VM over its counter, or over one instant of it, and publishes the changed offsets, whether or
+    /// not it succeeds.
     ///
-    /// `work` runs under the VM's lock. Its error is its own: a backend around this one may fail for other reasons.
+    /// `work` runs under the VM's lock. Its error type is its own: a backend around this one may fail for other
+    /// reasons.
     pub fn operate<T, E>(
         &self,
         now: Option<Now>,
         work: impl FnOnce(&mut RunState, &mut dyn Backend<Error = VmError>) -> Result<T, OperationError<E>>,
     ) -> Result<T, OperationError<E>> {
-        // Not under the lock: the counter may be read at length.
+        // Outside the lock: reading the counter may take long.
         let instant = now.map(|now| now.instant(&self.counter).map(Instant)).transpose()?;
         let done = self.one(|run_state, vm| match instant {
             None => work(run_state, &mut Model { vm, counter: &self.counter }),
@@ -401,7 +403,7 @@ impl<C: Counter> LockedVm<C> {
         self.one(|_, vm| change(vm)).unwrap_or(Err(VmError::Removed))
     }
 
-    /// Works on the VM, and published what has changed, whatever came of it.
+    /// Works on the VM, and publishes the changed offsets, whether or not the work succeeds.
     fn one<T>(&self, work: impl FnOnce(&mut RunState, &mut ModelVm<&mut Bank>) -> T) -> Result<T, BankError> {
         let result = {
             let mut locked = self.bank.lock();

@@ -1,4 +1,4 @@
-//! A bank, and the run state of each of its VMs: whether their vCPUs may run.
+//! A bank, and the run state of each of its VMs.
 
 use crate::bank::handle::{Handle, MAX_VMS};
 use crate::bank::vms::{Bank, BankError, MAX_ROWS};
@@ -12,12 +12,12 @@ use guestclock_core::time::{Frequency, HostCount, Ratio};
 #[derive(Debug)]
 pub struct ManagedBank {
     pub(super) bank: Bank,
-    /// By the VM's slot.
+    /// Run states by the VM's slot.
     pub(super) run_states: Vec<RunState>,
 }
 
 impl From<Bank> for ManagedBank {
-    /// All run_states are open.
+    /// Every VM is open.
     fn from(bank: Bank) -> Self {
         let run_states = bank.seats.iter().map(|_| RunState::default()).collect();
         Self { bank, run_states }
@@ -25,7 +25,7 @@ impl From<Bank> for ManagedBank {
 }
 
 impl ManagedBank {
-    /// See [`Bank::new`].
+    /// Creates an empty bank: see [`Bank::new`].
     #[must_use]
     pub fn new(frequency: Frequency, el2: bool) -> Self {
         Self::from(Bank::new(frequency, el2))
@@ -37,12 +37,12 @@ impl ManagedBank {
         &self.bank
     }
 
-    /// The bank, for operations that no run state forbids.
+    /// The bank, for operations that every run state allows.
     pub const fn bank_mut(&mut self) -> &mut Bank {
         &mut self.bank
     }
 
-    /// See [`Bank::add`]. The VM's run state is open.
+    /// Adds a VM, which is open: see [`Bank::add`].
     pub fn add(&mut self, frequency: Frequency, behaviours: Behaviours, config: Config) -> Result<Handle, BankError> {
         let vm = self.bank.add(frequency, behaviours, config)?;
         let slot = vm.slot() as usize;
@@ -53,7 +53,8 @@ impl ManagedBank {
         Ok(vm)
     }
 
-    /// Adds VMs that are alike, with so many vCPUs each, all created when the bank's counter reads `now`: all, or none.
+    /// Adds `vms` equal VMs of `vcpus` vCPUs each, all created when the bank's counter reads `now`: all of them, or
+    /// none.
     pub fn add_many(
         &mut self,
         vms: usize,
@@ -72,7 +73,7 @@ impl ManagedBank {
             let vm = self.add(frequency, behaviours, config)?;
             added.push(vm);
             self.bank.vm_mut(vm)?.create_vcpus(vcpus, here)?;
-            // Once one of them has shown that it can be.
+            // The reservation comes after the first VM has shown that such VMs can be added.
             if number == 0 {
                 self.bank.reserve(frequency, vms - 1, vcpus)?;
                 self.run_states.reserve_exact(vms - 1);
@@ -88,13 +89,13 @@ impl ManagedBank {
         }
     }
 
-    /// The bytes that it holds, those that are reserved for more included.
+    /// Memory of the bank in bytes, including reserved capacity.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bank.bytes() + self.run_states.capacity() * size_of::<RunState>()
     }
 
-    /// A VM and its run state.
+    /// Returns a VM and its run state.
     pub fn vm_and_state(&mut self, vm: Handle) -> Result<(&mut RunState, ModelVm<&mut Bank>), BankError> {
         let run_state = &mut self.run_states[self.bank.slot(vm)? as usize];
         Ok((run_state, self.bank.vm_mut(vm)?))

@@ -1,4 +1,4 @@
-//! Offsets of a VM's vCPUs, as reads see them that take no lock.
+//! Published offsets of a VM's vCPUs, for reads that take no lock.
 
 use crate::bank::Bank;
 use crate::config::MAX_VCPUS;
@@ -10,7 +10,7 @@ use guestclock_core::time::PublishedOffset;
 use std::ops::Deref;
 use std::sync::OnceLock;
 
-/// Both offsets of one vCPU.
+/// Published offsets of one vCPU's two counters.
 #[derive(Debug, Default)]
 pub struct VcpuOffsets {
     virt: PublishedOffset,
@@ -18,19 +18,19 @@ pub struct VcpuOffsets {
 }
 
 impl VcpuOffsets {
-    /// Offsets that readers see from the start.
+    /// Returns offsets that readers see from the start.
     #[must_use]
     pub fn new(offsets: Offsets) -> Self {
         Self { virt: PublishedOffset::new(offsets.virt), phys: PublishedOffset::new(offsets.phys) }
     }
 
-    /// Shows these offsets to the readers, one after the other. One thread at a time.
+    /// Publishes these offsets, one after the other. One thread at a time may do so.
     pub fn publish(&self, offsets: Offsets) {
         self.virt.publish(offsets.virt);
         self.phys.publish(offsets.phys);
     }
 
-    /// The offset that readers of this view go by.
+    /// The published offset of this view.
     #[inline]
     #[must_use]
     pub const fn of(&self, view: View) -> &PublishedOffset {
@@ -41,23 +41,23 @@ impl VcpuOffsets {
     }
 }
 
-/// vCPUs whose offsets are allocated together. Few under loom, so that a test adds a chunk.
+/// Number of vCPUs whose offsets are allocated together. Small under loom, so that a test adds a chunk.
 const CHUNK: usize = if cfg!(loom) { 2 } else { 32 };
 
-/// As many as a VM may have vCPUs; few under loom, whose threads have small stacks.
+/// Number of chunks for the maximum number of vCPUs. Small under loom, whose threads have small stacks.
 const CHUNKS: usize = if cfg!(loom) { 2 } else { MAX_VCPUS / CHUNK };
 
-/// The published offsets of all vCPUs. They never move, so that they can be read while vCPUs are added.
+/// Published offsets of all vCPUs. They never move, so that they can be read while vCPUs are added.
 #[derive(Debug)]
 pub(crate) struct PublishedVm {
-    /// The standard library's under loom too, where it orders nothing: what is proved there doesn't rest on it.
+    /// `OnceLock` is the standard library's under loom too, where it orders nothing: no proof there relies on it.
     chunks: [OnceLock<Box<[VcpuOffsets; CHUNK]>>; CHUNKS],
-    /// How many vCPUs there are: written after their offsets, so that who sees the number sees their offsets.
+    /// Number of vCPUs, stored after their offsets: a reader that sees the number sees their offsets.
     vcpus: AtomicU64,
 }
 
 impl PublishedVm {
-    /// Offsets of a VM that nobody reads yet.
+    /// Returns the offsets of a VM that has no readers yet.
     pub(crate) fn of(vm: &ModelVm<impl Deref<Target = Bank>>) -> Self {
         let published = Self { chunks: [const { OnceLock::new() }; CHUNKS], vcpus: AtomicU64::new(0) };
         published.publish(vm);
@@ -71,8 +71,8 @@ impl PublishedVm {
         there.map(|chunk| &chunk[vcpu % CHUNK]).ok_or(VmError::NoSuchVcpu { vcpu, vcpus })
     }
 
-    /// Shows the VM's offsets to its readers, one after the other: two reads that straddle it may be under different
-    /// ones. Under the VM's lock, so that the last to publish is the last that changed the VM.
+    /// Publishes the VM's offsets, one after the other: two reads during the call may have different ones. The caller
+    /// holds the VM's lock, so the last thread to publish is the last that changed the VM.
     pub(crate) fn publish(&self, vm: &ModelVm<impl Deref<Target = Bank>>) {
         for vcpu in 0..vm.vcpus() {
             let Ok(offsets) = vm.offsets(vcpu) else { continue };
@@ -81,7 +81,7 @@ impl PublishedVm {
         self.vcpus.store(vm.vcpus() as u64, Ordering::Release);
     }
 
-    /// Shows nothing any more: the VM is removed.
+    /// Ends the publication: the VM is removed.
     pub(crate) fn clear(&self) {
         self.vcpus.store(0, Ordering::Release);
     }

@@ -1,15 +1,15 @@
-//! A counter at another frequency than the one that it is made from.
+//! Scaled counter: a counter at another frequency than the one that it is made from.
 //!
 //! Only the model can have one: KVM gives every guest the host's counter, at the host's frequency. Over a
-//! [`ScaledCounter`] of the frequency that a guest was saved at, a restore is as on any counter, exact to the tick.
+//! [`ScaledCounter`] with the frequency that a guest was saved at, a restore is exact to the tick, as on any counter.
 
 use guestclock_core::time::{Counter, Frequency, HostCount, Ratio, Stamp};
 
-/// `floor(inner * n / d)` modulo 2^64, where `n / d` is this counter's frequency over the inner one's.
+/// Counter that reads `floor(inner * n / d)` modulo 2^64, where `n / d` is its frequency over the inner counter's.
 ///
-/// Each read is scaled by itself, in 128 bits, so nothing drifts, and it never goes backwards unless the inner counter
-/// does. One exception: where the inner counter wraps at 2^64 this one jumps, unless `d` is 1 (at 1 GHz that is after
-/// 584 years).
+/// Each read is scaled by itself, in 128 bits, so nothing drifts. The count never goes backwards unless the inner
+/// counter does, with one exception: when the inner counter wraps at 2^64 this one jumps, unless `d` is 1 (at 1 GHz
+/// that is after 584 years).
 #[derive(Clone, Debug)]
 pub struct ScaledCounter<C> {
     inner: C,
@@ -34,18 +34,18 @@ impl<C: Counter> ScaledCounter<C> {
         Self { inner, ratio }
     }
 
-    /// The counter that it is made from.
+    /// The inner counter.
     pub const fn inner(&self) -> &C {
         &self.inner
     }
 
-    /// What it reads when the inner counter reads `inner`.
+    /// The count when the inner counter reads `inner`.
     #[must_use]
     pub const fn at(&self, inner: HostCount) -> HostCount {
         self.ratio.at(inner)
     }
 
-    /// [`Ratio::inner_count`], seen from now.
+    /// Returns [`Ratio::inner_count`] as of the inner counter's present count.
     #[must_use]
     pub fn inner_count(&self, count: HostCount) -> Option<HostCount> {
         self.ratio.inner_count(count, self.inner.count())
@@ -103,7 +103,7 @@ mod tests {
             prop_assert_eq!(counter.stamp(), counter.inner().stamp());
         }
 
-        /// A whole multiple goes on where the inner counter wraps.
+        /// A whole multiple continues where the inner counter wraps.
         #[test]
         fn a_multiple_wraps_with_the_inner(inner in counts(), ticks in 0..1000_u64, factor in 1..1_u64 << 32) {
             let counter = scaled(inner, 3, 3 * factor);
@@ -112,8 +112,7 @@ mod tests {
             prop_assert_eq!(counter.count().since(before), ticks.wrapping_mul(factor));
         }
 
-        /// Two stamps of one counter never speak against each other: the tick that rounding hides is in the
-        /// width.
+        /// Two stamps of one counter never contradict each other: the width covers the tick that rounding hides.
         #[test]
         fn is_the_same_counter_as_itself(
             inner in 0..1_u64 << 40, ticks in 0..1_u64 << 40, host in 1..1_u64 << 32, guest in 1..1_u64 << 32,
@@ -122,7 +121,7 @@ mod tests {
             let saved = counter.stamp();
             counter.inner().advance(ticks);
             let here = counter.stamp();
-            // What is left is for the rate, which is the nominal one here.
+            // The rest is for the rate, which is the nominal one here.
             let mut evidence = Evidence::between(&saved, &here);
             evidence.allowed_ns = 2 + u128::from(saved.width_ns) + u128::from(here.width_ns);
             prop_assert!(!evidence.forward || evidence.decides(ManualCounter::SOURCE), "{}", evidence);

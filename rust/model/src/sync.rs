@@ -1,5 +1,5 @@
-//! The lock, from `std`, or from loom, under which `tests/loom.rs` runs the same code in every order that the memory
-//! model allows. Atomics come from the core's own such module.
+//! Mutex from `std`, or from loom, under which `tests/loom.rs` runs the same code in every order that the memory model
+//! allows. Atomics come from the core's module of this kind.
 
 #[cfg(loom)]
 pub(crate) use loom::sync::{Mutex, MutexGuard};

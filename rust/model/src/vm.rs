@@ -1,8 +1,8 @@
 //! The model VM: KVM's rules for the arm64 timer, without KVM.
 //!
-//! Pure state and rules: every operation that depends on time takes the host's count. What each kernel does differently
-//! is a line of [`Behaviours`]. Sources: arch/arm64/kvm/arch_timer.c and guest.c, api.rst 4.138, and what was observed
-//! on running kernels; docs/model.md has them rule by rule.
+//! It is pure state and rules: every operation that depends on time takes the host's count. Differences between kernels
+//! are fields of [`Behaviours`]. Sources: arch/arm64/kvm/arch_timer.c and guest.c, api.rst 4.138, and observations of
+//! running kernels; docs/model.md has them rule by rule.
 
 use crate::bank::rows::Rows;
 use crate::bank::vms::{FrequencyDomain, Seat, VmClass};
@@ -18,12 +18,12 @@ use guestclock_core::checkpoint::VmGroup;
 use guestclock_core::time::{Frequency, GuestCount, HostCount, Offset, deadline};
 use std::ops::{Deref, DerefMut, Range};
 
-/// The bits of CNTHCTL_EL2 that no guest has: 63 to 20, and those that need CNTPOFF_EL2, CNTPMASK, CNTVMASK and ECV.
+/// Bits of CNTHCTL_EL2 that no guest has: 63 to 20, and those that need CNTPOFF_EL2, CNTPMASK, CNTVMASK and ECV.
 const CNTHCTL_RES0: u64 = !0 << 18 | 1 << 12;
 
-/// A VM: two counters, and on every vCPU two timers, or four if its guest has EL2.
+/// A VM: two counters, and on every vCPU two timers, or up to four if its guest has EL2.
 ///
-/// Its state is in a [`Bank`], of which it is a view: one that others share, or one of its own.
+/// It is a view of a [`Bank`], which holds its state: a bank that it shares with other VMs, or one of its own.
 #[derive(Clone, Debug)]
 pub struct ModelVm<B = Box<Bank>> {
     bank: B,
@@ -31,7 +31,7 @@ pub struct ModelVm<B = Box<Bank>> {
 }
 
 impl ModelVm {
-    /// A VM without vCPUs, whose guest's CNTFRQ_EL0 is the host's frequency.
+    /// Creates a VM without vCPUs, whose guest's CNTFRQ_EL0 is the host's frequency.
     pub fn new(frequency: Frequency, behaviours: Behaviours, config: Config) -> Result<Self, VmError> {
         let (bank, slot) = Bank::of_one(frequency, behaviours, config)?;
         Ok(Self { bank: Box::new(bank), slot })
@@ -39,27 +39,27 @@ impl ModelVm {
 }
 
 impl Bank {
-    /// A VM, to look at.
+    /// Returns a read-only view of a VM.
     pub fn vm(&self, vm: Handle) -> Result<ModelVm<&Self>, BankError> {
         Ok(ModelVm::view(self, self.slot(vm)?))
     }
 
-    /// A VM.
+    /// Returns a view of a VM.
     pub fn vm_mut(&mut self, vm: Handle) -> Result<ModelVm<&mut Self>, BankError> {
         let slot = self.slot(vm)?;
         Ok(ModelVm::view(self, slot))
     }
 
-    /// The timers that a checkpoint of a VM has.
+    /// Returns the timers that a checkpoint of a VM has.
     pub(crate) fn saved_timers(&self, slot: u32) -> Vec<Timer> {
         ModelVm::view(self, slot).registers().timers().collect()
     }
 
-    /// Opts VMs in to these offsets: [`ModelVm::set_counter_offset`] of each, or of none.
+    /// Opts VMs in to these offsets, by [`ModelVm::set_counter_offset`]: all of them, or none.
     ///
     /// # Panics
     ///
-    /// Where there aren't as many offsets as VMs.
+    /// If the number of offsets isn't that of VMs.
     pub fn set_offsets(&mut self, vms: &[Handle], offsets: &[u64]) -> Result<(), BankError> {
         assert_eq!(vms.len(), offsets.len(), "VMs and offsets");
         let slots = self.slots(vms)?;
@@ -74,43 +74,43 @@ impl Bank {
 }
 
 impl<B: Deref<Target = Bank>> ModelVm<B> {
-    /// A view of the VM in this slot.
+    /// Returns a view of the VM in this slot.
     pub(crate) const fn view(bank: B, slot: u32) -> Self {
         Self { bank, slot }
     }
 
-    /// What its kernel does.
+    /// Behaviours of the VM's kernel.
     #[must_use]
     pub fn behaviours(&self) -> Behaviours {
         self.class().behaviours
     }
 
-    /// What it is made of.
+    /// Configuration of the VM.
     #[must_use]
     pub fn config(&self) -> Config {
         self.class().config
     }
 
-    /// CNTFRQ_EL0, in Hz: the frequency of both counters, and of the host's.
+    /// CNTFRQ_EL0, in Hz: the frequency of both guest counters and of the host's.
     #[must_use]
     pub fn cntfrq_hz(&self) -> u32 {
         self.class().cntfrq_hz
     }
 
-    /// How many vCPUs.
+    /// Number of vCPUs.
     #[must_use]
     pub fn vcpus(&self) -> usize {
         self.seat().vcpus.into()
     }
 
-    /// The VM-wide offset, once it is owned.
+    /// The VM-wide offset, once the VM has opted in.
     #[must_use]
     pub fn vm_offset(&self) -> Option<Offset> {
         let seat = self.seat();
         seat.opted_in.then_some(seat.offsets.virt)
     }
 
-    /// Grows with every change of state.
+    /// A number that grows with every change of the VM's state.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.seat().changes
@@ -122,12 +122,12 @@ impl<B: Deref<Target = Bank>> ModelVm<B> {
         self.rows().running[self.bank.rows_of(self.slot)].iter().position(|running| *running)
     }
 
-    /// That no vCPU is in the guest; else the first that is (EBUSY).
+    /// Checks that no vCPU is in the guest; the error names the first that is (EBUSY).
     pub(crate) fn all_stopped(&self) -> Result<(), VmError> {
         self.first_running().map_or(Ok(()), |vcpu| Err(VmError::Running { vcpu }))
     }
 
-    /// Whether [`set_counter_offset`](Self::set_counter_offset) would be refused.
+    /// Checks that [`set_counter_offset`](Self::set_counter_offset) wouldn't be refused.
     pub(crate) fn takes_an_offset(&self, reserved: u64) -> Result<(), VmError> {
         if !self.behaviours().counter_offset {
             return Err(VmError::NoCounterOffset);
@@ -138,12 +138,12 @@ impl<B: Deref<Target = Bank>> ModelVm<B> {
         self.all_stopped()
     }
 
-    /// The offsets that the vCPU's counters are under: a running vCPU keeps those it was loaded with.
+    /// The offsets of the vCPU's counters. A running vCPU keeps those that it was loaded with.
     pub fn offsets(&self, vcpu: usize) -> Result<Offsets, VmError> {
         Ok(self.rows().offsets(self.row(vcpu)?))
     }
 
-    /// What the vCPU's guest reads from a counter at EL1.
+    /// The count that the vCPU's guest reads from a counter at EL1.
     pub fn count(&self, vcpu: usize, view: View, now: HostCount) -> Result<GuestCount, VmError> {
         Ok(self.config().width.count(now.guest(self.offsets(vcpu)?.of(view))))
     }
@@ -163,7 +163,7 @@ impl<B: Deref<Target = Bank>> ModelVm<B> {
         Ok(rows.into_iter().filter_map(Sysreg::one_reg_id).collect())
     }
 
-    /// What GET_ONE_REG shows of a stored CTL, ISTATUS apart.
+    /// Returns a stored CTL as GET_ONE_REG shows it, without a computed ISTATUS.
     pub(crate) fn ctl_seen(&self, ctl: u64) -> u64 {
         match self.behaviours().ctl_readback {
             CtlReadback::Stored => ctl,
@@ -171,12 +171,13 @@ impl<B: Deref<Target = Bank>> ModelVm<B> {
         }
     }
 
-    /// The registers of its vCPUs.
+    /// The timer registers of the VM's vCPUs.
     pub(crate) fn registers(&self) -> Registers {
         Registers::from(self.reg_list(0).unwrap_or_default())
     }
 
-    /// KVM_GET_ONE_REG. On KVM it would wait until the vCPU leaves the guest; here a running vCPU is refused.
+    /// Reads a register (KVM_GET_ONE_REG). KVM would wait until the vCPU leaves the guest; the model refuses a running
+    /// vCPU.
     pub fn get_one_reg(&self, vcpu: usize, id: u64, now: HostCount) -> Result<u64, VmError> {
         let (rows, row) = (self.rows(), self.stopped(vcpu)?);
         match self.one_reg(id)?.role {
@@ -197,7 +198,7 @@ impl<B: Deref<Target = Bank>> ModelVm<B> {
         }
     }
 
-    /// What comes of an MRS, or with `write` an MSR, of the register by the vCPU's guest.
+    /// Returns the result of an MRS (with `write`, of an MSR) of the register by the vCPU's guest.
     pub fn access(&self, vcpu: usize, encoding: Encoding, write: bool, from: Origin) -> Result<Access, VmError> {
         let row = self.row(vcpu)?;
         let controls = Controls {
@@ -219,7 +220,7 @@ impl<B: Deref<Target = Bank>> ModelVm<B> {
         }
     }
 
-    /// What the vCPU's guest reads with MRS.
+    /// Reads a register as the vCPU's guest does with MRS.
     pub fn read_sysreg(&self, vcpu: usize, encoding: Encoding, from: Origin, now: HostCount) -> Result<u64, VmError> {
         let (rows, row) = (self.rows(), self.row(vcpu)?);
         match self.role(vcpu, encoding, false, from)? {
@@ -238,8 +239,8 @@ impl<B: Deref<Target = Bank>> ModelVm<B> {
         }
     }
 
-    /// The host count at which a vCPU that waits in WFI, or in WFIT with this operand, wakes by itself: `now` if at
-    /// once, or [`NO_DEADLINE`](bank::NO_DEADLINE).
+    /// The host count at which a vCPU that waits in WFI, or in WFIT with this operand, wakes by itself: `now` for at
+    /// once, or [`NO_DEADLINE`](guestclock_core::time::NO_DEADLINE).
     pub fn wake(&self, vcpu: usize, wfit: Option<u64>, from: Origin, now: HostCount) -> Result<u64, VmError> {
         let (rows, row, Config { el2, width, .. }) = (self.rows(), self.row(vcpu)?, self.config());
         let mut ticks = [None; Timer::ALL.len()];
@@ -261,19 +262,19 @@ impl<B: Deref<Target = Bank>> ModelVm<B> {
         Ok(irq::device_irq_level(line(Timer::Vtimer)?, line(Timer::Ptimer)?))
     }
 
-    /// The timers' interrupt ids.
+    /// Interrupt ids of the timers.
     #[must_use]
     pub fn irqs(&self) -> &IrqIds {
         &self.seat().irqs
     }
 
-    /// Whether the timer is the hardware's while the guest runs (`get_timer_map` in arch_timer.c). Of an emulated one
-    /// KVM's own copy stays as it was written.
+    /// Returns whether the timer is in hardware while the guest runs (`get_timer_map` in arch_timer.c). KVM's copy of
+    /// an emulated timer stays as it was written.
     fn in_hardware(&self, timer: Timer) -> bool {
         self.config().vhe || !matches!(timer, Timer::Ptimer)
     }
 
-    /// 0 of a guest without EL2, whose rows may have no column for it.
+    /// CNTHCTL_EL2; 0 for a guest without EL2, whose rows may have no such column.
     fn cnthctl(&self, row: usize) -> u64 {
         let cnthctl = self.rows().cnthctl.get(row).copied().unwrap_or(0);
         cnthctl & if self.seat().sanitised { !CNTHCTL_RES0 } else { u64::MAX }
@@ -283,7 +284,7 @@ impl<B: Deref<Target = Bank>> ModelVm<B> {
         self.config().el2 == El2::Vhe
     }
 
-    /// One timer, as the vCPU's guest would see it.
+    /// State of one timer as the vCPU's guest reads it.
     pub fn timer(&self, vcpu: usize, timer: Timer, now: HostCount) -> Result<TimerState, VmError> {
         let guest = self.count(vcpu, view_of(timer), now)?;
         let Config { el2, width, .. } = self.config();
@@ -295,8 +296,8 @@ impl<B: Deref<Target = Bank>> ModelVm<B> {
         Ok(TimerState::at(ctl, cval, guest, now))
     }
 
-    /// The earliest deadline of the vCPU's timers, which is when a WFI would end: `now` where a line is high, or
-    /// [`NO_DEADLINE`](bank::NO_DEADLINE).
+    /// The earliest deadline of the vCPU's timers, at which a WFI would end: `now` if a line is high, or
+    /// [`NO_DEADLINE`](guestclock_core::time::NO_DEADLINE).
     pub fn next_deadline(&self, vcpu: usize, now: HostCount) -> Result<u64, VmError> {
         self.wake(vcpu, None, Origin::default(), now)
     }
@@ -313,14 +314,14 @@ impl<B: Deref<Target = Bank>> ModelVm<B> {
         &self.bank.domain_of(self.slot).rows
     }
 
-    /// The vCPU's row.
+    /// Returns the vCPU's row.
     fn row(&self, vcpu: usize) -> Result<usize, VmError> {
         let vcpus = self.vcpus();
         let there = self.bank.rows_of(self.slot).nth(vcpu);
         there.ok_or(VmError::NoSuchVcpu { vcpu, vcpus })
     }
 
-    /// The row of a vCPU that isn't in its guest.
+    /// Returns the row of a vCPU that isn't in its guest.
     fn stopped(&self, vcpu: usize) -> Result<usize, VmError> {
         let row = self.row(vcpu)?;
         if self.rows().running[row] { Err(VmError::Running { vcpu }) } else { Ok(row) }
@@ -345,14 +346,14 @@ impl<B: Deref<Target = Bank>> ModelVm<B> {
 }
 
 impl<B: DerefMut<Target = Bank>> ModelVm<B> {
-    /// KVM_CREATE_VCPU. Without an owned offset this moves every vCPU's virtual counter to 0 and the physical one to
-    /// the host's (`kvm_timer_vcpu_init`); where the guest has EL2, both to the host's.
+    /// Creates a vCPU (KVM_CREATE_VCPU). Unless the VM has opted in, this moves every vCPU's virtual counter to 0 and
+    /// the physical one to the host's (`kvm_timer_vcpu_init`); if the guest has EL2, both to the host's.
     pub fn create_vcpu(&mut self, now: HostCount) -> Result<usize, VmError> {
         self.create_vcpus(1, now)?;
         Ok(self.vcpus() - 1)
     }
 
-    /// KVM_CREATE_VCPU, so many times at one instant.
+    /// Creates `vcpus` vCPUs at one instant (KVM_CREATE_VCPU each).
     pub fn create_vcpus(&mut self, vcpus: usize, now: HostCount) -> Result<(), VmError> {
         if self.vcpus() + vcpus > MAX_VCPUS || !self.bank.has_room(self.slot, vcpus) {
             return Err(VmError::TooManyVcpus);
@@ -369,8 +370,8 @@ impl<B: DerefMut<Target = Bank>> ModelVm<B> {
         Ok(())
     }
 
-    /// KVM_ARM_VCPU_INIT: turns the timers off, and resets the vCPU's own registers, CNTVOFF_EL2 among them; the VM's
-    /// offsets stay.
+    /// Initialises a vCPU (KVM_ARM_VCPU_INIT): turns the timers off, and resets the vCPU's own registers, including
+    /// CNTVOFF_EL2. The VM's offsets stay.
     pub fn init_vcpu(&mut self, vcpu: usize) -> Result<(), VmError> {
         let (row, zeroes_cval) = (self.stopped(vcpu)?, self.behaviours().init_zeroes_cval);
         let Rows { cntkctl, cnthctl, cntvoff, .. } = &mut self.state().0.rows;
@@ -387,8 +388,8 @@ impl<B: DerefMut<Target = Bank>> ModelVm<B> {
         Ok(())
     }
 
-    /// KVM_ARM_SET_COUNTER_OFFSET: one offset for both counters of every vCPU, now and later. There is no way back to
-    /// setting counters by value. `reserved` is the ioctl's second field, which has to be 0.
+    /// Sets one offset for both counters of every vCPU, present and future (KVM_ARM_SET_COUNTER_OFFSET). There is no
+    /// way back to setting counters by value. `reserved` is the ioctl's second field, which has to be 0.
     pub fn set_counter_offset(&mut self, offset: Offset, reserved: u64) -> Result<(), VmError> {
         self.takes_an_offset(reserved)?;
         self.state().1.opted_in = true;
@@ -396,8 +397,8 @@ impl<B: DerefMut<Target = Bank>> ModelVm<B> {
         Ok(())
     }
 
-    /// The vCPU enters the guest (KVM_RUN): it is loaded with the offsets of this moment. The first entry fixes the
-    /// timers' interrupt ids, and fails where two have the same.
+    /// Lets the vCPU enter the guest (KVM_RUN), loaded with the offsets of this moment. The first entry fixes the
+    /// timers' interrupt ids, and fails if two timers have the same id.
     pub fn enter(&mut self, vcpu: usize) -> Result<(), VmError> {
         let (row, Config { el2, in_kernel_irqchip, .. }) = (self.stopped(vcpu)?, self.config());
         let in_hardware = Timer::ALL.map(|timer| self.in_hardware(timer));
@@ -406,14 +407,14 @@ impl<B: DerefMut<Target = Bank>> ModelVm<B> {
         seat.sanitised = true;
         rows.running[row] = true;
         for &timer in rows.kept().iter().filter(|timer| in_hardware[timer.index()]) {
-            // The hardware has no other bits, so what was stored there is gone.
+            // The hardware has no other bits, so other stored bits are lost.
             rows.set_ctl(row, timer, rows.ctl(row, timer) & (CTL_ENABLE | CTL_IMASK));
         }
         self.changed();
         Ok(())
     }
 
-    /// The vCPU leaves the guest. CTL keeps the ISTATUS that the hardware shows now (`timer_save_state`).
+    /// Lets the vCPU leave the guest. CTL keeps the ISTATUS that the hardware shows now (`timer_save_state`).
     pub fn exit(&mut self, vcpu: usize, now: HostCount) -> Result<(), VmError> {
         let (row, Config { el2, width, .. }) = (self.row(vcpu)?, self.config());
         for &timer in el2.timers() {
@@ -430,11 +431,11 @@ impl<B: DerefMut<Target = Bank>> ModelVm<B> {
         Ok(())
     }
 
-    /// KVM_SET_ONE_REG. A count moves the VM's offset, for every vCPU from its next entry on, unless the VM's offset is
-    /// owned: then it is ignored, without an error.
+    /// Writes a register (KVM_SET_ONE_REG). A count moves the VM's offset, for every vCPU from its next entry on. If
+    /// the VM has opted in, the count is ignored without an error.
     ///
-    /// Where the guest has EL2 either count moves both counters, and no count looks at CNTVOFF_EL2, though reading one
-    /// back does: replaying a list of registers, CNTVOFF_EL2 among them, restores neither counter.
+    /// If the guest has EL2 either count moves both counters. Writing a count ignores CNTVOFF_EL2, though reading one
+    /// back subtracts it. So replaying a list of registers that includes CNTVOFF_EL2 restores neither counter.
     pub fn set_one_reg(&mut self, vcpu: usize, id: u64, value: u64, now: HostCount) -> Result<(), VmError> {
         let row = self.stopped(vcpu)?;
         match self.one_reg(id)?.role {
@@ -459,7 +460,7 @@ impl<B: DerefMut<Target = Bank>> ModelVm<B> {
         Ok(())
     }
 
-    /// What the vCPU's guest does with MSR.
+    /// Writes a register as the vCPU's guest does with MSR.
     pub fn write_sysreg(
         &mut self,
         vcpu: usize,
@@ -489,7 +490,7 @@ impl<B: DerefMut<Target = Bank>> ModelVm<B> {
         Ok(())
     }
 
-    /// KVM_ARM_VCPU_TIMER_CTRL: gives a timer its interrupt id, on every vCPU.
+    /// Sets a timer's interrupt id on every vCPU (KVM_ARM_VCPU_TIMER_CTRL).
     pub fn set_irq(&mut self, attribute: u64, id: i32) -> Result<(), VmError> {
         let in_kernel_irqchip = self.config().in_kernel_irqchip;
         self.state().1.irqs.set(attribute, id, in_kernel_irqchip)?;
@@ -505,8 +506,8 @@ impl<B: DerefMut<Target = Bank>> ModelVm<B> {
         self.state().1.changes += 1;
     }
 
-    /// Writes what is saved of the vCPUs themselves, as a restore does: CNTVOFF_EL2, and the timers but for the
-    /// physical one where that can't be set.
+    /// Writes the saved registers of the vCPUs, as a restore does: CNTVOFF_EL2 and the timers, except the physical
+    /// timer if that can't be set.
     pub(crate) fn load(&mut self, saved: &VmGroup, from: Range<usize>, cval_shift: u64, physical: bool) {
         self.bank.rewrite(self.slot, |rows, to| {
             for (from, to) in from.zip(to) {
@@ -523,7 +524,7 @@ impl<B: DerefMut<Target = Bank>> ModelVm<B> {
         self.changed();
     }
 
-    /// Writes CVAL or CTL or both, as its guest or its VMM does.
+    /// Writes CVAL or CTL or both, as the guest or the VMM does.
     fn write_timer(&mut self, vcpu: usize, timer: Timer, cval: Option<u64>, ctl: Option<u64>) -> Result<(), VmError> {
         let (slot, row) = (self.slot, self.row(vcpu)?);
         let domain = self.state().0;
@@ -537,8 +538,8 @@ impl<B: DerefMut<Target = Bank>> ModelVm<B> {
         Ok(())
     }
 
-    /// A running vCPU's hypervisor sees to its own guest: it is loaded with the new CNTVOFF_EL2 when it enters that. So
-    /// that counts at once, though the VM's offset is still the one that the vCPU was loaded with.
+    /// Sets CNTVOFF_EL2 of a vCPU. A running vCPU is loaded with it when its hypervisor enters its own guest, so it
+    /// takes effect at once, although the VM's offset is still the one that the vCPU was loaded with.
     fn set_cntvoff(&mut self, row: usize, cntvoff: u64) {
         let (FrequencyDomain { rows, .. }, _) = self.state();
         rows.cntvoff[row] = cntvoff;
@@ -546,14 +547,14 @@ impl<B: DerefMut<Target = Bank>> ModelVm<B> {
         self.bank.follow(self.slot);
     }
 
-    /// The VM's own offsets are these now.
+    /// Sets the VM's own offsets.
     fn move_offsets(&mut self, offsets: Offsets) {
         self.state().1.offsets = offsets;
         self.follow_the_vm();
         self.changed();
     }
 
-    /// Puts the vCPUs under the VM's offsets, but those that run: they keep what they were loaded with.
+    /// Applies the VM's offsets to its vCPUs, except those that run: they keep the offsets that they were loaded with.
     fn follow_the_vm(&mut self) {
         let (rows, nested) = (self.bank.rows_of(self.slot), self.config().el2 != El2::Absent);
         let (domain, seat) = self.state();

@@ -1,6 +1,6 @@
-//! Facts of an architecture's guest clocks: its registers, its timers, and what a host can do for them.
+//! Facts of an architecture's guest clocks: registers, timers, and a host's capabilities.
 //!
-//! [`arm64`] is the first; another architecture is another folder beside it.
+//! [`arm64`] is the first architecture; another one is another folder beside it.
 
 pub mod arm64;
 pub mod capabilities;

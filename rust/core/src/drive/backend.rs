@@ -1,4 +1,4 @@
-//! What a restore needs of a VM: the one seam between guestclock and KVM, or the model.
+//! Primitive calls that a restore needs of a VM: the one seam between guestclock and KVM, or the model.
 
 use crate::arch::Abilities;
 use crate::arch::arm64::Registers;
@@ -6,33 +6,34 @@ use crate::restore::Target;
 use crate::time::{Counter, Offset};
 use alloc::vec::Vec;
 
-/// A VM whose guest time can be saved and restored. All vCPUs are stopped while any of this is called.
+/// A VM whose guest time can be saved and restored. All vCPUs are stopped during any of these calls.
 pub trait Backend {
-    /// What an access may fail with.
+    /// Error of an access.
     type Error;
 
-    /// The host's counter, which the guest's counters are offset from.
+    /// The host's counter, from which the guest's counters are offset.
     fn counter(&self) -> &dyn Counter;
 
     /// The guest's CNTFRQ_EL0 in Hz.
     fn cntfrq_hz(&self) -> u32;
 
-    /// How many vCPUs.
+    /// Number of vCPUs.
     fn vcpus(&self) -> usize;
 
-    /// What can be done.
+    /// Capabilities of the backend.
     fn abilities(&self) -> Abilities;
 
-    /// The ids of the vCPU's registers (KVM_GET_REG_LIST): what isn't a timer's is passed over.
+    /// The ids of the vCPU's registers (KVM_GET_REG_LIST). Callers ignore those that aren't a timer's.
     fn reg_list(&mut self, vcpu: usize) -> Result<Vec<u64>, Self::Error>;
 
-    /// The VM-wide offset, where this VM has opted in and the offset is known. There is no way to ask KVM for it.
+    /// The VM-wide offset, if this VM has opted in and the offset is known. KVM has no call that reads it.
     fn vm_offset(&self) -> Option<Offset>;
 
     /// A number that changes whenever the VM's state does.
     fn generation(&self) -> u64;
 
-    /// Whether all vCPUs are stopped, as far as it can be told without waiting for one: else the error says which runs.
+    /// Checks that all vCPUs are stopped, as far as that shows without waiting for one. The error names the one that
+    /// runs.
     fn stopped(&mut self) -> Result<(), Self::Error>;
 
     /// KVM_GET_ONE_REG.
@@ -41,17 +42,17 @@ pub trait Backend {
     /// KVM_SET_ONE_REG.
     fn set_one_reg(&mut self, vcpu: usize, id: u64, value: u64) -> Result<(), Self::Error>;
 
-    /// KVM_ARM_SET_COUNTER_OFFSET, once: who calls it takes a new sample for another attempt.
+    /// KVM_ARM_SET_COUNTER_OFFSET, once: the caller takes a new sample for another attempt.
     fn set_counter_offset(&mut self, offset: Offset) -> Result<(), Self::Error>;
 
-    /// Whether to make a call again that failed so, having waited a moment: see [`retry_busy`]. `attempt` counts from
-    /// 0.
+    /// Returns whether to repeat a call that failed with `error`, after waiting a moment: see [`retry_busy`]. `attempt`
+    /// counts from 0.
     fn retries(&mut self, _error: &Self::Error, _attempt: u32) -> bool {
         false
     }
 }
 
-/// Makes a call again for as long as the backend [`retries`](Backend::retries) what came of it.
+/// Repeats a call for as long as the backend [`retries`](Backend::retries) its error.
 pub fn retry_busy<B: Backend + ?Sized, T>(
     backend: &mut B,
     mut call: impl FnMut(&mut B) -> Result<T, B::Error>,
@@ -66,7 +67,7 @@ pub fn retry_busy<B: Backend + ?Sized, T>(
 }
 
 impl Registers {
-    /// Timer registers that the backend's vCPU 0 lists. A VM without vCPUs has none.
+    /// Returns the timer registers that the backend's vCPU 0 lists. A VM without vCPUs has none.
     pub fn of<B: Backend + ?Sized>(backend: &mut B) -> Result<Self, B::Error> {
         let list = if backend.vcpus() == 0 { Vec::new() } else { backend.reg_list(0)? };
         Ok(Self::from(list))
@@ -74,7 +75,7 @@ impl Registers {
 }
 
 impl Target {
-    /// The backend's VM as it is now.
+    /// Returns the backend's VM as it is now.
     pub fn of<B: Backend + ?Sized>(backend: &mut B) -> Result<Self, B::Error> {
         Ok(Self {
             vcpus: backend.vcpus(),

@@ -1,4 +1,4 @@
-//! Taking a checkpoint of a stopped VM.
+//! Capture of a checkpoint from a stopped VM.
 
 use crate::arch::arm64::{Registers, Role, View, one_reg_id};
 use crate::checkpoint::{Checkpoint, CtlColumn, RegisterColumn, TimerColumns};
@@ -7,20 +7,20 @@ use crate::drive::measure::measure;
 use crate::time::{Offset, OffsetInterval};
 use alloc::vec::Vec;
 
-/// What a checkpoint holds of the VM's timers.
+/// Part of the VM's timers that a checkpoint holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TimerCapture {
-    /// All of them: the VM is to be rebuilt elsewhere.
+    /// All timers: the VM is to be rebuilt elsewhere.
     Saved,
-    /// None: they stay where they are, as in a pause in place.
+    /// No timers: they stay where they are, as in a pause in place.
     Kept,
 }
 
 /// Saves the VM's guest time: its counters at one instant, and its timers.
 ///
-/// An owned VM's counters are computed from its offset and exact. Otherwise they are read, and are as sure as the
-/// reads' brackets are narrow ([`OffsetInterval::best`]). Where the guest has EL2 the two counters have one offset,
-/// CNTVOFF_EL2 apart, which is each vCPU's own and saved as such.
+/// The counters of a VM that has opted in are computed from its offset, and exact. Otherwise they are read, and as
+/// uncertain as the reads' brackets are wide ([`OffsetInterval::best`]). In a guest with EL2 the two counters have one
+/// offset, and differ by CNTVOFF_EL2, which is saved for each vCPU.
 pub fn capture<B: Backend + ?Sized>(backend: &mut B, timers: TimerCapture) -> Result<Checkpoint, B::Error> {
     let registers = Registers::of(backend)?;
     let opted_in = backend.vm_offset();
@@ -33,7 +33,7 @@ pub fn capture<B: Backend + ?Sized>(backend: &mut B, timers: TimerCapture) -> Re
         None if registers.has(Role::Count(View::Physical)) => {
             (measure(backend, View::Virtual)?, measure(backend, View::Physical)?)
         }
-        // Without its registers the physical counter can't have been moved: it is the host's.
+        // A kernel without the physical counter's registers can't have moved it: it is the host's.
         None => (measure(backend, View::Virtual)?, OffsetInterval::exact(Offset(0))),
     };
     let saved = match timers {
@@ -59,7 +59,7 @@ pub fn capture<B: Backend + ?Sized>(backend: &mut B, timers: TimerCapture) -> Re
     })
 }
 
-/// What is each vCPU's own.
+/// Registers of each vCPU.
 #[derive(Default)]
 struct Saved {
     cntvoff: Option<Vec<u64>>,

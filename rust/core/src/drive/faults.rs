@@ -1,8 +1,7 @@
-//! Faults on purpose, for the tests of who restores a VM: a backend that fails, dawdles or is gone where a script says.
+//! Faults on purpose, to test a VMM's restore: a backend that fails, delays or crashes where a script says.
 //!
-//! Everything above [`Backend`] is generic over it, so what runs under the faults is the restore that runs on KVM. On a
-//! VM that is shared between threads, [`LockedVm::operate`](guestclock_model::locked::LockedVm::operate) has the backend to
-//! put them around.
+//! Everything above [`Backend`] is generic over it, so the restore that runs under faults is the one that runs on KVM.
+//! For a VM that is shared between threads, `LockedVm::operate` of guestclock-model gives the backend to wrap.
 
 use crate::arch::Abilities;
 use crate::arch::arm64::Sysreg;
@@ -16,24 +15,24 @@ use core::str::FromStr;
 /// EBUSY: the generic number, the same on every architecture of Linux.
 const EBUSY: i32 = 16;
 
-/// The kinds of calls that faults hit: what in KVM is an ioctl.
+/// Kind of call that a fault can hit. In KVM each is an ioctl.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum CallKind {
-    /// KVM_GET_REG_LIST, of a vCPU.
+    /// KVM_GET_REG_LIST on a vCPU.
     RegList,
     /// The look whether all vCPUs are stopped.
     Stopped,
-    /// KVM_GET_ONE_REG, of a vCPU and a register.
+    /// KVM_GET_ONE_REG of a register on a vCPU.
     GetOneReg,
-    /// KVM_SET_ONE_REG, of a vCPU and a register.
+    /// KVM_SET_ONE_REG of a register on a vCPU.
     SetOneReg,
     /// KVM_ARM_SET_COUNTER_OFFSET.
     SetCounterOffset,
 }
 
 impl CallKind {
-    /// All, by their names.
+    /// All kinds with their names.
     pub const NAMES: [(&'static str, Self); 5] = [
         ("reg_list", Self::RegList),
         ("stopped", Self::Stopped),
@@ -43,14 +42,14 @@ impl CallKind {
     ];
 }
 
-/// One call; or the calls of a kind that have this in common, where less than all of one is given.
+/// A call, or a pattern of calls: `None` for the vCPU or the register matches any.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Call {
-    /// What is called.
+    /// Kind of the call.
     pub kind: CallKind,
-    /// Of which vCPU.
+    /// The vCPU.
     pub vcpu: Option<usize>,
-    /// Of which register, by its KVM id.
+    /// KVM id of the register.
     pub reg: Option<u64>,
 }
 
@@ -63,7 +62,7 @@ impl Call {
         Self { kind, vcpu: Some(vcpu), reg: Some(reg) }
     }
 
-    /// Whether the call `other` is one of these.
+    /// Returns whether this pattern matches the call `other`.
     fn covers(self, other: Self) -> bool {
         self.kind == other.kind
             && (self.vcpu.is_none() || self.vcpu == other.vcpu)
@@ -71,7 +70,7 @@ impl Call {
     }
 }
 
-/// `set_one_reg 0 TIMER_CVAL`: the kind, the vCPU, and the register by KVM's name for it.
+/// Formats a call as `set_one_reg 0 TIMER_CVAL`: the kind, the vCPU, and KVM's name for the register.
 impl fmt::Display for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = CallKind::NAMES.iter().find(|(_, kind)| *kind == self.kind).map_or("", |(name, _)| name);
@@ -87,7 +86,7 @@ impl fmt::Display for Call {
     }
 }
 
-/// The operations that faults can come before.
+/// Operation that a fault can precede.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Step {
     /// Taking a checkpoint.
@@ -96,20 +95,20 @@ pub enum Step {
     Plan,
     /// The first step of a restore.
     Prepare,
-    /// The second.
+    /// The second step.
     Apply,
-    /// The last.
+    /// The last step.
     Release,
-    /// The begin of a pause in place.
+    /// The beginning of a pause in place.
     Pause,
-    /// Its end.
+    /// The end of a pause in place.
     Resume,
-    /// A step by which the guest is paid back.
+    /// A step of a backlog.
     CatchUp,
 }
 
 impl Step {
-    /// All, by their names.
+    /// All operations with their names.
     pub const NAMES: [(&'static str, Self); 8] = [
         ("checkpoint", Self::Checkpoint),
         ("plan", Self::Plan),
@@ -122,12 +121,12 @@ impl Step {
     ];
 }
 
-/// Where a fault comes.
+/// Place of a fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum On {
-    /// At any call.
+    /// Any call.
     AnyCall,
-    /// At these calls.
+    /// Calls of this pattern.
     Call(Call),
     /// Before this operation's first call.
     Step(Step),
@@ -136,7 +135,7 @@ pub enum On {
 impl FromStr for On {
     type Err = ScriptError;
 
-    /// A step's name, or a call as it is displayed, or the beginning of one: `set_one_reg`, `set_one_reg 0`.
+    /// Parses an operation's name, or a call as displayed, or the beginning of one: `set_one_reg`, `set_one_reg 0`.
     fn from_str(place: &str) -> Result<Self, ScriptError> {
         if let Some((_, step)) = Step::NAMES.iter().find(|(name, _)| *name == place) {
             return Ok(Self::Step(*step));
@@ -166,48 +165,48 @@ fn register(name: &str) -> Option<u64> {
     }
 }
 
-/// A fault: what happens, and where.
+/// A fault: a place and its effects.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Fault {
-    /// Where.
+    /// Place of the fault.
     pub on: On,
-    /// How many of those places are passed before it.
+    /// Number of matching places that are passed before the fault.
     pub nth: usize,
-    /// At how many of them in a row it happens; `None` for all from there on.
+    /// Number of matching places in a row that it hits; `None` for all from there on.
     pub times: Option<usize>,
-    /// What the call answers, without having been made.
+    /// Errno that the call answers, without being made.
     pub errno: Option<i32>,
-    /// By how much the host's counter has moved on, in ticks.
+    /// Ticks by which the host's counter moves forward.
     pub delay_ticks: u64,
-    /// By how much the host's wall clock is stepped, in nanoseconds.
+    /// Step of the host's wall clock, in nanoseconds.
     pub step_realtime_ns: i64,
-    /// The process is gone: neither this call nor any later one is made.
+    /// True if the process crashes: neither this call nor any later one is made.
     pub crash: bool,
 }
 
-/// Why a fault makes no sense.
+/// Error of a fault that makes no sense.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ScriptError {
-    /// It says what happens nowhere.
+    /// The place doesn't exist.
     #[error("`on` is a step, or a call as the log of calls shows it, or the beginning of one")]
     NoSuchPlace,
-    /// It happens at a step, which answers nothing.
+    /// The fault gives an errno to an operation, which answers nothing.
     #[error("a step has no errno: put the fault on one of its calls")]
     ErrnoOfAStep,
-    /// An errno is positive.
+    /// The errno isn't positive.
     #[error("an errno is at least 1")]
     NoErrno,
-    /// Nothing comes of it.
+    /// The fault has no effect.
     #[error("it does nothing: give it an errno, a delay, a step of the wall clock or a crash, and at least one time")]
     Nothing,
-    /// It moves a counter or a clock that nobody can move.
+    /// The fault moves a counter or a clock that can't be moved.
     #[error("it moves time, which only a counter moved by hand allows")]
     NotManual,
 }
 
 impl Fault {
-    /// Nothing yet, once, at the first of these places.
+    /// Returns a fault without an effect yet, which hits the first of these places once.
     #[must_use]
     pub const fn on(on: On) -> Self {
         Self { on, nth: 0, times: Some(1), errno: None, delay_ticks: 0, step_realtime_ns: 0, crash: false }
@@ -217,7 +216,7 @@ impl Fault {
         self.delay_ticks != 0 || self.step_realtime_ns != 0
     }
 
-    /// The fault, if it makes sense. `movable`: for a VM over a counter that can be moved.
+    /// Checks that the fault makes sense. `movable`: the VM's counter can be moved.
     pub fn check(self, movable: bool) -> Result<Self, ScriptError> {
         let does = self.errno.is_some() || self.moves_time() || self.crash;
         match self.errno {
@@ -229,50 +228,50 @@ impl Fault {
         }
     }
 
-    /// Whether it happens at the place which so many of its places came before.
+    /// Returns whether the fault hits a place, after `seen` of its places.
     fn happens(&self, seen: usize) -> bool {
         let late = seen.checked_sub(self.nth);
         late.is_some_and(|late| self.times.is_none_or(|times| late < times))
     }
 }
 
-/// A host's clocks, where a program can move them.
+/// Clocks of a host that a program can move.
 pub trait MovableHost: Send + Sync + fmt::Debug {
-    /// Moves the counter on, and the wall clock with it.
+    /// Moves the counter forward, and the wall clock with it.
     fn pass(&self, ticks: u64);
 
     /// Steps the wall clock alone.
     fn step_realtime(&self, ns: i64);
 }
 
-/// Failure of a call under faults.
+/// Error of a call under faults.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FaultyError<E> {
-    /// The backend's own reason.
+    /// The backend failed.
     #[error(transparent)]
     Backend(E),
-    /// An injected errno. The call wasn't made.
+    /// An errno was injected, and the call wasn't made.
     #[error("{call}: errno {errno}, injected at call {number}")]
     Injected {
-        /// Which call.
+        /// The call.
         call: Call,
-        /// Its number, from 0.
+        /// Number of the call, from 0.
         number: usize,
-        /// What it answered.
+        /// The injected errno.
         errno: i32,
     },
-    /// The process that held the VM is gone.
+    /// The process that held the VM has crashed.
     #[error(
         "the process that held this VM is gone, by an injected crash: build a new VM, and restore the checkpoint into it"
     )]
     Crashed,
 }
 
-/// A script of faults, and how far it has come: what stays from one operation to the next.
+/// A script of faults and its progress: the state that lasts from one operation to the next.
 #[derive(Debug)]
 pub struct Faults {
-    /// Each with how many of its places have been passed.
+    /// Each fault with the number of its places that have been passed.
     script: Vec<(Fault, usize)>,
     host: Option<Arc<dyn MovableHost>>,
     busy_retries: u32,
@@ -281,26 +280,28 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// These faults, each of them checked. `host` is the VM's counter, where it is one that can be moved;
-    /// `busy_retries` is how many times a call is made again which KVM's backend makes again when it answers EBUSY.
+    /// Returns a script of these faults, each of them checked.
+    ///
+    /// `host` is the VM's counter, if it can be moved. `busy_retries` is the number of times that a call is repeated
+    /// after EBUSY, if KVM's backend repeats it.
     #[must_use]
     pub fn new(script: Vec<Fault>, host: Option<Arc<dyn MovableHost>>, busy_retries: u32) -> Self {
         let script = script.into_iter().map(|fault| (fault, 0)).collect();
         Self { script, host, busy_retries, calls: Vec::new(), crashed: false }
     }
 
-    /// The calls so far, those that failed among them.
+    /// The calls so far, including those that failed.
     #[must_use]
     pub fn calls(&self) -> &[Call] {
         &self.calls
     }
 
-    /// Refuses once the process is gone.
+    /// Refuses after the crash.
     pub const fn alive<E>(&self) -> Result<(), FaultyError<E>> {
         if self.crashed { Err(FaultyError::Crashed) } else { Ok(()) }
     }
 
-    /// A step begins.
+    /// Begins an operation.
     pub fn step<E>(&mut self, step: Step) -> Result<(), FaultyError<E>> {
         self.alive()?;
         self.happen(|on| on == On::Step(step))?;
@@ -319,7 +320,7 @@ impl Faults {
         errno.map_or(Ok(()), |errno| Err(FaultyError::Injected { call, number, errno }))
     }
 
-    /// Does what is due at a place, and returns the first errno of it.
+    /// Applies the faults that are due at a place, and returns the first errno among them.
     fn happen<E>(&mut self, is_here: impl Fn(On) -> bool) -> Result<Option<i32>, FaultyError<E>> {
         let mut errno = None;
         for (fault, seen) in self.script.iter_mut().filter(|(fault, _)| is_here(fault.on)) {

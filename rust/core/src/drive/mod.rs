@@ -1,4 +1,4 @@
-//! Saves, restores and pauses on a VM's primitive calls: the trait of those calls, retry, and faults on purpose.
+//! Saves, restores and pauses over a VM's primitive calls: the trait of those calls, retry, and faults on purpose.
 
 pub mod backend;
 pub mod capture;

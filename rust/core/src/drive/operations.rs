@@ -1,6 +1,6 @@
-//! The run_state of a VM: whether its vCPUs may run, and the operations that close it, on any backend.
+//! Operations of a VM that depend on its run state, on any backend.
 //!
-//! It takes no lock: who shares it between threads keeps it under the lock of its VM.
+//! They take no lock: a caller that shares the VM between threads holds the VM's lock.
 
 use crate::checkpoint::Checkpoint;
 use crate::drive::backend::{Backend, retry_busy};
@@ -14,42 +14,42 @@ use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 
-/// The part of a second within which a counter set by value has to be, as a divisor: 1 us.
+/// Tolerance of a counter that is set by value, as a divisor of a second: 1 us.
 const BY_VALUE_TOLERANCE: u64 = 1_000_000;
 
-/// Why an operation on a gated VM failed.
+/// Error of an operation on a VM.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OperationError<E> {
-    /// The backend's own reason.
+    /// The backend failed.
     #[error("{0}")]
     Backend(E),
     /// A restore was refused or failed.
     #[error(transparent)]
     Restore(#[from] RestoreError<E>),
-    /// The VM is no more.
+    /// The VM was removed from its bank.
     #[error("the VM was removed from its bank")]
     Removed,
     /// A restore or pause isn't finished.
     #[error("a restore or pause of this VM isn't finished: release it before any vCPU runs, or a checkpoint is taken")]
     Closed,
-    /// There is no step to make.
+    /// The backlog has no step left to take.
     #[error("the guest is owed nothing: there is no step to make")]
     NoBacklog,
-    /// The vCPUs can't have stopped after the checkpoint.
+    /// The claimed stop of the vCPUs is later than the checkpoint.
     #[error("the vCPUs can't have stopped at the count {stopped}: the checkpoint is of {saved}")]
     StoppedLater {
-        /// When they are said to have stopped.
+        /// The claimed count of the stop.
         stopped: u64,
         /// The checkpoint's count.
         saved: u64,
     },
-    /// The wall clock at an injected count can't be told.
+    /// The wall clock at an injected count can't be derived.
     #[error("the count {count} is too far from the counter's {here} to tell the wall clock there")]
     TooFar {
         /// The injected count.
         count: u64,
-        /// What the counter reads.
+        /// The counter's own count.
         here: u64,
     },
 }
@@ -60,24 +60,24 @@ impl<E> From<Refusal> for OperationError<E> {
     }
 }
 
-/// What an operation on a backend gives.
+/// Result of an operation on a backend.
 pub type Operated<T, B> = Result<T, OperationError<<B as Backend>::Error>>;
 
-/// What is known when a checkpoint is taken, besides what the VM says.
+/// Facts about a checkpoint that the VM doesn't know.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Saving {
     /// The host's count when the last vCPU left its guest.
     pub stopped_at: Option<HostCount>,
-    /// Who vouches for the wall clock.
+    /// Bound of the wall clock that somebody vouches for.
     pub sync: Option<SyncBound>,
 }
 
-/// The look whether all vCPUs are stopped, as a part of this step.
+/// Describes the look whether all vCPUs are stopped, as a part of this step.
 fn look(step: &str) -> String {
     format!("{step}: looking whether the vCPUs are stopped")
 }
 
-/// A restore under way. Its VM stays closed until it is released; a new one takes over.
+/// A restore under way. The VM stays closed until it is released; a new restore takes over.
 #[derive(Debug)]
 pub struct OpenRestore {
     restore: Restore,
@@ -93,19 +93,19 @@ pub struct OpenPause {
     epoch: u64,
 }
 
-/// The operations on a VM's primitive calls. Each takes the VM's backend; the caller holds the VM's lock.
+/// Operations over a VM's primitive calls. Each takes the VM's backend; the caller holds the VM's lock.
 impl RunState {
     /// Refuses a VM whose restore or pause isn't finished.
     pub fn check_open<E>(&self) -> Result<(), OperationError<E>> {
         if self.state() == State::Open { Ok(()) } else { Err(OperationError::Closed) }
     }
 
-    /// Refuses a VM that is half restored. A paused one can be saved: its clocks stand at the pause.
+    /// Refuses a VM that is half restored. A paused VM can be saved: its clocks stand at the pause.
     pub fn check_whole<E>(&self) -> Result<(), OperationError<E>> {
         if self.state() == State::Restoring { Err(OperationError::Closed) } else { Ok(()) }
     }
 
-    /// Saves the VM's guest time. Refused while a vCPU runs, or a restore isn't finished.
+    /// Saves the VM's guest time. Refused while a vCPU runs or a restore isn't finished.
     pub fn checkpoint<B: Backend + ?Sized>(&self, backend: &mut B, saving: Saving) -> Operated<Checkpoint, B> {
         self.check_whole()?;
         backend.stopped().map_err(OperationError::Backend)?;
@@ -133,7 +133,7 @@ impl RunState {
         Ok(planning::plan(checkpoint, &target, backend.counter().stamp(), request)?)
     }
 
-    /// Opens a restore: see [`Restore::prepare`]. No vCPU can run until it is released.
+    /// Begins a restore: see [`Restore::prepare`]. No vCPU can run until the release.
     pub fn prepare<B: Backend + ?Sized>(
         &mut self,
         backend: &mut B,
@@ -145,16 +145,16 @@ impl RunState {
         Ok(OpenRestore { restore, checkpoint, epoch: self.begin_restore() })
     }
 
-    /// See [`Restore::apply`].
+    /// Writes the timers: see [`Restore::apply`].
     pub fn apply<B: Backend + ?Sized>(&self, backend: &mut B, open: &mut OpenRestore) -> Operated<(), B> {
         self.holds(State::Restoring, open.epoch)?;
         open.restore.expect(Stage::Prepared, "apply")?;
-        // Again, since reading the register of a vCPU that runs would wait for it.
+        // The vCPUs are looked at again: a read of a running vCPU's register would wait for it.
         backend.stopped().map_err(at_step(Condition::Partial, || look("apply")))?;
         Ok(open.restore.apply(&open.checkpoint, backend)?)
     }
 
-    /// See [`Restore::release`]: the VM's vCPUs may run again.
+    /// Ends the restore, after which the VM's vCPUs may run again: see [`Restore::release`].
     pub fn release<B: Backend + ?Sized>(&mut self, backend: &mut B, open: &mut OpenRestore) -> Operated<Report, B> {
         self.holds(State::Restoring, open.epoch)?;
         open.restore.expect(Stage::Applied, "release")?;
@@ -162,20 +162,19 @@ impl RunState {
         self.finish(backend, &mut open.restore, &open.checkpoint)
     }
 
-    /// Pauses in place: no vCPU can run until [`resume`](Self::resume).
+    /// Pauses the VM in place: no vCPU can run until [`resume`](Self::resume).
     pub fn pause<B: Backend + ?Sized>(&mut self, backend: &mut B, request: Request) -> Operated<OpenPause, B> {
         self.check_open()?;
         backend.stopped().map_err(OperationError::Backend)?;
         let checkpoint = self.capture(backend, TimerCapture::Kept)?;
         let request = Request { same_counter: Some(true), in_place: true, ..request };
-        // What would be refused at the end is refused now, while the VM can still go on without it.
+        // A refusal that would come at the resume comes now, while the VM can still go on without the pause.
         let target = Target::of(backend).map_err(OperationError::Backend)?;
         planning::plan(&checkpoint, &target, checkpoint.host, request)?;
         Ok(OpenPause { checkpoint, request, epoch: self.begin_pause() })
     }
 
-    /// Ends a pause under its policy: the same plan and report as a restore's, on the timers that stayed where they
-    /// were.
+    /// Ends a pause under its policy, with the plan and report of a restore. The timers have stayed in place.
     pub fn resume<B: Backend + ?Sized>(&mut self, backend: &mut B, pause: &OpenPause) -> Operated<Report, B> {
         self.holds(State::Paused, pause.epoch)?;
         let target =
@@ -184,10 +183,10 @@ impl RunState {
         self.finish(backend, &mut Restore::in_place(plan), &pause.checkpoint)
     }
 
-    /// Makes the next step, with all vCPUs stopped: the owned offset is written, smaller by it. After a failure the
-    /// backlog is what it was.
+    /// Takes the next step of the backlog, with all vCPUs stopped: it lowers the VM-wide offset by the step. A failure
+    /// leaves the backlog as it was.
     ///
-    /// A step made late puts off those after it: no two are nearer to each other than the interval.
+    /// A late step delays those after it: the time between two steps is never shorter than the interval.
     pub fn step<B: Backend + ?Sized>(&mut self, backend: &mut B) -> Operated<Step, B> {
         self.check_open()?;
         let frequency = backend.counter().frequency();

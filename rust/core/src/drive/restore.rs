@@ -1,7 +1,7 @@
 //! Plan -> report: the three steps of a restore, on any backend.
 //!
 //! `prepare` writes a provisional offset, so that counter values which the VMM replays have no effect and vCPUs created
-//! late do no harm; `apply` writes the timers and reads them back; `release` takes the last sample and writes the final
+//! late do no harm. `apply` writes the timers and reads them back. `release` takes the last sample and writes the final
 //! offset, as the last act before the guest runs.
 
 use crate::arch::arm64::{CTL_ENABLE, CTL_IMASK, Role, Sysreg, Timer, View, one_reg_id, timer};
@@ -14,52 +14,52 @@ use alloc::format;
 use alloc::string::String;
 use core::fmt;
 
-/// Why a restore stopped.
+/// Error of a restore.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RestoreError<E> {
-    /// It was refused before anything was touched.
+    /// The restore was refused before anything was written.
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// The backend failed.
     #[error("{step}: {error}; {left}")]
     Backend {
-        /// What was being done, after everything before it had been.
+        /// The call that failed. Everything before it was done.
         step: String,
         /// The backend's reason.
         error: E,
-        /// What has become of the VM.
+        /// The VM's condition afterwards.
         left: Condition,
     },
-    /// A register doesn't read back as it was written.
+    /// A register reads back another value than was written.
     #[error(
         "vCPU {vcpu}: {register} was written as {wrote:#x} and reads {read:#x} (was the vCPU initialised again, or does \
          the VMM write it too?); {}",
         Condition::Partial
     )]
     ReadBack {
-        /// Which vCPU.
+        /// The vCPU.
         vcpu: usize,
-        /// Which register.
+        /// The register.
         register: &'static str,
-        /// What was written.
+        /// The written value.
         wrote: u64,
-        /// What was read.
+        /// The value read back.
         read: u64,
     },
 }
 
-/// What a restore that stopped half-way has left of the VM.
+/// Condition in which a failed restore has left the VM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Condition {
     /// Nothing was written.
     Untouched,
-    /// Some timers are written, and if it restores by offset, the VM is opted in with a provisional one.
+    /// Some timers are written. A restore by offset has opted the VM in, with a provisional offset.
     Partial,
-    /// The timers are as they were saved. The counters aren't yet.
+    /// The timers are as they were saved; the counters aren't yet.
     TimersOnly,
-    /// It is still paused, in place. One of two counters may be set already.
+    /// The VM is still paused, in place. One of two counters may be set already.
     Paused,
 }
 
@@ -80,7 +80,7 @@ pub(crate) fn at_step<E>(left: Condition, step: impl FnOnce() -> String) -> impl
     move |error| RestoreError::Backend { step: step(), error, left }
 }
 
-/// How far a restore has got.
+/// Progress of a restore.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Stage {
     Prepared,
@@ -94,13 +94,13 @@ pub struct Restore {
     plan: Plan,
     stage: Stage,
     provisional: Option<Offset>,
-    /// By how much each CVAL moves.
+    /// Ticks by which each CVAL moves.
     cval_shift: u64,
     writes: Writes,
 }
 
 impl Restore {
-    /// The first step: opts in with a provisional offset, where the plan is to use one.
+    /// Takes the first step: opts in with a provisional offset, if the plan uses one.
     pub fn prepare<B: Backend + ?Sized>(plan: Plan, backend: &mut B) -> Result<Self, RestoreError<B::Error>> {
         if backend.generation() != plan.generation {
             return Err(Refusal::StalePlan.into());
@@ -119,14 +119,14 @@ impl Restore {
         Ok(restore)
     }
 
-    /// A restore of a VM that stayed where it was: only the counters are to be set.
+    /// Returns the restore of a VM that stayed where it was: only the counters are to be set.
     #[must_use]
     pub fn in_place(plan: Plan) -> Self {
         Self { plan, stage: Stage::Applied, provisional: None, cval_shift: 0, writes: Writes::default() }
     }
 
-    /// The second step: every vCPU's CNTVOFF_EL2, then its timers, CVAL before CTL, each read back; then a look whether
-    /// the offset took. After a failure it may be taken again.
+    /// Takes the second step. For every vCPU it writes CNTVOFF_EL2, then the timers, CVAL before CTL, and reads each
+    /// back. Then it checks that the offset took effect. After a failure this step may be repeated.
     ///
     /// The counts need no place in this order: they follow from the offset, and CNTVOFF_EL2 can't disturb them.
     pub fn apply<B: Backend + ?Sized>(
@@ -146,7 +146,7 @@ impl Restore {
             saved.check(backend, "apply")?;
         }
         if let Some(offset) = self.provisional.filter(|_| checkpoint.vcpus > 0) {
-            // With EL2 the virtual count is read less CNTVOFF_EL2.
+            // With EL2 CNTVOFF_EL2 is subtracted from the virtual count, so the physical one is read.
             let view = if self.plan.nested { View::Physical } else { View::Virtual };
             let step = || String::from("apply: reading the counter back");
             let known = measure(backend, view).map_err(at_step(Condition::Partial, step))?;
@@ -159,11 +159,11 @@ impl Restore {
         Ok(())
     }
 
-    /// The last step: looks whether the timers are still as they were written, samples the counter, sets the guest's
-    /// counters, and says what was done. The guest may run now.
+    /// Takes the last step: checks that the timers are still as they were written, samples the counter, sets the
+    /// guest's counters, and reports. The guest may run now.
     ///
-    /// A vCPU that was initialised again since has lost its timers: then it fails, and `apply` may be called again. By
-    /// value, up to `tolerance` ticks are let pass.
+    /// A vCPU that was initialised again since has lost its timers: the step fails, and `apply` may be called again. A
+    /// counter set by value may be off by up to `tolerance` ticks.
     pub fn release<B: Backend + ?Sized>(
         &mut self,
         checkpoint: &Checkpoint,
@@ -172,7 +172,7 @@ impl Restore {
     ) -> Result<Report, RestoreError<B::Error>> {
         self.expect(Stage::Applied, "release")?;
         for saved in saved(checkpoint, self.plan.method, self.cval_shift) {
-            // Before the last sample, since every tick after that is seen by the guest.
+            // The checks come before the last sample, since the guest sees every tick after that.
             saved.check(backend, "release").inspect_err(|_| self.stage = Stage::Prepared)?;
         }
         let (outcome, written, by_value_ticks) = if self.plan.method == Method::Offset {
@@ -201,12 +201,12 @@ impl Restore {
         })
     }
 
-    /// What the guest's counters have to be now.
+    /// Returns the counters that the guest has to have now.
     fn sample<B: Backend + ?Sized>(&self, backend: &B) -> Result<Outcome, Refusal> {
         self.plan.at(&instant(&self.plan, backend.counter()))
     }
 
-    /// Writes the offset of the latest sample: of a newer one at each attempt.
+    /// Writes the offset of the latest sample, which each attempt takes anew.
     fn write_offset<B: Backend + ?Sized>(
         &mut self,
         backend: &mut B,
@@ -222,18 +222,18 @@ impl Restore {
         Ok(outcome)
     }
 
-    /// What a release leaves that fails once the timers have been looked at.
+    /// Condition of the VM if the release fails after the timers were checked.
     const fn left(&self) -> Condition {
         if self.plan.request.in_place { Condition::Paused } else { Condition::TimersOnly }
     }
 
-    /// Refuses a step out of its order.
+    /// Refuses a step that is out of order.
     pub(crate) fn expect<E>(&self, stage: Stage, called: &'static str) -> Result<(), RestoreError<E>> {
         if self.stage == stage { Ok(()) } else { Err(Refusal::OutOfOrder { called }.into()) }
     }
 }
 
-/// Sets both counters for the instant of `outcome`, as the plan has it.
+/// Sets both counters for the instant of `outcome`, by the plan's method.
 pub fn set_counters<B: Backend + ?Sized>(plan: &Plan, outcome: &Outcome, backend: &mut B) -> Result<(), B::Error> {
     match plan.method {
         Method::Offset => backend.set_counter_offset(outcome.virtual_offset()),
@@ -241,7 +241,8 @@ pub fn set_counters<B: Backend + ?Sized>(plan: &Plan, outcome: &Outcome, backend
     }
 }
 
-/// Sets the counters one after the other, and returns how they came out and how far off they may be.
+/// Sets the counters one after the other. Returns the resulting offsets, and the longest possible distance from the
+/// wanted ones.
 fn set_by_value<B: Backend + ?Sized>(
     plan: &Plan,
     outcome: &Outcome,
@@ -265,21 +266,21 @@ fn set_by_value<B: Backend + ?Sized>(
     Ok((Written::ByValue { virt: virt_known, phys }, farthest))
 }
 
-/// A register as it was saved.
+/// A saved register.
 struct SavedRegister {
     vcpu: usize,
     id: u64,
     value: u64,
-    /// The bits that have to read back.
+    /// Bits that have to read back.
     seen: u64,
 }
 
-/// A column of registers that have to read back in full.
+/// Returns a column of registers that have to read back in full.
 fn whole(id: u64, values: &[u64]) -> impl Iterator<Item = SavedRegister> {
     values.iter().enumerate().map(move |(vcpu, &value)| SavedRegister { vcpu, id, value, seen: u64::MAX })
 }
 
-/// What of a checkpoint is each vCPU's own, in the order of writing it.
+/// Returns the registers of each vCPU in a checkpoint, in the order in which they are written.
 fn saved(checkpoint: &Checkpoint, method: Method, cval_shift: u64) -> impl Iterator<Item = SavedRegister> {
     let cntvoff = checkpoint.cntvoff.iter().flat_map(|values| whole(one_reg_id(Role::Cntvoff), values));
     let others = checkpoint.others.iter().flat_map(|others| whole(others.id, &others.values));
@@ -293,7 +294,7 @@ fn saved(checkpoint: &Checkpoint, method: Method, cval_shift: u64) -> impl Itera
                 let register = |role, value, seen| SavedRegister { vcpu, id: one_reg_id(role), value, seen };
                 [
                     register(Role::Cval(columns.timer), timer::moved_cval(*cval, cval_shift), u64::MAX),
-                    // CTL's other bits aren't the guest's: ISTATUS is computed, and the rest are gone at the first run.
+                    // The guest owns no other bits of CTL: ISTATUS is computed, and the rest are gone at the first run.
                     register(Role::Ctl(columns.timer), ctl, CTL_ENABLE | CTL_IMASK),
                 ]
             })
@@ -306,7 +307,7 @@ impl SavedRegister {
         Sysreg::with_one_reg_id(self.id).map_or("a register unknown to guestclock", |row| row.name)
     }
 
-    /// Reads it back: as much of it as has to must be as it was saved.
+    /// Checks that the register reads back as it was saved, in the bits that have to.
     fn check<B: Backend + ?Sized>(&self, backend: &mut B, step: &str) -> Result<(), RestoreError<B::Error>> {
         let read = backend
             .get_one_reg(self.vcpu, self.id)
@@ -324,8 +325,8 @@ impl fmt::Display for SavedRegister {
     }
 }
 
-/// The counter now, and the wall clock only where the plan needs it: reading both takes longer, and under
-/// Freeze every tick after the sample is seen by the guest.
+/// Returns the counter now, and the wall clock only if the plan needs it: reading both takes longer, and under Freeze
+/// the guest sees every tick after the sample.
 fn instant(plan: &Plan, counter: &dyn Counter) -> Stamp {
     if plan.needs_the_wall_clock() {
         return plan.vouched(counter.stamp());

@@ -1,38 +1,39 @@
-//! What a Linux guest on arm64 makes of a forward jump of its counter: from which length on, and why.
+//! Effects of a forward jump of the counter on a Linux guest on arm64: the lengths from which it feels the jump, and
+//! the reasons.
 //!
-//! `docs/limits.md` has what happens there, kernel by kernel. Three of the limits are the kernel's settings, as they
-//! are by default; two follow from how it turns counts into nanoseconds, `(count * mult) >> shift` in 64 bits, and so
-//! from the counter's frequency.
+//! `docs/limits.md` describes the effects, kernel by kernel. Three of the limits are the kernel's settings, at their
+//! defaults. Two follow from the kernel's conversion of counts into nanoseconds, `(count * mult) >> shift` in 64 bits,
+//! and so from the counter's frequency.
 
 use crate::time::{Frequency, NS_PER_S};
 
-/// A length of a forward jump from which on a guest feels it.
+/// Length of a forward jump from which a guest feels it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Limit {
-    /// What happens there.
+    /// Effect of the jump.
     pub name: &'static str,
-    /// The threshold in nanoseconds, counted from the guest's last look at its clock. Where it follows from a number of
-    /// ticks, rounded up: in that time they have passed, and in a nanosecond less they haven't.
+    /// The threshold in nanoseconds, counted from the guest's last read of its clock. A threshold in ticks is rounded
+    /// up: the ticks pass within that time, and not within a nanosecond less.
     pub at_ns: u64,
-    /// No shorter jump reaches it, whatever the guest had already counted since its last look when it was stopped.
-    /// Rounded down.
+    /// The shortest jump that can reach the limit, rounded down: the guest may already have counted some time between
+    /// its last read of the clock and its stop.
     pub earliest_ns: u64,
 }
 
-/// Whether a jump reaches a limit.
+/// Relation of a jump to a limit.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum Reached {
-    /// It doesn't.
+    /// The jump doesn't reach the limit.
     No,
-    /// It does if the guest's last look at its clock was long enough ago.
+    /// The jump reaches the limit if the guest's last read of its clock was long enough ago.
     Perhaps,
-    /// It does.
+    /// The jump reaches the limit.
     Yes,
 }
 
 impl Reached {
-    /// Its name.
+    /// Name of the relation.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -44,7 +45,7 @@ impl Reached {
 }
 
 impl Limit {
-    /// Whether a jump of so many nanoseconds reaches it.
+    /// Returns whether a jump of `jump_ns` nanoseconds reaches the limit.
     #[must_use]
     pub fn reached_by(&self, jump_ns: u128) -> Reached {
         if jump_ns >= self.at_ns.into() {
@@ -57,34 +58,34 @@ impl Limit {
     }
 }
 
-/// `__clocksource_update_freq_scale` (kernel/time/clocksource.c): the range of a clocksource of more than 32 bits.
+/// Range of a clocksource of more than 32 bits (`__clocksource_update_freq_scale`, kernel/time/clocksource.c).
 const CLOCKSOURCE_RANGE_S: u64 = 600;
 
-/// `sched_clock_register` (kernel/time/sched_clock.c).
+/// Range of sched_clock (`sched_clock_register`, kernel/time/sched_clock.c).
 const SCHED_CLOCK_RANGE_S: u64 = 3600;
 
-/// `clocksource_max_adjustment` (kernel/time/clocksource.c): how much NTP may add to `mult`, in percent.
+/// Most that NTP may add to `mult`, in percent (`clocksource_max_adjustment`, kernel/time/clocksource.c).
 const MAX_ADJUSTMENT: u64 = 11;
 
-/// `get_softlockup_thresh` (kernel/watchdog.c): twice `watchdog_thresh`, which is 10.
+/// Threshold of a soft lockup: twice `watchdog_thresh`, which is 10 (`get_softlockup_thresh`, kernel/watchdog.c).
 const SOFT_LOCKUP_S: u64 = 20;
 
-/// `set_sample_period` (there): a fifth of it.
+/// Sample period of the watchdog: a fifth of the threshold (`set_sample_period` in the same file).
 const SAMPLE_PERIOD_NS: u64 = SOFT_LOCKUP_S / 5 * NS_PER_S;
 
-/// `get_timestamp` (there): its seconds are of 2^30 ns.
+/// Length of the watchdog's second: 2^30 ns (`get_timestamp` in the same file).
 const WATCHDOG_SECOND_NS: u64 = 1 << 30;
 
-/// CONFIG_RCU_CPU_STALL_TIMEOUT (kernel/rcu/Kconfig.debug).
+/// Timeout of an RCU stall: CONFIG_RCU_CPU_STALL_TIMEOUT (kernel/rcu/Kconfig.debug).
 const RCU_STALL_S: u64 = 21;
 
-/// CONFIG_DEFAULT_HUNG_TASK_TIMEOUT (lib/Kconfig.debug).
+/// Timeout of a hung task: CONFIG_DEFAULT_HUNG_TASK_TIMEOUT (lib/Kconfig.debug).
 const HUNG_TASK_S: u64 = 120;
 
-/// The limits of a guest whose counter has this frequency.
+/// Returns the limits of a guest whose counter has this frequency.
 ///
-/// In a healthy guest: a grace period of RCU that has already lasted, or a task that was already blocked, is so much
-/// nearer to its limit. A guest's CNTFRQ_EL0 has 32 bits, and a higher frequency counts as 2^32 - 1 Hz.
+/// They hold for a healthy guest: an RCU grace period that has already lasted, or a task that is already blocked, is
+/// nearer to its limit by that time. A guest's CNTFRQ_EL0 has 32 bits, and a higher frequency counts as 2^32 - 1 Hz.
 ///
 /// ```
 /// use guestclock_core::guest::limits;
@@ -110,20 +111,20 @@ pub fn limits(frequency: Frequency) -> [Limit; 5] {
         Limit {
             name: "timekeeping overflow",
             at_ns: clocksource.overflow_ns(),
-            // The most that NTP may have added to `mult`, less the longest that the kernel lets its tick sleep.
+            // The most that NTP may have added to `mult`, less the longest sleep that the kernel allows its tick.
             earliest_ns: clocksource.ns(clocksource.max_cycles(MAX_ADJUSTMENT))
                 - clocksource.max_idle_ns(MAX_ADJUSTMENT),
         },
         Limit {
             name: "sched_clock wrap",
             at_ns: sched_clock.overflow_ns(),
-            // Its epoch is moved on each time that half of its range has passed.
+            // The kernel advances sched_clock's epoch each time half of its range has passed.
             earliest_ns: sched_clock.overflow_ns() - sched_clock.max_idle_ns(0),
         },
     ]
 }
 
-/// How the kernel turns counts into nanoseconds: `(count * mult) >> shift`.
+/// Conversion of counts into nanoseconds as the kernel does it: `(count * mult) >> shift`.
 #[derive(Clone, Copy, Debug)]
 struct Conversion {
     hz: u32,
@@ -132,8 +133,8 @@ struct Conversion {
 }
 
 impl Conversion {
-    /// `clocks_calc_mult_shift` (kernel/time/clocksource.c): of the shifts up to 32 the largest, and so the most exact,
-    /// whose `mult` leaves room for the counts of `range_s` seconds in 64 bits.
+    /// Returns the largest shift up to 32, the most exact, whose `mult` leaves room for the counts of `range_s` seconds
+    /// in 64 bits (`clocks_calc_mult_shift`, kernel/time/clocksource.c).
     fn new(hz: u32, range_s: u64) -> Self {
         let from = u64::from(hz);
         let room = 32 - (64 - ((range_s * from) >> 32).leading_zeros());
@@ -142,8 +143,9 @@ impl Conversion {
         Self { hz, mult: mult(shift), shift }
     }
 
-    /// `__clocksource_update_freq_scale`: halved until the most that NTP may add fits in its 32 bits too. The counter's
-    /// own width (`arch_counter_get_width`, 56 bits and more) doesn't come into it at any frequency.
+    /// Returns a clocksource's conversion, halved until the most that NTP may add fits in its 32 bits too
+    /// (`__clocksource_update_freq_scale`). The counter's own width (`arch_counter_get_width`, 56 bits and more)
+    /// doesn't matter at any frequency.
     fn of_clocksource(hz: u32) -> Self {
         let mut this = Self::new(hz, CLOCKSOURCE_RANGE_S);
         while this.mult + this.adjustment(MAX_ADJUSTMENT) > u64::from(u32::MAX) {
@@ -156,24 +158,24 @@ impl Conversion {
         self.mult * percent / 100
     }
 
-    /// `clocks_calc_max_nsecs` (there): the most counts that don't overflow with `mult` adjusted upwards.
+    /// Returns the largest count that doesn't overflow with `mult` adjusted upwards (`clocks_calc_max_nsecs`).
     const fn max_cycles(self, percent: u64) -> u64 {
         u64::MAX / (self.mult + self.adjustment(percent))
     }
 
-    /// There too: half of the time that they take with `mult` adjusted downwards.
+    /// Returns half of the time that this count takes with `mult` adjusted downwards (the same function).
     const fn max_idle_ns(self, percent: u64) -> u64 {
         (self.max_cycles(percent) * (self.mult - self.adjustment(percent))) >> self.shift >> 1
     }
 
-    /// The time in which the first count passes whose product with `mult` leaves 64 bits, rounded up.
+    /// Returns the time until the first count whose product with `mult` leaves 64 bits, rounded up.
     fn overflow_ns(self) -> u64 {
         let count = (1_u128 << 64).div_ceil(self.mult.into());
         let ns = (count * u128::from(NS_PER_S)).div_ceil(self.hz.into());
         u64::try_from(ns).expect("it is about 2^(64 - shift), and shift is at least 1")
     }
 
-    /// The time that so many counts take, rounded down.
+    /// Returns the time that `count` takes, rounded down.
     fn ns(self, count: u64) -> u64 {
         let ns = u128::from(count) * u128::from(NS_PER_S) / u128::from(self.hz);
         u64::try_from(ns).expect("no more than until the overflow")
@@ -191,8 +193,8 @@ mod tests {
         limits(Frequency::new(hz).unwrap())
     }
 
-    /// What kernels printed when they booted, from logs that people have published: `max_cycles` and `max_idle_ns` of
-    /// `arch_sys_counter`, and after how long `sched_clock` "wraps".
+    /// Kernels print these at boot, in logs that people have published: `max_cycles` and `max_idle_ns` of
+    /// `arch_sys_counter`, and the time after which `sched_clock` "wraps".
     #[test]
     fn kernels_have_printed_the_same() {
         let logs = [
@@ -214,7 +216,7 @@ mod tests {
         }
     }
 
-    /// From the kernel's text by way of Python's integers, statement by statement.
+    /// Computed from the kernel's text, statement by statement, in Python's integers.
     const TABLE: [(u64, &str, [u64; 4]); 7] = [
         (24_000_000, "24 MHz", [1_099_511_627_292, 549_755_813_408, 8_796_093_055_792, 4_398_046_544_695]),
         (25_000_000, "25 MHz", [1_099_511_627_800, 549_755_813_874, 8_796_093_022_240, 4_398_046_511_140]),
@@ -260,17 +262,18 @@ mod tests {
         assert_eq!(names, ["soft lockup", "RCU stall", "hung task", "timekeeping overflow", "sched_clock wrap"]);
     }
 
-    /// The watchdog once more, to the nanosecond: no jump below the earliest fires, and the earliest can.
+    /// The watchdog to the nanosecond: no jump below the earliest fires, and the earliest can.
     #[test]
     fn the_soft_lockup_may_come_a_sample_period_early() {
         let fires =
             |touched: u64, jump: u64, age: u64| ((touched + age + jump) >> 30) > (touched >> 30) + SOFT_LOCKUP_S;
         let earliest = of(1)[0].earliest_ns;
-        // Touched at the very end of one of its seconds, and stopped just before the next sample.
+        // The watchdog was touched at the very end of one of its seconds, and the guest stopped just before the next
+        // sample.
         let touched = (5 << 30) - 1;
         assert!(fires(touched, earliest, SAMPLE_PERIOD_NS));
         assert!(!fires(touched, earliest - 1, SAMPLE_PERIOD_NS));
-        // From 21 of its seconds on it always does.
+        // From 21 of the watchdog's seconds on it always fires.
         assert!(fires(5 << 30, 21 << 30, 0));
         assert!(!fires(5 << 30, (21 << 30) - 1, 0));
     }
@@ -285,7 +288,7 @@ mod tests {
     }
 
     proptest! {
-        /// Just below the limit nothing overflows, and at the limit it does: for `mult` as it is.
+        /// With `mult` as it is, nothing overflows just below the limit, and at the limit it does.
         #[test]
         fn overflows_at_the_limit_and_not_below(hz in frequencies()) {
             let frequency = Frequency::new(hz.into()).unwrap();
@@ -304,7 +307,8 @@ mod tests {
             prop_assert!(sched_clock.at_ns > SCHED_CLOCK_RANGE_S * NS_PER_S);
         }
 
-        /// With all that NTP may add, after the longest sleep, and with no room to spare: not before the earliest.
+        /// Nothing overflows before the earliest, with all that NTP may add, after the longest sleep, and with no room
+        /// to spare.
         #[test]
         fn an_adjusted_clock_holds_until_the_earliest(hz in frequencies()) {
             let conversion = Conversion::of_clocksource(hz);
@@ -315,7 +319,7 @@ mod tests {
             prop_assert!(frequency.ns_to_ticks(longest) * u128::from(mult) <= u128::from(u64::MAX));
         }
 
-        /// The conversion is right to half a unit of `mult`, and no larger shift leaves room.
+        /// The conversion is exact to half a unit of `mult`, and no larger shift leaves room.
         #[test]
         fn the_conversion_is_the_most_exact_one(
             hz in frequencies(), range_s in prop::sample::select(alloc::vec![600, 3600]),
@@ -325,7 +329,7 @@ mod tests {
             prop_assert!((u128::from(mult) * u128::from(hz)).abs_diff(exact) <= u128::from(hz / 2));
             let in_range = u128::from(range_s) * u128::from(hz) * u128::from(mult);
             prop_assert!(in_range <= u128::from(u64::MAX));
-            // Twice as exact a `mult` would need one bit more than the range leaves.
+            // A `mult` that is twice as exact would need one bit more than the range leaves.
             prop_assert!(shift == 32 || 2 * u128::from(mult) + 1 >= 1 << (32 - bits((range_s * u64::from(hz)) >> 32)));
         }
     }

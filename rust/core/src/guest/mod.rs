@@ -1,4 +1,4 @@
-//! Guest memory that tells a guest of its time, and what a Linux guest makes of a jump of its counter.
+//! Guest memory that tells a guest of its time, and the effects of a counter's jump on a Linux guest.
 
 pub mod linux;
 pub mod pvtime;

@@ -1,4 +1,4 @@
-//! Advice on a plan: the diagnostics that hold for it.
+//! Diagnostics that hold for a plan.
 
 use crate::arch::arm64::{CTL_ENABLE, Role, Timer};
 use crate::checkpoint::{Checkpoint, TimerColumns};
@@ -10,7 +10,7 @@ use crate::restore::target::Target;
 use crate::time::{Intent, Offset, Quality};
 use alloc::vec::Vec;
 
-/// The largest step that nothing in a Linux guest is likely to mind: half of what makes a soft lockup.
+/// Largest step that a Linux guest is likely to tolerate: half of a soft lockup's threshold.
 const LARGE_STEP_NS: u64 = 10_000_000_000;
 
 /// Assumptions of the error bound.
@@ -60,18 +60,18 @@ pub(crate) fn unsupported(plan: &Plan, checkpoint: &Checkpoint, target: &Target)
     unsupported
 }
 
-/// Whether the physical counter gets an offset that the hardware may not be able to apply.
+/// Returns whether the physical counter gets an offset that the hardware may not be able to apply.
 fn traps(plan: &Plan, target: &Target) -> bool {
     let moves = plan.method != Method::VirtualOnly && plan.as_of.physical_offset() != Offset(0);
     moves && target.abilities.physical_offset_untrapped != Some(true)
 }
 
-/// Slower from now on.
+/// Parts of the guest that get slower.
 pub(crate) fn degraded(plan: &Plan, target: &Target) -> Vec<Diagnostic> {
     traps(plan, target).then_some(Diagnostic::PhysicalTraps).into_iter().collect()
 }
 
-/// Everything else to mind.
+/// Everything else that the caller should know.
 pub(crate) fn warnings(plan: &Plan, checkpoint: &Checkpoint, target: &Target) -> Vec<Diagnostic> {
     let mut warnings = Vec::new();
     match plan.method {
@@ -147,10 +147,10 @@ fn of_the_backlog(plan: &Plan) -> Vec<Diagnostic> {
     warnings
 }
 
-/// Armed physical timers that the kernel gets wrong where it has to trap them.
+/// Enabled physical timers whose deadline the kernel miscomputes if it has to trap them.
 ///
-/// It programs CVAL + offset modulo 2^64, before Linux 7.3 (`timer_apply_offset`). An offset of more than 2^63 stands
-/// for a guest that is ahead of its host, and the sum is right unless it leaves [0, 2^64).
+/// Before Linux 7.3 it programs CVAL + offset modulo 2^64 (`timer_apply_offset`). An offset of more than 2^63 means
+/// that the guest is ahead of its host, and the sum is right unless it leaves [0, 2^64).
 fn misfires(plan: &Plan, checkpoint: &Checkpoint) -> Vec<Diagnostic> {
     let mut warnings = Vec::new();
     let offset = plan.as_of.physical_offset().0.cast_signed();

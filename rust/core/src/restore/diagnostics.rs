@@ -1,5 +1,5 @@
-//! Diagnostics of a plan, as codes with their facts: assumptions of its bound, what is unsupported, what gets slower,
-//! and warnings. [`words`](crate::restore::words) has the sentences.
+//! Diagnostics of a plan, as codes with their facts: assumptions of its bound, unsupported and degraded parts, and
+//! warnings. [`words`](crate::restore::words) has the sentences.
 
 use crate::checkpoint::Unknown;
 use crate::guest::Limit;
@@ -7,7 +7,7 @@ use crate::restore::refusal::Refusal;
 use crate::time::{SyncBound, Unvouched};
 use alloc::vec::Vec;
 
-/// Step that is suggested instead of a large jump: a quarter of what makes a soft lockup.
+/// Step suggested instead of a large jump: a quarter of a soft lockup's threshold.
 pub const SUGGESTED_STEP_NS: u64 = 5_000_000_000;
 
 /// One of the two instants of a plan.
@@ -20,13 +20,13 @@ pub enum Side {
     Here,
 }
 
-/// One fact that the caller of a plan should know.
+/// Fact that the caller of a plan should know.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Diagnostic {
     /// The counters were measured, and are assumed not to have moved between the reads.
     CountersStoodStill,
-    /// The elapsed time is the caller's word.
+    /// The elapsed time is the caller's.
     ElapsedGiven,
     /// The counter here is assumed to run at its nominal frequency from the plan to the release.
     NominalRateHere,
@@ -43,7 +43,7 @@ pub enum Diagnostic {
     },
     /// Neither wall clock is assumed to be smeared.
     NotSmeared,
-    /// No leap second is assumed to have come between: TAI isn't known on both sides.
+    /// No leap second is assumed to have come between the two instants: TAI isn't known on both sides.
     NoLeapSecond,
 
     /// Only the virtual counter and timer can be restored here.
@@ -65,35 +65,35 @@ pub enum Diagnostic {
     SetByValue,
     /// Another KVM_CREATE_VCPU undoes counters that were set by value.
     LostByAnotherVcpu,
-    /// Kernels before 7.3 get an armed physical timer wrong, where it traps.
+    /// Kernels before 7.3 miscompute the deadline of an enabled physical timer that traps.
     PhysicalTimerMisfires {
         /// The vCPU.
         vcpu: usize,
-        /// Its CVAL.
+        /// The timer's CVAL.
         cval: u64,
         /// The physical offset.
         offset: i64,
     },
-    /// A counter or its offset reaches the width that the hardware has, or may have.
+    /// A counter or its offset reaches the counter's width in hardware, or the least width that it may have.
     ReachesWidth {
         /// The width in bits.
         bits: u8,
-        /// Whether the backend states that width.
+        /// True if the backend states that width.
         stated: bool,
     },
-    /// More time has passed than the policy lets through.
+    /// More time has passed than the policy's cap.
     Capped {
-        /// The ticks that are let through.
+        /// Ticks that the guest gets.
         added_ticks: u64,
     },
-    /// The guest's time jumps by more than parts of a Linux guest stand.
+    /// The guest's time jumps further than parts of a Linux guest tolerate.
     LargeJump {
         /// The jump, in nanoseconds.
         jump_ns: u128,
-        /// The limits that it crosses, or may cross.
+        /// The limits that the jump crosses, or may cross.
         limits: Vec<Limit>,
     },
-    /// All but the wall clock says that this is the checkpoint's counter.
+    /// All evidence except the wall clock says that this is the checkpoint's counter.
     WallClockContradicts,
     /// The intent is a live update, and the evidence says that this is another counter.
     LiveUpdateElsewhere,
@@ -104,25 +104,25 @@ pub enum Diagnostic {
         /// The kernel's maximum error.
         max_error_ns: u64,
     },
-    /// The kernel says that a wall clock isn't synchronised, for which the caller declared a bound.
+    /// The kernel says that a wall clock isn't synchronised, although the caller declared a bound.
     Unsynchronized {
         /// The instant.
         side: Side,
     },
-    /// A backlog can't be paid here: the counters are set by value.
+    /// The backlog can't be paid back here: the counters are set by value.
     BacklogByValue,
-    /// The backlog can't be paid in time.
+    /// The backlog can't be paid back by the deadline.
     BacklogLate(Refusal),
-    /// One step of the backlog is as large as what a guest's watchdogs may take for a lockup.
+    /// A step of the backlog is so large that a guest's watchdogs may take it for a lockup.
     LargeStep {
         /// The step.
         step_ns: u64,
     },
-    /// The guest's time seems to go by more than twice as fast while the backlog is paid.
+    /// The guest's time seems to pass more than twice as fast while the backlog is paid back.
     FastCatchUp {
         /// The rate in thousandths.
         rate_permille: u128,
     },
-    /// Something in the checkpoint is unknown, and is passed on as it is.
+    /// The checkpoint has an unknown key or register, which is passed on unchanged.
     PassedOn(Unknown),
 }

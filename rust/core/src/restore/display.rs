@@ -10,12 +10,12 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use core::fmt;
 
-/// A label and what it labels.
+/// Writes a label and its value.
 fn line(f: &mut fmt::Formatter<'_>, label: &str, value: &str) -> fmt::Result {
     writeln!(f, "  {label:<18} {value}")
 }
 
-/// Ticks, and how long they last, rounded down.
+/// Formats ticks with their duration, rounded down.
 fn ticks(plan: &Plan, ticks: u64) -> String {
     format!("{ticks} ticks ({} ns)", plan.frequency().ticks_to_ns(ticks))
 }
@@ -81,7 +81,7 @@ fn decisions(f: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
     line(f, "same counter", &format!("{} ({forced}{})", if plan.same_counter { "yes" } else { "no" }, plan.evidence))
 }
 
-/// How many overdue timers are printed.
+/// Number of overdue timers that are printed.
 const MANY: usize = 8;
 
 fn overdue(f: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
@@ -96,7 +96,7 @@ fn overdue(f: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
     }
 }
 
-/// What a vmclock page has to say.
+/// Writes the changes of a vmclock page.
 fn told(f: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
     let Some(intent) = plan.request.intent else { return Ok(()) };
     let changes = |changes| if changes { "changes" } else { "stays" };

@@ -1,4 +1,4 @@
-//! Policy -> plan -> report: what a restore gives a guest, computed without touching anything.
+//! Policy -> plan -> report: the guest time that a restore gives, computed without touching anything.
 
 pub(crate) mod advice;
 pub mod diagnostics;

@@ -1,4 +1,4 @@
-//! Policy -> plan: what a restore would do here, computed without touching anything.
+//! Plan of a restore, computed without touching anything.
 
 use crate::arch::arm64::{Offsets, Timer, View};
 use crate::checkpoint::{Backlog, Checkpoint};
@@ -13,7 +13,7 @@ use crate::time::{
 };
 use alloc::vec::Vec;
 
-/// How the counters are set.
+/// Method by which the counters are set.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum Method {
@@ -26,7 +26,7 @@ pub enum Method {
 }
 
 impl Method {
-    /// Its name.
+    /// Name of the method.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -37,42 +37,42 @@ impl Method {
     }
 }
 
-/// What a restore would do. Its numbers are as of `sample`; the decisions stand until the target's state changes.
+/// Plan of a restore. Its numbers are as of `sample`; its decisions hold until the target's state changes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Plan {
-    /// What was asked for.
+    /// The request.
     pub request: Request,
-    /// How the counters will be set.
+    /// Method by which the counters will be set.
     pub method: Method,
-    /// Whether it is the same counter, by force or by the evidence.
+    /// True if this is the checkpoint's counter, as forced or by the evidence.
     pub same_counter: bool,
-    /// The evidence.
+    /// The evidence about the counter.
     pub evidence: Evidence,
-    /// The instant that its numbers are for.
+    /// The instant of the plan's numbers.
     pub sample: Stamp,
-    /// What would be set at that instant.
+    /// Outcome of a release at that instant.
     pub as_of: Outcome,
-    /// Everything else that the caller should know before it goes on.
+    /// Everything else that the caller should know before going on.
     pub warnings: Vec<Diagnostic>,
     /// Assumptions under which the error bound holds.
     pub assumptions: Vec<Diagnostic>,
-    /// By how much faster the guest's counters run here than there, in parts per billion; `None` where it isn't known.
+    /// Rate by which the guest's counters run faster here than there, in parts per billion; `None` if it isn't known.
     pub rate_step_ppb: Option<i64>,
     /// The timers that the guest finds overdue at that instant.
     pub overdue: Vec<TimerStatus>,
     /// Parts of the guest's time that can't be preserved.
     pub unsupported: Vec<Diagnostic>,
-    /// Slower for the guest from now on.
+    /// Parts of the guest that get slower.
     pub degraded: Vec<Diagnostic>,
-    /// The target's state when the plan was made.
+    /// Number of the target's state when the plan was made.
     pub generation: u64,
-    /// The guest has EL2: both its counters have one offset, CNTVOFF_EL2 apart.
+    /// True if the guest has EL2: both its counters have one offset, and differ by CNTVOFF_EL2.
     pub nested: bool,
     pub(super) frequency: Frequency,
     pub(super) saved: SavedCounters,
 }
 
-/// The instant that a plan starts from.
+/// The counters that a plan starts from.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct SavedCounters {
     pub(super) cntvct: GuestCount,
@@ -93,11 +93,11 @@ pub struct Outcome {
     pub cntpct: GuestCount,
     /// The guest time that the policy adds, in ticks, modulo 2^64.
     pub added_ticks: u64,
-    /// The guest time that is owed from then on, in ticks.
+    /// The backlog from then on, in ticks.
     pub backlog_ticks: u64,
-    /// Whether more time has passed than the policy lets through.
+    /// True if more time has passed than the policy's cap.
     pub capped: bool,
-    /// How far the counters may be from what the policy promises.
+    /// Bound of the distance between the counters and the policy's promise.
     pub bound: ErrorBound,
 }
 
@@ -116,7 +116,7 @@ impl Outcome {
 }
 
 impl Plan {
-    /// The guest's counters if it goes on at the instant `now`.
+    /// Returns the guest's counters if it goes on at the instant `now`.
     pub fn at(&self, now: &Stamp) -> Result<Outcome, Refusal> {
         let Elapsed { ticks, bound } = match self.request.policy {
             Policy::Freeze => Elapsed::default(),
@@ -148,7 +148,7 @@ impl Plan {
         })
     }
 
-    /// The same for another VM that is saved and restored alike, but for its counters.
+    /// Returns the outcome of another VM that is saved and restored alike, except for its counters.
     #[must_use]
     pub fn outcome_of(&self, outcome: &Outcome, (virt, phys): (GuestCount, GuestCount)) -> Outcome {
         let phys = self.request.views.physical(virt, phys);
@@ -156,26 +156,26 @@ impl Plan {
         Outcome { cntvct: after(virt), cntpct: after(phys), ..*outcome }
     }
 
-    /// Whether its numbers depend on the wall clock, so that the release needs a whole stamp.
+    /// Returns whether the plan's numbers depend on the wall clock, so that the release needs a whole stamp.
     #[must_use]
     pub fn needs_the_wall_clock(&self) -> bool {
         !self.same_counter && self.request.policy != Policy::Freeze && self.request.elapsed_ns.is_none()
     }
 
-    /// The instant with who vouches for its wall clock: what the caller declared was of the plan's sample.
+    /// Returns the instant with the bound of its wall clock that the caller declared, which was for the plan's sample.
     #[must_use]
     pub fn vouched(&self, now: Stamp) -> Stamp {
         match self.request.sync {
             None => now,
             Some(sync) => {
-                // By a counter that may be slow: a hold-over that is counted too short is a bound too narrow.
+                // Aged by a counter that may be slow: a hold-over that is too short makes the bound too narrow.
                 let later = elapsed::longest_ns(self.frequency, now.count.since(self.sample.count));
                 now.vouched_by(sync.aged(later))
             }
         }
     }
 
-    /// What the guest is owed once it goes on as in `outcome`.
+    /// Returns the backlog of a guest that goes on as in `outcome`.
     #[must_use]
     pub fn backlog(&self, outcome: &Outcome) -> Option<Backlog> {
         let owed = |step_ns, interval_ns| Backlog { remaining_ticks: outcome.backlog_ticks, step_ns, interval_ns };
@@ -187,7 +187,7 @@ impl Plan {
         }
     }
 
-    /// By how much CVALs move at the instant of `outcome`, so that the timers keep what was left to them.
+    /// Returns the ticks by which CVALs move at the instant of `outcome`.
     #[must_use]
     pub fn cval_shift(&self, outcome: &Outcome) -> u64 {
         match self.request.deadlines {
@@ -196,11 +196,11 @@ impl Plan {
         }
     }
 
-    /// The checkpoint's timers at one of the plan's instants: its sample, or the release. `cval_shift` is by how much
-    /// CVALs were moved.
+    /// Returns the checkpoint's timers at one of the plan's instants: its sample, or the release. `cval_shift` is the
+    /// shift of the CVALs.
     ///
-    /// Without those that aren't restored: the physical timer, where only the virtual counter can be set. By value the
-    /// counters are the promised ones, and a deadline within the error bound of them may come out either way.
+    /// Timers that aren't restored are left out: the physical timer, if only the virtual counter can be set. By value
+    /// the counters are the promised ones, so a deadline within their error bound may be reported either way.
     pub fn timers_at(
         &self,
         checkpoint: &Checkpoint,
@@ -213,8 +213,10 @@ impl Plan {
             .filter(move |status| !only_virtual || status.timer != Timer::Ptimer)
     }
 
-    /// Whether the guest's counters lose step with real time, so that what it calibrated against them is no longer
-    /// true: all but an `Advance` on the same counter, of all the time that has passed and no more, from a known count.
+    /// Returns whether the guest's counters lose step with real time, which invalidates the guest's calibration against
+    /// them.
+    ///
+    /// Only an `Advance` on the same counter keeps step, with all of the elapsed time and no more, from a known count.
     #[must_use]
     pub fn disrupts(&self) -> bool {
         let goes_on = matches!(self.request.policy, Policy::Advance { .. }) && self.same_counter;
@@ -222,20 +224,21 @@ impl Plan {
         !goes_on || told || self.as_of.capped || self.saved.width_ticks != 0
     }
 
-    /// How far the guest's counters jump at once, as far as it can tell: by what is added, or by one step.
+    /// Returns the ticks by which the guest's counters jump at once, as far as the plan knows: the added time, or one
+    /// step.
     #[must_use]
     pub fn jump_ticks(&self) -> u64 {
         let step = |backlog: Backlog| backlog.step_ticks(self.frequency).min(backlog.remaining_ticks);
         self.as_of.added_ticks.max(self.backlog(&self.as_of).map_or(0, step))
     }
 
-    /// The same in nanoseconds, rounded up.
+    /// Returns that jump in nanoseconds, rounded up.
     #[must_use]
     pub fn jump_ns(&self) -> u128 {
         self.frequency.ticks_to_ns_ceil(self.jump_ticks())
     }
 
-    /// What a Linux guest makes of that jump.
+    /// Returns the limits of a Linux guest, and whether that jump reaches them.
     pub fn limits(&self) -> impl Iterator<Item = (Limit, Reached)> {
         let jump_ns = self.jump_ns();
         limits(self.frequency).into_iter().map(move |limit| (limit, limit.reached_by(jump_ns)))
@@ -271,13 +274,13 @@ impl Plan {
         if self.same_counter {
             return elapsed::by_one_counter(saved, now);
         }
-        // Who caps what is let through has decided what becomes of the rest.
+        // A caller that caps the added time has decided about the rest.
         let decided = matches!(request.policy, Policy::Advance { max_ns: Some(_) });
         let longest_ns = (!decided).then(|| request.max_elapsed_ns.unwrap_or(MAX_ELAPSED_NS));
         elapsed::by_two_wall_clocks(saved, now, request.assume_error_ns, longest_ns)
     }
 
-    /// Refuses a backlog that would be made and could never be paid back, or not in time.
+    /// Refuses a new backlog that could never be paid back, or not by the deadline.
     pub(super) fn can_be_paid_back(&self) -> Result<(), Refusal> {
         let Policy::CatchUp { deadline_ns, .. } = self.request.policy else { return Ok(()) };
         if self.method != Method::Offset {
@@ -290,7 +293,7 @@ impl Plan {
         }
     }
 
-    /// That the deadline is missed, if it is.
+    /// Returns the refusal for a missed deadline, if the deadline is missed.
     pub(crate) fn missed(&self, deadline_ns: Option<u64>) -> Option<Refusal> {
         let (backlog, deadline_ns) = self.backlog(&self.as_of).zip(deadline_ns)?;
         let needed_ns = backlog.duration_ns(self.frequency);

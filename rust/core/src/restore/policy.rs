@@ -2,47 +2,47 @@
 
 use crate::time::{GuestCount, Intent, SyncBound};
 
-/// What the guest is to see of the time it didn't run.
+/// Guest time that a restore gives for the time in which the guest didn't run.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum Policy {
-    /// Nothing: its counters go on from where they stopped.
+    /// No time: the guest's counters go on from where they stopped.
     #[default]
     Freeze,
-    /// All of it, or at most `max_ns` nanoseconds.
+    /// All of the time, or at most `max_ns` nanoseconds.
     Advance {
         /// The most guest time that is added.
         max_ns: Option<u64>,
     },
-    /// All of it, later: its counters go on from where they stopped, and the time that they are behind is paid back in
-    /// steps while it lives.
+    /// All of the time, but later: the guest's counters go on from where they stopped, and the backlog is paid back in
+    /// steps while the guest runs.
     CatchUp {
-        /// The most that one step makes up, in nanoseconds; not 0.
+        /// Size of a step, in nanoseconds; not 0.
         step_ns: u64,
-        /// The least between two steps, in nanoseconds; not 0.
+        /// Shortest time between two steps, in nanoseconds; not 0.
         interval_ns: u64,
-        /// How long all of it may take, in nanoseconds.
+        /// Time within which the backlog has to be paid back, in nanoseconds.
         deadline_ns: Option<u64>,
     },
 }
 
-/// What becomes of a guest's two counters where one offset can't reproduce both.
+/// Treatment of a guest's two counters if one offset can't reproduce both.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum Views {
-    /// Each is set by value.
+    /// Each counter is set by value.
     #[default]
     Preserve,
     /// The virtual counter's offset is used for both, and the physical counter jumps.
     AdoptVirtual,
-    /// Nothing is restored.
+    /// The restore is refused.
     Refuse,
 }
 
 impl Views {
-    /// All, by the names that people use.
+    /// All choices with their names.
     pub const NAMES: [(&'static str, Self); 3] =
         [("preserve", Self::Preserve), ("adopt-virtual", Self::AdoptVirtual), ("refuse", Self::Refuse)];
 
-    /// The physical counter that the guest goes on with, of the two that were saved.
+    /// The physical counter that the guest goes on with, from the two saved ones.
     pub(super) const fn physical(self, virt: GuestCount, phys: GuestCount) -> GuestCount {
         match self {
             Self::AdoptVirtual => virt,
@@ -51,44 +51,45 @@ impl Views {
     }
 }
 
-/// What becomes of the timers' deadlines.
+/// Treatment of the timers' deadlines.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum Deadlines {
-    /// They stay where the guest set them: CVAL as it was saved.
+    /// Deadlines stay where the guest set them: CVAL is as it was saved.
     #[default]
     Absolute,
-    /// They keep the time that was left to them: CVAL moves with the counter.
+    /// Timers keep their remaining time: CVAL moves with the counter.
     Relative,
 }
 
 impl Deadlines {
-    /// Both, by the names that people use.
+    /// Both choices with their names.
     pub const NAMES: [(&'static str, Self); 2] = [("absolute", Self::Absolute), ("relative", Self::Relative)];
 }
 
-/// What the caller asks for.
+/// Request of the caller.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Request {
-    /// What the guest is to see of the pause.
+    /// Guest time for the pause.
     pub policy: Policy,
-    /// What becomes of two counters that differ.
+    /// Treatment of two counters that differ.
     pub views: Views,
-    /// Whether this is the counter that the checkpoint was taken by; `None` to decide it from the evidence.
+    /// True if this is the counter of the checkpoint; `None` to decide by the evidence.
     pub same_counter: Option<bool>,
-    /// How far apart the wall clocks of the two hosts may be, in nanoseconds: the caller's word.
+    /// Distance between the wall clocks of the two hosts that the caller assumes, in nanoseconds.
     pub assume_error_ns: Option<u64>,
-    /// Who vouches for the wall clock here; else the kernel, where it claims anything.
+    /// Vouched bound of the wall clock here; without it, the kernel's, if it claims one.
     pub sync: Option<SyncBound>,
-    /// How much time had passed when the plan was made, in nanoseconds: the caller's word, instead of the clocks'.
+    /// Time that had passed when the plan was made, in nanoseconds, as the caller gives it instead of the clocks.
     pub elapsed_ns: Option<u64>,
-    /// The most that two wall clocks are believed, in nanoseconds; `None` for [`MAX_ELAPSED_NS`].
+    /// Longest time that two wall clocks are believed, in nanoseconds; `None` for
+    /// [`MAX_ELAPSED_NS`](crate::time::MAX_ELAPSED_NS).
     pub max_elapsed_ns: Option<u64>,
-    /// What becomes of the timers' deadlines.
+    /// Treatment of the timers' deadlines.
     pub deadlines: Deadlines,
-    /// Why the VM is restored, where the caller says so.
+    /// Reason for the restore, if the caller gives one.
     pub intent: Option<Intent>,
-    /// Refuse a checkpoint that has something this version doesn't know, rather than warn of it.
+    /// True to refuse a checkpoint that has something this version doesn't know, instead of warning of it.
     pub strict: bool,
-    /// The VM stays where it was: it isn't opted in where it wasn't, unless `views` asks for it.
+    /// True if the VM stays where it was: it isn't opted in anew, unless `views` asks for it.
     pub in_place: bool,
 }

@@ -1,10 +1,10 @@
-//! Why a restore is refused.
+//! Refusals of a restore.
 
 use crate::checkpoint::Unknown;
 use crate::time::ElapsedError;
 use core::fmt;
 
-/// Why a restore is refused. Nothing was touched.
+/// Reason for refusing a restore. Nothing was written.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
@@ -17,12 +17,12 @@ pub enum Refusal {
         drift_ppm(*saved_hz, *host_hz)
     )]
     FrequencyMismatch {
-        /// The checkpoint's.
+        /// Frequency of the checkpoint.
         saved_hz: u64,
-        /// The target's.
+        /// Frequency of the target.
         host_hz: u64,
     },
-    /// Two counters that one offset can't reproduce.
+    /// One offset can't reproduce two counters that differ.
     #[error(
         "the guest's counters differ (CNTVCT_EL0 {cntvct}, CNTPCT_EL0 {cntpct}), and {why}: a VM that never \
          opted in can keep both by value, and adopting the virtual one for both gives up the physical one"
@@ -32,50 +32,50 @@ pub enum Refusal {
         cntvct: u64,
         /// The physical counter.
         cntpct: u64,
-        /// What stands in the way.
+        /// The obstacle.
         why: Skew,
     },
-    /// The time that has passed isn't known.
+    /// The elapsed time isn't known.
     #[error(transparent)]
     Elapsed(#[from] ElapsedError),
-    /// The time that is owed can't be paid back in time.
+    /// The backlog can't be paid back by the deadline.
     #[error(
         "paying {owed_ns} ns back takes {needed_ns} ns in these steps, and {deadline_ns} ns are given for it: larger steps, \
          a shorter interval or a later deadline; or advance at once"
     )]
     DeadlineMissed {
-        /// What is owed.
+        /// The backlog, in nanoseconds.
         owed_ns: u128,
-        /// How long that takes.
+        /// The time that paying it back takes.
         needed_ns: u128,
-        /// How long it may take.
+        /// The time that the policy allows.
         deadline_ns: u64,
     },
     /// The VM isn't built like the checkpoint's.
     #[error("the checkpoint has {saved} {what} and this VM has {host}: build the VM as it was when it was saved")]
     TopologyMismatch {
-        /// What is counted.
+        /// The things that are counted.
         what: &'static str,
-        /// In the checkpoint.
+        /// Their number in the checkpoint.
         saved: usize,
-        /// In the target.
+        /// Their number in the target.
         host: usize,
     },
-    /// The checkpoint has something this version doesn't know, and the caller was strict about it.
+    /// The checkpoint has something that this version doesn't know, and the caller is strict about it.
     #[error(
         "the checkpoint has {what}, which this guestclock doesn't know: restore it without strictness, or with a newer one"
     )]
     Unknown {
-        /// The key or register.
+        /// The unknown key or register.
         what: Unknown,
     },
     /// The target changed after the plan was made.
     #[error("the VM has changed since this plan was made: make a new plan")]
     StalePlan,
-    /// The steps of a restore were taken out of order.
+    /// A step of the restore is out of order.
     #[error("{called} can't come now: a restore is prepare, apply, release, once each")]
     OutOfOrder {
-        /// The step that was tried.
+        /// The requested step.
         called: &'static str,
     },
     /// The VM has no VM-wide counter offset, or hasn't opted in to it.
@@ -86,7 +86,7 @@ pub enum Refusal {
     },
 }
 
-/// Something that needs a VM-wide counter offset.
+/// Feature that needs a VM-wide counter offset.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum NeedsCounterOffset {
@@ -114,11 +114,11 @@ impl fmt::Display for NeedsCounterOffset {
     }
 }
 
-/// The reason why two counters that differ can't be restored.
+/// Reason why two counters that differ can't be restored.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum Skew {
-    /// The caller asked that they be refused.
+    /// The caller asked for the refusal.
     RefusalAskedFor,
     /// The VM has opted in to one offset for both.
     OptedIn,
@@ -133,12 +133,12 @@ impl fmt::Display for Skew {
     }
 }
 
-/// What a guest of `saved` Hz takes for a second's worth of ticks at `host` Hz, in milliseconds.
+/// Returns the time that a guest of `saved` Hz measures for a second's worth of ticks at `host` Hz, in milliseconds.
 fn second_in_ms(saved_hz: u64, host_hz: u64) -> u128 {
     u128::from(host_hz) * 1000 / u128::from(saved_hz.max(1))
 }
 
-/// How fast that guest's clock would run, in parts per million of `(host - saved) / saved`: rounded away from zero, so
+/// Returns the drift of that guest's clock, in parts per million of `(host - saved) / saved`, rounded away from zero so
 /// that no mismatch looks like none.
 fn drift_ppm(saved_hz: u64, host_hz: u64) -> i128 {
     let size = (u128::from(host_hz.abs_diff(saved_hz)) * 1_000_000).div_ceil(saved_hz.max(1).into()).cast_signed();

@@ -1,50 +1,50 @@
-//! Report of a restore: what was written, and how far off the guest's counters may be.
+//! Report of a restore: its writes, and the error of the guest's counters.
 
 use crate::restore::plan::{Outcome, Plan};
 use crate::time::{ErrorBound, HostCount, Offset, OffsetInterval};
 
-/// What a restore has written: its cost in system calls, besides the reads.
+/// Number of writes of a restore: its cost in system calls, besides the reads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Writes {
-    /// Offsets of the VM.
+    /// Writes of the VM-wide offset.
     pub offsets: u64,
-    /// Registers of vCPUs, a counter's value among them.
+    /// Writes of vCPU registers, including a counter's value.
     pub registers: u64,
 }
 
-/// How the counters were set.
+/// Method by which the counters were set.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Written {
-    /// One offset for both.
+    /// One offset for both counters.
     Offset {
-        /// The first one, which opted the VM in; `None` in place.
+        /// The first offset, which opted the VM in; `None` in place.
         provisional: Option<Offset>,
-        /// The one that the guest runs with.
+        /// The offset that the guest runs with.
         last: Offset,
     },
-    /// By value: what is known of the two offsets.
+    /// Each counter by value, with the measured interval of its offset.
     ByValue {
-        /// The virtual counter's.
+        /// The virtual counter's offset.
         virt: OffsetInterval,
-        /// The physical counter's; `None` where it can't be set.
+        /// The physical counter's offset; `None` if it can't be set.
         phys: Option<OffsetInterval>,
     },
 }
 
-/// What a restore did.
+/// Result of a restore.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Report {
-    /// The plan that it followed.
+    /// The plan that the restore followed.
     pub plan: Plan,
-    /// What the guest's counters were at the last sample.
+    /// The guest's counters at the last sample.
     pub outcome: Outcome,
-    /// How they were set.
+    /// Method by which they were set.
     pub written: Written,
-    /// How many writes it took.
+    /// Number of writes.
     pub writes: Writes,
-    /// The farthest that a counter can be from what the policy promises at the last sample.
+    /// Longest possible distance of a counter from the policy's promise at the last sample.
     pub bound: ErrorBound,
-    /// By how many ticks CVALs were moved, to keep the time that was left to the timers.
+    /// Ticks by which CVALs were moved, so that the timers keep their remaining time.
     pub cval_shift: u64,
     /// Guest ticks between the last guest exit and the checkpoint's sample, which the guest sees; `None` if not known.
     pub before_checkpoint_ticks: Option<u64>,
@@ -53,7 +53,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// The same, with the host's count at the first guest entry known; `None` for one before the release.
+    /// Returns the report with the host's count at the first guest entry; `None` for a count before the release.
     #[must_use]
     pub fn resumed_at(&self, count: HostCount) -> Option<Self> {
         let known = Some(count.since(self.outcome.count));

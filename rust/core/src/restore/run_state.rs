@@ -1,7 +1,6 @@
-//! Run state of a VM: whether its vCPUs may run, which restore or pause closed it, and the backlog that is still to be
-//! paid.
+//! Run state of a VM: whether its vCPUs may run, which restore or pause closed it, and its backlog.
 //!
-//! It takes no lock: who shares it between threads keeps it under the lock of its VM.
+//! It takes no lock: a caller that shares it between threads holds the lock of its VM.
 
 use crate::checkpoint::Backlog;
 use crate::restore::plan::{Outcome, Plan};
@@ -12,26 +11,26 @@ use alloc::boxed::Box;
 /// State of a VM between two operations.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum State {
-    /// Its vCPUs may run.
+    /// The vCPUs may run.
     #[default]
     Open,
-    /// Paused in place, by the pause of the current epoch.
+    /// The VM is paused in place, by the pause of the current epoch.
     Paused,
-    /// Being restored, by the restore of the current epoch.
+    /// The VM is being restored, by the restore of the current epoch.
     Restoring,
 }
 
-/// A VM's state, and the number of times that a restore or pause has closed it.
+/// State of a VM, and the number of restores and pauses that have closed it.
 #[derive(Debug, Default)]
 pub struct RunState {
     state: State,
-    /// Grows with every restore or pause: who holds an older number has been overtaken.
+    /// Grows with every restore or pause: an older number belongs to an operation that was overtaken.
     epoch: u64,
-    /// Few guests have one.
+    /// Boxed, since few guests have a backlog.
     backlog: Option<Box<DueBacklog>>,
 }
 
-/// A backlog, and the count from which on its next step may be taken.
+/// A backlog, and the count at which its next step becomes due.
 #[derive(Clone, Copy, Debug)]
 struct DueBacklog {
     backlog: Backlog,
@@ -39,20 +38,20 @@ struct DueBacklog {
 }
 
 impl DueBacklog {
-    /// The next step a whole interval after `count`.
+    /// Returns the backlog with its next step a whole interval after `count`.
     fn after(count: HostCount, backlog: Backlog, frequency: Frequency) -> Self {
         Self { backlog, due: count.after(backlog.interval_ticks(frequency)) }
     }
 }
 
-/// A forward step by which a guest is paid back.
+/// A forward step that reduces a guest's backlog.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Step {
-    /// The ticks by which its counters go forward.
+    /// Ticks by which the guest's counters move forward.
     pub ticks: u64,
-    /// The host's count from which on it is due.
+    /// Host count at which the step becomes due.
     pub due: HostCount,
-    /// The backlog before it, in ticks.
+    /// Backlog before the step, in ticks.
     pub backlog_ticks: u64,
 }
 
@@ -69,7 +68,7 @@ impl RunState {
         self.backlog.as_ref().map(|due| due.backlog)
     }
 
-    /// The next step of a backlog.
+    /// The next step of the backlog.
     #[must_use]
     pub fn next_step(&self, frequency: Frequency) -> Option<Step> {
         let DueBacklog { backlog, due } = **self.backlog.as_ref()?;
@@ -79,7 +78,7 @@ impl RunState {
 
     /// Takes a step off the backlog at the host's count `now`.
     ///
-    /// A step taken late puts off those after it: no two are nearer to each other than the interval.
+    /// A late step delays those after it: the time between two steps is never shorter than the interval.
     pub fn step_taken(&mut self, step: Step, now: HostCount, frequency: Frequency) {
         let last = if step.due.is_after(now) { step.due } else { now };
         let left = self.backlog().and_then(|backlog| backlog.less(step.ticks));
@@ -91,7 +90,7 @@ impl RunState {
         self.close(State::Paused)
     }
 
-    /// Closes the VM for a restore, and returns its epoch. Whatever was under way is overtaken.
+    /// Closes the VM for a restore, and returns the restore's epoch. Any operation under way is overtaken.
     pub fn begin_restore(&mut self) -> u64 {
         self.close(State::Restoring)
     }
@@ -108,7 +107,8 @@ impl RunState {
         self.backlog = plan.backlog(outcome).map(due);
     }
 
-    /// Opens a VM that was restored or let go on with others, at one instant. Whatever was under way is overtaken.
+    /// Opens a VM that was restored or resumed together with others, at one instant. Any operation under way is
+    /// overtaken.
     pub fn go_on(&mut self, plan: &Plan, outcome: &Outcome) {
         self.close(State::Restoring);
         self.open(plan, outcome);

@@ -6,16 +6,16 @@ use crate::arch::arm64::Registers;
 /// The VM that is restored into, as far as a plan depends on it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Target {
-    /// How many vCPUs.
+    /// Number of vCPUs.
     pub vcpus: usize,
-    /// What timer registers they have.
+    /// Timer registers of the vCPUs.
     pub registers: Registers,
-    /// Its CNTFRQ_EL0 in Hz.
+    /// The VM's CNTFRQ_EL0 in Hz.
     pub cntfrq_hz: u32,
-    /// What can be done.
+    /// Capabilities of its backend.
     pub abilities: Abilities,
-    /// Whether its offset is owned already.
+    /// True if the VM has opted in to one offset.
     pub opted_in: bool,
-    /// Its state's number: the plan is stale when that has changed.
+    /// Number of the VM's state: a plan is stale once it has changed.
     pub generation: u64,
 }

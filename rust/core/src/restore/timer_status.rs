@@ -1,5 +1,5 @@
-//! The timers of a checkpoint at an instant, as their guest finds them: which lines are high, which deadlines passed
-//! while it didn't run, and which interrupts a saved vGIC has pending that no line accounts for.
+//! Status of a checkpoint's timers at an instant: lines that are high, deadlines that passed while the guest didn't
+//! run, and interrupts pending in a saved vGIC that no line accounts for.
 
 use crate::arch::arm64::{CTL_ENABLE, IrqIds, Offsets, Timer, timer, view_of};
 use crate::checkpoint::Checkpoint;
@@ -8,25 +8,25 @@ use crate::time::{GuestCount, HostCount, Offset};
 /// One timer of one vCPU at an instant.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TimerStatus {
-    /// Whose it is.
+    /// The timer's vCPU.
     pub vcpu: usize,
-    /// Which one.
+    /// The timer.
     pub timer: Timer,
     /// CTL as it was saved, without ISTATUS.
     pub ctl: u64,
     /// CVAL.
     pub cval: u64,
-    /// What the counter that it compares with reads on this vCPU.
+    /// Value of the timer's counter on this vCPU.
     pub count: GuestCount,
-    /// The level that the interrupt line has to have.
+    /// Level that the interrupt line has to have.
     pub line: bool,
-    /// The ticks since its deadline, for a timer that is on and has reached it; masked or not.
+    /// Ticks since the deadline of a timer that is enabled and has reached it, masked or not.
     pub overdue_ticks: Option<u64>,
-    /// It is on, and its deadline lies between the checkpoint and the instant.
+    /// True if the timer is enabled, and its deadline lies between the checkpoint and the instant.
     pub passed_in_pause: bool,
 }
 
-/// The checkpoint's timers at its own instant: each vCPU's in their order.
+/// Returns the checkpoint's timers at its own instant, vCPU by vCPU, in the order of their columns.
 pub fn saved(checkpoint: &Checkpoint) -> impl Iterator<Item = TimerStatus> {
     statuses(checkpoint, checkpoint.host.count, saved_offsets(checkpoint), 0)
 }
@@ -36,7 +36,8 @@ const fn saved_offsets(checkpoint: &Checkpoint) -> Offsets {
     Offsets { virt: Offset::between(host.count, *cntvct), phys: Offset::between(host.count, *cntpct) }
 }
 
-/// The checkpoint's timers when the host's counter reads `now`, under these offsets, with CVALs moved by `cval_shift`.
+/// Returns the checkpoint's timers when the host's counter reads `now`, under these offsets, with CVALs moved by
+/// `cval_shift`.
 pub(super) fn statuses(
     checkpoint: &Checkpoint,
     now: HostCount,
@@ -71,29 +72,29 @@ pub(super) fn statuses(
 
 /// A timer's interrupt whose pending latch and line differ.
 ///
-/// A PPI of KVM's is level-triggered, and pending where its latch is set or its line is high (`irq_is_pending`,
-/// arch/arm64/kvm/vgic/vgic.h). So the two ways to differ aren't alike:
-/// - **pending, and the line is low**: the guest takes one interrupt that no timer accounts for. The latch is cleared
-///   as it is taken.
-/// - **the line is high, and not pending**: nothing is lost on KVM, which raises the line when the vCPU is next loaded
-///   (`kvm_timer_vcpu_load`, arch/arm64/kvm/arch_timer.c). An interrupt controller in user space has to raise it
+/// A PPI of KVM's is level-triggered, and pending if its latch is set or its line is high (`irq_is_pending`,
+/// arch/arm64/kvm/vgic/vgic.h). So the two mismatches have different effects:
+/// - **the latch is set, and the line is low**: the guest takes one interrupt that no timer accounts for. Taking it
+///   clears the latch.
+/// - **the line is high, and the latch is clear**: KVM loses nothing, since it raises the line when the vCPU is next
+///   loaded (`kvm_timer_vcpu_load`, arch/arm64/kvm/arch_timer.c). An interrupt controller in user space has to raise it
 ///   itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LatchMismatch {
-    /// Whose timer.
+    /// The timer's vCPU.
     pub vcpu: usize,
-    /// Which one.
+    /// The timer.
     pub timer: Timer,
-    /// Its interrupt id.
+    /// The timer's interrupt id.
     pub irq: u8,
-    /// The level that the line has to have.
+    /// Level that the line has to have.
     pub line: bool,
-    /// The latch.
+    /// State of the pending latch.
     pub pending: bool,
 }
 
-/// Those of the timers whose latch differs from their line. `pending` is each vCPU's GICR_ISPENDR0; a vCPU without one
-/// is passed over.
+/// Returns the timers whose latch differs from their line. `pending` is the GICR_ISPENDR0 of each vCPU; a vCPU past its
+/// end is skipped.
 pub fn latch_mismatches(
     statuses: impl Iterator<Item = TimerStatus>,
     pending: &[u32],

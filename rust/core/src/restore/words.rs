@@ -1,5 +1,5 @@
-//! Sentences for policies and diagnostics, in terms of the field. A binding that has its own names for the caller's
-//! choices overrides what speaks of them.
+//! Sentences for policies and diagnostics, in the field's terms. A binding with its own names for the caller's choices
+//! overrides the sentences about them.
 
 use crate::restore::diagnostics::{Diagnostic, Side};
 use crate::restore::policy::Policy;
@@ -8,7 +8,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 
-/// Thousandths as a decimal number.
+/// Formats thousandths as a decimal number.
 #[must_use]
 pub fn thousandths(number: u128) -> String {
     format!("{}.{:03}", number / 1000, number % 1000)
@@ -16,7 +16,7 @@ pub fn thousandths(number: u128) -> String {
 
 /// Words for the choices that a caller makes.
 pub trait Words {
-    /// The policy.
+    /// Words for a policy.
     fn policy(&self, policy: &Policy) -> String {
         match policy {
             Policy::Freeze => String::from("freeze"),
@@ -29,7 +29,7 @@ pub trait Words {
         }
     }
 
-    /// The diagnostic.
+    /// Words for a diagnostic.
     fn diagnostic(&self, diagnostic: &Diagnostic) -> String {
         diagnostic.to_string()
     }

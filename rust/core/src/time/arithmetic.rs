@@ -1,8 +1,8 @@
 //! Wrapping arithmetic of counts, offsets and intervals of offsets.
 //!
-//! Written once and instantiated twice: [`w64`] is used by [`count`](crate::time::count) and
-//! [`interval`](crate::time::interval), and the tests' `w8` is the same text on bytes, where every possible input is
-//! checked against arithmetic on `i128`. A macro rather than a trait, because a trait's functions can't be `const`.
+//! The text is written once and instantiated twice: [`count`](crate::time::count) and
+//! [`interval`](crate::time::interval) use [`w64`], and the tests check `w8` on every possible input against arithmetic
+//! on `i128`. It is a macro rather than a trait, because a trait's functions can't be `const`.
 
 macro_rules! arithmetic {
     ($module:ident, $word:ty) => {
@@ -27,7 +27,7 @@ macro_rules! arithmetic {
                 count.wrapping_add(ticks)
             }
 
-            /// An interval of offsets: its lowest, and how much more it can be.
+            /// Interval of offsets: the lowest, and the width.
             pub(crate) type Interval = ($word, $word);
 
             pub(crate) const fn bracketed(before: $word, guest: $word, after: $word) -> Interval {
@@ -48,7 +48,7 @@ macro_rules! arithmetic {
                 let low = low.wrapping_sub(wanted).cast_signed();
                 match low.checked_add_unsigned(width) {
                     Some(high) => low.unsigned_abs().max(high.unsigned_abs()),
-                    // It reaches past the far side of the circle, which is as far as anything can be.
+                    // The interval reaches past the far side of the circle, the longest possible distance.
                     None => <$word>::MAX / 2 + 1,
                 }
             }
@@ -60,8 +60,8 @@ arithmetic!(w64, u64);
 #[cfg(test)]
 arithmetic!(w8, u8);
 
-/// Every rule on every byte. The expected value is computed on integers without bounds and brought back into a byte's
-/// range at the end by [`modulo`], or found by a walk over the circle of 256 offsets: never in the code's own terms.
+/// Tests of every rule on every byte, never in the code's own terms. The expected value is computed on unbounded
+/// integers and reduced to a byte at the end by [`modulo`], or found by a walk over the circle of 256 offsets.
 #[cfg(test)]
 mod tests {
     use super::w8;
@@ -73,7 +73,7 @@ mod tests {
         u8::try_from(value.rem_euclid(SIZE)).unwrap()
     }
 
-    /// Nearest to zero of all numbers that are this byte modulo 256: from -128 to 127.
+    /// The number nearest to zero that is this byte modulo 256: from -128 to 127.
     fn signed(value: u8) -> i128 {
         let value = i128::from(value);
         if value < SIZE / 2 { value } else { value - SIZE }
@@ -104,12 +104,12 @@ mod tests {
         });
     }
 
-    /// The offsets in an interval, found by walking from its lowest.
+    /// The offsets in an interval, found by walking from the lowest.
     fn members((low, width): w8::Interval) -> impl Iterator<Item = u8> {
         (low..=u8::MAX).chain(0..=u8::MAX).take(usize::from(width) + 1)
     }
 
-    /// Offsets as a set.
+    /// Set of offsets.
     #[derive(Clone, Copy, PartialEq, Debug, Default)]
     struct Set([u128; 2]);
 
@@ -141,8 +141,8 @@ mod tests {
         });
     }
 
-    /// Whenever between the two host reads the guest's counter was read, and whatever its offset is: it is in the
-    /// bracket.
+    /// The bracket contains the guest's offset, whatever it is, and whenever between the two host reads the guest's
+    /// counter was read.
     #[test]
     fn a_bracket_holds_the_offset() {
         for guest in [0, 99] {
@@ -155,7 +155,7 @@ mod tests {
         }
     }
 
-    /// Two arcs of a circle may meet at both ends, and one interval can't say that: then it is one of the two pieces.
+    /// Two arcs of a circle may meet at both ends. One interval can't express that, and is then one of the two pieces.
     #[test]
     fn an_intersection_is_what_both_hold() {
         let sets: Vec<Vec<Set>> = (0..=255).map(|low| (0..=255).map(|width| Set::of((low, width))).collect()).collect();
@@ -173,7 +173,7 @@ mod tests {
         }
     }
 
-    /// The test above begins its first interval at 0: this says that nothing depends on that.
+    /// The test above begins its first interval at 0; this one shows that nothing depends on that.
     #[test]
     fn an_intersection_turns_with_the_circle() {
         let turn = |(low, width): w8::Interval, by: u8| (modulo(i128::from(low) + i128::from(by)), width);

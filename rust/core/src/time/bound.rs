@@ -1,49 +1,49 @@
-//! Error bounds: sums that are kept by their terms.
+//! Error bounds: sums that keep their terms.
 
 use crate::time::frequency::{Frequency, NS_PER_S};
 use crate::time::wall_clock::{PPB, whole_ns};
 
-/// How far the guest's counters may be from what the policy promises: a sum, kept by its terms.
+/// Bound of the distance between the guest's counters and the policy's promise: a sum that keeps its terms.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct ErrorBound {
-    /// The reads that measured the guest's counters at the checkpoint, in ticks; 0 where they were computed.
+    /// Width of the reads that measured the guest's counters at the checkpoint, in ticks; 0 if they were computed.
     pub reads_ticks: u64,
-    /// How the counters came out where they were set by value, in ticks.
+    /// Error of the counters that were set by value, in ticks.
     pub by_value_ticks: u64,
-    /// Rounding the elapsed time down, in ticks.
+    /// Rounding of the elapsed time, in ticks.
     pub rounding_ticks: u64,
-    /// The bracket of the checkpoint's stamp.
+    /// Width of the bracket of the checkpoint's stamp.
     pub saved_bracket_ns: u64,
-    /// The bracket of the stamp here.
+    /// Width of the bracket of the stamp here.
     pub here_bracket_ns: u64,
-    /// The bound of the checkpoint's wall clock, when it was last known.
+    /// Last known bound of the checkpoint's wall clock.
     pub saved_sync_ns: u64,
-    /// The bound of the wall clock here.
+    /// Last known bound of the wall clock here.
     pub here_sync_ns: u64,
-    /// What the checkpoint's has grown by since, in billionths of a nanosecond: exact, so that it is rounded once.
+    /// Growth of the checkpoint's bound since then, in billionths of a nanosecond: exact, so that it is rounded once.
     pub saved_holdover: u128,
-    /// What the one here has grown by, in the same.
+    /// Growth of the bound here, in the same unit.
     pub here_holdover: u128,
-    /// What the caller assumes.
+    /// Error that the caller assumes.
     pub assumed_ns: u64,
-    /// By how much the elapsed time lies beyond what the policy lets through, in ticks: so much of its error, all of
-    /// the above but the guest's own counters', has no effect.
+    /// Ticks by which the elapsed time exceeds the policy's cap. They hide that much of its error, which is all of the
+    /// above except the error of the guest's own counters.
     pub beyond_cap_ticks: u64,
 }
 
-/// A term of an error bound.
+/// Term of an error bound.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Amount {
     /// In ticks of the guest's counter.
     Ticks(u64),
     /// In nanoseconds.
     Ns(u64),
-    /// Ticks that it is less by, down to what the counters themselves are off.
+    /// Ticks to subtract from the sum, which stays at least the error of the counters themselves.
     LessTicks(u64),
 }
 
 impl ErrorBound {
-    /// The terms by name, those of 0 too.
+    /// Returns the terms by name, including those that are 0.
     #[must_use]
     pub fn terms(&self) -> [(&'static str, Amount); 11] {
         [
@@ -61,7 +61,7 @@ impl ErrorBound {
         ]
     }
 
-    /// The sum in ticks, all that is time together rounded up once; held at the end of its range.
+    /// Returns the sum in ticks. The time terms are added up and rounded up once; the sum saturates.
     #[must_use]
     pub fn ticks(&self, frequency: Frequency) -> u64 {
         let counters = self.reads_ticks.saturating_add(self.by_value_ticks);
@@ -69,7 +69,7 @@ impl ErrorBound {
         counters.saturating_add(elapsed.saturating_sub(self.beyond_cap_ticks))
     }
 
-    /// The error of the elapsed time. `None` past the end of the range: centuries of it and more.
+    /// Returns the error of the elapsed time; `None` if it is out of range, which takes centuries.
     fn elapsed_ticks(&self, frequency: Frequency) -> Option<u64> {
         let terms =
             [self.saved_bracket_ns, self.here_bracket_ns, self.saved_sync_ns, self.here_sync_ns, self.assumed_ns];

@@ -4,13 +4,13 @@ use crate::time::count::HostCount;
 use crate::time::frequency::Frequency;
 use crate::time::stamp::Stamp;
 
-/// A source of host counts.
+/// Source of host counts.
 ///
-/// Reading it must be cheap and must never go backwards between two reads on any threads, unless its owner says so
-/// (a counter moved by hand that was rewound).
+/// Reading it must be cheap. It must never go backwards between two reads on any threads, unless its owner says so (a
+/// counter moved by hand that was rewound).
 ///
-/// A read is ordered as an acquire load is, between the acquire loads before it and everything after it: a count taken
-/// earlier or later than the program says would be put under an offset that wasn't in force then.
+/// A read is ordered as an acquire load is, between the acquire loads before it and everything after it. A count taken
+/// earlier or later than the program says would be combined with an offset that wasn't in force then.
 pub trait Counter: Send + Sync {
     /// Ticks a second: stated by the hardware or the kernel, never measured.
     fn frequency(&self) -> Frequency;
@@ -18,7 +18,7 @@ pub trait Counter: Send + Sync {
     /// The count now.
     fn count(&self) -> HostCount;
 
-    /// The count now together with the wall clock, and how sure it is that they belong together.
+    /// The count now with the wall clock, and a bound of the time between the two reads.
     fn stamp(&self) -> Stamp;
 }
 
@@ -36,7 +36,7 @@ impl<C: Counter + ?Sized> Counter for &C {
     }
 }
 
-/// One instant, as a counter that stands still: what injecting a host count comes down to.
+/// One instant as a counter that stands still: the form that an injected host count takes.
 #[derive(Clone, Debug)]
 pub struct Instant(pub Stamp);
 

@@ -5,7 +5,7 @@ use core::num::NonZeroU64;
 /// Nanoseconds in a second.
 pub const NS_PER_S: u64 = 1_000_000_000;
 
-/// A counter's frequency: a whole number of ticks a second, never zero.
+/// Frequency of a counter: a whole number of ticks a second, never zero.
 ///
 /// A host's is any `u64`; a guest's CNTFRQ_EL0 has 32 bits ([`Frequency::cntfrq`]).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -27,7 +27,7 @@ impl Frequency {
         self.0.get()
     }
 
-    /// The value for CNTFRQ_EL0, or `None` where it doesn't fit in its 32 bits.
+    /// The value for CNTFRQ_EL0; `None` if it doesn't fit in 32 bits.
     #[must_use]
     pub fn cntfrq(self) -> Option<u32> {
         u32::try_from(self.hz()).ok()
@@ -35,7 +35,7 @@ impl Frequency {
 
     /// The nanoseconds that `ticks` last, rounded down.
     ///
-    /// Exact for every input: the product is below 2^94. Convert differences, not running sums, and nothing drifts.
+    /// Exact for every input: the product is below 2^94. To avoid drift, convert differences rather than running sums.
     ///
     /// ```
     /// use guestclock_core::time::Frequency;
@@ -48,15 +48,15 @@ impl Frequency {
         ticks as u128 * NS_PER_S as u128 / self.hz() as u128
     }
 
-    /// The same for ticks either way, rounded towards zero.
+    /// The nanoseconds that signed `ticks` last, rounded towards zero.
     #[must_use]
     pub const fn signed_ticks_to_ns(self, ticks: i64) -> i128 {
-        // Below 2^93, so that the sign bit is free.
+        // Below 2^93, so the sign bit is free.
         let ns = self.ticks_to_ns(ticks.unsigned_abs()).cast_signed();
         if ticks < 0 { -ns } else { ns }
     }
 
-    /// The nanoseconds that `ticks` last, rounded up: how long to wait until they have passed.
+    /// The nanoseconds that `ticks` last, rounded up: the time to wait until they have passed.
     #[must_use]
     pub const fn ticks_to_ns_ceil(self, ticks: u64) -> u128 {
         (ticks as u128 * NS_PER_S as u128).div_ceil(self.hz() as u128)

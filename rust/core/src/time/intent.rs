@@ -1,6 +1,6 @@
-//! Reasons for a restore, as the caller gives them: they tell the guest why, and decide nothing.
+//! Intent of a restore, as the caller gives it: it tells the guest the reason, and decides nothing.
 
-/// Why the page is updated, where a guest has to be told.
+/// Reason for a restore.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Intent {
@@ -8,14 +8,14 @@ pub enum Intent {
     LiveMigration,
     /// The VMM was replaced under a VM that stayed.
     LiveUpdate,
-    /// The VM goes on from a saved state, and may have gone on from it before.
+    /// The VM goes on from a saved state, perhaps not for the first time.
     Snapshot,
-    /// The VM is one of several from one state.
+    /// The VM is one of several that go on from one state.
     Clone,
 }
 
 impl Intent {
-    /// All of them with their names.
+    /// All intents with their names.
     pub const NAMES: [(&'static str, Self); 4] = [
         ("live-migration", Self::LiveMigration),
         ("live-update", Self::LiveUpdate),
@@ -23,7 +23,7 @@ impl Intent {
         ("clone", Self::Clone),
     ];
 
-    /// Its name.
+    /// Name of the intent.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -34,7 +34,7 @@ impl Intent {
         }
     }
 
-    /// Whether the guest is a copy, which changes `vm_generation_counter`: UAPI.13, "VM Generation Count".
+    /// Returns whether the guest is a copy, which changes `vm_generation_counter` (UAPI.13, "VM Generation Count").
     #[must_use]
     pub const fn makes_a_copy(self) -> bool {
         matches!(self, Self::Snapshot | Self::Clone)

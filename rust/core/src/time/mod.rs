@@ -1,7 +1,7 @@
 //! Counts, offsets and frequencies as types, the arithmetic between them, and how much time has passed.
 //!
-//! This room knows no architecture: a counter is a number that wraps at 2^64 and its frequency. What two instants of a
-//! host say of the time between them is [`elapsed`], and how far that may be off is an [`ErrorBound`].
+//! This room knows no architecture: a counter is a number that wraps at 2^64, and its frequency. [`elapsed`] computes
+//! the time between two instants of a host, and an [`ErrorBound`] bounds its error.
 
 pub(crate) mod arithmetic;
 pub mod bound;

@@ -4,58 +4,58 @@ use crate::time::count::HostCount;
 use crate::time::frequency::Frequency;
 use crate::time::stamp::Stamp;
 
-/// From the counts of a counter to those of one of another frequency: the law of [`ScaledCounter`], without a counter.
+/// Conversion of a counter's counts to another frequency: the arithmetic of a scaled counter, without the counter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ratio {
     to: Frequency,
-    /// `to` over the frequency that it is made from, reduced.
+    /// `to` over the frequency of the inner counter, reduced.
     n: u64,
     d: u64,
 }
 
 impl Ratio {
-    /// From counts at the frequency `from` to counts at the frequency `to`.
+    /// Returns the conversion from counts at the frequency `from` to counts at the frequency `to`.
     #[must_use]
     pub const fn new(from: Frequency, to: Frequency) -> Self {
         let divisor = greatest_common_divisor(to.hz(), from.hz());
         Self { to, n: to.hz() / divisor, d: from.hz() / divisor }
     }
 
-    /// Frequency of the counts that it gives.
+    /// Frequency of the converted counts.
     #[must_use]
     pub const fn frequency(self) -> Frequency {
         self.to
     }
 
-    /// The count where the other counter reads `inner`: `floor(inner * n / d)` modulo 2^64.
+    /// Returns the count when the inner counter reads `inner`: `floor(inner * n / d)` modulo 2^64.
     #[must_use]
     pub const fn at(self, inner: HostCount) -> HostCount {
         #[expect(clippy::cast_possible_truncation, reason = "a count is modulo 2^64")]
         HostCount(self.scaled(inner) as u64)
     }
 
-    /// Whether both counters are one.
+    /// Returns whether both frequencies are equal.
     #[must_use]
     pub const fn is_one(self) -> bool {
         self.n == self.d
     }
 
-    /// The first inner count at which the counter reads `count` or more, where the inner one reads `now`: until when to
-    /// wait for a deadline in its ticks.
+    /// Returns the first inner count at which the converted count is `count` or more: the end of a wait for a deadline.
+    /// The inner counter reads `now`; `None` if it wraps first.
     ///
-    /// Above the inner counter's frequency it wraps while the inner one doesn't, so this is about its present pass
-    /// through its 2^64 counts, as a deadline is. `None` where the inner counter wraps first.
+    /// Above the inner counter's frequency the converted count wraps while the inner one doesn't. So `count` belongs to
+    /// its present pass through 2^64, as a deadline does.
     #[must_use]
     pub fn inner_count(self, count: HostCount, now: HostCount) -> Option<HostCount> {
         let passes = self.scaled(now) >> 64;
         let scaled = passes << 64 | u128::from(count.0);
-        // Where the product leaves 128 bits, the quotient leaves 64.
+        // If the product leaves 128 bits, the quotient leaves 64.
         let inner = scaled.checked_mul(self.d.into())?.div_ceil(self.n.into());
         u64::try_from(inner).ok().map(HostCount)
     }
 
-    /// The same instant on this counter, of the same source. Its width is wider by a tick, which rounding a count down
-    /// can hide.
+    /// Returns the stamp of the same instant and source, with the converted count. It is wider by a tick, which
+    /// rounding a count down can hide.
     #[must_use]
     pub fn instant(self, inner: Stamp) -> Stamp {
         Stamp {
@@ -66,13 +66,13 @@ impl Ratio {
         }
     }
 
-    /// All of it, before it is reduced modulo 2^64.
+    /// Returns the product before it is reduced modulo 2^64.
     const fn scaled(self, inner: HostCount) -> u128 {
         inner.0 as u128 * self.n as u128 / self.d as u128
     }
 
-    /// The longest that it can have read what it reads, beyond what the inner counter's own ticks hide: a tick, rounded
-    /// up. At a whole multiple of the inner frequency its ticks fall on the inner one's.
+    /// Returns the longest time that rounding down can hide, beyond the inner counter's own ticks: a tick, rounded up.
+    /// At a whole multiple of the inner frequency every inner tick is a converted tick, so it is 0.
     fn hidden_ns(self) -> u64 {
         if self.d == 1 {
             return 0;
@@ -98,7 +98,7 @@ mod tests {
         Ratio::new(Frequency::new(from).unwrap(), Frequency::new(to).unwrap())
     }
 
-    /// `a * b` in base 2^32, lowest digit first: integers without bounds, as on paper.
+    /// Product `a * b` in base 2^32, lowest digit first: unbounded integers, as on paper.
     fn product(a: &[u64], b: &[u64]) -> Vec<u64> {
         let mut digits = std::vec![0; a.len() + b.len()];
         for (i, x) in a.iter().enumerate() {
@@ -117,7 +117,7 @@ mod tests {
         [0, 32, 64, 96].map(|shift| u64::try_from(value >> shift & 0xffff_ffff).unwrap())
     }
 
-    /// `a * b <= c * d`, of 128 bits each, without overflow.
+    /// Returns whether `a * b <= c * d`, for 128 bits each, without overflow.
     fn at_most((a, b): (u128, u128), (c, d): (u128, u128)) -> bool {
         product(&digits(a), &digits(b)).iter().rev().le(product(&digits(c), &digits(d)).iter().rev())
     }
@@ -136,7 +136,7 @@ mod tests {
     }
 
     proptest! {
-        /// The one count that fits, by its definition: `count * host <= inner * guest < (count + 1) * host`.
+        /// The one count that fits the definition: `count * host <= inner * guest < (count + 1) * host`.
         #[test]
         fn reads_the_whole_ticks(inner in counts(), host in frequencies(), guest in frequencies()) {
             let ratio = ratio(host, guest);
@@ -158,7 +158,7 @@ mod tests {
             }
         }
 
-        /// The inner count for a deadline is the first one, on the same pass, or there is none within 64 bits.
+        /// The inner count for a deadline is the first one, on the same pass, or no such count exists within 64 bits.
         #[test]
         fn waits_until_the_first_inner_count(
             inner in counts(), count in counts(), host in frequencies(), guest in frequencies(),

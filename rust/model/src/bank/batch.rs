@@ -1,7 +1,7 @@
-//! What is asked of many vCPUs at one instant, and written to many.
+//! Batches: reads of many vCPUs at one instant, and writes to many.
 //!
-//! `now` is always the bank's counter's count. VMs of another frequency have a `now` of their own, by their exact
-//! ratio, and their deadlines are led back to the bank's counter.
+//! `now` is always a count of the bank's counter. VMs of another frequency have a `now` of their own, by their exact
+//! ratio, and their deadlines are converted back to the bank's counter.
 
 use crate::bank::counts;
 use crate::bank::deadlines::{deadlines_by_vm, earliest, evaluate_and_deadlines, next_deadlines};
@@ -20,27 +20,27 @@ use std::borrow::Cow;
 /// A line that has changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Change {
-    /// Whose.
+    /// The timer's vCPU.
     pub vcpu: Handle,
-    /// Of which timer.
+    /// The timer.
     pub timer: Timer,
-    /// What it is now.
+    /// The line's new level.
     pub level: bool,
 }
 
 /// A timer that has fired.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Expired {
-    /// The count of the bank's counter at which it was due: 0 where that was before its first.
+    /// Count of the bank's counter at the deadline; 0 if it was before the first count.
     pub deadline: u64,
-    /// Whose.
+    /// The timer's vCPU.
     pub vcpu: Handle,
-    /// Which.
+    /// The timer.
     pub timer: Timer,
 }
 
 impl Bank {
-    /// What the vCPUs' counters read at `now`: into `out`, which has room for each that is selected.
+    /// Reads the vCPUs' counters at `now` into `out`, which has room for each selected vCPU.
     pub fn counts(&self, now: HostCount, view: View, vcpus: &Selection, out: &mut [u64]) {
         for (part, domain, now) in self.parts(vcpus, now) {
             let offsets = part.of(domain.rows.offsets_in(view));
@@ -48,22 +48,22 @@ impl Bank {
         }
     }
 
-    /// The offsets in force of one of the vCPUs' counters.
+    /// Reads the offsets in force of one of the vCPUs' counters.
     pub fn offsets(&self, view: View, vcpus: &Selection, out: &mut [u64]) {
         for (part, domain, _) in self.parts(vcpus, HostCount(0)) {
             part.write(out, |out| out.copy_from_slice(&part.of(domain.rows.offsets_in(view))));
         }
     }
 
-    /// Which vCPUs are in their guests.
+    /// Reads which vCPUs are in their guests.
     pub fn running(&self, vcpus: &Selection, out: &mut [bool]) {
         for (part, domain, _) in self.parts(vcpus, HostCount(0)) {
             part.write(out, |out| out.copy_from_slice(&part.of(&domain.rows.running)));
         }
     }
 
-    /// ISTATUS and the line of every timer at `now`, and [`next_deadlines`](Self::next_deadlines). In `istatus` and
-    /// `line` there is a column for each of [`timers`](Self::timers), one after the other.
+    /// Computes ISTATUS and the line of every timer at `now`, and [`next_deadlines`](Self::next_deadlines). `istatus`
+    /// and `line` have a column for each of [`timers`](Self::timers), one after the other.
     pub fn evaluate(
         &self,
         now: HostCount,
@@ -83,8 +83,8 @@ impl Bank {
         }
     }
 
-    /// The count of the bank's counter at which the first of each vCPU's lines goes high: `now` where one is,
-    /// [`NO_DEADLINE`] where none will.
+    /// Computes the count of the bank's counter at which the first of each vCPU's lines goes high: `now` if one is
+    /// high, [`NO_DEADLINE`] if none ever will be.
     pub fn next_deadlines(&self, now: HostCount, vcpus: &Selection, out: &mut [u64]) {
         for (part, domain, here) in self.parts(vcpus, now) {
             let picked = Picked::all(part, domain);
@@ -97,7 +97,7 @@ impl Bank {
         }
     }
 
-    /// The first of [`next_deadlines`](Self::next_deadlines) of each VM: of those of these handles, or of all in the
+    /// Computes the earliest of the [`next_deadlines`](Self::next_deadlines) of each VM: of these VMs, or of all in the
     /// order of [`handles`](Self::handles).
     pub fn next_deadlines_of_vms(
         &mut self,
@@ -131,8 +131,8 @@ impl Bank {
         Ok(())
     }
 
-    /// The lines that have changed since the last call, those of each timer in the order of the rows. A new vCPU's are
-    /// low.
+    /// Returns the lines that have changed since the last call, timer by timer in the order of the rows. A new vCPU's
+    /// lines are low.
     pub fn changes(&mut self, now: HostCount) -> Vec<Change> {
         self.close_gaps();
         let mut found = Vec::new();
@@ -162,7 +162,7 @@ impl Bank {
     ///
     /// # Panics
     ///
-    /// Where the columns differ in length.
+    /// If the columns differ in length.
     pub fn set_timers(&mut self, timer: Timer, vcpus: &[Handle], cval: &[u64], ctl: &[u8]) -> Result<(), BankError> {
         assert_eq!([cval.len(), ctl.len()], [vcpus.len(); 2], "vCPUs, CVAL and CTL");
         let found = self.find(vcpus)?;
@@ -195,8 +195,11 @@ impl Bank {
         Ok(())
     }
 
-    /// When the next line goes high, as a count of the bank's counter: `now` where one is, [`NO_DEADLINE`] where none
-    /// will. A timer that [`expire`](Self::expire) has given doesn't count until it is written again, or to come again.
+    /// Returns the count of the bank's counter at which the next line goes high: `now` if one is high, [`NO_DEADLINE`]
+    /// if none will be.
+    ///
+    /// Ignores timers already returned by [`expire`](Self::expire), until they are written again or an offset change
+    /// puts them into the future.
     pub fn next_deadline(&mut self, now: HostCount) -> u64 {
         self.look_again(now);
         let deadlines = self.queue().map(|domain| {
@@ -208,8 +211,8 @@ impl Bank {
         deadlines.fold(NO_DEADLINE, u64::min)
     }
 
-    /// The timers whose lines have gone high, by their deadlines and then by vCPU and timer: each once, until it is
-    /// written again, or its VM's offset moves and it is to come again.
+    /// Returns the timers whose lines have gone high, ordered by deadline, vCPU and timer. A timer is returned once,
+    /// until it is written again or an offset change puts it into the future.
     pub fn expire(&mut self, now: HostCount) -> Vec<Expired> {
         self.look_again(now);
         let mut fired = Vec::new();
@@ -235,7 +238,7 @@ impl Bank {
         expired
     }
 
-    /// How many timers are yet to fire; 0 until a deadline was asked for.
+    /// Number of timers that are yet to fire; 0 until the first query for a deadline.
     #[must_use]
     pub fn pending(&self) -> usize {
         self.domains.iter().filter_map(|domain| domain.queue.as_ref()).map(TimerQueue::pending).sum()
@@ -260,7 +263,7 @@ impl Bank {
     }
 }
 
-/// One timer of the vCPUs of a part.
+/// Columns of one timer for the vCPUs of a part.
 #[derive(Default)]
 struct Picked<'a> {
     offsets: Cow<'a, [u64]>,
@@ -269,7 +272,7 @@ struct Picked<'a> {
 }
 
 impl<'a> Picked<'a> {
-    /// Those that there are columns of come first.
+    /// Returns the timers; those with columns come first.
     fn all(part: &Part, domain: &'a FrequencyDomain) -> [Self; Timer::ALL.len()] {
         Timer::ALL.map(|timer| match domain.rows.timers.get(timer.index()) {
             None => Self::default(),
@@ -286,7 +289,7 @@ impl<'a> Picked<'a> {
     }
 }
 
-/// What is to be written to a deadline queue.
+/// Writes to a deadline queue.
 #[derive(Default)]
 struct Queued {
     queue: Vec<u32>,
@@ -307,8 +310,8 @@ impl Queued {
 }
 
 impl FrequencyDomain {
-    /// Makes deadlines in its own counts into those of the bank's counter. One past its last count is held just below
-    /// that.
+    /// Converts deadlines in the domain's counts to counts of the bank's counter. A deadline past the last count is
+    /// held just below it.
     fn lead_back(&self, now: HostCount, deadlines: &mut [u64]) {
         if self.ratio.is_one() {
             return;

@@ -1,28 +1,28 @@
-//! Rows that are taken together. A loop over an array is vector code whatever the columns' addresses and lengths are,
-//! and what it leaves for the next loop stays in the first-level cache.
+//! Blocks of rows that a loop takes together. A loop over an array is vector code whatever the columns' addresses and
+//! lengths are, and its results stay in the first-level cache for the next loop.
 #![expect(clippy::inline_always, reason = "what Isa::run asks for")]
 
-/// How many: as many bytes as the widest vector has.
+/// Number of rows in a block: the number of bytes in the widest vector.
 pub(super) const BLOCK: usize = 64;
 
-/// A block of a column that is computed, where no vector of it lies in two cache lines.
+/// Computed block of a column, aligned so that none of its vectors crosses a cache line.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
 pub(super) struct Lanes<T>(pub(super) [T; BLOCK]);
 
-/// The block of a column with that number: one of the whole ones.
+/// Returns the whole block with this number of a column.
 #[inline(always)]
 pub(super) fn whole<T>(column: &[T], number: usize) -> &[T; BLOCK] {
     &column.as_chunks().0[number]
 }
 
-/// The block that begins at the row `first`.
+/// Returns the block that begins at the row `first`.
 #[inline(always)]
 pub(super) fn block_at<T>(column: &mut [T], first: usize) -> &mut [T; BLOCK] {
     &mut column[first..].as_chunks_mut().0[0]
 }
 
-/// What is left of a column after its whole blocks, and `padding` behind it.
+/// Returns the rows after a column's whole blocks, followed by `padding`.
 #[inline(always)]
 pub(super) fn rest<T: Copy>(column: &[T], padding: T) -> [T; BLOCK] {
     let rest = column.as_chunks::<BLOCK>().1;
@@ -31,7 +31,7 @@ pub(super) fn rest<T: Copy>(column: &[T], padding: T) -> [T; BLOCK] {
     padded
 }
 
-/// A byte of all bits or none as a word of all or none.
+/// Widens a byte of all ones or all zeros to such a word.
 #[inline(always)]
 pub(super) const fn widened(mask: u8) -> u64 {
     (mask.cast_signed() as i64).cast_unsigned()

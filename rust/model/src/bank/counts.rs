@@ -3,11 +3,11 @@
 use crate::bank::isa::Isa;
 use guestclock_core::time::{HostCount, Offset};
 
-/// What each row's counter reads when the host's reads `now`: [`HostCount::guest`] of its offset, in ticks.
+/// Computes the count of each row's counter when the host's reads `now`: [`HostCount::guest`] of its offset, in ticks.
 ///
 /// # Panics
 ///
-/// Where the columns differ in length.
+/// If the columns differ in length.
 pub fn counts(isa: Isa, now: HostCount, offsets: &[u64], out: &mut [u64]) {
     assert_eq!(offsets.len(), out.len(), "rows of the offsets and of the output");
     isa.run(
@@ -20,11 +20,11 @@ pub fn counts(isa: Isa, now: HostCount, offsets: &[u64], out: &mut [u64]) {
     );
 }
 
-/// Both counters of each row at one instant: [`counts`] of the virtual and of the physical offsets.
+/// Computes both counters of each row at one instant: [`counts`] of the virtual and of the physical offsets.
 ///
 /// # Panics
 ///
-/// Where the columns differ in length.
+/// If the columns differ in length.
 pub fn both_counts(isa: Isa, now: HostCount, virt: &[u64], phys: &[u64], virt_out: &mut [u64], phys_out: &mut [u64]) {
     let rows = [virt.len(), phys.len(), virt_out.len(), phys_out.len()];
     assert_eq!(rows, [virt.len(); 4], "rows of the offsets and of the outputs");

@@ -1,4 +1,4 @@
-//! The next deadline: of each row, of each VM, of all.
+//! Next deadlines: of each row, of each VM, of all.
 #![expect(clippy::inline_always, reason = "what Isa::run asks for")]
 #![expect(clippy::needless_range_loop, reason = "a row is an index of several arrays")]
 
@@ -8,13 +8,15 @@ use crate::bank::timer_block::{TimerBlock, TimerSlices, least_ticks};
 use guestclock_core::arch::arm64::timer;
 use guestclock_core::time::{HostCount, NO_DEADLINE};
 
-/// The host count at which the first of each row's lines goes high by itself: [`deadline`](super::deadline) of the
-/// least [`ticks_to_line`](timer::ticks_to_line) of its timers. `now` where a line is high, [`NO_DEADLINE`] for none,
-/// and a deadline past the counter's last count is held just below that.
+/// Computes the host count at which the first of each row's lines goes high by itself:
+/// [`deadline`](guestclock_core::time::deadline) of the least [`ticks_to_line`](timer::ticks_to_line) of its timers.
+///
+/// The result is `now` if a line is high, and [`NO_DEADLINE`] for none. A deadline past the counter's last count is
+/// held just below that.
 ///
 /// # Panics
 ///
-/// Where the columns differ in length.
+/// If the columns differ in length.
 pub fn next_deadlines(isa: Isa, now: HostCount, timers: &[TimerSlices<'_>], out: &mut [u64]) {
     for timer in timers {
         timer.same_rows(out.len());
@@ -43,12 +45,12 @@ pub fn next_deadlines(isa: Isa, now: HostCount, timers: &[TimerSlices<'_>], out:
     );
 }
 
-/// [`evaluate`](super::evaluate()) of each timer and [`next_deadlines`] of all of them, in one pass over the columns.
-/// In `istatus` and `line` each timer's rows follow those of the timer before it.
+/// Computes [`evaluate`](super::evaluate()) of each timer and [`next_deadlines`] of all of them, in one pass over the
+/// columns. In `istatus` and `line` each timer's rows follow those of the timer before it.
 ///
 /// # Panics
 ///
-/// Where the columns differ in length.
+/// If the columns differ in length.
 pub fn evaluate_and_deadlines(
     isa: Isa,
     now: HostCount,
@@ -95,13 +97,13 @@ pub fn evaluate_and_deadlines(
     );
 }
 
-/// The first line of each row of a block to go high.
+/// First line of each row of a block to go high.
 #[derive(Debug)]
 #[repr(align(64))]
 struct Soonest {
-    /// In how many ticks. Of "never" and of the largest number alike it is all bits.
+    /// Ticks until then. Both "never" and the largest number are all ones.
     ticks: [u64; BLOCK],
-    /// All bits where none of them ever does.
+    /// All ones if no line ever goes high.
     silent: [u8; BLOCK],
 }
 
@@ -117,7 +119,7 @@ impl Soonest {
         least_ticks(now, timer, &never, &mut self.ticks);
     }
 
-    /// As `add`, with ISTATUS and the line.
+    /// Adds a timer as `add` does, and computes its ISTATUS and line.
     #[inline(always)]
     fn add_with_lines(
         &mut self,
@@ -128,7 +130,7 @@ impl Soonest {
         line: &mut [bool; BLOCK],
     ) {
         let never = self.never(timer);
-        // Arrays of their own, which no column can overlap.
+        // Local arrays, which no column can overlap.
         let (mut met, mut high) = (Lanes([false; BLOCK]), Lanes([false; BLOCK]));
         isa.conditions_and_ticks(now, timer, &never, &mut met, &mut self.ticks);
         for row in 0..BLOCK {
@@ -139,7 +141,7 @@ impl Soonest {
         *line = high.0;
     }
 
-    /// All bits where the timer never raises its line.
+    /// Returns all ones if the timer never raises its line.
     #[inline(always)]
     fn never(&mut self, timer: TimerBlock<'_>) -> Lanes<u8> {
         let mut never = Lanes([0; BLOCK]);
@@ -161,13 +163,12 @@ impl Soonest {
     }
 }
 
-/// The earliest deadline of each VM's rows, [`NO_DEADLINE`] for a VM without any: `vm_of` is the VM of each row, in any
-/// order, and `out` has an element for each VM.
+/// Computes the earliest deadline of each VM's rows; [`NO_DEADLINE`] for a VM without rows. `vm_of` is the VM of each
+/// row, in any order, and `out` has an element for each VM.
 ///
 /// # Panics
 ///
-/// Where the columns differ in length, and at a row whose VM isn't in `out`: the rows before it have been looked at
-/// then.
+/// If the columns differ in length, or at a row whose VM isn't in `out`: then the rows before it have been processed.
 pub fn deadlines_by_vm(deadlines: &[u64], vm_of: &[u32], out: &mut [u64]) {
     assert_eq!(vm_of.len(), deadlines.len(), "rows of the deadlines and of their VMs");
     out.fill(NO_DEADLINE);
@@ -177,7 +178,7 @@ pub fn deadlines_by_vm(deadlines: &[u64], vm_of: &[u32], out: &mut [u64]) {
     }
 }
 
-/// The earliest deadline of all: [`NO_DEADLINE`] for none.
+/// Returns the earliest of all deadlines; [`NO_DEADLINE`] for none.
 #[must_use]
 pub fn earliest(isa: Isa, deadlines: &[u64]) -> u64 {
     isa.run(

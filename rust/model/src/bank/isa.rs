@@ -1,9 +1,9 @@
-//! The instruction sets that the kernels are compiled for, and which of them this CPU has.
+//! Instruction sets that the column loops are compiled for, and those that this CPU has.
 //!
-//! A kernel's text stands once, in its own module, and is compiled here for each set. Two steps are written by hand for
-//! the wider sets, where the compiler makes less of the text, which remains the law. This is the one file of the crate
-//! that may hold unsafe code: a function that is compiled for instructions which a CPU lacks must not run on it, and
-//! only an [`Isa`] knows that they are there.
+//! A loop's text is written once, in its own module, and compiled here for each set. Two steps are written by hand for
+//! the wider sets, for which the compiler makes worse code of the text; the text remains the rule. This is the one file
+//! of the crate that may hold unsafe code: a function compiled for instructions that a CPU lacks must not run on it,
+//! and only an [`Isa`] proves that they are there.
 
 #![allow(unsafe_code, reason = "of the whole crate, here")]
 
@@ -12,7 +12,7 @@ use crate::bank::timer_block::{TimerBlock, conditions, least_ticks};
 use guestclock_core::time::HostCount;
 use std::fmt;
 
-/// A set of instructions that this CPU has: one that it lacks can't be named.
+/// Instruction set that this CPU has. A set that it lacks can't be constructed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Isa(Level);
 
@@ -25,18 +25,18 @@ enum Level {
     Avx512,
 }
 
-/// There is no such set of instructions, or this CPU doesn't have it.
+/// Error for an instruction set that doesn't exist, or that this CPU lacks.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("no instruction set {asked:?} here: this CPU has {}", .available.join(", "))]
 pub struct NoSuchIsa {
-    /// The name that was asked for.
+    /// The requested name.
     pub asked: String,
-    /// The names that there are here.
+    /// The names that this CPU has.
     pub available: Vec<&'static str>,
 }
 
 impl Level {
-    /// All that the kernels are compiled for, each wider than the one before it.
+    /// All sets that the loops are compiled for, each wider than the one before it.
     const ALL: &[Self] = &[
         Self::Baseline,
         #[cfg(target_arch = "x86_64")]
@@ -73,8 +73,8 @@ macro_rules! x86 {
         $(
             #[cfg(target_arch = "x86_64")]
             $(#[target_feature(enable = $feature)])+
-            fn $function<R>(kernel: impl FnOnce(Isa) -> R) -> R {
-                kernel(Isa(Level::$level))
+            fn $function<R>(work: impl FnOnce(Isa) -> R) -> R {
+                work(Isa(Level::$level))
             }
         )+
     };
@@ -87,21 +87,22 @@ x86! {
 }
 
 impl Isa {
-    /// What every CPU of the architecture has.
+    /// Instructions that every CPU of the architecture has.
     pub const BASELINE: Self = Self(Level::Baseline);
 
-    /// Those that this CPU has, the widest last. Without the feature `std` those that the target is sure to have.
+    /// Returns the sets that this CPU has, the widest last. Without the feature `std` these are the ones that the
+    /// target is sure to have.
     pub fn available() -> impl Iterator<Item = Self> {
         Level::ALL.iter().copied().filter(|level| level.is_here()).map(Self)
     }
 
-    /// The widest that this CPU has.
+    /// Returns the widest set that this CPU has.
     #[must_use]
     pub fn best() -> Self {
         Self::available().last().unwrap_or(Self::BASELINE)
     }
 
-    /// The one of that name.
+    /// Returns the set with this name.
     ///
     /// ```
     /// use guestclock_model::bank::Isa;
@@ -111,40 +112,40 @@ impl Isa {
     ///
     /// # Errors
     ///
-    /// [`NoSuchIsa`], where this CPU doesn't have it as well.
+    /// [`NoSuchIsa`] if the set doesn't exist, or this CPU lacks it.
     pub fn named(name: &str) -> Result<Self, NoSuchIsa> {
         let found = Self::available().find(|isa| isa.name() == name);
         found.ok_or_else(|| NoSuchIsa { asked: name.into(), available: Self::available().map(Self::name).collect() })
     }
 
-    /// Its name: `baseline`, `avx2` or `avx512`.
+    /// Name of the set: `baseline`, `avx2` or `avx512`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         self.0.name()
     }
 
-    /// Runs a kernel that is compiled for these instructions. It is compiled so only where all of it is inlined: the
-    /// closure and what it calls are `#[inline(always)]`. It is told the set as a constant, so that what it asks of it
-    /// is decided when it is compiled.
+    /// Runs a loop that is compiled for these instructions. Only inlined code is compiled for them, so the closure and
+    /// its callees are `#[inline(always)]`. The closure gets the set as a constant, so that what depends on it is
+    /// decided at compile time.
     #[inline]
-    pub(super) fn run<R>(self, kernel: impl FnOnce(Self) -> R) -> R {
+    pub(super) fn run<R>(self, work: impl FnOnce(Self) -> R) -> R {
         match self.0 {
-            Level::Baseline => kernel(Self::BASELINE),
+            Level::Baseline => work(Self::BASELINE),
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: this level was made only where the CPU has these features.
-            Level::Avx2 => unsafe { avx2(kernel) },
+            // SAFETY: this level was made only if the CPU has these features.
+            Level::Avx2 => unsafe { avx2(work) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Level::Avx512 => unsafe { avx512(kernel) },
+            Level::Avx512 => unsafe { avx512(work) },
         }
     }
 }
 
-/// How many words a register has.
+/// Number of words in a register.
 pub(super) const TABLE: usize = 8;
 
 impl Isa {
-    /// In each table the word of each row. No index is past the tables' end.
+    /// Looks up the word of each row in each table. No index is past the tables' end.
     #[inline]
     pub(super) fn look_up(self, tables: &[[u64; TABLE]], of: &[u16; BLOCK], words: &mut [Lanes<u64>]) {
         match self.0 {
@@ -188,7 +189,7 @@ mod look_up {
         }
     }
 
-    /// A register has the lower or the upper halves of all eight words.
+    /// Keeps the lower halves of all eight words in one register, and the upper halves in another.
     #[target_feature(enable = "avx2")]
     pub(super) fn avx2(tables: &[[u64; TABLE]], of: &[u16; BLOCK], words: &mut [Lanes<u64>]) {
         for (table, words) in tables.iter().zip(words) {
@@ -198,7 +199,7 @@ mod look_up {
                 let [first, last] = halves.map(|half| _mm256_loadu_si256(half.cast()));
                 (_mm256_castsi256_ps(first), _mm256_castsi256_ps(last))
             };
-            // They come as those of the words 0, 1, 4, 5, 2, 3, 6 and 7.
+            // The shuffles leave the words in the order 0, 1, 4, 5, 2, 3, 6 and 7.
             let order = _mm256_setr_epi32(0, 1, 4, 5, 2, 3, 6, 7);
             let lower = _mm256_castps_si256(_mm256_shuffle_ps::<0b10_00_10_00>(first, last));
             let lower = _mm256_permutevar8x32_epi32(lower, order);
@@ -218,7 +219,7 @@ mod look_up {
 }
 
 impl Isa {
-    /// [`conditions`] of one timer, and [`least_ticks`].
+    /// Computes [`conditions`] of one timer, and [`least_ticks`].
     #[inline]
     pub(super) fn conditions_and_ticks(
         self,
@@ -243,8 +244,8 @@ impl Isa {
     }
 }
 
-/// Each word is read once for both, and compared once (AVX2). The compiler's loops read it twice, and put the bytes of
-/// every two vectors in order.
+/// Both results from one read of each word, with one comparison (AVX2). The compiler's loops read it twice, and reorder
+/// the bytes of every two vectors.
 #[cfg(target_arch = "x86_64")]
 mod conditions_and_ticks {
     use super::{BLOCK, HostCount, Lanes, TimerBlock};
@@ -282,7 +283,7 @@ mod conditions_and_ticks {
         unsafe { _mm512_storeu_si512(met.0.as_mut_ptr().cast(), ones) };
     }
 
-    /// Words are compared as signed ones: with their top bits flipped.
+    /// Compares words as signed ones, with their top bits flipped.
     #[target_feature(enable = "avx2")]
     #[inline]
     pub(super) fn avx2(

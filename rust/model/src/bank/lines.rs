@@ -1,4 +1,4 @@
-//! Timer conditions and interrupt lines, and which lines have changed.
+//! Timer conditions and interrupt lines, and changes of lines.
 #![expect(clippy::inline_always, reason = "what Isa::run asks for")]
 
 use crate::bank::block::BLOCK;
@@ -7,12 +7,12 @@ use crate::bank::timer_block::{TimerBlock, TimerSlices, conditions};
 use guestclock_core::arch::arm64::timer;
 use guestclock_core::time::HostCount;
 
-/// Of one timer on each row when the host's counter reads `now`: ISTATUS ([`condition_met`](timer::condition_met)) and
-/// the level of its line ([`line`](timer::line())).
+/// Computes one timer of each row when the host's counter reads `now`: ISTATUS
+/// ([`condition_met`](timer::condition_met)) and the level of its line ([`line`](timer::line())).
 ///
 /// # Panics
 ///
-/// Where the columns differ in length.
+/// If the columns differ in length.
 pub fn evaluate(isa: Isa, now: HostCount, timer: TimerSlices<'_>, istatus: &mut [bool], line: &mut [bool]) {
     timer.same_rows(istatus.len());
     assert_eq!(istatus.len(), line.len(), "rows of ISTATUS and of the lines");
@@ -34,11 +34,11 @@ pub fn evaluate(isa: Isa, now: HostCount, timer: TimerSlices<'_>, istatus: &mut 
     );
 }
 
-/// ISTATUS and the line: the conditions first, then the lines from them, since a vector has room for more lines than
-/// for counts.
+/// Computes ISTATUS and the line: the conditions first, then the lines from them, since a vector has room for more
+/// lines than counts.
 #[inline(always)]
 fn lines(now: HostCount, timer: TimerBlock<'_>, istatus: &mut [bool; BLOCK], line: &mut [bool; BLOCK]) {
-    // Arrays of their own, which no column can overlap.
+    // Local arrays, which no column can overlap.
     let (mut met, mut high) = ([false; BLOCK], [false; BLOCK]);
     conditions(now, timer, &mut met);
     for row in 0..BLOCK {
@@ -48,14 +48,15 @@ fn lines(now: HostCount, timer: TimerBlock<'_>, istatus: &mut [bool; BLOCK], lin
     *line = high;
 }
 
-/// The rows whose line isn't as it was `before`, in ascending order into the beginning of `rows`; returns how many.
+/// Writes the rows with a line that differs from `before` to the beginning of `rows`, in ascending order, and returns
+/// their number.
 ///
-/// The numbers are `i64`, the array library's own index type. `rows` has as many elements as there are lines, since all
-/// of them may have changed; those past the returned number are left or overwritten.
+/// Row numbers are `i64`, the array library's own index type. `rows` has an element for each line, since all of them
+/// may have changed; elements past the returned number are left or overwritten.
 ///
 /// # Panics
 ///
-/// Where the columns differ in length.
+/// If the columns differ in length.
 #[expect(clippy::needless_bitwise_bool, reason = "a branch for each row would keep it from being vector code")]
 pub fn changes(isa: Isa, before: &[bool], line: &[bool], rows: &mut [i64]) -> usize {
     assert_eq!([line.len(), rows.len()], [before.len(); 2], "rows of both columns of lines, and of the output");
@@ -63,7 +64,7 @@ pub fn changes(isa: Isa, before: &[bool], line: &[bool], rows: &mut [i64]) -> us
         #[inline(always)]
         |_| {
             let mut found = 0;
-            // Of most blocks no line has changed, and one look passes over all of it.
+            // In most blocks no line has changed, and one comparison skips the whole block.
             for (first, (before, line)) in (0..).step_by(BLOCK).zip(before.chunks(BLOCK).zip(line.chunks(BLOCK))) {
                 if before.iter().zip(line).fold(false, |any, (before, line)| any | (before ^ line)) {
                     for (row, (before, line)) in (first..).zip(before.iter().zip(line)) {

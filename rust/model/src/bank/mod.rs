@@ -1,14 +1,14 @@
-//! vCPUs and their timers as columns, and what is computed over them.
+//! vCPUs and their timers as columns, and the computations over them.
 //!
-//! A kernel is a loop over columns, a row each vCPU or VM, and gives row by row just what the scalar law gives: the
-//! rules themselves stay in [`counter`](guestclock_core::time::count), [`timer`](guestclock_core::arch::arm64::timer)
-//! and [`plan`](guestclock_core::restore::plan). Columns are plain `u64` and `bool`, as an array library lays them out.
-//! Kernels allocate nothing, and write only to what they are given to write to. All columns of a call have as many
-//! rows: a kernel panics where they don't, before it writes anything.
+//! A *column loop* computes a row for each vCPU or VM, with exactly the result of the scalar rule. The rules themselves
+//! are in [`count`](guestclock_core::time::count), [`timer`](guestclock_core::arch::arm64::timer) and
+//! [`plan`](mod@guestclock_core::restore::plan). Columns are plain `u64` and `bool`, as an array library lays them out.
+//! Column loops allocate nothing, and write only to their outputs. All columns of a call must have the same length:
+//! otherwise the call panics, before it writes anything.
 //!
-//! Rows are computed without branches, so that the compiler makes vector code of the loops (docs/performance.md).
-//! Each loop is compiled for several instruction sets; a call says on which of them, an [`Isa`], it is to run.
-//! Comparisons are KVM's, of 64 bits: a narrow counter ([`Width`](guestclock_core::arch::arm64::Width)) has no kernel.
+//! Rows are computed without branches, so that the compiler vectorises the loops (docs/performance.md). Each loop is
+//! compiled for several instruction sets, and the caller chooses one with an [`Isa`]. Comparisons are KVM's, of 64
+//! bits: no column loop handles a narrow counter ([`Width`](guestclock_core::arch::arm64::Width)).
 
 pub(crate) mod batch;
 pub(crate) mod block;

@@ -1,4 +1,4 @@
-//! The offsets of many VMs at one instant: the table of [`plan`](guestclock_core::restore::plan), as columns.
+//! Offsets of many VMs at one instant: the table of [`plan`](mod@guestclock_core::restore::plan), as columns.
 #![expect(clippy::inline_always, reason = "what Isa::run asks for")]
 
 use crate::bank::block::{BLOCK, Lanes, rest, whole, widened};
@@ -6,28 +6,28 @@ use crate::bank::isa::{Isa, TABLE};
 use crate::bank::scale::{Digits, Scale};
 use guestclock_core::time::{Frequency, GuestCount, HostCount, Offset};
 
-/// What a VM's guest is to see of the time it didn't run, and by what that is told:
-/// [`Policy`](guestclock_core::restore::Policy) with the plan's decision whether it is the same counter.
+/// Guest time to add for the time that a VM didn't run, and its source: [`Policy`](guestclock_core::restore::Policy)
+/// with the plan's decision whether this is the same counter.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u8)]
 pub enum Added {
-    /// Nothing: `Freeze`, and `CatchUp`, which owes it.
+    /// Nothing: `Freeze`, and `CatchUp`, which makes it a backlog.
     Nothing,
     /// The ticks since the checkpoint, on the same counter.
     Counted,
-    /// The same, at most `max_ns`.
+    /// The ticks since the checkpoint, at most `max_ns`.
     CountedUpTo,
-    /// `elapsed_ns`, which two wall clocks or the caller said.
+    /// `elapsed_ns`, from two wall clocks or the caller.
     Elapsed,
-    /// The same, at most `max_ns`.
+    /// `elapsed_ns`, at most `max_ns`.
     ElapsedUpTo,
 }
 
 impl Added {
-    /// All, in their numbers' order.
+    /// All of them, in the order of their numbers.
     pub const ALL: [Self; 5] = [Self::Nothing, Self::Counted, Self::CountedUpTo, Self::Elapsed, Self::ElapsedUpTo];
 
-    /// The one of this number, its place in [`ALL`](Self::ALL).
+    /// Returns the one with this number, its place in [`ALL`](Self::ALL).
     #[must_use]
     pub const fn numbered(number: u8) -> Option<Self> {
         match number {
@@ -56,40 +56,40 @@ impl Added {
     }
 }
 
-/// How many words a rate is made of.
+/// Number of words of a rate.
 const WORDS: usize = 5;
 
-/// A counter that VMs are restored on: what it reads at that instant, and its frequency.
+/// A counter that VMs are restored on: its count at that instant, and its frequency.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Rate {
     now: HostCount,
     digits: Digits,
-    /// The most nanoseconds whose ticks are in the range.
+    /// Largest number of nanoseconds whose ticks are in range.
     limit: u64,
 }
 
 impl Rate {
-    /// A counter of this frequency, which reads `now`.
+    /// Returns the rate of a counter of this frequency, which reads `now`.
     #[must_use]
     pub const fn new(now: HostCount, frequency: Frequency) -> Self {
         let scale = Scale::ns_to_ticks(frequency);
         Self { now, digits: scale.digits(), limit: scale.limit() }
     }
 
-    /// What the counter reads.
+    /// The counter's count.
     #[must_use]
     pub const fn now(self) -> HostCount {
         self.now
     }
 
-    /// In the order in which a kernel asks for them: see [`Rates::look_up`].
+    /// Returns the words in the order in which a loop needs them: see [`Rates::look_up`].
     const fn words(self) -> [u64; WORDS] {
         let Digits { whole, upper, lower } = self.digits;
         [self.now.0, whole, upper, lower, self.limit]
     }
 }
 
-/// The rates of all rows. Of few rates each word makes a table that fits into a register.
+/// The rates of all rows. If there are few, each word's table fits into a register.
 struct Rates<'a> {
     isa: Isa,
     all: &'a [Rate],
@@ -107,7 +107,7 @@ impl<'a> Rates<'a> {
         Self { isa, all, tables }
     }
 
-    /// The first words of each row's rate, as many as there is room for.
+    /// Looks up the first words of each row's rate, as many as there is room for.
     #[inline(always)]
     fn look_up(&self, rate: &[u16; BLOCK], words: &mut [Lanes<u64>]) {
         if self.all.len() <= TABLE {
@@ -122,24 +122,24 @@ impl<'a> Rates<'a> {
     }
 }
 
-/// VMs to restore, a row each. A column that a row's [`Added`] makes no use of may hold anything.
+/// VMs to restore, one a row. A column that a row's [`Added`] doesn't use may hold anything.
 #[derive(Clone, Copy, Debug)]
 pub struct Saved<'a> {
     /// The guest's counter at the checkpoint.
     pub guest: &'a [u64],
-    /// The host's count then.
+    /// The host's count at the checkpoint.
     pub host: &'a [u64],
-    /// What is added.
+    /// The time that is added.
     pub added: &'a [Added],
-    /// How long it has been, in nanoseconds.
+    /// The elapsed time, in nanoseconds.
     pub elapsed_ns: &'a [u64],
-    /// The most that is added, in nanoseconds.
+    /// The most time that is added, in nanoseconds.
     pub max_ns: &'a [u64],
-    /// Which of the counters is the row's host's.
+    /// Index of the counter of the row's host.
     pub rate: &'a [u16],
 }
 
-/// The same, of a block of rows.
+/// A block of rows.
 #[derive(Clone, Copy)]
 struct SavedBlock<'a> {
     guest: &'a [u64; BLOCK],
@@ -150,7 +150,7 @@ struct SavedBlock<'a> {
     rate: &'a [u16; BLOCK],
 }
 
-/// The last rows.
+/// The rows after the whole blocks.
 struct SavedRest {
     guest: [u64; BLOCK],
     host: [u64; BLOCK],
@@ -178,7 +178,7 @@ impl Saved<'_> {
         SavedRest {
             guest: rest(self.guest, 0),
             host: rest(self.host, 0),
-            // Nothing that could go backwards.
+            // A padding row has no counter that could go backwards.
             added: rest(self.added, Added::Nothing),
             elapsed_ns: rest(self.elapsed_ns, 0),
             max_ns: rest(self.max_ns, 0),
@@ -195,27 +195,27 @@ impl SavedRest {
     }
 }
 
-/// The first row that goes by its counter, and whose counter has gone backwards.
+/// The first row that depends on its counter, and whose counter has gone backwards.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("the host's counter went backwards since the checkpoint of row {row}: tell how long it has been, or freeze")]
 pub struct WentBackwards {
-    /// Which one.
+    /// The row.
     pub row: usize,
 }
 
-/// The offset under which each guest goes on at the instant of the restore, and the ticks that are added to its
-/// counter, modulo 2^64: [`Plan::at`](guestclock_core::restore::Plan::at) of a VM that is owed no time.
+/// Computes the offset under which each guest goes on at the instant of the restore, and the ticks added to its
+/// counter, modulo 2^64: [`Plan::at`](guestclock_core::restore::Plan::at) of a VM without a backlog.
 ///
-/// `rates` are the hosts' counters, each at its own count. Either of a guest's counters has a call of its own. How
-/// far off the elapsed time may be, and whether it is believed, is the plan's to say.
+/// `rates` are the hosts' counters, each at its own count. Each of a guest's two counters takes a call of its own. The
+/// plan decides whether the elapsed time is believed, and bounds its error.
 ///
 /// # Errors
 ///
-/// [`WentBackwards`]: nothing is written then.
+/// [`WentBackwards`]: then nothing is written.
 ///
 /// # Panics
 ///
-/// Where the columns differ in length, and at a row whose rate isn't in `rates`: before anything is written.
+/// If the columns differ in length, or a row's rate isn't in `rates`: before anything is written.
 pub fn recompute_offsets(
     isa: Isa,
     rates: &[Rate],
@@ -257,7 +257,7 @@ pub fn recompute_offsets(
 }
 
 impl SavedBlock<'_> {
-    /// An error is the first row that goes by its counter, and whose counter has gone backwards.
+    /// Returns the first row that depends on its counter, and whose counter has gone backwards, as an error.
     #[inline(always)]
     fn forwards(&self, rates: &Rates<'_>, words: &mut [Lanes<u64>; WORDS]) -> Result<(), usize> {
         rates.look_up(self.rate, &mut words[..1]);
@@ -296,7 +296,7 @@ impl SavedBlock<'_> {
         for row in 0..BLOCK {
             let [counted, told, uncapped] = [&counted, &told, &uncapped].map(|masks| widened(masks.0[row]));
             let now = HostCount(now.0[row]);
-            // Of two times the lesser has the lesser ticks, so one conversion does. Modulo 2^64, as a counter is.
+            // The lesser of two times has the lesser ticks, so one conversion suffices. Modulo 2^64, as a counter is.
             let ns = (self.elapsed_ns[row] | !told).min(self.max_ns[row] | uncapped);
             let ticks = Digits { whole: whole.0[row], upper: upper.0[row], lower: lower.0[row] }.wrapping(ns);
             let most = ticks | uncapped | u64::from(ns > limit.0[row]).wrapping_neg();
@@ -308,7 +308,7 @@ impl SavedBlock<'_> {
     }
 }
 
-/// All bits where it is so.
+/// Returns all ones if `yes`, else all zeros.
 #[inline(always)]
 const fn all(yes: bool) -> u8 {
     (yes as u8).wrapping_neg()

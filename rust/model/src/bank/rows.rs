@@ -1,4 +1,4 @@
-//! vCPUs and their timers as columns, a row each vCPU.
+//! vCPUs and their timers as columns, one row for each vCPU.
 
 use crate::bank::timer_block::TimerSlices;
 use guestclock_core::arch::arm64::{Offsets, Timer, View, view_of};
@@ -6,39 +6,39 @@ use guestclock_core::time::Offset;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// Whose a row is that belongs to no VM any more.
+/// Owner of a row that no longer belongs to a VM.
 pub(crate) const NOBODY: u32 = u32::MAX;
 
-/// One timer of every row.
+/// Columns of one timer.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct TimerColumns {
-    /// The compare values.
+    /// Compare values.
     pub(crate) cval: Vec<u64>,
-    /// The lowest eight bits of the controls: ENABLE, IMASK, and ISTATUS as the last run left it.
+    /// Lowest eight bits of the controls: ENABLE, IMASK, and ISTATUS as the last run left it.
     pub(crate) ctl: Vec<u8>,
-    /// The level of the lines when they were last asked for; empty until then.
+    /// Level of the lines at the last query for changes; empty until the first.
     pub(crate) seen: Vec<bool>,
 }
 
-/// The columns. Those of EL2 are empty where no guest may have it.
+/// Columns of all rows. The columns of EL2 are empty if no guest may have it.
 #[derive(Clone, Debug)]
 pub(crate) struct Rows {
-    /// Whose it is: the slot of a VM.
+    /// Owner of the row: the slot of a VM.
     pub(crate) vm: Vec<u32>,
-    /// The offset in force of the virtual counter: that of the VM, or that which a running vCPU was loaded with.
+    /// Offset in force of the virtual counter: the VM's, or the one that a running vCPU was loaded with.
     pub(crate) virt: Vec<u64>,
-    /// The offset in force of the physical counter.
+    /// Offset in force of the physical counter.
     pub(crate) phys: Vec<u64>,
-    /// Whether the vCPU is in its guest.
+    /// True if the vCPU is in its guest.
     pub(crate) running: Vec<bool>,
     pub(crate) cntkctl: Vec<u64>,
-    /// In the order of [`Timer::ALL`].
+    /// Timers in the order of [`Timer::ALL`].
     pub(crate) timers: Vec<TimerColumns>,
-    /// CNTVOFF_EL2: the guest hypervisor's own, and nobody else's.
+    /// CNTVOFF_EL2, which belongs to the guest's hypervisor alone.
     pub(crate) cntvoff: Vec<u64>,
     pub(crate) cnthctl: Vec<u64>,
     el2: bool,
-    /// The other bits of a CTL, which KVM stores until the vCPU's first run: few have any.
+    /// Upper bits of a CTL, which KVM stores until the vCPU's first run. Few timers have any.
     upper_ctl: BTreeMap<(usize, Timer), u64>,
     holes: usize,
 }
@@ -64,12 +64,12 @@ impl Rows {
         self.el2
     }
 
-    /// How many, those that belong to nobody included.
+    /// Number of rows, including those without an owner.
     pub(crate) const fn len(&self) -> usize {
         self.vm.len()
     }
 
-    /// How many belong to nobody.
+    /// Number of rows without an owner.
     pub(crate) const fn holes(&self) -> usize {
         self.holes
     }
@@ -90,7 +90,7 @@ impl Rows {
         }
     }
 
-    /// Adds a vCPU's row as reset leaves it: its timers off, comparing with 0.
+    /// Adds a vCPU's row in the state of a reset: timers disabled, with a CVAL of 0.
     pub(crate) fn push(&mut self, vm: u32) {
         self.vm.push(vm);
         self.running.push(false);
@@ -110,7 +110,7 @@ impl Rows {
         }
     }
 
-    /// Gives these rows up.
+    /// Marks these rows as having no owner.
     pub(crate) fn vacate(&mut self, rows: Range<usize>) {
         self.holes += rows.len();
         for row in rows {
@@ -146,7 +146,7 @@ impl Rows {
         self.vacate(rows);
     }
 
-    /// Closes the gaps; the order of the rows stays.
+    /// Closes the gaps, and keeps the order of the rows.
     pub(crate) fn close_gaps(&mut self) {
         let vm = core::mem::take(&mut self.vm);
         keep(&mut self.running, &vm);
@@ -182,7 +182,7 @@ impl Rows {
         self.phys[row] = offsets.phys.0;
     }
 
-    /// The offsets in force of a counter.
+    /// Returns the offsets in force of a counter.
     pub(crate) fn offsets_in(&self, view: View) -> &[u64] {
         match view {
             View::Virtual => &self.virt,
@@ -190,12 +190,12 @@ impl Rows {
         }
     }
 
-    /// The same of the counter that a timer compares with.
+    /// Returns the offsets in force of the counter that a timer compares with.
     pub(crate) fn offsets_of(&self, timer: Timer) -> &[u64] {
         self.offsets_in(view_of(timer))
     }
 
-    /// A timer of some rows.
+    /// Returns a timer's columns for some rows.
     pub(crate) fn slices(&self, timer: Timer, rows: Range<usize>) -> TimerSlices<'_> {
         let TimerColumns { cval, ctl, .. } = &self.timers[timer.index()];
         TimerSlices { offsets: &self.offsets_of(timer)[rows.clone()], cval: &cval[rows.clone()], ctl: &ctl[rows] }
@@ -209,7 +209,7 @@ impl Rows {
         self.timers[timer.index()].cval[row] = cval;
     }
 
-    /// CTL as it is stored.
+    /// Returns the stored CTL.
     pub(crate) fn ctl(&self, row: usize, timer: Timer) -> u64 {
         let upper = self.upper_ctl.get(&(row, timer)).copied().unwrap_or(0);
         upper | u64::from(self.timers[timer.index()].ctl[row])
@@ -229,12 +229,12 @@ impl Rows {
         }
     }
 
-    /// The timers that there are columns of.
+    /// Returns the timers that have columns.
     pub(crate) fn kept(&self) -> &'static [Timer] {
         &Timer::ALL[..self.timers.len()]
     }
 
-    /// The bytes that they hold, those that are reserved for more included.
+    /// Memory of the columns in bytes, including reserved capacity.
     pub(crate) fn bytes(&self) -> usize {
         let words = [&self.virt, &self.phys, &self.cntkctl, &self.cntvoff, &self.cnthctl].map(Vec::capacity);
         let timers = self.timers.iter().map(|it| it.cval.capacity() * 8 + it.ctl.capacity() + it.seen.capacity());

@@ -1,7 +1,7 @@
-//! Ticks to nanoseconds and back, exact and without a division a row.
+//! Ticks to nanoseconds and back, exact and without a division for each row.
 //!
-//! `floor(n * a / b)` for a ratio `a / b` that many rows share. It is split once, with a division, into whole and rest,
-//! `a = whole * b + rest`, and the rest is made a binary fraction of 128 bits, rounded *up*:
+//! The result is `floor(n * a / b)` for a ratio `a / b` that many rows share. One division splits the ratio into whole
+//! and rest, `a = whole * b + rest`, and the rest becomes a binary fraction of 128 bits, rounded *up*:
 //!
 //! ```text
 //! fraction = ceil(rest * 2^128 / b)
@@ -9,18 +9,18 @@
 //! ```
 //!
 //! **It is exact** for every `n`, `a` and `b` of 64 bits. Let `fraction = (rest * 2^128 + e) / b`, where `0 <= e < b`.
-//! Then `n * fraction / 2^128 = n * rest / b + n * e / (b * 2^128)`. The first term is a multiple of `1 / b`, so its
-//! floor stays what it is if less than `1 / b` is added to it: if `n * e < 2^128`, and both are below 2^64.
+//! Then `n * fraction / 2^128 = n * rest / b + n * e / (b * 2^128)`. The first term is a multiple of `1 / b`, so adding
+//! less than `1 / b` doesn't change its floor: that is, if `n * e < 2^128`, which holds since both are below 2^64.
 //!
 //! The fraction fits in 128 bits: `rest <= b - 1`, so it is at most `ceil(2^128 - 2^128 / b)`, and `2^128 / b` is above
 //! 1.
 //!
 //! **In half words**, which vectors can multiply: [`Digits`] takes 96 bits of the fraction in three digits of 32, and
-//! `n` in two. Of the six products the least is left out, and of the next two the lower halves. What is left out is
-//! below `3 / 2^32`, and `3 / 2^32` is added for it. A fraction of 96 bits has `n * e / (b * 2^96)` below `1 / 2^32`,
-//! so all in all less than `4 / 2^32` is added to `n * rest / b`: not more than `1 / b` where `b <= 2^30`, as 10^9 is.
+//! `n` in two. It leaves out the least of the six products, and the lower halves of the next two. The omitted sum is
+//! below `3 / 2^32`, and `3 / 2^32` is added for it. A fraction of 96 bits has `n * e / (b * 2^96)` below `1 / 2^32`.
+//! In total less than `4 / 2^32` is added to `n * rest / b`: not more than `1 / b` if `b <= 2^30`, as 10^9 is.
 //!
-//! The tests make the same text of bytes, and try each `n`, `a` and `b` there is.
+//! The tests instantiate the same text for bytes, and try every `n`, `a` and `b`.
 
 use crate::bank::isa::Isa;
 use guestclock_core::time::{Frequency, NS_PER_S};
@@ -31,27 +31,27 @@ macro_rules! scale {
         mod $module {
             const BITS: u32 = <$word>::BITS;
 
-            /// A ratio `a / b`, ready to multiply with.
+            /// A ratio `a / b`, prepared for multiplication.
             #[derive(Clone, Copy, PartialEq, Eq, Debug)]
             pub struct Scale {
                 whole: $word,
                 upper: $word,
                 lower: $word,
-                /// The largest number whose product is in a word's range.
+                /// The largest number whose product fits in a word.
                 limit: $word,
             }
 
             impl Scale {
-                /// Neither is 0.
+                /// Returns the ratio `a / b`. Neither is 0.
                 #[expect(clippy::cast_possible_truncation, reason = "each quotient is in a word's range, as said")]
                 pub(crate) const fn ratio(a: $word, b: $word) -> Self {
                     let (wide, rest) = (b as $wide, (a % b) as $wide);
-                    // The division on paper: a word's digit at a time. Each dividend is below b * 2^64.
+                    // Long division, a word at a time. Each dividend is below b * 2^64.
                     let upper = (rest << BITS) / wide;
                     let below = ((rest << BITS) % wide) << BITS;
                     let (lower, up) = (below / wide, (below % wide != 0) as $wide);
                     let fraction = (upper << BITS | lower) + up;
-                    // n * a / b < 2^64 just where n * a <= b * 2^64 - 1.
+                    // n * a / b < 2^64 exactly if n * a <= b * 2^64 - 1.
                     let limit = ((wide << BITS) - 1) / a as $wide;
                     Self {
                         whole: a / b,
@@ -61,7 +61,7 @@ macro_rules! scale {
                     }
                 }
 
-                /// `floor(n * a / b)` modulo 2^64.
+                /// Returns `floor(n * a / b)` modulo 2^64.
                 #[must_use]
                 #[inline]
                 #[allow(
@@ -69,33 +69,33 @@ macro_rules! scale {
                     reason = "modulo 2^64; of bytes clippy sees that nothing is lost"
                 )]
                 pub const fn wrapping(self, n: $word) -> $word {
-                    // The products' digits below 2^128 are lost; the carry of those above 2^64 isn't. No sum overflows:
-                    // (2^64 - 1)^2 + 2^64 - 1 < 2^128.
+                    // The products' digits below 2^128 are dropped, and the carry of those above 2^64 is kept. No sum
+                    // overflows: (2^64 - 1)^2 + 2^64 - 1 < 2^128.
                     let carry = (n as $wide * self.lower as $wide) >> BITS;
                     let part = (n as $wide * self.upper as $wide).wrapping_add(carry) >> BITS;
                     n.wrapping_mul(self.whole).wrapping_add(part as $word)
                 }
 
-                /// Whether `floor(n * a / b)` is 2^64 or more.
+                /// Returns whether `floor(n * a / b)` is 2^64 or more.
                 #[must_use]
                 #[inline]
                 pub const fn exceeds(self, n: $word) -> bool {
                     n > self.limit()
                 }
 
-                /// The largest number that doesn't exceed.
+                /// Returns the largest number that doesn't exceed.
                 pub(crate) const fn limit(self) -> $word {
                     self.limit
                 }
 
-                /// `floor(n * a / b)`, held at 2^64 - 1.
+                /// Returns `floor(n * a / b)`, or 2^64 - 1 if it is larger.
                 #[must_use]
                 #[inline]
                 pub const fn saturating(self, n: $word) -> $word {
                     if self.exceeds(n) { <$word>::MAX } else { self.wrapping(n) }
                 }
 
-                /// The same ratio in half words. Its `b` is at most 2^30.
+                /// Returns the ratio in half words. Its `b` is at most 2^30.
                 #[expect(clippy::cast_possible_truncation, reason = "taken apart, and a fraction is below 1")]
                 pub(crate) const fn digits(self) -> Digits {
                     let half = BITS / 2;
@@ -107,7 +107,7 @@ macro_rules! scale {
 
             const LOWER: $word = <$word>::MAX >> (BITS / 2);
 
-            /// A ratio whose fraction is of three half words: `upper` has two of them, `lower` one.
+            /// A ratio with a fraction of three half words: `upper` has two of them, `lower` one.
             #[derive(Clone, Copy, PartialEq, Eq, Debug)]
             pub(crate) struct Digits {
                 pub(crate) whole: $word,
@@ -116,7 +116,7 @@ macro_rules! scale {
             }
 
             impl Digits {
-                /// [`Scale::wrapping`], without a product of more than a word.
+                /// Computes [`Scale::wrapping`] without a product of more than a word.
                 #[inline]
                 pub(crate) fn wrapping(self, n: $word) -> $word {
                     const HALF: u32 = BITS / 2;
@@ -124,7 +124,7 @@ macro_rules! scale {
                     let (first, second, third) = (self.upper >> HALF, self.upper & LOWER, self.lower & LOWER);
                     let times = <$word>::wrapping_mul;
                     // No sum overflows: the first digit is at most 2^32 - 4, since 1 - 1 / b is not more than that. A
-                    // check would keep it from being vector code.
+                    // check would prevent vector code.
                     let below = times(low, first)
                         .wrapping_add(times(low, second) >> HALF)
                         .wrapping_add(times(high, third) >> HALF)
@@ -147,24 +147,26 @@ pub(crate) use w64::Digits;
 pub use w64::Scale;
 
 impl Scale {
-    /// From ticks to nanoseconds: [`saturating`](Self::saturating) is [`Frequency::ticks_to_ns`], held at 2^64 - 1.
+    /// Returns the scale from ticks to nanoseconds: [`saturating`](Self::saturating) is [`Frequency::ticks_to_ns`], up
+    /// to 2^64 - 1.
     #[must_use]
     pub const fn ticks_to_ns(frequency: Frequency) -> Self {
         Self::ratio(NS_PER_S, frequency.hz())
     }
 
-    /// From nanoseconds to ticks: [`saturating`](Self::saturating) is [`Frequency::ns_to_ticks`], held at 2^64 - 1.
+    /// Returns the scale from nanoseconds to ticks: [`saturating`](Self::saturating) is [`Frequency::ns_to_ticks`], up
+    /// to 2^64 - 1.
     #[must_use]
     pub const fn ns_to_ticks(frequency: Frequency) -> Self {
         Self::ratio(frequency.hz(), NS_PER_S)
     }
 }
 
-/// Converts each row by the same ratio. What is beyond the range is held at 2^64 - 1: 584 years, in nanoseconds.
+/// Converts each row by the same ratio. Results saturate at 2^64 - 1: 584 years, in nanoseconds.
 ///
 /// # Panics
 ///
-/// Where the columns differ in length.
+/// If the columns differ in length.
 pub fn convert(isa: Isa, scale: Scale, from: &[u64], out: &mut [u64]) {
     assert_eq!(from.len(), out.len(), "rows of the input and of the output");
     isa.run(
@@ -177,11 +179,11 @@ pub fn convert(isa: Isa, scale: Scale, from: &[u64], out: &mut [u64]) {
     );
 }
 
-/// Converts each row by a ratio of its own, `scales[of[row]]`; else as [`convert`].
+/// Converts each row by a ratio of its own, `scales[of[row]]`, saturating as [`convert`] does.
 ///
 /// # Panics
 ///
-/// Where the columns differ in length, and at a row whose ratio isn't in `scales`: the rows before it are written then.
+/// If the columns differ in length, or at a row whose ratio isn't in `scales`: then the rows before it are written.
 pub fn convert_mixed(isa: Isa, scales: &[Scale], of: &[u16], from: &[u64], out: &mut [u64]) {
     assert_eq!([from.len(), of.len()], [out.len(); 2], "rows of the input, of its ratios and of the output");
     isa.run(
@@ -198,7 +200,7 @@ pub fn convert_mixed(isa: Isa, scales: &[Scale], of: &[u16], from: &[u64], out: 
 mod tests {
     use super::w8;
 
-    /// Every ratio of a byte and one that has two bits less than half of one.
+    /// Every ratio of a byte and a number that has two bits less than half of a byte.
     #[test]
     fn digits_are_the_division() {
         for a in 1..=u8::MAX {

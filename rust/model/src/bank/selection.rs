@@ -1,11 +1,11 @@
-//! Which vCPUs a batch is about, and where their values go.
+//! Selections of vCPUs for a batch, and the places of their values.
 
 use crate::bank::handle::Handle;
 use crate::bank::vms::{Bank, BankError, narrow};
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// vCPUs of a bank: all in the order of their rows, or some in the caller's order. It holds until the bank's VMs
+/// vCPUs of a bank: all in the order of their rows, or some in the caller's order. It is valid until the bank's VMs
 /// change.
 #[derive(Clone, Debug)]
 pub struct Selection {
@@ -13,31 +13,31 @@ pub struct Selection {
     len: usize,
 }
 
-/// Those of one clock.
+/// The vCPUs of one frequency domain.
 #[derive(Clone, Debug)]
 pub(crate) struct Part {
     pub(crate) domain: usize,
-    /// `None` for all.
+    /// `None` for all rows.
     rows: Option<Vec<u32>>,
     places: Places,
 }
 
 #[derive(Clone, Debug)]
 enum Places {
-    /// One after the other.
+    /// Consecutive places.
     Run(Range<usize>),
-    /// Each where the caller has it.
+    /// One place for each vCPU, in the caller's order.
     Each(Vec<usize>),
 }
 
 impl Selection {
-    /// How many vCPUs.
+    /// Number of vCPUs.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
+    /// Returns whether the selection is empty.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.len == 0
@@ -49,7 +49,7 @@ impl Selection {
 }
 
 impl Bank {
-    /// All vCPUs, in the order of [`vcpu_handles`](Self::vcpu_handles).
+    /// Selects all vCPUs, in the order of [`vcpu_handles`](Self::vcpu_handles).
     pub fn all(&mut self) -> Selection {
         self.close_gaps();
         let mut len = 0;
@@ -61,7 +61,7 @@ impl Bank {
         Selection { parts: parts.collect(), len }
     }
 
-    /// The vCPUs of these handles, each once.
+    /// Selects the vCPUs of these handles, each given once.
     pub fn select(&self, vcpus: &[Handle]) -> Result<Selection, BankError> {
         let found = self.find(vcpus)?;
         let one = found.first().map_or(0, |(domain, _)| *domain);
@@ -80,13 +80,13 @@ impl Bank {
         Ok(Selection { parts: parts.collect(), len: found.len() })
     }
 
-    /// The clock and the row of each of these vCPUs, none of them twice.
+    /// Returns the frequency domain and the row of each of these vCPUs, none of which is given twice.
     pub(crate) fn find(&self, vcpus: &[Handle]) -> Result<Vec<(usize, u32)>, BankError> {
         each_once(vcpus)?;
         vcpus.iter().map(|vcpu| self.row(*vcpu).map(|(domain, row)| (domain, narrow(row)))).collect()
     }
 
-    /// The vCPUs that `mask` has, a bool for each in the order of [`vcpu_handles`](Self::vcpu_handles).
+    /// Selects vCPUs by `mask`, a bool for each in the order of [`vcpu_handles`](Self::vcpu_handles).
     pub fn select_mask(&mut self, mask: &[bool]) -> Result<Selection, BankError> {
         self.close_gaps();
         let vcpus = self.vcpus();
@@ -105,16 +105,16 @@ impl Bank {
         Ok(Selection { parts: parts.collect(), len })
     }
 
-    /// The slots of these VMs, each once.
+    /// Returns the slots of these VMs, each given once.
     pub(crate) fn slots(&self, vms: &[Handle]) -> Result<Vec<u32>, BankError> {
         each_once(vms)?;
         vms.iter().map(|vm| self.slot(*vm)).collect()
     }
 }
 
-/// Refuses a handle that is there twice.
+/// Refuses a handle that is given twice.
 fn each_once(handles: &[Handle]) -> Result<(), BankError> {
-    // As a bank gives them out itself.
+    // A bank itself gives handles in ascending order.
     if handles.is_sorted_by(|one, next| one < next) {
         return Ok(());
     }
@@ -125,7 +125,7 @@ fn each_once(handles: &[Handle]) -> Result<(), BankError> {
 }
 
 impl Part {
-    /// A column's values of these vCPUs.
+    /// Returns a column's values of these vCPUs.
     pub(crate) fn of<'c, T: Copy>(&self, column: &'c [T]) -> Cow<'c, [T]> {
         match &self.rows {
             None => Cow::Borrowed(column),
@@ -133,7 +133,7 @@ impl Part {
         }
     }
 
-    /// Has `compute` write these vCPUs' values, in a column for all that are selected.
+    /// Writes the values that `compute` gives for these vCPUs, in a column for all selected ones.
     pub(crate) fn write<T: Copy + Default>(&self, out: &mut [T], compute: impl FnOnce(&mut [T])) {
         match &self.places {
             Places::Run(run) => compute(&mut out[run.clone()]),
@@ -147,7 +147,8 @@ impl Part {
         }
     }
 
-    /// The same of what a look at the timers gives: several columns of each kind of bools, and one of counts.
+    /// Writes the results of `evaluate` for these vCPUs: several columns each of ISTATUS and of lines, and one of
+    /// deadlines.
     pub(crate) fn write_all(
         &self,
         istatus: &mut [bool],
@@ -161,7 +162,7 @@ impl Part {
         {
             return compute(istatus, line, deadlines);
         }
-        // Not all of a column: a run of each, which have to follow each other for the kernel.
+        // Only a part of each column: the column loop needs the parts to follow each other.
         let (rows, columns) = (self.places.len(), istatus.len().checked_div(all).unwrap_or(0));
         let (mut met, mut high) = (vec![false; columns * rows], vec![false; columns * rows]);
         self.write(deadlines, |deadlines| compute(&mut met, &mut high, deadlines));

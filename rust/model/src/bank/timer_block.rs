@@ -1,5 +1,5 @@
 //! One timer of many rows: its columns, a block of them, and the two loops over a block that [`Isa`](super::isa::Isa)
-//! has by hand for some instruction sets.
+//! implements by hand for some instruction sets.
 #![expect(clippy::inline_always, reason = "what Isa::run asks for")]
 #![expect(clippy::needless_range_loop, reason = "a row is an index of several arrays")]
 
@@ -7,14 +7,14 @@ use crate::bank::block::{BLOCK, Lanes, rest, whole, widened};
 use guestclock_core::arch::arm64::timer;
 use guestclock_core::time::{HostCount, Offset};
 
-/// One timer of every row.
+/// Columns of one timer.
 #[derive(Clone, Copy, Debug)]
 pub struct TimerSlices<'a> {
-    /// The offsets of the counter that the timer compares with.
+    /// Offsets of the counter that the timer compares with.
     pub offsets: &'a [u64],
-    /// The compare values.
+    /// Compare values.
     pub cval: &'a [u64],
-    /// The controls: the bits that a timer goes by are the lowest two.
+    /// Controls. Only the lowest two bits matter.
     pub ctl: &'a [u8],
 }
 
@@ -44,7 +44,7 @@ pub(super) struct TimerBlock<'a> {
     pub(super) ctl: &'a [u8; BLOCK],
 }
 
-/// One timer of the last rows.
+/// One timer of the rows after the whole blocks.
 #[derive(Debug)]
 pub(super) struct TimerRest {
     offsets: [u64; BLOCK],
@@ -59,7 +59,7 @@ impl TimerRest {
     }
 }
 
-/// ISTATUS of each row.
+/// Computes ISTATUS of each row.
 #[inline(always)]
 pub(super) fn conditions(now: HostCount, timer: TimerBlock<'_>, met: &mut [bool; BLOCK]) {
     for row in 0..BLOCK {
@@ -67,7 +67,7 @@ pub(super) fn conditions(now: HostCount, timer: TimerBlock<'_>, met: &mut [bool;
     }
 }
 
-/// The least, row by row, of `ticks` and of [`ticks_until`](timer::ticks_until) the timer's compare value.
+/// Lowers `ticks`, row by row, to [`ticks_until`](timer::ticks_until) the timer's compare value.
 #[inline(always)]
 pub(super) fn least_ticks(now: HostCount, timer: TimerBlock<'_>, never: &Lanes<u8>, ticks: &mut [u64; BLOCK]) {
     for row in 0..BLOCK {

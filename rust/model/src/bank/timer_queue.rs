@@ -1,8 +1,8 @@
-//! The deadline queue over a bank's rows: which timers are yet to raise their lines.
+//! Timer queue of a bank: the timers of its rows that are yet to raise their lines.
 //!
-//! A VM has two groups of the queue, of the timers under either of its offsets, so that an offset that moves re-times
-//! them at the cost of one. A vCPU whose offset isn't its VM's has groups of its own: one with a CNTVOFF_EL2, or one
-//! that runs with the offset that it was loaded with.
+//! A VM has two groups in the deadline queue, one for the timers of each offset, so that a changed offset re-times them
+//! at the cost of one. A vCPU whose offset differs from its VM's has groups of its own: it has a CNTVOFF_EL2, or runs
+//! with the offset that it was loaded with.
 
 use crate::bank::rows::Rows;
 use crate::deadlines::queue::KEPT;
@@ -11,26 +11,26 @@ use guestclock_core::arch::arm64::{Offsets, Timer, View, timer, view_of};
 use guestclock_core::time::{HostCount, Offset};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Ids never run out: a bank has fewer rows ([`MAX_ROWS`](super::vms::MAX_ROWS)).
+/// Ids never run out, since a bank has fewer rows ([`MAX_ROWS`](super::vms::MAX_ROWS)).
 const ENOUGH: &str = "the queue has a group of each VM, and ids for the timers of all rows";
 
 const NO_GROUP: u32 = u32::MAX;
 
 const VIEWS: [View; 2] = [View::Virtual, View::Physical];
 
-/// Whose timers a group is.
+/// Owner of a group's timers.
 #[derive(Clone, Copy, Debug)]
 struct Member {
     slot: u32,
-    /// The one vCPU whose it is, or [`ALL`].
+    /// The one vCPU that owns them, or [`ALL`].
     vcpu: u16,
     view: View,
 }
 
-/// Instead of a vCPU's number, of which there are 512.
+/// All of a VM's vCPUs, in place of one vCPU's number, which is below 512.
 const ALL: u16 = u16::MAX;
 
-/// A VM's place among the rows.
+/// Position of a VM's rows.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place {
     pub(crate) slot: u32,
@@ -38,7 +38,7 @@ pub(crate) struct Place {
     pub(crate) vcpus: u16,
 }
 
-/// A timer that fired: whose, which, and when it was due.
+/// A timer that fired, with its vCPU and its deadline.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct Due {
     pub(crate) deadline: u64,
@@ -50,20 +50,20 @@ pub(crate) struct Due {
 #[derive(Clone, Debug)]
 pub(crate) struct TimerQueue {
     queue: DeadlineQueue,
-    /// How many timers of a vCPU are under the physical offset.
+    /// Number of a vCPU's timers under the physical offset.
     physical: u16,
-    /// Each VM's groups, by its slot.
+    /// Groups of each VM, by its slot.
     groups: Vec<[u32; 2]>,
-    /// Whose each group is, by its number.
+    /// Owner of each group, by the group's number.
     members: Vec<Member>,
     apart: BTreeMap<(u32, u16, usize), u32>,
-    /// VMs whose offsets have moved: timers of theirs that have fired may be to come again.
+    /// VMs whose offsets have changed: some of their fired timers may be in the future again.
     moved: BTreeSet<u32>,
     fired: Vec<Fired>,
 }
 
 impl TimerQueue {
-    /// For rows with so many timers.
+    /// Creates the queue for rows with `timers` timers.
     pub(crate) fn new(timers: usize) -> Self {
         Self {
             queue: DeadlineQueue::new(),
@@ -76,7 +76,7 @@ impl TimerQueue {
         }
     }
 
-    /// The timers of a VM that could raise their lines and aren't yet to: they were reported.
+    /// Returns the timers of a VM that can raise their lines and aren't armed: `expire` has returned them.
     pub(crate) fn reported(&self, place: Place, rows: &Rows) -> Vec<(u16, Timer)> {
         let timers = (0..place.vcpus).flat_map(|vcpu| rows.kept().iter().map(move |timer| (vcpu, *timer)));
         let reported = |&(vcpu, timer): &(u16, Timer)| {
@@ -86,7 +86,7 @@ impl TimerQueue {
         timers.filter(reported).collect()
     }
 
-    /// Takes a VM in, with the timers of its rows that can raise their lines, but those that were reported.
+    /// Adds a VM, with the timers of its rows that can raise their lines, except those that were reported.
     pub(crate) fn enrol(&mut self, place: Place, shared: Offsets, rows: &Rows, reported: &[(u16, Timer)]) {
         if place.vcpus == 0 {
             return;
@@ -111,7 +111,7 @@ impl TimerQueue {
         }
     }
 
-    /// Forgets a VM.
+    /// Removes a VM.
     pub(crate) fn dismiss(&mut self, slot: u32) {
         let Some(groups) = self.groups.get_mut(slot as usize) else { return };
         for group in core::mem::replace(groups, [NO_GROUP; 2]) {
@@ -128,7 +128,7 @@ impl TimerQueue {
         self.moved.remove(&slot);
     }
 
-    /// A timer was written: it raises its line at this compare value, or not at all.
+    /// Updates a timer that was written: its line goes high at this compare value, or not at all.
     pub(crate) fn write(&mut self, slot: u32, vcpu: usize, timer: Timer, cval: Option<u64>) {
         let id = self.id(slot, u16::try_from(vcpu).expect(ENOUGH), timer);
         match cval {
@@ -138,14 +138,13 @@ impl TimerQueue {
         .expect(ENOUGH);
     }
 
-    /// The same of many: the ids that `id` gives, with their compare values, and those to disarm.
+    /// Updates many timers: the ids from `id` with their compare values, and the ids to disarm.
     pub(crate) fn write_all(&mut self, armed: &[u32], cvals: &[u64], disarmed: &[u32]) {
         self.queue.arm(armed, cvals).expect(ENOUGH);
         self.queue.disarm(disarmed).expect(ENOUGH);
     }
 
-    /// A VM or some of its vCPUs have moved to other offsets: `shared` are those of the vCPUs that have none of their
-    /// own.
+    /// Updates the offsets of a VM and its vCPUs: `shared` are those of vCPUs without offsets of their own.
     pub(crate) fn move_vm(&mut self, place: Place, shared: Offsets, rows: &Rows) {
         let Some(groups) = self.groups.get(place.slot as usize).filter(|groups| groups[0] != NO_GROUP) else { return };
         for (group, view) in groups.iter().zip(VIEWS) {
@@ -157,7 +156,7 @@ impl TimerQueue {
         self.moved.insert(place.slot);
     }
 
-    /// A vCPU is under these offsets: it has groups of its own just while they aren't the VM's.
+    /// Updates the offsets of a vCPU, which has groups of its own exactly while they differ from the VM's.
     fn follow(&mut self, slot: u32, vcpu: u16, offsets: Offsets, shared: Offsets) {
         for view in VIEWS {
             let (offset, key) = (offsets.of(view), (slot, vcpu, number(view)));
@@ -181,17 +180,17 @@ impl TimerQueue {
         }
     }
 
-    /// When the next line goes high, of those that weren't reported yet.
+    /// Returns the deadline of the next line to go high, among those that weren't reported yet.
     pub(crate) fn next_deadline(&mut self, now: HostCount) -> u64 {
         self.queue.next_deadline(now)
     }
 
-    /// The VMs whose offsets have moved since they were last asked for.
+    /// Returns the VMs whose offsets have changed since the last call.
     pub(crate) fn take_moved(&mut self) -> BTreeSet<u32> {
         core::mem::take(&mut self.moved)
     }
 
-    /// Arms a VM's timers again whose condition isn't met any more.
+    /// Arms a VM's timers again if their condition is no longer met.
     pub(crate) fn look_again(&mut self, place: Place, rows: &Rows, now: HostCount) {
         for vcpu in 0..place.vcpus {
             let row = place.first + usize::from(vcpu);
@@ -206,7 +205,7 @@ impl TimerQueue {
         }
     }
 
-    /// Adds what is due to `due`, and takes it out.
+    /// Removes the timers that are due from the queue, and adds them to `due`.
     pub(crate) fn expire(&mut self, now: HostCount, due: &mut Vec<Due>) {
         let mut fired = core::mem::take(&mut self.fired);
         self.queue.expire(now, &mut fired);
@@ -225,13 +224,13 @@ impl TimerQueue {
         self.queue.len()
     }
 
-    /// The bytes that it holds.
+    /// Memory of the queue in bytes.
     pub(crate) fn bytes(&self) -> usize {
         let places = self.groups.capacity() * size_of::<[u32; 2]>() + self.members.capacity() * size_of::<Member>();
         self.queue.bytes() + places + self.fired.capacity() * size_of::<Fired>()
     }
 
-    /// The timer's id in the queue.
+    /// Returns the timer's id in the queue.
     pub(crate) fn id(&self, slot: u32, vcpu: u16, timer: Timer) -> u32 {
         let view = view_of(timer);
         let lane = timer.index() - number(view);
@@ -253,7 +252,7 @@ impl TimerQueue {
         group
     }
 
-    /// Disarms a vCPU's timers of this view, and says what they were armed with.
+    /// Disarms a vCPU's timers of this view, and returns their compare values.
     fn take(&mut self, slot: u32, vcpu: u16, view: View) -> Vec<(Timer, u64)> {
         let timers = &Timer::ALL[number(view)..][..usize::from(self.timers_under(view))];
         let ids = timers.iter().map(|timer| (*timer, self.id(slot, vcpu, *timer)));
@@ -279,7 +278,7 @@ impl TimerQueue {
     }
 }
 
-/// The number of a view's first timer, and of its group.
+/// Returns the number of a view's first timer, and of its group.
 const fn number(view: View) -> usize {
     match view {
         View::Virtual => 0,

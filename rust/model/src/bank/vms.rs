@@ -1,4 +1,4 @@
-//! The VMs of a bank: who there is, and where their rows are.
+//! VMs of a bank, and the positions of their rows.
 
 use crate::bank::handle::{Handle, MAX_VMS};
 use crate::bank::isa::Isa;
@@ -10,61 +10,61 @@ use guestclock_core::arch::arm64::{Behaviours, El2, IrqIds, Offsets, Timer, time
 use guestclock_core::time::{Frequency, HostCount, Offset, Ratio};
 use std::ops::Range;
 
-/// The most vCPUs of one frequency, so that the deadline queue's ids suffice.
+/// Maximum number of vCPUs of one frequency, so that the deadline queue's ids suffice.
 pub const MAX_ROWS: usize = 1 << 28;
 
-/// What a bank refuses. It is as it was then.
+/// Refusal of a bank, which stays as it was.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BankError {
-    /// No VM of the bank has this handle, or not any more.
+    /// The bank has no VM with this handle, or no longer.
     #[error("the bank has no VM {handle}: it was removed, or this is no handle of the bank's")]
     NoSuchVm {
         /// The handle.
         handle: i64,
     },
-    /// The VM has no such vCPU.
+    /// The VM doesn't have this vCPU.
     #[error("the bank has no vCPU {handle}: vCPU n of a VM is its handle + n, and this VM has {vcpus}")]
     NoSuchVcpu {
         /// The handle.
         handle: i64,
-        /// How many vCPUs its VM has.
+        /// Number of the VM's vCPUs.
         vcpus: u16,
     },
-    /// A handle that was given twice.
+    /// The same handle is given twice.
     #[error("handle {handle} is there twice: each VM or vCPU is selected once")]
     Duplicate {
         /// The handle.
         handle: i64,
     },
-    /// A mask of another length.
+    /// The mask's length isn't the number of vCPUs.
     #[error("a mask has a bool for each vCPU: this one has {rows} of them, and the bank {vcpus} vCPUs")]
     Mask {
-        /// How many bools.
+        /// Number of bools in the mask.
         rows: usize,
-        /// How many vCPUs.
+        /// Number of vCPUs in the bank.
         vcpus: usize,
     },
-    /// A guest with EL2, in a bank of guests without.
+    /// The guest has EL2, and the bank only has room for guests without it.
     #[error("a guest with EL2 has up to four timers, and the bank keeps two of each vCPU: make a bank of four")]
     TwoTimers,
-    /// No room for more.
+    /// The bank is full.
     #[error("a bank has at most {MAX_VMS} VMs, and {MAX_ROWS} vCPUs of one frequency")]
     Full,
-    /// A rule of one VM's, in a batch of many.
+    /// A VM of a batch refuses.
     #[error("VM {handle}: {error}")]
     OfVm {
-        /// Its handle.
+        /// The VM's handle.
         handle: i64,
-        /// The rule.
+        /// The VM's refusal.
         error: VmError,
     },
-    /// A rule of the VM's.
+    /// The VM refuses.
     #[error(transparent)]
     Vm(#[from] VmError),
 }
 
-/// What VMs that are alike have in common.
+/// Properties that equal VMs have in common.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct VmClass {
     pub(crate) behaviours: Behaviours,
@@ -82,24 +82,25 @@ impl VmClass {
     }
 }
 
-/// What is a VM's own, and not its vCPUs'.
+/// State of a VM, besides its vCPUs'.
 #[derive(Clone, Debug)]
 pub(crate) struct Seat {
     generation: u32,
-    /// Its first row; the others follow it.
+    /// The VM's first row; its other rows follow.
     first: u32,
     pub(crate) vcpus: u16,
     taken: bool,
     domain: u16,
     class: u16,
-    /// KVM_ARCH_FLAG_VM_COUNTER_OFFSET: set by the first offset written, never cleared.
+    /// True once the VM has opted in (KVM_ARCH_FLAG_VM_COUNTER_OFFSET): the first written offset sets it, and nothing
+    /// clears it.
     pub(crate) opted_in: bool,
-    /// A vCPU has run, from when on CNTHCTL_EL2 hasn't got the bits that no guest has (`kvm_init_nv_sysregs`).
+    /// True once a vCPU has run: from then on CNTHCTL_EL2 lacks the bits that no guest has (`kvm_init_nv_sysregs`).
     pub(crate) sanitised: bool,
     pub(crate) irqs: IrqIds,
-    /// The VM's own offsets. A guest with EL2 goes by the physical one alone.
+    /// The VM's own offsets. A guest with EL2 uses only the physical one.
     pub(crate) offsets: Offsets,
-    /// Counts the changes of state, so that a plan can tell whether it is stale.
+    /// Number of changes of the VM's state: a plan made at another number is stale.
     pub(crate) changes: u64,
 }
 
@@ -109,7 +110,7 @@ pub(crate) struct FrequencyDomain {
     pub(crate) frequency: Frequency,
     pub(crate) ratio: Ratio,
     pub(crate) rows: Rows,
-    /// There once a deadline was asked for.
+    /// Created at the first query for a deadline.
     pub(crate) queue: Option<TimerQueue>,
 }
 
@@ -118,7 +119,7 @@ impl FrequencyDomain {
         Self { frequency, ratio: Ratio::new(of, frequency), rows: Rows::new(el2), queue: None }
     }
 
-    /// A timer was written by its guest or its VMM.
+    /// Updates the queue after the guest or the VMM has written a timer.
     pub(crate) fn wrote(&mut self, slot: u32, vcpu: usize, row: usize, timer: Timer) {
         if let Some(queue) = &mut self.queue {
             let can_raise = timer::can_raise(self.rows.ctl(row, timer));
@@ -130,20 +131,20 @@ impl FrequencyDomain {
 /// Many VMs with their vCPUs, as columns over one counter. A [`ModelVm`](crate::vm::ModelVm) is a view of it.
 #[derive(Clone, Debug)]
 pub struct Bank {
-    /// The counter's own frequency first.
+    /// Frequency domains; the counter's own is first.
     pub(crate) domains: Vec<FrequencyDomain>,
     pub(crate) classes: Vec<VmClass>,
     pub(crate) seats: Vec<Seat>,
-    /// Slots to be given again.
+    /// Slots to reuse.
     free: Vec<u32>,
     vms: usize,
-    /// What the batches are computed on.
+    /// Instruction set of the batches.
     pub(crate) isa: Isa,
 }
 
 impl Bank {
-    /// A bank over a counter of this frequency. With `el2` its guests may have EL2, and each vCPU takes the room of
-    /// four timers.
+    /// Creates a bank over a counter of this frequency. With `el2` its guests may have EL2, and each vCPU takes the
+    /// room of four timers.
     #[must_use]
     pub fn new(frequency: Frequency, el2: bool) -> Self {
         let domain = FrequencyDomain::new(frequency, frequency, el2);
@@ -157,43 +158,43 @@ impl Bank {
         }
     }
 
-    /// Has its batches computed on these instructions, instead of the widest that the CPU has.
+    /// Sets the instruction set of the batches, instead of the widest that the CPU has.
     pub const fn set_isa(&mut self, isa: Isa) {
         self.isa = isa;
     }
 
-    /// The counter's frequency.
+    /// Frequency of the bank's counter.
     #[must_use]
     pub fn frequency(&self) -> Frequency {
         self.domains[0].frequency
     }
 
-    /// Of how many timers it keeps columns: 2 or 4.
+    /// Number of timers of a vCPU that the bank has columns for: 2 or 4.
     #[must_use]
     pub fn timers(&self) -> usize {
         self.domains[0].rows.timers.len()
     }
 
-    /// How many VMs.
+    /// Number of VMs.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.vms
     }
 
-    /// Whether there are none.
+    /// Returns whether the bank has no VM.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.vms == 0
     }
 
-    /// How many vCPUs.
+    /// Number of vCPUs.
     #[must_use]
     pub fn vcpus(&self) -> usize {
         self.domains.iter().map(|domain| domain.rows.len() - domain.rows.holes()).sum()
     }
 
-    /// Adds a VM without vCPUs, whose counters run at `frequency`: not the counter's own for one that was saved on
-    /// another host. KVM can't rescale; here it is exact to the tick ([`ScaledCounter`](crate::scaled::ScaledCounter)).
+    /// Adds a VM without vCPUs, whose counters run at `frequency`: not the bank's own if the VM was saved on another
+    /// host. KVM can't rescale; the model does, exact to the tick ([`ScaledCounter`](crate::scaled::ScaledCounter)).
     pub fn add(&mut self, frequency: Frequency, behaviours: Behaviours, config: Config) -> Result<Handle, BankError> {
         if config.el2 != El2::Absent && !self.domains[0].rows.el2() {
             return Err(BankError::TwoTimers);
@@ -216,7 +217,7 @@ impl Bank {
         Ok(Handle::of_vm(slot, seat.generation))
     }
 
-    /// Removes a VM with its vCPUs. Its handle stays nobody's.
+    /// Removes a VM with its vCPUs. Its handle is never reused.
     pub fn remove(&mut self, vm: Handle) -> Result<(), BankError> {
         let slot = self.slot(vm)?;
         let rows = self.rows_of(slot);
@@ -237,13 +238,13 @@ impl Bank {
         Ok(())
     }
 
-    /// Removes many VMs, each once: all, or none.
+    /// Removes many VMs, each given once: all of them, or none.
     pub fn remove_all(&mut self, vms: &[Handle]) -> Result<(), BankError> {
         self.slots(vms)?;
         vms.iter().try_for_each(|vm| self.remove(*vm))
     }
 
-    /// Makes room for so many more VMs with so many vCPUs each at this frequency, and for no more.
+    /// Reserves exactly the room for `vms` more VMs of `vcpus` vCPUs each at this frequency.
     pub fn reserve(&mut self, frequency: Frequency, vms: usize, vcpus: usize) -> Result<(), BankError> {
         let domain = self.domain_index(frequency)?;
         self.domains[usize::from(domain)].rows.reserve(vms * vcpus);
@@ -251,33 +252,33 @@ impl Bank {
         Ok(())
     }
 
-    /// Whether it has this VM.
+    /// Returns whether the bank has this VM.
     #[must_use]
     pub fn contains(&self, vm: Handle) -> bool {
         self.slot(vm).is_ok()
     }
 
-    /// All VMs, in the order of their slots.
+    /// Returns all VMs, in the order of their slots.
     pub fn handles(&self) -> impl Iterator<Item = Handle> {
         let taken = self.seats.iter().enumerate().filter(|(_, seat)| seat.taken);
         taken.map(|(slot, seat)| Handle::of_vm(narrow(slot), seat.generation))
     }
 
-    /// All vCPUs, in the order of their rows: that in which the VMs were added, those of the counter's own frequency
-    /// first. A VM that gets another vCPU later may go to the end.
+    /// Returns all vCPUs, in the order of their rows: the counter's own frequency first, then the order in which the
+    /// VMs were added. A VM that gets another vCPU later may move to the end.
     pub fn vcpu_handles(&mut self) -> impl Iterator<Item = Handle> {
         self.close_gaps();
         self.domains.iter().flat_map(|domain| (0..).zip(&domain.rows.vm)).map(|(row, vm)| self.handle_of(*vm, row))
     }
 
-    /// The slot of a VM's handle.
+    /// Returns the slot of a VM's handle.
     pub(crate) fn slot(&self, vm: Handle) -> Result<u32, BankError> {
         let seat = self.seats.get(vm.slot() as usize);
         let there = seat.is_some_and(|seat| seat.taken && Some(seat.generation) == vm.generation());
         if there && vm.number() == 0 { Ok(vm.slot()) } else { Err(BankError::NoSuchVm { handle: vm.0 }) }
     }
 
-    /// The clock and the row of a vCPU's handle.
+    /// Returns the frequency domain and the row of a vCPU's handle.
     pub(crate) fn row(&self, vcpu: Handle) -> Result<(usize, usize), BankError> {
         let slot = self.slot(vcpu.vm()).map_err(|_| BankError::NoSuchVm { handle: vcpu.0 })?;
         let seat = &self.seats[slot as usize];
@@ -287,7 +288,7 @@ impl Bank {
         Ok((usize::from(seat.domain), seat.first as usize + usize::from(vcpu.number())))
     }
 
-    /// The handle of a row's vCPU.
+    /// Returns the handle of a row's vCPU.
     pub(crate) fn handle_of(&self, slot: u32, row: u32) -> Handle {
         let seat = &self.seats[slot as usize];
         Handle::of_vm(slot, seat.generation).vcpu(u16::try_from(row - seat.first).expect("at most 512 vCPUs"))
@@ -328,7 +329,7 @@ impl Bank {
         seat.vcpus += 1;
     }
 
-    /// Whether a VM can have so many more rows.
+    /// Returns whether a VM can have `rows` more rows.
     pub(crate) fn has_room(&self, slot: u32, rows: usize) -> bool {
         let domain = self.domain_of(slot);
         domain.rows.len() + usize::from(self.seats[slot as usize].vcpus) + rows <= MAX_ROWS
@@ -348,7 +349,7 @@ impl Bank {
         }
     }
 
-    /// A bank of one VM, and its slot.
+    /// Creates a bank of one VM, and returns the VM's slot too.
     pub(crate) fn of_one(frequency: Frequency, behaviours: Behaviours, config: Config) -> Result<(Self, u32), VmError> {
         let mut bank = Self::new(frequency, config.el2 != El2::Absent);
         match bank.add(frequency, behaviours, config) {
@@ -358,7 +359,7 @@ impl Bank {
         }
     }
 
-    /// Works on a VM's place among the rows. What `expire` has given of its timers stays given.
+    /// Works on the position of a VM's rows. Timers already returned by `expire` stay so.
     pub(crate) fn resettle(&mut self, slot: u32, work: impl FnOnce(&mut Self)) {
         let FrequencyDomain { rows, queue, .. } = self.domain_of(slot);
         let reported = queue.as_ref().map_or_else(Vec::new, |queue| queue.reported(self.place(slot), rows));
@@ -371,8 +372,8 @@ impl Bank {
         self.unqueued(slot, &[], |bank| write(&mut bank.domain_and_seat(slot).0.rows, rows_of));
     }
 
-    /// Works on a VM's rows, while the deadline queue has forgotten the VM. It comes to know its timers again, but
-    /// those that are `reported`.
+    /// Works on a VM's rows, while the VM is removed from the deadline queue. Afterwards its timers are queued again,
+    /// except those that are `reported`.
     fn unqueued(&mut self, slot: u32, reported: &[(u16, Timer)], work: impl FnOnce(&mut Self)) {
         if let Some(queue) = &mut self.domain_and_seat(slot).0.queue {
             queue.dismiss(slot);
@@ -385,7 +386,7 @@ impl Bank {
         }
     }
 
-    /// Has the deadline queue know of the offsets that a VM and its vCPUs are under.
+    /// Updates the deadline queue with the offsets of a VM and its vCPUs.
     pub(crate) fn follow(&mut self, slot: u32) {
         let (place, shared) = (self.place(slot), self.shared_offsets(slot));
         let FrequencyDomain { rows, queue, .. } = self.domain_and_seat(slot).0;
@@ -394,7 +395,7 @@ impl Bank {
         }
     }
 
-    /// The deadline queues, made where there are none yet.
+    /// Returns the domains, after creating missing deadline queues.
     pub(crate) fn queue(&mut self) -> impl Iterator<Item = &mut FrequencyDomain> {
         for number in 0..self.domains.len() {
             if self.domains[number].queue.is_some() {
@@ -417,19 +418,19 @@ impl Bank {
         Place { slot, first: seat.first as usize, vcpus: seat.vcpus }
     }
 
-    /// The clock and the class of a VM: those that have both in common are alike.
+    /// Returns the frequency domain and the class of a VM: VMs with both in common are alike.
     pub(crate) fn domain_and_class(&self, slot: u32) -> (u16, u16) {
         let seat = &self.seats[slot as usize];
         (seat.domain, seat.class)
     }
 
-    /// The offsets that a VM's vCPUs are under, but those that run with others or have a CNTVOFF_EL2.
+    /// Returns the offsets of a VM's vCPUs, except those that run with others or have a CNTVOFF_EL2.
     pub(crate) fn shared_offsets(&self, slot: u32) -> Offsets {
         let nested = self.class_of(slot).config.el2 != El2::Absent;
         self.seats[slot as usize].offsets.on_vcpu(nested.then_some(Offset(0)))
     }
 
-    /// The bytes that it holds, those that are reserved for more included.
+    /// Memory of the bank in bytes, including reserved capacity.
     #[must_use]
     pub fn bytes(&self) -> usize {
         let domain =
@@ -438,7 +439,7 @@ impl Bank {
         self.domains.iter().map(domain).sum::<usize>() + seats
     }
 
-    /// The count of each of its clocks when the counter's is `now`.
+    /// Returns the count of a frequency domain when the bank's counter reads `now`.
     pub(crate) fn now_of(&self, domain: usize, now: HostCount) -> HostCount {
         self.domains[domain].ratio.at(now)
     }
@@ -465,7 +466,7 @@ impl Bank {
 }
 
 impl Seat {
-    /// Nobody's yet.
+    /// Returns the seat of an unused slot.
     fn vacant() -> Self {
         Self {
             generation: 0,
@@ -483,7 +484,7 @@ impl Seat {
     }
 }
 
-/// A slot or a row: [`MAX_VMS`] and [`MAX_ROWS`] are below 2^32.
+/// Returns a slot or a row as `u32`: [`MAX_VMS`] and [`MAX_ROWS`] are below 2^32.
 pub(crate) fn narrow(index: usize) -> u32 {
     u32::try_from(index).expect("below 2^32")
 }

@@ -1,11 +1,11 @@
-//! How late deadlines were met: counted exactly, in a fixed size.
+//! Lateness of met deadlines, counted exactly, in a fixed size.
 
 use guestclock_core::time::HostCount;
 
-/// How many lengths a number of 64 bits can have, zero included.
+/// Number of lengths that a number of 64 bits can have, including that of zero.
 const LENGTHS: usize = 65;
 
-/// The ticks from each deadline to the count at which it was found to have passed.
+/// Ticks from each deadline to the count at which the queue found that it had passed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Lateness {
     total: u128,
@@ -14,13 +14,13 @@ pub struct Lateness {
 }
 
 impl Lateness {
-    /// Of no deadlines yet.
+    /// Returns the lateness of no deadlines.
     #[must_use]
     pub const fn new() -> Self {
         Self { total: 0, max: 0, by_length: [0; LENGTHS] }
     }
 
-    /// Counts a deadline that was met at `now`. One that is to come counts as met in time.
+    /// Records a deadline that was met at `now`. A deadline after `now` counts as met in time.
     pub fn record(&mut self, now: HostCount, deadline: HostCount) {
         let late = now.0.saturating_sub(deadline.0);
         self.total += u128::from(late);
@@ -28,20 +28,20 @@ impl Lateness {
         self.by_length[(u64::BITS - late.leading_zeros()) as usize] += 1;
     }
 
-    /// All of them together, in ticks.
+    /// The sum, in ticks.
     #[must_use]
     pub const fn total_ticks(&self) -> u128 {
         self.total
     }
 
-    /// The latest, in ticks.
+    /// The maximum, in ticks.
     #[must_use]
     pub const fn max_ticks(&self) -> u64 {
         self.max
     }
 
-    /// How many were late by a number of ticks of so many bits: at 0 those in time, at `i` those late by `2^(i-1)` up
-    /// to below `2^i`. As long as the longest of them.
+    /// Number of deadlines by the length of their lateness in bits: at 0 those in time, at `i` those late by `2^(i-1)`
+    /// up to below `2^i`. It ends at the longest of them.
     #[must_use]
     pub fn by_length(&self) -> &[u64] {
         let longest = self.by_length.iter().rposition(|&count| count != 0);

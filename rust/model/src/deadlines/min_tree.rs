@@ -1,18 +1,18 @@
-//! A tournament tree of eight to a match: the least of many values at hand, whichever of them changes.
+//! Min-tree with eight children a node: it keeps the least of many values while they change.
 //!
-//! The values, the least of every eight of them, the least of every eight of those, and so on, until a few rows are
-//! left: all levels in one slice of rows, the values' first. It holds no positions and no links, so it is a seventh
-//! larger than the values alone, and a change that isn't a new least of its eight ends there.
+//! The levels are the values, the least of every eight of them, the least of every eight of those, and so on, until a
+//! few rows are left. All levels are in one slice of rows, the values' first. It holds no positions and no links, so it
+//! is a seventh larger than the values alone. A change that doesn't change the least of its eight ends there.
 
 use std::ops::Range;
 
-/// How many values are in a row: a cache line's.
+/// Number of values in a row: a cache line's.
 pub(super) const ROW: usize = 8;
 
-/// The largest value, which stands for none: it loses against every other.
+/// The largest value, which means none: every other value is less.
 pub(super) const NONE: u64 = u64::MAX;
 
-/// How many rows have no level above them.
+/// Largest number of rows without a level above them.
 pub(super) const TOP: usize = 4;
 
 /// Eight values in one cache line.
@@ -27,19 +27,19 @@ impl Default for Row {
 }
 
 impl Row {
-    /// In pairs: in a row LLVM makes branches of it, and nothing foretells those.
+    /// Returns the least value. It compares in pairs: from a chain LLVM makes branches, which nothing predicts.
     pub(super) fn least(&self) -> u64 {
         let pairs = [0, 2, 4, 6].map(|lane| self.0[lane].min(self.0[lane + 1]));
         pairs[0].min(pairs[1]).min(pairs[2].min(pairs[3]))
     }
 
-    /// A bit for each that `limit` has reached.
+    /// Returns a bit for each value that `limit` has reached.
     pub(super) fn due(&self, limit: u64) -> u8 {
         self.0.iter().enumerate().fold(0, |due, (lane, value)| due | u8::from(*value <= limit) << lane)
     }
 
-    /// Puts the indices of those that `limit` has reached behind `end` and returns the new one; `row` is the row's own
-    /// index. There is no branch in it: nothing foretells which of eight are due.
+    /// Puts the indices of the values that `limit` has reached behind `end`, and returns the new end; `row` is the
+    /// row's own index. It has no branch: nothing predicts which of eight are due.
     fn reached(&self, limit: u64, row: u32, found: &mut [u32], end: usize) -> usize {
         let places = &mut found[end..end + ROW];
         let mut count = 0;
@@ -51,7 +51,7 @@ impl Row {
     }
 }
 
-/// Calls with the index of each bit that is set.
+/// Calls `call` with the index of each bit that is set.
 pub(super) fn each(mut bits: u8, mut call: impl FnMut(u32)) {
     while bits != 0 {
         call(bits.trailing_zeros());
@@ -59,23 +59,23 @@ pub(super) fn each(mut bits: u8, mut call: impl FnMut(u32)) {
     }
 }
 
-/// Reads a word of each of many rows or records that may be far away, and does nothing else, so that many are on their
-/// way at once: of a loop that does more than read, a core looks only a few rounds ahead.
+/// Reads a word of each of many distant rows or records, and does nothing else, so that many reads are in flight at
+/// once. In a loop that does more, a core looks only a few rounds ahead.
 pub(super) fn touch(words: impl Iterator<Item = u64>) {
     core::hint::black_box(words.fold(0, |all, word| all ^ word));
 }
 
-/// The least of a part of a row.
+/// Returns the least value of a part of a row.
 pub(super) fn least(values: &[u64]) -> u64 {
     values.iter().copied().fold(NONE, u64::min)
 }
 
-/// How many rows the tree over so many rows of values takes, they included.
+/// Returns the number of rows of the tree over `leaves` rows of values, including those.
 pub(super) fn size(leaves: usize) -> usize {
     top(leaves).end
 }
 
-/// The rows without a level above them.
+/// Returns the rows without a level above them.
 pub(super) fn top(leaves: usize) -> Range<usize> {
     let mut level = 0..leaves;
     while level.len() > TOP {
@@ -84,14 +84,14 @@ pub(super) fn top(leaves: usize) -> Range<usize> {
     level
 }
 
-/// The level above one.
+/// Returns the level above one.
 fn above(level: &Range<usize>) -> Range<usize> {
     level.end..level.end + level.len().div_ceil(ROW)
 }
 
-/// Changes a value, and returns what it was, and whether one in the top rows changed.
+/// Changes a value. Returns the old value, and whether a value in the top rows changed.
 ///
-/// A row that was written to is read only where its least may have gone up.
+/// A written row is read only if its least value may have grown.
 pub(super) fn set(rows: &mut [Row], leaves: usize, index: usize, value: u64) -> (u64, bool) {
     let (mut index, mut value, mut level) = (index, value, 0..leaves);
     let was = core::mem::replace(&mut rows[index / ROW].0[index % ROW], value);
@@ -116,7 +116,7 @@ pub(super) fn set(rows: &mut [Row], leaves: usize, index: usize, value: u64) -> 
     (was, true)
 }
 
-/// The first of the least values.
+/// Returns the index of the first of the least values.
 pub(super) fn first(rows: &[Row], leaves: usize) -> usize {
     first_in(rows, &(0..leaves))
 }
@@ -132,24 +132,24 @@ fn first_in(rows: &[Row], level: &Range<usize>) -> usize {
     index * ROW + row.0.iter().position(|value| *value == low).unwrap_or(0)
 }
 
-/// The way from the top of a tree to what is due in it.
+/// Path from the top of a tree to the values that are due in it.
 ///
-/// Level by level instead of value by value: the reads of one level don't wait for each other.
+/// It goes level by level instead of value by value: the reads of one level don't wait for each other.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Path {
     /// The levels, the values' first.
     levels: Vec<Range<usize>>,
-    /// The rows on the way, counted within their levels, level after level from the top, and where those of each level
-    /// end. What is behind the last end is memory to work with.
+    /// The rows on the path, counted within their levels, level after level from the top, and where those of each level
+    /// end. Beyond the last end is scratch memory.
     rows: Vec<u32>,
     ends: Vec<usize>,
-    /// The values that are due, and how many they are.
+    /// The values that are due, and their number.
     found: Vec<u32>,
     count: usize,
 }
 
 impl Path {
-    /// Takes the way to all values that `limit` has reached, and returns their indices, in order.
+    /// Finds all values that `limit` has reached, and returns their indices, in order.
     pub(super) fn take(&mut self, rows: &[Row], leaves: usize, limit: u64) -> &[u32] {
         let Self { levels, rows: way, ends, found, count } = self;
         levels.clear();
@@ -167,7 +167,7 @@ impl Path {
             way.resize(way.len().max(end + (end - begin) * ROW), 0);
             let (passed, next) = way.split_at_mut(end);
             let mut reached = all_reached(&rows[level], limit, &passed[begin..], next);
-            // A limit of NONE reaches the places behind the last one, too.
+            // A limit of NONE also reaches the places behind the last value.
             while reached > 0 && next[reached - 1] as usize >= below.len() {
                 reached -= 1;
             }
@@ -179,12 +179,12 @@ impl Path {
         self.found()
     }
 
-    /// What the last call of `take` returned. Places behind the last value may be in it, where the limit was [`NONE`].
+    /// Returns the result of the last `take`. If the limit was [`NONE`], it may contain places behind the last value.
     pub(super) fn found(&self) -> &[u32] {
         &self.found[..self.count]
     }
 
-    /// Has the levels above know that the values found have others now.
+    /// Updates the levels above the found values, which have changed.
     pub(super) fn renew(&self, rows: &mut [Row]) {
         let levels = self.levels.iter().zip(self.levels.iter().skip(1));
         let begins = self.ends.iter().rev().skip(1);
@@ -196,20 +196,20 @@ impl Path {
         }
     }
 
-    /// The bytes that it holds.
+    /// Memory of the path in bytes.
     pub(super) fn bytes(&self) -> usize {
         let levels = self.levels.capacity() * size_of::<Range<usize>>() + self.ends.capacity() * size_of::<usize>();
         levels + (self.rows.capacity() + self.found.capacity()) * 4
     }
 }
 
-/// [`Row::reached`] of many rows of a level; returns how many values were.
+/// Calls [`Row::reached`] on many rows of a level, and returns the number of values found.
 fn all_reached(level: &[Row], limit: u64, rows: &[u32], found: &mut [u32]) -> usize {
     touch(rows.iter().map(|row| level[*row as usize].0[0]));
     rows.iter().fold(0, |end, row| level[*row as usize].reached(limit, *row, found, end))
 }
 
-/// A tree of its own, which grows.
+/// Min-tree with rows of its own, which grows.
 #[derive(Clone, Debug, Default)]
 pub(super) struct MinTree {
     pub(super) rows: Vec<Row>,
@@ -217,7 +217,7 @@ pub(super) struct MinTree {
 }
 
 impl MinTree {
-    /// Makes room for so many values; new ones are [`NONE`].
+    /// Makes room for `values` values; new ones are [`NONE`].
     pub(super) fn grow(&mut self, values: usize) {
         let needed = values.div_ceil(ROW);
         if needed > self.leaves {
@@ -229,7 +229,7 @@ impl MinTree {
         }
     }
 
-    /// Makes all levels anew from the values.
+    /// Recomputes all levels from the values.
     pub(super) fn rebuild(&mut self) {
         let mut level = 0..self.leaves;
         while level.len() > TOP {
@@ -241,12 +241,12 @@ impl MinTree {
         }
     }
 
-    /// The least of all.
+    /// Returns the least value.
     pub(super) fn least(&self) -> u64 {
         self.rows[top(self.leaves)].iter().fold(NONE, |least, row| least.min(row.least()))
     }
 
-    /// One of the values.
+    /// Returns a value.
     pub(super) fn value(&self, index: usize) -> u64 {
         self.rows[index / ROW].0[index % ROW]
     }

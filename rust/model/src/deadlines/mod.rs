@@ -1,4 +1,4 @@
-//! A queue of timers over many guests: which are due, and when the next one is.
+//! Deadline queue: the timers of many guests, those that are due, and the next deadline.
 
 pub(crate) mod lateness;
 pub(crate) mod min_tree;

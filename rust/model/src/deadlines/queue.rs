@@ -1,15 +1,15 @@
-//! The deadline queue: which timers of which VMs are due, and when the next one is.
+//! The deadline queue: timers of many VMs, those that are due, and the next deadline.
 //!
-//! A timer belongs to a group, which is a VM: its compare value is in the guest's ticks, and the group's offset leads
-//! from the host's counter to them. The comparison is KVM's: unsigned, on guest counts, without a wrap
+//! A timer belongs to a group, which is a VM. Its compare value is in guest ticks, and the group's offset converts the
+//! host's counter to them. The comparison is KVM's: unsigned, on guest counts, without a wrap
 //! (`kvm_timer_compute_delta` and `kvm_timer_pending` in arch/arm64/kvm/arch_timer.c). So a timer is due while `now -
-//! offset`, modulo 2^64, is at or past its compare value, and its deadline is a distance from `now` and not the sum of
-//! both: where a guest's count wraps, timers that were due no longer are.
+//! offset`, modulo 2^64, is at or past its compare value. Its deadline is a distance from `now`, not the sum of offset
+//! and compare value: when a guest's count wraps, timers that were due no longer are.
 //!
-//! Two tournament trees, one in the other. A group has its compare values in rows of eight, a cache line each; behind
-//! those of a large group stands a tree of the rows' least values, in guest ticks. Another tree holds each group's next
-//! deadline, in host ticks, so that an offset moves one leaf of it. docs/performance.md says why it is these, with
-//! figures.
+//! The queue is two levels of min-trees. A group's compare values are in rows of eight, a cache line each. A large
+//! group has a min-tree over these rows behind them, in guest ticks. Another min-tree holds each group's next deadline
+//! in host ticks, so a change of an offset updates one leaf of it. docs/performance.md has the reasons for this layout,
+//! with figures.
 
 use crate::deadlines::min_tree::{self, MinTree, NONE, Path, ROW, Row, each, touch};
 use crate::deadlines::timers::{Group, TimerRows, grow, place};
@@ -20,13 +20,13 @@ use std::ops::Range;
 /// A timer that fired.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Fired {
-    /// When it was due, as a count of the host's counter: 0 where that was before its first count.
+    /// Deadline as a count of the host's counter; 0 if it was before the first count.
     pub deadline: u64,
-    /// Which one.
+    /// Id of the timer.
     pub timer: u32,
 }
 
-/// What the queue refuses. It is as it was then.
+/// Refusal of the queue, which stays as it was.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum QueueError {
@@ -42,28 +42,28 @@ pub enum QueueError {
         /// The id.
         timer: u32,
     },
-    /// A batch whose columns belong to no common rows.
+    /// The columns of a batch differ in length.
     #[error("a batch has as many values as it names, and these are {values} for {named}")]
     Unequal {
-        /// How many timers or groups.
+        /// Number of timers or groups.
         named: usize,
-        /// How many compare values or offsets.
+        /// Number of compare values or offsets.
         values: usize,
     },
-    /// A group of nothing.
+    /// The group has no timers.
     #[error("a group has at least one timer")]
     EmptyGroup,
-    /// Ids have 32 bits.
+    /// Ids would exceed 32 bits.
     #[error("the ids of {timers} more timers don't fit in 32 bits: the queue has handed out {ids}")]
     TooManyTimers {
-        /// How many were to be added.
+        /// Number of timers to add.
         timers: u32,
-        /// How many ids there are.
+        /// Number of ids in use.
         ids: usize,
     },
 }
 
-/// Timers of many groups, and when they are due.
+/// Timers of many groups, and their deadlines.
 ///
 /// ```
 /// use guestclock_core::time::{HostCount, Offset};
@@ -86,33 +86,33 @@ pub enum QueueError {
 pub struct DeadlineQueue {
     timers: TimerRows,
     groups: Vec<Group>,
-    /// Each group's next deadline: a host count at which it may have one due, and before which it has none.
+    /// Next deadline of each group: a host count before which none of its timers is due, and at which one may be.
     deadlines: MinTree,
-    /// What the deadlines are seen from.
+    /// Host count as of which the deadlines were computed.
     now: HostCount,
     pending: usize,
     seen: Seen,
-    /// Numbers that are free, by how many ids their groups have.
+    /// Removed groups' numbers to reuse, by the number of ids of the group.
     free: BTreeMap<usize, Vec<u32>>,
 }
 
-/// Up to how many timers that fire at once the memory for that is kept: what one call of many needed isn't held for the
-/// next ones, which are of few.
+/// Largest number of timers firing at once for which the scratch memory is kept. A call with more frees it, since later
+/// calls rarely need as much.
 pub(crate) const KEPT: usize = 1024;
 
-/// What `expire` looks at, kept for its memory.
+/// Scratch memory of `expire`.
 #[derive(Clone, Debug, Default)]
 struct Seen {
     groups: Path,
-    /// The rows of groups without a tree.
+    /// Rows of groups without a tree.
     rows: Vec<SeenRow>,
-    /// The groups with one.
+    /// Groups with a tree.
     trees: Vec<u32>,
     timers: Path,
     words: Vec<u64>,
 }
 
-/// A row, under its group's guest count.
+/// A row with its group's guest count.
 #[derive(Clone, Copy, Debug)]
 struct SeenRow {
     guest: GuestCount,
@@ -121,27 +121,28 @@ struct SeenRow {
 }
 
 impl DeadlineQueue {
-    /// A queue without groups.
+    /// Returns a queue without groups.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// How many timers are armed.
+    /// Number of armed timers.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.pending
     }
 
-    /// Whether no timer is armed.
+    /// Returns whether no timer is armed.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.pending == 0
     }
 
-    /// Adds a group of so many timers, all disarmed, and returns its number.
+    /// Adds a group of `timers` disarmed timers, and returns its number.
     ///
-    /// Its ids follow each other, but those of two groups needn't: no group's row straddles a cache line.
+    /// The ids of a group are consecutive, but those of two groups may have a gap between them: no group's row
+    /// straddles a cache line.
     pub fn add_group(&mut self, timers: u32, offset: Offset) -> Result<u32, QueueError> {
         if timers == 0 {
             return Err(QueueError::EmptyGroup);
@@ -156,7 +157,7 @@ impl DeadlineQueue {
         Ok(number)
     }
 
-    /// Removes a group and its timers. Its number and its ids go to groups that are added later.
+    /// Removes a group and its timers. Groups that are added later reuse its number and its ids.
     pub fn remove_group(&mut self, group: u32) -> Result<(), QueueError> {
         self.group(group)?;
         let gone = &mut self.groups[group as usize];
@@ -167,7 +168,7 @@ impl DeadlineQueue {
         Ok(())
     }
 
-    /// A timer's group, and which of the group's timers it is.
+    /// Returns a timer's group, and the timer's index in it.
     pub fn place_of(&self, timer: u32) -> Result<(u32, u32), QueueError> {
         let home = self.timers.homes.get(timer as usize / ROW).map(|home| home.group(timer as usize % ROW));
         let found = home.and_then(|number| {
@@ -178,7 +179,7 @@ impl DeadlineQueue {
         found.ok_or(QueueError::NoSuchTimer { timer })
     }
 
-    /// The compare value that a timer is armed with; `None` for one that isn't.
+    /// The compare value of an armed timer; `None` if it isn't armed.
     pub fn cval(&self, timer: u32) -> Result<Option<u64>, QueueError> {
         self.place_of(timer)?;
         let (row, lane) = place(timer);
@@ -197,7 +198,7 @@ impl DeadlineQueue {
         self.group(group).map(|group| group.offset)
     }
 
-    /// Sets a group's offset, which moves the deadlines of all its timers; they aren't touched.
+    /// Sets a group's offset. This moves the deadlines of all its timers, without writing to the timers.
     pub fn set_offset(&mut self, group: u32, offset: Offset) -> Result<(), QueueError> {
         self.set_offsets(&[group], &[offset.0])
     }
@@ -215,7 +216,7 @@ impl DeadlineQueue {
         Ok(())
     }
 
-    /// Arms timers with compare values, in this order; one that is armed is moved.
+    /// Arms timers with compare values, in this order. A timer that is already armed gets the new value.
     pub fn arm(&mut self, timers: &[u32], cvals: &[u64]) -> Result<(), QueueError> {
         same_length(timers, cvals)?;
         self.known(timers)?;
@@ -225,7 +226,7 @@ impl DeadlineQueue {
         Ok(())
     }
 
-    /// Disarms timers; one that isn't armed stays so.
+    /// Disarms timers. A timer that isn't armed stays disarmed.
     pub fn disarm(&mut self, timers: &[u32]) -> Result<(), QueueError> {
         self.known(timers)?;
         for timer in timers {
@@ -234,9 +235,8 @@ impl DeadlineQueue {
         Ok(())
     }
 
-    /// When the next timer is due, as a host count: `now` where one is, [`NO_DEADLINE`] where none is armed. A deadline
-    /// past the counter's last count is held just below that, as in
-    /// [`bank::deadline`](guestclock_core::time::deadline).
+    /// Returns the next deadline as a host count: `now` if a timer is due, [`NO_DEADLINE`] if none is armed. A deadline
+    /// past the counter's last count is held just below that, as in [`deadline`](guestclock_core::time::deadline).
     pub fn next_deadline(&mut self, now: HostCount) -> u64 {
         self.look_from(now);
         if self.pending == 0 {
@@ -244,7 +244,8 @@ impl DeadlineQueue {
         }
         while self.deadlines.least() <= now.0 {
             let group = min_tree::first(&self.deadlines.rows, self.deadlines.leaves);
-            // It was to be due by now; it isn't if the guest's count wrapped since, or its timer was moved.
+            // The held deadline has passed. No timer is due, though, if the guest's count has wrapped or the timer was
+            // moved since.
             let actual = self.timers.deadline(&self.groups[group], now);
             if actual <= now.0 {
                 return now.0.min(NO_DEADLINE - 1);
@@ -254,18 +255,17 @@ impl DeadlineQueue {
         self.deadlines.least().min(NO_DEADLINE - 1)
     }
 
-    /// Disarms the timers that are due and puts them in `fired`, in the order of their deadlines and then of their ids.
-    /// What it held is gone.
+    /// Disarms the timers that are due, and replaces the content of `fired` with them, in the order of their deadlines
+    /// and then of their ids.
     pub fn expire(&mut self, now: HostCount, fired: &mut Vec<Fired>) {
         self.look_from(now);
         fired.clear();
         let Self { timers, groups, deadlines, pending, seen, .. } = self;
-        // In passes, each of them short: what one group or row is waited for to be read, the next ones are read as
-        // well.
+        // Several short passes: the reads of many groups or rows overlap, instead of waiting for each other.
         seen.rows.clear();
         seen.trees.clear();
         let numbers = seen.groups.take(&deadlines.rows, deadlines.leaves, now.0);
-        // At the last count of all, the places behind the last group are due, too.
+        // At the last count, the places behind the last group are due too.
         let due = || numbers.iter().map_while(|number| Some((*number, groups.get(*number as usize)?)));
         touch(due().map(|(_, group)| group.timers.into()));
         for (number, group) in due() {
@@ -326,7 +326,7 @@ impl DeadlineQueue {
         }
     }
 
-    /// The bytes that it holds, those that are reserved for more included.
+    /// Memory of the queue in bytes, including reserved capacity.
     #[must_use]
     pub fn bytes(&self) -> usize {
         let groups = self.groups.capacity() * size_of::<Group>() + self.deadlines.rows.capacity() * size_of::<Row>();
@@ -345,7 +345,8 @@ impl DeadlineQueue {
         timers.iter().try_for_each(|timer| self.place_of(*timer).map(|_| ()))
     }
 
-    /// A block of ids for a group of so many timers, and its number; for a small group, a row of such.
+    /// Adds a block of ids for a group of `timers` timers, and returns its number. For small groups the block is a row
+    /// of them.
     fn add_block(&mut self, timers: u32) -> Result<u32, QueueError> {
         let (first, size) = (self.timers.homes.len() * ROW, footprint(timers));
         let end = first + size.next_multiple_of(ROW);
@@ -366,8 +367,8 @@ impl DeadlineQueue {
         Ok(number)
     }
 
-    /// Arms a timer with a compare value, or disarms it, with [`NONE`]; has the trees know of it as far up as it
-    /// changes anything.
+    /// Arms a timer with a compare value, or disarms it, with [`NONE`]. Updates the trees as far up as the change
+    /// reaches.
     fn put<const ARM: bool>(&mut self, timer: u32, cval: u64) {
         let (row, lane) = place(timer);
         let home = &mut self.timers.homes[row];
@@ -386,7 +387,7 @@ impl DeadlineQueue {
         let old = if group.has_tree() {
             self.timers.count(group, u32::from(ARM && !was), u32::from(!ARM));
             let (old, changed) = self.timers.put(group, timer, cval);
-            // It can't tell an armed NONE from none.
+            // The tree can't tell an armed NONE from a disarmed timer.
             if !(changed || ARM && cval == NONE || was && old == NONE) {
                 return;
             }
@@ -394,7 +395,7 @@ impl DeadlineQueue {
         } else {
             core::mem::replace(&mut self.timers.cvals[row].0[lane], cval)
         };
-        // What the deadlines hold may be early where it has passed: whoever looks at it then looks at the group.
+        // The held deadline may be early once it has passed: readers then recompute it from the group.
         let held = self.deadlines.value(number);
         let deadline = if ARM { group.deadline_of(cval, self.now) } else { NONE };
         if deadline < held {
@@ -408,7 +409,7 @@ impl DeadlineQueue {
         self.deadlines.set(group, self.timers.deadline(&self.groups[group], self.now));
     }
 
-    /// Time goes on, and deadlines stay where they are; where it went back, every group is looked at anew.
+    /// Advances the queue's time; deadlines stay valid. If time went back, every group's deadline is recomputed.
     fn look_from(&mut self, now: HostCount) {
         let back = now < self.now;
         self.now = now;
@@ -421,13 +422,13 @@ impl DeadlineQueue {
     }
 }
 
-/// How many ids a group takes: a part of a row that doesn't straddle it, or rows.
+/// Returns the number of ids that a group takes: a part of a row, which doesn't straddle it, or whole rows.
 fn footprint(timers: u32) -> usize {
     let timers = timers as usize;
     if timers <= ROW { timers.next_power_of_two() } else { min_tree::size(timers.div_ceil(ROW)) * ROW }
 }
 
-/// An index that stands for an id or a group: `add_block` has seen that it fits.
+/// Returns the index of an id or a group as `u32`: `add_block` has checked that it fits.
 fn narrow(index: usize) -> u32 {
     u32::try_from(index).unwrap_or(u32::MAX)
 }
@@ -440,8 +441,8 @@ const fn same_length(named: &[u32], values: &[u64]) -> Result<(), QueueError> {
     }
 }
 
-/// By deadline, then by id: as one word each where the deadlines lie near each other, since words sort without
-/// branches.
+/// Sorts by deadline, then by id. If the deadlines are close, each pair is packed into one word, since words sort
+/// without branches.
 fn order(fired: &mut [Fired], words: &mut Vec<u64>) {
     let low = fired.iter().map(|fired| fired.deadline).min().unwrap_or(0);
     let high = fired.iter().map(|fired| fired.deadline).max().unwrap_or(0);

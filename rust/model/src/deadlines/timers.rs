@@ -1,89 +1,90 @@
-//! The timers of the queue by their ids, and the blocks of ids that VMs have.
+//! Timers of the deadline queue by id, and the blocks of ids that VMs have.
 
 use crate::deadlines::min_tree::{self, NONE, ROW, Row, each};
 use guestclock_core::arch::arm64::timer::ticks_until;
 use guestclock_core::time::{HostCount, Offset};
 use std::ops::Range;
 
-/// The timers of a VM: a part of a row that doesn't straddle it, or whole rows, and behind them those of their tree.
+/// Group of a VM's timers: a part of a row, which doesn't straddle it, or whole rows followed by those of their tree.
 #[derive(Clone, Debug)]
 pub(super) struct Group {
     pub(super) offset: Offset,
-    /// Its first id, which it keeps when it is removed.
+    /// First id of the group, which a removed group keeps.
     pub(super) first: u32,
-    /// How many timers: 0 where the group was removed.
+    /// Number of timers; 0 if the group was removed.
     pub(super) timers: u32,
 }
 
 impl Group {
-    /// How many rows its timers are in.
+    /// Number of rows with the group's timers.
     pub(super) const fn leaves(&self) -> usize {
         (self.timers as usize).div_ceil(ROW)
     }
 
-    /// The rows that it has a part of, those of its tree included.
+    /// The rows of the group, in full or in part, including those of its tree.
     pub(super) fn rows(&self) -> Range<usize> {
         let first = self.first as usize / ROW;
         first..first + min_tree::size(self.leaves())
     }
 
-    /// The row that counts what is armed: the first above its timers.
+    /// The row that counts the armed timers: the first row above the timers.
     pub(super) const fn counting(&self) -> usize {
         self.first as usize / ROW + self.leaves()
     }
 
-    /// Whether its tree has levels above the timers.
+    /// Returns whether the group's tree has levels above the timers.
     pub(super) const fn has_tree(&self) -> bool {
         self.timers as usize > min_tree::TOP * ROW
     }
 
-    /// The places of its timers in a row: the whole of it, or the part that it has of its only one.
+    /// Bits of the group's places in a row: the whole row, or the part of its only row.
     pub(super) const fn lanes(&self) -> u8 {
         let lanes: u32 = if self.timers < 8 { (1 << self.timers) - 1 } else { 0xff };
         (lanes << (self.first % 8) & 0xff) as u8
     }
 
-    /// When a compare value of its is reached, as a host count seen from `now`; [`NONE`] where that isn't within 64
-    /// bits.
+    /// Returns the host count at which a compare value of the group is reached, as of `now`; [`NONE`] if it isn't
+    /// within 64 bits.
     pub(super) fn deadline_of(&self, cval: u64, now: HostCount) -> u64 {
         now.0.saturating_add(ticks_until(cval, now.guest(self.offset)))
     }
 }
 
-/// Whose the timers of a row are.
+/// Owners of a row's timers.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Home {
-    /// Their group, or the first of them. In the first row of a tree: how many are armed below it.
+    /// The row's group, or its first group. In the first row of a tree: the number of armed timers below it.
     pub(super) number: u32,
-    /// Which of them are armed: a bit each, since a compare value can be [`NONE`] too.
+    /// Armed timers, a bit each, since the compare value of an armed timer can be [`NONE`] too.
     pub(super) armed: u8,
-    /// How many places each group has, as a power of two.
+    /// Number of places of each group, as a power of two.
     pub(super) width: u8,
 }
 
 impl Home {
-    /// The group of a place of the row.
+    /// Returns the group of a place in the row.
     pub(super) const fn group(self, lane: usize) -> usize {
         self.number as usize + (lane >> self.width)
     }
 }
 
-/// The columns of all timers.
+/// Columns of all timers.
 #[derive(Clone, Debug, Default)]
 pub(super) struct TimerRows {
-    /// Compare values by id; [`NONE`] where a timer isn't armed, and where there is none. Behind a group's, its tree.
+    /// Compare values by id, followed by the rows of the group's tree; [`NONE`] for a timer that isn't armed, or
+    /// doesn't exist.
     pub(super) cvals: Vec<Row>,
     pub(super) homes: Vec<Home>,
 }
 
 impl TimerRows {
-    /// A group's next deadline as a host count, seen from `now`; [`NONE`] where it has none, or none within 64 bits.
+    /// Returns a group's next deadline as a host count, as of `now`; [`NONE`] if it has none, or none within 64 bits.
     pub(super) fn deadline(&self, group: &Group, now: HostCount) -> u64 {
         let least = self.least(group);
         if least == NONE && !self.any_armed(group) { NONE } else { group.deadline_of(least, now) }
     }
 
-    /// A group's least compare value.
+    /// Returns a group's least compare value.
     fn least(&self, group: &Group) -> u64 {
         let (row, lane) = place(group.first);
         match group.timers {
@@ -104,7 +105,7 @@ impl TimerRows {
         self.homes[rows].iter().any(|home| home.armed & group.lanes() != 0)
     }
 
-    /// Counts timers that are armed, or no longer, where a group's are too many to look at.
+    /// Updates the number of armed timers of a group that is too large to look through.
     pub(super) fn count(&mut self, group: &Group, armed: u32, disarmed: u32) {
         if group.has_tree() {
             let counted = &mut self.homes[group.counting()].number;
@@ -112,7 +113,7 @@ impl TimerRows {
         }
     }
 
-    /// Adds rows for a block of groups, the first of them of this number, each of so many ids.
+    /// Adds rows for a block of groups of `size` ids each. The first group gets the number `number`.
     pub(super) fn grow(&mut self, rows: usize, number: u32, size: usize) {
         let more = rows - self.cvals.len();
         grow(&mut self.cvals, more);
@@ -122,14 +123,14 @@ impl TimerRows {
         self.homes.resize(rows, Home { number, armed: 0, width });
     }
 
-    /// Begins to count what a group has armed.
+    /// Starts the count of a group's armed timers.
     pub(super) fn add(&mut self, group: &Group) {
         if group.has_tree() {
             self.homes[group.counting()].number = 0;
         }
     }
 
-    /// Disarms a group, and returns how many of its timers were armed.
+    /// Disarms a group, and returns the number of its timers that were armed.
     pub(super) fn clear(&mut self, group: &Group) -> usize {
         let mut armed = 0;
         for (row, home) in self.cvals[group.rows()].iter_mut().zip(&mut self.homes[group.rows()]) {
@@ -140,25 +141,26 @@ impl TimerRows {
         armed
     }
 
-    /// The bytes that it holds.
+    /// Memory of the columns in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.cvals.capacity() * size_of::<Row>() + self.homes.capacity() * size_of::<Home>()
     }
 
-    /// Writes a compare value into its row and its group's tree; returns what it was, and whether the group's least may
-    /// be another.
+    /// Writes a compare value into its row and its group's tree. Returns the old value, and whether the group's least
+    /// value may have changed.
     pub(super) fn put(&mut self, group: &Group, timer: u32, cval: u64) -> (u64, bool) {
         let rows = &mut self.cvals[group.first as usize / ROW..];
         min_tree::set(rows, group.leaves(), (timer - group.first) as usize + group.first as usize % ROW, cval)
     }
 }
 
-/// A timer's row, and its place there.
+/// Returns a timer's row, and its place in the row.
 pub(super) const fn place(timer: u32) -> (usize, usize) {
     (timer as usize / ROW, timer as usize % ROW)
 }
 
-/// Makes room for more, and for a quarter of what there is: doubling would leave half of the memory for nothing.
+/// Reserves room for `more` rows, and at least for a quarter of the present ones: doubling would waste half of the
+/// memory.
 pub(super) fn grow<T>(column: &mut Vec<T>, more: usize) {
     if column.capacity() - column.len() < more {
         column.reserve_exact(more.max(column.len() / 4));

@@ -1,8 +1,7 @@
 //! Wrapping arithmetic of one timer: the comparison, CTL, TVAL and the time until its line goes high.
 //!
-//! As in [`time::arithmetic`](crate::time), one text is instantiated twice: `w64` is used by
-//! [`timer`](crate::arch::arm64::timer), and the tests' `w8` has every possible input checked. TVAL is the lower half
-//! of a word: 32 of 64 bits, and 4 of 8.
+//! One text is instantiated twice, as in [`time::arithmetic`](crate::time): [`timer`](crate::arch::arm64::timer) uses
+//! `w64`, and the tests check `w8` on every possible input. TVAL is the lower half of a word: 32 of 64 bits, or 4 of 8.
 
 macro_rules! arithmetic {
     ($module:ident, $word:ty) => {
@@ -33,7 +32,7 @@ macro_rules! arithmetic {
             }
 
             pub(crate) const fn tval_write(tval: $word, now: $word) -> $word {
-                // Up to the top and down again, so that the half's sign fills the upper half.
+                // Shift up to the top and down again: the half's sign bit fills the upper half.
                 now.wrapping_add(((tval << HALF_BITS).cast_signed() >> HALF_BITS).cast_unsigned())
             }
 
@@ -52,14 +51,15 @@ arithmetic!(w64, u64);
 #[cfg(test)]
 arithmetic!(w8, u8);
 
-/// Every rule on every byte. The expected value is computed on integers without bounds: never in the code's own terms.
+/// Tests of every rule on every byte. The expected value is computed on unbounded integers, never in the code's own
+/// terms.
 #[cfg(test)]
 mod tests {
     use super::w8;
     use crate::arch::arm64::ctl::{CTL_ENABLE, CTL_IMASK, CTL_ISTATUS};
 
     const SIZE: i128 = 256;
-    /// The low three bits of CTL, and some that a write must not leave behind.
+    /// CTL's low three bits, and bits that must not survive a write.
     const CTLS: [u64; 10] = [0, 1, 2, 3, 4, 5, 6, 7, 1 << 3 | 1, u64::MAX];
 
     fn modulo(value: i128) -> u8 {
@@ -94,7 +94,7 @@ mod tests {
         });
     }
 
-    /// The line goes high after just the ticks that were promised, and not before, unless the count wraps on its way.
+    /// The line goes high after exactly the promised ticks, and not before, unless the count wraps on its way.
     #[test]
     fn a_line_goes_high_when_it_was_to() {
         every_pair(|cval, now| {

@@ -2,15 +2,16 @@
 
 use crate::arch::arm64::timer::Timer;
 
-/// What a guest has of EL2, and with it of the generic timer.
+/// Form of EL2 that a guest has. It decides which parts of the generic timer the guest has.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum El2 {
-    /// None: two counters and two timers.
+    /// No EL2: two counters and two timers.
     #[default]
     Absent,
     /// EL2 with HCR_EL2.E2H fixed at 1 (KVM_ARM_VCPU_HAS_EL2): CNTVOFF_EL2 and both EL2 timers.
     Vhe,
-    /// EL2 with HCR_EL2.E2H fixed at 0 (and KVM_ARM_VCPU_HAS_EL2_E2H0): without the EL2 virtual timer.
+    /// EL2 with HCR_EL2.E2H fixed at 0 (KVM_ARM_VCPU_HAS_EL2 and KVM_ARM_VCPU_HAS_EL2_E2H0): CNTVOFF_EL2, no EL2
+    /// virtual timer.
     E2h0,
 }
 

@@ -1,69 +1,69 @@
-//! The timers' interrupt ids, and the lines as a user-space interrupt controller sees them.
+//! Interrupt ids of the timers, and the timer lines of a VM whose interrupt controller is in user space.
 //!
 //! The rules are those of `KVM_ARM_VCPU_TIMER_CTRL`: `kvm_arm_timer_set_attr`, `kvm_arm_timer_get_attr` and
 //! `timer_irqs_are_valid` in arch/arm64/kvm/arch_timer.c, since Linux 6.4; Documentation/virt/kvm/devices/vcpu.rst, 2.
-//! A vCPU's attributes, but the ids are the VM's.
+//! The attributes are set on a vCPU, and the ids hold for the whole VM.
 
 use crate::arch::arm64::timer::Timer;
 use core::ops::RangeInclusive;
 
-/// The ids that a timer's interrupt can have: private to each vCPU (PPIs).
+/// Valid interrupt ids of a timer: the PPIs, which each vCPU has for itself.
 pub const PPI: RangeInclusive<i32> = 16..=31;
 
-/// The ids of a new VM, in the order of [`Timer::ALL`]: `default_ppi` in arch_timer.c.
+/// Interrupt ids of a new VM, in the order of [`Timer::ALL`] (`default_ppi` in arch_timer.c).
 pub const DEFAULT_IDS: [u8; 4] = [27, 30, 28, 26];
 
-/// KVM_ARM_DEV_EL1_VTIMER: the virtual timer's bit of `kvm_run.s.regs.device_irq_level`.
+/// Bit of the virtual timer in `kvm_run.s.regs.device_irq_level` (KVM_ARM_DEV_EL1_VTIMER).
 pub const DEV_EL1_VTIMER: u64 = 1 << 0;
 
-/// KVM_ARM_DEV_EL1_PTIMER: the physical timer's bit.
+/// Bit of the physical timer (KVM_ARM_DEV_EL1_PTIMER).
 pub const DEV_EL1_PTIMER: u64 = 1 << 1;
 
-/// `device_irq_level` of a vCPU whose VM has no interrupt controller in the kernel: the two lines as bits
-/// (KVM_CAP_ARM_USER_IRQ; `kvm_timer_update_run`). KVM leaves the guest whenever they change.
+/// Returns the two lines as bits of `device_irq_level`, for a vCPU whose VM has no interrupt controller in the kernel
+/// (KVM_CAP_ARM_USER_IRQ; `kvm_timer_update_run`).
 ///
-/// Bit 2 is the PMU's, and not in here.
+/// KVM exits the guest whenever they change. Bit 2 is the PMU's, which isn't covered here.
 #[must_use]
 pub const fn device_irq_level(vtimer: bool, ptimer: bool) -> u64 {
     (if vtimer { DEV_EL1_VTIMER } else { 0 }) | (if ptimer { DEV_EL1_PTIMER } else { 0 })
 }
 
-/// What the attribute, or the first KVM_RUN, refuses.
+/// Error of setting an interrupt id, or of the first KVM_RUN.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum IrqError {
-    /// The ids mean nothing to an interrupt controller in user space (EINVAL).
+    /// An interrupt controller in user space has no use for the ids (EINVAL).
     #[error("the VM has no interrupt controller in the kernel: create it before the timers' interrupt ids are set")]
     NoIrqchip,
-    /// Not a PPI (EINVAL).
+    /// The id isn't a PPI (EINVAL).
     #[error("interrupt id {id} isn't a PPI: take one from 16 to 31")]
     NotPpi {
-        /// The id asked for.
+        /// The requested id.
         id: i32,
     },
     /// A vCPU has run (EBUSY).
     #[error("a vCPU has run: the timers' interrupt ids are set before that")]
     HasRun,
-    /// There is no such attribute (ENXIO).
+    /// The attribute doesn't exist (ENXIO).
     #[error("KVM_ARM_VCPU_TIMER_CTRL has no attribute {attribute} here")]
     NoSuchAttribute {
-        /// The attribute asked for.
+        /// The requested attribute.
         attribute: u64,
     },
-    /// Two timers have the same id, and a vCPU was to run (EINVAL).
+    /// Two timers have the same id at the first KVM_RUN of a vCPU (EINVAL).
     #[error("{} and {} have both interrupt id {id}: give each its own", first.name(), second.name())]
     Shared {
         /// One timer.
         first: Timer,
-        /// The other.
+        /// The other timer.
         second: Timer,
-        /// Their id.
+        /// The id of both.
         id: u8,
     },
 }
 
 impl IrqError {
-    /// The errno that KVM answers with: the generic number, the same on every architecture of Linux.
+    /// Returns the errno of KVM's answer: the generic number, the same on every architecture of Linux.
     #[must_use]
     pub const fn errno(self) -> i32 {
         match self {
@@ -74,39 +74,40 @@ impl IrqError {
     }
 }
 
-/// A VM's interrupt ids.
+/// Interrupt ids of a VM's timers.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct IrqIds {
     ids: [u8; 4],
     /// The attributes below this number exist.
     attributes: u8,
-    /// KVM_ARCH_FLAG_TIMER_PPIS_IMMUTABLE: set by the first run that got past the check, never cleared.
+    /// KVM_ARCH_FLAG_TIMER_PPIS_IMMUTABLE: the first run that passes the check sets it, and nothing clears it.
     immutable: bool,
 }
 
 impl IrqIds {
-    /// The ids of a new VM.
+    /// Returns the ids of a new VM.
     ///
-    /// `el2_attributes`: the kernel knows HVTIMER and HPTIMER, as Linux does since 6.4, and then for a guest without
-    /// EL2 too (the constants are in 6.12's UAPI, though not in its documentation). Before: ENXIO.
+    /// `el2_attributes`: the kernel knows HVTIMER and HPTIMER, as Linux does since 6.4; then a guest without EL2 has
+    /// them too (the constants are in 6.12's UAPI, but not in its documentation). Older kernels answer ENXIO.
     #[must_use]
     pub const fn new(el2_attributes: bool) -> Self {
         Self { ids: DEFAULT_IDS, attributes: if el2_attributes { 4 } else { 2 }, immutable: false }
     }
 
-    /// The timer's interrupt id.
+    /// Returns the timer's interrupt id.
     #[must_use]
     pub const fn of(&self, timer: Timer) -> u8 {
         self.ids[timer.index()]
     }
 
-    /// KVM_GET_DEVICE_ATTR: works with any interrupt controller, at any time.
+    /// Gets an id (KVM_GET_DEVICE_ATTR): works with any interrupt controller, at any time.
     pub fn get(&self, attribute: u64) -> Result<u8, IrqError> {
         Ok(self.of(self.timer(attribute)?))
     }
 
-    /// KVM_SET_DEVICE_ATTR, with the checks in KVM's order. An id that another timer has is taken: see
-    /// [`first_run`](Self::first_run).
+    /// Sets an id (KVM_SET_DEVICE_ATTR), with the checks in KVM's order.
+    ///
+    /// An id that another timer has is accepted here, and refused by [`first_run`](Self::first_run).
     pub fn set(&mut self, attribute: u64, id: i32, in_kernel_irqchip: bool) -> Result<(), IrqError> {
         if !in_kernel_irqchip {
             return Err(IrqError::NoIrqchip);
@@ -120,10 +121,10 @@ impl IrqIds {
         Ok(())
     }
 
-    /// What KVM_RUN checks before a vCPU's first entry, and what fixes the ids for good: that the timers which the
-    /// guest has got (`timers`) have each its own.
+    /// Checks that each of `timers` has an id of its own, and fixes the ids for good, as KVM_RUN does before a vCPU's
+    /// first entry. `timers` are the guest's.
     ///
-    /// Without an interrupt controller in the kernel nothing is checked, nor fixed.
+    /// Without an interrupt controller in the kernel nothing is checked or fixed.
     pub fn first_run(&mut self, timers: &[Timer], in_kernel_irqchip: bool) -> Result<(), IrqError> {
         if !in_kernel_irqchip {
             return Ok(());
@@ -209,7 +210,7 @@ mod tests {
         ids.first_run(El2::Absent.timers(), true).unwrap();
         assert_eq!(errno(ids.set(0, 21, true)), EBUSY);
         assert_eq!(ids.get(0), Ok(20));
-        // The checks' order: the id before the state, the state before the attribute.
+        // Order of the checks: the id before the state, the state before the attribute.
         assert_eq!((errno(ids.set(0, 40, true)), errno(ids.set(9, 21, true))), (EINVAL, EBUSY));
     }
 
@@ -220,7 +221,7 @@ mod tests {
         let shared = IrqError::Shared { first: Timer::Vtimer, second: Timer::Ptimer, id: 27 };
         assert_eq!(ids.first_run(El2::Absent.timers(), true), Err(shared));
         assert_eq!(shared.errno(), EINVAL);
-        // Not fixed by a run that failed.
+        // A run that failed fixes nothing.
         ids.set(1, 29, true).unwrap();
         assert_eq!(ids.first_run(El2::Absent.timers(), true), Ok(()));
     }

@@ -1,4 +1,4 @@
-//! The Arm generic timer as KVM gives it to a guest: registers, timers, traps, interrupts, and what differs between
+//! The Arm generic timer as KVM gives it to a guest: registers, timers, traps, interrupts, and differences between
 //! kernels.
 
 pub(crate) mod arithmetic;

@@ -1,43 +1,43 @@
-//! What differs between kernels: named behaviours, and the presets that pick them.
+//! Differences between kernels: named behaviours, and presets of them.
 
-/// What GET_ONE_REG of a CTL register answers.
+/// Answer of GET_ONE_REG for a CTL register.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum CtlReadback {
-    /// The low 32 bits of what was stored, with ISTATUS where the condition is met, whatever ENABLE says (Linux up to
+    /// The low 32 bits of the stored value, with ISTATUS set if the condition is met, whatever ENABLE is (Linux up to
     /// 6.17).
     Computed,
-    /// What is stored, all 64 bits: ISTATUS only as the last run left it (Linux 6.18 and later).
+    /// All 64 bits of the stored value: ISTATUS is as the last run left it (Linux 6.18 and later).
     Stored,
 }
 
-/// In what order the timer registers are listed.
+/// Order in which the timer registers are listed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ListOrder {
-    /// Virtual then physical, each CTL, CNT, CVAL, ahead of the system registers (Linux up to 6.17).
+    /// Virtual then physical, each as CTL, CNT, CVAL, ahead of the system registers (Linux up to 6.17).
     Grouped,
     /// Among the system registers, in the order of the architecture's encodings (Linux 6.18 and later).
     ByEncoding,
 }
 
-/// The differences between kernels that a VMM can see.
+/// Differences between kernels that a VMM can observe.
 #[expect(clippy::struct_excessive_bools, reason = "each is a behaviour of its own")]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Behaviours {
-    /// KVM_CAP_COUNTER_OFFSET: the VM-wide offset ioctl exists. Without it, EINVAL.
+    /// True if the ioctl for the VM-wide offset exists (KVM_CAP_COUNTER_OFFSET). Without it: EINVAL.
     pub counter_offset: bool,
-    /// The KVM_REG_ARM_PTIMER_* registers exist. Without them, ENOENT.
+    /// True if the KVM_REG_ARM_PTIMER_* registers exist. Without them: ENOENT.
     pub physical_timer: bool,
-    /// How CTL is read back.
+    /// Answer of GET_ONE_REG for CTL.
     pub ctl_readback: CtlReadback,
-    /// In what order registers are listed.
+    /// Order in which registers are listed.
     pub list_order: ListOrder,
-    /// KVM_ARM_VCPU_INIT zeroes CVAL, and not only CTL.
+    /// True if KVM_ARM_VCPU_INIT zeroes CVAL besides CTL.
     pub init_zeroes_cval: bool,
-    /// KVM_CAP_ARM_EL2: a guest may have EL2.
+    /// True if a guest may have EL2 (KVM_CAP_ARM_EL2).
     pub el2: bool,
 }
 
-/// The presets: a kernel's name and what it does.
+/// Presets: the name of a kernel and its behaviours.
 pub const KERNELS: [(&str, Behaviours); 3] = [
     (
         "6.1",
@@ -75,7 +75,7 @@ pub const KERNELS: [(&str, Behaviours); 3] = [
 ];
 
 impl Behaviours {
-    /// The preset of this name.
+    /// Returns the preset of this name.
     #[must_use]
     pub fn named(kernel: &str) -> Option<Self> {
         KERNELS.iter().find(|(name, _)| *name == kernel).map(|(_, behaviours)| *behaviours)

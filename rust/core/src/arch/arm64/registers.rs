@@ -1,18 +1,18 @@
-//! The registers of the generic timer: encodings, names and KVM register ids, in one table.
+//! Registers of the generic timer: encodings, names and KVM register ids, in one table.
 //!
 //! Encodings: Arm ARM (DDI 0487), D17 "AArch64 System register descriptions". KVM ids:
-//! arch/arm64/include/uapi/asm/kvm.h; api.rst, 4.68 says of the one oddity, the exchanged ids of CNTVCT_EL0 and
-//! CNTV_CVAL_EL0, that it "must remain this way".
+//! arch/arm64/include/uapi/asm/kvm.h. One oddity: KVM exchanges the ids of CNTVCT_EL0 and CNTV_CVAL_EL0, and this "must
+//! remain this way" (api.rst, 4.68).
 
 use crate::arch::arm64::timer::Timer;
 use crate::arch::arm64::view::View;
 
-/// The op0, op1, CRn, CRm, op2 of a system register.
+/// Encoding of a system register: op0, op1, CRn, CRm, op2.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Encoding(pub u8, pub u8, pub u8, pub u8, pub u8);
 
 impl Encoding {
-    /// `ARM64_SYS_REG(op0, op1, crn, crm, op2)`.
+    /// Returns `ARM64_SYS_REG(op0, op1, crn, crm, op2)`.
     #[must_use]
     pub const fn one_reg_id(self) -> u64 {
         let Self(op0, op1, crn, crm, op2) = self;
@@ -24,7 +24,7 @@ impl Encoding {
             | op2 as u64
     }
 
-    /// The encoding in a KVM register id; `None` where it isn't a 64-bit arm64 system register's.
+    /// Returns the encoding in a KVM register id; `None` if the id isn't that of a 64-bit arm64 system register.
     #[must_use]
     pub const fn from_one_reg_id(id: u64) -> Option<Self> {
         #[expect(clippy::cast_possible_truncation, reason = "masked to fewer bits than it keeps")]
@@ -37,14 +37,14 @@ impl Encoding {
         Some(Self(field(id, 14, 2), field(id, 11, 3), field(id, 7, 4), field(id, 3, 4), field(id, 0, 3)))
     }
 
-    /// Whether it lies where the generic timer's registers do: op0 3, CRn 14, CRm below 8 (above are the PMU's).
+    /// Returns whether the encoding lies among the generic timer's: op0 3, CRn 14, CRm below 8 (the PMU's are above).
     #[must_use]
     pub const fn is_generic_timer(self) -> bool {
         self.0 == 3 && self.2 == 14 && self.3 < 8
     }
 }
 
-/// What a register holds.
+/// Content of a register.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Role {
     /// The counter's frequency.
@@ -57,9 +57,9 @@ pub enum Role {
     Cval(Timer),
     /// A timer's compare value as a distance from the counter.
     Tval(Timer),
-    /// EL0's access to counters and timers, and the event stream.
+    /// Access of EL0 to counters and timers, and the event stream.
     Cntkctl,
-    /// EL1's access to the physical counter and timer, for a guest hypervisor.
+    /// Access of EL1 to the physical counter and timer, for a guest hypervisor.
     Cnthctl,
     /// A guest hypervisor's virtual counter offset.
     Cntvoff,
@@ -67,16 +67,16 @@ pub enum Role {
     Cntpoff,
 }
 
-/// One row of the table.
+/// Row of the table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Sysreg {
     /// The architecture's name.
     pub name: &'static str,
     /// The architecture's encoding.
     pub encoding: Encoding,
-    /// What it holds.
+    /// The register's content.
     pub role: Role,
-    /// The name among KVM's ONE_REG registers (without `KVM_REG_ARM_`), where it is one.
+    /// The name among KVM's ONE_REG registers (without `KVM_REG_ARM_`), if it is one.
     pub kvm: Option<&'static str>,
 }
 
@@ -84,8 +84,10 @@ const fn row(name: &'static str, encoding: Encoding, role: Role, kvm: Option<&'s
     Sysreg { name, encoding, role, kvm }
 }
 
-/// Every CNT* register of the Non-secure state, in the order of the encodings. A register's other names, by which a
-/// hypervisor with E2H set reaches EL1's (`_EL12` and `_EL02`), come after its own.
+/// Every CNT* register of the Non-secure state, in the order of the encodings.
+///
+/// A register's aliases (`_EL12` and `_EL02`, by which a hypervisor with E2H set reaches EL1's registers) come after
+/// it.
 pub const SYSREGS: [Sysreg; 28] = [
     row("CNTKCTL_EL1", Encoding(3, 0, 14, 1, 0), Role::Cntkctl, Some("CNTKCTL_EL1")),
     row("CNTFRQ_EL0", Encoding(3, 3, 14, 0, 0), Role::Frequency, None),
@@ -118,7 +120,7 @@ pub const SYSREGS: [Sysreg; 28] = [
 ];
 
 impl Sysreg {
-    /// The KVM register id; `None` where KVM has none.
+    /// Returns the KVM register id; `None` if KVM has none.
     #[must_use]
     pub fn one_reg_id(&self) -> Option<u64> {
         self.kvm?;
@@ -130,53 +132,53 @@ impl Sysreg {
         Self::of(exchanged).map(|row| row.encoding.one_reg_id())
     }
 
-    /// The first register with this role: the plain one, not its self-synchronised twin, nor its name at EL2.
+    /// Returns the first register with this role: the plain one, not its self-synchronised twin or its alias at EL2.
     #[must_use]
     pub fn of(role: Role) -> Option<&'static Self> {
         SYSREGS.iter().find(|row| row.role == role)
     }
 
-    /// The register with this encoding.
+    /// Returns the register with this encoding.
     #[must_use]
     pub fn at(encoding: Encoding) -> Option<&'static Self> {
         SYSREGS.iter().find(|row| row.encoding == encoding)
     }
 
-    /// The register with this architectural name.
+    /// Returns the register with this architectural name.
     #[must_use]
     pub fn named(name: &str) -> Option<&'static Self> {
         SYSREGS.iter().find(|row| row.name == name)
     }
 
-    /// The register with this KVM id.
+    /// Returns the register with this KVM id.
     #[must_use]
     pub fn with_one_reg_id(id: u64) -> Option<&'static Self> {
         SYSREGS.iter().find(|row| row.one_reg_id() == Some(id))
     }
 
-    /// The register with this KVM name.
+    /// Returns the register with this KVM name.
     #[must_use]
     pub fn with_kvm_name(name: &str) -> Option<&'static Self> {
         SYSREGS.iter().find(|row| row.kvm == Some(name))
     }
 }
 
-/// The KVM register id of what has this role.
+/// Returns the KVM register id of the register with this role.
 ///
 /// # Panics
-/// For a role that KVM has no id for: a mistake in the calling code, since the table is fixed.
+/// If KVM has no id for the role: a mistake in the calling code, since the table is fixed.
 #[must_use]
 pub fn one_reg_id(role: Role) -> u64 {
     Sysreg::of(role).and_then(Sysreg::one_reg_id).expect("the role has a KVM register")
 }
 
-/// Whether a register of this KVM id is one of the timers', as far as the id tells.
+/// Returns whether a register with this KVM id is a timer register, as far as the id shows.
 #[must_use]
 pub fn is_timers(id: u64) -> bool {
     Encoding::from_one_reg_id(id).is_some_and(Encoding::is_generic_timer)
 }
 
-/// Whether it is one of the timers' that isn't in the table.
+/// Returns whether a register with this KVM id is a timer register that isn't in the table.
 #[must_use]
 pub fn is_unknown_timers(id: u64) -> bool {
     is_timers(id) && Sysreg::with_one_reg_id(id).is_none()
@@ -186,7 +188,7 @@ pub fn is_unknown_timers(id: u64) -> bool {
 mod tests {
     use super::*;
 
-    /// Every id spelled out, as the kernel's UAPI header gives them.
+    /// Every id written out, as in the kernel's UAPI header.
     #[test]
     fn kvm_ids_are_the_uapi_headers() {
         for (name, id) in [

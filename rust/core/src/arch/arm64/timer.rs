@@ -1,13 +1,13 @@
-//! One timer: CTL, CVAL and TVAL, when it fires, and its line.
+//! One timer: CTL, CVAL and TVAL, its line, and the time until it fires.
 //!
-//! The comparison is KVM's: unsigned, 64 bits, no mask of the counter's width (`kvm_timer_pending` in
+//! The comparison is KVM's: unsigned, 64 bits, not masked to the counter's width (`kvm_timer_pending` in
 //! arch/arm64/kvm/arch_timer.c).
 
 use crate::arch::arm64::arithmetic::w64;
 use crate::arch::arm64::view::View;
 use crate::time::{GuestCount, HostCount, deadline};
 
-/// Which of a vCPU's timers, numbered as the attributes of `KVM_ARM_VCPU_TIMER_CTRL` are.
+/// Timer of a vCPU, numbered as the attributes of `KVM_ARM_VCPU_TIMER_CTRL`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Timer {
     /// The EL1 virtual timer, CNTV_*_EL0.
@@ -21,16 +21,16 @@ pub enum Timer {
 }
 
 impl Timer {
-    /// All of them, in their numbers' order.
+    /// All timers, in the order of their numbers.
     pub const ALL: [Self; 4] = [Self::Vtimer, Self::Ptimer, Self::Hvtimer, Self::Hptimer];
 
-    /// Its number: the index of its columns.
+    /// Returns the timer's number: the index of its columns.
     #[must_use]
     pub const fn index(self) -> usize {
         self as usize
     }
 
-    /// Its name in lower case: `vtimer` and so on.
+    /// Returns the timer's name in lower case: `vtimer` and so on.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -42,79 +42,79 @@ impl Timer {
     }
 }
 
-/// Whether the timer condition is met: the count has reached CVAL.
+/// Returns whether the timer condition is met: the count has reached CVAL.
 #[must_use]
 pub const fn condition_met(cval: u64, now: GuestCount) -> bool {
     w64::condition_met(cval, now.0)
 }
 
-/// Whether the interrupt line is high: enabled, not masked, and the condition met.
+/// Returns whether the interrupt line is high: the timer is enabled and not masked, and its condition is met.
 #[must_use]
 pub const fn line(ctl: u64, cval: u64, now: GuestCount) -> bool {
     w64::line(ctl, cval, now.0)
 }
 
-/// Whether the timer's line goes high once its condition is met: enabled, and not masked.
+/// Returns whether the line goes high once the condition is met: the timer is enabled and not masked.
 #[must_use]
 pub const fn can_raise(ctl: u64) -> bool {
     w64::can_raise(ctl)
 }
 
-/// CTL as a guest reads it: what was written, with ISTATUS set where the condition is met, whatever ENABLE says.
+/// Returns CTL as a guest reads it: the written bits, with ISTATUS set if the condition is met, whatever ENABLE is.
 ///
-/// With ENABLE clear the architecture leaves ISTATUS UNKNOWN; KVM's trapped read ORs it in all the same.
+/// With ENABLE clear the architecture leaves ISTATUS UNKNOWN; KVM's trapped read sets it all the same.
 #[must_use]
 pub const fn ctl_read(ctl: u64, cval: u64, now: GuestCount) -> u64 {
     w64::ctl_read(ctl, cval, now.0)
 }
 
-/// TVAL as a guest reads it: the low 32 bits of CVAL - count.
+/// Returns TVAL as a guest reads it: the low 32 bits of CVAL - count.
 #[must_use]
 pub const fn tval_read(cval: u64, now: GuestCount) -> u32 {
-    // The upper half is clear, which the compiler can't know.
+    // The upper half is 0, which the compiler can't know.
     (w64::tval_read(cval, now.0) & 0xffff_ffff) as u32
 }
 
-/// The CVAL that a write of TVAL makes: count + the value as a signed 32-bit number.
+/// Returns the CVAL that a write of TVAL makes: count + the value as a signed 32-bit number.
 #[must_use]
 pub const fn tval_write(tval: u32, now: GuestCount) -> u64 {
     w64::tval_write(tval as u64, now.0)
 }
 
-/// CVAL moved by `shift` ticks, so that what was left to the timer stays as it was while its counter goes forward.
+/// Returns CVAL moved by `shift` ticks, so that the timer keeps its remaining time while its counter moves forward.
 ///
-/// Held at the end of its range: the comparison doesn't wrap, so a timer that was never to fire stays one.
+/// The result saturates: the comparison doesn't wrap, so a timer that was never to fire stays one.
 #[must_use]
 pub const fn moved_cval(cval: u64, shift: u64) -> u64 {
     cval.saturating_add(shift)
 }
 
-/// The ticks until the count reaches `cval`: 0 where it has.
+/// Returns the ticks until the count reaches `cval`; 0 if it has.
 #[must_use]
 pub const fn ticks_until(cval: u64, now: GuestCount) -> u64 {
     w64::ticks_until(cval, now.0)
 }
 
-/// The ticks until the line goes high by itself: 0 where it is high, `None` where it never will be.
+/// Returns the ticks until the line goes high by itself: 0 if it is high, `None` if it never will be.
 ///
-/// A distance rather than an instant, so that nothing is lost where CVAL plus the offset wraps.
+/// The result is a distance rather than an instant, so that nothing is lost if CVAL plus the offset wraps.
 #[must_use]
 pub const fn ticks_to_line(ctl: u64, cval: u64, now: GuestCount) -> Option<u64> {
     w64::ticks_to_line(ctl, cval, now.0)
 }
 
-/// How many bits a counter has, 56 to 64: for emulators of such hardware. KVM's rules, above, know nothing of it.
+/// Width of a counter in bits, 56 to 64, for emulators of such hardware. KVM's rules, above, don't depend on it.
 ///
-/// A counter of fewer than 64 bits reads as zero-extended, and begins at 0 again after 2^bits. CVAL may be of the same
-/// width then, its upper bits RES0, and here it is (Arm ARM, CNTV_CVAL_EL0; D12.1.2, "The system counter").
+/// A counter of fewer than 64 bits reads as zero-extended, and starts again at 0 after 2^bits. CVAL may then have the
+/// same width, with its upper bits RES0, and here it does (Arm ARM, CNTV_CVAL_EL0; D12.1.2, "The system counter").
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Width(u8);
 
 impl Width {
-    /// 64 bits: KVM's, and every counter's whose width nobody states.
+    /// 64 bits: KVM's width, and the default for a counter whose width isn't stated.
     pub const FULL: Self = Self(64);
 
-    /// A counter of `bits` bits; `None` below 56, which the architecture doesn't allow, and above 64.
+    /// Returns the width of `bits` bits; `None` below 56, which the architecture doesn't allow, and above 64.
     ///
     /// ```
     /// use guestclock_core::arch::arm64::Width;
@@ -131,19 +131,19 @@ impl Width {
         if matches!(bits, 56..=64) { Some(Self(bits)) } else { None }
     }
 
-    /// How many bits.
+    /// Returns the number of bits.
     #[must_use]
     pub const fn bits(self) -> u8 {
         self.0
     }
 
-    /// The bits that the counter and CVAL have.
+    /// Returns the mask of the bits that the counter and CVAL have.
     #[must_use]
     pub const fn mask(self) -> u64 {
         u64::MAX >> (64 - self.0)
     }
 
-    /// What a counter of this width reads.
+    /// Returns the value that a counter of this width reads.
     #[must_use]
     pub const fn count(self, now: GuestCount) -> GuestCount {
         GuestCount(now.0 & self.mask())
@@ -181,7 +181,7 @@ mod tests {
     use crate::arch::arm64::ctl::{CTL_ENABLE, CTL_IMASK};
     use alloc::vec::Vec;
 
-    /// What is checked on bytes and what runs on 64 bits is one text; this is about the seams at 64.
+    /// Bytes and 64 bits share one text; this test is about the edges at 64 bits.
     #[test]
     fn the_edges_at_64_bits() {
         let now = GuestCount(1 << 63);
@@ -200,8 +200,8 @@ mod tests {
         assert_eq!(Width::new(64).unwrap().mask(), u64::MAX);
     }
 
-    /// A narrow counter is the low bits of a wide one: every byte placed at the top of a width, with what lies
-    /// above it (the bits that aren't there) taken from another byte.
+    /// A narrow counter is the low bits of a wide one: every byte is placed at the top of a width, and the bits above
+    /// it, which don't exist, are taken from another byte.
     #[test]
     fn a_narrow_counter_compares_its_own_bits() {
         for bits in [56, 57, 63] {
@@ -234,8 +234,8 @@ mod tests {
     }
 }
 
-/// The counter that a timer compares with, as far as its offset goes: the EL2 virtual timer's is without CNTVOFF_EL2,
-/// and so the physical one's (`timer_get_offset`, include/kvm/arm_arch_timer.h).
+/// Returns the counter whose offset applies to a timer. The EL2 virtual timer compares without CNTVOFF_EL2, so it has
+/// the physical counter's offset (`timer_get_offset`, include/kvm/arm_arch_timer.h).
 #[must_use]
 pub const fn view_of(timer: Timer) -> View {
     match timer {
@@ -244,7 +244,7 @@ pub const fn view_of(timer: Timer) -> View {
     }
 }
 
-/// One timer at one instant, as its guest would see it.
+/// State of one timer at one instant, as its guest reads it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TimerState {
     /// CTL as the guest reads it.
@@ -255,12 +255,12 @@ pub struct TimerState {
     pub tval: u32,
     /// The interrupt line.
     pub line: bool,
-    /// The host count at which the line goes high by itself, or [`NO_DEADLINE`](bank::NO_DEADLINE).
+    /// The host count at which the line goes high by itself, or [`NO_DEADLINE`](crate::time::NO_DEADLINE).
     pub deadline: u64,
 }
 
 impl TimerState {
-    /// A timer whose counter reads `guest` when the host's reads `now`.
+    /// Returns the state of a timer whose counter reads `guest` when the host's reads `now`.
     #[must_use]
     pub fn at(ctl: u64, cval: u64, guest: GuestCount, now: HostCount) -> Self {
         Self {

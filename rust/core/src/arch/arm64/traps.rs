@@ -1,23 +1,24 @@
-//! Does this access trap, and where to: CNTKCTL_EL1 and CNTHCTL_EL2 as run_states before the generic timer's registers.
+//! Traps of the generic timer's registers: CNTKCTL_EL1 and CNTHCTL_EL2 decide whether an access traps, and to which
+//! level.
 //!
-//! For an emulator's MRS and MSR. The rules are the pseudocode under "Accessing the register" of each register's page
-//! in the Arm ARM (DDI 0487, D24.10 "Generic Timer registers"), for a guest in the Non-secure state, in AArch64, with
-//! FEAT_ECV, and without EL3. Without FEAT_ECV bits 13 to 16 of CNTHCTL_EL2 are RES0: pass them as zeros.
+//! This is for an emulator's MRS and MSR. The rules are the pseudocode under "Accessing the register" on each
+//! register's page of the Arm ARM (DDI 0487, D24.10 "Generic Timer registers"), for a guest in the Non-secure state, in
+//! AArch64, with FEAT_ECV, and without EL3. Without FEAT_ECV bits 13 to 16 of CNTHCTL_EL2 are RES0: pass them as zeros.
 //!
-//! Here KVM decides what the guest has got:
+//! KVM decides which features the guest has:
 //! - E2H is fixed when a vCPU is made: FEAT_VHE or FEAT_E2H0, never both (arch_timer.c, `timer_set_traps`). So
-//!   CNTHV_*_EL2 are undefined where E2H is 0 (sys_regs.c, `cnthv_visibility`; before Linux 6.18 `access_hv_timer`).
+//!   CNTHV_*_EL2 are undefined if E2H is 0 (sys_regs.c, `cnthv_visibility`; before Linux 6.18 `access_hv_timer`).
 //! - CNTPOFF_EL2 is undefined for every guest: FEAT_ECV_POFF is hidden (nested.c, `limit_nv_id_reg`).
-//! - Traps of KVM's own are not seen here: it emulates what they catch, and the guest never learns of them.
+//! - KVM's own traps aren't covered: KVM emulates the trapped access, and the guest never notices.
 //!
-//! HCR_EL2.NV is taken as 0, so EL1NVPCT and EL1NVVCT (bits 15 and 16) run_state nothing: they are for hypervisors below the
-//! guest's.
+//! HCR_EL2.NV is taken as 0, so EL1NVPCT and EL1NVVCT (bits 15 and 16) have no effect: they are for hypervisors below
+//! the guest's.
 
 use crate::arch::arm64::registers::{Role, Sysreg};
 use crate::arch::arm64::timer::Timer;
 use crate::arch::arm64::view::View;
 
-/// Gates of both CNTKCTL_EL1 and, where E2H is set, CNTHCTL_EL2: EL0 may use these counters and timers.
+/// Enable bits of CNTKCTL_EL1 and, if E2H is set, of CNTHCTL_EL2: EL0 may use these counters and timers.
 const EL0PCTEN: u64 = 1 << 0;
 
 const EL0VCTEN: u64 = 1 << 1;
@@ -26,69 +27,69 @@ const EL0VTEN: u64 = 1 << 8;
 
 const EL0PTEN: u64 = 1 << 9;
 
-/// Gates of CNTHCTL_EL2 where E2H is clear: EL1 and EL0 may use the physical counter, and the physical timer.
+/// Enable bits of CNTHCTL_EL2 if E2H is clear: EL1 and EL0 may use the physical counter, and the physical timer.
 const EL1PCTEN: u64 = 1 << 0;
 
 const EL1PCEN: u64 = 1 << 1;
 
-/// How much further up they are where E2H is set. EL1PCEN is called EL1PTEN there.
+/// Distance by which these two bits are further up if E2H is set. EL1PCEN is called EL1PTEN there.
 const E2H_SHIFT: u32 = 10;
 
-/// Traps of CNTHCTL_EL2: EL1 and EL0 may not use the virtual timer, and the virtual counter.
+/// Trap bits of CNTHCTL_EL2: EL1 and EL0 may not use the virtual timer, and the virtual counter.
 const EL1TVT: u64 = 1 << 13;
 
 const EL1TVCT: u64 = 1 << 14;
 
-/// An exception level of the guest.
+/// Exception level of the guest.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum El {
-    /// Its user space.
+    /// The guest's user space.
     El0 = 0,
-    /// Its kernel.
+    /// The guest's kernel.
     El1 = 1,
-    /// Its hypervisor.
+    /// The guest's hypervisor.
     El2 = 2,
 }
 
-/// What decides an access.
+/// Control bits that decide an access.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Controls {
     /// CNTKCTL_EL1.
     pub cntkctl: u64,
-    /// CNTHCTL_EL2. Without effect on a guest that hasn't got EL2, as `e2h` and `tge` are.
+    /// CNTHCTL_EL2. Like `e2h` and `tge`, it has no effect on a guest without EL2.
     pub cnthctl: u64,
-    /// HCR_EL2.E2H: the hypervisor is at home at EL2.
+    /// HCR_EL2.E2H: the hypervisor is a host at EL2.
     pub e2h: bool,
-    /// HCR_EL2.TGE: traps from EL0 go to EL2, past EL1.
+    /// HCR_EL2.TGE: traps from EL0 go to EL2 instead of EL1.
     pub tge: bool,
-    /// The guest has got EL2.
+    /// True if the guest has EL2.
     pub nested: bool,
 }
 
 impl Controls {
-    /// Whether EL0 is the hypervisor's user space: `ELIsInHost(EL0)`.
+    /// Returns whether EL0 is the hypervisor's user space: `ELIsInHost(EL0)`.
     const fn host_user(&self) -> bool {
         self.nested && self.e2h && self.tge
     }
 }
 
-/// What comes of an access.
+/// Result of an access.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {
-    /// It takes place, on what has this role: not always what the name says.
+    /// The access takes place, on the register with this role, which may differ from the name's.
     Allowed(Role),
-    /// The guest's EL1 gets it, as an exception of class 0x18.
+    /// The access traps to the guest's EL1, as an exception of class 0x18.
     TrapToEl1,
-    /// The guest's EL2 gets it, as an exception of class 0x18.
+    /// The access traps to the guest's EL2, as an exception of class 0x18.
     TrapToEl2,
-    /// An undefined instruction.
+    /// The instruction is undefined.
     Undefined,
 }
 
-/// What an MRS (or with `write` an MSR) of this register at this exception level comes to.
+/// Returns the result of an MRS (with `write`, of an MSR) of this register at this exception level.
 ///
-/// CNTFRQ_EL0 can be written only at the highest exception level there is, which is never a guest's: KVM isn't asked,
-/// and the guest gets an undefined instruction. The counters can't be written at all.
+/// CNTFRQ_EL0 can be written only at the highest implemented exception level, which is never a guest's: the write isn't
+/// trapped to KVM, and the guest gets an undefined instruction. The counters can't be written at all.
 ///
 /// ```
 /// use guestclock_core::arch::arm64::traps::check;
@@ -107,8 +108,7 @@ pub const fn check(register: &Sysreg, write: bool, el: El, controls: &Controls) 
     if no_such_level || write && read_only {
         return Access::Undefined;
     }
-    // op1 is the architecture's word for the lowest exception level that a register is for, and 5 for names of EL2's
-    // own.
+    // op1 encodes the lowest exception level that a register is for; 5 is for aliases that EL2 alone has.
     match (register.encoding.1, el) {
         (3, El::El0 | El::El1) => lower(role, el, controls),
         (0, El::El1) => Access::Allowed(role),
@@ -125,7 +125,8 @@ pub const fn check(register: &Sysreg, write: bool, el: El, controls: &Controls) 
     }
 }
 
-/// An EL0 register at EL0 or EL1: past the kernel's run_state, and then past the hypervisor's.
+/// Returns the result of an access to an EL0 register from EL0 or EL1: the kernel's bits come first, then the
+/// hypervisor's.
 const fn lower(role: Role, el: El, controls: &Controls) -> Access {
     if matches!(el, El::El0) {
         let run_states = if controls.host_user() { controls.cnthctl } else { controls.cntkctl };
@@ -139,7 +140,7 @@ const fn lower(role: Role, el: El, controls: &Controls) -> Access {
     if controls.nested && hypervisor_traps(role, controls) { Access::TrapToEl2 } else { Access::Allowed(role) }
 }
 
-/// The bits that let EL0 in; one of them is enough.
+/// Returns the bits that allow EL0 the access; one of them is enough.
 const fn el0_gate(role: Role) -> u64 {
     match role {
         Role::Frequency => EL0PCTEN | EL0VCTEN,
@@ -152,7 +153,7 @@ const fn el0_gate(role: Role) -> u64 {
     }
 }
 
-/// Whether CNTHCTL_EL2 keeps EL1 and EL0 away from what it virtualises for them.
+/// Returns whether CNTHCTL_EL2 traps EL1 and EL0 on a counter or timer that the hypervisor virtualises.
 const fn hypervisor_traps(role: Role, controls: &Controls) -> bool {
     let cnthctl = controls.cnthctl;
     let shift = if controls.e2h { E2H_SHIFT } else { 0 };
@@ -167,7 +168,7 @@ const fn hypervisor_traps(role: Role, controls: &Controls) -> bool {
     }
 }
 
-/// What EL1's name stands for where the hypervisor is at home.
+/// Returns the role that EL1's register name has at EL2 with E2H set.
 const fn redirected(role: Role) -> Role {
     const fn at_el2(timer: Timer) -> Timer {
         match timer {
@@ -185,10 +186,10 @@ const fn redirected(role: Role) -> Role {
     }
 }
 
-/// Whether the virtual counter at this exception level is less CNTVOFF_EL2: the architecture's rule for CNTVCT_EL0 and
-/// for WFIT (Arm ARM, CNTVCT_EL0 and `VirtualCounterTimer`), and KVM's for WFIT (arch_timer.c, `wfit_delay_ns`).
+/// Returns whether CNTVOFF_EL2 is subtracted from the virtual counter at this exception level.
 ///
-/// For CNTVCT_EL0 itself KVM differs: [`kvm_counts_cntvoff`].
+/// This is the architecture's rule for CNTVCT_EL0 and for WFIT (Arm ARM, CNTVCT_EL0 and `VirtualCounterTimer`), and
+/// KVM's rule for WFIT (arch_timer.c, `wfit_delay_ns`). KVM's rule for CNTVCT_EL0 differs: [`kvm_counts_cntvoff`].
 #[must_use]
 pub const fn counts_cntvoff(el: El, e2h: bool, tge: bool) -> bool {
     match el {
@@ -198,11 +199,12 @@ pub const fn counts_cntvoff(el: El, e2h: bool, tge: bool) -> bool {
     }
 }
 
-/// The same for CNTVCT_EL0 under KVM, which never subtracts CNTVOFF_EL2 at EL2.
+/// Returns whether KVM subtracts CNTVOFF_EL2 from CNTVCT_EL0 at this exception level, which it never does at EL2.
 ///
-/// There the hardware's offset is that of the timer which is loaded, HVTIMER's, and a trapped read computes with it
+/// At EL2 the hardware has the offset of the loaded timer, HVTIMER, and a trapped read uses that offset too
 /// (arch_timer.c, `get_timer_map`; hyp/vhe/switch.c, `kvm_hyp_handle_timer`; sys_regs.c, `access_arch_timer`). Observed
-/// with E2H set, where the architecture agrees; with E2H clear it doesn't, and this follows the code.
+/// with E2H set, where the architecture agrees. With E2H clear the architecture disagrees, and this function follows
+/// KVM's code.
 #[must_use]
 pub const fn kvm_counts_cntvoff(el: El, e2h: bool, tge: bool) -> bool {
     !matches!(el, El::El2) && counts_cntvoff(el, e2h, tge)

@@ -1,8 +1,8 @@
-//! The two counters of a guest, and the offsets that they are under.
+//! The two counters of a guest, and their offsets.
 
 use crate::time::Offset;
 
-/// Which of the two counters.
+/// Counter of a guest.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum View {
     /// CNTVCT_EL0.
@@ -11,17 +11,17 @@ pub enum View {
     Physical,
 }
 
-/// The offsets that a vCPU's two counters are under.
+/// Offsets of a vCPU's two counters.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Offsets {
-    /// Of CNTVCT_EL0.
+    /// Offset of CNTVCT_EL0.
     pub virt: Offset,
-    /// Of CNTPCT_EL0.
+    /// Offset of CNTPCT_EL0.
     pub phys: Offset,
 }
 
 impl Offsets {
-    /// The one asked for.
+    /// Returns the offset of a counter.
     #[must_use]
     pub const fn of(self, view: View) -> Offset {
         match view {
@@ -30,8 +30,8 @@ impl Offsets {
         }
     }
 
-    /// The VM's, on a vCPU of this CNTVOFF_EL2: `None` for one without EL2. With it, both views go by the physical
-    /// offset (`timer_get_offset`, include/kvm/arm_arch_timer.h).
+    /// Returns the offsets on a vCPU, from the VM's: `cntvoff` is its CNTVOFF_EL2, or `None` without EL2. With EL2,
+    /// both views use the physical offset (`timer_get_offset`, include/kvm/arm_arch_timer.h).
     #[must_use]
     pub const fn on_vcpu(self, cntvoff: Option<Offset>) -> Self {
         match cntvoff {

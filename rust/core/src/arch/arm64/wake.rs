@@ -1,27 +1,27 @@
-//! When a vCPU that waits in WFI or WFIT wakes by itself.
+//! Wake-up times of a vCPU that waits in WFI or WFIT.
 //!
-//! A line that goes high ends the wait, whatever PSTATE masks; whether the interrupt controller lets it through is the
-//! VMM's to know, so this is the earliest instant. KVM's `kvm_timer_earliest_exp` (arch_timer.c) says 0 both for
-//! "expired" and for "never". Here they are `Some(0)` and `None`.
+//! A line that goes high ends the wait, whatever PSTATE masks. Only the VMM knows whether the interrupt controller
+//! passes the interrupt on, so the result is the earliest instant. KVM's `kvm_timer_earliest_exp` (arch_timer.c)
+//! returns 0 both for "expired" and for "never"; here they are `Some(0)` and `None`.
 
 use crate::arch::arm64::timer;
 use crate::time::{GuestCount, NO_DEADLINE};
 
-/// The ticks until a waiting vCPU wakes: the least of its timers' [`ticks_to_line`](timer::ticks_to_line) and, in a
-/// WFIT, of its [`wfit_ticks`]. `None`: nothing of its own will wake it.
+/// Returns the ticks until a waiting vCPU wakes; `None` if nothing of its own will wake it.
 ///
-/// Always below [`NO_DEADLINE`], so that `unwrap_or(NO_DEADLINE)` is unambiguous.
+/// The result is the minimum of its timers' [`ticks_to_line`](timer::ticks_to_line) and, in a WFIT, of its
+/// [`wfit_ticks`]. It is always below [`NO_DEADLINE`], so that `unwrap_or(NO_DEADLINE)` is unambiguous.
 #[must_use]
 pub fn ticks_to_wake(timers: impl IntoIterator<Item = Option<u64>>, wfit: Option<u64>) -> Option<u64> {
     timers.into_iter().flatten().chain(wfit).min().map(|ticks| ticks.min(NO_DEADLINE - 1))
 }
 
-/// The ticks until a WFIT's timeout: 0 where the virtual counter has reached the operand, and then it doesn't wait at
-/// all.
+/// Returns the ticks until a WFIT's timeout; 0 if the virtual counter has reached the operand, and then WFIT doesn't
+/// wait.
 ///
 /// `now` is the virtual counter as the waiting exception level reads it:
-/// [`counts_cntvoff`](crate::arch::arm64::traps::counts_cntvoff) says whether that is less CNTVOFF_EL2. Arm ARM,
-/// `LocalTimeoutEvent`: unsigned, 64 bits.
+/// [`counts_cntvoff`](crate::arch::arm64::traps::counts_cntvoff) says whether CNTVOFF_EL2 is subtracted. The comparison
+/// is unsigned, 64 bits (Arm ARM, `LocalTimeoutEvent`).
 #[must_use]
 pub const fn wfit_ticks(operand: u64, now: GuestCount) -> u64 {
     timer::ticks_until(operand, now)
@@ -47,7 +47,7 @@ mod tests {
         assert_eq!(wake(&[], None), None);
     }
 
-    /// Each timer by its own count: the two counters of a guest need not agree.
+    /// Each timer has a count of its own: the two counters of a guest may differ.
     #[test]
     fn the_earliest_timer_wakes() {
         assert_eq!(wake(&[(CTL_ENABLE, 150, 100), (CTL_ENABLE, 1040, 1000)], None), Some(40));
@@ -61,7 +61,7 @@ mod tests {
         assert_eq!(wake(&[], Some((99, 100))), Some(0));
         assert_eq!(wake(&[(CTL_ENABLE, 150, 100)], Some((130, 100))), Some(30));
         assert_eq!(wake(&[(CTL_ENABLE, 150, 100)], Some((170, 100))), Some(50));
-        // Unsigned: a count just before the wrap is past any small operand.
+        // The comparison is unsigned: a count just before the wrap is past any small operand.
         assert_eq!(wake(&[], Some((5, u64::MAX))), Some(0));
     }
 

@@ -7,7 +7,7 @@ use crate::guest::vmclock::layout::{
 };
 use crate::time::GuestCount;
 
-/// What a new equation says anew of the flags.
+/// Flags that a new equation sets or clears.
 const OF_AN_EQUATION: u64 = TAI_OFFSET_VALID
     | PERIOD_ESTERROR_VALID
     | PERIOD_MAXERROR_VALID
@@ -15,11 +15,11 @@ const OF_AN_EQUATION: u64 = TAI_OFFSET_VALID
     | TIME_MAXERROR_VALID
     | TIME_MONOTONIC;
 
-/// What stands after `seq_count`.
+/// Content of the page after `seq_count`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Body(pub(super) [u64; WORDS]);
 
-/// The words of the body that are more than one field, or looked at here.
+/// Words of the body that hold more than one field, or that this module reads.
 const DISRUPTION_MARKER: usize = 0;
 
 const FLAGS: usize = 1;
@@ -45,7 +45,7 @@ const TIME_MAXERROR: usize = 10;
 const VM_GENERATION: usize = 11;
 
 impl Body {
-    /// A page without a clock. With `notification` the guest is told to expect an interrupt after each update.
+    /// A page without a clock. `notification` tells the guest to expect an interrupt after each update.
     #[must_use]
     pub fn new(disruption_marker: u64, vm_generation: u64, notification: bool) -> Self {
         let mut words = [0; WORDS];
@@ -73,14 +73,14 @@ impl Body {
         self.0[FLAGS]
     }
 
-    /// The status; any that this module doesn't write is unreliable.
+    /// The status; a code that this module doesn't write counts as unreliable.
     #[must_use]
     pub fn status(&self) -> Status {
         let [_, _, code, ..] = self.0[STATUS_TO_SHIFT].to_le_bytes();
         Status::ALL.into_iter().find(|status| status.code() == code).unwrap_or(Status::Unreliable)
     }
 
-    /// The time that a guest works out at this count, as Linux's driver does; `None` where the page has no clock.
+    /// The time that a guest computes at this count, as Linux's driver does; `None` if the page has no clock.
     #[must_use]
     pub fn time_at(&self, count: GuestCount) -> Option<Time> {
         let [.., shift] = self.0[STATUS_TO_SHIFT].to_le_bytes();
@@ -92,17 +92,17 @@ impl Body {
         time.plus(period.times(count.since(GuestCount(self.0[COUNTER_VALUE]))))
     }
 
-    /// The counter was disrupted: another marker.
+    /// Changes the marker: the counter was disrupted.
     pub fn disrupt(&mut self) {
         self.0[DISRUPTION_MARKER] = self.0[DISRUPTION_MARKER].wrapping_add(1);
     }
 
-    /// The guest is a copy.
+    /// Changes the generation: the guest is a copy.
     pub fn new_generation(&mut self) {
         self.0[VM_GENERATION] = self.0[VM_GENERATION].wrapping_add(1);
     }
 
-    /// Takes the clock away. All of the equation is 0, so that who doesn't look at the status reads a clock that stands
+    /// Removes the clock. The whole equation is 0, so that a guest that ignores the status reads a clock that stands
     /// still in 1970, not one that is nearly right.
     pub fn without_clock(&mut self, status: Status) {
         self.0[FLAGS] &= !OF_AN_EQUATION;
@@ -110,8 +110,8 @@ impl Body {
         self.0[COUNTER_VALUE..=TIME_MAXERROR].fill(0);
     }
 
-    /// The guest's counter went forward by so many ticks, and real time didn't: the equation goes along, so that the
-    /// clock shows the same as before, and is as sure as before. The counter was disrupted all the same.
+    /// Moves the equation along with a counter that went forward by `ticks` while real time didn't. The clock shows the
+    /// same time as before, with the same error. The counter was disrupted all the same.
     pub fn step(&mut self, ticks: u64) {
         self.disrupt();
         if self.status().is_valid() {
@@ -134,7 +134,7 @@ impl Body {
         self.0[FLAGS] = flags | if monotonic { TIME_MONOTONIC } else { 0 };
         let [tai_low, tai_high] = equation.utc_minus_tai_s.unwrap_or(0).to_le_bytes();
         let (leap, shift) = (equation.leap_indicator, equation.period.shift);
-        // The smearing hint stays 0: this time isn't smeared, and what else stands round the guest isn't known here.
+        // The smearing hint stays 0: this time isn't smeared, and the other clocks around the guest aren't known here.
         self.0[STATUS_TO_SHIFT] = u64::from_le_bytes([0, 0, status.code(), 0, tai_low, tai_high, leap, shift]);
         self.0[COUNTER_VALUE] = equation.counter_value.0;
         self.0[PERIOD] = equation.period.frac;

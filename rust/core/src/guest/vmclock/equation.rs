@@ -1,19 +1,19 @@
-//! The clock equation: real time by the guest's counter, `time + (count - counter_value) * period`, and how far it may
-//! be off.
+//! The clock equation: real time by the guest's counter, `time + (count - counter_value) * period`, and its error
+//! bounds.
 //!
-//! Integers throughout. Times are seconds and 2^-64 of a second, a period is `frac / 2^(64 + shift)` seconds, as the
-//! page has them.
+//! All values are integers, as in the page: times are in seconds and 2^-64 of a second, and a period is `frac / 2^(64 +
+//! shift)` seconds.
 
 use crate::guest::vmclock::layout::TimeType;
 use crate::time::{GuestCount, Leap, NS_PER_S, Stamp};
 use thiserror::Error;
 
-/// The most by which Linux slews a clock, in parts per billion: kernel/time/ntp.c, MAXFREQ.
+/// Largest slew of a clock by Linux, in parts per billion (kernel/time/ntp.c, MAXFREQ).
 const MAX_SLEW_PPB: u128 = 500_000;
 
 const PPB: u128 = 1_000_000_000;
 
-/// Why there is no equation.
+/// Reason why there is no equation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 #[non_exhaustive]
 pub enum EquationError {
@@ -26,33 +26,33 @@ pub enum EquationError {
     /// UTC is ambiguous now.
     #[error("a leap second is being inserted, and CLOCK_REALTIME shows it twice: take the equation a second later")]
     InLeapSecond,
-    /// TAI was asked for.
+    /// TAI was requested, and the kernel doesn't know TAI - UTC.
     #[error(
         "the kernel doesn't know TAI - UTC, so there is no TAI to give: give UTC, or let chrony or ptp4l \
          set it"
     )]
     TaiUnknown,
-    /// TAI - UTC doesn't fit.
+    /// TAI - UTC doesn't fit in the page.
     #[error("TAI - UTC of {seconds} s doesn't fit in the page's 16 bits")]
     TaiOutOfRange {
         /// The offset.
         seconds: i32,
     },
-    /// The page's time begins in 1970.
+    /// The wall clock is before 1970, when the page's time begins.
     #[error("the wall clock reads {realtime_ns} ns, and the page has no time before 1970")]
     BeforeEpoch {
         /// The wall clock.
         realtime_ns: i64,
     },
-    /// A period has to be below a second.
+    /// The period is a second or more.
     #[error("a period of a second or more doesn't fit in the page: {ns} ns in {ticks} ticks")]
     Period {
         /// The length of the window.
         ns: u64,
-        /// Its ticks.
+        /// The ticks of the window.
         ticks: u64,
     },
-    /// The window is no window of one counter.
+    /// The two ends of the window aren't readings of one counter.
     #[error(
         "the rate can't be measured between two counters, of {since_hz} Hz ({since} ticks) and {here_hz} Hz \
          ({here} ticks)"
@@ -60,11 +60,11 @@ pub enum EquationError {
     OtherCounter {
         /// The frequency at the window's start.
         since_hz: u64,
-        /// The count there.
+        /// The count at the window's start.
         since: u64,
-        /// The frequency at its end.
+        /// The frequency at the window's end.
         here_hz: u64,
-        /// The count there.
+        /// The count at the window's end.
         here: u64,
     },
     /// The wall clock was set in the window.
@@ -73,11 +73,11 @@ pub enum EquationError {
          isn't that counter's: measure the rate over a window without a step"
     )]
     Stepped {
-        /// The wall clock's.
+        /// Time that passed on the wall clock.
         ns: i128,
-        /// The counter's.
+        /// Ticks that passed on the counter.
         ticks: u64,
-        /// Its frequency.
+        /// The counter's frequency.
         hz: u64,
     },
 }
@@ -87,12 +87,13 @@ pub enum EquationError {
 pub struct Time {
     /// Whole seconds.
     pub sec: u64,
-    /// The rest.
+    /// The rest, in 2^-64 of a second.
     pub frac: u64,
 }
 
 impl Time {
-    /// From nanoseconds, rounded up to 2^-64 of a second, so that rounding down to nanoseconds gives the same again.
+    /// Converts nanoseconds, rounded up to 2^-64 of a second, so that rounding down to nanoseconds gives the same
+    /// again.
     #[must_use]
     pub const fn from_ns(ns: u64) -> Self {
         let frac = (((ns % NS_PER_S) as u128) << 64).div_ceil(NS_PER_S as u128);
@@ -104,7 +105,7 @@ impl Time {
         Self { sec: ns / NS_PER_S, frac }
     }
 
-    /// Whole nanoseconds, rounded down, of the seconds' rest: what `tv_nsec` is.
+    /// The rest of the second in whole nanoseconds, rounded down, as in `tv_nsec`.
     #[must_use]
     pub const fn nanoseconds(self) -> u32 {
         #[expect(clippy::cast_possible_truncation, reason = "below 10^9")]
@@ -112,7 +113,7 @@ impl Time {
         ns
     }
 
-    /// So many 2^-64 of a second later; `None` past the end of its range.
+    /// The time `units` of 2^-64 of a second later; `None` if it is out of range.
     #[must_use]
     pub const fn plus(self, units: u128) -> Option<Self> {
         let now = (self.sec as u128) << 64 | self.frac as u128;
@@ -124,7 +125,7 @@ impl Time {
     }
 }
 
-/// How long a tick lasts: `frac / 2^(64 + shift)` seconds.
+/// Duration of a tick: `frac / 2^(64 + shift)` seconds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Period {
     /// The mantissa: its top bit is set, so that it has 64 significant bits.
@@ -134,8 +135,9 @@ pub struct Period {
 }
 
 impl Period {
-    /// That of a counter which counts `ticks` in `ns` nanoseconds, rounded to the nearest, half up: within 2^-64 of
-    /// itself, so that a clock by it is off by less than a nanosecond in 500 years. `None` for a second or more.
+    /// Returns the period of a counter that counts `ticks` in `ns` nanoseconds; `None` for a second or more. It is
+    /// rounded to the nearest, half up, and so within 2^-64 of itself: a clock by it is off by less than a nanosecond
+    /// in 500 years.
     #[must_use]
     pub fn new(ns: u64, ticks: u64) -> Option<Self> {
         let whole = u128::from(ticks) * u128::from(NS_PER_S);
@@ -143,8 +145,8 @@ impl Period {
         if ns == 0 || rest >= whole {
             return None;
         }
-        // Division bit by bit: the first 64 are those after the binary point, then as many more as there are zeros
-        // ahead. There are at most 94 of those, and `rest` stays below 2^94, so neither overflows.
+        // Division bit by bit: the first 64 bits are those after the binary point, then as many more follow as there
+        // are leading zeros. There are at most 94 of those, and `rest` stays below 2^94, so neither overflows.
         let (mut frac, mut bits) = (0_u64, 0_u8);
         while bits < 64 || frac >> 63 == 0 {
             rest <<= 1;
@@ -162,31 +164,31 @@ impl Period {
         }
     }
 
-    /// How long `ticks` of it last, in 2^-64 of a second, rounded down: as Linux's driver reckons.
+    /// Returns the duration of `ticks` ticks, in 2^-64 of a second, rounded down as in Linux's driver.
     #[must_use]
     pub fn times(self, ticks: u64) -> u128 {
         (u128::from(self.frac) * u128::from(ticks)).checked_shr(self.shift.into()).unwrap_or(0)
     }
 
-    /// `ppb` parts per billion of it, in units of `frac`, rounded up; held at the end of its range.
+    /// Returns `ppb` parts per billion of the period, in units of `frac`, rounded up; the result saturates.
     #[must_use]
     pub fn part(self, ppb: u64) -> u64 {
         u64::try_from((u128::from(self.frac) * u128::from(ppb)).div_ceil(PPB)).unwrap_or(u64::MAX)
     }
 }
 
-/// What somebody vouches for: the caller, chrony, ClockBound. Without a number there is no claim.
+/// Errors of the clocks that somebody vouches for: the caller, chrony, ClockBound. Without a number there is no claim.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Declared {
-    /// How far the wall clock probably is from the truth, in nanoseconds.
+    /// Probable error of the wall clock, in nanoseconds.
     pub est_error_ns: Option<u64>,
-    /// How far it is at most.
+    /// Maximum error of the wall clock, in nanoseconds.
     pub max_error_ns: Option<u64>,
-    /// How far the counter's rate probably is, or goes, from the one that is given, in parts per billion.
+    /// Probable error of the counter's given rate, in parts per billion, including its drift.
     pub rate_est_error_ppb: Option<u64>,
-    /// How far at most.
+    /// Maximum error of that rate, in parts per billion.
     pub rate_max_error_ppb: Option<u64>,
-    /// That the wall clock is synchronised, or isn't, whatever the stamp says.
+    /// Declares the wall clock synchronised, or not, whatever the stamp says.
     pub synchronized: Option<bool>,
 }
 
@@ -199,29 +201,29 @@ pub struct Equation {
     pub counter_value: GuestCount,
     /// The time at `counter_value`.
     pub time: Time,
-    /// How long a tick lasts.
+    /// Duration of a tick.
     pub period: Period,
-    /// How far `time` probably is off, in nanoseconds.
+    /// Probable error of `time`, in nanoseconds.
     pub est_error_ns: Option<u64>,
-    /// How far at most.
+    /// Maximum error of `time`, in nanoseconds.
     pub max_error_ns: Option<u64>,
-    /// How far the period probably is off, in units of its `frac`.
+    /// Probable error of the period, in units of its `frac`.
     pub rate_est_error: Option<u64>,
-    /// How far at most.
+    /// Maximum error of the period, in units of its `frac`.
     pub rate_max_error: Option<u64>,
-    /// UTC - TAI in seconds, which is below 0: the sign that Linux's driver reads. `None` where it isn't known.
+    /// UTC - TAI in seconds, which is negative: the sign that Linux's driver reads. `None` if it isn't known.
     pub utc_minus_tai_s: Option<i16>,
     /// VMCLOCK_LEAP_*.
     pub leap_indicator: u8,
 }
 
 impl Equation {
-    /// The equation of a guest that reads `cntvct` when the host reads `here.count`.
+    /// Returns the equation of a guest that reads `cntvct` when the host reads `here.count`.
     ///
-    /// The rate is measured between `since` and `here`, two readings of one counter with the wall clock running
-    /// undisturbed between them; without `since` it is the counter's nominal one. What is declared of the wall clock
-    /// has to hold at both ends. The width of each bracket is added to what is declared. Where `here` has somebody to
-    /// vouch for it, what isn't declared of the time is taken from there.
+    /// The rate is measured between `since` and `here`, two readings of one counter between which the wall clock ran
+    /// undisturbed; without `since` it is the counter's nominal rate. The declared errors of the wall clock have to
+    /// hold at both ends, and the width of each bracket is added to them. If `here` has a vouched bound, it supplies
+    /// the error of the time that isn't declared.
     pub fn new(
         time_type: TimeType,
         here: &Stamp,
@@ -232,7 +234,7 @@ impl Equation {
         let vouched = here.sync;
         let declared = Declared {
             max_error_ns: declared.max_error_ns.or(vouched.map(|sync| sync.error_ns())),
-            // Who vouches for a bound says that it is synchronised.
+            // A vouched bound implies a synchronised clock.
             synchronized: declared.synchronized.or(vouched.map(|_| true)),
             ..declared
         };
@@ -280,23 +282,23 @@ impl Equation {
             leap_indicator: match here.leap {
                 Leap::Insert => 1,
                 Leap::Delete => 2,
-                // After one the kernel doesn't say which it was.
+                // After a leap second the kernel doesn't say which kind it was.
                 Leap::None | Leap::InProgress | Leap::Passed | Leap::Unknown => 0,
             },
         })
     }
 
-    /// The time at a count that isn't before `counter_value`; `None` past the end of its range.
+    /// The time at a count that isn't before `counter_value`; `None` if it is out of range.
     #[must_use]
     pub fn time_at(&self, count: GuestCount) -> Option<Time> {
         self.time.plus(self.period.times(count.since(self.counter_value)))
     }
 
-    /// How far the time may be off when the clock is `age` ticks old, in nanoseconds, rounded up; `None` where nobody
+    /// Maximum error of the time when the clock is `age` ticks old, in nanoseconds, rounded up; `None` if nobody
     /// vouched for the time or for the rate.
     ///
-    /// UAPI.13, "Time error calculation": the time's error, and the period's for each tick. One more for the reader's
-    /// rounding.
+    /// UAPI.13, "Time error calculation": the time's error, and the period's for each tick. One nanosecond is added for
+    /// the reader's rounding.
     #[must_use]
     pub fn max_error_ns_at(&self, age: u64) -> Option<u128> {
         let rate = Period { frac: self.rate_max_error?, ..self.period }.times(age) + 1;
@@ -306,11 +308,11 @@ impl Equation {
     }
 }
 
-/// What the rate is taken from: so many nanoseconds in so many ticks.
+/// Window over which the rate is measured: `ns` nanoseconds in `ticks` ticks.
 struct Window {
     ns: u64,
     ticks: u64,
-    /// How far the wall clock's part may be off by the brackets, in nanoseconds; `None` for the nominal rate.
+    /// Error of `ns` by the brackets, in nanoseconds; `None` for the nominal rate.
     width_ns: Option<u64>,
 }
 
@@ -327,7 +329,7 @@ impl Window {
             });
         }
         let ticks = here.count.since(since.count);
-        // A leap second between them is no time of UTC's.
+        // UTC's difference doesn't count a leap second between them.
         let leapt_s = match (since.tai_offset_s, here.tai_offset_s) {
             (Some(before), Some(after)) => i128::from(after) - i128::from(before),
             _ => 0,
@@ -343,7 +345,7 @@ impl Window {
         Ok(Self { ns: passed, ticks, width_ns: Some(width_ns) })
     }
 
-    /// How far the rate may be off by the errors of the times at both ends, in parts per billion, rounded up.
+    /// Returns the error of the rate by the errors of the times at both ends, in parts per billion, rounded up.
     fn error_ppb(&self, time_error_ns: Option<u64>) -> Option<u64> {
         let Some(width_ns) = self.width_ns else { return Some(0) };
         let ns = u128::from(time_error_ns?) * 2 + u128::from(width_ns);
@@ -351,11 +353,11 @@ impl Window {
     }
 }
 
-/// What an agent in the guest passes to `clock_settime(CLOCK_REALTIME)` when the guest's counter reads `at`: the host's
-/// wall clock then, at the counter's nominal rate, rounded down to the nanosecond. `cntvct` is what the guest reads
-/// when the host reads `here.count`; `at` may lie before or after it.
+/// Returns the arguments of an in-guest agent's `clock_settime(CLOCK_REALTIME)` when the guest's counter reads `at`:
+/// the host's wall clock then, at the counter's nominal rate, rounded down to the nanosecond. `cntvct` is the guest's
+/// counter when the host reads `here.count`; `at` may lie before or after it.
 ///
-/// `None` for a time before 1970, to which Linux sets no clock, or past the end of `realtime_ns`.
+/// `None` for a time before 1970, which Linux refuses to set, or past the end of `realtime_ns`.
 #[must_use]
 pub fn realtime_at(here: &Stamp, cntvct: GuestCount, at: GuestCount) -> Option<(u64, u32)> {
     let (ticks, back) = (at.since(cntvct), cntvct.since(at));

@@ -1,66 +1,66 @@
 //! Layout of the vmclock page: sizes, positions and flags, and the constants before `seq_count`.
 
-/// The bytes of the page that are defined.
+/// Number of the page's bytes that are defined.
 pub const SIZE: usize = 112;
 
-/// What the page's address is a multiple of, so that each field can be stored at once.
+/// Alignment of the page's address, in bytes, so that each field can be stored at once.
 pub const ALIGNMENT: usize = 8;
 
-/// Where `magic` and `size` are: one word of 64 bits.
+/// Position of `magic` and `size`: one word of 64 bits.
 pub const MAGIC_AND_SIZE: usize = 0x00;
 
-/// Where `version`, `counter_id` and `time_type` are: one word of 32 bits.
+/// Position of `version`, `counter_id` and `time_type`: one word of 32 bits.
 pub const IDENTITY: usize = 0x08;
 
-/// Where `seq_count` is.
+/// Position of `seq_count`.
 pub const SEQ_COUNT: usize = 0x0c;
 
-/// Where the body begins. It goes on to the end.
+/// Position of the body, which extends to the end.
 pub const BODY: usize = 0x10;
 
-/// The 64-bit words of the body.
+/// Number of 64-bit words in the body.
 pub const WORDS: usize = (SIZE - BODY) / 8;
 
-/// "VCLK".
+/// Magic number: "VCLK".
 pub const MAGIC: u32 = 0x4b4c_4356;
 
-/// The one version that there is.
+/// The only version.
 pub const VERSION: u16 = 1;
 
-/// VMCLOCK_FLAG_TAI_OFFSET_VALID.
+/// Flag VMCLOCK_FLAG_TAI_OFFSET_VALID.
 pub const TAI_OFFSET_VALID: u64 = 1 << 0;
 
-/// VMCLOCK_FLAG_PERIOD_ESTERROR_VALID.
+/// Flag VMCLOCK_FLAG_PERIOD_ESTERROR_VALID.
 pub const PERIOD_ESTERROR_VALID: u64 = 1 << 3;
 
-/// VMCLOCK_FLAG_PERIOD_MAXERROR_VALID.
+/// Flag VMCLOCK_FLAG_PERIOD_MAXERROR_VALID.
 pub const PERIOD_MAXERROR_VALID: u64 = 1 << 4;
 
-/// VMCLOCK_FLAG_TIME_ESTERROR_VALID.
+/// Flag VMCLOCK_FLAG_TIME_ESTERROR_VALID.
 pub const TIME_ESTERROR_VALID: u64 = 1 << 5;
 
-/// VMCLOCK_FLAG_TIME_MAXERROR_VALID.
+/// Flag VMCLOCK_FLAG_TIME_MAXERROR_VALID.
 pub const TIME_MAXERROR_VALID: u64 = 1 << 6;
 
-/// VMCLOCK_FLAG_TIME_MONOTONIC.
+/// Flag VMCLOCK_FLAG_TIME_MONOTONIC.
 pub const TIME_MONOTONIC: u64 = 1 << 7;
 
-/// VMCLOCK_FLAG_VM_GEN_COUNTER_PRESENT.
+/// Flag VMCLOCK_FLAG_VM_GEN_COUNTER_PRESENT.
 pub const VM_GEN_COUNTER_PRESENT: u64 = 1 << 8;
 
-/// VMCLOCK_FLAG_NOTIFICATION_PRESENT.
+/// Flag VMCLOCK_FLAG_NOTIFICATION_PRESENT.
 pub const NOTIFICATION_PRESENT: u64 = 1 << 9;
 
-/// Which counter the page's clock goes by.
+/// Counter of the page's clock.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum CounterId {
     /// The Arm virtual counter, as the guest reads it from CNTVCT_EL0.
     ArmVcnt,
-    /// None: the page has a marker and a generation, and no clock.
+    /// No counter: the page has a marker and a generation, and no clock.
     Invalid,
 }
 
-/// What the page's time is.
+/// Time scale of the page's time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TimeType {
     /// UTC, in seconds since 1970.
@@ -69,7 +69,7 @@ pub enum TimeType {
     Tai,
 }
 
-/// How far the page's clock is to be trusted.
+/// Status of the page's clock.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Status {
     /// No clock: the page never had one.
@@ -78,14 +78,14 @@ pub enum Status {
     Synchronized,
     /// The equation holds, and its source was synchronised and is no longer.
     FreeRunning,
-    /// Not to be relied on. The one status that Linux's driver refuses by itself.
+    /// The equation isn't reliable. This is the one status that Linux's driver refuses by itself.
     Unreliable,
 }
 
 impl Status {
     pub(super) const ALL: [Self; 4] = [Self::Unknown, Self::Synchronized, Self::FreeRunning, Self::Unreliable];
 
-    /// As the page has it.
+    /// Code of the status in the page.
     #[must_use]
     pub const fn code(self) -> u8 {
         match self {
@@ -96,7 +96,7 @@ impl Status {
         }
     }
 
-    /// Its name: `unknown`, `synchronized`, `freerunning` or `unreliable`.
+    /// Name of the status: `unknown`, `synchronized`, `freerunning` or `unreliable`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -107,21 +107,21 @@ impl Status {
         }
     }
 
-    /// Whether an equation under it may be used.
+    /// Returns whether an equation with this status may be used.
     #[must_use]
     pub const fn is_valid(self) -> bool {
         matches!(self, Self::Synchronized | Self::FreeRunning)
     }
 }
 
-/// What stands before `seq_count`, as the words at [`MAGIC_AND_SIZE`] and [`IDENTITY`].
+/// Content of the page before `seq_count`, in the words at [`MAGIC_AND_SIZE`] and [`IDENTITY`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Header {
-    /// The size of the region that the page is in, in bytes.
+    /// Size of the region that contains the page, in bytes.
     pub size: u32,
-    /// Which counter.
+    /// Counter of the clock.
     pub counter: CounterId,
-    /// What the time is.
+    /// Time scale of the time.
     pub time_type: TimeType,
 }
 
@@ -140,7 +140,7 @@ impl Header {
         (u64::from(self.size) << 32 | u64::from(MAGIC), time_type << 24 | counter << 16 | u32::from(VERSION))
     }
 
-    /// The header of these words; `None` where it isn't one that this module writes.
+    /// Returns the header in these words; `None` if this module doesn't write such a header.
     #[must_use]
     pub fn of((magic_and_size, identity): (u64, u32)) -> Option<Self> {
         let size = u32::try_from(magic_and_size >> 32).ok()?;

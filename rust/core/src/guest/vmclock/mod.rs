@@ -1,8 +1,8 @@
-//! The vmclock page: what the hypervisor tells a guest of its counter, and of real time by it.
+//! The vmclock page: the hypervisor's report to a guest of its counter, and of real time by the counter.
 //!
-//! Linux: include/uapi/linux/vmclock-abi.h, `struct vmclock_abi`; UAPI.13. Where the two disagree this follows Linux's
-//! header, as its driver does: VM_GEN_COUNTER_PRESENT is bit 8, and the generation counter stands at 0x68. Little
-//! endian:
+//! Linux: include/uapi/linux/vmclock-abi.h, `struct vmclock_abi`; UAPI.13. If the two disagree this module follows
+//! Linux's header, as Linux's driver does: VM_GEN_COUNTER_PRESENT is bit 8, and the generation counter is at 0x68. All
+//! fields are little endian:
 //!
 //! ```text
 //! 0x00  u32 magic                  0x28  u64 counter_value
@@ -19,8 +19,8 @@
 //! 0x26  u8  leap_indicator         0x27  u8  counter_period_shift
 //! ```
 //!
-//! What stands before `seq_count` is constant for the device's life: a guest looks at it once. The rest is the
-//! [`Body`], which [`Shared`] keeps whole for readers that look at any moment.
+//! The fields before `seq_count` are constant for the device's life: a guest reads them once. The rest is the [`Body`],
+//! which [`Shared`] keeps consistent for readers at any moment.
 
 pub mod body;
 pub mod equation;
