@@ -213,7 +213,7 @@ class Machine:
         return list(listed[1 : 1 + listed[0]])
 
     def run(self, vcpu: int) -> Exit:
-        """Enter the guest until it comes out; other threads go on meanwhile. A signal alone doesn't end it (`kick`)."""
+        """Enters the guest until it comes out; other threads go on. A signal alone doesn't end it (`kick`)."""
         run = self._runs[vcpu]
         while True:
             try:
