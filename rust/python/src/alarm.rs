@@ -32,7 +32,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// blocked epoll_wait returns in time. After a change of any other source call `rearm`.
 ///
 /// One consumer takes the expired timers: a second one at the same time gets AlarmInUse. The alarm is a context manager
-/// that owns the descriptor and closes it; any call after that raises ValueError. OSError where the kernel has no
+/// that owns the descriptor and closes it; using it after that raises ValueError. OSError where the kernel has no
 /// descriptor left.
 #[pyclass(frozen, generic, name = "DeadlineAlarm", module = "guestclock")]
 pub(crate) struct PyDeadlineAlarm {

@@ -45,7 +45,7 @@ pub(crate) enum Hz<'py> {
 
 /// Numbers the distinct values of a column, by a table that is indexed by a product's upper bits.
 ///
-/// The standard library's map takes longer to look a number up than its conversion takes. A map is used only for values
+/// Looking a number up in the standard library's map takes longer than converting it. A map is used only for values
 /// that the table has no room for.
 struct Distinct {
     values: Vec<u64>,
