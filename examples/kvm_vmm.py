@@ -234,9 +234,9 @@ class Machine:
         self._runs[vcpu][_IMMEDIATE_EXIT] = 1
 
     def gic_reg(self, group: int, vcpu: int, offset: int, *, value: int | None = None) -> int:
-        """Reads a register of the vGIC, or writes `value` to it: of a group of KVM_DEV_ARM_VGIC_GRP_*.
+        """Reads a register of the vGIC, or writes `value` to it. `group` is a KVM_DEV_ARM_VGIC_GRP_*.
 
-        The distributor's don't depend on the vCPU. EBUSY while any vCPU is in KVM_RUN.
+        The distributor's registers don't depend on the vCPU. EBUSY while any vCPU is in KVM_RUN.
         """
         if self.gic_fd is None:
             raise OSError(errno.ENXIO, "this machine has no vGIC")

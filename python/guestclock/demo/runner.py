@@ -163,7 +163,7 @@ def judge(
     before, after = saved["host"]["samples"], restored["host"]["samples"]
     logged = restored["guest"]["samples"]
     taken, released = Interval(*saved["host"]["taken_at"]), Interval(*restored["host"]["released_at"])
-    # The last sample before the pause, and the first after it, that the host's clock pins down best within a round.
+    # In the last round before the pause, and the first after it, the sample that the host's clock pins down best.
     last = min(range(len(before) - saved["round"], len(before)), key=lambda index: _span(before[index]))
     first = min(range(saved["round"]), key=lambda index: _span(after[index]))
     counters: dict[str, CounterRecord] = {}

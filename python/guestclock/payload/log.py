@@ -96,7 +96,7 @@ class Guest:
         return self._area(vcpu)[1]
 
     def beat(self, vcpu: int) -> tuple[int, int, int]:
-        """While the vCPU spins: how often it has read its counters, and the last pair of CNTVCT_EL0 and CNTPCT_EL0."""
+        """Number of counter reads of a spinning vCPU, and its last pair of CNTVCT_EL0 and CNTPCT_EL0."""
         while True:
             beats, *pairs = self._area(vcpu)[5:10]
             # The vCPU writes the other pair next, and this one only after that.

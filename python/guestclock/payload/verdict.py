@@ -79,12 +79,12 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A violation."""
+    """One thing that is wrong."""
 
     kind: FindingKind
     vcpu: int | None
     ticks: int | None
-    """The least number of guest ticks that it is wrong by; None where it isn't a matter of ticks."""
+    """Guest ticks that the clock is wrong by, at least; None where it isn't a matter of ticks."""
     what: str
 
 
