@@ -192,7 +192,7 @@ class SysregTrap(GuestClockError):
 
 
 class NotSynchronised(GuestClockError):
-    """Nobody vouches for the host's wall clock: `source` (chrony, clockbound) refuses to, or doesn't answer."""
+    """Nobody vouches for the host's wall clock: `reason` is what `source` (chrony, clockbound) says, or its failure."""
 
     source: str
     reason: str
