@@ -7,10 +7,10 @@ The guest is guestclock's payload: on each vCPU it reads its counters, sets an a
 timer's interrupt, round after round. It is saved with alarms set, so that the interrupts of alarms set in the first
 process are taken in the second.
 
-What the VMM itself knows of time it reads from the host's counter, outside guestclock, immediately around the guest's
-reads and around the checkpoint and the release. `vm.json` and `restored.json` hold those readings, for a judge.
+The VMM reads time from the host's counter, outside guestclock, immediately around the guest's reads and around the
+checkpoint and the release. `vm.json` and `restored.json` hold those readings, for a judge.
 
-`Machine` is all that is asked of KVM; `Vmm` is what a VMM does with guestclock.
+`Machine` has everything that is asked of KVM; `Vmm` does what a VMM does with guestclock.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ KVM_CAP_COUNTER_OFFSET: Final = 227
 KVM_CAP_ARM_EL2: Final = 240
 KVM_DEV_TYPE_ARM_VGIC_V3: Final = 7
 
-# Why KVM_RUN returned: KVM_EXIT_* there.
+# The reasons why KVM_RUN returns: KVM_EXIT_* there.
 KVM_EXIT_MMIO: Final = 6
 KVM_EXIT_INTR: Final = 10
 
@@ -81,17 +81,17 @@ _IMMEDIATE_EXIT: Final = 1
 _EXIT_REASON: Final = 8
 _MMIO: Final = 32
 
-# Where this VMM has things, in guest-physical memory.
+# The layout of guest-physical memory in this VMM.
 RAM: Final = 0x4000_0000
 GIC_DISTRIBUTOR: Final = 0x0800_0000
 GIC_REDISTRIBUTORS: Final = 0x080A_0000
-"""One of 128 KiB for each vCPU."""
+"""A redistributor of 128 KiB for each vCPU."""
 DOORBELL: Final = 0x0A00_0000
 """No memory: a store there comes out of KVM_RUN."""
 
 
 def core_reg(word: int, bits: int = 64) -> int:
-    """Return the id of a register in struct kvm_regs, which stands at that 32-bit word (KVM_REG_ARM_CORE_REG)."""
+    """Returns the id of a register in struct kvm_regs, which stands at that 32-bit word (KVM_REG_ARM_CORE_REG)."""
     return 0x6000_0000_0010_0000 | ({32: 2, 64: 3, 128: 4}[bits] << 52) | word
 
 
@@ -105,7 +105,7 @@ MPIDR_EL1: Final = 0x6030_0000_0013_C005
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """Why a vCPU came out of KVM_RUN. Address and data are those of an access to no memory, if that is why."""
+    """A vCPU's exit from KVM_RUN: its reason, and address and data if that is an access to no memory."""
 
     reason: int
     address: int = 0
@@ -116,7 +116,7 @@ class Exit:
 class Machine:
     """A virtual machine on KVM: its memory, vCPUs and interrupt controller. No error but OSError, with KVM's errno.
 
-    vcpus: how many to create and initialise at once; `create_vcpu` adds one.
+    vcpus: the number of vCPUs to create and initialise at once; `create_vcpu` adds one.
     nested: the vCPUs have EL2.
     gic: with a vGICv3 in the kernel, for these vCPUs: KVM creates no vCPU after it. Or call `add_gic` later.
     features: further KVM_ARM_VCPU_* bits.
@@ -154,7 +154,7 @@ class Machine:
             raise
 
     def close(self) -> None:
-        """Tear the machine down. Memory and descriptors are gone afterwards; twice is once."""
+        """Tears the machine down. Memory and descriptors are gone afterwards; a second call does nothing."""
         for run in self._runs:
             run.close()
         for fd in (*self.vcpu_fds, self.gic_fd, self.vm_fd, self.kvm_fd):
@@ -164,21 +164,21 @@ class Machine:
         self.ram.close()
 
     def create_vcpu(self) -> int:
-        """Create one more vCPU and return its number. `init_vcpu` makes it ready to run."""
+        """Creates one more vCPU and returns its number. `init_vcpu` makes it ready to run."""
         vcpu = len(self.vcpu_fds)
         self.vcpu_fds.append(fcntl.ioctl(self.vm_fd, KVM_CREATE_VCPU, vcpu))
         self._runs.append(mmap.mmap(self.vcpu_fds[vcpu], self._run_size))
         return vcpu
 
     def init_vcpu(self, vcpu: int) -> None:
-        """Initialise a vCPU, or reset one: it is on, whatever its number, at EL1 (or EL2) with interrupts masked."""
+        """Initialises or resets a vCPU: it is on, whatever its number, at EL1 (or EL2) with interrupts masked."""
         target = bytearray(32)
         fcntl.ioctl(self.vm_fd, KVM_ARM_PREFERRED_TARGET, target)
         struct.pack_into("=I", target, 4, self.features)
         fcntl.ioctl(self.vcpu_fds[vcpu], KVM_ARM_VCPU_INIT, target)
 
     def add_gic(self) -> None:
-        """Create the vGICv3 and initialise it."""
+        """Creates the vGICv3 and initialises it."""
         device = bytearray(struct.pack("=3I", KVM_DEV_TYPE_ARM_VGIC_V3, 0, 0))
         fcntl.ioctl(self.vm_fd, KVM_CREATE_DEVICE, device)
         fd = self.gic_fd = int(struct.unpack("=3I", device)[1])
@@ -191,29 +191,29 @@ class Machine:
         return fcntl.ioctl(self.vm_fd, KVM_CHECK_EXTENSION, capability)
 
     def set_counter_offset(self, offset: int, reserved: int = 0) -> None:
-        """Subtract `offset` from the host's counter in both views of all vCPUs. From then on the VM owns its offset."""
+        """Subtracts `offset` from the host's counter in both views of all vCPUs, and so opts the VM in for good."""
         fcntl.ioctl(self.vm_fd, KVM_ARM_SET_COUNTER_OFFSET, struct.pack("=2Q", offset % 2**64, reserved))
 
     def get_one_reg(self, vcpu: int, reg: int) -> int:
-        """Read a register; its width is in its id."""
+        """Reads a register; its width is in its id."""
         value = ctypes.create_string_buffer(_size(reg))
         fcntl.ioctl(self.vcpu_fds[vcpu], KVM_GET_ONE_REG, struct.pack("=2Q", reg, ctypes.addressof(value)))
         return int.from_bytes(value.raw, "little")
 
     def set_one_reg(self, vcpu: int, reg: int, value: int) -> None:
-        """Write a register; its width is in its id."""
+        """Writes a register; its width is in its id."""
         data = ctypes.create_string_buffer(value.to_bytes(_size(reg), "little"), _size(reg))
         fcntl.ioctl(self.vcpu_fds[vcpu], KVM_SET_ONE_REG, struct.pack("=2Q", reg, ctypes.addressof(data)))
 
     def reg_list(self, vcpu: int) -> list[int]:
         """The ids of a vCPU's registers, in the kernel's order."""
-        # fcntl copies a buffer of up to 1024 bytes; this one the kernel gets itself, and with room for every register.
+        # fcntl copies a buffer of up to 1024 bytes; the kernel gets this one itself, with room for every register.
         listed = (ctypes.c_uint64 * 4096)(4095)
         fcntl.ioctl(self.vcpu_fds[vcpu], KVM_GET_REG_LIST, listed)
         return list(listed[1 : 1 + listed[0]])
 
     def run(self, vcpu: int) -> Exit:
-        """Enter the guest until it comes out; other threads go on meanwhile. A signal alone doesn't end it (`kick`)."""
+        """Enters the guest until it comes out; other threads go on. A signal alone doesn't end it (`kick`)."""
         run = self._runs[vcpu]
         while True:
             try:
@@ -230,13 +230,13 @@ class Machine:
             return Exit(reason, address, data % (1 << 8 * size), is_write)
 
     def kick(self, vcpu: int) -> None:
-        """Have the vCPU's `run` return KVM_EXIT_INTR: at its next entry, or at once when its thread gets a signal."""
+        """Makes the vCPU's `run` return KVM_EXIT_INTR: at its next entry, or at once when its thread gets a signal."""
         self._runs[vcpu][_IMMEDIATE_EXIT] = 1
 
     def gic_reg(self, group: int, vcpu: int, offset: int, *, value: int | None = None) -> int:
-        """Read a register of the vGIC, or write `value` to it: of a group of KVM_DEV_ARM_VGIC_GRP_*.
+        """Reads a register of the vGIC, or writes `value` to it. `group` is a KVM_DEV_ARM_VGIC_GRP_*.
 
-        The distributor's don't depend on the vCPU. EBUSY while any vCPU is in KVM_RUN.
+        The distributor's registers don't depend on the vCPU. EBUSY while any vCPU is in KVM_RUN.
         """
         if self.gic_fd is None:
             raise OSError(errno.ENXIO, "this machine has no vGIC")
@@ -252,19 +252,19 @@ class Machine:
         return get_attr(self.vcpu_fds[vcpu], KVM_ARM_VCPU_TIMER_CTRL, timer, size=4)
 
     def set_timer_irq(self, vcpu: int, timer: int, intid: int) -> None:
-        """Set it: for the whole VM, and before any vCPU has run."""
+        """Sets the interrupt id of a timer: for the whole VM, and before any vCPU has run."""
         set_attr(self.vcpu_fds[vcpu], KVM_ARM_VCPU_TIMER_CTRL, timer, intid, size=4)
 
 
 def get_attr(fd: int, group: int, attribute: int, *, size: int = 8) -> int:
-    """Read a device attribute of so many bytes (KVM_GET_DEVICE_ATTR)."""
+    """Reads a device attribute of `size` bytes (KVM_GET_DEVICE_ATTR)."""
     data = ctypes.create_string_buffer(size)
     fcntl.ioctl(fd, KVM_GET_DEVICE_ATTR, struct.pack("=2I2Q", 0, group, attribute, ctypes.addressof(data)))
     return int.from_bytes(data.raw, "little")
 
 
 def set_attr(fd: int, group: int, attribute: int, value: int | None, *, size: int = 8) -> None:
-    """Write a device attribute of so many bytes; without a value, one that is an action (KVM_SET_DEVICE_ATTR)."""
+    """Writes a device attribute of `size` bytes; with None, an attribute that is an action (KVM_SET_DEVICE_ATTR)."""
     data = ctypes.create_string_buffer((value or 0).to_bytes(size, "little"), size)
     address = 0 if value is None else ctypes.addressof(data)
     fcntl.ioctl(fd, KVM_SET_DEVICE_ATTR, struct.pack("=2I2Q", 0, group, attribute, address))
@@ -278,7 +278,7 @@ VCPUS: Final = 2
 ROUND: Final = 8
 """Samples that the guest takes in a row: a judge uses the one that was bracketed most tightly."""
 PATIENCE_S: Final = 100
-"""A guest that sleeps for so long has lost its alarm's interrupt."""
+"""Time after which a guest that still sleeps has lost its alarm's interrupt."""
 MAX_ROUNDS: Final = 100
 """Limit on the rounds of both processes together: the log holds no more."""
 
@@ -307,7 +307,7 @@ ICC: Final = [
 
 
 def _instruction(word: int) -> Any:
-    """Return a function of these instructions: ISB; `word`, an MRS to x0; RET."""
+    """Returns a function of these instructions: ISB; `word`, an MRS to x0; RET."""
     # From a file, so that the kernel keeps the instruction cache right.
     fd = os.memfd_create("counter")
     os.write(fd, struct.pack("<3I", 0xD503_3FDF, word, 0xD65F_03C0))
@@ -316,12 +316,13 @@ def _instruction(word: int) -> Any:
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
     address = libc.mmap(None, mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_EXEC, mmap.MAP_PRIVATE, fd, 0)
     os.close(fd)
-    # Without giving up the interpreter's lock: that would put the other vCPU's thread between the count and its use.
+    # PYFUNCTYPE keeps the interpreter's lock: giving it up would put the other vCPU's thread between the count and its
+    # use.
     return ctypes.PYFUNCTYPE(ctypes.c_uint64)(address)
 
 
 class Vmm:
-    """One virtual machine: KVM's machine, guestclock's `KvmVm` over it, the payload in it, and what the VMM saw."""
+    """One virtual machine: KVM's machine, guestclock's `KvmVm` over it, its payload, and the VMM's own readings."""
 
     def __init__(self) -> None:
         self.host_ticks = _instruction(0xD53B_E040)  # CNTVCT_EL0
@@ -340,18 +341,18 @@ class Vmm:
         self._failures: list[BaseException] = []
 
     def boot(self) -> None:
-        """Put the guest into memory, and start both of its counters at zero together."""
+        """Puts the guest into memory, and starts both of its counters at zero together."""
         guest = image(vcpus=VCPUS, samples=ROUND, doorbell=DOORBELL, gicd=GIC_DISTRIBUTOR, gicr=GIC_REDISTRIBUTORS)
         self.machine.ram[: len(guest)] = guest
         for vcpu in range(VCPUS):
             self.machine.set_one_reg(vcpu, PC, RAM)
         # Opting in. Without it the guest's counters have two offsets, CNTVCT's from the creation of the last vCPU and
-        # CNTPCT's zero, and neither can be restored but by value. Older kernels (before 6.4) know no other way.
+        # CNTPCT's zero, and both can be restored only by value. Older kernels (before 6.4) know no other way.
         if self.vm.capabilities.counter_offset:
             self.vm.set_counter_offset(self.host_ticks())
 
     def run(self, rounds: int) -> None:
-        """Let all vCPUs go until each has set its alarm so many times. RuntimeError if one never comes so far."""
+        """Lets all vCPUs go until each has set its alarm `rounds` times. RuntimeError if one never comes so far."""
         signal.signal(signal.SIGUSR1, lambda *_: None)  # Only to bring a thread out of KVM_RUN.
         threads = [threading.Thread(target=self._run_vcpu, args=(vcpu, rounds)) for vcpu in range(VCPUS)]
         self.resumed_at = self.host_ticks()
@@ -395,21 +396,21 @@ class Vmm:
         return bell
 
     def registers(self, vcpu: int) -> dict[str, str]:
-        """A vCPU's registers as KVM lists them, but for counters and timers: those are in the checkpoint.
+        """A vCPU's registers as KVM lists them, except counters and timers: those are in the checkpoint.
 
-        This guest's vCPUs are always on and have no SError pending. Of others a VMM would carry over that too
+        This guest's vCPUs are always on and have no SError pending. For others a VMM would carry over that too
         (KVM_GET_MP_STATE, KVM_GET_VCPU_EVENTS).
         """
         listed = [reg for reg in self.machine.reg_list(vcpu) if reg not in TIME]
         return {hex(reg): hex(self.machine.get_one_reg(vcpu, reg)) for reg in listed}
 
     def set_registers(self, vcpu: int, saved: dict[str, str]) -> None:
-        """The inverse of `registers`."""
+        """Sets a vCPU's registers: the inverse of `registers`."""
         for reg, value in saved.items():
             self.machine.set_one_reg(vcpu, int(reg, 16), int(value, 16))
 
     def interrupts(self, vcpu: int, saved: list[int] | None = None) -> list[int]:
-        """The state of the vGIC for a vCPU; given one that was saved, set to that."""
+        """The state of the vGIC for a vCPU; with a saved state, sets the vGIC to it."""
         where = [
             *((KVM_DEV_ARM_VGIC_GRP_DIST_REGS, offset) for offset in GICD),
             *((KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, offset) for offset in GICR),
@@ -441,11 +442,11 @@ class Vmm:
 
 
 def save(directory: Path, rounds: int) -> None:
-    """Boot the guest, let it run, and save it with alarms set."""
+    """Boots the guest, lets it run, and saves it with alarms set."""
     vmm = Vmm()
     vmm.boot()
     vmm.run(rounds)
-    # A checkpoint changes nothing, so of several the one is kept whose instant is known best.
+    # A checkpoint changes nothing, so several are taken, and the one whose instant is known best is kept.
     tries = []
     for _ in range(8):
         before = vmm.host_ticks()
@@ -473,7 +474,7 @@ def save(directory: Path, rounds: int) -> None:
 
 
 def restore(directory: Path, policy: Freeze | Advance, rounds: int, *, plant_fault_ticks: int, verbose: bool) -> None:
-    """Restore the guest in this process, let it go on, and write down what both sides saw."""
+    """Restores the guest in this process, lets it go on, and writes down what both sides saw."""
     state = json.loads((directory / "vm.json").read_text())["vcpus"]
     checkpoint = Checkpoint.load(directory / "time.guestclock")
     vmm = Vmm()
@@ -501,7 +502,7 @@ def restore(directory: Path, policy: Freeze | Advance, rounds: int, *, plant_fau
             "host": {"samples": vmm.samples[vcpu], "released_at": [before, after]},
             "irqs": vmm.seen(vcpu)["irqs"] - saved["irqs"],
             "same_counter": the_plan.same_counter,
-            # By value, and on a kernel that can't set CNTPCT, that one goes on as the host's does.
+            # By value, and on a kernel that can't set CNTPCT, that counter goes on as the host's does.
             "counters": ["cntvct"] if the_plan.method == "virtual-only" else ["cntvct", "cntpct"],
             "plan": the_plan.to_dict(),
             "report": report.to_dict(),
@@ -509,7 +510,7 @@ def restore(directory: Path, policy: Freeze | Advance, rounds: int, *, plant_fau
         for vcpu, saved in enumerate(state)
     ]
     (directory / "restored.json").write_text(json.dumps({"vcpus": vcpus}, indent=1))
-    # For `guestclock check-log`: the guest's memory with its log, and what the host saw.
+    # For `guestclock check-log`: the guest's memory with its log, and the VMM's readings of the host's counter.
     (directory / "memory.bin").write_bytes(vmm.machine.ram)
     pause = {
         "taken_at": state[0]["host"]["taken_at"],
@@ -532,7 +533,7 @@ def restore(directory: Path, policy: Freeze | Advance, rounds: int, *, plant_fau
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     saver = commands.add_parser("save", help="boot a guest, run it and save it")

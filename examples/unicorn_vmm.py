@@ -6,8 +6,8 @@
 The guest reads its counters, sets an alarm, sleeps, and is woken by the timer's interrupt, round after round. It is
 saved with an alarm set, so that the interrupt of an alarm set in the first process is taken in the second.
 
-What the VMM itself knows of time it reads from the host's clock, outside guestclock, immediately around the guest's
-reads and around the checkpoint and the release. `vm.json` and `restored.json` hold those readings, for a judge.
+The VMM reads time from the host's clock, outside guestclock, immediately around the guest's reads and around the
+checkpoint and the release. `vm.json` and `restored.json` hold those readings, for a judge.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ GUEST_IRQ = """
 
 GENERAL = {f"x{n}": getattr(a64, f"UC_ARM64_REG_X{n}") for n in range(31)}
 VECTOR = {f"q{n}": getattr(a64, f"UC_ARM64_REG_Q{n}") for n in range(32)}
-# The order matters: the stack pointers before PSTATE says which of them SP is.
+# The order matters: the stack pointers come before PSTATE, which says which of them SP is.
 SPECIAL = {
     name.lower(): getattr(a64, f"UC_ARM64_REG_{name}") for name in ("SP_EL0", "SP_EL1", "PSTATE", "SP", "FPCR", "FPSR")
 }
@@ -128,7 +128,7 @@ def host_ticks() -> int:
 
 
 class Vmm:
-    """One virtual machine: an engine with its memory, a `ModelVm` with its time, and what the VMM saw of both."""
+    """One virtual machine: an engine with its memory, a `ModelVm` with its time, and the VMM's own readings."""
 
     def __init__(self, mode: Mode) -> None:
         self.mode: Mode = mode
@@ -137,13 +137,13 @@ class Vmm:
         self.vm = ModelVm(vcpus=1, counter=MonotonicCounter())
         self.timer: UnicornTimer = attach(self.uc, self.vm, 0, mode=mode, now=self._now if mode == "exact" else None)
         self.samples: list[list[list[int]]] = []
-        """For each of the guest's samples, for CNTVCT and CNTPCT, the host's clock just before and just after."""
+        """The host's clock just before and just after each of the guest's samples, for CNTVCT and CNTPCT."""
         self.irqs = 0
         self._before = 0
         self._answered: list[int] = []
 
     def boot(self) -> None:
-        """Assemble the guest, and start both of its counters at zero together."""
+        """Assembles the guest, and starts both of its counters at zero together."""
         import keystone
 
         assembler = keystone.Ks(keystone.KS_ARCH_ARM64, keystone.KS_MODE_LITTLE_ENDIAN)
@@ -158,7 +158,7 @@ class Vmm:
         self.timer.sync()
 
     def run(self, rounds: int) -> None:
-        """Let the guest go until it has set its alarm so many times."""
+        """Lets the guest go until it has set its alarm `rounds` times."""
         for _ in range(rounds):
             stop = self.timer.run_until(on_hvc=self._on_hvc, on_irq=self._on_irq)
             if stop.hvc != ALARM_SET:
@@ -172,11 +172,11 @@ class Vmm:
         return {"cntfrq": frequency, "samples": [list(pair) for pair in pairs], "irqs": irqs, "last_irq_ctl": ctl}
 
     def now(self) -> int | None:
-        """In exact mode the sample that guestclock is to use; in fast mode it takes its own."""
+        """The sample that guestclock is to use in exact mode; in fast mode None, as it takes its own."""
         return host_ticks() if self.mode == "exact" else None
 
     def registers(self) -> dict[str, str]:
-        """Every register that the guest can tell apart, but for counters and timers: those are in the checkpoint."""
+        """Every register that the guest can tell apart, except counters and timers: those are in the checkpoint."""
         plain = {**GENERAL, **VECTOR, **SPECIAL, "pc": a64.UC_ARM64_REG_PC}
         values = {name: self.uc.reg_read(number) for name, number in plain.items()}
         values |= {name: self.uc.cpr_read(*encoding) for name, encoding in SYSTEM.items()}
@@ -184,7 +184,7 @@ class Vmm:
         return {name: hex(value) for name, value in values.items()}
 
     def set_registers(self, saved: dict[str, str]) -> None:
-        """The inverse of `registers`."""
+        """Sets the registers: the inverse of `registers`."""
         for name, number in (GENERAL | VECTOR | SPECIAL).items():
             self.uc.reg_write(number, int(saved[name], 16))
         for name, encoding in SYSTEM.items():
@@ -215,11 +215,11 @@ class Vmm:
 
 
 def save(directory: Path, mode: Mode, rounds: int) -> None:
-    """Boot the guest, let it run, and save it with an alarm set."""
+    """Boots the guest, lets it run, and saves it with an alarm set."""
     vmm = Vmm(mode)
     vmm.boot()
     vmm.run(rounds)
-    # A checkpoint changes nothing, so of several the one is kept whose instant is known best.
+    # A checkpoint changes nothing, so several are taken, and the one whose instant is known best is kept.
     tries = []
     for _ in range(1 if mode == "exact" else 8):
         now = vmm.now()
@@ -243,7 +243,7 @@ def save(directory: Path, mode: Mode, rounds: int) -> None:
 
 
 def restore(directory: Path, policy: Freeze | Advance, rounds: int, *, plant_fault_ticks: int, verbose: bool) -> None:
-    """Restore the guest in this process, let it go on, and write down what both sides saw."""
+    """Restores the guest in this process, lets it go on, and writes down what both sides saw."""
     state = json.loads((directory / "vm.json").read_text())
     checkpoint = Checkpoint.load(directory / "time.guestclock")
     vmm = Vmm(state["mode"])
@@ -278,7 +278,7 @@ def restore(directory: Path, policy: Freeze | Advance, rounds: int, *, plant_fau
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     saver = commands.add_parser("save", help="boot a guest, run it and save it")

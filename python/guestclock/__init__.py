@@ -1,7 +1,7 @@
 """Keeps a guest's clocks right when its virtual machine is paused, snapshotted, restored, live-updated or migrated.
 
-A `ModelVm` models the Arm generic timer of a virtual machine over a host counter. `ModelVm.checkpoint` takes its time
-along as a portable value, `plan` says what a restore would do, and `restore` does it. Counts are ticks, times are
+A `ModelVm` models the Arm generic timer of a virtual machine over a host counter. `ModelVm.checkpoint` saves the VM's
+guest time as a portable value, `plan` says what a restore would do, and `restore` does it. Counts are ticks, times are
 integer nanoseconds, and nothing here is a float.
 """
 

@@ -1,6 +1,7 @@
 """Time in an event loop.
 
-`expiries` gives out what expires on a `DeadlineAlarm`, and `catch_up` is `vm.catch_up()` with each step when it is due.
+`expiries` yields what expires on a `DeadlineAlarm`, and `catch_up` yields the steps of `vm.catch_up()`, each when it is
+due.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ _Expired_co = TypeVar("_Expired_co", bound=tuple[object, ...], covariant=True)
 
 
 class expiries(Generic[_Expired_co]):  # noqa: N801 - called like a function, as `enumerate` is
-    """Give what expires on an alarm to an `async for`, when it does: what `alarm.expire()` returns, never empty.
+    """Yields what expires on an alarm to an `async for`, when it does: the result of `alarm.expire()`, never empty.
 
-    The alarm's descriptor is in the loop only while this waits. A task that is cancelled while it waits has taken
-    nothing from the alarm, and this or another iterator goes on with it. It ends when the alarm is closed.
+    The alarm's descriptor is in the loop only while the iterator waits. A task that is cancelled while it waits has
+    taken nothing from the alarm, and this or another iterator goes on with it. The iterator ends when the alarm is
+    closed.
 
-    AlarmInUse where somebody else waits on the alarm; CapabilityMissing where the event loop has no `add_reader`.
+    AlarmInUse where another consumer waits on the alarm; CapabilityMissing where the event loop has no `add_reader`.
     """
 
     def __init__(self, alarm: DeadlineAlarm[_Expired_co]) -> None:
@@ -37,7 +39,7 @@ class expiries(Generic[_Expired_co]):  # noqa: N801 - called like a function, as
         return self
 
     async def __anext__(self) -> _Expired_co:
-        # It waits first even where something has expired: others in the loop have their turn.
+        # It waits first even where something has expired: other tasks in the loop have their turn.
         while await _readable(self._alarm):
             expired = self._alarm.expire()
             if len(expired[-1]):  # type: ignore[arg-type]
@@ -46,7 +48,7 @@ class expiries(Generic[_Expired_co]):  # noqa: N801 - called like a function, as
 
 
 async def _readable(alarm: DeadlineAlarm[tuple[object, ...]]) -> bool:
-    """Wait until the alarm's descriptor is readable. False if the alarm is closed."""
+    """Waits until the alarm's descriptor is readable. False if the alarm is closed."""
     if alarm.closed:
         return False
     _claim(alarm)
@@ -83,12 +85,12 @@ def _add_reader(loop: asyncio.AbstractEventLoop, fd: int, readable: asyncio.Futu
 async def catch_up(
     vm: GuestVm, *, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
 ) -> AsyncGenerator[Step, None]:
-    """Give the steps that the VM's guest is owed, each when it is due, to an `async for`.
+    """Yields the steps that pay the VM's backlog back, each when it is due, to an `async for`.
 
-    For each, stop all vCPUs, `step.apply()`, and let them go on. It waits as `guestclock.pacing.paced` does: `sleep`
-    takes seconds, and the VM's counter alone says whether a step is due; a step that wasn't applied is given again
-    after 10 ms at least. It ends when nothing is owed. A task that is cancelled here leaves the backlog as it is, and a
-    later `catch_up` goes on with it.
+    For each, stop all vCPUs, `step.apply()`, and let them go on. The generator waits as `guestclock.pacing.paced` does:
+    `sleep` takes seconds, and the VM's counter alone says whether a step is due; a step that wasn't applied comes again
+    after 10 ms at least. The generator ends when there is no backlog. A task that is cancelled here leaves the backlog
+    as it is, and a later `catch_up` goes on with it.
     """
     for ns_or_step in rhythm(vm.catch_up()):
         if isinstance(ns_or_step, int):

@@ -26,7 +26,7 @@ _INITIAL_TIME_NAMESPACE: Final = "time:[4026531834]"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked for."""
+    """One fact about the host."""
 
     subject: str
     """Area of the finding: build, counter, wall_clock, host, kvm or extra."""
@@ -35,18 +35,18 @@ class Finding:
     value: str | int | bool | None
     """The value found; None if there is none."""
     ok: bool | None
-    """True if guestclock can rely on it, False if it can't; None if that is unknown."""
+    """True if guestclock can rely on the fact, False if it can't; None if that is unknown."""
     reason: str
-    """Why, or what follows from it."""
+    """The reason, or the consequence."""
 
 
 def examine() -> list[Finding]:
-    """Look at the host, one subject after the other. What is missing is a finding, not an error."""
+    """Examines the host, one subject after the other. A missing thing is a finding, not an error."""
     return [*_build(), *_counters(), *_host(), *_kvm(), *_extras()]
 
 
 def to_document(findings: Iterable[Finding]) -> dict[str, object]:
-    """Return a document for JSON: `{"schema", "findings": [{"subject", "name", "value", "ok", "reason"}, ...]}`."""
+    """Returns a document for JSON: `{"schema", "findings": [{"subject", "name", "value", "ok", "reason"}, ...]}`."""
     return {"schema": "guestclock.doctor/1", "findings": [asdict(finding) for finding in findings]}
 
 
@@ -114,7 +114,7 @@ def _wall_clock(stamp: Stamp) -> Iterator[Finding]:
 
 
 def _identity(name: str, found: str | None, path: str, use: str) -> Finding:
-    """Say that an id is there, not what it is: the doctor's output goes into bug reports."""
+    """Reports that an id is there, and not the id: the doctor's output goes into bug reports."""
     if found is None:
         return Finding("host", name, None, False, f"{path} is missing or empty")
     return Finding("host", name, "present", True, use)
@@ -126,7 +126,7 @@ def _host() -> Iterator[Finding]:
 
 
 def _time_namespace() -> Finding:
-    """In a time namespace CLOCK_MONOTONIC and CLOCK_MONOTONIC_RAW are shifted: time_namespaces(7)."""
+    """Looks for a time namespace, which shifts CLOCK_MONOTONIC and CLOCK_MONOTONIC_RAW: time_namespaces(7)."""
     try:
         namespace = str(Path("/proc/self/ns/time").readlink())
         offsets = Path("/proc/self/timens_offsets").read_text(encoding="ascii")

@@ -1,4 +1,4 @@
-"""The errors. Each carries its facts as attributes and survives pickle and copy with them.
+"""guestclock's errors, which carry their facts as attributes and survive pickle and copy with them.
 
 Wrong arguments stay TypeError, ValueError, IndexError and OverflowError.
 """
@@ -12,7 +12,7 @@ from typing import Any
 class GuestClockError(Exception):
     """The root of guestclock's own errors.
 
-    `fields` become attributes: the numbers of both sides, for a program to act on. The message says it for people.
+    `fields` become attributes: the numbers of both sides, for a program to act on. The message states them for people.
     """
 
     def __init__(self, message: str, **fields: Any) -> None:
@@ -99,7 +99,7 @@ class CounterSkew(RestoreRefused):
 
 
 class ClockWentBackwards(RestoreRefused):
-    """A clock here reads less than it did at the checkpoint: `clock` says which, and in what unit."""
+    """A clock here reads less than it did at the checkpoint: `clock` names the clock and its unit."""
 
     clock: str
     saved: int
@@ -107,7 +107,7 @@ class ClockWentBackwards(RestoreRefused):
 
 
 class ElapsedUnknown(RestoreRefused):
-    """Nobody vouches for how much time has passed since the checkpoint: `saved` and `host` say what is known where."""
+    """Nobody vouches for the time that has passed since the checkpoint: `saved` and `host` say what each side knows."""
 
     saved: str
     host: str
@@ -115,14 +115,14 @@ class ElapsedUnknown(RestoreRefused):
 
 
 class ElapsedTooLong(RestoreRefused):
-    """The wall clocks say that more time has passed than is believed of them."""
+    """The wall clocks say that more time has passed than they are trusted with."""
 
     elapsed_ns: int
     longest_ns: int
 
 
 class DeadlineMissed(RestoreRefused):
-    """What the guest would be owed can't be paid back in the time that `CatchUp` gives."""
+    """The backlog can't be paid back within the `deadline_ns` of `CatchUp`."""
 
     owed_ns: int
     needed_ns: int
@@ -130,7 +130,7 @@ class DeadlineMissed(RestoreRefused):
 
 
 class TopologyMismatch(RestoreRefused):
-    """The VM hasn't as many of `what` as the checkpoint has."""
+    """The VM doesn't have as many of `what` as the checkpoint."""
 
     what: str
     saved: int
@@ -138,7 +138,7 @@ class TopologyMismatch(RestoreRefused):
 
 
 class UnknownState(RestoreRefused):
-    """The checkpoint has something that this version doesn't know, and `strict=True` was asked for."""
+    """The checkpoint has something that this version doesn't know, under `strict=True`."""
 
     what: str
 
@@ -177,11 +177,11 @@ class Crashed(GuestClockError):
 
 
 class AlarmInUse(GuestClockError):
-    """A `DeadlineAlarm` has a consumer already, and what expires goes to one."""
+    """A `DeadlineAlarm` has a consumer already, and takes no second one."""
 
 
 class NoBacklog(GuestClockError):
-    """The guest is owed nothing, so there is no step to make."""
+    """The guest has no backlog, so there is no step to make."""
 
 
 class SysregTrap(GuestClockError):
@@ -192,20 +192,20 @@ class SysregTrap(GuestClockError):
 
 
 class NotSynchronised(GuestClockError):
-    """Nobody vouches for the host's wall clock: what `source` (chrony, clockbound) says, or why it can't be asked."""
+    """Nobody vouches for the host's wall clock: `reason` is what `source` (chrony, clockbound) says, or its failure."""
 
     source: str
     reason: str
 
 
 class CapabilityMissing(GuestClockError):
-    """The backend or host can't do what was asked."""
+    """The backend or host lacks a capability that the call needs."""
 
     capability: str
 
 
 class KvmError(GuestClockError, OSError):
-    """What KVM answers with an errno."""
+    """An errno from KVM."""
 
     def __init__(self, message: str, *, errno: int, **fields: Any) -> None:
         OSError.__init__(self, errno, os.strerror(errno))
@@ -218,7 +218,7 @@ class KvmError(GuestClockError, OSError):
 
 
 class VcpuRunning(KvmError):
-    """A vCPU is in the guest (EBUSY). `vcpu` is None where only KVM says so: it doesn't tell which."""
+    """A vCPU is in the guest (EBUSY). `vcpu` is None where only KVM says so: it doesn't name the vCPU."""
 
     vcpu: int | None
 

@@ -18,17 +18,17 @@ EXTRAS: Final[dict[str, dict[str, str]]] = {
 
 
 def pip_line(extra: str) -> str:
-    """Return the command that installs an extra."""
+    """Returns the command that installs an extra."""
     return f"pip install 'guestclock[{extra}]'"
 
 
 def provides(extra: str, module: str | None) -> bool:
-    """Return whether `module` (a dotted name, as in `ModuleNotFoundError.name`) is part of what an extra installs."""
+    """True if an extra installs `module` (a dotted name, as in `ModuleNotFoundError.name`)."""
     return module is not None and module.partition(".")[0] in EXTRAS[extra].values()
 
 
 def installed(extra: str) -> dict[str, str | None]:
-    """Return the version of each of an extra's distributions; None where it isn't installed. Imports none of them."""
+    """Returns the version of each of an extra's distributions; None where it isn't installed. Imports none of them."""
     return {name: _version(name) for name in EXTRAS[extra]}
 
 

@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def progress(total: int, *, shown: bool) -> Iterator[Callable[[str, int], None]]:
-    """Show a bar (needs rich), and give what moves it on: called with what is being done, and how much has been."""
+    """Shows a bar (needs rich), and yields a function that moves it on.
+
+    The function takes a description of the work and the amount done.
+    """
     if not shown:
         yield lambda _description, _advance: None
         return

@@ -1,9 +1,10 @@
 """The promise of each policy for a guest's clock across a pause, computed from the host's clock alone.
 
-With s0 and s1 the host's counts at the guest's last reading before and its first after, C0 at the checkpoint and C1 at
-the release: frozen, the guest's clock runs for (C0 - s0) + (s1 - C1); advanced, for s1 - s0; advanced by at most a cap,
-for the first plus the cap or for the second, whichever is less. Each count is known to lie in an interval, and no gap
-shrinks as s1 or C0 grows, or grows as s0 or C1 does, so the ends come from the ends.
+s0 and s1 are the host's counts at the guest's last reading before the pause and its first after. C0 is the count at the
+checkpoint, C1 at the release. Frozen, the guest's clock runs for (C0 - s0) + (s1 - C1); advanced, for s1 - s0; advanced
+by at most a cap, for the first plus the cap or for the second, whichever is less. Each count is known to lie in an
+interval. No gap shrinks as s1 or C0 grows, or grows as s0 or C1 does, so the ends of a gap come from the ends of the
+counts.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ class Interval:
 
     @property
     def width(self) -> int:
-        """The ticks from end to end: 0 for an exact count."""
+        """Ticks from end to end: 0 for an exact count."""
         return self.high - self.low
 
     def plus(self, other: Interval) -> Interval:
-        """Every sum of a count of each."""
+        """The interval of the sums of a count from each."""
         return Interval(self.low + other.low, self.high + other.high)
 
     def minus(self, other: Interval) -> Interval:
-        """Every difference of a count of each."""
+        """The interval of the differences of a count from each."""
         return Interval(self.low - other.high, self.high - other.low)
 
     def distance(self, count: int) -> int:

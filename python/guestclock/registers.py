@@ -15,8 +15,8 @@ class _Named(IntEnum):
 class Reg(_Named):
     """The timer registers' ids for KVM_GET_ONE_REG and KVM_SET_ONE_REG (Linux: arch/arm64/include/uapi/asm/kvm.h).
 
-    KVM's ABI has the ids of TIMER_CNT and TIMER_CVAL swapped against the registers' encodings. Each name here is what
-    it says: TIMER_CNT is the counter and TIMER_CVAL the compare value.
+    KVM's ABI has the ids of TIMER_CNT and TIMER_CVAL swapped against the registers' encodings. The names here mean what
+    they say: TIMER_CNT is the counter and TIMER_CVAL the compare value.
     """
 
     TIMER_CTL = reg_id("TIMER_CTL")

@@ -35,18 +35,19 @@ def chrony(
 ) -> SyncBound:
     """The bound that chrony vouches for, from `tracking` (a line of `chronyc -c tracking`) or from `command`, run now.
 
-    The bound is the one that chronyc(1) states under "Root dispersion", for a stratum-1 server that is right:
-    `|system time offset| + root dispersion + root delay / 2`. Each printed number counts as the largest that is printed
-    so. chronyd lets the dispersion grow by skew + |residual frequency| + maxclockerror (`get_root_dispersion` in its
-    reference.c), and so that is `holdover_ppb`; maxclockerror isn't in the line, so `max_clock_error_ppb` has to be the
-    one in chrony.conf(5), 1 ppm unless it is set there. It holds while chronyd steers the clock, and as long as the
-    clock keeps the frequency that chronyd gave it last; it doesn't under `chronyd -x`, which steers nothing.
+    The bound is the sum that chronyc(1) states under "Root dispersion", for a stratum-1 server that is right: `|system
+    time offset| + root dispersion + root delay / 2`. Each printed number counts as the largest that is printed so.
+    chronyd lets the dispersion grow by skew + |residual frequency| + maxclockerror (`get_root_dispersion` in its
+    reference.c), and that sum is `holdover_ppb`. maxclockerror isn't in the line, so `max_clock_error_ppb` has to be
+    the value in chrony.conf(5), 1 ppm unless it is set there. The bound holds while chronyd steers the clock, and as
+    long as the clock keeps the frequency that chronyd gave it last. It doesn't hold under `chronyd -x`, which steers
+    nothing.
 
-    `age_ns` is how long the command took, at the most: take the stamp next. How old a given line is only its
-    owner knows: `dataclasses.replace(bound, age_ns=...)`.
+    `age_ns` is the most time that the command took: take the stamp next. The age of a given line is known only to its
+    owner: `dataclasses.replace(bound, age_ns=...)`.
 
-    Raises NotSynchronised where chronyd isn't synchronised, is its own reference (the `local` directive), or can't be
-    asked, and ValueError where this isn't such a line.
+    Raises NotSynchronised where chronyd isn't synchronised, is its own reference (the `local` directive), or doesn't
+    answer, and ValueError where `tracking` isn't such a line.
     """
     began = time.monotonic_ns()
     age_ns = 0
@@ -81,7 +82,7 @@ _MAGIC: Final = (0x414D5A4E, 0x43420200)
 _VERSION: Final = 2
 _GENERATION_AT: Final = 14
 _SYNCHRONIZED, _FREE_RUNNING = 1, 2
-# More than enough for a writer that takes a microsecond once a second; a writer that died halfway never gets done.
+# More than enough for a writer that takes a microsecond once a second; a writer that died halfway never finishes.
 _TRIES: Final = 1_000
 
 
@@ -94,15 +95,15 @@ def clockbound(
 ) -> SyncBound:
     """The bound that ClockBound vouches for, from `segment` (a copy of its shared memory) or from `path`, read now.
 
-    The layout is version 2 of docs/PROTOCOL.md (github.com/aws/clock-bound). The bound is its clients':
-    `bound + max_drift * (now - as_of)`, of which the `SyncBound` has the parts. Its clients take `now` from
-    CLOCK_MONOTONIC_COARSE, which lags by up to a jiffy; here it is CLOCK_MONOTONIC, the same clock without the lag, so
-    that the bound is never too narrow. `now_ns` gives it for a copy; by default it is now.
+    The layout is version 2 of docs/PROTOCOL.md (github.com/aws/clock-bound). The bound is the one that ClockBound's
+    clients compute, `bound + max_drift * (now - as_of)`, and the `SyncBound` has its parts. The clients take `now` from
+    CLOCK_MONOTONIC_COARSE, which lags by up to a jiffy; here `now` is CLOCK_MONOTONIC, the same clock without the lag,
+    so that the bound is never too narrow. `now_ns` gives `now` for a copy; by default it is the present time.
 
-    Raises NotSynchronised where the status is neither Synchronized nor FreeRunning, where the daemon hasn't written
-    for so long that the bound is void, and where there is no segment or the daemon is writing it; ValueError where
-    the bytes aren't a segment of that version. A disruption of the host itself is noticed when the daemon has noticed
-    it: the host's own vmclock page isn't looked at.
+    Raises NotSynchronised where the status is neither Synchronized nor FreeRunning, where the daemon hasn't written for
+    so long that the bound is void, and where there is no segment or the daemon is writing it; ValueError where the
+    bytes aren't a segment of that version. A disruption of the host itself shows when the daemon has noticed it: the
+    host's own vmclock page isn't read.
     """
     if segment is None:
         segment = _settled(path)
@@ -116,7 +117,7 @@ def clockbound(
         )
     if now >= seen.void_ns:
         _refuse("clockbound", f"its bound was void {now - seen.void_ns} ns ago", "see whether its daemon runs")
-    # The clients forgive a microsecond, by which they have seen as_of to be ahead.
+    # The clients tolerate a microsecond, because they have met an as_of that far ahead.
     if seen.as_of_ns - now >= 1_000:
         raise ValueError(f"a ClockBound segment from the future: as_of is {seen.as_of_ns} ns, and it is {now} ns now")
     return SyncBound(
@@ -162,7 +163,7 @@ def _refuse(source: str, reason: str, instead: str, cause: BaseException | None 
 
 
 def _output(command: Sequence[str], timeout_s: int) -> str:
-    """Standard output of the command."""
+    """Runs the command, and returns its standard output."""
     name = command[0]
     try:
         done = subprocess.run(
@@ -180,7 +181,7 @@ def _output(command: Sequence[str], timeout_s: int) -> str:
 
 
 def _largest(printed: str) -> Fraction:
-    """The largest size that a number can have that is printed so: a decimal fraction is rounded to its last digit."""
+    """The largest magnitude of a number that is printed so: a decimal fraction is rounded to its last digit."""
     if not re.fullmatch(r"-?[0-9]+\.[0-9]+", printed, re.ASCII):
         raise ValueError(f"not a line of `chronyc -c tracking`: {printed!r} isn't a decimal fraction")
     return abs(Fraction(printed)) + Fraction(1, 2 * 10 ** len(printed.partition(".")[2]))
@@ -193,8 +194,8 @@ def _up(value: Fraction) -> int:
 def _settled(path: str | os.PathLike[str]) -> bytes:
     """A whole copy of the segment, under its writer's protocol: the generation is even, and the same before and after.
 
-    Python can't order two reads of memory as the protocol wants it. So this takes two whole copies, each by one system
-    call, which have to be the same, byte for byte.
+    Python can't order two reads of memory as the protocol wants it. So the function takes two whole copies, each by one
+    system call, and they have to be the same, byte for byte.
     """
     try:
         with Path(path).open("rb", buffering=0) as file:

@@ -1,4 +1,4 @@
-"""The little of A64 that a VMM under an emulator without syndromes must decode and build itself.
+"""The part of A64 that a VMM under an emulator without syndromes must decode and build itself.
 
 Source: Arm ARM (DDI 0487), C6.2 for the instructions, D1.3 for taking an exception to AArch64 state.
 """
@@ -29,7 +29,7 @@ PSTATE_I = 1 << 7
 """Interrupts are masked."""
 PSTATE_AARCH32 = 1 << 4
 PSTATE_EL1H_MASKED = 0x3C5
-"""EL1 on its own stack, with D, A, I and F masked: what an exception to EL1 leaves."""
+"""EL1 on its own stack, with D, A, I and F masked: the state after an exception to EL1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class SysregMove:
 
 
 def sysreg_move(word: int) -> SysregMove | None:
-    """The MRS or MSR that this instruction word is; None where it is another instruction."""
+    """Decodes an instruction word as an MRS or MSR; None for another instruction."""
     if word & 0xFFD0_0000 != 0xD510_0000:
         return None
     encoding = (2 + (word >> 19 & 1), word >> 16 & 7, word >> 12 & 15, word >> 8 & 15, word >> 5 & 7)
@@ -60,7 +60,7 @@ def exception_level(pstate: int) -> int:
 
 
 def uses_el0_stack(pstate: int) -> bool:
-    """Whether SP is SP_EL0: at EL0, and at EL1 with SPSel clear."""
+    """True if SP is SP_EL0: at EL0, and at EL1 with SPSel clear."""
     return pstate & 1 == 0
 
 

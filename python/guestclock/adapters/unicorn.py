@@ -1,6 +1,6 @@
 """Guest time for an arm64 guest under Unicorn: every CNT* register answered from a `ModelVm`.
 
-The rules of the timer are the `ModelVm`'s. Unicorn's side alone stands here: hooks, traps, its native CNTVOFF_EL2, and
+The `ModelVm` has the rules of the timer. This module has only Unicorn's side: hooks, traps, its native CNTVOFF_EL2, and
 taking an interrupt by hand. `docs/unicorn.md` says register by register what each mode does and what it costs.
 """
 
@@ -77,7 +77,7 @@ _GENERAL: Final = (
 class UnhandledException(GuestClockError):
     """The guest took an exception that is neither its timer's nor the VMM's.
 
-    With an INTR hook Unicorn hands no exception to the guest's own vectors, so it would be taken again for ever.
+    With an INTR hook Unicorn passes no exception to the guest's own vectors, so it would be taken again for ever.
     """
 
     intno: int
@@ -86,7 +86,7 @@ class UnhandledException(GuestClockError):
 
 
 class Reason(enum.StrEnum):
-    """Why `run_until` came back."""
+    """The reason why `run_until` came back."""
 
     HVC = "hvc"
     """The guest rang the doorbell."""
@@ -100,14 +100,14 @@ class Reason(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Why the guest isn't running, and the immediate of its HVC where that is why."""
+    """The reason why the guest isn't running, and with `Reason.HVC` the immediate of its HVC."""
 
     reason: Reason
     hvc: int | None = None
 
 
 class _Exit(enum.Enum):
-    """What ended one run of the emulator."""
+    """The end of one run of the emulator."""
 
     SLICE = enum.auto()
     TIMER_WRITTEN = enum.auto()
@@ -118,7 +118,7 @@ class _Exit(enum.Enum):
 
 
 def setup(uc: Engine, mode: Mode) -> None:
-    """Prepare Unicorn's EL2 and EL3, before any guest code runs. `attach` does it.
+    """Prepares Unicorn's EL2 and EL3, before any guest code runs. `attach` calls it.
 
     EL1 and below are AArch64, HVC is enabled, WFI traps; in fast mode the physical counter and timer trap too.
     """
@@ -136,16 +136,16 @@ def attach(
     install_hooks: bool = True,
     now: Callable[[], int] | None = None,
 ) -> UnicornTimer:
-    """Give the guest in `uc` the counters and timers of `vm`'s vCPU `vcpu`.
+    """Gives the guest in `uc` the counters and timers of `vm`'s vCPU `vcpu`.
 
     fast: CNTVCT_EL0 is Unicorn's own, through CNTVOFF_EL2. The VM's counter must be `MonotonicCounter` at 62.5 MHz,
-    which is Unicorn's clock. exact: every access is answered by the `ModelVm`, from whatever counter it has.
+    which is Unicorn's clock. exact: the `ModelVm` answers every access, over any counter.
 
-    `now` (exact mode) is called once for each guest access, which is answered as of the host count it returns. So a VMM
-    that records what `now` returned knows the very sample behind each value that its guest saw.
+    `now` (exact mode) is called once for each guest access, and the access is answered as of the host count that it
+    returns. So a VMM that records the results of `now` knows the very sample behind each value that its guest read.
 
     `install_hooks=False` is for a VMM with hooks of its own: it calls `on_mrs` (exact mode), `on_msr` and `on_intr`
-    from them. Of two MRS hooks on one instruction Unicorn runs only the first.
+    from them. With two MRS hooks on one instruction Unicorn runs only the first.
 
     Raises `CapabilityMissing` for fast mode over another counter; ValueError for an unknown mode, or `now` in fast
     mode; IndexError for a vCPU that isn't there.
@@ -175,10 +175,10 @@ def _require_unicorns_clock(vm: ModelVm) -> None:
 
 
 class UnicornTimer:
-    """One vCPU's counters and timers inside one Unicorn engine. Made by `attach`.
+    """One vCPU's counters and timers inside one Unicorn engine, made by `attach`.
 
-    A VMM calls `run_until`. One with a loop of its own calls `sync()` and `deliver_irq()` before each `emu_start`, and
-    `check()` after it. Not thread-safe, as Unicorn isn't; only `stop()` may come from another thread.
+    A VMM calls `run_until`. A VMM with a loop of its own calls `sync()` and `deliver_irq()` before each `emu_start`,
+    and `check()` after it. Not thread-safe, as Unicorn isn't; only `stop()` may come from another thread.
     """
 
     def __init__(
@@ -222,13 +222,13 @@ class UnicornTimer:
 
     @property
     def asleep(self) -> bool:
-        """Whether the last run of the emulator ended in WFI."""
+        """True if the last run of the emulator ended in WFI."""
         return self._exit is _Exit.WFI
 
-    # The callbacks. None of them raises: Unicorn would let the guest run on to the end of its block with a wrong value.
+    # The callbacks. None raises: Unicorn would let the guest run on to the end of its block with a wrong value.
 
     def on_mrs(self, uc: Engine, register: int, cp: CpReg, _user_data: object = None) -> bool:
-        """For a UC_HOOK_INSN of UC_ARM64_INS_MRS. Whether the read was answered; else it is Unicorn's."""
+        """Callback for a UC_HOOK_INSN of UC_ARM64_INS_MRS: true if it answered the read, else Unicorn answers."""
         encoding = (cp.op0, cp.op1, cp.crn, cp.crm, cp.op2)
         if encoding not in _READABLE:
             return False
@@ -239,9 +239,9 @@ class UnicornTimer:
         return True
 
     def on_msr(self, _uc: Engine, _register: int, cp: CpReg, _user_data: object = None) -> bool:
-        """For a UC_HOOK_INSN of UC_ARM64_INS_MSR. Whether the write was taken.
+        """Callback for a UC_HOOK_INSN of UC_ARM64_INS_MSR: true if it took the write.
 
-        The emulator stops after one that may have brought the next deadline forward.
+        The emulator stops after a write that may have brought the next deadline forward.
         """
         encoding = (cp.op0, cp.op1, cp.crn, cp.crm, cp.op2)
         if encoding not in _WRITABLE:
@@ -253,10 +253,11 @@ class UnicornTimer:
         return True
 
     def on_intr(self, uc: Engine, intno: int, _user_data: object = None) -> bool:
-        """For a UC_HOOK_INTR. Whether it was a trapped WFI, a trapped CNT* access or an HVC, and was dealt with.
+        """Callback for a UC_HOOK_INTR: true if it handled a trapped WFI, a trapped CNT* access or an HVC.
 
         A VMM with hooks of its own that keeps HVC to itself looks for it (11) before it calls this. An exception for
-        which this returns False must be injected into the guest or end its run: else it is taken again for ever.
+        which the callback returns False must be injected into the guest or end its run: else it is taken again for
+        ever.
         """
         try:
             return self._exception(uc, intno)
@@ -265,17 +266,17 @@ class UnicornTimer:
             return True
 
     def check(self) -> None:
-        """Raise what a callback caught, if anything. Call it after each `emu_start` of your own."""
+        """Raises the exception that a callback caught, if any. Call it after each `emu_start` of your own."""
         error, self._error = self._error, None
         if error is not None:
             raise error
 
-    # What the VMM asks and does between runs of the emulator.
+    # The VMM's calls between runs of the emulator.
 
     def sync(self) -> None:
-        """Give Unicorn what it answers by itself. Call it after a restore and, in fast mode, before each run.
+        """Writes the values that Unicorn answers by itself. Call it after a restore and, in fast mode, before each run.
 
-        Both modes: CNTKCTL_EL1, for what Unicorn lets EL0 do. Fast mode: also the virtual counter's offset,
+        Both modes: CNTKCTL_EL1, which decides what Unicorn lets EL0 do. Fast mode: also the virtual counter's offset,
         CNTV_CVAL_EL0, and CNTV_CTL_EL0 with ISTATUS as of now; exact mode answers those when they are read.
         """
         self._uc.cpr_write(*_CNTKCTL, self._vm.read_sysreg(self._vcpu, *_CNTKCTL))
@@ -286,18 +287,18 @@ class UnicornTimer:
             self._uc.cpr_write(*encoding, self._vm.read_sysreg(self._vcpu, *encoding))
 
     def next_deadline(self) -> int | None:
-        """The host count at which a timer's line goes high by itself (now, if one is); None if none ever does."""
+        """The host count at which a timer's line goes high by itself (now, if one is high); None if none ever does."""
         return self._vm.next_deadline(self._vcpu)
 
     def line(self, timer: Timer | None = None) -> bool:
-        """Whether a timer's line is high: a GIC's input. Without a timer: whether either is."""
+        """True if a timer's line, a GIC's input, is high. Without a timer: true if either line is."""
         timers = _EL1_TIMERS if timer is None else (timer,)
         return any(self._vm.timer(self._vcpu, each).line for each in timers)
 
     def deliver_irq(self) -> bool:
-        """Make the guest take an IRQ exception to EL1, as its next step. False, and nothing done, while it masks IRQs.
+        """Makes the guest take an IRQ exception to EL1, as its next step. False, and nothing done, while it masks IRQs.
 
-        Only between runs of the emulator, from EL0 or EL1. It asks neither the timers nor a GIC: that's the VMM's part.
+        Call it only between runs of the emulator, from EL0 or EL1. It asks neither the timers nor a GIC: the VMM does.
         """
         uc = self._uc
         pstate = uc.reg_read(arm64_const.UC_ARM64_REG_PSTATE)
@@ -319,12 +320,12 @@ class UnicornTimer:
         return True
 
     def stop(self) -> None:
-        """Make `run_until` come back, within a slice or a tenth of a second of WFI. From any thread or callback."""
+        """Makes `run_until` come back, within a slice or a tenth of a second of WFI. From any thread or callback."""
         self._stop_requested = True
         self._uc.emu_stop()
 
     def detach(self) -> None:
-        """Remove the hooks. Unicorn's registers stay as they are."""
+        """Removes the hooks. Unicorn's registers stay as they are."""
         self._watch_mask(watch=False)
         for hook in self._hooks:
             self._uc.hook_del(hook)
@@ -343,23 +344,24 @@ class UnicornTimer:
         slice_instructions: int = 20_000,
         slice_us: int = 1_000,
     ) -> Stop:
-        """Run the guest, from `begin` or from where it stands, until something is the VMM's to decide.
+        """Runs the guest, from `begin` or from where it stands, until the VMM has something to decide.
 
         The timers' interrupt is delivered when a line is high and the guest doesn't mask it; a guest that unmasks it
-        takes it before its next instruction. It is a level: a handler that leaves it high takes it again.
+        takes it before its next instruction. The interrupt is a level: a handler that leaves the line high takes it
+        again.
 
         deadline: the host count at which to come back.
         on_hvc: called with the immediate inside the emulator's own hook, within microseconds of the guest's HVC; it may
             read clocks and guest registers. The guest goes on if it returns True; else it stops with `Reason.HVC`.
-        on_irq: called as each interrupt has been delivered, before its first instruction.
+        on_irq: called after each interrupt's delivery, before its first instruction.
         wait: called in WFI with the host ticks until the next deadline; it may come back early. By default it sleeps,
             or with a `ManualCounter` advances it.
-        step: called after each slice with the number of its instructions (exact mode); one that the guest ended early,
-            by WFI, HVC or a timer write, counts as one. By default a `ManualCounter` advances by a tick for each
+        step: called after each slice with the number of its instructions (exact mode); a slice that the guest ended
+            early, by WFI, HVC or a timer write, counts as one. By default a `ManualCounter` advances by a tick for each
             instruction, and other counters need no help.
         slice_instructions, slice_us: the longest run of the emulator, in exact and in fast mode; at least 1.
 
-        Raises what a callback raised, `UnhandledException`, `UcError`, `SysregTrap` for an access from EL0 that
+        Raises the exception of a callback, `UnhandledException`, `UcError`, `SysregTrap` for an access from EL0 that
         CNTKCTL_EL1 doesn't allow, and `RestoreOpen` while a restore isn't done.
         """
         if not self._attached:
@@ -393,12 +395,12 @@ class UnicornTimer:
     # Inside: the loop's parts.
 
     def _interrupt(self, now: int, on_irq: Callable[[], None] | None) -> bool:
-        """Deliver an interrupt if one is due and unmasked. Whether a line was high."""
+        """Delivers an interrupt if one is due and unmasked. True if a line was high."""
         high = any(self._vm.timer(self._vcpu, timer, now=now).line for timer in _EL1_TIMERS)
         handling, self._delivered = self._delivered, high and self.deliver_irq()
         if self._delivered and on_irq is not None:
             on_irq()
-        # A handler soon lowers the line. Who masks it for longer is watched for the instruction that unmasks it.
+        # A handler soon lowers the line. A guest that masks it for longer is watched for the unmasking instruction.
         self._watch_mask(watch=high and not self._delivered and not handling)
         return high
 
@@ -409,9 +411,9 @@ class UnicornTimer:
         return Reason.DEADLINE if deadline is not None and _ticks_left(deadline, now) == 0 else None
 
     def _pause(self, now: int, deadline: int | None, *, high: bool) -> int | None:
-        """The host ticks until the loop has something to do by itself; None if it never will."""
+        """Host ticks until the loop has something to do by itself; None if it never will."""
         left = None if deadline is None else _ticks_left(deadline, now)
-        # With a line high that instant is past, and one interrupt serves both timers.
+        # While a line is high that instant is past, and one interrupt serves both timers.
         wake = None if high else self._vm.next_deadline(self._vcpu, now=now)
         if wake is None:
             return left
@@ -452,7 +454,7 @@ class UnicornTimer:
         if isinstance(self._vm.counter, ManualCounter):
             self._vm.counter.advance(ticks)
 
-    # Inside: hooks, and what they answer.
+    # Inside: the hooks and their answers.
 
     def _watch_mask(self, *, watch: bool) -> None:
         # No hook sees `msr daifclr` itself, but it ends a block, so the next block's hook comes right after it.
@@ -534,7 +536,7 @@ class UnicornTimer:
             self._leave(_Exit.TIMER_WRITTEN)
 
     def _deadline_moved_up(self) -> bool:
-        """Whether the run's bound, set before this write, may be too late now."""
+        """True if the run's bound, set before this write, may be too late now."""
         if self._slice_end is None:
             return True
         now = self._vm.counter.read()
@@ -542,7 +544,7 @@ class UnicornTimer:
         return wake is not None and wake - now & _U64 < _ticks_left(self._slice_end, now)
 
     def _el(self) -> int:
-        # A hook is called before Unicorn looks at permissions, so the ModelVm has to.
+        # A hook is called before Unicorn looks at permissions, so the ModelVm has to check them.
         pstate: int = self._uc.reg_read(arm64_const.UC_ARM64_REG_PSTATE)
         return _a64.exception_level(pstate)
 
@@ -557,6 +559,6 @@ class UnicornTimer:
 
 
 def _ticks_left(deadline: int, now: int) -> int:
-    """The ticks from `now` to `deadline`; 0 for one in the half of all counts that lies behind."""
+    """Ticks from `now` to `deadline`; 0 for a deadline in the half of all counts that lies behind."""
     ahead = deadline - now & _U64
     return 0 if ahead >> 63 else ahead

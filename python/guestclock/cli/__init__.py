@@ -1,4 +1,4 @@
-"""The `guestclock` command. This page runs without the extras, to say which one is missing."""
+"""The `guestclock` command. This module runs without the extras, to name the missing one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Run the command line; a missing extra exits 2 with the pip line that brings it."""
+    """Runs the command line; a missing extra exits 2 with the pip line that installs it."""
     with needs("cli"):
         from guestclock.cli.app import app
     app(prog_name="guestclock")
@@ -21,7 +21,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def needs(extra: str) -> Iterator[None]:
-    """Turn a failed import of one of the extra's modules into the line that installs it, and exit 2."""
+    """Turns a failed import of one of the extra's modules into the line that installs it, and exits 2."""
     try:
         yield
     except ModuleNotFoundError as error:

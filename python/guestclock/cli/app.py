@@ -1,4 +1,4 @@
-"""The commands: they print what the library's own functions return."""
+"""The commands, which print the results of the library's own functions."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _PICTURE = Path("out/guestclock-demo.svg")
 
 
 class Format(StrEnum):
-    """How the payload is written."""
+    """Format of the payload's file."""
 
     RAW = "raw"
     ELF = "elf"
 
 
 class Psci(StrEnum):
-    """How the payload's first vCPU starts the others."""
+    """The instruction by which the payload's first vCPU starts the others."""
 
     NONE = "none"
     HVC = "hvc"
@@ -59,12 +59,12 @@ def options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Take the options that stand before a command."""
+    """Takes the options that stand before a command."""
 
 
 @app.command("doctor")
 def doctor_command(*, as_json: Annotated[bool, JSON] = False) -> None:
-    """Say what this host offers: its counter, wall clock, KVM and the optional extras, each with the reason."""
+    """Shows what this host offers: its counter, wall clock, KVM and the optional extras, each with the reason."""
     findings = doctor.examine()
     if as_json:
         print(json.dumps(doctor.to_document(findings), indent=2))
@@ -73,7 +73,7 @@ def doctor_command(*, as_json: Annotated[bool, JSON] = False) -> None:
 
 
 class Backend(StrEnum):
-    """What the demonstration's guest runs on."""
+    """The backend that the demonstration's guest runs on."""
 
     UNICORN = "unicorn"
     KVM = "kvm"
@@ -95,9 +95,9 @@ def demo_command(
     ] = None,
     pause_ms: Annotated[int, typer.Option(min=1, help="How long the guest stays paused, in milliseconds.")] = 1500,
 ) -> None:
-    """Checkpoint a real A64 guest in one process, restore it in another, and measure what it saw.
+    """Checkpoints a real A64 guest in one process, restores it in another, and measures what it saw.
 
-    Exits 1 if the guest saw anything but what its policy promises, and 2 where the guest can't run here.
+    Exits 1 if the guest saw anything except what its policy promises, and 2 where the guest can't run here.
     """
     if plot is None and backend is Backend.UNICORN:
         plot = _PICTURE
@@ -143,9 +143,9 @@ def payload_command(
     psci: Annotated[Psci, typer.Option(help="How the first vCPU starts the others.")] = Psci.HVC,
     timer_irq: Annotated[int, typer.Option(help="The virtual timer's interrupt id.")] = 27,
 ) -> None:
-    """Write the bare-metal guest that logs its clocks, for any VMM: docs/payload.md says how to run it.
+    """Writes the bare-metal guest that logs its clocks, for any VMM: docs/payload.md says how to run it.
 
-    The addresses are those of QEMU's machine "virt" unless you say otherwise. `guestclock check-log` judges the log.
+    The addresses are those of QEMU's machine "virt" by default. `guestclock check-log` judges the log.
     """
     from guestclock import payload
 
@@ -177,7 +177,7 @@ def check_log_command(
     grace_ms: Annotated[int, typer.Option(min=0, help="How late an interrupt may be before it counts as lost.")] = 1000,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Judge a VMM's log of the payload: gaps, skew, backward steps, lost and doubled interrupts.
+    """Judges a VMM's log of the payload: gaps, skew, backward steps, lost and doubled interrupts.
 
     Exits 1 if anything is wrong, and 2 for a file that is no log.
     """

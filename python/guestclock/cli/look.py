@@ -25,7 +25,7 @@ _Json = Annotated[bool, JSON]
 
 
 class PolicyName(StrEnum):
-    """What the guest is to see of the time that has passed."""
+    """The policy: how much the guest sees of the time that has passed."""
 
     FREEZE = "freeze"
     ADVANCE = "advance"
@@ -33,14 +33,14 @@ class PolicyName(StrEnum):
 
 
 class TimersName(StrEnum):
-    """What becomes of the timers."""
+    """The treatment of the timers: each keeps its deadline, or its remaining time."""
 
     ABSOLUTE = "absolute"
     RELATIVE = "relative"
 
 
 class IntentName(StrEnum):
-    """Why the VM is restored."""
+    """The reason for the restore."""
 
     LIVE_MIGRATION = "live-migration"
     LIVE_UPDATE = "live-update"
@@ -49,7 +49,7 @@ class IntentName(StrEnum):
 
 
 class ViewsName(StrEnum):
-    """What becomes of two counters that differ."""
+    """The treatment of two counters that differ."""
 
     PRESERVE = "preserve"
     ADOPT_VIRTUAL = "adopt-virtual"
@@ -63,9 +63,9 @@ def inspect_command(
     vm: Annotated[int | None, typer.Option(help="Of a set of VMs: the name of the one to look at.")] = None,
     as_json: _Json = False,
 ) -> None:
-    """Say what is in a checkpoint: its counters, its host's clocks, and how long its timers have left.
+    """Shows a checkpoint's contents: its counters, its host's clocks, and how long its timers have left.
 
-    Of a set of VMs: how many there are, of which frequencies and with which timers; with --vm one of them.
+    For a set of VMs: how many there are, with which frequencies and timers; with --vm, one of them.
     """
     checkpoint = _load(file)
     if isinstance(checkpoint, Checkpoint):
@@ -122,7 +122,7 @@ def plan_command(
     ] = None,
     as_json: _Json = False,
 ) -> None:
-    """Say what a restore would do. A dry run, into a model VM over this host's counter: nothing is restored.
+    """Shows what a restore would do. A dry run, into a model VM over this host's counter: nothing is restored.
 
     With --frequency-hz or --elapsed-ns the target's counter is another, as described. Exits 1 for a refusal.
     """
@@ -183,7 +183,7 @@ def diff_command(
     *,
     as_json: _Json = False,
 ) -> None:
-    """Say how two checkpoints differ, and what passed between them. Exits 1 if they do."""
+    """Shows how two checkpoints differ, and how much time passed between them. Exits 1 if they differ."""
     document = inspection.diff(_load_one(one), _load_one(other))
     show(document, tables.print_difference, as_json=as_json)
     if not document["equal"]:
@@ -192,7 +192,7 @@ def diff_command(
 
 @app.command("verify")
 def verify_command(files: _Files, *, as_json: _Json = False) -> None:
-    """Say whether files are intact checkpoints. Exits 1 if one isn't, and 2 if one can't be read.
+    """Checks that files are intact checkpoints. Exits 1 if one isn't, and 2 if one can't be read.
 
     It finds damage, not forgery: a checksum proves nothing about who wrote a file.
     """
@@ -210,7 +210,7 @@ def plot_command(
     out: Annotated[Path, typer.Option(help="Where the picture goes: .svg or .png.")] = Path("guestclock-timeline.svg"),
     as_json: _Json = False,
 ) -> None:
-    """Draw a guest's time line through its checkpoints: its clock against its host's, with the pauses.
+    """Draws a guest's time line through its checkpoints: its clock against its host's, with the pauses.
 
     Exits 1 for checkpoints that aren't of one time line.
     """

@@ -21,7 +21,7 @@ _UNITS = {"hz": "Hz", "ns": "ns", "s": "s"}
 
 
 def print_findings(findings: Iterable[Finding]) -> None:
-    """Print the findings on standard output, one section a subject."""
+    """Prints the findings on standard output, one section a subject."""
     table = Table(
         title="What this host offers guestclock", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
     )
@@ -47,7 +47,7 @@ def print_findings(findings: Iterable[Finding]) -> None:
 
 
 def _for_people(finding: Finding) -> tuple[str, str]:
-    """Return the name without its unit and the value with it."""
+    """Returns the name without its unit and the value with it."""
     name, _, suffix = finding.name.rpartition("_")
     unit = _UNITS.get(suffix)
     what = (name if unit else finding.name).replace("_", " ")

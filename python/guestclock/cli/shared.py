@@ -1,4 +1,4 @@
-"""What several commands have in common: an option, how a document is shown, how a command fails."""
+"""The common parts of several commands: an option, the display of a document, the end with an error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _Document = TypeVar("_Document")
 
 
 def show(document: _Document, as_table: Callable[[_Document], None], *, as_json: bool) -> None:
-    """Print a document as JSON, or as a table."""
+    """Prints a document as JSON, or as a table."""
     if as_json:
         print(json.dumps(document, indent=2))
     else:
@@ -24,6 +24,6 @@ def show(document: _Document, as_table: Callable[[_Document], None], *, as_json:
 
 
 def fail(message: object, *, status: int = 2) -> NoReturn:
-    """End the command with this message on standard error."""
+    """Ends the command with this message on standard error."""
     typer.echo(f"guestclock: {message}", err=True)
     raise typer.Exit(status)

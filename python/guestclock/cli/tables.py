@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 _PIPE_COLUMNS = 150
 """A pipe has no width of its own, and 80 columns would break every row."""
 _MANY = 40
-"""So many rows are read; the rest is counted. --json has all."""
+"""The most rows that a table shows; the rest is counted. --json has all."""
 _STYLES = {"off": "dim", "masked": "cyan", "armed": "green", "overdue": "bold red"}
 
 
 def print_inspection(document: Inspection) -> None:
-    """Print a checkpoint's counters and host, then its timers."""
+    """Prints a checkpoint's counters and host, then its timers."""
     hz, host = document["frequency_hz"], document["host"]
     el2 = ", with EL2" if document["nested"] else ""
     rows = [
@@ -64,7 +64,7 @@ def print_inspection(document: Inspection) -> None:
 
 
 def print_set_inspection(document: SetInspection) -> None:
-    """Print a set's instant, and a row each group of VMs."""
+    """Prints a set's instant, and a row each group of VMs."""
     host, vms, vcpus = document["host"], document["vms"], document["vcpus"]
     rows = [("guests", f"{_plural(vms, 'VM')}, {_plural(vcpus, 'vCPU')}, in {_plural(document['size_bytes'], 'byte')}")]
     rows += [("taken", "nobody knows when")] if host is None else _host(host)
@@ -94,7 +94,7 @@ def print_set_inspection(document: SetInspection) -> None:
 
 
 def print_dry_run(document: DryRun) -> None:
-    """Print what a restore would do, or why it is refused."""
+    """Prints what a restore would do, or why it is refused."""
     console = _console()
     target, planned = document["target"], document["plan"]
     el2 = ", with EL2" if target["nested"] else ""
@@ -113,7 +113,7 @@ def print_dry_run(document: DryRun) -> None:
 
 
 def print_difference(document: Difference) -> None:
-    """Print what passed between two checkpoints, and each value that differs."""
+    """Prints the time between two checkpoints, and each value that differs."""
     console = _console()
     _print_facts(console, "From A to B", _elapsed(document["elapsed"]))
     if document["equal"]:
@@ -136,7 +136,7 @@ def print_difference(document: Difference) -> None:
 
 
 def print_verification(document: Verification) -> None:
-    """Print a row a file."""
+    """Prints a row a file."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("file", overflow="fold")
     table.add_column("")
@@ -153,7 +153,7 @@ def print_verification(document: Verification) -> None:
 
 
 def print_timeline(document: Timeline) -> None:
-    """Print the stretches between the checkpoints."""
+    """Prints the stretches between the checkpoints."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("from", overflow="fold")
     table.add_column("to", overflow="fold")
@@ -184,7 +184,7 @@ def _print_facts(console: Console, title: str, rows: Iterable[tuple[str, str]]) 
 
 
 def _print_timers(console: Console, timers: list[TimerRecord], title: str) -> None:
-    """Print those that are on, the overdue first; of the others only how many."""
+    """Prints the timers that are on, the overdue first, and the number of the others."""
     order = list(reversed(_STYLES))
     on = sorted(
         (timer for timer in timers if timer["state"] != "off"),

@@ -16,7 +16,7 @@ _NS_PER_S = 1_000_000_000
 
 
 def print_verdict(verdict: Verdict) -> None:
-    """Print what was seen, then what is wrong with it, on standard output."""
+    """Prints the measurements, then the findings, on standard output."""
     console = Console()
     hz = verdict.frequency_hz
     vcpus = _table("vCPUs", "samples", "alarms", "interrupts", "longest step, µs", "latest interrupt, µs")

@@ -1,7 +1,7 @@
 """The demonstration: a guest keeps its time across a checkpoint in one process and a restore in another.
 
 `run` needs unicorn and keystone-engine, or on KVM neither; `print_table` needs rich, and `draw` matplotlib: the extra
-`demo` has them all. Each raises ImportError without.
+`demo` has them all. Each function raises ImportError without its packages.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ __all__ = ["SCHEMA", "draw", "print_table", "run"]
 
 
 def print_table(document: Document) -> None:
-    """Print what `run` returned as a table on standard output."""
+    """Prints the result of `run` as a table on standard output."""
     from guestclock.demo import table
 
     table.print_table(document)
 
 
 def draw(document: Document, path: str | PathLike[str]) -> None:
-    """Draw what `run` returned as a picture of guest time against host time; SVG or PNG by the path's suffix."""
+    """Draws the result of `run` as a picture of guest time against host time; SVG or PNG by the path's suffix."""
     from guestclock.demo import picture
 
     picture.draw(document, path)

@@ -23,11 +23,11 @@ class CounterRecord(TypedDict):
     """One of the guest's counters across the pause, from its last sample before to its first after."""
 
     guest_gap_ticks: int
-    """What the guest measured."""
+    """The gap that the guest measured."""
     expected_gap_ticks: Interval
-    """What the policy promises, given the host's clock."""
+    """The gap that the policy promises, given the host's clock."""
     error_ticks: int
-    """The distance of the one from the other: 0 inside."""
+    """The distance of the measured gap from the promised one: 0 inside."""
 
 
 class SampleRecord(TypedDict):
@@ -43,31 +43,31 @@ class RunRecord(TypedDict):
 
     policy: PolicyRecord
     backend: str
-    """What it ran on: unicorn or kvm."""
+    """The backend that the guest ran on: unicorn or kvm."""
     mode: str
-    """Under Unicorn how the guest reads its counters: fast or exact; on KVM which vCPU it is."""
+    """Under Unicorn the mode in which the guest reads its counters, fast or exact; on KVM the name of the vCPU."""
     counter_source: str
     frequency_hz: int
     pause_ns: int
-    """From the checkpoint to the release."""
+    """Time from the checkpoint to the release."""
     irq_delivered: int
     """Timer interrupts that the guest took, in both processes; the guest's own count agrees."""
     irq_delivered_after_restore: int
     counters: dict[str, CounterRecord]
-    """By name: cntvct and cntpct; cntvct alone where the kernel can't set the other (Linux before 6.4)."""
+    """Counters by name: cntvct and cntpct; cntvct alone where the kernel can't set the other (Linux before 6.4)."""
     taken_at: Interval
     """The host's clock around the checkpoint."""
     released_at: Interval
     """The host's clock around the release."""
     samples: list[SampleRecord]
     same_counter: bool
-    """Whether the plan took the host's counter for the one of the checkpoint."""
+    """True if the plan took the host's counter for the checkpoint's counter."""
     attempts: int
-    """How often it was run until the interval was narrow enough, this run included."""
+    """Number of runs until the interval was narrow enough, this one included."""
 
 
 class Document(TypedDict):
-    """What `guestclock demo --json` prints."""
+    """The document that `guestclock demo --json` prints."""
 
     schema: str
     runs: list[RunRecord]

@@ -20,7 +20,7 @@ _COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f
 
 
 def draw(document: Document, path: str | PathLike[str]) -> None:
-    """Draw one line per policy from what the guests read, and save it; SVG or PNG by the path's suffix.
+    """Draws one line per policy from the guests' readings, and saves it; SVG or PNG by the path's suffix.
 
     The policies are drawn from the first mode in the document: the modes differ in how a counter is read, not in what a
     policy does. Raises ValueError for a document without runs.
@@ -83,7 +83,7 @@ def _pause(axes: Axes, runs: list[RunRecord]) -> None:
 
 
 def _line(axes: Axes, run: RunRecord, colour: str) -> tuple[float, float, str, str]:
-    """Draw one run; its end, and the label and colour for it."""
+    """Draws one run, and returns its end, and the label and colour for it."""
     hz = run["frequency_hz"]
     before = [sample for sample in run["samples"] if sample["host_ticks"][1] <= run["taken_at"][0]]
     # The guest's clock at the checkpoint: its last reading, moved on by the host's clock.

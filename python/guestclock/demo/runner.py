@@ -1,4 +1,4 @@
-"""Run the demonstration: save a guest in one process, pause, restore it in another, and judge what the guest saw.
+"""Runs the demonstration: saves a guest in one process, pauses, restores it in another, and judges what the guest saw.
 
 The judge has the guest's log and the host's clock as the VMM read it, and none of guestclock's own numbers.
 """
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 SCHEMA: Final = "guestclock.demo/1"
 VMMS: Final = {"unicorn": "guestclock.demo.unicorn_vmm", "kvm": "guestclock.demo.kvm_vmm"}
-"""By backend."""
+"""The VMM's module, by backend."""
 COUNTERS: Final = ("cntvct", "cntpct")
 MODES: Final = ("fast", "exact")
 
 _NS_PER_MS: Final = 1_000_000
 _NS_PER_S: Final = 1_000_000_000
 WIDEST_NS: Final = 200_000
-"""A wider interval judges too little; the run is made again."""
+"""The widest interval that a run is judged by: with a wider one the run is made again."""
 _ATTEMPTS: Final = 5
 
 
@@ -48,18 +48,19 @@ def run(
     plant_fault_ticks: int = 0,
     progress: bool = True,
 ) -> Document:
-    """Save and restore one guest for each mode and policy, and return the document (`guestclock.demo.document`).
+    """Saves and restores one guest for each mode and policy, and returns the document (`guestclock.demo.document`).
 
-    backend: what the guest runs on. "kvm" needs /dev/kvm on arm64; its document has a run for each vCPU of each guest.
+    backend: the backend that the guest runs on. "kvm" needs /dev/kvm on arm64; its document has a run for each vCPU of
+    each guest.
     pause_ms: the least time between the end of the saving process and the start of the restoring one.
-    rounds: how many alarms of 20 ms the guest lives through before, and how many after.
-    modes: how Unicorn's guest reads its counters; on KVM it reads them itself.
+    rounds: the number of alarms of 20 ms that the guest lives through before the pause, and after it.
+    modes: the modes in which Unicorn's guest reads its counters; on KVM it reads them itself.
     policies: by default freeze, advance, and advance by at most a third of the pause.
-    plant_fault_ticks: make each restore wrong by so much, to see that it is found.
-    progress: show it on standard error (needs rich).
+    plant_fault_ticks: makes each restore wrong by so many ticks, to check that the judge finds it.
+    progress: shows a progress bar on standard error (needs rich).
 
-    Raises ImportError without Unicorn or keystone-engine where they are asked for, CapabilityMissing without arm64's
-    KVM where that is, ValueError for a negative pause, and RuntimeError with the VMM's own words if it fails.
+    Raises ImportError without Unicorn or keystone-engine on the backend "unicorn", CapabilityMissing without arm64's
+    KVM on the backend "kvm", ValueError for a negative pause, and RuntimeError with the VMM's own words if it fails.
     """
     if pause_ms < 0:
         msg = f"pause_ms is {pause_ms}, but no pause is shorter than 0 ms"
@@ -93,7 +94,7 @@ def run(
 
 
 def needs_kvm() -> None:
-    """Raise CapabilityMissing, with the reason, unless this process can use an arm64 KVM."""
+    """Raises CapabilityMissing, with the reason, unless this process can use an arm64 KVM."""
     why = ""
     if platform.machine() != "aarch64":
         why = f"this machine is {platform.machine()}, and the guest is arm64's"
@@ -115,14 +116,14 @@ def _run_on_unicorn(mode: str, policy: PolicyRecord, pause_ms: int, rounds: int,
     for attempt in range(1, _ATTEMPTS + 1):
         saved, restored = _save_and_restore("unicorn", policy, pause_ms, rounds, plant_fault_ticks, "--mode", mode)
         record = judge(saved, restored, policy, attempts=attempt)
-        # An error is never tried away: only a run that found none is made again for a sharper look.
+        # An error never leads to another run: only a run that found none is made again for a sharper look.
         if _tells(record):
             break
     return record
 
 
 def _run_on_kvm(policy: PolicyRecord, pause_ms: int, rounds: int, plant_fault_ticks: int) -> list[RunRecord]:
-    """Run it once: how tight a VMM in Python can bracket its guest is the machine's, and another run is no tighter."""
+    """Runs the guest once: the machine limits how tightly Python can bracket it, so another run is no better."""
     saved, restored = _save_and_restore("kvm", policy, pause_ms, rounds, plant_fault_ticks)
     pairs = zip(saved["vcpus"], restored["vcpus"], strict=True)
     return [judge(before, after, policy, backend="kvm") for before, after in pairs]
@@ -131,7 +132,7 @@ def _run_on_kvm(policy: PolicyRecord, pause_ms: int, rounds: int, plant_fault_ti
 def _save_and_restore(
     backend: str, policy: PolicyRecord, pause_ms: int, rounds: int, plant_fault_ticks: int, *to_save: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the two files that the VMM writes."""
+    """Returns the two files that the VMM writes."""
     with tempfile.TemporaryDirectory(prefix="guestclock-demo-") as name:
         directory = Path(name)
         _vmm(backend, "save", directory, *to_save, "--rounds", str(rounds))
@@ -157,12 +158,12 @@ def judge(
     backend: str = "unicorn",
     attempts: int = 1,
 ) -> RunRecord:
-    """Hold what the guest saw against the promise. Takes the two files that the VMM writes, or of those one vCPU's."""
+    """Judges the guest's readings by the promise, from the two files that the VMM writes, or from one vCPU's part."""
     frequency_hz = saved["counter"]["frequency_hz"]
     before, after = saved["host"]["samples"], restored["host"]["samples"]
     logged = restored["guest"]["samples"]
     taken, released = Interval(*saved["host"]["taken_at"]), Interval(*restored["host"]["released_at"])
-    # Of the last samples before the pause, and of the first after it, the ones that the host's clock pins down best.
+    # In the last round before the pause, and the first after it, the sample that the host's clock pins down best.
     last = min(range(len(before) - saved["round"], len(before)), key=lambda index: _span(before[index]))
     first = min(range(saved["round"]), key=lambda index: _span(after[index]))
     counters: dict[str, CounterRecord] = {}

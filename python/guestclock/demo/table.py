@@ -18,7 +18,7 @@ _PIPE_COLUMNS = 150
 
 
 def print_table(document: Document) -> None:
-    """Print one row per run and counter."""
+    """Prints one row per run and counter."""
     table = Table(title="A guest's clocks across a checkpoint in one process and a restore in another")
     for heading in ("policy", "mode"):
         table.add_column(heading)
@@ -33,7 +33,7 @@ def print_table(document: Document) -> None:
             error = counter["error_ticks"]
             style = "red" if error else "green"
             width_ns = _ns(high - low, hz)
-            # Not narrow enough after every attempt: it is said, rather than hidden behind an error of 0.
+            # An interval that is still too wide after every attempt is marked, rather than hidden behind an error of 0.
             width = f"{width_ns // 1_000}" if width_ns <= WIDEST_NS else f"[yellow]{width_ns // 1_000} (wide)"
             head = (describe(run["policy"]), run["mode"], _seconds(run["pause_ns"])) if row == 0 else ("", "", "")
             table.add_row(

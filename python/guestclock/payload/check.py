@@ -1,9 +1,9 @@
 """The judge of the payload's log: it says whether the guest's clocks kept their promises.
 
 Every judgement is of what can't be otherwise. Two counts that a guest reads one after the other bound what it could
-have read between them; two readings of the host's counter bound the host's count at a guest's reading, and so the
+have read between them. Two readings of the host's counter bound the host's count at a guest's reading, and so the
 offset between the two counters. Offsets that should be one must have a number in common. There is no tolerance to tune:
-what is called wrong is wrong by the number of ticks that is given, at least.
+a finding is wrong by at least the number of ticks that it gives.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 VIEWS: Final = ("cntvct", "cntpct")
 GRACE_NS: Final = 1_000_000_000
-"""How long after its deadline an interrupt may be missing before it counts as lost."""
+"""The longest that an interrupt may be missing after its deadline before it counts as lost."""
 
 _NS_PER_S: Final = 1_000_000_000
 _SPECIAL: Final = 1020
-"""Interrupt ids from there on are no interrupt's (Arm IHI 0069); an alarm that is taken late may leave one behind."""
+"""The first of the interrupt ids that are no interrupt's (Arm IHI 0069); a late alarm may leave one behind."""
 
 
 @dataclass(slots=True)
@@ -47,12 +47,12 @@ class _Judge:
 
 
 def check_log(log: Log, *, host: Host | None = None, views: Sequence[str] = VIEWS, grace_ns: int = GRACE_NS) -> Verdict:
-    """Judge a log.
+    """Judges a log.
 
-    host: what the VMM saw. Without it the gap across a pause isn't judged, and skew between vCPUs only as far as one
-    vCPU read less than another had read before it.
-    views: which counters are judged, "cntvct", "cntpct" or both: Linux before 6.4 can restore only the first.
-    grace_ns: how long after its deadline an interrupt may be missing before it counts as lost.
+    host: the VMM's readings. Without them the gap across a pause isn't judged, and skew between vCPUs only as far as
+    one vCPU read less than another had read before it.
+    views: the counters to judge, "cntvct", "cntpct" or both: Linux before 6.4 can restore only the first.
+    grace_ns: the longest that an interrupt may be missing after its deadline before it counts as lost.
 
     Raises ValueError where `host` isn't of this log: another frequency, or other numbers of vCPUs or samples.
     """
@@ -130,8 +130,8 @@ def _check_interrupts(judge: _Judge, number: int, vcpu: VcpuLog) -> None:
 
 
 def _check_pending(judge: _Judge, number: int, vcpu: VcpuLog, armed: Record) -> None:
-    # A guest whose interrupt is lost sleeps on, so its own log doesn't say how late it is: the others' logs and the
-    # host's count when the log was read do.
+    # A guest whose interrupt is lost sleeps on, so its own log doesn't say how late the interrupt is. The others' logs
+    # and the host's count when the log was read do.
     last = [(other.records[-1].cntvct, f"vCPU {index} went on") for index, other in judge.started() if other.records]
     host = judge.host
     if host is not None and host.ended is not None and host.brackets[number] and vcpu.samples:
@@ -143,7 +143,7 @@ def _check_pending(judge: _Judge, number: int, vcpu: VcpuLog, armed: Record) -> 
 
 
 def _between_views(judge: _Judge) -> Skew:
-    """Is CNTPCT - CNTVCT the same number throughout? CNTPCT was read after CNTVCT, and before the next CNTVCT."""
+    """Checks that CNTPCT - CNTVCT is one number: CNTPCT was read after CNTVCT, and before the next CNTVCT."""
     bounds = [
         (record.cntpct - after.cntvct, record.cntpct - record.cntvct)
         for _, vcpu in judge.started()
@@ -173,7 +173,7 @@ def _match(log: Log, host: Host, frequency_hz: int) -> None:
 
 
 _Offsets = dict[tuple[str, int, int], Interval]
-"""By view, stretch between pauses, and vCPU: host's counter - guest's, relative to one origin for each view."""
+"""Host's counter less the guest's, relative to one origin for each view: by view, stretch between pauses, and vCPU."""
 
 
 def _offsets(judge: _Judge, host: Host) -> _Offsets:
@@ -200,7 +200,7 @@ def _offsets(judge: _Judge, host: Host) -> _Offsets:
 
 
 def _placed(host: Host, number: int, vcpu: VcpuLog, view: str) -> Iterator[tuple[Interval, int, int]]:
-    """Each of a vCPU's samples: its bracket, its count, and the stretch between pauses that it lies in."""
+    """Yields for each of a vCPU's samples its bracket, its count, and the stretch between pauses that it lies in."""
     brackets = host.brackets[number]
     for bracket, count in zip(brackets[len(brackets) - len(vcpu.samples) :], _read(vcpu.samples, view), strict=True):
         yield bracket, count, sum(bracket.low >= pause.released.low for pause in host.pauses)
@@ -272,7 +272,7 @@ def _read(records: Iterable[Record], view: str) -> list[int]:
 
 
 def _common(bounds: Iterable[Interval]) -> Interval | None:
-    """What all the bounds have in common; its ends are in the wrong order where that is nothing."""
+    """The intersection of all the bounds; its ends are in the wrong order where it is empty."""
     common: Interval | None = None
     for bound in bounds:
         common = bound if common is None else Interval(max(common.low, bound.low), min(common.high, bound.high))

@@ -24,16 +24,16 @@ def image(
     timer_irq: int = 27,
     command: layout.Command = layout.Command.ALARM,
 ) -> bytes:
-    """Return the payload with these parameters. docs/payload.md says what a VMM does with it.
+    """Returns the payload with these parameters. docs/payload.md says what a VMM does with it.
 
-    vcpus: how many vCPUs are to log, 1 to 8.
-    samples: in a round.
+    vcpus: the number of vCPUs that log, 1 to 8.
+    samples: the number of samples in a round.
     doorbell: the guest-physical address of no memory at which the guest stores a word around each sample; 0: none.
     gicd, gicr: the GICv3's distributor, and the redistributor of the first vCPU; with a gicd of 0 there are no alarms.
-    period_ticks: from setting an alarm to its deadline; 0 for 20 ms.
-    psci: by which instruction the first vCPU starts the others; "none" where the VMM starts them all.
+    period_ticks: the time from setting an alarm to its deadline; 0 for 20 ms.
+    psci: the instruction by which the first vCPU starts the others; "none" where the VMM starts them all.
     timer_irq: the virtual timer's interrupt id, a PPI (16 to 31).
-    command: what each vCPU does at first.
+    command: the first command of each vCPU.
 
     Raises ValueError for a parameter out of its range.
     """
@@ -68,7 +68,7 @@ def image(
 
 
 def elf(raw: bytes, address: int = _ADDRESS) -> bytes:
-    """Wrap a raw image into a static ELF executable, loaded and entered at `address`, its log zeroed behind it.
+    """Wraps a raw image into a static ELF executable, loaded and entered at `address`, its log zeroed behind it.
 
     Raises ValueError for an address that isn't a multiple of 4 KiB.
     """

@@ -1,4 +1,4 @@
-"""Where things stand in the payload's memory, as `guest.s` lays them out. All values are little endian.
+"""The layout of the payload's memory, as `guest.s` has it. All values are little endian.
 
 image + 0x0000   arm64 boot header
 image + 0x0040   parameters, and a command for each vCPU
@@ -40,7 +40,7 @@ RECORD_FORMAT: Final = struct.Struct("<BHBI3Q")
 
 
 class Command(IntEnum):
-    """What a vCPU is to do, and as a state: what it does."""
+    """The command to a vCPU, and as a state: what it does."""
 
     IDLE = 1
     """Ring PARKED, and again whenever the VMM enters the vCPU."""
@@ -53,7 +53,7 @@ class Command(IntEnum):
 
 
 FAULTED_STATE: Final = 5
-"""The state after an exception that nobody expected."""
+"""The state after an unexpected exception."""
 
 
 class Doorbell(IntEnum):
@@ -67,7 +67,7 @@ class Doorbell(IntEnum):
 
 
 class Kind(IntEnum):
-    """What a record is of."""
+    """The kind of a record."""
 
     SAMPLED = 1
     ARMED = 2

@@ -19,7 +19,7 @@ _WORD = struct.Struct("<Q")
 
 
 class NotALog(ValueError):
-    """There is no payload in this memory, or not one of this version."""
+    """The memory has no payload, or one of another version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Record:
     cntvct: int
     cntpct: int
     cval: int = 0
-    """The alarm's deadline: of the one that was set, or of the one whose interrupt was taken."""
+    """The deadline of the alarm that was set, or of the alarm whose interrupt was taken."""
     last_cntvct: int = 0
     """For a sample: a count of CNTVCT_EL0 that a vCPU, this one or another, had read before this one was read."""
     interrupt: int = 0
@@ -50,17 +50,17 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class VcpuLog:
-    """What one vCPU logged."""
+    """The log of one vCPU."""
 
     frequency_hz: int
-    """CNTFRQ_EL0 as it reads it."""
+    """CNTFRQ_EL0 as the vCPU reads it."""
     mpidr: int
     written: int
-    """Records written since it started; the oldest are gone where there are more than the log holds."""
+    """Records written since the vCPU started; the oldest are gone where there are more than the log holds."""
     records: list[Record]
-    """Those that are still there, oldest first."""
+    """The records that are still there, oldest first."""
     damaged: int
-    """Records that are there but hold something else than their place says."""
+    """Number of records that are there, with contents that don't match their place."""
     fault: Fault | None = None
 
     @property
@@ -71,41 +71,41 @@ class VcpuLog:
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """What a guest logged: for each vCPU by its number, or None for one that never started."""
+    """The log of a guest: for each vCPU by its number, or None for a vCPU that never started."""
 
     vcpus: list[VcpuLog | None]
     image_at: int
-    """Where in the memory the image stands, in bytes."""
+    """The image's place in the memory, in bytes."""
 
 
 class Guest:
     """The payload as a VMM reaches it, while it runs or while it doesn't.
 
-    memory: the guest's memory from the image on, `layout.IMAGE_SIZE` bytes or more. It is used where it is.
+    memory: the guest's memory from the image on, `layout.IMAGE_SIZE` bytes or more. It isn't copied.
     """
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
 
     def command(self, vcpu: int, command: Command) -> None:
-        """Tell a vCPU what to do. It looks between samples' rounds, between beats, and when it has been parked."""
+        """Gives a vCPU a command. It looks for one between samples' rounds, between beats, and once parked."""
         _WORD.pack_into(self._memory, layout.COMMANDS + 8 * _checked(vcpu), command)
 
     def state(self, vcpu: int) -> int:
-        """What the vCPU does: the number of a `Command`, 0 before it started, or `layout.FAULTED_STATE`."""
+        """The vCPU's state: the number of a `Command`, 0 before it started, or `layout.FAULTED_STATE`."""
         return self._area(vcpu)[1]
 
     def beat(self, vcpu: int) -> tuple[int, int, int]:
-        """While it spins: how often it has read its counters, and the last pair of CNTVCT_EL0 and CNTPCT_EL0."""
+        """Number of counter reads of a spinning vCPU, and its last pair of CNTVCT_EL0 and CNTPCT_EL0."""
         while True:
             beats, *pairs = self._area(vcpu)[5:10]
-            # It writes the other pair next, and this one only after that.
+            # The vCPU writes the other pair next, and this one only after that.
             if self._area(vcpu)[5] == beats:
                 cntvct, cntpct = pairs[beats % 2 * 2 :][:2]
                 return beats, cntvct, cntpct
 
     def log(self) -> Log:
-        """Read the log. Records that a running vCPU writes meanwhile may count as damaged."""
+        """Reads the log. Records that a running vCPU writes meanwhile may count as damaged."""
         return _read(self._memory, 0)
 
     def _area(self, vcpu: int) -> tuple[int, ...]:
@@ -115,11 +115,11 @@ class Guest:
 
 
 def read_log(memory: Memory) -> Log:
-    """Find the payload in a piece of guest memory, and read its log.
+    """Finds the payload in a piece of guest memory, and reads its log.
 
     memory: any file or mapping with the image in it, at a multiple of 4 KiB from its start, such as a dump of all RAM.
 
-    Raises NotALog where there is none, or one of another version, or one that is cut off.
+    Raises NotALog where there is no log, or one of another version, or one that is cut off.
     """
     for image_at in range(0, len(memory) - layout.AREAS + 1, _PAGE):
         start = image_at + layout.PARAMETERS

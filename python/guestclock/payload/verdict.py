@@ -1,4 +1,4 @@
-"""What the judge of a log is told of the host, and what it says."""
+"""The input of a log's judge about the host, and its verdict."""
 
 from __future__ import annotations
 
@@ -31,32 +31,32 @@ FindingKind = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """When a guest was away, in the host's ticks, and what it was promised."""
+    """The time of a guest's absence, in the host's ticks, and the policy's promise for it."""
 
     taken: Interval
-    """Around the checkpoint."""
+    """The host's count around the checkpoint."""
     released: Interval
-    """Around the release."""
+    """The host's count around the release."""
     policy: Literal["freeze", "advance"] | None = None
-    """None: say what the guest saw, and judge nothing."""
+    """The policy; None to report what the guest saw, and judge nothing."""
     max_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What the VMM saw on the host's counter. It has to be the counter that the guest's are offset from."""
+    """The VMM's readings of the host's counter, which must be the counter that the guest's counters are offset from."""
 
     frequency_hz: int
     brackets: Sequence[Sequence[Interval]]
-    """By vCPU, around each of its samples, from its first."""
+    """The host's count around each sample, by vCPU, from its first sample."""
     pauses: Sequence[Pause] = ()
-    """In their order."""
+    """The pauses, in their order."""
     ended: int | None = None
-    """When the log was read, the guest still being there."""
+    """The host's count when the log was read, with the guest still there."""
 
     @classmethod
     def from_dict(cls, document: dict[str, Any]) -> Host:
-        """Take the JSON document that docs/payload.md describes. Raises ValueError for anything else."""
+        """Takes the JSON document that docs/payload.md describes. Raises ValueError for anything else."""
         try:
             return cls(
                 int(document["frequency_hz"]),
@@ -84,13 +84,13 @@ class Finding:
     kind: FindingKind
     vcpu: int | None
     ticks: int | None
-    """By how many guest ticks, at least; None where it isn't a matter of ticks."""
+    """Guest ticks that the clock is wrong by, at least; None where it isn't a matter of ticks."""
     what: str
 
 
 @dataclass(frozen=True, slots=True)
 class VcpuFigures:
-    """What a vCPU did, in numbers. Nothing here is judged."""
+    """The numbers of a vCPU. Nothing here is judged."""
 
     vcpu: int
     samples: int
@@ -99,31 +99,31 @@ class VcpuFigures:
     special_interrupts: int
     """Readings of ICC_IAR1_EL1 that were no interrupt: 1023 where the line had gone low again."""
     longest_step_ticks: int
-    """The most that CNTVCT_EL0 went on between two records."""
+    """The longest step of CNTVCT_EL0 between two records."""
     latest_interrupt_ticks: int | None
     """The longest time from a deadline to its interrupt."""
 
 
 @dataclass(frozen=True, slots=True)
 class GapFigures:
-    """What a vCPU saw of a pause on one counter."""
+    """The gap of one of a vCPU's counters across a pause."""
 
     pause: int
     vcpu: int
     view: str
     guest_gap_ticks: int
-    """From its last reading before to its first after."""
+    """The guest's gap, from its last reading before the pause to its first after."""
     shift_ticks: tuple[int, int]
-    """How much less the counter went on than the host's: no less than the one, no more than the other."""
+    """Ticks by which the counter fell behind the host's, at least and at most."""
     promised_ticks: tuple[int, int] | None
-    """What that has to be under the policy."""
+    """The fall behind that the policy promises, at least and at most."""
     error_ticks: int | None
-    """The distance of the one from the other; None where nothing was promised."""
+    """The distance of the two intervals; None where nothing was promised."""
 
 
 @dataclass(frozen=True, slots=True)
 class Skew:
-    """How far apart two things are that should be one: 0 where they may be, known to so many ticks."""
+    """The distance of two things that should be one: 0 where they may be, known to so many ticks."""
 
     between: str
     error_ticks: int
@@ -132,7 +132,7 @@ class Skew:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What `check_log` found."""
+    """The result of `check_log`."""
 
     frequency_hz: int
     findings: list[Finding]
@@ -142,9 +142,9 @@ class Verdict:
 
     @property
     def ok(self) -> bool:
-        """Nothing is wrong."""
+        """True if nothing is wrong."""
         return not self.findings
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the verdict as plain JSON values."""
+        """Returns the verdict as plain JSON values."""
         return {"schema": SCHEMA, "ok": self.ok, **asdict(self)}

@@ -1,4 +1,4 @@
-//! The alarm: a descriptor that is readable when something may have expired, and the one who says what has.
+//! The deadline alarm: a descriptor that is readable when something may have expired, and the call that takes what has.
 
 use crate::alarms::{Alarms, Hint};
 use crate::bank::PyClockBank;
@@ -21,25 +21,25 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// A descriptor for select, poll, epoll and event loops, readable when timers of `source` may have expired on
 /// `counter`.
 ///
-/// `source` is a ClockBank, a DeadlineQueue, or whatever has `next_deadline(now)` and `expire(now)` as DeadlineSource
-/// says; `counter` is the source's own by default. The descriptor is a hint, and `expire` the authority: it reads the
-/// counter. Over a ManualCounter, or a ScaledCounter of one, each `advance` and `rewind` makes it readable (an
-/// eventfd); over any other counter time does (a timerfd on CLOCK_MONOTONIC, set a second ahead at most, since that
-/// clock is slewed against the counter and stops when the host is suspended). It is close-on-exec and non-blocking, and
-/// no other descriptor is made.
+/// `source` is a ClockBank, a DeadlineQueue, or any object with `next_deadline(now)` and `expire(now)` as
+/// DeadlineSource describes them; `counter` is the source's own by default. The descriptor is a hint; `expire` is the
+/// authority, and reads the counter. Over a ManualCounter, or a ScaledCounter of one, each `advance` and `rewind` makes
+/// the descriptor readable (an eventfd). Over any other counter, time does (a timerfd on CLOCK_MONOTONIC, set a second
+/// ahead at most, since that clock is slewed against the counter and stops when the host is suspended). The descriptor
+/// is close-on-exec and non-blocking, and no other descriptor is made.
 ///
-/// A ClockBank and a DeadlineQueue tell their alarms when a timer is armed or an offset moves, on whatever thread, and
-/// a blocked epoll_wait returns in time. After a change of any other source call `rearm`.
+/// A ClockBank and a DeadlineQueue notify their alarms when a timer is armed or an offset moves, on any thread, and a
+/// blocked epoll_wait returns in time. After a change of any other source call `rearm`.
 ///
-/// One consumer takes what expires: AlarmInUse for a second one at the same time. The alarm is a context manager that
-/// owns the descriptor and closes it; ValueError for what comes after that. OSError where the kernel has no descriptor
-/// left.
+/// One consumer takes the expired timers: a second one at the same time gets AlarmInUse. The alarm is a context manager
+/// that owns the descriptor and closes it; using it after that raises ValueError. OSError where the kernel has no
+/// descriptor left.
 #[pyclass(frozen, generic, name = "DeadlineAlarm", module = "guestclock")]
 pub(crate) struct PyDeadlineAlarm {
     source: Py<PyAny>,
     counter: Py<PyAny>,
     hint: Arc<Hint>,
-    /// Where the hint is known.
+    /// The registries that hold the hint.
     known_to: Vec<Arc<Alarms>>,
     lateness: Mutex<Lateness>,
 }
@@ -49,7 +49,7 @@ impl PyDeadlineAlarm {
         self.source.bind(py).call_method1(intern!(py, "next_deadline"), (now.0,))?.extract()
     }
 
-    /// What has expired, by the counter; `woken` if the descriptor was readable.
+    /// Takes what has expired by the counter; `woken` says that the descriptor was readable.
     fn take<'py>(&self, py: Python<'py>, woken: bool) -> PyResult<Bound<'py, PyTuple>> {
         let now = self.hint.counter.count();
         let expired = self.source.bind(py).call_method1(intern!(py, "expire"), (now.0,))?;
@@ -62,7 +62,7 @@ impl PyDeadlineAlarm {
             }
         }
         let left_ns = match self.next_deadline(py, now)? {
-            // It is due, and isn't given out: asking again at once would be a busy loop.
+            // A deadline that is due, and that `expire` didn't return: looking again at once would be a busy loop.
             due if due <= now.0 => Some(MOST_NS.into()),
             deadline => self.hint.left_ns(deadline),
         };
@@ -71,7 +71,7 @@ impl PyDeadlineAlarm {
     }
 }
 
-/// The alarms of a source that tells them itself.
+/// Alarms of a source that notifies them itself.
 fn alarms(source: &Bound<'_, PyAny>) -> Option<Arc<Alarms>> {
     if let Ok(bank) = source.cast::<PyClockBank>() {
         return Some(Arc::clone(bank.get().alarms()));
@@ -79,7 +79,7 @@ fn alarms(source: &Bound<'_, PyAny>) -> Option<Arc<Alarms>> {
     source.cast::<PyDeadlineQueue>().ok().map(|queue| Arc::clone(queue.get().alarms()))
 }
 
-/// What a source's `expire` returned, and the deadlines in it.
+/// The return value of a source's `expire`, and the deadlines in it.
 fn with_deadlines(expired: Bound<'_, PyAny>) -> PyResult<(Bound<'_, PyTuple>, PyReadonlyArray1<'_, u64>)> {
     let refused = || {
         PyTypeError::new_err(
@@ -116,28 +116,28 @@ impl PyDeadlineAlarm {
         Ok(alarm)
     }
 
-    /// Whose deadlines these are.
+    /// The source of the deadlines.
     #[getter]
     fn source(&self, py: Python<'_>) -> Py<PyAny> {
         self.source.clone_ref(py)
     }
 
-    /// The counter that they are counts of.
+    /// The counter that the deadlines are counts of.
     #[getter]
     fn counter(&self, py: Python<'_>) -> Py<PyAny> {
         self.counter.clone_ref(py)
     }
 
-    /// The descriptor, to wait on for reading. It stays the alarm's: don't read from it or close it.
+    /// The descriptor, to wait on for reading. The alarm owns it: don't read from it or close it.
     fn fileno(&self) -> PyResult<i32> {
         Ok(self.hint.alarm.fd().or_raise()?.as_raw_fd())
     }
 
-    /// Takes what has expired: reads the counter, and returns what `source.expire` does at that count.
+    /// Takes what has expired: reads the counter, and returns what `source.expire` returns for that count.
     ///
-    /// That may be nothing, as the descriptor is only a hint. Afterwards it isn't readable until something may have
-    /// expired again. A source that keeps a deadline which has passed to itself is asked again after a second, or when
-    /// the counter is moved by hand.
+    /// The result may be empty, as the descriptor is only a hint. Afterwards the descriptor isn't readable until
+    /// something may have expired again. If a passed deadline stays the source's next one, the source is asked again
+    /// after a second, or when the counter is moved by hand.
     fn expire<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         let alarm = &self.hint.alarm;
         alarm.claim().or_raise()?;
@@ -152,26 +152,26 @@ impl PyDeadlineAlarm {
     }
 
     /// Looks at the source's next deadline again, after it may have become an earlier one. A ClockBank and a
-    /// DeadlineQueue see to that themselves.
+    /// DeadlineQueue do that themselves.
     fn rearm(&self, py: Python<'_>) -> PyResult<()> {
         self.hint.set(self.next_deadline(py, self.hint.counter.count())?).or_raise()
     }
 
-    /// How late the deadlines that `expire` gave out were, so far: a Lateness.
+    /// Lateness of the deadlines that `expire` has returned so far: a Lateness.
     #[getter]
     fn lateness<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let lateness = self.lateness.lock().unwrap_or_else(PoisonError::into_inner).clone();
         records::lateness(py, self.hint.counter.frequency(), &lateness)
     }
 
-    /// In how many nanoseconds the kernel makes the descriptor readable: at most 10^9. None where it won't by itself,
+    /// Nanoseconds until the kernel makes the descriptor readable: at most 10^9. None where the kernel won't by itself,
     /// or has done so.
     #[getter]
     fn wakes_in_ns(&self) -> PyResult<Option<u64>> {
         self.hint.alarm.left_ns().or_raise()
     }
 
-    /// Whether it was closed.
+    /// True once the alarm was closed.
     #[getter]
     fn closed(&self) -> bool {
         self.hint.alarm.fd().is_err()
@@ -179,8 +179,8 @@ impl PyDeadlineAlarm {
 
     /// Closes the descriptor. Timers stay as they are, and another alarm goes on with them.
     ///
-    /// An `async for` over it ends, and the descriptor is closed when it has. Whoever else waits on the descriptor has
-    /// to end first, as with any descriptor. Closing twice is closing once.
+    /// An `async for` over the alarm ends, and only then is the descriptor closed. Any other waiter on the descriptor
+    /// has to end first, as with any descriptor. Closing twice is closing once.
     fn close(&self) -> PyResult<()> {
         for alarms in &self.known_to {
             alarms.remove(&self.hint);
@@ -216,7 +216,7 @@ pub(crate) fn _claim(alarm: &PyDeadlineAlarm) -> PyResult<()> {
     alarm.hint.alarm.claim().or_raise()
 }
 
-/// It isn't any more.
+/// Ends `_claim`: the alarm has no consumer any more.
 #[pyfunction]
 pub(crate) fn _release(alarm: &PyDeadlineAlarm) {
     alarm.hint.alarm.release();

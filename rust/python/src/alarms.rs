@@ -1,4 +1,4 @@
-//! The registry between alarms and what moves a deadline or a counter.
+//! The registry between alarms and the objects that move a deadline or a counter.
 
 use crate::errors::IntoPyErr;
 use guestclock_core::time::{Counter, HostCount, NO_DEADLINE};
@@ -6,29 +6,29 @@ use guestclock_linux::alarm::{Alarm, AlarmError};
 use pyo3::prelude::*;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-/// A descriptor and the counter that it goes by: what those that move a deadline or a counter know of an alarm.
+/// A descriptor and the counter that it goes by: the part of an alarm that its sources and counters hold.
 pub(crate) struct Hint {
     pub(crate) counter: Box<dyn Counter>,
     pub(crate) alarm: Alarm,
 }
 
 impl Hint {
-    /// How long it is until a deadline, in nanoseconds, rounded up; None where there is none.
+    /// Time until a deadline, in nanoseconds, rounded up; None where there is no deadline.
     pub(crate) fn left_ns(&self, deadline: u64) -> Option<u128> {
         let left = || deadline.saturating_sub(self.counter.count().0);
         (deadline != NO_DEADLINE).then(|| self.counter.frequency().ticks_to_ns_ceil(left()))
     }
 
-    /// This may be an earlier deadline than the one that it is set to.
+    /// Sets the descriptor to a deadline that may be earlier than the present one.
     pub(crate) fn set(&self, deadline: u64) -> Result<(), AlarmError> {
         self.alarm.set(self.left_ns(deadline))
     }
 }
 
-/// The alarms of a source of deadlines, or of a counter that is moved by hand. They are held weakly.
+/// The alarms of a source of deadlines, or of a counter that is moved by hand, held weakly.
 ///
-/// It is told after each change, and an alarm is added before it first looks at what may change: the lock between them
-/// makes sure that one of the two sees the other.
+/// The registry is called after each change, and an alarm is added before it first looks at what may change. The lock
+/// between the two makes sure that one of them sees the other.
 #[derive(Default)]
 pub(crate) struct Alarms(Mutex<Vec<Weak<Hint>>>);
 
@@ -47,22 +47,22 @@ impl Alarms {
         self.lock().retain(|other| !std::ptr::eq(other.as_ptr(), Arc::as_ptr(hint)));
     }
 
-    /// The counter has moved.
+    /// Wakes all alarms: the counter has moved.
     pub(crate) fn ring(&self) {
         self.each(|hint| hint.alarm.ring());
     }
 
-    /// The next deadline may be an earlier one; `next_deadline` says which, at a count.
+    /// Sets all alarms to `next_deadline` at their counter's count, which may be earlier than before.
     pub(crate) fn changed(&self, next_deadline: impl Fn(HostCount) -> u64) {
         self.each(|hint| hint.set(next_deadline(hint.counter.count())));
     }
 
     fn each(&self, tell: impl Fn(&Hint) -> Result<(), AlarmError>) {
-        // Not told under the lock: a deadline may be looked up without the GIL, which another thread here may hold.
+        // Called outside the lock: a deadline may be looked up without the GIL, which another thread here may hold.
         let hints: Vec<_> = self.lock().iter().filter_map(Weak::upgrade).collect();
         for hint in hints {
             match tell(&hint) {
-                // What changed has changed, whether or not somebody closes his alarm meanwhile.
+                // The change stands, even if an alarm is closed meanwhile.
                 Ok(()) | Err(AlarmError::Closed) => {}
                 Err(error) => Python::attach(|py| error.into_pyerr().write_unraisable(py, None)),
             }

@@ -8,9 +8,7 @@ use guestclock_model::locked::Now;
 use pyo3::prelude::*;
 use std::sync::Arc;
 
-/// The operations on a VM's guest time: of the model, of KVM's VMs, and of the model under faults.
-///
-/// `now` injects an instant; KVM's VMs refuse it.
+/// The operations on a VM's guest time, for the model, for KVM's VMs, and for the model under faults.
 pub(crate) trait GuestVm: Send + Sync {
     fn plan(&self, py: Python<'_>, checkpoint: &Checkpoint, request: Request, now: Option<Now>) -> PyResult<Plan>;
 

@@ -1,4 +1,4 @@
-//! Arguments that several classes take: counts, numbers of 64 bits, and the facts of a save.
+//! Arguments that several classes take: counts, 64-bit numbers, and the facts of a save.
 
 use crate::records::AnySyncBound;
 use guestclock_core::drive::Saving;

@@ -1,8 +1,8 @@
 //! Numpy arrays as arguments and results: one contract for every batch call.
 //!
-//! What comes in may be strided. It is copied, so that other threads may write to it meanwhile, or read in place under
-//! the GIL ([`Input`]). What goes out is written to an array that nobody else knows yet, or to the caller's own,
-//! `out=`: of just this dtype and shape, contiguous and writable, and no part of what came in. All of it is looked at
+//! An input may be strided. It is copied, so that other threads may write to it meanwhile, or read in place under the
+//! GIL ([`Input`]). A result is written to an array that nobody else knows yet, or to the caller's `out=`, which has
+//! exactly the result's dtype and shape, is contiguous and writable, and overlaps with no input. All arrays are checked
 //! before anything is written.
 
 use guestclock_model::bank::Handle;
@@ -38,14 +38,14 @@ impl Named for bool {
 
 /// A copy of a one-dimensional array.
 pub(crate) struct Column<T> {
-    /// Its values.
+    /// The array's values.
     pub(crate) values: Vec<T>,
-    /// Where the array's own lie in memory.
+    /// The array's extent in memory.
     pub(crate) bytes: Range<usize>,
 }
 
-/// Copies an array of just this dtype. Without rust-numpy's list of borrows, which takes longer than a short copy:
-/// nothing here writes to an array but under the GIL.
+/// Copies an array of exactly this dtype. rust-numpy's list of borrows isn't used, as it takes longer than a short
+/// copy: nothing here writes to an array except under the GIL.
 pub(crate) fn column<T: Named>(array: &Bound<'_, PyAny>, what: &str) -> PyResult<Column<T>> {
     let array = array.cast::<PyArray1<T>>().map_err(|_| refused::<T>(what))?;
     let values = match array.to_vec() {
@@ -60,10 +60,10 @@ fn refused<T: Named>(what: &str) -> PyErr {
     PyTypeError::new_err(format!("{what} must be a one-dimensional, aligned numpy array of {}", T::NAME))
 }
 
-/// A one-dimensional array to read under the GIL: where its elements follow each other, in its own memory.
+/// A one-dimensional array to read under the GIL: in its own memory if its elements follow each other, else a copy.
 pub(crate) struct Input<'py, T: Element> {
     values: Values<'py, T>,
-    /// Where the array's elements lie in memory.
+    /// The extent of the array's elements in memory.
     pub(crate) bytes: Range<usize>,
 }
 
@@ -72,7 +72,7 @@ enum Values<'py, T: Element> {
     Copied(Vec<T>),
 }
 
-/// Takes an array of just this dtype.
+/// Takes an array of exactly this dtype.
 pub(crate) fn input<'py, T: Named>(array: &Bound<'py, PyAny>, what: &str) -> PyResult<Input<'py, T>> {
     let array = array.cast::<PyArray1<T>>().map_err(|_| refused::<T>(what))?;
     let (bytes, own) = (extent(array), array.try_readonly().map_err(|_| refused::<T>(what))?);
@@ -85,7 +85,7 @@ pub(crate) fn input<'py, T: Named>(array: &Bound<'py, PyAny>, what: &str) -> PyR
 }
 
 impl<T: Element> Input<'_, T> {
-    /// Its elements.
+    /// The array's elements.
     pub(crate) fn as_slice(&self) -> &[T] {
         match &self.values {
             Values::Own(array) => array.as_slice().unwrap_or_default(),
@@ -107,7 +107,7 @@ pub(crate) fn same_rows(what: &str, rows: usize, other: &str, others: usize) -> 
     Err(PyValueError::new_err(format!("{what} and {other} must be of one length, and are of {rows} and {others}")))
 }
 
-/// The bytes that an array's elements lie in, with all between them.
+/// The range of memory from an array's first byte to its last, with all bytes between them.
 pub(crate) fn extent<T: Element, D: Dimension>(array: &Bound<'_, PyArray<T, D>>) -> Range<usize> {
     if array.is_empty() {
         return 0..0;
@@ -123,7 +123,7 @@ pub(crate) fn extent<T: Element, D: Dimension>(array: &Bound<'_, PyArray<T, D>>)
     first - reach(false)..first + reach(true) + size_of::<T>()
 }
 
-/// The caller's `out=`, if it is as it has to be; else a new array, which owns its memory.
+/// The caller's `out=` if it meets the contract, or without one a new array, which owns its memory.
 pub(crate) fn output<'py, T: Named>(
     py: Python<'py>,
     out: Option<&Bound<'py, PyAny>>,
@@ -149,7 +149,7 @@ pub(crate) fn output<'py, T: Named>(
     Ok(array.clone())
 }
 
-/// An output, to write to.
+/// Borrows an output for writing.
 pub(crate) fn writable<'py, T: Named>(array: &Bound<'py, PyArrayDyn<T>>) -> PyResult<PyReadwriteArrayDyn<'py, T>> {
     array.try_readwrite().map_err(|error| PyValueError::new_err(format!("out can't be written to: {error}")))
 }

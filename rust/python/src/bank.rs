@@ -25,22 +25,23 @@ use std::ops::Range;
 use std::slice::from_ref;
 use std::sync::Arc;
 
-/// From how many vCPUs on a call lets other Python threads run: it takes 3 us or more then, and giving up the GIL and
-/// taking it again 50 ns. It works on the bank's own columns and on an array that nobody else knows yet, so no Python
-/// object can change either meanwhile; into the caller's `out=` it writes under the GIL.
+/// Number of vCPUs from which a call lets other Python threads run: the call takes 3 us or more then, and giving up the
+/// GIL and taking it again 50 ns. The call works on the bank's own columns and on an array that nobody else knows yet,
+/// so no Python object can change either meanwhile; into the caller's `out=` it writes under the GIL.
 const RELEASE_GIL_FROM: usize = 8192;
 
-/// Many VMs with their vCPUs, as columns over one counter: what is asked of all of them costs a pass over columns.
+/// Many VMs with their vCPUs, as columns over one counter: a query of all of them costs a pass over columns.
 ///
-/// `counter` is the host's by default. `timers` is how many timers a vCPU may have: 2, or 4 for guests with EL2. VMs
-/// and vCPUs are named by int64 handles, which are never given to others: vCPU n of the VM `h` is `h + n`.
+/// `counter` is the host's by default. `timers` is the most timers that a vCPU has: 2, or 4 for guests with EL2. VMs and
+/// vCPUs are named by int64 handles, which are never given to others: vCPU n of the VM `h` is `h + n`.
 ///
-/// `now` is the counter's count, by default what it reads. All counts and deadlines are in its ticks, those of the
-/// counters that guests read apart. `select` is an int64 array of vCPU handles, each once, in any order, or a bool
-/// array over `vcpus()`; without, a result is in the order of `vcpus()`. `out` is a C-contiguous array of just the
-/// result's dtype and shape that overlaps with no input; without, the result is a new array. Inputs may be strided;
-/// they are copied. All of it is looked at before anything is written: TypeError for another dtype, ValueError for a
-/// shape or an overlap, IndexError for a handle that the bank hasn't got. Safe to use from many threads.
+/// `now` is a count of `counter`, by default its present one. All counts and deadlines are in its ticks, except those
+/// of the counters that guests read. `select` is an int64 array of vCPU handles, each once, in any order, or a bool
+/// array over `vcpus()`; without `select`, a result is in the order of `vcpus()`. `out` is a C-contiguous array of
+/// exactly the result's dtype and shape that overlaps with no input; without `out`, the result is a new array. Inputs
+/// may be strided; they are copied. All arguments are checked before anything is written: TypeError for another dtype,
+/// ValueError for a shape or an overlap, IndexError for a handle that the bank hasn't got. Safe to use from many
+/// threads.
 #[pyclass(frozen, name = "ClockBank", module = "guestclock")]
 pub(crate) struct PyClockBank {
     bank: Arc<LockedBank>,
@@ -49,7 +50,7 @@ pub(crate) struct PyClockBank {
     alarms: Arc<Alarms>,
 }
 
-/// Which vCPUs are asked for.
+/// The selected vCPUs.
 enum Chosen {
     All,
     Some(Vec<Handle>),
@@ -57,7 +58,7 @@ enum Chosen {
 }
 
 impl Chosen {
-    /// And where the array lies that says so.
+    /// Reads `select`, and returns the array's extent in memory with it.
     fn new(select: Option<&Bound<'_, PyAny>>) -> PyResult<(Self, Range<usize>)> {
         let Some(select) = select else { return Ok((Self::All, 0..0)) };
         if select.cast::<PyArray1<bool>>().is_ok() {
@@ -69,7 +70,7 @@ impl Chosen {
         Ok((Self::Some(values.into_iter().map(Handle).collect()), bytes))
     }
 
-    /// How many rows a result has.
+    /// Number of rows of a result.
     fn rows(&self, bank: &Bank) -> usize {
         match self {
             Self::All => bank.vcpus(),
@@ -100,17 +101,17 @@ fn vm_handles(vms: &Bound<'_, PyAny>) -> PyResult<Vec<Handle>> {
 }
 
 impl PyClockBank {
-    /// Those that wait for its next deadline.
+    /// The alarms that wait for the bank's next deadline.
     pub(crate) fn alarms(&self) -> &Arc<Alarms> {
         &self.alarms
     }
 
-    /// Changes something of the bank: its VMs' published and its alarms get to know.
+    /// Changes the bank, then updates its VMs' published offsets and its alarms.
     fn with<T: Send>(&self, py: Python<'_>, rows: usize, work: impl FnOnce(&mut Bank) -> T + Send) -> T {
         about(py, rows, || self.bank.with(|bank| work(bank.bank_mut())))
     }
 
-    /// Asks the bank something.
+    /// Runs a query on the bank.
     fn ask<T: Send>(&self, py: Python<'_>, rows: usize, ask: impl FnOnce(&mut Bank) -> T + Send) -> T {
         about(py, rows, || self.bank.ask(ask))
     }
@@ -119,8 +120,8 @@ impl PyClockBank {
         now.map_or_else(|| self.counter.count(), HostCount)
     }
 
-    /// Works on the chosen vCPUs at one instant, and returns whether there still are as many as `rows`: the arrays were
-    /// made outside of the bank's lock, and it may have grown since.
+    /// Works on the selected vCPUs at one instant, and returns false if there aren't `rows` of them any more: the
+    /// arrays were made outside of the bank's lock, and the bank may have grown since.
     fn at_once(
         &self,
         py: Python<'_>,
@@ -140,7 +141,7 @@ impl PyClockBank {
         done.or_raise()
     }
 
-    /// Computes a result with as many columns for each of the chosen vCPUs as `shape` says, into `out` or a new array.
+    /// Computes a result of the shape `shape(rows)` for the selected vCPUs, into `out` or a new array.
     fn compute<'py, T: Named + Send>(
         &self,
         py: Python<'py>,
@@ -192,36 +193,36 @@ impl PyClockBank {
         Ok(Self { bank, counter, counter_object: counter_object.unbind(), alarms })
     }
 
-    /// The counter that the guests' are offset from.
+    /// The counter that the guests' counters are offset from.
     #[getter]
     fn counter(&self, py: Python<'_>) -> Py<PyAny> {
         self.counter_object.clone_ref(py)
     }
 
-    /// Its frequency, in Hz.
+    /// The counter's frequency, in Hz.
     #[getter]
     fn frequency_hz(&self) -> u64 {
         self.counter.frequency().hz()
     }
 
-    /// Of how many timers of a vCPU it keeps columns: 2 or 4.
+    /// Number of timers of a vCPU that the bank has columns for: 2 or 4.
     #[getter]
     fn timers(&self) -> usize {
         self.bank.look(Bank::timers)
     }
 
-    /// The memory that it takes, in bytes, that of the deadline queue included.
+    /// Memory of the bank, in bytes, the deadline queue included.
     #[getter]
     fn nbytes(&self) -> usize {
         self.bank.bytes()
     }
 
-    /// Adds a VM with so many vCPUs, all created at `now`, and returns its handle. See `ModelVm` for the other
+    /// Adds a VM with `vcpus` vCPUs, all created at `now`, and returns its handle. See `ModelVm` for the other
     /// arguments.
     ///
-    /// `frequency_hz` is the guest's CNTFRQ_EL0, by default the counter's: for a guest that was saved at another
-    /// frequency its counters are `floor(count * frequency_hz / counter.frequency_hz)` less its offset, exact to the
-    /// tick. KVM can't rescale.
+    /// `frequency_hz` is the guest's CNTFRQ_EL0, by default the counter's. For a guest that was saved at another
+    /// frequency the guest's counters are `floor(count * frequency_hz / counter.frequency_hz)` less its offset, exact
+    /// to the tick. KVM can't rescale.
     #[pyo3(signature = (
         vcpus=1, *, frequency_hz=None, kernel=None, nested=false, e2h0=false, irqchip="in-kernel", vhe=true, now=None
     ))]
@@ -262,16 +263,16 @@ impl PyClockBank {
         Ok(as_array(py, self.add_all(py, vms, vcpus, frequency_hz, guest, now)?.into_iter()))
     }
 
-    /// Removes VMs with their vCPUs: an int, or an int64 array of handles. Their handles stay nobody's.
+    /// Removes VMs with their vCPUs: an int, or an int64 array of handles. The handles are never given to another VM.
     fn remove(&self, py: Python<'_>, vms: Bound<'_, PyAny>) -> PyResult<()> {
         let vms = vm_handles(&vms)?;
         self.with(py, vms.len(), |bank| bank.remove_all(&vms)).or_raise()
     }
 
-    /// A VM of the bank, as a `ModelVm`: a view of its rows. IndexError for a handle that it hasn't got.
+    /// A VM of the bank, as a `ModelVm`: a view of its rows. IndexError for a handle that the bank hasn't got.
     ///
-    /// Over the bank's counter, or over a `ScaledCounter` of it for a VM of another frequency: `now=` and deadlines of
-    /// that `ModelVm` are in its ticks. Once the VM is removed, the view refuses whatever is asked of it.
+    /// The `ModelVm` is over the bank's counter, or over a `ScaledCounter` of it for a VM of another frequency: its
+    /// `now=` and deadlines are in that counter's ticks. Once the VM is removed, every call on the view is refused.
     fn vm(&self, py: Python<'_>, handle: i64) -> PyResult<PyModelVm> {
         let handle = Handle(handle);
         let hz = self.bank.look(|bank| bank.vm(handle).map(|vm| u64::from(vm.cntfrq_hz()))).or_raise()?;
@@ -290,14 +291,14 @@ impl PyClockBank {
         as_array(py, vms.into_iter())
     }
 
-    /// The handles of all vCPUs (int64), in the order of their rows: VM by VM as they were added, those of the
-    /// counter's own frequency first. A VM that gets another vCPU later may go to the end.
+    /// The handles of all vCPUs (int64), in the order of their rows: VM by VM as they were added, VMs of the counter's
+    /// own frequency first. A VM that gets another vCPU later may go to the end.
     fn vcpus<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
         let vcpus: Vec<Handle> = self.ask(py, 0, |bank| bank.vcpu_handles().collect());
         as_array(py, vcpus.into_iter())
     }
 
-    /// What the guests read from CNTVCT_EL0, all at one instant: uint64, of shape (n,).
+    /// CNTVCT_EL0 as the guests read it, all at one instant: uint64, of shape (n,).
     #[pyo3(signature = (now=None, *, select=None, out=None))]
     fn cntvct<'py>(
         &self,
@@ -309,7 +310,7 @@ impl PyClockBank {
         self.count(py, View::Virtual, now, select, out)
     }
 
-    /// What the guests read from CNTPCT_EL0, all at one instant: uint64, of shape (n,).
+    /// CNTPCT_EL0 as the guests read it, all at one instant: uint64, of shape (n,).
     #[pyo3(signature = (now=None, *, select=None, out=None))]
     fn cntpct<'py>(
         &self,
@@ -344,8 +345,8 @@ impl PyClockBank {
         )
     }
 
-    /// The offsets that the vCPUs' counters are under, in ticks, modulo 2^64: uint64, of shape (2, n), the virtual
-    /// counter's first. A running vCPU keeps those it was loaded with.
+    /// The offsets of the vCPUs' counters, in ticks, modulo 2^64: uint64, of shape (2, n), the virtual counter's first.
+    /// A running vCPU keeps the offsets that it was loaded with.
     #[pyo3(signature = (*, select=None, out=None))]
     fn offsets<'py>(
         &self,
@@ -367,7 +368,7 @@ impl PyClockBank {
         )
     }
 
-    /// Which vCPUs are in their guests: bool, of shape (n,).
+    /// True for each vCPU that is in its guest: bool, of shape (n,).
     #[pyo3(signature = (*, select=None, out=None))]
     fn running<'py>(
         &self,
@@ -389,7 +390,8 @@ impl PyClockBank {
 
     /// Opts VMs in to one counter offset each (KVM_ARM_SET_COUNTER_OFFSET): int64 handles, each once, and uint64 ticks.
     ///
-    /// As `ModelVm.set_counter_offset` of each, but of all or of none: VcpuRunning (EBUSY) while a vCPU of theirs runs.
+    /// Does for each VM what `ModelVm.set_counter_offset` does, for all of them or for none: VcpuRunning (EBUSY) while
+    /// a vCPU of any of them runs.
     fn set_offsets(&self, py: Python<'_>, vms: Bound<'_, PyAny>, offsets: Bound<'_, PyAny>) -> PyResult<()> {
         let vms = handles(&vms, "vms")?;
         let offsets = column::<u64>(&offsets, "offsets")?.values;
@@ -399,8 +401,8 @@ impl PyClockBank {
 
     /// Writes CVAL and CTL of one timer of many vCPUs: int64 handles, each once, uint64 and uint8.
     ///
-    /// As KVM_SET_ONE_REG of each, but of all or of none: VcpuRunning (EBUSY) for a vCPU that runs, UnknownRegister
-    /// (ENOENT) for a guest that hasn't got the timer.
+    /// Does for each vCPU what KVM_SET_ONE_REG does, for all of them or for none: VcpuRunning (EBUSY) for a vCPU that
+    /// runs, UnknownRegister (ENOENT) for a guest that hasn't got the timer.
     fn set_timers(
         &self,
         py: Python<'_>,
@@ -449,7 +451,7 @@ impl PyClockBank {
 
     /// The count at which the first of each vCPU's lines goes high by itself: uint64, of shape (n,).
     ///
-    /// `now` where one is high, NO_DEADLINE (2^64 - 1) where none will be; a deadline at or past that is one less.
+    /// `now` where a line is high, NO_DEADLINE (2^64 - 1) where none will be; a deadline at or past that is one less.
     #[pyo3(signature = (now=None, *, select=None, out=None))]
     fn next_deadlines<'py>(
         &self,
@@ -470,7 +472,7 @@ impl PyClockBank {
         )
     }
 
-    /// The least of `next_deadlines` of each VM: uint64, of those of the handles `vms` (int64, each once), or of all in
+    /// The earliest of `next_deadlines` of each VM: uint64, for the handles `vms` (int64, each once), or for all VMs in
     /// the order of `vms()`.
     #[pyo3(signature = (now=None, *, vms=None))]
     fn next_deadlines_of_vms<'py>(
@@ -488,10 +490,11 @@ impl PyClockBank {
         Ok(PyArray1::from_slice(py, &deadlines.or_raise()?))
     }
 
-    /// The count at which the next line goes high: `now` where one is, NO_DEADLINE (2^64 - 1) where none will be.
+    /// The count at which the next line goes high: `now` where a line is high, NO_DEADLINE (2^64 - 1) where none will
+    /// be.
     ///
-    /// At hand, whatever the number of timers. A timer that `expire` has given doesn't count until it is written again,
-    /// or its VM's offset moves and it is to come again.
+    /// Takes the same time whatever the number of timers. Ignores timers already returned by `expire`, until they are
+    /// written again or an offset change of their VM puts them into the future.
     #[pyo3(signature = (now=None))]
     fn next_deadline(&self, now: Option<u64>) -> u64 {
         self.bank.ask(|bank| bank.next_deadline(self.now(now)))
@@ -500,9 +503,9 @@ impl PyClockBank {
     /// The timers whose lines have gone high: `Expired`, of their vCPUs (int64), timers (uint8) and deadlines (uint64),
     /// in the order of the deadlines, then of the vCPUs' handles and the timers.
     ///
-    /// Each is given once, until it is written again, or its VM's offset moves and it is to come again. What a call
-    /// costs depends on how many it gives, not on how many are pending. A deadline before the counter's first count is
-    /// 0.
+    /// Each timer is returned once, until it is written again or an offset change of its VM puts it into the future.
+    /// The cost of a call depends on the number of timers that it returns, not on how many are pending. A deadline
+    /// before the counter's first count is 0.
     #[pyo3(signature = (now=None))]
     fn expire<'py>(&self, py: Python<'py>, now: Option<u64>) -> PyResult<Bound<'py, PyAny>> {
         let pending = self.bank.look(Bank::pending);
@@ -512,8 +515,8 @@ impl PyClockBank {
         records::expired(py, vcpus, timers, new_array(py, fired.iter().map(|fired| fired.deadline)))
     }
 
-    /// The lines whose level isn't what it was at the last call: `Changes`, of their vCPUs (int64), timers (uint8) and
-    /// levels (bool), those of each timer in the order of `vcpus()`. A new vCPU's lines are low.
+    /// The lines whose level has changed since the last call: `Changes`, of their vCPUs (int64), timers (uint8) and
+    /// levels (bool), each timer's in the order of `vcpus()`. A new vCPU's lines are low.
     #[pyo3(signature = (now=None))]
     fn changes<'py>(&self, py: Python<'py>, now: Option<u64>) -> PyResult<Bound<'py, PyAny>> {
         let rows = self.bank.look(Bank::vcpus);
@@ -523,10 +526,10 @@ impl PyClockBank {
         records::changes(py, vcpus, timers, new_array(py, changes.iter().map(|change| change.level)))
     }
 
-    /// Saves VMs at one instant: those of the handles `vms` (int64), or all. VcpuRunning (EBUSY) while a vCPU of theirs
-    /// runs.
+    /// Saves VMs at one instant: the VMs with the handles `vms` (int64), or all. VcpuRunning (EBUSY) while a vCPU of
+    /// any of them runs.
     ///
-    /// `names` says who they are, in the order of `vms`: uint64, each once, by default their handles. See
+    /// `names` names the VMs, in the order of `vms`: uint64, each once, by default the handles. See
     /// `ModelVm.checkpoint` for the other arguments.
     #[pyo3(signature = (vms=None, *, names=None, now=None, stopped_at=None, sync=None))]
     fn checkpoint(
@@ -548,12 +551,12 @@ impl PyClockBank {
         Ok(PyCheckpointSet::from(set))
     }
 
-    /// Restores a set into VMs of the same shapes: their timers, CNTVOFF_EL2 and both counters, all for one instant.
-    /// All of them, or none. The guests may run when it returns.
+    /// Restores a set into VMs of the same shapes: their timers, CNTVOFF_EL2 and both counters, all for one instant,
+    /// and all VMs or none. The guests may run when the call returns.
     ///
     /// `vms` is a handle for each VM of the set, in its order (int64), by default their names. VMs that are alike share
-    /// a plan. See `guestclock.plan` for the other arguments; what it refuses for one VM is refused for all, with a
-    /// note which one it was.
+    /// a plan. See `guestclock.plan` for the other arguments; a refusal for one VM refuses all, with a note that names
+    /// the VM.
     #[pyo3(signature = (
         checkpoints, vms=None, *, policy=None, views="preserve", same_counter=None, assume_error_ns=None, sync=None,
         elapsed_ns=None, max_elapsed_ns=None, timers="absolute", intent=None, strict=false, now=None
@@ -595,9 +598,9 @@ impl PyClockBank {
         self.sets().with(py, now, |bank, counter| bank.restore(set, &vms, counter, request)).map(PySetReport::new)
     }
 
-    /// Pauses VMs in place, all at one instant: those of the handles `vms` (int64), or all. None of their vCPUs can run
-    /// until `resume` of what it returns, or the end of its `with` block; then the time in it is treated as `policy`
-    /// says.
+    /// Pauses VMs in place, all at one instant: the VMs with the handles `vms` (int64), or all. None of their vCPUs can
+    /// run until `resume` of the returned pause, or the end of its `with` block; then the policy decides how much of
+    /// the pause the guests see.
     #[pyo3(signature = (vms=None, *, policy=None, views="preserve", now=None))]
     fn pause(
         &self,
@@ -613,12 +616,12 @@ impl PyClockBank {
         Ok(PyPausedSet::new(self.sets(), pauses))
     }
 
-    /// How many VMs.
+    /// Number of VMs.
     fn __len__(&self) -> usize {
         self.bank.look(Bank::len)
     }
 
-    /// Whether a VM of this handle is in it.
+    /// True if the bank has a VM with this handle.
     fn __contains__(&self, handle: i64) -> bool {
         self.bank.look(|bank| bank.contains(Handle(handle)))
     }

@@ -15,7 +15,7 @@ use std::collections::HashMap;
 /// The environment variable that names an instruction set.
 const ISA: &str = "GUESTCLOCK_ISA";
 
-/// What batches are computed on: the widest that the CPU has, or what the environment names.
+/// The instruction set of batch calls: the widest that the CPU has, or the one that the environment names.
 pub(crate) fn chosen_isa(py: Python<'_>) -> PyResult<Isa> {
     static CHOSEN: PyOnceLock<Isa> = PyOnceLock::new();
     let chosen = CHOSEN.get_or_try_init(py, || match std::env::var(ISA) {
@@ -27,8 +27,8 @@ pub(crate) fn chosen_isa(py: Python<'_>) -> PyResult<Isa> {
 
 /// The instruction set that batches are computed on: "baseline", "avx2" or "avx512".
 ///
-/// The widest that the CPU has. The environment's GUESTCLOCK_ISA names another, ValueError for one that the CPU hasn't;
-/// it is looked at once.
+/// By default the widest that the CPU has. The environment variable GUESTCLOCK_ISA names another, and is read once;
+/// ValueError for a set that the CPU hasn't.
 #[pyfunction]
 pub(crate) fn isa(py: Python<'_>) -> PyResult<&'static str> {
     Ok(chosen_isa(py)?.name())
@@ -45,10 +45,10 @@ pub(crate) enum Hz<'py> {
     Each(Bound<'py, PyAny>),
 }
 
-/// Which of the different values of a column is each row's: a table that is looked up by a product's upper bits.
+/// Numbers the distinct values of a column, by a table that is indexed by a product's upper bits.
 ///
-/// The standard library's map takes longer to look a number up than it takes to convert it. That one is for those that
-/// the table has no room for.
+/// Looking a number up in the standard library's map takes longer than converting it. A map is used only for values
+/// that the table has no room for.
 struct Distinct {
     values: Vec<u64>,
     table: [(u64, u16); 1 << Self::BITS],
@@ -57,7 +57,7 @@ struct Distinct {
 
 impl Distinct {
     const BITS: u32 = 6;
-    /// Odd, and near 2^64 divided by the golden ratio, which puts numbers that are near each other far apart.
+    /// Odd, and near 2^64 divided by the golden ratio: numbers that are near each other land far apart.
     const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
 
     fn new() -> Self {
@@ -127,7 +127,7 @@ fn converted<'py>(
 
 /// `floor(ticks * 10^9 / frequency_hz)`, exact, held at 2^64 - 1: uint64 columns of shape (n,).
 ///
-/// `frequency_hz` is one int for all rows, or a uint64 array, one a row. `out` as in `ClockBank`.
+/// `frequency_hz` is one int for all rows, or a uint64 array, one a row. `out` is as in `ClockBank`.
 #[pyfunction]
 #[pyo3(signature = (ticks, frequency_hz, *, out=None))]
 pub(crate) fn ticks_to_ns<'py>(
@@ -141,7 +141,7 @@ pub(crate) fn ticks_to_ns<'py>(
 
 /// `floor(ns * frequency_hz / 10^9)`, exact, held at 2^64 - 1: uint64 columns of shape (n,).
 ///
-/// `frequency_hz` is one int for all rows, or a uint64 array, one a row. `out` as in `ClockBank`.
+/// `frequency_hz` is one int for all rows, or a uint64 array, one a row. `out` is as in `ClockBank`.
 #[pyfunction]
 #[pyo3(signature = (ns, frequency_hz, *, out=None))]
 pub(crate) fn ns_to_ticks<'py>(
@@ -162,16 +162,17 @@ pub(crate) enum Counts<'py> {
 
 type Recomputed<'py> = (Bound<'py, PyArrayDyn<u64>>, Bound<'py, PyArrayDyn<u64>>);
 
-/// The offsets under which many saved guests go on at one instant, and the ticks that are added to their counters: two
-/// uint64 arrays of shape (n,). The restore table of `guestclock.plan`, a row each VM; of each counter of a guest by
-/// itself.
+/// Computes the offsets under which many saved guests go on at one instant, and the ticks that are added to their
+/// counters: two uint64 arrays of shape (n,). It is the restore table of `guestclock.plan`, a row each VM, for each
+/// counter of a guest by itself.
 ///
-/// Columns of n rows: the guest's counter at the checkpoint and the host's count then (uint64), what is added (uint8,
-/// of `Added`), for how many nanoseconds it has been where that is told, and the most that is added (uint64; a row that
-/// makes no use of one may have anything there), and which of `frequencies_hz` (uint64) is the row's (uint16). `now` is
-/// the count of the host's counter, or a uint64 array with that of each frequency's. `out` is a tuple of two arrays,
-/// else as in `ClockBank`. ClockWentBackwards for a row that goes by its counter, and whose counter went backwards. How
-/// far off the time may be is `plan`'s to say.
+/// The arguments are columns of n rows. `guest` and `host` (uint64) are the guest's counter and the host's count at the
+/// checkpoint. `added` (uint8, of `Added`) says what is added. `elapsed_ns` is the elapsed time in nanoseconds where it
+/// is given, and `max_ns` the most that is added (uint64; a row may have anything in a column that it makes no use of).
+/// `frequency` (uint16) is the row's index into `frequencies_hz` (uint64). `now` is the count of the host's counter, or
+/// a uint64 array with a count for each frequency. `out` is a tuple of two arrays, else as in `ClockBank`.
+/// ClockWentBackwards for a row that goes by its counter, if that counter went backwards. `plan` says how far off the
+/// time may be.
 #[pyfunction]
 #[pyo3(signature = (now, guest, host, added, elapsed_ns, max_ns, frequency, frequencies_hz, *, out=None))]
 #[pyo3(name = "recompute_offsets")]

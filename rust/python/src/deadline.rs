@@ -14,20 +14,20 @@ use pyo3::types::PyRange;
 use std::slice::from_ref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// From how many timers on a call lets other Python threads run: they take it 100 us, and giving up the GIL and taking
-/// it again 50 ns. The columns are copied before that, so nobody can write to them meanwhile.
+/// Number of timers from which a call lets other Python threads run: the call takes 100 us, and giving up the GIL and
+/// taking it again 50 ns. The columns are copied before that, so nobody can write to them meanwhile.
 const RELEASE_GIL_FROM: usize = 4096;
 
-/// For how many timers that fire at once there is memory beforehand.
+/// Number of timers firing at once for which memory is reserved beforehand.
 const FIRING: usize = 128;
 
-/// Timers of many VMs, and which of them are due: the next deadline is always at hand, and no call looks at timers that
-/// it isn't about.
+/// Timers of many VMs, and which of them are due: the next deadline is always at hand, and no call looks at other
+/// timers than its own.
 ///
 /// A VM is a group of timers with one counter offset. Compare values (CVAL) are guest ticks; deadlines and `now` are
-/// ticks of the host's counter, `now` given by the caller. A timer is due while the guest's count, `now - offset`
+/// ticks of the host's counter, and the caller gives `now`. A timer is due while the guest's count, `now - offset`
 /// modulo 2^64, is at or past its compare value, unsigned and without a wrap, as KVM compares (kvm_timer_pending in
-/// arch/arm64/kvm/arch_timer.c). Which timers are enabled and not masked is the caller's to know: arm those.
+/// arch/arm64/kvm/arch_timer.c). The queue doesn't know which timers are enabled and not masked: the caller arms those.
 ///
 /// Timers and groups are named by ints, or by int64 arrays in the calls whose names end in `_many` and in
 /// `set_offsets`; counts in arrays are uint64. Arrays are one-dimensional and may be strided; they are copied, and
@@ -35,18 +35,18 @@ const FIRING: usize = 128;
 /// IndexError for a timer or a group that the queue hasn't got.
 #[pyclass(frozen, name = "DeadlineQueue", module = "guestclock")]
 pub(crate) struct PyDeadlineQueue {
-    // A call for many timers works on it without the GIL.
+    // A call for many timers works on the queue without the GIL.
     queue: Mutex<DeadlineQueue>,
     alarms: Arc<Alarms>,
 }
 
 impl PyDeadlineQueue {
-    /// Those that wait for its next deadline.
+    /// The alarms that wait for the queue's next deadline.
     pub(crate) fn alarms(&self) -> &Arc<Alarms> {
         &self.alarms
     }
 
-    /// What a call says that may have made the next deadline an earlier one.
+    /// Notifies the alarms, after a call that may have made the next deadline an earlier one.
     fn changed(&self, py: Python<'_>) {
         self.alarms.changed(|now| self.lock(py).next_deadline(now));
     }
@@ -64,10 +64,10 @@ impl PyDeadlineQueue {
     }
 }
 
-/// Ids or groups, as the core counts them.
+/// Timer ids or group numbers as the model's queue counts them.
 fn indices(array: &Bound<'_, PyAny>, what: &str) -> PyResult<Vec<u32>> {
     let indices: Vec<i64> = column(array, what)?.values;
-    // One that is too large or negative has a bit up there.
+    // An index that is too large or negative has a bit up there.
     if indices.iter().fold(0, |all, index| all | index) >> 32 != 0 {
         indices.iter().try_for_each(|index| narrow(*index, what).map(|_| ()))?;
     }
@@ -85,22 +85,22 @@ impl PyDeadlineQueue {
         Self { queue: Mutex::new(DeadlineQueue::new()), alarms: Arc::default() }
     }
 
-    /// Adds a VM with so many timers, none of them armed, and returns the group's number.
+    /// Adds a VM with `timers` timers, none of them armed, and returns the group's number.
     ///
-    /// `offset` is what the guest's counter lies behind the host's, in ticks: any int from -2^63 up to 2^64, modulo
-    /// 2^64.
+    /// `offset` is the guest's counter offset: the ticks by which its counter lies behind the host's, any int from
+    /// -2^63 up to 2^64, modulo 2^64.
     #[pyo3(signature = (timers, *, offset=None))]
     fn add_group(&self, py: Python<'_>, timers: u32, offset: Option<Bound<'_, PyAny>>) -> PyResult<u32> {
         let offset = offset.map_or(Ok(0), |offset| modular(&offset, "an offset"))?;
         self.lock(py).add_group(timers, Offset(offset)).or_raise()
     }
 
-    /// Removes a group with its timers. Its number and its ids are given to groups that are added later.
+    /// Removes a group with its timers. Groups that are added later get its number and its ids.
     fn remove_group(&self, py: Python<'_>, group: i64) -> PyResult<()> {
         self.lock(py).remove_group(narrow(group, "groups")?).or_raise()
     }
 
-    /// The ids of a group's timers: a range. Those of two groups needn't follow each other.
+    /// The ids of a group's timers: a range. The ranges of two groups needn't follow each other.
     fn timers<'py>(&self, py: Python<'py>, group: i64) -> PyResult<Bound<'py, PyRange>> {
         let timers = self.lock(py).timers(narrow(group, "groups")?).or_raise()?;
         PyRange::new(py, isize::try_from(timers.start)?, isize::try_from(timers.end)?)
@@ -128,14 +128,14 @@ impl PyDeadlineQueue {
         Ok(())
     }
 
-    /// Arms a timer with a compare value in guest ticks; one that is armed is moved.
+    /// Arms a timer with a compare value in guest ticks; an armed timer is moved.
     fn arm(&self, py: Python<'_>, timer: i64, cval: u64) -> PyResult<()> {
         self.lock(py).arm(&[narrow(timer, "timers")?], from_ref(&cval)).or_raise()?;
         self.changed(py);
         Ok(())
     }
 
-    /// Arms many timers, in this order: int64 ids, uint64 compare values. One that is armed is moved.
+    /// Arms many timers, in this order: int64 ids, uint64 compare values. An armed timer is moved.
     fn arm_many(&self, py: Python<'_>, timers: Bound<'_, PyAny>, cvals: Bound<'_, PyAny>) -> PyResult<()> {
         let timers = indices(&timers, "timers")?;
         let cvals: Vec<u64> = column(&cvals, "cvals")?.values;
@@ -144,24 +144,24 @@ impl PyDeadlineQueue {
         Ok(())
     }
 
-    /// Disarms a timer; one that isn't armed stays so.
+    /// Disarms a timer; a timer that isn't armed stays so.
     fn disarm(&self, py: Python<'_>, timer: i64) -> PyResult<()> {
         self.lock(py).disarm(&[narrow(timer, "timers")?]).or_raise()
     }
 
-    /// Disarms many timers, by their int64 ids; those that aren't armed stay so.
+    /// Disarms many timers, by their int64 ids; timers that aren't armed stay so.
     fn disarm_many(&self, py: Python<'_>, timers: Bound<'_, PyAny>) -> PyResult<()> {
         let timers = indices(&timers, "timers")?;
         self.with(py, timers.len(), |queue| queue.disarm(&timers)).or_raise()
     }
 
-    /// The host count at which the next timer is due: `now` where one is, 2^64 - 1 where none is armed. A deadline past
-    /// the counter's last count is 2^64 - 2.
+    /// The host count at which the next timer is due: `now` where a timer is due, 2^64 - 1 where none is armed. A
+    /// deadline past the counter's last count is 2^64 - 2.
     fn next_deadline(&self, py: Python<'_>, now: u64) -> u64 {
         self.lock(py).next_deadline(HostCount(now))
     }
 
-    /// Disarms the timers that are due and returns their ids (int64) and deadlines (uint64), in the order of the
+    /// Disarms the timers that are due, and returns their ids (int64) and deadlines (uint64), in the order of the
     /// deadlines and then of the ids.
     ///
     /// A deadline is the host count at which the timer became due: 0 where that was before the counter's first count.
@@ -176,13 +176,13 @@ impl PyDeadlineQueue {
         (PyArray1::from_slice(py, &ids), PyArray1::from_slice(py, &deadlines))
     }
 
-    /// The memory that it takes, in bytes.
+    /// Memory of the queue, in bytes.
     #[getter]
     fn nbytes(&self, py: Python<'_>) -> usize {
         self.lock(py).bytes()
     }
 
-    /// How many timers are armed.
+    /// Number of armed timers.
     fn __len__(&self, py: Python<'_>) -> usize {
         self.lock(py).len()
     }

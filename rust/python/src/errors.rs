@@ -38,7 +38,7 @@ pub(crate) fn typed(class: &str, message: &str, fields: impl FnOnce(&Bound<'_, P
     })
 }
 
-/// A row of a batch that goes by its counter, which has gone backwards.
+/// The error for a row of a batch that goes by its counter, if the counter has gone backwards.
 pub(crate) fn went_backwards(row: usize, saved: u64, host: u64) -> PyErr {
     let message =
         format!("{}: it read {saved} then, and reads {host} now", words::went_backwards(WentBackwards { row }));
@@ -49,7 +49,7 @@ pub(crate) fn went_backwards(row: usize, saved: u64, host: u64) -> PyErr {
     })
 }
 
-/// The error, with a note which VM of a bank it is about.
+/// The error, with a note that names the VM of the bank.
 pub(crate) fn noted(error: PyErr, handle: i64) -> PyErr {
     Python::attach(|py| {
         let note = error.value(py).call_method1("add_note", (format!("VM {handle} of the bank"),));
@@ -57,13 +57,13 @@ pub(crate) fn noted(error: PyErr, handle: i64) -> PyErr {
     })
 }
 
-/// Something that becomes a Python exception.
+/// An error that becomes a Python exception.
 pub(crate) trait IntoPyErr {
     /// The exception.
     fn into_pyerr(self) -> PyErr;
 }
 
-/// `?` on such errors.
+/// `?` on results with such errors.
 pub(crate) trait OrRaise<T> {
     /// The value, or the exception raised.
     fn or_raise(self) -> PyResult<T>;
@@ -94,7 +94,7 @@ impl IntoPyErr for AlarmError {
         match self {
             Self::InUse => typed("AlarmInUse", &self.to_string(), |_| Ok(())),
             Self::Io(error) => error.into(),
-            // As Python says it of its own files.
+            // ValueError, as Python raises it for a closed file of its own.
             _ => PyValueError::new_err(self.to_string()),
         }
     }
@@ -214,7 +214,7 @@ impl IntoPyErr for KvmError {
     }
 }
 
-/// An injected errno is what it is on KVM (`KvmError`).
+/// An injected errno becomes the exception that KVM's would (`KvmError`).
 impl<E: IntoPyErr + Display> IntoPyErr for FaultyError<E> {
     #[cold]
     fn into_pyerr(self) -> PyErr {

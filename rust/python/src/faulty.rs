@@ -25,7 +25,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// `types.Fault`: whatever has its attributes.
+/// `types.Fault`, or any object with its attributes.
 #[derive(FromPyObject)]
 struct AnyFault {
     on: Option<String>,
@@ -37,7 +37,7 @@ struct AnyFault {
     crash: bool,
 }
 
-/// The core's, for a VM over a counter that can be moved, or not.
+/// The core's fault, checked for a VM over a counter that can be moved, or can't.
 fn fault(object: &Bound<'_, PyAny>, movable: bool) -> PyResult<Fault> {
     let AnyFault { on, nth, times, errno, delay_ticks, step_realtime_ns, crash } = object.extract()?;
     let on = on.map_or(Ok(On::AnyCall), |place| place.parse());
@@ -57,21 +57,21 @@ fn without_a_way_on(error: OperationError<FaultyError<VmError>>) -> OperationErr
     }
 }
 
-/// A model VM whose calls fail, dawdle, or find the process gone where `faults` say: for the tests of a VMM, of an
-/// orchestrator, or of anything else that restores VMs.
+/// A model VM whose calls fail, stall, or find the process gone where `faults` say: for testing a VMM, an orchestrator,
+/// or anything else that restores VMs.
 ///
-/// It is a `GuestVm`, and what runs on it is the code that runs on KVM. `faults` are of `Fault`; ValueError for one
-/// that makes no sense, and for one that moves time where `vm` isn't over a `ManualCounter`. `busy_retries` is how many
-/// times set_counter_offset and the look whether vCPUs run are made again after EBUSY: `KvmVm` does so for
-/// `busy_timeout_ms`.
+/// It is a `GuestVm`, and the code that runs on it is the code that runs on KVM. `faults` are of `Fault`; ValueError
+/// for a fault that makes no sense, and for one that moves time where `vm` isn't over a `ManualCounter`. `busy_retries`
+/// is the number of times that set_counter_offset, and the look whether vCPUs run, are repeated after EBUSY: `KvmVm`
+/// repeats them for `busy_timeout_ms`.
 ///
-/// Once it has crashed everything that it is asked to do raises Crashed. `vm` can still be looked at.
+/// After a crash every operation raises Crashed. `vm` can still be looked at.
 #[pyclass(frozen, name = "FaultyVm", module = "guestclock")]
 pub(crate) struct PyFaultyVm {
     vm: Py<PyModelVm>,
     /// Taken under the VM's lock, and never held while Python code runs.
     faults: Mutex<Faults>,
-    /// Those on the counter that faults move.
+    /// The alarms on the counter that faults move.
     alarms: Option<Arc<Alarms>>,
 }
 
@@ -95,7 +95,7 @@ impl PyFaultyVm {
         under_faults.map_err(without_a_way_on).or_raise()
     }
 
-    /// An operation that faults can come before.
+    /// Does an operation that a fault can come before.
     fn step<T>(
         &self,
         step: Step,
@@ -108,7 +108,7 @@ impl PyFaultyVm {
         })
     }
 
-    /// A call of the VMM's own.
+    /// Makes a call of the VMM's own.
     fn call<T>(
         &self,
         now: Option<u64>,
@@ -117,7 +117,7 @@ impl PyFaultyVm {
         self.operate(count(now).map(Now::Count), |_, faulty| call(faulty).map_err(OperationError::Backend))
     }
 
-    /// The VM, for what isn't an ioctl on it, so that no fault comes there.
+    /// The VM, for calls that aren't ioctls on it, so that no fault comes there.
     fn alive(&self) -> PyResult<&Py<PyModelVm>> {
         self.faults().alive::<VmError>().or_raise()?;
         Ok(&self.vm)
@@ -139,26 +139,25 @@ impl PyFaultyVm {
         Ok(Self { vm, faults: Mutex::new(faults), alarms })
     }
 
-    /// The VM under it.
+    /// The VM under the faults.
     #[getter]
     fn vm(&self, py: Python<'_>) -> Py<PyModelVm> {
         self.vm.clone_ref(py)
     }
 
-    /// What was called so far, in order, those that failed among them: "set_counter_offset", "set_one_reg 0
-    /// TIMER_CVAL".
+    /// The calls so far, in order, failed ones included: "set_counter_offset", "set_one_reg 0 TIMER_CVAL".
     #[getter]
     fn calls(&self) -> Vec<String> {
         self.faults().calls().iter().map(Call::to_string).collect()
     }
 
-    /// How many vCPUs.
+    /// Number of vCPUs.
     #[getter]
     fn vcpus(&self) -> usize {
         self.vm.get().vcpus()
     }
 
-    /// The counter that the guest's are offset from.
+    /// The counter that the guest's counters are offset from.
     #[getter]
     fn counter(&self, py: Python<'_>) -> Py<PyAny> {
         self.vm.get().counter(py)
@@ -170,19 +169,19 @@ impl PyFaultyVm {
         self.vm.get().frequency_hz()
     }
 
-    /// Whether the guest has EL2.
+    /// True if the guest has EL2.
     #[getter]
     fn nested(&self) -> bool {
         self.vm.get().nested()
     }
 
-    /// Whether the VM has opted in to one counter offset, for good.
+    /// True if the VM has opted in to one counter offset, for good.
     #[getter]
     fn opted_in(&self) -> bool {
         self.vm.get().opted_in()
     }
 
-    /// What can be done for this VM's clocks.
+    /// The capabilities for this VM's clocks.
     #[getter]
     fn capabilities<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         self.vm.get().capabilities(py)
@@ -194,13 +193,13 @@ impl PyFaultyVm {
         self.call(None, |faulty| retry_busy(faulty, |faulty| faulty.set_counter_offset(offset)))
     }
 
-    /// What the vCPU's guest reads from CNTVCT_EL0, now or when the host's counter reads `now`. No fault comes here.
+    /// CNTVCT_EL0 as the vCPU's guest reads it, now or when the host's counter reads `now`. No fault comes here.
     #[pyo3(signature = (vcpu, now=None))]
     fn cntvct(&self, vcpu: usize, now: Option<u64>) -> PyResult<u64> {
         self.alive()?.get().cntvct(vcpu, now)
     }
 
-    /// What the vCPU's guest reads from CNTPCT_EL0, now or when the host's counter reads `now`. No fault comes here.
+    /// CNTPCT_EL0 as the vCPU's guest reads it, now or when the host's counter reads `now`. No fault comes here.
     #[pyo3(signature = (vcpu, now=None))]
     fn cntpct(&self, vcpu: usize, now: Option<u64>) -> PyResult<u64> {
         self.alive()?.get().cntpct(vcpu, now)
@@ -257,18 +256,19 @@ impl PyFaultyVm {
         checkpoint.map(PyCheckpoint::from)
     }
 
-    /// What the guest is owed, in ticks: 0 but for a `CatchUp` that isn't over. No fault comes here.
+    /// The guest's backlog, in ticks: 0 unless a `CatchUp` is unfinished. No fault comes here.
     #[getter]
     fn backlog_ticks(&self) -> PyResult<u64> {
         Ok(self.alive()?.get().backlog_ticks())
     }
 
-    /// The steps by which the guest is paid back, one after the other, until nothing is owed.
+    /// The steps that pay the backlog back, one after the other, until it is 0.
     fn catch_up(slf: Py<Self>) -> PySteps {
         PySteps::new(Arc::new(slf))
     }
 
-    /// A context manager that keeps the VM from running and, at its end, treats the time in it as `policy` says.
+    /// A context manager that keeps the VM from running; at its end the policy decides how much of the pause the guest
+    /// sees.
     #[pyo3(signature = (policy=None, *, views="preserve"))]
     fn paused(slf: Py<Self>, policy: Option<AnyPolicy>, views: &str) -> PyResult<PyPaused> {
         PyPaused::new(Arc::new(slf), policy, views)
@@ -319,7 +319,7 @@ impl GuestVm for Py<PyFaultyVm> {
         self.get().alive()?.get().live.enter(vcpu).or_raise()
     }
 
-    /// After a crash too: a vCPU isn't in its guest any more when its process is gone.
+    /// Works after a crash too: a vCPU isn't in its guest any more when its process is gone.
     fn exit(&self, _py: Python<'_>, vcpu: usize) -> PyResult<()> {
         self.get().vm.get().live.exit(vcpu).or_raise()
     }

@@ -1,4 +1,4 @@
-//! The time of a vCPU in its guest, and pauses, of a VM of any kind.
+//! The time of a vCPU in its guest, and pauses, for a VM of any kind.
 
 use crate::any_vm::AnyVm;
 use crate::policy::AnyPolicy;
@@ -46,12 +46,12 @@ enum PauseState {
     Done(Py<PyReport>),
 }
 
-/// A pause in place: what `paused` returns.
+/// A pause in place, as `paused` returns it.
 #[pyclass(frozen, name = "Paused", module = "guestclock")]
 pub(crate) struct PyPaused {
     vm: AnyVm,
     request: Request,
-    /// Waited for as a restore's is (`restore.rs`).
+    /// Waited for as a restore's lock is (`restore.rs`).
     state: Mutex<PauseState>,
 }
 
@@ -64,7 +64,7 @@ impl PyPaused {
 
 #[pymethods]
 impl PyPaused {
-    /// What was done when the pause ended.
+    /// The report of the pause's end.
     #[getter]
     fn report(&self, py: Python<'_>) -> PyResult<Py<PyReport>> {
         match &*self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner) {

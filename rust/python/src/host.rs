@@ -1,17 +1,17 @@
-//! What `guestclock doctor` asks of the host.
+//! The host's facts for `guestclock doctor`.
 
 use crate::counters::AnyCounter;
 use crate::records::support;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-/// What a read of `counter` costs, in ns: the least of several batches, for people to look at.
+/// Cost of a read of `counter`, in ns: the least of several batches, for people to look at.
 #[pyfunction]
 pub(crate) fn read_cost_ns(counter: AnyCounter) -> u64 {
     guestclock_linux::read_cost::read_cost_ns(&counter)
 }
 
-/// What KVM offers on this host: "arch", "api_version", and a `Support` each for "device", "counter_offset", "el2" and
+/// KVM's offer on this host: "arch", "api_version", and a `Support` each for "device", "counter_offset", "el2" and
 /// "user_irq". No VM is created.
 #[pyfunction]
 pub(crate) fn kvm_probe(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {

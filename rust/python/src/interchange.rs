@@ -14,7 +14,7 @@ impl IntoPyErr for InterchangeError {
     }
 }
 
-/// The timers' registers in one vCPU's list. Of the others not even the value is looked at: some are of 128 bits and
+/// The timers' registers in one vCPU's list. Other registers' values aren't even looked at: some are of 128 bits and
 /// more.
 pub(crate) fn timer_regs(list: &Bound<'_, PyDict>) -> PyResult<BTreeMap<u64, u64>> {
     let mut regs = BTreeMap::new();

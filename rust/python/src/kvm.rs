@@ -34,7 +34,7 @@ use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// A descriptor, borrowed: a number, or an object that is asked for its number at each call.
+/// A descriptor, borrowed: a number, or an object whose `fileno()` is called anew for each call.
 enum Descriptor {
     Number(RawFd),
     Object(Py<PyAny>),
@@ -60,7 +60,7 @@ impl Descriptor {
         FdNumber::new(number).map_err(|error| refused(&error))
     }
 
-    /// Refuses what isn't of this kind, where that can be told.
+    /// Refuses a descriptor of another kind, where the kind can be found out.
     fn expect(&self, py: Python<'_>, kind: DescriptorKind) -> PyResult<()> {
         self.number(py)?.expect(kind).map_err(|error| refused(&error))
     }
@@ -93,16 +93,16 @@ impl Numbers {
     }
 }
 
-/// The clocks of a VM on KVM, through its descriptors and those of its vCPUs.
+/// The clocks of a VM on KVM, through the descriptors of the VM and its vCPUs.
 ///
-/// `vm_fd` and each of `vcpu_fds` is an int, or an object with `fileno()`, which is kept and asked anew at each call.
-/// They are borrowed and never closed. `gic_fd` is the in-kernel vGIC's: with it, a vCPU that runs is found out before
-/// anything is read or written. `counter_offset` is for a VM that has opted in already: KVM can't be asked for its
-/// offset. `busy_timeout_ms` is how long KVM's EBUSY is waited out.
+/// `vm_fd` and each of `vcpu_fds` is an int, or an object with `fileno()`, which is kept and called anew for each call.
+/// The descriptors are borrowed and never closed. `gic_fd` is the in-kernel vGIC's: with it, a vCPU that runs is found
+/// out before anything is read or written. `counter_offset` is for a VM that has opted in already: KVM has no way to
+/// read an offset back. `busy_timeout_ms` is how long KVM's EBUSY is waited out.
 ///
-/// Every vCPU must be initialised (KVM_ARM_VCPU_INIT), and none may run, when this is made. It finds out what this KVM
-/// does by asking it, and writes nothing. The interpreter's lock is released in every ioctl. CapabilityMissing where
-/// this isn't arm64.
+/// Every vCPU must be initialised (KVM_ARM_VCPU_INIT), and none may run, when the object is made. The constructor
+/// probes what this KVM does, and writes nothing. The interpreter's lock is released in every ioctl. CapabilityMissing
+/// where this isn't arm64.
 #[pyclass(frozen, name = "KvmVm", module = "guestclock")]
 pub(crate) struct PyKvmVm {
     vm: KvmVm<HostCounter>,
@@ -145,7 +145,7 @@ impl PyKvmVm {
     fn view(&self, py: Python<'_>, vcpu: usize, view: View, now: Option<u64>) -> PyResult<u64> {
         let now = count(now);
         match self.vm.count_by_offset(view, now) {
-            // Without a look at the descriptors: nothing is asked of them.
+            // Without looking at the descriptors: no ioctl is made on them.
             Some(guest) if vcpu < self.vcpus(py) => Ok(guest.0),
             _ => self.with(py, |vm, fds| vm.count(fds, vcpu, view, now)).map(|guest| guest.0),
         }
@@ -192,13 +192,13 @@ impl PyKvmVm {
         Ok(Self { vm, counter, vm_fd, gic_fd, vcpu_fds: Mutex::new(vcpu_fds) })
     }
 
-    /// How many vCPUs.
+    /// Number of vCPUs.
     #[getter]
     fn vcpus(&self, py: Python<'_>) -> usize {
         self.vcpu_fds.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// The counter that the guest's are offset from: CNTVCT_EL0 of the host.
+    /// The counter that the guest's counters are offset from: CNTVCT_EL0 of the host.
     #[getter]
     fn counter(&self, py: Python<'_>) -> Py<PyHostCounter> {
         self.counter.clone_ref(py)
@@ -210,19 +210,19 @@ impl PyKvmVm {
         self.vm.counter().frequency().hz()
     }
 
-    /// Whether the guest has EL2.
+    /// True if the guest has EL2.
     #[getter]
     fn nested(&self, py: Python<'_>) -> PyResult<bool> {
         Ok(self.probed(py)?.nested)
     }
 
-    /// Whether the VM has opted in to one counter offset, for good, as far as guestclock knows.
+    /// True if the VM has opted in to one counter offset, for good, as far as guestclock knows.
     #[getter]
     fn opted_in(&self) -> bool {
         self.vm.has_opted_in()
     }
 
-    /// What can be done for this VM's clocks.
+    /// The capabilities for this VM's clocks.
     #[getter]
     fn capabilities<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let abilities = self.vm.abilities();
@@ -258,8 +258,8 @@ impl PyKvmVm {
         )
     }
 
-    /// What this KVM was found to do, where kernels differ, as plain Python values. None where its vCPU doesn't show
-    /// it.
+    /// Behaviours of this KVM where kernels differ, as probed, as plain Python values. None where the VM's vCPU doesn't
+    /// show it.
     #[getter]
     fn behaviours<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let probed = self.probed(py)?;
@@ -276,8 +276,8 @@ impl PyKvmVm {
 
     /// Adds a vCPU that was created later, and returns its index.
     ///
-    /// Creating it has moved the counters of a VM that hasn't opted in: after a restore by value `running` then raises
-    /// CountersMoved.
+    /// The vCPU's creation has moved the counters of a VM that hasn't opted in: after a restore by value `running` then
+    /// raises CountersMoved.
     fn add_vcpu(&self, py: Python<'_>, vcpu_fd: Bound<'_, PyAny>) -> PyResult<usize> {
         let fd: Descriptor = vcpu_fd.extract()?;
         fd.expect(py, DescriptorKind::Vcpu)?;
@@ -289,21 +289,21 @@ impl PyKvmVm {
     /// KVM_ARM_SET_COUNTER_OFFSET: one offset for both counters of all vCPUs, in ticks, subtracted from the host's
     /// count.
     ///
-    /// There is no way back: from now on counter values that are set are ignored. VcpuRunning (EBUSY) while a vCPU
+    /// There is no way back: from then on KVM ignores counter values that are set. VcpuRunning (EBUSY) while a vCPU
     /// runs. `offset` is any integer from -2**63 up to 2**64, taken modulo 2**64.
     fn set_counter_offset(&self, py: Python<'_>, offset: &Bound<'_, PyAny>) -> PyResult<()> {
         let offset = Offset(modular(offset, "an offset")?);
         self.with(py, |vm, fds| vm.set_counter_offset(fds, offset))
     }
 
-    /// What the vCPU's guest reads from CNTVCT_EL0. Without an ioctl once the offset is owned; then also for the host's
-    /// count `now` (else ValueError).
+    /// CNTVCT_EL0 as the vCPU's guest reads it. Needs no ioctl once the VM has opted in, and then takes the host's
+    /// count `now` too (else ValueError).
     #[pyo3(signature = (vcpu, now=None))]
     fn cntvct(&self, py: Python<'_>, vcpu: usize, now: Option<u64>) -> PyResult<u64> {
         self.view(py, vcpu, View::Virtual, now)
     }
 
-    /// What the vCPU's guest reads from CNTPCT_EL0: see `cntvct`.
+    /// CNTPCT_EL0 as the vCPU's guest reads it: see `cntvct`.
     #[pyo3(signature = (vcpu, now=None))]
     fn cntpct(&self, py: Python<'_>, vcpu: usize, now: Option<u64>) -> PyResult<u64> {
         self.view(py, vcpu, View::Physical, now)
@@ -315,7 +315,8 @@ impl PyKvmVm {
         self.with(py, |vm, fds| vm.get_one_reg(fds, vcpu, reg))
     }
 
-    /// KVM_SET_ONE_REG. A counter's value moves the whole VM's, unless the VM has opted in: then it is ignored.
+    /// KVM_SET_ONE_REG. A counter's value moves the whole VM's counter, unless the VM has opted in: then KVM ignores
+    /// it.
     fn set_one_reg(&self, py: Python<'_>, vcpu: usize, reg: u64, value: &Bound<'_, PyAny>) -> PyResult<()> {
         let value = modular(value, "a register's value")?;
         self.with(py, |vm, fds| vm.set_one_reg(fds, vcpu, reg, value))
@@ -337,7 +338,7 @@ impl PyKvmVm {
         self.with(py, |vm, fds| vm.next_deadline(fds, vcpu)).map(records::deadline)
     }
 
-    /// The interrupt id of a timer, on every vCPU (KVM_ARM_VCPU_TIMER_CTRL), asked of vCPU 0.
+    /// The interrupt id of a timer on every vCPU (KVM_ARM_VCPU_TIMER_CTRL), read from vCPU 0.
     ///
     /// KvmError: ENXIO for a timer that the kernel doesn't know. VcpuRunning in vCPU 0's `running` block, since KVM
     /// would wait.
@@ -355,9 +356,9 @@ impl PyKvmVm {
         self.with(py, |vm, fds| vm.pending_latches(fds))
     }
 
-    /// A context manager for the time that the vCPU spends in its guest: a VMM wraps KVM_RUN in this.
+    /// A context manager for the time that the vCPU spends in its guest: a VMM wraps KVM_RUN in it.
     ///
-    /// While it is held, checkpoints and restores raise VcpuRunning without an ioctl. RestoreOpen while a restore or
+    /// Inside the block, checkpoints and restores raise VcpuRunning without an ioctl. RestoreOpen while a restore or
     /// pause isn't finished.
     fn running(slf: Py<Self>, vcpu: usize) -> PyRunning {
         PyRunning::new(Arc::new(slf), vcpu)
@@ -367,8 +368,8 @@ impl PyKvmVm {
     /// goes.
     ///
     /// `stopped_at` is the host's count when the last vCPU left its guest, from a VMM that knows it: ValueError if that
-    /// lies after the checkpoint. `sync` says how far the wall clock may be off: without it there is only the kernel's
-    /// word.
+    /// lies after the checkpoint. `sync` says how far the wall clock may be off: without it the bound is only the
+    /// kernel's claim.
     #[pyo3(signature = (*, stopped_at=None, sync=None))]
     fn checkpoint(
         &self,
@@ -380,18 +381,19 @@ impl PyKvmVm {
         self.with(py, |vm, fds| vm.checkpoint(fds, saving)).map(PyCheckpoint::from)
     }
 
-    /// What the guest is owed, in ticks: 0 but for a `CatchUp` that isn't over.
+    /// The guest's backlog, in ticks: 0 unless a `CatchUp` is unfinished.
     #[getter]
     fn backlog_ticks(&self, py: Python<'_>) -> u64 {
         py.detach(|| self.vm.next_step()).map_or(0, |step| step.backlog_ticks)
     }
 
-    /// The steps by which the guest is paid back, one after the other, until nothing is owed.
+    /// The steps that pay the backlog back, one after the other, until it is 0.
     fn catch_up(slf: Py<Self>) -> PySteps {
         PySteps::new(Arc::new(slf))
     }
 
-    /// A context manager that keeps the VM from running and, at its end, treats the time in it as `policy` says.
+    /// A context manager that keeps the VM from running; at its end the policy decides how much of the pause the guest
+    /// sees.
     #[pyo3(signature = (policy=None, *, views="preserve"))]
     fn paused(slf: Py<Self>, policy: Option<AnyPolicy>, views: &str) -> PyResult<PyPaused> {
         PyPaused::new(Arc::new(slf), policy, views)

@@ -83,7 +83,7 @@ mod _core {
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         module.add("_RATE_TOLERANCE_PPM", guestclock_core::time::RATE_TOLERANCE_PPM)?;
-        // Here, so that a name that this CPU doesn't know is told at once.
+        // Called here, so that an unknown instruction set is an error at import.
         super::columns::chosen_isa(module.py())?;
         module.add("NO_DEADLINE", guestclock_core::time::NO_DEADLINE)?;
         // A debug build is slow, so the package warns of it on import.

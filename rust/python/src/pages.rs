@@ -1,4 +1,4 @@
-//! The pages that tell a guest of its time, in the caller's own memory.
+//! The pages that inform a guest of its time, in the caller's own memory.
 
 use crate::errors::{IntoPyErr, OrRaise};
 use crate::records::{AnyStamp, named};
@@ -32,7 +32,7 @@ impl IntoPyErr for EquationError {
     }
 }
 
-/// Memory of the caller's. While it is held, an mmap can't be closed, and a bytearray not resized.
+/// The caller's memory. While it is held, an mmap can't be closed, and a bytearray not resized.
 struct Buffer(PyBuffer<u8>);
 
 impl Buffer {
@@ -44,7 +44,7 @@ impl Buffer {
         Ok(Self(buffer))
     }
 
-    /// As rust/linux takes it.
+    /// The memory as rust/linux takes it.
     #[expect(unsafe_code, reason = "only here is it known that the memory is held")]
     fn memory(&self) -> Memory<'_> {
         let bytes = self.0.as_slice_ptr().unwrap_or(NonNull::slice_from_raw_parts(NonNull::dangling(), 0));
@@ -65,9 +65,9 @@ fn time_type_name(time_type: TimeType) -> &'static str {
 
 /// One vCPU's PV stolen-time record (Arm DEN0057A) in the guest's memory, at `offset` of `memory`.
 ///
-/// `memory` is writable and in one piece (an mmap, a memoryview); the record is at a multiple of 64 bytes and has
-/// revision and attributes 0, else ValueError. Only while the vCPU is stopped: KVM writes the record itself when it
-/// loads the vCPU.
+/// `memory` is writable and in one piece (an mmap, a memoryview). The record is at a multiple of 64 bytes and has
+/// revision and attributes 0, else ValueError. Use it only while the vCPU is stopped: KVM writes the record itself when
+/// it loads the vCPU.
 #[pyclass(frozen, name = "StolenTime", module = "guestclock")]
 pub(crate) struct PyStolenTime {
     memory: Buffer,
@@ -108,20 +108,20 @@ impl PyStolenTime {
     }
 }
 
-/// Real time by the guest's counter: `time + (CNTVCT_EL0 - counter_value) * period`, with what is claimed of its
+/// Real time by the guest's counter: `time + (CNTVCT_EL0 - counter_value) * period`, with the claimed bounds of its
 /// errors.
 ///
-/// `here` is a stamp of the host's counter, `cntvct` what the guest reads from CNTVCT_EL0 when the host's
-/// reads `here.count`: `vm.cntvct(0, now=here.count)`. The rate is measured since the earlier stamp `since`
-/// of the same counter, or nominal without one. What the caller vouches for, in nanoseconds and parts per billion, is
-/// claimed together with the widths of the brackets; without a number there is no claim. `max_error_ns` and
+/// `here` is a stamp of the host's counter. `cntvct` is the guest's CNTVCT_EL0 when the host's counter reads
+/// `here.count`: `vm.cntvct(0, now=here.count)`. The rate is measured since the earlier stamp `since` of the same
+/// counter, or nominal without one. The caller vouches for the errors, in nanoseconds and parts per billion; they are
+/// claimed together with the widths of the brackets, and without a number there is no claim. `max_error_ns` and
 /// `est_error_ns` have to hold at both ends of the window; the errors of the rate say how far the counter may go from
 /// the measured, or nominal, rate.
 ///
 /// ValueError where there is no honest equation: the wall clock isn't known to be synchronised (`synchronized=True` or
-/// False overrides what the stamp says), a leap second is being inserted, TAI isn't known and `time_type` is
-/// "tai", the wall clock was stepped in the window, the counter is no faster than 1 Hz. A smeared clock can't be seen:
-/// don't make an equation from one.
+/// False overrides the stamp), a leap second is being inserted, TAI isn't known and `time_type` is "tai", the wall
+/// clock was stepped in the window, the counter is no faster than 1 Hz. A smeared clock can't be detected: don't make
+/// an equation from one.
 #[pyclass(frozen, eq, name = "ClockEquation", module = "guestclock")]
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct PyClockEquation(Equation);
@@ -163,7 +163,7 @@ impl PyClockEquation {
         self.0.counter_value.0
     }
 
-    /// How long a tick lasts, as `(frac, shift)`: `frac / 2**(64 + shift)` seconds, rounded to the nearest, half up.
+    /// Duration of a tick, as `(frac, shift)`: `frac / 2**(64 + shift)` seconds, rounded to the nearest, half up.
     #[getter]
     fn period(&self) -> (u64, u8) {
         (self.0.period.frac, self.0.period.shift)
@@ -196,16 +196,16 @@ impl PyClockEquation {
     }
 }
 
-/// What the VMM knows of a page. The guest's memory may be the guest's to write: what was written isn't read back.
+/// The VMM's copy of a page's state. The guest may be able to write its memory, so written values aren't read back.
 struct State {
     body: Body,
-    /// Whether a guest may have had a clock that nobody knows any more.
+    /// True if a guest may have had a clock that nobody knows any more.
     forgotten: bool,
     updating: bool,
 }
 
-/// A vmclock page (Linux's linux/vmclock-abi.h) in the guest's memory, at `offset` of `memory`: one that is there
-/// already, as after a restore. `VmClock.create` makes one.
+/// A vmclock page (Linux's linux/vmclock-abi.h) that is in the guest's memory already, as after a restore, at `offset`
+/// of `memory`. `VmClock.create` makes a new one.
 ///
 /// `memory` is writable and in one piece, and the page at a multiple of 8 bytes, else ValueError.
 #[pyclass(frozen, name = "VmClock", module = "guestclock")]
@@ -218,11 +218,11 @@ pub(crate) struct PyVmClock {
 }
 
 impl PyVmClock {
-    /// Does `change` to the guest's counter while `seq_count` is odd; the clock then goes along with the ticks that it
-    /// returns. Where it fails, the page stays what it was.
+    /// Makes `change` to the guest's counter while `seq_count` is odd, then moves the page's clock by the ticks that
+    /// `change` returns. If `change` fails, the page stays as it was.
     pub(crate) fn stepped<T>(&self, change: impl FnOnce() -> PyResult<(T, u64)>) -> PyResult<T> {
         let page = self.page()?;
-        // Nobody comes in between: not even from `change`, which may give up the interpreter's lock.
+        // No other update comes in between: not even from `change`, which may give up the interpreter's lock.
         let mut body = {
             let mut state = self.state();
             if state.updating {
@@ -251,7 +251,7 @@ impl PyVmClock {
         Ok(VmClock::at(self.memory.memory(), self.offset).or_raise()?.0)
     }
 
-    /// What a page without a clock says.
+    /// Status of a page without a clock.
     fn no_clock(&self) -> Status {
         match self.header.counter {
             CounterId::ArmVcnt => Status::Unreliable,
@@ -273,12 +273,12 @@ impl PyVmClock {
         Ok(Self { memory, offset, header, state })
     }
 
-    /// Makes a page, before the guest runs. `size` is that of the region the guest is told of, in bytes, of at least
-    /// 112.
+    /// Makes a page, before the guest runs. `size` is the size of the region that the guest is informed of, in bytes,
+    /// at least 112.
     ///
     /// `counter`, "arm-vcnt" or None for a page that will never have a clock, and `time_type`, "utc" or "tai", are
-    /// constant for the device's life. With `notification` the guest expects an interrupt after each update: raising it
-    /// is the VMM's. There is no clock in it until an update brings one.
+    /// constant for the device's life. With `notification` the guest expects an interrupt after each update: the VMM
+    /// has to raise it. The page has no clock until an update gives it one.
     #[staticmethod]
     #[pyo3(signature = (
         memory, offset=0, *, size=4096, counter="arm-vcnt", time_type="utc", disruption_marker=0, vm_generation=0,
@@ -324,13 +324,13 @@ impl PyVmClock {
         self.state().body.status().name()
     }
 
-    /// A context manager in which `seq_count` is odd: the guest's readers wait, and see nothing of what is done until
-    /// the end.
+    /// A context manager in which `seq_count` is odd: the guest's readers wait, and see none of the changes until the
+    /// end.
     ///
-    /// `intent` says why: "live-migration", "live-update", "snapshot" or "clone"; None for a VM that stays, whose clock
-    /// is brought up to date. The two last change `vm_generation`. The counter counts as disrupted with each of them,
-    /// which changes `disruption_marker` and takes the clock away, unless `disrupted=False` says that it went on as if
-    /// nothing had been (ValueError with "live-migration": another host has another counter).
+    /// `intent` is the reason: "live-migration", "live-update", "snapshot" or "clone"; None for a VM that stays, whose
+    /// clock is brought up to date. The last two names change `vm_generation`. The counter counts as disrupted with
+    /// each of the four, which changes `disruption_marker` and takes the clock away, unless `disrupted=False` says that
+    /// the counter went on as if nothing had been (ValueError with "live-migration": another host has another counter).
     #[pyo3(signature = (intent=None, *, disrupted=None))]
     fn update(slf: &Bound<'_, Self>, intent: Option<&str>, disrupted: Option<bool>) -> PyResult<PyVmClockUpdate> {
         let intent = intent.map(|name| named("intent", name, &Intent::NAMES)).transpose()?;
@@ -347,16 +347,16 @@ impl PyVmClock {
     }
 }
 
-/// An update of a vmclock page, by `VmClock.update`.
+/// An update of a vmclock page, made by `VmClock.update`.
 ///
 /// An exception in the block leaves the page "unreliable", without an equation and with a new disruption marker, and
-/// `seq_count` even: a guest doesn't wait for it, and has no clock from it.
+/// `seq_count` even: a guest doesn't wait for the page, and has no clock from it.
 #[pyclass(frozen, name = "VmClockUpdate", module = "guestclock")]
 pub(crate) struct PyVmClockUpdate {
     page: Py<PyVmClock>,
     disrupted: bool,
     copy: bool,
-    /// What is to be written at the end; None before the beginning and after the end.
+    /// The body to write at the end; None before the beginning and after the end.
     draft: Mutex<Option<Body>>,
 }
 
@@ -403,7 +403,8 @@ impl PyVmClockUpdate {
     ///
     /// `monotonic=(last, first)` asks for TIME_MONOTONIC: `last` is the guest's latest count under the page as it was,
     /// `first` the earliest under this equation (while the guest runs, one count taken in the block for both). Returns
-    /// whether it holds, and is claimed: the time at `first` isn't before the one that the page showed at `last`.
+    /// true if TIME_MONOTONIC holds, and is claimed: the time at `first` isn't before the time that the page showed at
+    /// `last`.
     ///
     /// ValueError where the page has no counter, or another type of time, or where `first` lies before the equation
     /// begins.
@@ -463,7 +464,7 @@ impl PyVmClockUpdate {
 }
 
 impl State {
-    /// Whether the time at `first` under `next` isn't before the page's at `last`.
+    /// True if the time at `first` under `next` isn't before the page's at `last`.
     fn stays_monotonic(&self, last: GuestCount, next: &Equation, first: GuestCount) -> PyResult<bool> {
         let from = next.counter_value;
         if first.since(from) > from.since(first) {
@@ -476,19 +477,19 @@ impl State {
             return Ok(false);
         }
         Ok(match self.body.time_at(last) {
-            // It never had one: there is no earlier time.
+            // The page never had a clock: there is no earlier time.
             None => true,
             Some(before) => next.time_at(first).is_some_and(|after| before <= after),
         })
     }
 }
 
-/// What an agent in the guest passes to `clock_settime(CLOCK_REALTIME)` when the guest's CNTVCT_EL0 reads `at`:
-/// `(tv_sec, tv_nsec)`.
+/// Time for `clock_settime(CLOCK_REALTIME)` that an agent in the guest sets when its CNTVCT_EL0 reads `at`: `(tv_sec,
+/// tv_nsec)`.
 ///
-/// `here` is a stamp of the host's counter, and `cntvct` what the guest reads when the host's reads
+/// `here` is a stamp of the host's counter, and `cntvct` the guest's CNTVCT_EL0 when the host's counter reads
 /// `here.count` (`vm.cntvct(0, now=here.count)`); `at` may lie on either side: `report.cntvct` for the instant of the
-/// release. Between them the counter's nominal rate is taken, in integers, rounded down to the nanosecond.
+/// release. Between the two counts the counter's nominal rate is taken, in integers, rounded down to the nanosecond.
 ///
 /// ValueError for a time that CLOCK_REALTIME can't be set to: before 1970, or past 64 bits of nanoseconds.
 #[pyfunction]

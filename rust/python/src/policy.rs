@@ -68,8 +68,9 @@ impl PyAdvance {
 /// The guest sees the time it didn't run later, all of it: its counters go on from where they stopped, and go forward
 /// by at most `step_ns` every `interval_ns` or more, until they have caught up (`vm.catch_up()`).
 ///
-/// Refused where that takes longer than `deadline_ns` (DeadlineMissed), and where the VM's counters can only be set by
-/// value (CapabilityMissing). All in nanoseconds and at least 1, else ValueError.
+/// The plan is refused where that takes longer than `deadline_ns` (DeadlineMissed), and where the VM's counters can
+/// only be set by value (CapabilityMissing). All three are in nanoseconds; `step_ns` and `interval_ns` are at least 1,
+/// else ValueError.
 #[pyclass(frozen, eq, hash, name = "CatchUp", module = "guestclock")]
 #[derive(Clone, PartialEq, Eq, Hash)]
 #[expect(clippy::struct_field_names, reason = "the attributes' names end in their unit")]
@@ -77,10 +78,10 @@ pub(crate) struct PyCatchUp {
     /// The most that one step makes up, in nanoseconds.
     #[pyo3(get)]
     step_ns: u64,
-    /// The least between two steps, in nanoseconds.
+    /// The least time between two steps, in nanoseconds.
     #[pyo3(get)]
     interval_ns: u64,
-    /// How long all of it may take, in nanoseconds; None for as long as it takes.
+    /// The longest that all steps may take, in nanoseconds; None for as long as they take.
     #[pyo3(get)]
     deadline_ns: Option<u64>,
 }
@@ -131,7 +132,7 @@ pub(crate) enum AnyPolicy {
 }
 
 impl AnyPolicy {
-    /// The core's.
+    /// The core's policy.
     pub(crate) fn policy(&self) -> Policy {
         match self {
             Self::Freeze(_) => Policy::Freeze,

@@ -18,7 +18,7 @@ use pyo3::sync::MutexExt;
 use pyo3::types::{PyDict, PyList};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// What a caller asks for, as the keyword arguments have it.
+/// A caller's request, as the keyword arguments have it.
 pub(crate) struct Wishes<'a> {
     pub(crate) policy: Option<AnyPolicy>,
     pub(crate) views: &'a str,
@@ -164,9 +164,9 @@ fn describe_outcome(fields: &Bound<'_, PyDict>, plan: &Plan, outcome: &Outcome, 
     fields.set_item("error_bound_terms", terms)
 }
 
-/// What a restore would do: a dry run. `print` it, or take `to_dict()`.
+/// A plan of a restore: a dry run. `print` it, or take `to_dict()`.
 ///
-/// Its numbers are as of its sample; what it decided stands until the VM's state changes.
+/// The numbers are as of the plan's sample; its decisions stand until the VM's state changes.
 #[pyclass(frozen, name = "Plan", module = "guestclock")]
 pub(crate) struct PyPlan {
     plan: Plan,
@@ -198,63 +198,63 @@ impl PyPlan {
         to_python(py, self.plan.request.policy)
     }
 
-    /// How the counters will be set: "offset", "by-value" or "virtual-only".
+    /// The method by which the counters will be set: "offset", "by-value" or "virtual-only".
     #[getter]
     fn method(&self) -> &'static str {
         self.plan.method.name()
     }
 
-    /// Whether it is the counter that the checkpoint was taken by.
+    /// True if the VM's counter is the checkpoint's counter.
     #[getter]
     fn same_counter(&self) -> bool {
         self.plan.same_counter
     }
 
-    /// What to know before going on.
+    /// Warnings to read before going on.
     #[getter]
     fn warnings(&self) -> Vec<String> {
         words::diagnostics(&self.plan.warnings)
     }
 
-    /// What can't be preserved.
+    /// State that can't be preserved.
     #[getter]
     fn unsupported(&self) -> Vec<String> {
         words::diagnostics(&self.plan.unsupported)
     }
 
-    /// What is slower for the guest from now on.
+    /// Accesses that are slower for the guest from now on.
     #[getter]
     fn degraded(&self) -> Vec<String> {
         words::diagnostics(&self.plan.degraded)
     }
 
-    /// How far the counters may be from what the policy promises, in ticks, as of the sample.
+    /// The most by which the counters may be off the policy's promise, in ticks, as of the sample.
     #[getter]
     fn error_bound_ticks(&self) -> u64 {
         self.plan.as_of.bound.ticks(self.plan.frequency())
     }
 
-    /// The same in nanoseconds, rounded up.
+    /// The error bound in nanoseconds, rounded up.
     #[getter]
     fn error_bound_ns(&self) -> u128 {
         self.plan.frequency().ticks_to_ns_ceil(self.error_bound_ticks())
     }
 
-    /// Whether the guest's counters lose step with real time, as a vmclock page has to say: all but an `Advance` on the
-    /// same counter of all the time that has passed.
+    /// True if the guest's counters lose step with real time, as a vmclock page has to say: every plan except an
+    /// `Advance` on the same counter by all the time that has passed.
     #[getter]
     fn disrupts(&self) -> bool {
         self.plan.disrupts()
     }
 
-    /// By how much faster the guest's counters run here than where they were saved, in parts per billion, by what both
-    /// kernels found of their counters; None where one doesn't know. Not part of the bound: it is what comes after.
+    /// The increase of the guest's counter rate from the saving host to this one, in parts per billion, as both kernels
+    /// measured their counters; None where one doesn't know. It isn't part of the bound: it acts after the restore.
     #[getter]
     fn rate_step_ppb(&self) -> Option<i64> {
         self.plan.rate_step_ppb
     }
 
-    /// Everything in it as plain Python values, for JSON.
+    /// All fields as plain Python values, for JSON.
     fn to_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let fields = describe(py, &self.plan)?;
         describe_outcome(&fields, &self.plan, &self.plan.as_of, &self.plan.as_of.bound)?;
@@ -277,7 +277,7 @@ impl PyPlan {
     /// Every timer of every vCPU as the guest would find it if it went on at the plan's sample: a list of
     /// `TimerStatus`, each vCPU's in their order.
     ///
-    /// Without the physical timer where that isn't restored ("virtual-only").
+    /// The physical timer is left out where it isn't restored ("virtual-only").
     fn timers<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         records::timer_outlooks(
             py,
@@ -285,9 +285,9 @@ impl PyPlan {
         )
     }
 
-    /// The first step of a restore: opts the VM in with a provisional offset, where the plan is to use one.
+    /// The first step of a restore: opts the VM in with a provisional offset, if the plan's method is an offset.
     ///
-    /// After it the VMM replays its own state; no vCPU may run before `release`. StalePlan if the VM has changed.
+    /// Afterwards the VMM replays its own state; no vCPU may run before `release`. StalePlan if the VM has changed.
     #[pyo3(signature = (*, now=None))]
     fn prepare(&self, py: Python<'_>, now: Option<AnyNow>) -> PyResult<PyRestore> {
         let open = self.vm.prepare(py, self.plan.clone(), Arc::clone(&self.checkpoint), now.map(|now| now.0))?;
@@ -307,8 +307,8 @@ impl PyPlan {
 /// A restore under way: `apply`, then `release`.
 #[pyclass(frozen, name = "Restore", module = "guestclock")]
 pub(crate) struct PyRestore {
-    /// Locked, since each step changes how far it has got. Waiting for it gives up the interpreter's lock: an exception
-    /// is made by Python code, in which another thread may get its turn and come here too.
+    /// Locked, since each step changes how far the restore has got. Waiting for the lock gives up the interpreter's
+    /// lock: an exception is made by Python code, in which another thread may get its turn and come here too.
     open: Mutex<OpenRestore>,
     checkpoint: Arc<Checkpoint>,
     vm: AnyVm,
@@ -332,16 +332,16 @@ impl PyRestore {
     }
 }
 
-/// What a restore or a pause did. `print` it, or take `to_dict()`.
+/// A report of a restore or a pause. `print` it, or take `to_dict()`.
 #[pyclass(frozen, name = "Report", module = "guestclock")]
 pub(crate) struct PyReport {
     report: Report,
-    /// What was restored; None in place, where the timers stayed where they were.
+    /// The restored checkpoint; None in place, where the timers stayed where they were.
     checkpoint: Option<Arc<Checkpoint>>,
 }
 
 impl PyReport {
-    /// Of a pause.
+    /// The report of a pause.
     pub(crate) const fn in_place(report: Report) -> Self {
         Self { report, checkpoint: None }
     }
@@ -361,7 +361,7 @@ impl PyReport {
         to_python(py, self.report.plan.request.policy)
     }
 
-    /// How the counters were set: "offset", "by-value" or "virtual-only".
+    /// The method by which the counters were set: "offset", "by-value" or "virtual-only".
     #[getter]
     fn method(&self) -> &'static str {
         self.report.plan.method.name()
@@ -397,37 +397,37 @@ impl PyReport {
         self.report.plan.frequency().ticks_to_ns(self.report.outcome.added_ticks)
     }
 
-    /// Whether more time had passed than the policy let through.
+    /// True if more time had passed than the policy let through.
     #[getter]
     fn capped(&self) -> bool {
         self.report.outcome.capped
     }
 
-    /// How far the counters may be from what the policy promises, in ticks.
+    /// The most by which the counters may be off the policy's promise, in ticks.
     #[getter]
     fn error_bound_ticks(&self) -> u64 {
         self.report.bound.ticks(self.report.plan.frequency())
     }
 
-    /// Whether the guest's counters lost step with real time: `disrupted=` of `VmClock.update`.
+    /// True if the guest's counters lost step with real time: `disrupted=` of `VmClock.update`.
     #[getter]
     fn disrupts(&self) -> bool {
         self.report.plan.disrupts() || self.report.outcome.capped
     }
 
-    /// The same in nanoseconds, rounded up.
+    /// The error bound in nanoseconds, rounded up.
     #[getter]
     fn error_bound_ns(&self) -> u128 {
         self.report.plan.frequency().ticks_to_ns_ceil(self.error_bound_ticks())
     }
 
-    /// What the guest is owed, in ticks: 0 but under `CatchUp`, or where it was owed before.
+    /// The guest's backlog, in ticks: 0 except under `CatchUp`, or where there was a backlog before.
     #[getter]
     fn backlog_ticks(&self) -> u64 {
         self.report.outcome.backlog_ticks
     }
 
-    /// The same report with the host's count at the first guest entry known, from a VMM that knows it.
+    /// The report with the host's count at the first guest entry added, from a VMM that knows it.
     ///
     /// ValueError for a count before the release.
     fn resumed_at(&self, count: u64) -> PyResult<Self> {
@@ -441,22 +441,21 @@ impl PyReport {
     /// Every timer of every vCPU as the guest finds it at the release: a list of `TimerStatus`, each vCPU's in their
     /// order.
     ///
-    /// Without the physical timer where that isn't restored ("virtual-only"). Empty for a pause, whose timers weren't
-    /// read.
+    /// The physical timer is left out where it isn't restored ("virtual-only"). The list is empty for a pause, whose
+    /// timers weren't read.
     fn timers<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         records::timer_outlooks(py, self.statuses())
     }
 
-    /// The timers' interrupts whose pending latch isn't as the line has to be at the release: a list of
-    /// `LatchMismatch`.
+    /// The timers' interrupts whose pending latch doesn't match the line at the release: a list of `LatchMismatch`.
     ///
-    /// `pending` is each vCPU's GICR_ISPENDR0 as KVM_DEV_ARM_VGIC_GRP_REDIST_REGS reads it, 32 bits: of a saved vGIC,
-    /// or `KvmVm.pending_latches()`. `irqs` has the interrupt ids of the timers that haven't the default ones (27, 30,
+    /// `pending` is each vCPU's GICR_ISPENDR0 as KVM_DEV_ARM_VGIC_GRP_REDIST_REGS reads it, 32 bits: from a saved vGIC,
+    /// or from `KvmVm.pending_latches()`. `irqs` has the interrupt ids of the timers without the default ids (27, 30,
     /// 28 and 26). Pending without the line is one interrupt that no timer accounts for. The line without pending is
     /// how KVM keeps a timer that is due: it raises the line itself when the vCPU is next loaded
     /// (`kvm_timer_vcpu_load`, arch/arm64/kvm/arch_timer.c), but an interrupt controller in user space has to do it.
     ///
-    /// ValueError for another number of words than of vCPUs, and for an id that isn't a PPI.
+    /// ValueError if there aren't as many words as vCPUs, and for an id that isn't a PPI.
     #[pyo3(signature = (pending, *, irqs=None))]
     fn latch_mismatches<'py>(
         &self,
@@ -479,7 +478,7 @@ impl PyReport {
         records::latch_mismatches(py, status::latch_mismatches(self.statuses(), &pending, &ids))
     }
 
-    /// Everything in it as plain Python values, for JSON.
+    /// All fields as plain Python values, for JSON.
     fn to_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let report = &self.report;
         let fields = describe(py, &report.plan)?;

@@ -1,4 +1,4 @@
-//! Paying a guest back, step by step.
+//! The steps that pay a guest's backlog back.
 
 use crate::any_vm::AnyVm;
 use crate::pages::PyVmClock;
@@ -8,9 +8,9 @@ use guestclock_core::time::HostCount;
 use pyo3::prelude::*;
 use std::sync::Arc;
 
-/// The steps by which a guest is paid back, while there are any: what `catch_up` returns.
+/// The steps that pay a guest's backlog back, while there is one: the return value of `catch_up`.
 ///
-/// Each is given out again until it has been applied.
+/// A step comes again until it has been applied.
 #[pyclass(frozen, name = "Steps", module = "guestclock")]
 pub(crate) struct PySteps(AnyVm);
 
@@ -31,7 +31,7 @@ impl PySteps {
     }
 }
 
-/// A forward step that a guest is owed. Stop all of its vCPUs, `apply` it, and let them go on.
+/// A forward step of a guest's counters. Stop all of its vCPUs, `apply` it, and let them go on.
 #[pyclass(frozen, name = "Step", module = "guestclock")]
 pub(crate) struct PyStep {
     vm: AnyVm,
@@ -40,25 +40,25 @@ pub(crate) struct PyStep {
 
 #[pymethods]
 impl PyStep {
-    /// By how many ticks the guest's counters go forward.
+    /// Ticks by which the guest's counters go forward.
     #[getter]
     fn ticks(&self) -> u64 {
         self.step.ticks
     }
 
-    /// The count of the VM's counter from which on it is due.
+    /// The count of the VM's counter from which on the step is due.
     #[getter]
     fn due_at(&self) -> u64 {
         self.step.due.0
     }
 
-    /// What the guest is owed before it, in ticks.
+    /// The backlog before the step, in ticks.
     #[getter]
     fn backlog_ticks(&self) -> u64 {
         self.step.backlog_ticks
     }
 
-    /// How long it is until it is due, in nanoseconds, rounded up; 0 when it is.
+    /// Time until the step is due, in nanoseconds, rounded up; 0 when it is.
     ///
     /// `now` is a count of the VM's counter, by default the present one.
     #[pyo3(signature = (*, now=None))]
@@ -69,12 +69,12 @@ impl PyStep {
         counter.frequency().ticks_to_ns_ceil(left)
     }
 
-    /// Moves the guest's counters forward: all vCPUs are stopped meanwhile, else VcpuRunning, and the backlog is what
-    /// it was.
+    /// Moves the guest's counters forward. All vCPUs have to be stopped meanwhile, else VcpuRunning, and the backlog
+    /// stays as it was.
     ///
     /// `page` is the guest's vmclock page, which is brought up to date in the same stop: its clock shows the same time
-    /// before and after, and its disruption marker changes. Returns what is still owed, in ticks. Made before it is
-    /// due, a step makes the guest's time seem faster than was planned. GuestClockError where nothing is owed (any
+    /// before and after, and its disruption marker changes. Returns the remaining ticks. A step that is applied before
+    /// it is due makes the guest's time seem faster than was planned. GuestClockError where there is no backlog (any
     /// more).
     #[pyo3(signature = (page=None, *, now=None))]
     fn apply(&self, py: Python<'_>, page: Option<&Bound<'_, PyVmClock>>, now: Option<AnyNow>) -> PyResult<u64> {

@@ -34,16 +34,19 @@ impl VmArgument {
 
 /// Plans the restore of `checkpoint` into `vm` under `policy`, without touching anything.
 ///
-/// `views` says what becomes of two counters that differ: "preserve" sets each by value, "adopt-virtual" gives both the
-/// virtual counter's offset, "refuse" raises CounterSkew. `same_counter` forces what is otherwise decided from the
-/// evidence. On another counter time is told by the wall clocks: `sync` says how far the one here may be off, as
-/// `checkpoint(sync=)` did there, else there is only the kernel's word. `assume_error_ns` says instead how far apart
-/// the two may be, and `elapsed_ns` how much time has passed, that far off at most. Without any of it an `Advance` or
-/// `CatchUp` is refused (ElapsedUnknown), and so is more than `max_elapsed_ns`, by default 366 days, unless `Advance`
-/// has a cap of its own. `timers="relative"` keeps the time that was left to each timer, instead of its deadline.
-/// `intent` says why the VM is restored: "live-migration", "live-update", "snapshot" or "clone". `strict` refuses a
-/// checkpoint that has something this version doesn't know, of which it otherwise warns. `now` injects an instant of
-/// the VM's counter: a count, or a whole Stamp. A RestoreRefused names both sides and the way out.
+/// `views` decides what becomes of two counters that differ: "preserve" sets each by value, "adopt-virtual" gives both
+/// the virtual counter's offset, "refuse" raises CounterSkew. `same_counter` overrides the decision by the evidence.
+///
+/// On another counter the wall clocks tell the time: `sync` says how far the one here may be off, as
+/// `checkpoint(sync=)` did there; without it the bound is only the kernel's claim. `assume_error_ns` says instead how
+/// far apart the two may be. `elapsed_ns` gives the elapsed time instead, off by at most `assume_error_ns`. Without any
+/// of these an `Advance` or `CatchUp` is refused (ElapsedUnknown). More than `max_elapsed_ns`, by default 366 days, is
+/// refused too, unless `Advance` has a cap of its own.
+///
+/// `timers="relative"` keeps each timer's remaining time, instead of its deadline. `intent` is the reason of the
+/// restore: "live-migration", "live-update", "snapshot" or "clone". `strict` refuses a checkpoint with something that
+/// this version doesn't know; otherwise the plan warns of it. `now` injects an instant of the VM's counter: a count, or
+/// a whole Stamp. A RestoreRefused names both sides and the way out.
 #[pyfunction]
 #[pyo3(signature = (
     checkpoint, vm, *, policy=None, views="preserve", same_counter=None, assume_error_ns=None, sync=None, elapsed_ns=None,

@@ -23,9 +23,9 @@ use std::sync::Arc;
 
 /// A model of a KVM guest's clocks: vCPUs and their timers over one counter.
 ///
-/// It follows KVM's rules, those of the kernel named by `kernel` ("6.1", "6.12" or "7.3"; by default "6.12", or "7.3"
-/// for a nested guest). `counter` is the host's by default. The guest's CNTFRQ_EL0 is the counter's frequency. Safe to
-/// use from many threads.
+/// The model follows the rules of KVM in the kernel named by `kernel` ("6.1", "6.12" or "7.3"; by default "6.12", or
+/// "7.3" for a nested guest). `counter` is the host's by default. The guest's CNTFRQ_EL0 is the counter's frequency.
+/// Safe to use from many threads.
 ///
 /// `nested=True` gives the guest EL2 (KVM_ARM_VCPU_HAS_EL2): a CNTVOFF_EL2 on each vCPU, and two more timers; with
 /// `e2h0=True` (KVM_ARM_VCPU_HAS_EL2_E2H0) HCR_EL2.E2H is 0, and there is no EL2 virtual timer. `irqchip="user"` has
@@ -40,7 +40,7 @@ pub(crate) struct PyModelVm {
     kernel: &'static str,
 }
 
-/// Where in the guest something comes from.
+/// The exception level and HCR_EL2.TGE of an access.
 fn origin(el: u8, tge: bool) -> PyResult<Origin> {
     let el = match el {
         0 => El::El0,
@@ -51,7 +51,7 @@ fn origin(el: u8, tge: bool) -> PyResult<Origin> {
     Ok(Origin { el, tge })
 }
 
-/// What a VM is of, as the keyword arguments have it.
+/// The kernel, behaviours and configuration of a VM, as the keyword arguments have them.
 pub(crate) struct Guest {
     kernel: &'static str,
     pub(crate) behaviours: Behaviours,
@@ -130,13 +130,13 @@ impl PyModelVm {
         Ok(Self { live, counter: counter.unbind(), kernel })
     }
 
-    /// How many vCPUs.
+    /// Number of vCPUs.
     #[getter]
     pub(crate) fn vcpus(&self) -> usize {
         self.live.vcpus()
     }
 
-    /// The counter that the guest's are offset from.
+    /// The counter that the guest's counters are offset from.
     #[getter]
     pub(crate) fn counter(&self, py: Python<'_>) -> Py<PyAny> {
         self.counter.clone_ref(py)
@@ -148,25 +148,25 @@ impl PyModelVm {
         self.live.counter().frequency().hz()
     }
 
-    /// Whether the guest has EL2.
+    /// True if the guest has EL2.
     #[getter]
     pub(crate) fn nested(&self) -> bool {
         self.live.config().el2 != El2::Absent
     }
 
-    /// Whose rules it follows.
+    /// The kernel whose rules the model follows.
     #[getter]
     fn kernel(&self) -> &'static str {
         self.kernel
     }
 
-    /// Whether the VM has opted in to one counter offset, for good.
+    /// True if the VM has opted in to one counter offset, for good.
     #[getter]
     pub(crate) fn opted_in(&self) -> bool {
         self.live.opted_in()
     }
 
-    /// What can be done for this VM's clocks.
+    /// The capabilities for this VM's clocks.
     #[getter]
     pub(crate) fn capabilities<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let abilities = self.live.abilities();
@@ -194,7 +194,7 @@ impl PyModelVm {
 
     /// Creates one more vCPU and returns its index.
     ///
-    /// Unless the VM has opted in, this moves every vCPU's CNTVCT_EL0 to 0 and CNTPCT_EL0 to the host's
+    /// Unless the VM has opted in, the creation moves every vCPU's CNTVCT_EL0 to 0 and CNTPCT_EL0 to the host's
     /// (kvm_timer_vcpu_init, arch/arm64/kvm/arch_timer.c).
     #[pyo3(signature = (*, now=None))]
     fn create_vcpu(&self, now: Option<u64>) -> PyResult<usize> {
@@ -209,7 +209,7 @@ impl PyModelVm {
     /// KVM_ARM_SET_COUNTER_OFFSET: one offset for both counters of all vCPUs, in ticks, subtracted from the host's
     /// count.
     ///
-    /// There is no way back: from now on counter values that are set are ignored. VcpuRunning (EBUSY) while a vCPU
+    /// There is no way back: from then on counter values that are set are ignored. VcpuRunning (EBUSY) while a vCPU
     /// runs. `offset` is any integer from -2**63 up to 2**64, taken modulo 2**64. `reserved` is the ioctl's second
     /// field: EINVAL unless it is 0.
     #[pyo3(signature = (offset, *, reserved=0))]
@@ -217,13 +217,13 @@ impl PyModelVm {
         self.live.set_counter_offset(Offset(modular(offset, "an offset")?), reserved).or_raise()
     }
 
-    /// What the vCPU's guest reads from CNTVCT_EL0, now or when the host's counter reads `now`. Takes no lock.
+    /// CNTVCT_EL0 as the vCPU's guest reads it, now or when the host's counter reads `now`. Takes no lock.
     #[pyo3(signature = (vcpu, now=None))]
     pub(crate) fn cntvct(&self, vcpu: usize, now: Option<u64>) -> PyResult<u64> {
         self.live.count(vcpu, View::Virtual, count(now)).map(|guest| guest.0).or_raise()
     }
 
-    /// What the vCPU's guest reads from CNTPCT_EL0, now or when the host's counter reads `now`. Takes no lock.
+    /// CNTPCT_EL0 as the vCPU's guest reads it, now or when the host's counter reads `now`. Takes no lock.
     #[pyo3(signature = (vcpu, now=None))]
     pub(crate) fn cntpct(&self, vcpu: usize, now: Option<u64>) -> PyResult<u64> {
         self.live.count(vcpu, View::Physical, count(now)).map(|guest| guest.0).or_raise()
@@ -235,7 +235,7 @@ impl PyModelVm {
         self.live.get_one_reg(vcpu, reg, count(now)).or_raise()
     }
 
-    /// KVM_SET_ONE_REG. A counter's value moves the whole VM's, unless the VM has opted in: then it is ignored.
+    /// KVM_SET_ONE_REG. A counter's value moves the whole VM's counter, unless the VM has opted in: then it is ignored.
     #[pyo3(signature = (vcpu, reg, value, *, now=None))]
     fn set_one_reg(&self, vcpu: usize, reg: u64, value: &Bound<'_, PyAny>, now: Option<u64>) -> PyResult<()> {
         self.live.set_one_reg(vcpu, reg, modular(value, "a register's value")?, count(now)).or_raise()
@@ -246,7 +246,7 @@ impl PyModelVm {
         self.live.reg_list(vcpu).or_raise()
     }
 
-    /// What comes of an `mrs`, or with `write` an `msr`, at this exception level: "allowed", "trap-to-el1",
+    /// The outcome of an `mrs`, or with `write` an `msr`, at this exception level: "allowed", "trap-to-el1",
     /// "trap-to-el2" or "undefined".
     ///
     /// `tge` is HCR_EL2.TGE of a nested guest, whose EL0 is then its hypervisor's user space.
@@ -272,7 +272,8 @@ impl PyModelVm {
         })
     }
 
-    /// What the vCPU's guest reads with `mrs` at exception level `el`, now or when the host's counter reads `now`.
+    /// The value that the vCPU's guest reads with `mrs` at exception level `el`, now or when the host's counter reads
+    /// `now`.
     ///
     /// SysregTrap where the access traps, and UnknownRegister where it is undefined for the guest.
     #[pyo3(signature = (vcpu, op0, op1, crn, crm, op2, *, el=1, tge=false, now=None))]
@@ -291,7 +292,7 @@ impl PyModelVm {
         self.live.read_sysreg(vcpu, Encoding(op0, op1, crn, crm, op2), origin(el, tge)?, count(now)).or_raise()
     }
 
-    /// What the vCPU's guest does with `msr` at exception level `el`: see `read_sysreg`.
+    /// Writes a register as the vCPU's guest does with `msr` at exception level `el`: see `read_sysreg`.
     #[pyo3(signature = (vcpu, op0, op1, crn, crm, op2, value, *, el=1, tge=false, now=None))]
     fn write_sysreg(
         &self,
@@ -311,7 +312,7 @@ impl PyModelVm {
     }
 
     /// The host count at which a vCPU that waits in WFI wakes by itself: now, if at once; None if nothing of its own
-    /// will.
+    /// will wake it.
     ///
     /// `timeout` is the operand of WFIT, a count of the virtual counter.
     #[pyo3(signature = (vcpu, *, timeout=None, el=1, tge=false, now=None))]
@@ -364,7 +365,8 @@ impl PyModelVm {
         self.live.next_deadline(vcpu, count(now)).map(records::deadline).or_raise()
     }
 
-    /// A context manager for the time that the vCPU spends in its guest: a VMM wraps KVM_RUN, or its emulator's run.
+    /// A context manager for the time that the vCPU spends in its guest: a VMM wraps KVM_RUN, or its emulator's run, in
+    /// it.
     ///
     /// RestoreOpen while a restore or pause isn't finished.
     fn running(slf: Py<Self>, vcpu: usize) -> PyRunning {
@@ -373,9 +375,10 @@ impl PyModelVm {
 
     /// Saves the VM's guest time. VcpuRunning (EBUSY) while a vCPU runs.
     ///
-    /// `now` is the host's count to save it at, by default the counter's; `stopped_at` is the host's count when the
-    /// last vCPU left its guest, from a VMM that knows it: ValueError if that lies after it. `sync` says how far the
-    /// wall clock may be off: without it there is only the kernel's word. `now` may be a whole Stamp too.
+    /// `now` is the host's count of the checkpoint, by default the counter's present one, or a whole Stamp.
+    /// `stopped_at` is the host's count when the last vCPU left its guest, from a VMM that knows it: ValueError if that
+    /// lies after the checkpoint. `sync` says how far the wall clock may be off: without it the bound is only the
+    /// kernel's claim.
     #[pyo3(signature = (*, now=None, stopped_at=None, sync=None))]
     fn checkpoint(
         &self,
@@ -387,18 +390,19 @@ impl PyModelVm {
         self.live.checkpoint(now, saving(stopped_at, sync)?).map(PyCheckpoint::from).or_raise()
     }
 
-    /// What the guest is owed, in ticks: 0 but for a `CatchUp` that isn't over.
+    /// The guest's backlog, in ticks: 0 unless a `CatchUp` is unfinished.
     #[getter]
     pub(crate) fn backlog_ticks(&self) -> u64 {
         self.live.next_step().map_or(0, |step| step.backlog_ticks)
     }
 
-    /// The steps by which the guest is paid back, one after the other, until nothing is owed.
+    /// The steps that pay the backlog back, one after the other, until it is 0.
     fn catch_up(slf: Py<Self>) -> PySteps {
         PySteps::new(Arc::new(slf))
     }
 
-    /// A context manager that keeps the VM from running and, at its end, treats the time in it as `policy` says.
+    /// A context manager that keeps the VM from running; at its end the policy decides how much of the pause the guest
+    /// sees.
     #[pyo3(signature = (policy=None, *, views="preserve"))]
     fn paused(slf: Py<Self>, policy: Option<AnyPolicy>, views: &str) -> PyResult<PyPaused> {
         PyPaused::new(Arc::new(slf), policy, views)

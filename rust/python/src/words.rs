@@ -1,4 +1,4 @@
-//! Sentences that name Python's classes, keywords and calls: the way out of a refusal, and what speaks of a caller's
+//! Sentences that name Python's classes, keywords and calls: the way out of a refusal, and texts about a caller's
 //! choice.
 
 use guestclock_core::drive::Condition;
