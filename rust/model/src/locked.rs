@@ -67,7 +67,7 @@ type OnChange = Box<dyn Fn(&LockedBank) + Send + Sync>;
 
 impl core::fmt::Debug for LockedBank {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("LiveBank").field("locked", &self.locked).finish_non_exhaustive()
+        f.debug_struct("LockedBank").field("locked", &self.locked).finish_non_exhaustive()
     }
 }
 
@@ -152,7 +152,7 @@ pub struct LockedVm<C: Counter> {
 
 impl<C: Counter + core::fmt::Debug> core::fmt::Debug for LockedVm<C> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("LiveVm").field("counter", &self.counter).field("handle", &self.handle).finish_non_exhaustive()
+        f.debug_struct("LockedVm").field("counter", &self.counter).field("handle", &self.handle).finish_non_exhaustive()
     }
 }
 

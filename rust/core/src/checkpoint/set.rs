@@ -34,7 +34,7 @@ pub struct CheckpointSet {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct VmGroup {
     /// Their CNTFRQ_EL0, in Hz; never 0. Of another frequency than the host's counter, theirs is the one that a
-    /// [`ScaledCounter`](guestclock_model::scaled::ScaledCounter) makes of it.
+    /// [`Ratio`](crate::time::Ratio) makes of it.
     pub cntfrq_hz: u32,
     /// Who each VM is, ascending: numbers that the set's maker chose, each once in the whole set.
     pub names: Vec<u64>,
@@ -90,7 +90,7 @@ impl CheckpointSet {
     /// One VM's checkpoint, equal to what the VM's own would be at that instant; `None` past the end.
     ///
     /// For a VM of another frequency the instant is that of its own counter, so that a restore over a
-    /// [`ScaledCounter`](guestclock_model::scaled::ScaledCounter) compares like with like. Keys that aren't known
+    /// [`Ratio`](crate::time::Ratio) compares like with like. Keys that aren't known
     /// belong to the set, and stay there. It takes time by the place in the group where VMs differ in their numbers of
     /// vCPUs.
     ///
@@ -109,7 +109,7 @@ impl CheckpointSet {
         None
     }
 
-    /// Whether its parts fit together, as [`wire`](crate::checkpoint::codec::envelope) wants them; what is wrong, if
+    /// Whether its parts fit together, as [`codec`](crate::checkpoint::codec) wants them; what is wrong, if
     /// they don't.
     ///
     /// `unknown` isn't looked at: it is whatever [`wire::decode_set`](crate::checkpoint::codec::decode_set) found.

@@ -32,7 +32,7 @@ pub struct Checkpoint {
     pub vcpus: usize,
     /// A nested guest's CNTVOFF_EL2, one a vCPU; `None` for a guest without EL2.
     pub cntvoff: Option<Vec<u64>>,
-    /// The timers, in the order of [`Timer::ALL`], without those the guest doesn't have.
+    /// The timers, in the order of [`Timer::ALL`](crate::arch::arm64::Timer::ALL), without those the guest doesn't have.
     pub timers: Vec<TimerColumns>,
     /// Timer registers that KVM listed and this version doesn't know, by id: carried as they are.
     pub others: Vec<RegisterColumn>,
@@ -41,7 +41,7 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Whether its parts fit together, as [`wire`](crate::checkpoint::codec::envelope) wants them; what is wrong, if
+    /// Whether its parts fit together, as [`codec`](crate::checkpoint::codec) wants them; what is wrong, if
     /// they don't.
     ///
     /// `unknown` isn't looked at: it is whatever [`wire::decode`](crate::checkpoint::codec::decode) found.

@@ -129,8 +129,8 @@ pub const fn check(register: &Sysreg, write: bool, el: El, controls: &Controls) 
 /// hypervisor's.
 const fn lower(role: Role, el: El, controls: &Controls) -> Access {
     if matches!(el, El::El0) {
-        let run_states = if controls.host_user() { controls.cnthctl } else { controls.cntkctl };
-        if run_states & el0_gate(role) == 0 {
+        let gates = if controls.host_user() { controls.cnthctl } else { controls.cntkctl };
+        if gates & el0_gate(role) == 0 {
             return if controls.nested && controls.tge { Access::TrapToEl2 } else { Access::TrapToEl1 };
         }
         if controls.host_user() {

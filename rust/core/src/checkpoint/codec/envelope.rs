@@ -26,7 +26,7 @@ pub fn encode(checkpoint: &Checkpoint) -> Vec<u8> {
     seal(checkpoint, Length::of(checkpoint))
 }
 
-/// The checkpoint in these bytes, which [`encode`] gives back to the byte.
+/// The checkpoint in these bytes, which [`encode`](encode()) gives back to the byte.
 pub fn decode(bytes: &[u8]) -> Result<Checkpoint, WireError> {
     open(bytes)
 }
