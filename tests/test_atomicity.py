@@ -388,7 +388,9 @@ PLAN_ROWS: list[Row] = [
     (
         "a deadline too short",
         [opted_in],
-        lambda s: plan(checkpoint(), s.vm, policy=CatchUp(1, SECOND, 1), elapsed_ns=SECOND, assume_error_ns=0),
+        lambda s: plan(
+            checkpoint(), s.vm, policy=CatchUp(1, SECOND, within_ns=1), elapsed_ns=SECOND, assume_error_ns=0
+        ),
         DeadlineMissed,
         None,
     ),

@@ -122,11 +122,11 @@ class ElapsedTooLong(RestoreRefused):
 
 
 class DeadlineMissed(RestoreRefused):
-    """The backlog can't be paid back within the `deadline_ns` of `CatchUp`."""
+    """The backlog can't be paid back within the `within_ns` of `CatchUp`."""
 
-    owed_ns: int
+    remaining_ns: int
     needed_ns: int
-    deadline_ns: int
+    within_ns: int
 
 
 class TopologyMismatch(RestoreRefused):

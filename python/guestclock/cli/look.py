@@ -89,7 +89,12 @@ def plan_command(
     max_ns: Annotated[int | None, typer.Option(min=0, help="With advance: the most guest time to add.")] = None,
     step_ns: Annotated[int | None, typer.Option(min=1, help="With catch-up: the most that one step makes up.")] = None,
     interval_ns: Annotated[int | None, typer.Option(min=1, help="With catch-up: the least between two steps.")] = None,
-    deadline_ns: Annotated[int | None, typer.Option(min=0, help="With catch-up: how long all may take.")] = None,
+    at_once_ns: Annotated[
+        int | None, typer.Option(min=0, help="With catch-up: the most to add at once, before it.")
+    ] = None,
+    within_ns: Annotated[
+        int | None, typer.Option(min=0, help="With catch-up: the time within which it has to end.")
+    ] = None,
     views: Annotated[ViewsName, typer.Option(help="What becomes of two counters that differ.")] = ViewsName.PRESERVE,
     same_counter: Annotated[
         bool | None,
@@ -126,7 +131,7 @@ def plan_command(
 
     With --frequency-hz or --elapsed-ns the target's counter is another, as described. Exits 1 for a refusal.
     """
-    wanted = _policy(policy, max_ns, (step_ns, interval_ns, deadline_ns))
+    wanted = _policy(policy, max_ns, (step_ns, interval_ns, at_once_ns, within_ns))
     checkpoint = _load_one(file)
     try:
         vm = inspection.target(checkpoint, frequency_hz=frequency_hz, elapsed_ns=elapsed_ns, kernel=kernel)
@@ -151,17 +156,17 @@ def plan_command(
 
 
 def _policy(
-    name: PolicyName, max_ns: int | None, catch_up: tuple[int | None, int | None, int | None]
+    name: PolicyName, max_ns: int | None, catch_up: tuple[int | None, int | None, int | None, int | None]
 ) -> Freeze | Advance | CatchUp:
-    step_ns, interval_ns, deadline_ns = catch_up
+    step_ns, interval_ns, at_once_ns, within_ns = catch_up
     if max_ns is not None and name is not PolicyName.ADVANCE:
-        fail("--max-ns is the most that --policy advance adds: no other adds any at once")
+        fail("--max-ns is the most that --policy advance adds: with catch-up give --at-once-ns")
     if name is PolicyName.CATCH_UP:
         if step_ns is None or interval_ns is None:
             fail("--policy catch-up needs --step-ns and --interval-ns")
-        return CatchUp(step_ns, interval_ns, deadline_ns)
-    if catch_up != (None, None, None):
-        fail("--step-ns, --interval-ns and --deadline-ns say how --policy catch-up pays back")
+        return CatchUp(step_ns, interval_ns, at_once_ns=at_once_ns or 0, within_ns=within_ns)
+    if any(said is not None for said in catch_up):
+        fail("--step-ns, --interval-ns, --at-once-ns and --within-ns say how --policy catch-up pays back")
     return Freeze() if name is PolicyName.FREEZE else Advance(max_ns)
 
 

@@ -93,7 +93,7 @@ fn owing() -> Checkpoint {
         tai_offset_s: None,
     };
     Checkpoint {
-        backlog: Some(Backlog { remaining_ticks: 0x10_0000_0000, step_ns: 5_000_000_000, interval_ns: 10_000_000_000 }),
+        backlog: Backlog::new(0x10_0000_0000, 5_000_000_000, 10_000_000_000),
         host: Stamp { sync: Some(sync), rate_ppb: Some(-3_820), ..two_vcpus().host },
         ..two_vcpus()
     }
@@ -168,7 +168,7 @@ fn min() -> Checkpoint {
             boot_id: Some([0; 16]),
         },
         stopped_at: Some(0),
-        backlog: Some(Backlog { remaining_ticks: 1, step_ns: 1, interval_ns: 1 }),
+        backlog: Backlog::new(1, 1, 1),
         vcpus: 1,
         cntvoff: Some(vec![0]),
         timers: Timer::ALL.iter().map(|&name| timer(name, &[0], &[0])).collect(),
@@ -206,7 +206,7 @@ fn max() -> Checkpoint {
             boot_id: Some([0xff; 16]),
         },
         stopped_at: Some(u64::MAX),
-        backlog: Some(Backlog { remaining_ticks: u64::MAX, step_ns: u64::MAX, interval_ns: u64::MAX }),
+        backlog: Backlog::new(u64::MAX, u64::MAX, u64::MAX),
         vcpus: 1,
         cntvoff: Some(vec![u64::MAX]),
         timers: Timer::ALL.iter().map(|&name| timer(name, &[u64::MAX], &[u64::MAX])).collect(),
@@ -251,7 +251,7 @@ fn set_mixed() -> CheckpointSet {
         cntvct: vec![10, 20, 30],
         cntpct: Some(vec![10, 21, 30]),
         opted_in: Column::Each(vec![true, false, true]),
-        backlogs: vec![(0, backlog), (2, Backlog { remaining_ticks: u64::MAX, step_ns: 1, interval_ns: 2 })],
+        backlogs: vec![(0, backlog), (2, Backlog::new(u64::MAX, 1, 2).unwrap())],
         cntvoff: None,
         timers: vec![
             timer(Timer::Vtimer, &[1, 0xffff_ffff_ffff_fff8, 0, 3], &[100, 200, 300, 400]),

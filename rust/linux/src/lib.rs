@@ -2,7 +2,7 @@
 //!
 //! # Modules
 //! - [`counter`] and [`monotonic`] are the host's counters, as [`Counter`](guestclock_core::time::Counter)s.
-//! - [`cross`] pairs a count with the wall clock and bounds the time between them.
+//! - [`stamp`] pairs a count with the wall clock and bounds the time between them.
 //! - [`clock_state`] has the kernel's knowledge of the wall clock; [`host_id`] names the installation and the boot.
 //! - [`mod@file`] writes a checkpoint whole or not at all.
 //! - [`alarm`] is a descriptor that becomes readable when it is time to look at a counter.

@@ -220,7 +220,7 @@ fn impatient() -> KvmOptions {
 }
 
 fn freeze() -> Request {
-    Request { policy: Policy::Freeze, same_counter: Some(true), ..Request::default() }
+    Request { policy: Policy::FREEZE, same_counter: Some(true), ..Request::default() }
 }
 
 /// Checkpoint of a VM that had opted in.

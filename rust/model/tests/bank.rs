@@ -249,7 +249,8 @@ fn planned((now, hz): (u64, u32), (guest, host, added, elapsed_ns, max_ns): Row)
     checkpoint.host.frequency = counter.frequency();
     let max_ns = matches!(added, Added::CountedUpTo | Added::ElapsedUpTo).then_some(max_ns);
     let by_counter = matches!(added, Added::Counted | Added::CountedUpTo);
-    let policy = if added == Added::Nothing { Policy::Freeze } else { Policy::Advance { max_ns } };
+    let policy =
+        if added == Added::Nothing { Policy::FREEZE } else { max_ns.map_or(Policy::ADVANCE, Policy::advance_up_to) };
     let elapsed_ns = (!by_counter).then_some(elapsed_ns);
     let request = Request { policy, same_counter: Some(by_counter), elapsed_ns, ..Request::default() };
     match plan(&checkpoint, &target, counter.stamp(), request) {

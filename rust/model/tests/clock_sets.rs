@@ -3,7 +3,7 @@
 use guestclock_core::arch::arm64::{Behaviours, El2, Role, Timer, View, one_reg_id};
 use guestclock_core::checkpoint::CheckpointSet;
 use guestclock_core::drive::{OperationError, Saving};
-use guestclock_core::restore::{Deadlines, Policy, Request, RunState, Views};
+use guestclock_core::restore::{Deadlines, Policy, Repay, Request, RunState, Views};
 use guestclock_core::time::{Counter, Frequency, HostCount, Instant, Offset, Ratio};
 use guestclock_model::backend::Model;
 use guestclock_model::bank::{Bank, Handle};
@@ -16,9 +16,16 @@ use guestclock_model::vm::ModelVm;
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 const HZ: [u64; 3] = [62_500_000, 24_000_000, 1_000_000_000];
+
+/// All of the time in such steps.
+fn repaid(step_ns: u64, interval_ns: u64) -> Policy {
+    let ns = |ns| NonZeroU64::new(ns).unwrap();
+    Policy::catch_up(Repay { step_ns: ns(step_ns), interval_ns: ns(interval_ns), within_ns: None }, 0)
+}
 
 fn hz(hz: u64) -> Frequency {
     Frequency::new(hz).unwrap()
@@ -103,10 +110,10 @@ fn state(vm: &ModelVm<&Bank>, now: HostCount) -> Vec<String> {
 
 fn request() -> impl Strategy<Value = Request> {
     let policy = prop_oneof![
-        Just(Policy::Freeze),
-        Just(Policy::Advance { max_ns: None }),
-        (0..3_000_000_u64).prop_map(|max_ns| Policy::Advance { max_ns: Some(max_ns) }),
-        Just(Policy::CatchUp { step_ns: 1000, interval_ns: 5000, deadline_ns: None }),
+        Just(Policy::FREEZE),
+        Just(Policy::ADVANCE),
+        (0..3_000_000_u64).prop_map(Policy::advance_up_to),
+        Just(repaid(1000, 5000)),
     ];
     let views = prop_oneof![Just(Views::Preserve), Just(Views::AdoptVirtual), Just(Views::Refuse)];
     let deadlines = prop_oneof![Just(Deadlines::Absolute), Just(Deadlines::Relative)];
@@ -244,13 +251,13 @@ fn a_set_takes_along_what_its_guests_are_owed() {
     let counter = ManualCounter::new(HostCount(5000), hz(HZ[0]), 0);
     let (bank, vms) = world(&[plain(), plain()], counter.count());
     let mut bank = ManagedBank::from(bank);
-    let policy = Policy::CatchUp { step_ns: 160, interval_ns: 1600, deadline_ns: None };
+    let policy = repaid(160, 1600);
     let pause = bank.pause(&vms[..1], &instant(&counter), Request { policy, ..Request::default() }).unwrap();
     counter.advance(1000);
     bank.resume(&pause, &instant(&counter)).unwrap();
     let set = bank.checkpoint(&vms, &own_names(&vms), &instant(&counter), Saving::default()).unwrap();
     let backlogs: Vec<Option<u64>> =
-        (0..2).map(|vm| set.get(vm).unwrap().backlog.map(|backlog| backlog.remaining_ticks)).collect();
+        (0..2).map(|vm| set.get(vm).unwrap().backlog.map(|backlog| backlog.remaining_ticks.get())).collect();
     assert_eq!(backlogs, [Some(1000), None]);
     // To the other one of each.
     bank.restore(&set, &[vms[1], vms[0]], &instant(&counter), Request::default()).unwrap();

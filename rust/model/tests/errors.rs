@@ -41,7 +41,7 @@ fn refusals() -> Vec<Refusal> {
     let mut refusals = vec![
         Refusal::FrequencyMismatch { saved_hz: 5, host_hz: 4 },
         Refusal::CounterSkew { cntvct: 1, cntpct: 2, why: Skew::OptedIn },
-        Refusal::DeadlineMissed { owed_ns: 3, needed_ns: 2, deadline_ns: 1 },
+        Refusal::DeadlineMissed { remaining_ns: 3, needed_ns: 2, within_ns: 1 },
         Refusal::TopologyMismatch { what: "vCPUs", saved: 1, host: 2 },
         Refusal::Unknown { what: Unknown::Key("later".to_owned()) },
         Refusal::StalePlan,

@@ -168,7 +168,7 @@ fn checkpoint(el2: El2, slow: u64, opted_in: bool) -> Checkpoint {
 }
 
 fn restore(target: &mut Odd, saved: &Checkpoint) -> Result<Written, RestoreError<&'static str>> {
-    let plan = target.plan(saved, Policy::Freeze);
+    let plan = target.plan(saved, Policy::FREEZE);
     let mut restore = Restore::prepare(plan, target)?;
     restore.apply(saved, target)?;
     Ok(restore.release(saved, TOLERANCE, target)?.written)
@@ -180,7 +180,7 @@ fn a_register_that_nobody_knows_is_saved_warned_of_and_written_back() {
     assert_eq!(saved.validate(), Ok(()));
     assert_eq!(saved.others, [RegisterColumn { id: NEW, values: vec![5, 6] }]);
     let mut target = Odd::new(El2::Vhe, 0);
-    let plan = target.plan(&saved, Policy::Freeze);
+    let plan = target.plan(&saved, Policy::FREEZE);
     assert!(plan.warnings.contains(&Diagnostic::PassedOn(Unknown::Register(NEW))), "{:?}", plan.warnings);
     restore(&mut target, &saved).unwrap();
     assert_eq!(target.new, BTreeMap::from([(0, 5), (1, 6)]));
@@ -264,7 +264,7 @@ fn a_step_that_failed_can_be_taken_again() {
     for fails_at in 1..writes {
         let mut target = Odd::new(El2::Absent, 0);
         target.fails_at = Some(fails_at);
-        let plan = target.plan(&saved, Policy::Freeze);
+        let plan = target.plan(&saved, Policy::FREEZE);
         let mut restore = Restore::prepare(plan, &mut target).unwrap();
         if restore.apply(&saved, &mut target).is_err() {
             target.fails_at = None;
@@ -285,7 +285,7 @@ fn a_step_that_failed_can_be_taken_again() {
 fn a_vcpu_initialised_again_is_found_out_at_the_release() {
     let saved = checkpoint(El2::Absent, 0, true);
     let mut target = Odd::new(El2::Absent, 0);
-    let plan = target.plan(&saved, Policy::Freeze);
+    let plan = target.plan(&saved, Policy::FREEZE);
     let mut restore = Restore::prepare(plan, &mut target).unwrap();
     restore.apply(&saved, &mut target).unwrap();
     target.vm.init_vcpu(1).unwrap();
@@ -302,7 +302,7 @@ fn a_vcpu_initialised_again_is_found_out_at_the_release() {
 fn an_offset_that_is_tried_again_is_of_a_new_sample() {
     let saved = checkpoint(El2::Absent, 0, true);
     let mut target = Odd::new(El2::Absent, 10);
-    let plan = target.plan(&saved, Policy::Freeze);
+    let plan = target.plan(&saved, Policy::FREEZE);
     target.busy = 3;
     let mut restore = Restore::prepare(plan, &mut target).unwrap();
     restore.apply(&saved, &mut target).unwrap();
@@ -313,7 +313,7 @@ fn an_offset_that_is_tried_again_is_of_a_new_sample() {
     assert_eq!(late, 10, "the sample is of the attempt that succeeded");
     assert_eq!(report.outcome.cntvct, saved.cntvct);
     target.busy = usize::MAX;
-    let plan = target.plan(&saved, Policy::Freeze);
+    let plan = target.plan(&saved, Policy::FREEZE);
     let error = Restore::prepare(plan, &mut target).unwrap_err();
     assert!(matches!(error, RestoreError::Backend { error: "busy", .. }), "{error}");
 }
@@ -327,7 +327,7 @@ fn by_value_on_a_slow_backend_the_truth_lies_in_what_is_reported() {
         assert!(saved.width_ticks <= 2 * slow, "{}", saved.width_ticks);
         let mut target = Odd::new(El2::Absent, slow);
         target.counter.advance(123_456);
-        let plan = target.plan(&saved, Policy::Freeze);
+        let plan = target.plan(&saved, Policy::FREEZE);
         assert_eq!(plan.method, Method::ByValue);
         let mut restore = Restore::prepare(plan, &mut target).unwrap();
         restore.apply(&saved, &mut target).unwrap();
@@ -352,7 +352,7 @@ fn a_counter_that_may_be_right_is_not_written() {
     let saved = checkpoint(El2::Absent, 3, false);
     let mut target = Odd::new(El2::Absent, 3);
     target.counter.advance(10_000);
-    let plan = target.plan(&saved, Policy::Advance { max_ns: None });
+    let plan = target.plan(&saved, Policy::ADVANCE);
     let mut restore = Restore::prepare(plan, &mut target).unwrap();
     restore.apply(&saved, &mut target).unwrap();
     target.writes.clear();
@@ -374,7 +374,7 @@ fn a_physical_timer_that_the_hardware_cannot_hold_is_named() {
         let mut target = Odd::new(El2::Absent, 0);
         target.untrapped = None;
         let warned = |target: &mut Odd| {
-            let warnings = target.plan(&saved, Policy::Freeze).warnings;
+            let warnings = target.plan(&saved, Policy::FREEZE).warnings;
             warnings.into_iter().find(|warning| matches!(warning, Diagnostic::PhysicalTimerMisfires { vcpu: 1, .. }))
         };
         let warning = warned(&mut target);

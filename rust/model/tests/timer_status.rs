@@ -53,7 +53,7 @@ fn target(kernel: &str, el2: El2, at: u64) -> (Target, ManualCounter) {
 fn advanced(checkpoint: &Checkpoint, kernel: &str, elapsed: u64) -> Vec<TimerStatus> {
     let el2 = if checkpoint.cntvoff.is_some() { El2::Vhe } else { El2::Absent };
     let (target, counter) = target(kernel, el2, checkpoint.host.count.0 + elapsed);
-    let policy = Policy::Advance { max_ns: None };
+    let policy = Policy::ADVANCE;
     let request = Request { policy, same_counter: Some(true), ..Request::default() };
     let intended = plan(checkpoint, &target, counter.stamp(), request).unwrap();
     intended.timers_at(checkpoint, &intended.as_of, 0).collect()

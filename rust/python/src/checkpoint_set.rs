@@ -151,9 +151,9 @@ fn group_dict<'py>(py: Python<'py>, group: &VmGroup) -> PyResult<Bound<'py, PyDi
     let backlogs = PyDict::new(py);
     for (vm, backlog) in &group.backlogs {
         let owed = PyDict::new(py);
-        owed.set_item("remaining_ticks", backlog.remaining_ticks)?;
-        owed.set_item("step_ns", backlog.step_ns)?;
-        owed.set_item("interval_ns", backlog.interval_ns)?;
+        owed.set_item("remaining_ticks", backlog.remaining_ticks.get())?;
+        owed.set_item("step_ns", backlog.step_ns.get())?;
+        owed.set_item("interval_ns", backlog.interval_ns.get())?;
         backlogs.set_item(group.names[*vm], owed)?;
     }
     fields.set_item("backlogs", backlogs)?;

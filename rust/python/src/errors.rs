@@ -163,11 +163,13 @@ impl IntoPyErr for Refusal {
                     fields.set_item("longest_ns", longest_ns)
                 })
             }
-            Self::DeadlineMissed { owed_ns, needed_ns, deadline_ns } => typed("DeadlineMissed", &message, |fields| {
-                fields.set_item("owed_ns", owed_ns)?;
-                fields.set_item("needed_ns", needed_ns)?;
-                fields.set_item("deadline_ns", deadline_ns)
-            }),
+            Self::DeadlineMissed { remaining_ns, needed_ns, within_ns } => {
+                typed("DeadlineMissed", &message, |fields| {
+                    fields.set_item("remaining_ns", remaining_ns)?;
+                    fields.set_item("needed_ns", needed_ns)?;
+                    fields.set_item("within_ns", within_ns)
+                })
+            }
             Self::TopologyMismatch { what, saved, host } => typed("TopologyMismatch", &message, |fields| {
                 fields.set_item("what", what)?;
                 fields.set_item("saved", saved)?;

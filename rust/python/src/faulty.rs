@@ -11,6 +11,7 @@ use crate::policy::AnyPolicy;
 use crate::records::{AnyNow, AnySyncBound};
 use crate::steps::PySteps;
 use crate::vm::PyModelVm;
+use crate::words;
 use guestclock_core::checkpoint::Checkpoint;
 use guestclock_core::drive::faults::Step;
 use guestclock_core::drive::{
@@ -43,7 +44,7 @@ fn fault(object: &Bound<'_, PyAny>, movable: bool) -> PyResult<Fault> {
     let on = on.map_or(Ok(On::AnyCall), |place| place.parse());
     match on.and_then(|on| Fault { on, nth, times, errno, delay_ticks, step_realtime_ns, crash }.check(movable)) {
         Ok(fault) => Ok(fault),
-        Err(error) => Err(PyValueError::new_err(format!("{}: {error}", object.repr()?))),
+        Err(error) => Err(PyValueError::new_err(format!("{}: {}", object.repr()?, words::script_error(error)))),
     }
 }
 

@@ -1,10 +1,11 @@
 //! Policies.
 
 use crate::words;
-use guestclock_core::restore::{Policy, Words};
+use guestclock_core::restore::{AtOnce, Policy, Repay, Rest, Words};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyDict, PyTuple};
+use std::num::NonZeroU64;
 
 /// The guest sees nothing of the time it didn't run: its counters go on from where they stopped. The default.
 #[pyclass(frozen, eq, hash, name = "Freeze", module = "guestclock")]
@@ -25,7 +26,7 @@ impl PyFreeze {
     }
 
     fn __repr__(&self) -> String {
-        words::Python.policy(&Policy::Freeze)
+        words::Python.policy(&Policy::FREEZE)
     }
 
     fn __reduce__<'py>(slf: &Bound<'py, Self>) -> (Bound<'py, PyAny>, Bound<'py, PyTuple>) {
@@ -40,6 +41,12 @@ pub(crate) struct PyAdvance {
     /// The most guest time that is added, in nanoseconds; None for all.
     #[pyo3(get)]
     max_ns: Option<u64>,
+}
+
+impl PyAdvance {
+    fn policy(&self) -> Policy {
+        self.max_ns.map_or(Policy::ADVANCE, Policy::advance_up_to)
+    }
 }
 
 #[pymethods]
@@ -57,7 +64,7 @@ impl PyAdvance {
     }
 
     fn __repr__(&self) -> String {
-        words::Python.policy(&Policy::Advance { max_ns: self.max_ns })
+        words::Python.policy(&self.policy())
     }
 
     fn __reduce__<'py>(slf: &Bound<'py, Self>) -> (Bound<'py, PyAny>, (Option<u64>,)) {
@@ -68,39 +75,39 @@ impl PyAdvance {
 /// The guest sees the time it didn't run later, all of it: its counters go on from where they stopped, and go forward
 /// by at most `step_ns` every `interval_ns` or more, until they have caught up (`vm.catch_up()`).
 ///
-/// The plan is refused where that takes longer than `deadline_ns` (DeadlineMissed), and where the VM's counters can
-/// only be set by value (CapabilityMissing). All three are in nanoseconds; `step_ns` and `interval_ns` are at least 1,
-/// else ValueError.
+/// At most `at_once_ns` of the time is given at once, before the first step. The plan is refused where the steps take
+/// longer than `within_ns` (DeadlineMissed), and where the VM's counters can only be set by value (CapabilityMissing).
+/// All four are in nanoseconds; `step_ns` and `interval_ns` are at least 1, else ValueError.
 #[pyclass(frozen, eq, hash, name = "CatchUp", module = "guestclock")]
 #[derive(Clone, PartialEq, Eq, Hash)]
 #[expect(clippy::struct_field_names, reason = "the attributes' names end in their unit")]
 pub(crate) struct PyCatchUp {
-    /// The most that one step makes up, in nanoseconds.
+    step_ns: NonZeroU64,
+    interval_ns: NonZeroU64,
+    /// The most that is given at once, before the first step, in nanoseconds.
     #[pyo3(get)]
-    step_ns: u64,
-    /// The least time between two steps, in nanoseconds.
-    #[pyo3(get)]
-    interval_ns: u64,
+    at_once_ns: u64,
     /// The longest that all steps may take, in nanoseconds; None for as long as they take.
     #[pyo3(get)]
-    deadline_ns: Option<u64>,
+    within_ns: Option<u64>,
 }
 
 impl PyCatchUp {
     fn policy(&self) -> Policy {
-        Policy::CatchUp { step_ns: self.step_ns, interval_ns: self.interval_ns, deadline_ns: self.deadline_ns }
+        let Self { step_ns, interval_ns, at_once_ns, within_ns } = *self;
+        Policy::catch_up(Repay { step_ns, interval_ns, within_ns }, at_once_ns)
     }
 }
 
 #[pymethods]
 impl PyCatchUp {
     #[new]
-    #[pyo3(signature = (step_ns, interval_ns, deadline_ns=None))]
-    fn new(step_ns: u64, interval_ns: u64, deadline_ns: Option<u64>) -> PyResult<Self> {
-        if step_ns == 0 || interval_ns == 0 {
-            return Err(PyValueError::new_err("step_ns and interval_ns must be at least 1"));
+    #[pyo3(signature = (step_ns, interval_ns, *, at_once_ns=0, within_ns=None))]
+    fn new(step_ns: u64, interval_ns: u64, at_once_ns: u64, within_ns: Option<u64>) -> PyResult<Self> {
+        match (NonZeroU64::new(step_ns), NonZeroU64::new(interval_ns)) {
+            (Some(step_ns), Some(interval_ns)) => Ok(Self { step_ns, interval_ns, at_once_ns, within_ns }),
+            _ => Err(PyValueError::new_err("step_ns and interval_ns must be at least 1")),
         }
-        Ok(Self { step_ns, interval_ns, deadline_ns })
     }
 
     /// "catch-up".
@@ -109,13 +116,27 @@ impl PyCatchUp {
         "catch-up"
     }
 
+    /// The most that one step makes up, in nanoseconds.
+    #[getter]
+    fn step_ns(&self) -> u64 {
+        self.step_ns.get()
+    }
+
+    /// The least time between two steps, in nanoseconds.
+    #[getter]
+    fn interval_ns(&self) -> u64 {
+        self.interval_ns.get()
+    }
+
     fn __repr__(&self) -> String {
         words::Python.policy(&self.policy())
     }
 
-    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> (Bound<'py, PyAny>, (u64, u64, Option<u64>)) {
-        let this = slf.get();
-        (slf.get_type().into_any(), (this.step_ns, this.interval_ns, this.deadline_ns))
+    fn __getnewargs_ex__<'py>(&self, py: Python<'py>) -> PyResult<((u64, u64), Bound<'py, PyDict>)> {
+        let keywords = PyDict::new(py);
+        keywords.set_item("at_once_ns", self.at_once_ns)?;
+        keywords.set_item("within_ns", self.within_ns)?;
+        Ok(((self.step_ns.get(), self.interval_ns.get()), keywords))
     }
 }
 
@@ -135,8 +156,8 @@ impl AnyPolicy {
     /// The core's policy.
     pub(crate) fn policy(&self) -> Policy {
         match self {
-            Self::Freeze(_) => Policy::Freeze,
-            Self::Advance(advance) => Policy::Advance { max_ns: advance.get().max_ns },
+            Self::Freeze(_) => Policy::FREEZE,
+            Self::Advance(advance) => advance.get().policy(),
             Self::CatchUp(catch_up) => catch_up.get().policy(),
         }
     }
@@ -144,11 +165,13 @@ impl AnyPolicy {
 
 /// The core's policy as an object.
 pub(crate) fn to_python(py: Python<'_>, policy: Policy) -> PyResult<Bound<'_, PyAny>> {
-    Ok(match policy {
-        Policy::Freeze => Bound::new(py, PyFreeze)?.into_any(),
-        Policy::Advance { max_ns } => Bound::new(py, PyAdvance { max_ns })?.into_any(),
-        Policy::CatchUp { step_ns, interval_ns, deadline_ns } => {
-            Bound::new(py, PyCatchUp { step_ns, interval_ns, deadline_ns })?.into_any()
+    Ok(match (policy.at_once(), policy.rest()) {
+        (_, Rest::Keep) => Bound::new(py, PyFreeze)?.into_any(),
+        (AtOnce::UpTo(max_ns), Rest::Forget) => Bound::new(py, PyAdvance { max_ns: Some(max_ns) })?.into_any(),
+        (_, Rest::Forget) => Bound::new(py, PyAdvance { max_ns: None })?.into_any(),
+        (at_once, Rest::Repay(Repay { step_ns, interval_ns, within_ns })) => {
+            let at_once_ns = if let AtOnce::UpTo(ns) = at_once { ns } else { 0 };
+            Bound::new(py, PyCatchUp { step_ns, interval_ns, at_once_ns, within_ns })?.into_any()
         }
     })
 }

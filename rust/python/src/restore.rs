@@ -9,7 +9,8 @@ use guestclock_core::arch::arm64::{IrqIds, View};
 use guestclock_core::checkpoint::Checkpoint;
 use guestclock_core::drive::OpenRestore;
 use guestclock_core::restore::{
-    Deadlines, Outcome, Plan, Policy, Report, Request, TimerStatus, Views, Words, Written, timer_status as status,
+    AtOnce, Deadlines, Outcome, Plan, Repay, Report, Request, Rest, TimerStatus, Views, Words, Written,
+    timer_status as status,
 };
 use guestclock_core::time::{Amount, ErrorBound, HostCount, Intent, OffsetInterval};
 use pyo3::exceptions::PyValueError;
@@ -74,17 +75,19 @@ impl Wishes<'_> {
 pub(crate) fn describe<'py>(py: Python<'py>, plan: &Plan) -> PyResult<Bound<'py, PyDict>> {
     let fields = PyDict::new(py);
     let policy = PyDict::new(py);
-    match plan.request.policy {
-        Policy::Freeze => policy.set_item("name", "freeze")?,
-        Policy::Advance { max_ns } => {
+    let at_once_ns = if let AtOnce::UpTo(ns) = plan.request.policy.at_once() { Some(ns) } else { None };
+    match plan.request.policy.rest() {
+        Rest::Keep => policy.set_item("name", "freeze")?,
+        Rest::Forget => {
             policy.set_item("name", "advance")?;
-            policy.set_item("max_ns", max_ns)?;
+            policy.set_item("max_ns", at_once_ns)?;
         }
-        Policy::CatchUp { step_ns, interval_ns, deadline_ns } => {
+        Rest::Repay(Repay { step_ns, interval_ns, within_ns }) => {
             policy.set_item("name", "catch-up")?;
-            policy.set_item("step_ns", step_ns)?;
-            policy.set_item("interval_ns", interval_ns)?;
-            policy.set_item("deadline_ns", deadline_ns)?;
+            policy.set_item("step_ns", step_ns.get())?;
+            policy.set_item("interval_ns", interval_ns.get())?;
+            policy.set_item("at_once_ns", at_once_ns.unwrap_or(0))?;
+            policy.set_item("within_ns", within_ns)?;
         }
     }
     fields.set_item("policy", policy)?;
@@ -137,11 +140,11 @@ fn describe_outcome(fields: &Bound<'_, PyDict>, plan: &Plan, outcome: &Outcome, 
     fields.set_item("capped", outcome.capped)?;
     let backlog = plan.backlog(outcome).map(|backlog| {
         let owed = PyDict::new(py);
-        owed.set_item("remaining_ticks", backlog.remaining_ticks)?;
-        owed.set_item("remaining_ns", frequency.ticks_to_ns(backlog.remaining_ticks))?;
+        owed.set_item("remaining_ticks", backlog.remaining_ticks.get())?;
+        owed.set_item("remaining_ns", frequency.ticks_to_ns(backlog.remaining_ticks.get()))?;
         owed.set_item("steps", backlog.steps(frequency))?;
-        owed.set_item("step_ns", backlog.step_ns)?;
-        owed.set_item("interval_ns", backlog.interval_ns)?;
+        owed.set_item("step_ns", backlog.step_ns.get())?;
+        owed.set_item("interval_ns", backlog.interval_ns.get())?;
         owed.set_item("duration_ns", backlog.duration_ns(frequency))?;
         owed.set_item("rate_permille", backlog.rate_permille())?;
         PyResult::Ok(owed)

@@ -2,9 +2,10 @@
 //! choice.
 
 use guestclock_core::drive::Condition;
+use guestclock_core::drive::faults::ScriptError;
 use guestclock_core::guest::vmclock::EquationError;
 use guestclock_core::restore::refusal::{NeedsCounterOffset, Refusal, Skew};
-use guestclock_core::restore::{Diagnostic, Policy, SUGGESTED_STEP_NS, Words};
+use guestclock_core::restore::{AtOnce, Diagnostic, Policy, Repay, Rest, SUGGESTED_STEP_NS, Words};
 use guestclock_core::time::ElapsedError;
 use guestclock_linux::kvm::error::KvmError;
 use guestclock_model::bank::{BankError, WentBackwards};
@@ -16,14 +17,14 @@ pub(crate) struct Python;
 impl Words for Python {
     /// The policy as an expression.
     fn policy(&self, policy: &Policy) -> String {
-        match policy {
-            Policy::Freeze => "Freeze()".to_owned(),
-            Policy::Advance { max_ns: None } => "Advance()".to_owned(),
-            Policy::Advance { max_ns: Some(max_ns) } => format!("Advance(max_ns={max_ns})"),
-            Policy::CatchUp { step_ns, interval_ns, deadline_ns } => {
-                let deadline =
-                    deadline_ns.map_or_else(String::new, |deadline_ns| format!(", deadline_ns={deadline_ns}"));
-                format!("CatchUp(step_ns={step_ns}, interval_ns={interval_ns}{deadline})")
+        match (policy.at_once(), policy.rest()) {
+            (_, Rest::Keep) => "Freeze()".to_owned(),
+            (AtOnce::UpTo(max_ns), Rest::Forget) => format!("Advance(max_ns={max_ns})"),
+            (_, Rest::Forget) => "Advance()".to_owned(),
+            (at_once, Rest::Repay(Repay { step_ns, interval_ns, within_ns })) => {
+                let at_once = if let AtOnce::UpTo(ns) = at_once { format!(", at_once_ns={ns}") } else { String::new() };
+                let within = within_ns.map_or_else(String::new, |within_ns| format!(", within_ns={within_ns}"));
+                format!("CatchUp(step_ns={step_ns}, interval_ns={interval_ns}{at_once}{within})")
             }
         }
     }
@@ -144,6 +145,15 @@ pub(crate) fn kvm_error(error: &KvmError) -> String {
     match error {
         KvmError::Running { .. } => format!("{error} (a running() block has to be left)"),
         KvmError::NoVgic => format!("{error}: give gic_fd="),
+        _ => error.to_string(),
+    }
+}
+
+/// The reason why a fault makes no sense, and Python's way out.
+pub(crate) fn script_error(error: ScriptError) -> String {
+    match error {
+        ScriptError::NoSuchPlace => format!("{error} (vm.calls has examples)"),
+        ScriptError::NotManual => format!("{error}: make the VM over a ManualCounter"),
         _ => error.to_string(),
     }
 }

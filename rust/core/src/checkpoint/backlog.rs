@@ -1,55 +1,74 @@
-//! Guest time that is owed, and paid back in bounded forward steps while the guest lives.
+//! Guest time that a guest is still behind, and the bounded forward steps that pay it back while the guest runs.
 
 use crate::time::Frequency;
+use core::num::NonZeroU64;
 
-/// What a guest is owed, and how it is paid back.
+/// Time that a guest is behind, and the steps that pay it back. A backlog of nothing is none.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Backlog {
-    /// What its counters are behind, in ticks; never 0.
-    pub remaining_ticks: u64,
-    /// The most that one step makes up, in nanoseconds; never 0.
-    pub step_ns: u64,
-    /// The least between two steps, in nanoseconds of the host's counter; never 0.
-    pub interval_ns: u64,
+    /// Ticks by which the guest's counters are behind.
+    pub remaining_ticks: NonZeroU64,
+    /// Largest step, in nanoseconds.
+    pub step_ns: NonZeroU64,
+    /// Shortest time between two steps, in nanoseconds of the host's counter.
+    pub interval_ns: NonZeroU64,
 }
 
 impl Backlog {
-    /// A step in ticks, rounded down, but a tick at least: else it would never end.
+    /// A backlog of these numbers; `None` if one of them is 0.
     #[must_use]
-    pub fn step_ticks(&self, frequency: Frequency) -> u64 {
-        u64::try_from(frequency.ns_to_ticks(self.step_ns)).unwrap_or(u64::MAX).max(1)
+    pub fn new(remaining_ticks: u64, step_ns: u64, interval_ns: u64) -> Option<Self> {
+        Some(Self {
+            remaining_ticks: NonZeroU64::new(remaining_ticks)?,
+            step_ns: NonZeroU64::new(step_ns)?,
+            interval_ns: NonZeroU64::new(interval_ns)?,
+        })
     }
 
-    /// The interval in ticks, rounded up; held at half of the range, so that an instant so far ahead still lies ahead.
+    /// Returns the largest step in ticks, rounded down to one at least: steps of nothing would never end.
+    #[must_use]
+    pub fn step_ticks(&self, frequency: Frequency) -> u64 {
+        u64::try_from(frequency.ns_to_ticks(self.step_ns.get())).unwrap_or(u64::MAX).max(1)
+    }
+
+    /// Returns the interval in ticks, rounded up; at most half of the range, so that an instant so far ahead still lies
+    /// ahead.
     #[must_use]
     pub fn interval_ticks(&self, frequency: Frequency) -> u64 {
         let longest = i64::MAX.cast_unsigned();
-        u64::try_from(frequency.ns_to_ticks_ceil(self.interval_ns)).map_or(longest, |ticks| ticks.min(longest))
+        u64::try_from(frequency.ns_to_ticks_ceil(self.interval_ns.get())).map_or(longest, |ticks| ticks.min(longest))
     }
 
-    /// How many steps are left.
+    /// Returns the ticks of the next step.
+    #[must_use]
+    pub fn next_ticks(&self, frequency: Frequency) -> u64 {
+        self.step_ticks(frequency).min(self.remaining_ticks.get())
+    }
+
+    /// Returns the number of steps that are left.
     #[must_use]
     pub fn steps(&self, frequency: Frequency) -> u64 {
-        self.remaining_ticks.div_ceil(self.step_ticks(frequency))
+        self.remaining_ticks.get().div_ceil(self.step_ticks(frequency))
     }
 
-    /// How long it takes until the last of them, in nanoseconds.
+    /// Returns the time until the last step, in nanoseconds.
     #[must_use]
     pub fn duration_ns(&self, frequency: Frequency) -> u128 {
-        u128::from(self.steps(frequency)) * u128::from(self.interval_ns)
+        u128::from(self.steps(frequency)) * u128::from(self.interval_ns.get())
     }
 
-    /// How fast the guest's time seems to go by meanwhile, in thousandths, rounded up: 1 000 is as fast as ever.
+    /// Returns the rate at which the guest's time seems to pass meanwhile, in thousandths, rounded up: 1 000 is the usual
+    /// one.
     #[must_use]
     pub fn rate_permille(&self) -> u128 {
-        1000 + (u128::from(self.step_ns) * 1000).div_ceil(self.interval_ns.max(1).into())
+        1000 + (u128::from(self.step_ns.get()) * 1000).div_ceil(self.interval_ns.get().into())
     }
 
-    /// What is owed after a step of so many ticks; `None` for nothing.
+    /// Returns the backlog after a step of so many ticks; `None` if nothing is left.
     #[must_use]
     pub const fn less(self, ticks: u64) -> Option<Self> {
-        match self.remaining_ticks.checked_sub(ticks) {
-            None | Some(0) => None,
+        match NonZeroU64::new(self.remaining_ticks.get().saturating_sub(ticks)) {
+            None => None,
             Some(remaining_ticks) => Some(Self { remaining_ticks, ..self }),
         }
     }

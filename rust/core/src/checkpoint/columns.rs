@@ -1,21 +1,12 @@
 //! Columns: one value a vCPU or VM, and the rules that they keep.
 
 use crate::arch::arm64::{CTL_ISTATUS, Timer};
-use crate::checkpoint::backlog::Backlog;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
 pub(crate) const fn validate_frequency(cntfrq_hz: u32) -> Result<(), &'static str> {
     if cntfrq_hz == 0 { Err("cntfrq_hz is 0") } else { Ok(()) }
-}
-
-pub(crate) const fn validate_backlog(backlog: &Backlog) -> Result<(), &'static str> {
-    if backlog.remaining_ticks == 0 || backlog.step_ns == 0 || backlog.interval_ns == 0 {
-        Err("debt has a 0")
-    } else {
-        Ok(())
-    }
 }
 
 pub(crate) fn validate_timers(timers: &[TimerColumns], vcpus: usize) -> Result<(), &'static str> {

@@ -1,9 +1,7 @@
 //! The guest time of many VMs at one instant as plain data: columns, a row each VM or vCPU.
 
 use crate::checkpoint::backlog::Backlog;
-use crate::checkpoint::columns::{
-    Column, CtlColumn, TimerColumns, UnknownKey, validate_backlog, validate_frequency, validate_timers,
-};
+use crate::checkpoint::columns::{Column, CtlColumn, TimerColumns, UnknownKey, validate_frequency, validate_timers};
 use crate::checkpoint::vm::Checkpoint;
 use crate::time::{Frequency, GuestCount, HostCount, Ratio, Stamp};
 use alloc::vec::Vec;
@@ -34,7 +32,7 @@ pub struct CheckpointSet {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct VmGroup {
     /// Their CNTFRQ_EL0, in Hz; never 0. Of another frequency than the host's counter, theirs is the one that a
-    /// [`Ratio`](crate::time::Ratio) makes of it.
+    /// [`Ratio`] makes of it.
     pub cntfrq_hz: u32,
     /// Who each VM is, ascending: numbers that the set's maker chose, each once in the whole set.
     pub names: Vec<u64>,
@@ -90,7 +88,7 @@ impl CheckpointSet {
     /// One VM's checkpoint, equal to what the VM's own would be at that instant; `None` past the end.
     ///
     /// For a VM of another frequency the instant is that of its own counter, so that a restore over a
-    /// [`Ratio`](crate::time::Ratio) compares like with like. Keys that aren't known
+    /// [`Ratio`] compares like with like. Keys that aren't known
     /// belong to the set, and stay there. It takes time by the place in the group where VMs differ in their numbers of
     /// vCPUs.
     ///
@@ -249,7 +247,6 @@ impl VmGroup {
         {
             return Err("the rows of backlogs aren't VMs' places in the group, ascending, each once");
         }
-        self.backlogs.iter().try_for_each(|(_, backlog)| validate_backlog(backlog))?;
         let rows = self.total_vcpus();
         if self.cntvoff.as_ref().is_some_and(|cntvoff| !cntvoff.is_canonical(rows)) {
             return Err("cntvoff is neither one for all vCPUs nor one a vCPU, of which some differ");

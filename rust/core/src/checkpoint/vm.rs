@@ -3,7 +3,7 @@
 use crate::arch::arm64::is_unknown_timers;
 use crate::checkpoint::backlog::Backlog;
 use crate::checkpoint::columns::{
-    RegisterColumn, TimerColumns, Unknown, UnknownKey, validate_backlog, validate_frequency, validate_timers,
+    RegisterColumn, TimerColumns, Unknown, UnknownKey, validate_frequency, validate_timers,
 };
 use crate::time::{GuestCount, Stamp};
 use alloc::vec::Vec;
@@ -47,7 +47,6 @@ impl Checkpoint {
     /// `unknown` isn't looked at: it is whatever [`wire::decode`](crate::checkpoint::codec::decode) found.
     pub fn validate(&self) -> Result<(), &'static str> {
         validate_frequency(self.cntfrq_hz)?;
-        self.backlog.iter().try_for_each(validate_backlog)?;
         if self.cntvoff.as_ref().is_some_and(|column| column.len() != self.vcpus) {
             return Err("cntvoff hasn't one value a vCPU");
         }

@@ -5,7 +5,7 @@ use crate::checkpoint::{Checkpoint, TimerColumns};
 use crate::guest::Reached;
 use crate::restore::diagnostics::{Diagnostic, Side};
 use crate::restore::plan::{Method, Plan};
-use crate::restore::policy::{Policy, Views};
+use crate::restore::policy::{Repay, Rest, Views};
 use crate::restore::target::Target;
 use crate::time::{Intent, Offset, Quality};
 use alloc::vec::Vec;
@@ -19,7 +19,7 @@ pub(crate) fn assumptions(plan: &Plan, checkpoint: &Checkpoint) -> Vec<Diagnosti
     if !checkpoint.opted_in {
         assumptions.push(Diagnostic::CountersStoodStill);
     }
-    if plan.request.policy == Policy::Freeze {
+    if plan.request.policy.is_freeze() {
         return assumptions;
     }
     if plan.request.elapsed_ns.is_some() {
@@ -134,11 +134,11 @@ fn of_the_backlog(plan: &Plan) -> Vec<Diagnostic> {
     if plan.method != Method::Offset {
         warnings.push(Diagnostic::BacklogByValue);
     }
-    if let Policy::CatchUp { deadline_ns, .. } = plan.request.policy {
-        warnings.extend(plan.missed(deadline_ns).map(Diagnostic::BacklogLate));
+    if let Rest::Repay(Repay { within_ns, .. }) = plan.request.policy.rest() {
+        warnings.extend(plan.missed(within_ns).map(Diagnostic::BacklogLate));
     }
-    if backlog.step_ns >= LARGE_STEP_NS {
-        warnings.push(Diagnostic::LargeStep { step_ns: backlog.step_ns });
+    if backlog.step_ns.get() >= LARGE_STEP_NS {
+        warnings.push(Diagnostic::LargeStep { step_ns: backlog.step_ns.get() });
     }
     let rate_permille = backlog.rate_permille();
     if rate_permille > 2000 {

@@ -29,7 +29,7 @@ fn counters(f: &mut fmt::Formatter<'_>, plan: &Plan, outcome: &Outcome) -> fmt::
     line(f, "guest time added", &format!("{}{capped}", ticks(plan, outcome.added_ticks)))?;
     if let Some(backlog) = plan.backlog(outcome) {
         let frequency = plan.frequency();
-        line(f, "guest time owed", &ticks(plan, backlog.remaining_ticks))?;
+        line(f, "backlog", &ticks(plan, backlog.remaining_ticks.get()))?;
         line(
             f,
             "paid back",

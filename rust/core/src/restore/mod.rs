@@ -16,7 +16,7 @@ pub mod words;
 pub use diagnostics::{Diagnostic, SUGGESTED_STEP_NS, Side};
 pub use plan::{Method, Outcome, Plan};
 pub use planning::{plan, same_topology};
-pub use policy::{Deadlines, Policy, Request, Views};
+pub use policy::{AtOnce, Deadlines, Policy, Repay, Request, Rest, Views};
 pub use refusal::{NeedsCounterOffset, Refusal, Skew};
 pub use report::{Report, Writes, Written};
 pub use run_state::{RunState, State, Step};

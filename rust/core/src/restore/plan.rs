@@ -4,7 +4,7 @@ use crate::arch::arm64::{Offsets, Timer, View};
 use crate::checkpoint::{Backlog, Checkpoint};
 use crate::guest::{Limit, Reached, limits};
 use crate::restore::diagnostics::Diagnostic;
-use crate::restore::policy::{Deadlines, Policy, Request};
+use crate::restore::policy::{AtOnce, Deadlines, Repay, Request, Rest};
 use crate::restore::refusal::{NeedsCounterOffset, Refusal};
 use crate::restore::timer_status::{self, TimerStatus};
 use crate::time::{
@@ -12,6 +12,7 @@ use crate::time::{
     elapsed,
 };
 use alloc::vec::Vec;
+use core::num::NonZeroU64;
 
 /// Method by which the counters are set.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -118,32 +119,33 @@ impl Outcome {
 impl Plan {
     /// Returns the guest's counters if it goes on at the instant `now`.
     pub fn at(&self, now: &Stamp) -> Result<Outcome, Refusal> {
-        let Elapsed { ticks, bound } = match self.request.policy {
-            Policy::Freeze => Elapsed::default(),
-            Policy::Advance { .. } | Policy::CatchUp { .. } => self.elapsed(now)?,
+        let policy = self.request.policy;
+        let Elapsed { ticks, bound } = if policy.is_freeze() { Elapsed::default() } else { self.elapsed(now)? };
+        let kept = self.saved.backlog.map_or(0, |backlog| backlog.remaining_ticks.get());
+        let missed = if policy.is_freeze() { 0 } else { ticks + u128::from(kept) };
+        let added = match policy.at_once() {
+            AtOnce::Nothing => 0,
+            AtOnce::UpTo(max_ns) => missed.min(self.frequency.ns_to_ticks(max_ns)),
+            AtOnce::All => missed,
         };
-        let owed = self.saved.backlog.map_or(0, |backlog| backlog.remaining_ticks);
-        let missed = ticks + u128::from(owed);
-        let (added, owed) = match self.request.policy {
-            Policy::Freeze => (0, owed),
-            Policy::Advance { max_ns: None } => (missed, 0),
-            Policy::Advance { max_ns: Some(max_ns) } => (missed.min(self.frequency.ns_to_ticks(max_ns)), 0),
-            Policy::CatchUp { .. } => (0, u64::try_from(missed).unwrap_or(u64::MAX)),
-        };
+        let left = u64::try_from(missed - added).unwrap_or(u64::MAX);
         #[expect(
             clippy::cast_possible_truncation,
             reason = "the counter is modulo 2^64, and so is what is added to it"
         )]
         let added_ticks = added as u64;
-        let capped = matches!(self.request.policy, Policy::Advance { .. }) && added < missed;
-        let beyond_cap_ticks = if capped { u64::try_from(missed - added).unwrap_or(u64::MAX) } else { 0 };
+        let (backlog_ticks, beyond_cap_ticks) = match policy.rest() {
+            Rest::Keep => (kept, 0),
+            Rest::Forget => (0, left),
+            Rest::Repay(_) => (left, 0),
+        };
         Ok(Outcome {
             count: now.count,
             cntvct: self.saved.cntvct.after(added_ticks),
             cntpct: self.saved.cntpct.after(added_ticks),
             added_ticks,
-            backlog_ticks: owed,
-            capped,
+            backlog_ticks,
+            capped: beyond_cap_ticks > 0,
             bound: ErrorBound { reads_ticks: self.saved.width_ticks, beyond_cap_ticks, ..bound },
         })
     }
@@ -159,7 +161,7 @@ impl Plan {
     /// Returns whether the plan's numbers depend on the wall clock, so that the release needs a whole stamp.
     #[must_use]
     pub fn needs_the_wall_clock(&self) -> bool {
-        !self.same_counter && self.request.policy != Policy::Freeze && self.request.elapsed_ns.is_none()
+        !self.same_counter && !self.request.policy.is_freeze() && self.request.elapsed_ns.is_none()
     }
 
     /// Returns the instant with the bound of its wall clock that the caller declared, which was for the plan's sample.
@@ -178,12 +180,13 @@ impl Plan {
     /// Returns the backlog of a guest that goes on as in `outcome`.
     #[must_use]
     pub fn backlog(&self, outcome: &Outcome) -> Option<Backlog> {
-        let owed = |step_ns, interval_ns| Backlog { remaining_ticks: outcome.backlog_ticks, step_ns, interval_ns };
-        match self.request.policy {
-            Policy::Freeze => self.saved.backlog,
-            Policy::Advance { .. } => None,
-            Policy::CatchUp { .. } if outcome.backlog_ticks == 0 => None,
-            Policy::CatchUp { step_ns, interval_ns, .. } => Some(owed(step_ns, interval_ns)),
+        match self.request.policy.rest() {
+            Rest::Keep => self.saved.backlog,
+            Rest::Forget => None,
+            Rest::Repay(Repay { step_ns, interval_ns, .. }) => {
+                let remaining_ticks = NonZeroU64::new(outcome.backlog_ticks)?;
+                Some(Backlog { remaining_ticks, step_ns, interval_ns })
+            }
         }
     }
 
@@ -219,7 +222,7 @@ impl Plan {
     /// Only an `Advance` on the same counter keeps step, with all of the elapsed time and no more, from a known count.
     #[must_use]
     pub fn disrupts(&self) -> bool {
-        let goes_on = matches!(self.request.policy, Policy::Advance { .. }) && self.same_counter;
+        let goes_on = self.request.policy.rest() == Rest::Forget && self.same_counter;
         let told = self.request.elapsed_ns.is_some() || self.saved.backlog.is_some();
         !goes_on || told || self.as_of.capped || self.saved.width_ticks != 0
     }
@@ -228,8 +231,8 @@ impl Plan {
     /// step.
     #[must_use]
     pub fn jump_ticks(&self) -> u64 {
-        let step = |backlog: Backlog| backlog.step_ticks(self.frequency).min(backlog.remaining_ticks);
-        self.as_of.added_ticks.max(self.backlog(&self.as_of).map_or(0, step))
+        let step = self.backlog(&self.as_of).map_or(0, |backlog| backlog.next_ticks(self.frequency));
+        self.as_of.added_ticks.max(step)
     }
 
     /// Returns that jump in nanoseconds, rounded up.
@@ -275,29 +278,29 @@ impl Plan {
             return elapsed::by_one_counter(saved, now);
         }
         // A caller that caps the added time has decided about the rest.
-        let decided = matches!(request.policy, Policy::Advance { max_ns: Some(_) });
+        let decided = matches!((request.policy.at_once(), request.policy.rest()), (AtOnce::UpTo(_), Rest::Forget));
         let longest_ns = (!decided).then(|| request.max_elapsed_ns.unwrap_or(MAX_ELAPSED_NS));
         elapsed::by_two_wall_clocks(saved, now, request.assume_error_ns, longest_ns)
     }
 
-    /// Refuses a new backlog that could never be paid back, or not by the deadline.
+    /// Refuses a new backlog that could never be paid back, or not in time.
     pub(super) fn can_be_paid_back(&self) -> Result<(), Refusal> {
-        let Policy::CatchUp { deadline_ns, .. } = self.request.policy else { return Ok(()) };
+        let Rest::Repay(Repay { within_ns, .. }) = self.request.policy.rest() else { return Ok(()) };
         if self.method != Method::Offset {
             return Err(Refusal::NoCounterOffset { needed_by: NeedsCounterOffset::CatchUpPlan });
         }
-        match self.missed(deadline_ns) {
+        match self.missed(within_ns) {
             // In place the pause is over: the VM has to go on, and the plan warns.
             Some(missed) if !self.request.in_place => Err(missed),
             _ => Ok(()),
         }
     }
 
-    /// Returns the refusal for a missed deadline, if the deadline is missed.
-    pub(crate) fn missed(&self, deadline_ns: Option<u64>) -> Option<Refusal> {
-        let (backlog, deadline_ns) = self.backlog(&self.as_of).zip(deadline_ns)?;
+    /// Returns the refusal of a backlog that can't be paid back in time.
+    pub(crate) fn missed(&self, within_ns: Option<u64>) -> Option<Refusal> {
+        let (backlog, within_ns) = self.backlog(&self.as_of).zip(within_ns)?;
         let needed_ns = backlog.duration_ns(self.frequency);
-        let owed_ns = self.frequency.ticks_to_ns(backlog.remaining_ticks);
-        (needed_ns > u128::from(deadline_ns)).then_some(Refusal::DeadlineMissed { owed_ns, needed_ns, deadline_ns })
+        let remaining_ns = self.frequency.ticks_to_ns(backlog.remaining_ticks.get());
+        (needed_ns > u128::from(within_ns)).then_some(Refusal::DeadlineMissed { remaining_ns, needed_ns, within_ns })
     }
 }

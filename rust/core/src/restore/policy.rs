@@ -1,28 +1,111 @@
 //! Policies, and the other choices that a caller makes for a restore.
 
 use crate::time::{GuestCount, Intent, SyncBound};
+use core::num::NonZeroU64;
 
-/// Guest time that a restore gives for the time in which the guest didn't run.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
-pub enum Policy {
+/// Guest time that a restore gives at once, of the time that the guest missed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum AtOnce {
+    /// No time.
+    Nothing,
+    /// At most so many nanoseconds.
+    UpTo(u64),
+    /// All of it.
+    All,
+}
+
+/// Treatment of the missed time that isn't given at once.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Rest {
+    /// No time counts as missed: a backlog of before stays as it is.
+    Keep,
+    /// The guest never gets it.
+    Forget,
+    /// It becomes the guest's backlog, and is paid back in steps.
+    Repay(Repay),
+}
+
+/// Steps that pay a backlog back.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Repay {
+    /// Largest step, in nanoseconds.
+    pub step_ns: NonZeroU64,
+    /// Shortest time between two steps, in nanoseconds.
+    pub interval_ns: NonZeroU64,
+    /// Time within which all of it has to be paid back, in nanoseconds.
+    pub within_ns: Option<u64>,
+}
+
+/// Treatment of the time in which the guest didn't run.
+///
+/// Missed is the backlog plus the time that passed. [`at_once`](Self::at_once) takes from it, and [`rest`](Self::rest)
+/// decides what becomes of what is left.
+///
+/// | policy | at once | rest |
+/// |---|---|---|
+/// | [`FREEZE`](Self::FREEZE) | nothing | keep |
+/// | [`ADVANCE`](Self::ADVANCE) | all | forget |
+/// | [`advance_up_to`](Self::advance_up_to) | up to | forget |
+/// | [`catch_up`](Self::catch_up) | nothing, or up to | repay |
+///
+/// ```
+/// use guestclock_core::restore::{AtOnce, Policy, Repay, Rest};
+/// use std::num::NonZeroU64;
+/// let ns = |ns| NonZeroU64::new(ns).unwrap();
+/// let repay = Repay { step_ns: ns(400_000_000), interval_ns: ns(1_000_000_000), within_ns: None };
+/// // Ten seconds at once, and the rest in steps.
+/// let policy = Policy::catch_up(repay, 10_000_000_000);
+/// assert_eq!((policy.at_once(), policy.rest()), (AtOnce::UpTo(10_000_000_000), Rest::Repay(repay)));
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Policy {
+    at_once: AtOnce,
+    rest: Rest,
+}
+
+impl Policy {
     /// No time: the guest's counters go on from where they stopped.
-    #[default]
-    Freeze,
-    /// All of the time, or at most `max_ns` nanoseconds.
-    Advance {
-        /// The most guest time that is added.
-        max_ns: Option<u64>,
-    },
-    /// All of the time, but later: the guest's counters go on from where they stopped, and the backlog is paid back in
-    /// steps while the guest runs.
-    CatchUp {
-        /// Size of a step, in nanoseconds; not 0.
-        step_ns: u64,
-        /// Shortest time between two steps, in nanoseconds; not 0.
-        interval_ns: u64,
-        /// Time within which the backlog has to be paid back, in nanoseconds.
-        deadline_ns: Option<u64>,
-    },
+    pub const FREEZE: Self = Self { at_once: AtOnce::Nothing, rest: Rest::Keep };
+
+    /// All of the time.
+    pub const ADVANCE: Self = Self { at_once: AtOnce::All, rest: Rest::Forget };
+
+    /// At most `max_ns` nanoseconds of the time; the rest is forgotten.
+    #[must_use]
+    pub const fn advance_up_to(max_ns: u64) -> Self {
+        Self { at_once: AtOnce::UpTo(max_ns), rest: Rest::Forget }
+    }
+
+    /// All of the time: at most `at_once_ns` nanoseconds at once, and the rest in steps.
+    #[must_use]
+    pub const fn catch_up(repay: Repay, at_once_ns: u64) -> Self {
+        let at_once = if at_once_ns == 0 { AtOnce::Nothing } else { AtOnce::UpTo(at_once_ns) };
+        Self { at_once, rest: Rest::Repay(repay) }
+    }
+
+    /// The time that is given at once.
+    #[must_use]
+    pub const fn at_once(self) -> AtOnce {
+        self.at_once
+    }
+
+    /// The treatment of what isn't given at once.
+    #[must_use]
+    pub const fn rest(self) -> Rest {
+        self.rest
+    }
+
+    /// Returns whether the policy counts no time as missed, and therefore needs no clock.
+    #[must_use]
+    pub const fn is_freeze(self) -> bool {
+        matches!(self.rest, Rest::Keep)
+    }
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self::FREEZE
+    }
 }
 
 /// Treatment of a guest's two counters if one offset can't reproduce both.

@@ -40,16 +40,16 @@ pub enum Refusal {
     Elapsed(#[from] ElapsedError),
     /// The backlog can't be paid back by the deadline.
     #[error(
-        "paying {owed_ns} ns back takes {needed_ns} ns in these steps, and {deadline_ns} ns are given for it: larger steps, \
-         a shorter interval or a later deadline; or advance at once"
+        "paying {remaining_ns} ns back takes {needed_ns} ns in these steps, and {within_ns} ns are given for it: larger \
+         steps, a shorter interval, more time, or more of it at once"
     )]
     DeadlineMissed {
         /// The backlog, in nanoseconds.
-        owed_ns: u128,
+        remaining_ns: u128,
         /// The time that paying it back takes.
         needed_ns: u128,
         /// The time that the policy allows.
-        deadline_ns: u64,
+        within_ns: u64,
     },
     /// The VM isn't built like the checkpoint's.
     #[error("the checkpoint has {saved} {what} and this VM has {host}: build the VM as it was when it was saved")]

@@ -72,8 +72,8 @@ impl RunState {
     #[must_use]
     pub fn next_step(&self, frequency: Frequency) -> Option<Step> {
         let DueBacklog { backlog, due } = **self.backlog.as_ref()?;
-        let ticks = backlog.step_ticks(frequency).min(backlog.remaining_ticks);
-        Some(Step { ticks, due, backlog_ticks: backlog.remaining_ticks })
+        let ticks = backlog.next_ticks(frequency);
+        Some(Step { ticks, due, backlog_ticks: backlog.remaining_ticks.get() })
     }
 
     /// Takes a step off the backlog at the host's count `now`.

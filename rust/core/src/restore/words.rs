@@ -2,7 +2,7 @@
 //! overrides the sentences about them.
 
 use crate::restore::diagnostics::{Diagnostic, Side};
-use crate::restore::policy::Policy;
+use crate::restore::policy::{AtOnce, Policy, Repay, Rest};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -18,15 +18,20 @@ pub fn thousandths(number: u128) -> String {
 pub trait Words {
     /// Words for a policy.
     fn policy(&self, policy: &Policy) -> String {
-        match policy {
-            Policy::Freeze => String::from("freeze"),
-            Policy::Advance { max_ns: None } => String::from("advance"),
-            Policy::Advance { max_ns: Some(max_ns) } => format!("advance by at most {max_ns} ns"),
-            Policy::CatchUp { step_ns, interval_ns, deadline_ns } => {
-                let within = deadline_ns.map_or_else(String::new, |deadline_ns| format!(", within {deadline_ns} ns"));
-                format!("catch up in steps of {step_ns} ns, one every {interval_ns} ns{within}")
+        let at_once = match policy.at_once() {
+            AtOnce::Nothing => None,
+            AtOnce::UpTo(max_ns) => Some(format!("advance by at most {max_ns} ns")),
+            AtOnce::All => Some(String::from("advance")),
+        };
+        let repaid = match policy.rest() {
+            Rest::Keep => Some(String::from("freeze")),
+            Rest::Forget => None,
+            Rest::Repay(Repay { step_ns, interval_ns, within_ns }) => {
+                let within = within_ns.map_or_else(String::new, |within_ns| format!(", within {within_ns} ns"));
+                Some(format!("catch up in steps of {step_ns} ns, one every {interval_ns} ns{within}"))
             }
-        }
+        };
+        [at_once, repaid].into_iter().flatten().collect::<Vec<_>>().join(", then ")
     }
 
     /// Words for a diagnostic.

@@ -74,7 +74,7 @@ pub(crate) fn full(vcpus: usize) -> Checkpoint {
             ..bare().host
         },
         stopped_at: Some(299),
-        backlog: Some(Backlog { remaining_ticks: 1 << 35, step_ns: 5_000_000_000, interval_ns: 10_000_000_000 }),
+        backlog: Backlog::new(1 << 35, 5_000_000_000, 10_000_000_000),
         vcpus,
         cntvoff: Some(count(7)),
         timers,
@@ -272,10 +272,8 @@ fn sync() -> impl Strategy<Value = SyncBound> {
 
 fn backlog() -> impl Strategy<Value = Backlog> {
     let part = || edgy().prop_map(|part| part.max(1));
-    (part(), part(), part()).prop_map(|(remaining_ticks, step_ns, interval_ns)| Backlog {
-        remaining_ticks,
-        step_ns,
-        interval_ns,
+    (part(), part(), part()).prop_map(|(remaining_ticks, step_ns, interval_ns)| {
+        Backlog::new(remaining_ticks, step_ns, interval_ns).unwrap()
     })
 }
 

@@ -73,7 +73,7 @@ use std::io;
 /// // The target restores, with the VMM's own state between the steps.
 /// let target = vmm()?;
 /// let vm = KvmVm::new(&target, &counter, KvmOptions::default())?;
-/// let plan = vm.plan(&target, &saved, Request { policy: Policy::Freeze, ..Request::default() })?;
+/// let plan = vm.plan(&target, &saved, Request { policy: Policy::FREEZE, ..Request::default() })?;
 /// let mut restore = vm.prepare(&target, plan, Arc::clone(&saved))?;
 /// vm.apply(&target, &mut restore)?;
 /// let report = vm.release(&target, &mut restore)?;

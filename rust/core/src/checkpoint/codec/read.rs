@@ -218,13 +218,14 @@ pub(super) fn read_host(r: &mut Reader<'_>) -> Result<Stamp, WireError> {
 }
 
 pub(super) fn read_debt(r: &mut Reader<'_>) -> Result<Backlog, WireError> {
-    const PARTS: &str = "debt isn't a map of step_ns, remaining_ticks and interval_ns, unsigned integers";
+    const PARTS: &str = "debt isn't a map of step_ns, owed_ticks and interval_ns, unsigned integers";
     let start = r.position();
     if r.map(PARTS)? != 3 {
         return Err(malformed(start, PARTS));
     }
     let mut part = |key| if r.text(PARTS)? == key { r.u64(PARTS) } else { Err(malformed(start, PARTS)) };
-    Ok(Backlog { step_ns: part("step_ns")?, remaining_ticks: part("owed_ticks")?, interval_ns: part("interval_ns")? })
+    let (step_ns, remaining_ticks, interval_ns) = (part("step_ns")?, part("owed_ticks")?, part("interval_ns")?);
+    Backlog::new(remaining_ticks, step_ns, interval_ns).ok_or_else(|| malformed(start, "debt has a 0"))
 }
 
 pub(super) fn read_sync(r: &mut Reader<'_>) -> Result<SyncBound, WireError> {

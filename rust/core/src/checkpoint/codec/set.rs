@@ -143,7 +143,7 @@ fn read_vcpus(r: &mut Reader<'_>) -> Result<Column<u16>, WireError> {
 /// Columns here, though few VMs owe: what is allocated is as long as what is there.
 fn read_debts(r: &mut Reader<'_>) -> Result<Vec<(usize, Backlog)>, WireError> {
     const PARTS: &str =
-        "debts isn't a map of rows, step_ns, remaining_ticks and interval_ns, u64 arrays of one length above 0";
+        "debts isn't a map of rows, step_ns, owed_ticks and interval_ns, u64 arrays of one length above 0";
     let start = r.position();
     if r.map(PARTS)? != 4 {
         return Err(malformed(start, PARTS));
@@ -164,7 +164,8 @@ fn read_debts(r: &mut Reader<'_>) -> Result<Vec<(usize, Backlog)>, WireError> {
     let backlog = |row| {
         let vm = usize::try_from(number(rows, row)).map_err(|_| malformed(start, PARTS))?;
         let (step_ns, remaining_ticks) = (number(step_ns, row), number(remaining_ticks, row));
-        Ok((vm, Backlog { remaining_ticks, step_ns, interval_ns: number(interval_ns, row) }))
+        let backlog = Backlog::new(remaining_ticks, step_ns, number(interval_ns, row));
+        Ok((vm, backlog.ok_or_else(|| malformed(start, "debt has a 0"))?))
     };
     let mut backlogs = Vec::with_capacity(rows.len());
     for row in 0..rows.len() {
@@ -213,7 +214,7 @@ fn write_debts<S: Sink>(e: &mut Encoder<S>, backlogs: &[(usize, Backlog)]) -> Wr
         write_elements(e.str(key)?, U64_LE_ARRAY, backlogs, |backlog| of(backlog).to_le_bytes())
     };
     part("rows", |(vm, _)| *vm as u64)?;
-    part("step_ns", |(_, backlog)| backlog.step_ns)?;
-    part("owed_ticks", |(_, backlog)| backlog.remaining_ticks)?;
-    part("interval_ns", |(_, backlog)| backlog.interval_ns)
+    part("step_ns", |(_, backlog)| backlog.step_ns.get())?;
+    part("owed_ticks", |(_, backlog)| backlog.remaining_ticks.get())?;
+    part("interval_ns", |(_, backlog)| backlog.interval_ns.get())
 }

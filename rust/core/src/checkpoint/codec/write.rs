@@ -93,9 +93,9 @@ pub(super) fn write_host<W: Write>(e: &mut Encoder<W>, host: &Stamp) -> Written<
 
 pub(super) fn write_debt<W: Write>(e: &mut Encoder<W>, backlog: &Backlog) -> Written<W> {
     e.map(3)?;
-    e.str("step_ns")?.u64(backlog.step_ns)?;
-    e.str("owed_ticks")?.u64(backlog.remaining_ticks)?;
-    e.str("interval_ns")?.u64(backlog.interval_ns)?.ok()
+    e.str("step_ns")?.u64(backlog.step_ns.get())?;
+    e.str("owed_ticks")?.u64(backlog.remaining_ticks.get())?;
+    e.str("interval_ns")?.u64(backlog.interval_ns.get())?.ok()
 }
 
 pub(super) fn write_sync<W: Write>(e: &mut Encoder<W>, sync: &SyncBound) -> Written<W> {
