@@ -105,6 +105,19 @@ accuracy: wheel-aarch64 ## Where a guest's clock is after a restore, as it reads
 kvm-boot: $(VENV)/.tools ## One command in one such machine: make kvm-boot LEG=6.12 COMMAND="guestclock doctor"
 	@$(LAB) testbed boot $(or $(LEG),6.12) -- sh -c '$(or $(COMMAND),guestclock doctor)'
 
+# With the compiler's own coverage counters, which any toolchain has; --target keeps them out of build scripts. An input that
+# breaks a rule stays in out/fuzz: make fuzz ONLY=out/fuzz/crash-… runs it again.
+FUZZ := env CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),target)/fuzz RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module \
+	-Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1" \
+	cargo run --manifest-path lab/fuzz/Cargo.toml --release --locked --target $$(rustc --print host-tuple) --
+
+.PHONY: fuzz
+fuzz: | cargo ## Hostile bytes for the checkpoint reader and a restore, led by the code they reach: a million, or RUNS=n SEED=n ONLY=file
+	mkdir -p out/fuzz/corpus
+	$(FUZZ) $(or $(ONLY),-runs=$(or $(RUNS),1000000) -seed=$(or $(SEED),1) -max_len=4096 -artifact_prefix=out/fuzz/ \
+		-print_final_stats=1 out/fuzz/corpus tests/golden)
+
 .PHONY: deep-test
 deep-test: loom deep-model ## The slow tests: every interleaving; the model against the reference from a fresh seed, or SEED=n
 
@@ -122,6 +135,8 @@ lint: $(VENV)/.tools | cargo ## rustfmt, clippy pedantic, the core without std, 
 		cargo clippy --package guestclock-core --package guestclock-model --test loom --test vmclock --locked -- -D warnings -A clippy::must_use_candidate
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
+	cargo fmt --manifest-path lab/fuzz/Cargo.toml --check
+	CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),target)/fuzz cargo clippy --manifest-path lab/fuzz/Cargo.toml --locked -- -D warnings
 	$(PY) tools/sentences.py
 	$(LAB) mutants --check
 

@@ -313,8 +313,9 @@ def refused(kind: type[GuestClockError], checkpoint: Checkpoint, vm: ModelVm, **
         restore(checkpoint, vm, **options)
     assert isinstance(caught.value, RestoreRefused | CapabilityMissing)
     assert state(vm) == before
-    with vm.running(0):
-        pass
+    for vcpu in range(vm.vcpus):
+        with vm.running(vcpu):
+            pass
     return caught.value
 
 
@@ -348,6 +349,40 @@ def test_adopting_needs_the_offset() -> None:
         views="adopt-virtual",
     )
     assert error.capability == "counter_offset"
+
+
+@pytest.mark.parametrize(("width_ticks", "apart"), [(0, 1), (20, 41), (0, 2**63)])
+def test_two_counters_are_refused_where_the_guest_has_el2(width_ticks: int, apart: int) -> None:
+    """KVM has one offset for both, so the counter set last would be right, and the other as far off as they were."""
+    counter = host()
+    source = owned(counter, nested=True)
+    cntvct = source.checkpoint().cntvct
+    checkpoint = other(source.checkpoint(), owned=False, width_ticks=width_ticks, cntpct=(cntvct + apart) % 2**64)
+    error = refused(CounterSkew, checkpoint, ModelVm(2, counter=counter, nested=True))
+    assert (error.cntvct, error.cntpct) == (cntvct, (cntvct + apart) % 2**64)
+    assert "a guest with EL2 has one offset for both" in str(error)
+    assert "preserve" not in str(error)
+
+
+def test_two_counters_that_were_read_apart_are_one_where_the_guest_has_el2() -> None:
+    counter = host()
+    source = owned(counter, nested=True)
+    cntvct = source.checkpoint().cntvct
+    checkpoint = other(source.checkpoint(), owned=False, width_ticks=20, cntpct=cntvct + 40)
+    report = restore(checkpoint, ModelVm(2, counter=counter, nested=True))
+    assert report.error_bound_ticks >= 40
+
+
+@pytest.mark.parametrize(("kernel", "cntpct"), [("6.1", 7), ("6.1", 8), ("6.12", 8)])
+def test_counters_by_value_need_a_vcpu(kernel: Literal["6.1", "6.12"], cntpct: int) -> None:
+    counter = host()
+    source = ModelVm(0, counter=counter)
+    source.set_counter_offset(counter.read() - 7)
+    # The one case of a source that a set or another VMM may have written: two counters that differ, and no vCPU.
+    checkpoint = other(source.checkpoint(), cntpct=cntpct)
+    error = refused(CapabilityMissing, checkpoint, ModelVm(0, counter=counter, kernel=kernel))
+    assert error.capability == "counter_offset"
+    assert "no vCPU to set them on" in str(error)
 
 
 def test_elapsed_time_that_nobody_vouches_for_is_refused() -> None:

@@ -41,12 +41,14 @@ fn refusals() -> Vec<Refusal> {
     let mut refusals = vec![
         Refusal::FrequencyMismatch { saved_hz: 5, host_hz: 4 },
         Refusal::CounterSkew { cntvct: 1, cntpct: 2, why: Skew::OptedIn },
+        Refusal::CounterSkew { cntvct: 1, cntpct: 2, why: Skew::El2 },
         Refusal::DeadlineMissed { remaining_ns: 3, needed_ns: 2, within_ns: 1 },
         Refusal::TopologyMismatch { what: "vCPUs", saved: 1, host: 2 },
         Refusal::Unknown { what: Unknown::Key("later".to_owned()) },
         Refusal::StalePlan,
         Refusal::OutOfOrder { called: "apply" },
         Refusal::NoCounterOffset { needed_by: NeedsCounterOffset::CatchUpStep },
+        Refusal::NoCounterOffset { needed_by: NeedsCounterOffset::NoVcpu },
     ];
     refusals.extend(elapsed().map(Refusal::from));
     refusals

@@ -57,13 +57,17 @@ pub(crate) fn refusal(refusal: &Refusal) -> String {
             format!("{refusal}: ScaledCounter(counter, frequency_hz={saved_hz})")
         }
         Refusal::CounterSkew { cntvct, cntpct, why } => {
-            let why = match why {
+            let why_not = match why {
                 Skew::RefusalAskedFor => "views=\"refuse\" was asked for".to_owned(),
                 _ => why.to_string(),
             };
+            let keeps_both = match why {
+                Skew::El2 => "",
+                _ => ", and views=\"preserve\" into a VM that never opted in keeps both",
+            };
             format!(
-                "the guest's counters differ (CNTVCT_EL0 {cntvct}, CNTPCT_EL0 {cntpct}), and {why}: views=\"preserve\" \
-                 into a VM that never opted in keeps both, views=\"adopt-virtual\" gives up the physical one"
+                "the guest's counters differ (CNTVCT_EL0 {cntvct}, CNTPCT_EL0 {cntpct}), and {why_not}: \
+                 views=\"adopt-virtual\" gives up the physical one{keeps_both}"
             )
         }
         Refusal::Elapsed(error) => format!("{refusal}{}", way_out_of(error)),

@@ -114,6 +114,15 @@ fn method(checkpoint: &Checkpoint, target: &Target, request: Request) -> Result<
         if request.views == Views::Refuse && !equal {
             return Err(skew(Skew::RefusalAskedFor));
         }
+        if target.vcpus == 0 {
+            return Err(Refusal::NoCounterOffset { needed_by: NeedsCounterOffset::NoVcpu });
+        }
+        // Each counter may have been read as late as its width.
+        let apart = checkpoint.cntvct.0.wrapping_sub(checkpoint.cntpct.0).cast_signed().unsigned_abs();
+        let read_apart = checkpoint.width_ticks.saturating_mul(2);
+        if target.registers.has(Role::Cntvoff) && !request.in_place && apart > read_apart {
+            return Err(skew(Skew::El2));
+        }
         let physical = target.registers.has(Role::Count(View::Physical));
         return Ok(if physical { Method::ByValue } else { Method::VirtualOnly });
     }

@@ -24,8 +24,9 @@ pub enum Refusal {
     },
     /// One offset can't reproduce two counters that differ.
     #[error(
-        "the guest's counters differ (CNTVCT_EL0 {cntvct}, CNTPCT_EL0 {cntpct}), and {why}: a VM that never \
-         opted in can keep both by value, and adopting the virtual one for both gives up the physical one"
+        "the guest's counters differ (CNTVCT_EL0 {cntvct}, CNTPCT_EL0 {cntpct}), and {why}: adopting the virtual one for \
+         both gives up the physical one{}",
+        if *why == Skew::El2 { "" } else { ", and a VM that never opted in can keep both by value" }
     )]
     CounterSkew {
         /// The virtual counter.
@@ -96,6 +97,8 @@ pub enum NeedsCounterOffset {
     CatchUpPlan,
     /// A step of a backlog, on a VM that hasn't opted in.
     CatchUpStep,
+    /// A restore into a VM without vCPUs, whose counters would be set by value.
+    NoVcpu,
 }
 
 impl fmt::Display for NeedsCounterOffset {
@@ -110,6 +113,10 @@ impl fmt::Display for NeedsCounterOffset {
                  first"
             }
             Self::CatchUpStep => "catching up pays back by moving the VM-wide counter offset, and this VM hasn't opted in to one",
+            Self::NoVcpu => {
+                "without a VM-wide counter offset for both counters they are set by value, and this VM has no vCPU to set \
+                 them on: create its vCPUs first"
+            }
         })
     }
 }
@@ -122,6 +129,8 @@ pub enum Skew {
     RefusalAskedFor,
     /// The VM has opted in to one offset for both.
     OptedIn,
+    /// The guest has EL2, and KVM has one offset for both of its counters. CNTVOFF_EL2 isn't part of either.
+    El2,
 }
 
 impl fmt::Display for Skew {
@@ -129,6 +138,7 @@ impl fmt::Display for Skew {
         f.write_str(match self {
             Self::RefusalAskedFor => "the caller asked that this be refused",
             Self::OptedIn => "this VM has opted in to one offset for both, for good",
+            Self::El2 => "a guest with EL2 has one offset for both",
         })
     }
 }
