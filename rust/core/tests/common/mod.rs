@@ -14,6 +14,8 @@ use proptest::option;
 use proptest::prelude::*;
 use std::cmp::Ordering;
 
+pub(crate) mod target;
+
 /// The least that a checkpoint can say, as in tests/golden/make.py.
 pub(crate) fn bare() -> Checkpoint {
     Checkpoint {

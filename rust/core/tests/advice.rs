@@ -1,0 +1,276 @@
+//! Diagnostics of a plan, each beside its nearest neighbour that has none.
+
+mod common;
+
+use common::target::{abroad, asks, here, later, not_opted_in, old, target, there};
+use common::{bare, timer};
+use guestclock_core::arch::Abilities;
+use guestclock_core::arch::arm64::{Role, Timer, View, one_reg_id};
+use guestclock_core::checkpoint::{Backlog, Checkpoint, Unknown, UnknownKey};
+use guestclock_core::restore::{Diagnostic, Plan, Policy, Refusal, Repay, Request, Side, Target, Views, plan};
+use guestclock_core::time::{GuestCount, HostCount, Intent, Quality, Stamp, SyncBound, Unvouched};
+
+fn made(saved: &Checkpoint, to: &Target, at: Stamp, request: Request) -> Plan {
+    plan(saved, to, at, request).unwrap()
+}
+
+fn vouches(quality: Quality) -> SyncBound {
+    SyncBound { max_error_ns: 400, age_ns: 0, holdover_ppb: 0, quality, tai_offset_s: None }
+}
+
+fn with_ptimer(ctl: u64, cval: u64) -> Checkpoint {
+    let timers = vec![timer(Timer::Vtimer, &[1], &[1000]), timer(Timer::Ptimer, &[ctl], &[cval])];
+    Checkpoint { timers, ..bare() }
+}
+
+/// On hardware that traps a physical offset, as far as is known.
+fn trapping(untrapped: Option<bool>) -> Target {
+    let abilities = Abilities { physical_offset_untrapped: untrapped, ..target().abilities };
+    Target { abilities, ..target() }
+}
+
+#[test]
+fn assumptions_are_those_of_the_clocks_that_were_asked() {
+    let assumes = |saved: &Checkpoint, at, request| made(saved, &target(), at, request).assumptions;
+    let measured = Checkpoint { opted_in: false, ..bare() };
+    assert_eq!(assumes(&bare(), here(0), asks(Policy::FREEZE)), []);
+    assert_eq!(assumes(&measured, here(0), asks(Policy::FREEZE)), [Diagnostic::CountersStoodStill]);
+    assert_eq!(assumes(&bare(), here(0), asks(Policy::ADVANCE)), [Diagnostic::SameCounter]);
+    assert_eq!(
+        assumes(&measured, here(0), asks(Policy::ADVANCE)),
+        [Diagnostic::CountersStoodStill, Diagnostic::SameCounter]
+    );
+    let told = Request { elapsed_ns: Some(5), ..asks(Policy::ADVANCE) };
+    assert_eq!(assumes(&bare(), here(0), told), [Diagnostic::ElapsedGiven, Diagnostic::NominalRateHere]);
+
+    let declared = vouches(Quality::Declared);
+    let saved = Checkpoint { host: abroad().host.vouched_by(declared), ..abroad() };
+    let within = |side, bound| Diagnostic::WallClockWithin { side, bound };
+    let both = [within(Side::Saved, Ok(declared)), within(Side::Here, Ok(declared)), Diagnostic::NotSmeared];
+    assert_eq!(assumes(&saved, there(5).vouched_by(declared), asks(Policy::ADVANCE)), both);
+    let within_9_ns = Request { assume_error_ns: Some(9), ..asks(Policy::ADVANCE) };
+    assert_eq!(assumes(&saved, there(5), within_9_ns), [Diagnostic::WallClocksAgree, Diagnostic::NotSmeared]);
+    // Leap seconds, unless both sides know TAI.
+    let utc = |stamp| Stamp { tai_offset_s: None, ..stamp };
+    let leap = [Diagnostic::WallClocksAgree, Diagnostic::NotSmeared, Diagnostic::NoLeapSecond];
+    assert_eq!(assumes(&saved, utc(there(5)), within_9_ns), leap);
+    assert_eq!(assumes(&Checkpoint { host: utc(saved.host), ..abroad() }, there(5), within_9_ns), leap);
+}
+
+#[test]
+fn unsupported_is_what_the_vm_has_no_place_for() {
+    let unsupported = |saved: &Checkpoint, to: &Target, request| made(saved, to, here(0), request).unsupported;
+    let freeze = asks(Policy::FREEZE);
+    let missing = Diagnostic::PhysicalTimerMissing;
+    assert_eq!(unsupported(&bare(), &target(), freeze), [missing]);
+    assert_eq!(unsupported(&with_ptimer(0, 0), &target(), freeze), []);
+    assert_eq!(unsupported(&bare(), &target(), Request { in_place: true, ..freeze }), []);
+    let roles = [Role::Count(View::Virtual), Role::Count(View::Physical), Role::Cval(Timer::Vtimer)];
+    let without = Target { registers: roles.map(one_reg_id).to_vec().into(), ..target() };
+    assert_eq!(unsupported(&bare(), &without, freeze), []);
+
+    assert_eq!(unsupported(&bare(), &old(), freeze), [Diagnostic::OnlyVirtual]);
+    let roles = [Role::Count(View::Virtual), Role::Cval(Timer::Vtimer), Role::Cval(Timer::Ptimer)];
+    let uncounted = Target { registers: roles.map(one_reg_id).to_vec().into(), ..old() };
+    assert_eq!(unsupported(&bare(), &uncounted, freeze), [Diagnostic::OnlyVirtual], "its timer isn't restored");
+
+    let adopt = Request { views: Views::AdoptVirtual, ..freeze };
+    let skewed = Checkpoint { cntpct: GuestCount(900), ..with_ptimer(0, 0) };
+    assert_eq!(unsupported(&skewed, &target(), adopt), [Diagnostic::PhysicalJumps { ticks: -700 }]);
+    assert_eq!(unsupported(&with_ptimer(0, 0), &target(), adopt), []);
+    assert_eq!(unsupported(&skewed, &not_opted_in(), freeze), []);
+}
+
+#[test]
+fn a_physical_offset_traps_unless_the_hardware_has_one() {
+    let degraded = |saved: &Checkpoint, to: &Target, ticks| {
+        made(saved, to, here(ticks), Request { same_counter: Some(true), ..asks(Policy::FREEZE) }).degraded
+    };
+    let traps = [Diagnostic::PhysicalTraps];
+    assert_eq!(degraded(&bare(), &trapping(Some(false)), 0), traps);
+    assert_eq!(degraded(&bare(), &trapping(None), 0), traps);
+    assert_eq!(degraded(&bare(), &trapping(Some(true)), 0), []);
+    // The guest's counters are the host's: no offset.
+    let unmoved = Checkpoint { cntvct: GuestCount(300), cntpct: GuestCount(300), ..bare() };
+    assert_eq!(degraded(&unmoved, &trapping(None), 0), []);
+    assert_eq!(degraded(&unmoved, &trapping(None), 1), traps);
+    let abilities = Abilities { physical_offset_untrapped: None, ..old().abilities };
+    assert_eq!(degraded(&bare(), &Target { abilities, ..old() }, 0), [], "it isn't set there");
+}
+
+#[test]
+fn a_method_warns_of_what_it_does_to_the_vm() {
+    let warns =
+        |to: &Target, in_place| made(&bare(), to, here(0), Request { in_place, ..asks(Policy::FREEZE) }).warnings;
+    let by_value = [Diagnostic::SetByValue, Diagnostic::LostByAnotherVcpu];
+    assert_eq!(warns(&target(), false), []);
+    assert_eq!(warns(&not_opted_in(), false), [Diagnostic::OptsIn]);
+    assert_eq!(warns(&not_opted_in(), true), by_value);
+    assert_eq!(warns(&old(), false), [Diagnostic::LostByAnotherVcpu]);
+}
+
+#[test]
+fn an_enabled_physical_timer_misfires_where_its_cval_and_the_offset_leave_64_bits() {
+    let misfires = |saved: &Checkpoint, to: &Target| {
+        let warnings = made(saved, to, here(0), asks(Policy::FREEZE)).warnings;
+        let found = warnings.into_iter().filter_map(|warning| match warning {
+            Diagnostic::PhysicalTimerMisfires { vcpu, cval, offset } => Some((vcpu, cval, offset)),
+            _ => None,
+        });
+        found.collect::<Vec<_>>()
+    };
+    let to = trapping(None);
+    // The host is 100 ticks ahead of the guest.
+    let last = u64::MAX - 100;
+    assert_eq!(misfires(&with_ptimer(1, last), &to), []);
+    assert_eq!(misfires(&with_ptimer(1, last + 1), &to), [(0, last + 1, 100)]);
+    assert_eq!(misfires(&with_ptimer(3, last + 1), &to), [(0, last + 1, 100)], "masked, and it is on");
+    assert_eq!(misfires(&with_ptimer(2, last + 1), &to), []);
+    assert_eq!(misfires(&with_ptimer(0, last + 1), &to), []);
+    assert_eq!(misfires(&with_ptimer(1, last + 1), &trapping(Some(true))), []);
+    let virtual_alone = Checkpoint { timers: vec![timer(Timer::Vtimer, &[1], &[u64::MAX])], ..bare() };
+    assert_eq!(misfires(&virtual_alone, &to), []);
+    // And here it is behind.
+    let ahead = |cval| Checkpoint { cntvct: GuestCount(400), cntpct: GuestCount(400), ..with_ptimer(1, cval) };
+    assert_eq!(misfires(&ahead(100), &to), []);
+    assert_eq!(misfires(&ahead(99), &to), [(0, 99, -100)]);
+    // On each vCPU of its own.
+    let timers = vec![timer(Timer::Ptimer, &[1, 0, 1], &[0, u64::MAX, u64::MAX])];
+    let three = Checkpoint { vcpus: 3, timers, ..bare() };
+    assert_eq!(misfires(&three, &Target { vcpus: 3, ..to }), [(2, u64::MAX, 100)]);
+}
+
+#[test]
+fn a_counter_or_its_offset_reaches_the_width() {
+    const TOP: u64 = 1 << 56;
+    let reaches = |virt, phys, host, counter_bits| {
+        let abilities = Abilities { counter_bits, ..target().abilities };
+        let to = Target { opted_in: false, abilities, ..target() };
+        let saved = Checkpoint { cntvct: GuestCount(virt), cntpct: GuestCount(phys), ..bare() };
+        let at = Stamp { count: HostCount(host), ..here(0) };
+        let warnings = made(&saved, &to, at, Request { in_place: true, ..asks(Policy::FREEZE) }).warnings;
+        warnings.into_iter().find_map(|warning| match warning {
+            Diagnostic::ReachesWidth { bits, stated } => Some((bits, stated)),
+            _ => None,
+        })
+    };
+    let (stated, maybe) = (Some((56, true)), Some((56, false)));
+    assert_eq!(reaches(TOP - 1, TOP - 1, TOP - 1, Some(56)), None);
+    assert_eq!(reaches(TOP, TOP - 1, TOP, Some(56)), stated, "the virtual counter");
+    assert_eq!(reaches(TOP - 1, TOP, TOP - 1, Some(56)), stated, "the physical one");
+    assert_eq!(reaches(0, 0, TOP, Some(56)), stated, "the offset");
+    assert_eq!(reaches(0, 0, TOP - 1, Some(56)), None);
+    assert_eq!(reaches(5, 5, 0, Some(56)), None, "a small offset below zero");
+    assert_eq!(reaches(TOP, TOP, TOP, None), maybe);
+    assert_eq!(reaches(TOP, TOP, TOP, Some(57)), None);
+    assert_eq!(reaches(u64::MAX, u64::MAX, 1 << 63, Some(64)), None);
+}
+
+#[test]
+fn a_cap_and_a_large_jump_are_told() {
+    let warns = |ticks, policy| later(&bare(), ticks, asks(policy)).unwrap().warnings;
+    assert_eq!(warns(1000, Policy::advance_up_to(16_000)), []);
+    assert_eq!(warns(1000, Policy::advance_up_to(15_999)), [Diagnostic::Capped { added_ticks: 999 }]);
+    let second = 62_500_000;
+    assert_eq!(warns(17 * second, Policy::ADVANCE), []);
+    for (s, felt) in [(18, 1), (20, 1), (21, 2)] {
+        let [Diagnostic::LargeJump { jump_ns, limits }] = &warns(s * second, Policy::ADVANCE)[..] else {
+            panic!("{s}")
+        };
+        let names = ["soft lockup", "RCU stall"];
+        assert_eq!((*jump_ns, limits.len()), (u128::from(s) * 1_000_000_000, felt));
+        assert!(limits.iter().zip(names).all(|(limit, name)| limit.name == name));
+    }
+}
+
+#[test]
+fn a_wall_clock_that_contradicts_the_rest_is_told() {
+    let warns = |at, request| made(&bare(), &target(), at, request).warnings;
+    let stepped = Stamp { realtime_ns: 1_000_000_000, ..here(0) };
+    let freeze = asks(Policy::FREEZE);
+    assert_eq!(warns(here(0), freeze), []);
+    assert_eq!(warns(stepped, freeze), [Diagnostic::WallClockContradicts]);
+    for decided in [false, true] {
+        assert_eq!(warns(stepped, Request { same_counter: Some(decided), ..freeze }), [], "the caller knows");
+    }
+    // Another machine contradicts nothing.
+    assert_eq!(made(&abroad(), &target(), there(0), freeze).warnings, []);
+}
+
+#[test]
+fn a_live_update_stays_on_its_counter() {
+    let warns = |intent, same_counter| {
+        let request = Request { intent, same_counter: Some(same_counter), ..asks(Policy::FREEZE) };
+        made(&bare(), &target(), here(0), request).warnings
+    };
+    assert_eq!(warns(Some(Intent::LiveUpdate), false), [Diagnostic::LiveUpdateElsewhere]);
+    assert_eq!(warns(Some(Intent::LiveUpdate), true), []);
+    assert_eq!(warns(Some(Intent::LiveMigration), false), []);
+    assert_eq!(warns(None, false), []);
+}
+
+#[test]
+fn a_bound_that_nobody_verified_is_told() {
+    let unverified = |stamp| Stamp { synchronized: Some(true), max_error_ns: Some(400), ..stamp };
+    let declared = |stamp: Stamp| stamp.vouched_by(vouches(Quality::Declared));
+    let unsynchronized = |stamp| declared(Stamp { synchronized: Some(false), ..stamp });
+    let warns =
+        |saved: Stamp, at, request| made(&Checkpoint { host: saved, ..abroad() }, &target(), at, request).warnings;
+    let (host, now) = (abroad().host, there(5));
+    let kernel = |side| Diagnostic::KernelUnverified { side, max_error_ns: 400 };
+    let unsync = |side| Diagnostic::Unsynchronized { side };
+    let (saved, side) = (Side::Saved, Side::Here);
+    let advance = asks(Policy::ADVANCE);
+    assert_eq!(warns(declared(host), declared(now), advance), []);
+    assert_eq!(warns(unverified(host), declared(now), advance), [kernel(saved)]);
+    assert_eq!(warns(declared(host), unverified(now), advance), [kernel(side)]);
+    assert_eq!(warns(unsynchronized(host), declared(now), advance), [unsync(saved)]);
+    assert_eq!(warns(declared(host), unsynchronized(now), advance), [unsync(side)]);
+    let sure = |stamp| declared(unverified(stamp));
+    assert_eq!(warns(sure(host), sure(now), advance), [], "declared, and synchronised");
+    // Where the wall clocks aren't asked, or the caller assumes, nobody has to.
+    for request in [
+        asks(Policy::FREEZE),
+        Request { assume_error_ns: Some(9), ..advance },
+        Request { elapsed_ns: Some(9), ..advance },
+    ] {
+        assert_eq!(warns(unverified(host), unsynchronized(now), request), []);
+    }
+    assert_eq!(now.vouched(), Err(Unvouched::Nobody));
+}
+
+#[test]
+fn a_backlog_warns_where_it_is_late_large_or_fast() {
+    let catch_up = |step_ns, interval_ns, within_ns| {
+        let Backlog { step_ns, interval_ns, .. } = Backlog::new(1, step_ns, interval_ns).unwrap();
+        Policy::catch_up(Repay { step_ns, interval_ns, within_ns }, 0)
+    };
+    let warns = |ticks, policy| {
+        let request = Request { in_place: true, ..asks(policy) };
+        let all = made(&bare(), &target(), here(ticks), request).warnings;
+        all.into_iter().filter(|warning| !matches!(warning, Diagnostic::LargeJump { .. })).collect::<Vec<_>>()
+    };
+    assert_eq!(warns(100, catch_up(160, 320, Some(3200))), []);
+    let late = Refusal::DeadlineMissed { remaining_ns: 1600, needed_ns: 3200, within_ns: 3199 };
+    assert_eq!(warns(100, catch_up(160, 320, Some(3199))), [Diagnostic::BacklogLate(late)]);
+    // Without a backlog there is nothing to warn of.
+    assert_eq!(warns(0, catch_up(20_000_000_000, 1, Some(0))), []);
+    let large = 10_000_000_000;
+    assert_eq!(warns(100, catch_up(large - 1, large, None)), []);
+    assert_eq!(warns(100, catch_up(large, large, None)), [Diagnostic::LargeStep { step_ns: large }]);
+    assert_eq!(warns(100, catch_up(1000, 1000, None)), []);
+    assert_eq!(warns(100, catch_up(1001, 1000, None)), [Diagnostic::FastCatchUp { rate_permille: 2001 }]);
+
+    let saved = Checkpoint { backlog: Backlog::new(50, 160, 320), ..bare() };
+    assert_eq!(made(&saved, &target(), here(0), asks(Policy::FREEZE)).warnings, []);
+    let by_value = [Diagnostic::LostByAnotherVcpu, Diagnostic::BacklogByValue];
+    assert_eq!(made(&saved, &old(), here(0), asks(Policy::FREEZE)).warnings, by_value);
+}
+
+#[test]
+fn what_is_unknown_is_passed_on() {
+    let unknown = vec![UnknownKey { key: "later".into(), value: vec![0] }];
+    let saved = Checkpoint { unknown, ..bare() };
+    let passed_on = [Diagnostic::PassedOn(Unknown::Key("later".into()))];
+    assert_eq!(later(&saved, 0, asks(Policy::FREEZE)).unwrap().warnings, passed_on);
+}

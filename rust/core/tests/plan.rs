@@ -1,0 +1,493 @@
+//! Plans by worked numbers: how much time each policy gives, by which method, how far off, and what is refused.
+//!
+//! The counter has 16 ns a tick; the guest's counters read 200 at the checkpoint, when the host's read 300.
+
+mod common;
+
+use common::target::{abroad, asks, here, later, not_opted_in, old, registers, target, there};
+use common::{bare, timer};
+use guestclock_core::arch::arm64::{Encoding, Role, Timer, View};
+use guestclock_core::checkpoint::{Backlog, Checkpoint, RegisterColumn, UnknownKey};
+use guestclock_core::restore::{
+    Deadlines, Method, NeedsCounterOffset, Plan, Policy, Refusal, Repay, Report, Request, Rest, RunState, Skew, State,
+    Target, Views, Written, plan, same_topology,
+};
+use guestclock_core::time::elapsed::HostClock;
+use guestclock_core::time::{
+    ElapsedError, ErrorBound, Frequency, GuestCount, HostCount, MAX_ELAPSED_NS, Offset, OffsetInterval, Quality, Stamp,
+    SyncBound,
+};
+
+/// So many ticks, 160 ns (10 ticks) in a step, one step every 320 ns (20 ticks).
+fn backlog(ticks: u64) -> Option<Backlog> {
+    Backlog::new(ticks, 160, 320)
+}
+
+/// These steps, after so much at once.
+fn repays(at_once_ns: u64, within_ns: Option<u64>) -> Policy {
+    let Backlog { step_ns, interval_ns, .. } = backlog(1).unwrap();
+    Policy::catch_up(Repay { step_ns, interval_ns, within_ns }, at_once_ns)
+}
+
+fn catch_up(within_ns: Option<u64>) -> Policy {
+    repays(0, within_ns)
+}
+
+fn with(backlog: Option<Backlog>) -> Checkpoint {
+    Checkpoint { backlog, ..bare() }
+}
+
+#[test]
+fn a_policy_shares_out_the_elapsed_time() {
+    // A thousand ticks have passed: 16 us. (added, backlog, beyond the cap)
+    for (policy, before, added, remaining, beyond) in [
+        (Policy::FREEZE, None, 0, 0, None),
+        (Policy::FREEZE, backlog(50), 0, 50, None),
+        (Policy::ADVANCE, None, 1000, 0, None),
+        (Policy::ADVANCE, backlog(50), 1050, 0, None),
+        (Policy::advance_up_to(8000), None, 500, 0, Some(500)),
+        (Policy::advance_up_to(16_000), None, 1000, 0, None),
+        (Policy::advance_up_to(16_000), backlog(50), 1000, 0, Some(50)),
+        (Policy::advance_up_to(16_016), None, 1000, 0, None),
+        (catch_up(None), None, 0, 1000, None),
+        (catch_up(None), backlog(50), 0, 1050, None),
+        (repays(8000, None), backlog(50), 500, 550, None),
+        (repays(16_800, None), backlog(50), 1050, 0, None),
+    ] {
+        let saved = Checkpoint { width_ticks: 3, ..with(before) };
+        let made = later(&saved, 1000, asks(policy)).unwrap();
+        let outcome = made.as_of;
+        assert_eq!((outcome.added_ticks, outcome.backlog_ticks), (added, remaining), "{policy}");
+        assert_eq!((outcome.capped, outcome.count), (beyond.is_some(), HostCount(1300)), "{policy}");
+        let bound = ErrorBound { reads_ticks: 3, beyond_cap_ticks: beyond.unwrap_or(0), ..ErrorBound::default() };
+        assert_eq!(outcome.bound, bound, "{policy}");
+        assert_eq!((outcome.cntvct, outcome.cntpct), (GuestCount(200 + added), GuestCount(200 + added)), "{policy}");
+        assert_eq!(outcome.virtual_offset(), Offset(1100 - added), "{policy}");
+        assert_eq!(outcome.physical_offset(), Offset(1100 - added), "{policy}");
+        let from_now = match policy.rest() {
+            Rest::Keep => before,
+            Rest::Forget => None,
+            Rest::Repay(_) => backlog(remaining),
+        };
+        assert_eq!(made.backlog(&outcome), from_now, "{policy}");
+    }
+}
+
+#[test]
+fn nothing_missed_leaves_no_backlog() {
+    let made = later(&bare(), 0, asks(catch_up(None))).unwrap();
+    assert_eq!((made.as_of.backlog_ticks, made.backlog(&made.as_of)), (0, None));
+}
+
+#[test]
+fn another_vm_has_the_plans_time_and_its_own_counters() {
+    let made = later(&bare(), 1000, asks(Policy::ADVANCE)).unwrap();
+    let other = made.outcome_of(&made.as_of, (GuestCount(7), GuestCount(9)));
+    assert_eq!((other.cntvct, other.cntpct), (GuestCount(1007), GuestCount(1009)));
+    assert_eq!((other.count, other.added_ticks, other.bound), (made.as_of.count, 1000, made.as_of.bound));
+    let adopting = later(&bare(), 1000, Request { views: Views::AdoptVirtual, ..asks(Policy::ADVANCE) }).unwrap();
+    assert_eq!(adopting.outcome_of(&made.as_of, (GuestCount(7), GuestCount(9))).cntpct, GuestCount(1007));
+}
+
+fn vouches(max_error_ns: u64, age_ns: u64) -> SyncBound {
+    SyncBound { max_error_ns, age_ns, holdover_ppb: 100, quality: Quality::Declared, tai_offset_s: None }
+}
+
+/// A checkpoint of another machine, and a stamp of this one, both vouched for.
+fn vouched() -> (Checkpoint, Stamp) {
+    let saved = Checkpoint { host: abroad().host.vouched_by(vouches(400, 7)), width_ticks: 3, ..abroad() };
+    (saved, there(1_600_000).vouched_by(vouches(500, 11)))
+}
+
+fn error(refused: Result<Plan, Refusal>) -> ElapsedError {
+    match refused {
+        Err(Refusal::Elapsed(error)) => error,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn two_wall_clocks_bound_what_they_say() {
+    let (saved, now) = vouched();
+    let made = plan(&saved, &target(), now, asks(Policy::ADVANCE)).unwrap();
+    assert!(!made.same_counter && made.needs_the_wall_clock());
+    assert_eq!(made.as_of.added_ticks, 100_000);
+    let brackets = ErrorBound {
+        reads_ticks: 3,
+        rounding_ticks: 1,
+        saved_bracket_ns: 30,
+        here_bracket_ns: 50,
+        ..ErrorBound::default()
+    };
+    let by_both =
+        ErrorBound { saved_sync_ns: 400, here_sync_ns: 500, saved_holdover: 700, here_holdover: 1100, ..brackets };
+    assert_eq!(made.as_of.bound, by_both);
+
+    // The caller's word replaces both, and either may then be unknown.
+    let assumes = Request { assume_error_ns: Some(900), ..asks(Policy::ADVANCE) };
+    for (saved, now) in [(&saved, now), (&abroad(), now), (&saved, there(1_600_000))] {
+        let bound = plan(saved, &target(), now, assumes).unwrap().as_of.bound;
+        let width = saved.width_ticks;
+        assert_eq!(bound, ErrorBound { reads_ticks: width, assumed_ns: 900, ..brackets });
+    }
+    // Except where nothing at all is known of the host.
+    let frequency = Frequency::new(62_500_000).unwrap();
+    let of_nobody = Checkpoint { host: Stamp::of_unknown_host(frequency), ..bare() };
+    assert!(matches!(error(plan(&of_nobody, &target(), now, assumes)), ElapsedError::Unknown(_)));
+    for (saved, now) in [(&abroad(), now), (&saved, there(1_600_000))] {
+        assert!(matches!(error(plan(saved, &target(), now, asks(Policy::ADVANCE))), ElapsedError::Unknown(_)));
+    }
+}
+
+#[test]
+fn wall_clocks_are_believed_for_a_year() {
+    let (saved, now) = vouched();
+    let longest = i64::try_from(MAX_ELAPSED_NS).unwrap();
+    assert_eq!(MAX_ELAPSED_NS, 31_622_400_000_000_000, "366 days");
+    let at = |realtime_ns| Stamp { realtime_ns, ..now };
+    let planned = |realtime_ns, request| plan(&saved, &target(), at(realtime_ns), request);
+    assert!(planned(longest, asks(Policy::ADVANCE)).is_ok());
+    let too_long = ElapsedError::TooLong { elapsed_ns: MAX_ELAPSED_NS + 1, longest_ns: MAX_ELAPSED_NS };
+    assert_eq!(error(planned(longest + 1, asks(Policy::ADVANCE))), too_long);
+    assert_eq!(error(planned(longest + 1, asks(repays(1600, None)))), too_long);
+    // The caller decides otherwise, or caps the time.
+    let shorter = Request { max_elapsed_ns: Some(1000), ..asks(Policy::ADVANCE) };
+    assert!(planned(1000, shorter).is_ok());
+    assert_eq!(error(planned(1001, shorter)), ElapsedError::TooLong { elapsed_ns: 1001, longest_ns: 1000 });
+    let made = planned(longest + 1, asks(Policy::advance_up_to(1600))).unwrap();
+    assert_eq!((made.as_of.added_ticks, made.as_of.capped), (100, true));
+    let backwards = ElapsedError::ClockWentBackwards { clock: HostClock::Realtime, saved: 0, host: -1 };
+    assert_eq!(error(planned(-1, asks(Policy::ADVANCE))), backwards);
+    assert_eq!(planned(0, asks(Policy::ADVANCE)).unwrap().as_of.added_ticks, 0);
+    assert!(planned(-1, asks(Policy::FREEZE)).is_ok(), "it asks no clock");
+}
+
+#[test]
+fn one_counter_is_exact_and_never_goes_back() {
+    let forced = Request { same_counter: Some(true), ..asks(Policy::ADVANCE) };
+    let made = plan(&abroad(), &target(), Stamp { count: HostCount(305), ..there(-1) }, forced).unwrap();
+    assert_eq!((made.as_of.added_ticks, made.as_of.bound, made.rate_step_ppb), (5, ErrorBound::default(), Some(0)));
+    let backwards = ElapsedError::ClockWentBackwards { clock: HostClock::Counter, saved: 300, host: 299 };
+    let before = Stamp { count: HostCount(299), ..there(0) };
+    assert_eq!(error(plan(&abroad(), &target(), before, forced)), backwards);
+    let denied = Request { same_counter: Some(false), assume_error_ns: Some(0), ..asks(Policy::ADVANCE) };
+    let made = later(&bare(), 1000, denied).unwrap();
+    assert_eq!((made.same_counter, made.as_of.bound.rounding_ticks), (false, 1));
+}
+
+#[test]
+fn the_callers_word_is_of_the_plan_and_the_counter_goes_on_from_there() {
+    let told = Request { elapsed_ns: Some(1615), ..asks(Policy::ADVANCE) };
+    let made = plan(&abroad(), &target(), there(0), told).unwrap();
+    // 1615 ns are 100 ticks and a part of one.
+    let bound = ErrorBound { rounding_ticks: 1, ..ErrorBound::default() };
+    assert_eq!((made.as_of.added_ticks, made.as_of.bound), (100, bound));
+    assert!(!made.needs_the_wall_clock());
+    let after = |ticks: u64| Stamp { count: HostCount(5 + ticks), ..there(0) };
+    assert_eq!(made.at(&after(7)).unwrap().added_ticks, 107);
+    let backwards = ElapsedError::ClockWentBackwards { clock: HostClock::Counter, saved: 5, host: 4 };
+    assert_eq!(made.at(&Stamp { count: HostCount(4), ..there(0) }), Err(backwards.into()));
+    let assumed = Request { assume_error_ns: Some(900), ..told };
+    let bound = ErrorBound { assumed_ns: 900, ..bound };
+    assert_eq!(plan(&abroad(), &target(), there(0), assumed).unwrap().as_of.bound, bound);
+}
+
+#[test]
+fn only_time_by_two_wall_clocks_needs_them() {
+    let (saved, now) = vouched();
+    for policy in [Policy::FREEZE, Policy::ADVANCE, catch_up(None)] {
+        for same_counter in [false, true] {
+            for elapsed_ns in [None, Some(5)] {
+                let request = Request { same_counter: Some(same_counter), elapsed_ns, ..asks(policy) };
+                let needs = policy != Policy::FREEZE && !same_counter && elapsed_ns.is_none();
+                let now = Stamp { count: HostCount(400), ..now };
+                assert_eq!(plan(&saved, &target(), now, request).unwrap().needs_the_wall_clock(), needs, "{request:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_declared_bound_ages_with_a_counter_that_may_be_slow() {
+    let declared = Request { sync: Some(vouches(500, 11)), ..asks(Policy::ADVANCE) };
+    let (saved, _) = vouched();
+    let made = plan(&saved, &target(), there(1_600_000), declared).unwrap();
+    assert_eq!(made.sample.sync, Some(vouches(500, 11)));
+    let after = |ticks: u64| Stamp { count: HostCount(5_u64.wrapping_add(ticks)), ..there(0) };
+    // 2000 ticks are 32 000 ns, and up to 32 016.008 ns of a counter that is 500 ppm slow.
+    assert_eq!(made.vouched(after(2000)).sync, Some(vouches(500, 11 + 32_017)));
+    // 1999 s are 2000 s then, and more than 64 bits hold are held at their end.
+    assert_eq!(made.vouched(after(1999 * 62_500_000)).sync, Some(vouches(500, 11 + 2_000_000_000_000)));
+    assert_eq!(made.vouched(after(u64::MAX)).sync.unwrap().age_ns, u64::MAX);
+    let undeclared = later(&bare(), 1000, asks(Policy::ADVANCE)).unwrap();
+    assert_eq!(undeclared.vouched(after(2000)), after(2000));
+}
+
+#[test]
+fn a_method_follows_from_the_counters_the_vm_and_the_request() {
+    use Method::{ByValue, Offset, VirtualOnly};
+    let no_offset = |of: Target| {
+        let abilities = guestclock_core::arch::Abilities { counter_offset: false, ..of.abilities };
+        Target { abilities, ..of }
+    };
+    let equal = bare();
+    let skewed = Checkpoint { cntpct: GuestCount(900), ..bare() };
+    let skew = |why| Err(Refusal::CounterSkew { cntvct: 200, cntpct: 900, why });
+    let needs = Err(Refusal::NoCounterOffset { needed_by: NeedsCounterOffset::AdoptedView });
+    let (preserve, refuse, adopt) = (Views::Preserve, Views::Refuse, Views::AdoptVirtual);
+    for (saved, to, views, in_place, expected) in [
+        // A VM that has opted in has one offset for both counters.
+        (&equal, target(), preserve, false, Ok(Offset)),
+        (&equal, target(), preserve, true, Ok(Offset)),
+        (&equal, target(), refuse, false, Ok(Offset)),
+        (&skewed, target(), preserve, false, skew(Skew::OptedIn)),
+        (&skewed, target(), preserve, true, skew(Skew::OptedIn)),
+        (&skewed, target(), refuse, false, skew(Skew::OptedIn)),
+        (&skewed, target(), adopt, false, Ok(Offset)),
+        // Another is opted in, unless that would change more than was asked for.
+        (&equal, not_opted_in(), preserve, false, Ok(Offset)),
+        (&equal, not_opted_in(), preserve, true, Ok(ByValue)),
+        (&equal, not_opted_in(), refuse, true, Ok(ByValue)),
+        (&equal, not_opted_in(), adopt, true, Ok(Offset)),
+        (&skewed, not_opted_in(), preserve, false, Ok(ByValue)),
+        (&skewed, not_opted_in(), refuse, false, skew(Skew::RefusalAskedFor)),
+        (&skewed, not_opted_in(), refuse, true, skew(Skew::RefusalAskedFor)),
+        (&skewed, not_opted_in(), adopt, false, Ok(Offset)),
+        // Without the ioctl there is no offset.
+        (&equal, no_offset(not_opted_in()), preserve, false, Ok(ByValue)),
+        (&equal, no_offset(not_opted_in()), refuse, false, Ok(ByValue)),
+        (&skewed, no_offset(not_opted_in()), preserve, false, Ok(ByValue)),
+        (&equal, no_offset(not_opted_in()), adopt, false, needs.clone()),
+        (&equal, old(), preserve, false, Ok(VirtualOnly)),
+        (&skewed, old(), preserve, true, Ok(VirtualOnly)),
+        (&skewed, old(), adopt, false, needs),
+    ] {
+        let request = Request { views, in_place, ..Request::default() };
+        let case = format!("{} {views:?} {in_place} {to:?}", saved.cntpct.0);
+        assert_eq!(plan(saved, &to, here(0), request).map(|made| made.method), expected, "{case}");
+    }
+    assert_eq!([Offset, ByValue, VirtualOnly].map(Method::name), ["offset", "by-value", "virtual-only"]);
+}
+
+#[test]
+fn adopting_gives_the_physical_counter_up() {
+    let skewed = Checkpoint { cntpct: GuestCount(900), ..bare() };
+    let adopting = Request { views: Views::AdoptVirtual, ..asks(Policy::ADVANCE) };
+    let made = later(&skewed, 10, adopting).unwrap();
+    assert_eq!((made.as_of.cntvct, made.as_of.cntpct), (GuestCount(210), GuestCount(210)));
+    assert_eq!([View::Virtual, View::Physical].map(|view| made.saved_counter(view)), [GuestCount(200); 2]);
+    let kept = plan(&skewed, &not_opted_in(), here(10), asks(Policy::ADVANCE)).unwrap();
+    assert_eq!((kept.as_of.cntvct, kept.as_of.cntpct), (GuestCount(210), GuestCount(910)));
+    assert_eq!([View::Virtual, View::Physical].map(|view| kept.saved_counter(view).0), [200, 900]);
+    assert_eq!((kept.saved_at(), kept.generation, kept.frequency().hz()), (&bare().host, 7, 62_500_000));
+}
+
+#[test]
+fn another_frequency_is_refused_with_what_the_guest_would_take_it_for() {
+    let told = |saved_hz: u32, vm_hz: u32, host_hz: u64| {
+        let saved = Checkpoint { cntfrq_hz: saved_hz, ..bare() };
+        let sample = Stamp { frequency: Frequency::new(host_hz).unwrap(), ..here(0) };
+        plan(&saved, &Target { cntfrq_hz: vm_hz, ..target() }, sample, Request::default()).map(drop)
+    };
+    assert_eq!(told(62_500_000, 62_500_000, 62_500_000), Ok(()));
+    let mismatch = |saved_hz, host_hz| Err(Refusal::FrequencyMismatch { saved_hz, host_hz });
+    assert_eq!(told(62_500_000, 50_000_000, 62_500_000), mismatch(62_500_000, 50_000_000));
+    assert_eq!(told(62_500_000, 62_500_000, 50_000_000), mismatch(62_500_000, 50_000_000));
+    for (saved_hz, host_hz, words) in [
+        (50_000_000, 62_500_000, "take each second for 1250 ms, a drift of +250000 ppm"),
+        (62_500_000, 50_000_000, "take each second for 800 ms, a drift of -200000 ppm"),
+        // Rounded away from zero.
+        (1_000_000_000, 1_000_000_001, "take each second for 1000 ms, a drift of +1 ppm"),
+        (1_000_000_000, 999_999_999, "take each second for 999 ms, a drift of -1 ppm"),
+    ] {
+        let refused = Refusal::FrequencyMismatch { saved_hz, host_hz }.to_string();
+        assert!(refused.contains(words), "{refused}");
+    }
+}
+
+#[test]
+fn another_topology_is_refused_by_what_differs() {
+    const NEW: u64 = Encoding(3, 4, 14, 6, 0).one_reg_id();
+    let fits = |saved: &Checkpoint, to: &Target| match same_topology(saved, to) {
+        Ok(()) => None,
+        Err(Refusal::TopologyMismatch { what, saved, host }) => Some((what, saved, host)),
+        Err(other) => panic!("{other}"),
+    };
+    let of = |more: &[Role]| Target { registers: registers(more), ..target() };
+    let (hv, hp) = (Role::Cval(Timer::Hvtimer), Role::Cval(Timer::Hptimer));
+    let vtimer = timer(Timer::Vtimer, &[1], &[1000]);
+    let ptimer = timer(Timer::Ptimer, &[1], &[1000]);
+    let hptimer = timer(Timer::Hptimer, &[1], &[1000]);
+    let nested = Checkpoint { cntvoff: Some(vec![4]), timers: vec![vtimer.clone(), hptimer], ..bare() };
+    let others = Checkpoint { others: vec![RegisterColumn { id: NEW, values: vec![5] }], ..bare() };
+
+    assert_eq!(fits(&bare(), &target()), None);
+    // The physical timer's absence is a warning, on either side.
+    assert_eq!(fits(&Checkpoint { timers: vec![vtimer, ptimer], ..bare() }, &target()), None);
+    assert_eq!(fits(&bare(), &old()), None);
+    assert_eq!(fits(&nested, &of(&[Role::Cntvoff, hp])), None);
+    assert_eq!(fits(&bare(), &Target { vcpus: 2, ..target() }), Some(("vCPUs", 1, 2)));
+    assert_eq!(fits(&nested, &of(&[hp])), Some(("vCPUs with EL2", 1, 0)));
+    assert_eq!(fits(&bare(), &of(&[Role::Cntvoff])), Some(("vCPUs with EL2", 0, 1)));
+    let timers = "timers besides the physical one on each vCPU";
+    assert_eq!(fits(&nested, &of(&[Role::Cntvoff, hv, hp])), Some((timers, 2, 3)));
+    assert_eq!(fits(&bare(), &of(&[hp])), Some((timers, 1, 2)));
+    let unknown = "timer registers unknown to guestclock";
+    assert_eq!(fits(&others, &target()), Some((unknown, 1, 0)));
+    let has_it = Target { registers: vec![NEW].into(), ..target() };
+    assert_eq!(fits(&others, &has_it), None);
+    assert_eq!(fits(&bare(), &has_it), None, "a register more than was saved");
+}
+
+#[test]
+fn strictness_refuses_what_is_unknown() {
+    let unknown = UnknownKey { key: "later".into(), value: vec![0] };
+    let saved = Checkpoint { unknown: vec![unknown], ..bare() };
+    let strict = Request { strict: true, ..Request::default() };
+    assert!(matches!(later(&saved, 0, strict), Err(Refusal::Unknown { .. })));
+    assert!(later(&saved, 0, Request::default()).is_ok());
+    assert!(later(&bare(), 0, strict).is_ok());
+}
+
+#[test]
+fn timers_are_told_at_the_sample() {
+    let timers = vec![timer(Timer::Vtimer, &[1], &[210]), timer(Timer::Ptimer, &[1], &[190])];
+    let saved = Checkpoint { timers, ..bare() };
+    let overdue = |made: &Plan| {
+        let of = made.overdue.iter().map(|late| (late.timer, late.overdue_ticks.unwrap(), late.passed_in_pause));
+        of.collect::<Vec<_>>()
+    };
+    let (v, p) = (Timer::Vtimer, Timer::Ptimer);
+    assert_eq!(overdue(&later(&saved, 15, asks(Policy::ADVANCE)).unwrap()), [(v, 5, true), (p, 25, false)]);
+    assert_eq!(overdue(&later(&saved, 9, asks(Policy::ADVANCE)).unwrap()), [(p, 19, false)]);
+    // In place nobody looks at them.
+    assert_eq!(overdue(&later(&saved, 15, Request { in_place: true, ..asks(Policy::ADVANCE) }).unwrap()), []);
+    // With what was left to them.
+    let relative = Request { deadlines: Deadlines::Relative, ..asks(Policy::ADVANCE) };
+    let made = later(&saved, 15, relative).unwrap();
+    assert_eq!((made.cval_shift(&made.as_of), overdue(&made)), (15, vec![(p, 10, false)]));
+    let absolute = later(&saved, 15, asks(Policy::ADVANCE)).unwrap();
+    assert_eq!(absolute.cval_shift(&absolute.as_of), 0);
+    // Without the one that isn't restored.
+    let made = plan(&saved, &old(), here(15), asks(Policy::ADVANCE)).unwrap();
+    assert_eq!((made.method, overdue(&made)), (Method::VirtualOnly, vec![(v, 5, true)]));
+    let by_value =
+        plan(&saved, &not_opted_in(), here(15), Request { in_place: true, ..asks(Policy::ADVANCE) }).unwrap();
+    let told = by_value.timers_at(&saved, &by_value.as_of, 0).map(|status| status.timer);
+    assert_eq!((by_value.method, told.collect::<Vec<_>>()), (Method::ByValue, vec![v, p]));
+}
+
+#[test]
+fn only_all_of_the_time_on_one_counter_disrupts_nothing() {
+    let disrupts = |saved: &Checkpoint, request| later(saved, 1000, request).unwrap().disrupts();
+    let (saved, now) = vouched();
+    assert!(!disrupts(&bare(), asks(Policy::ADVANCE)));
+    assert!(!disrupts(&bare(), asks(Policy::advance_up_to(16_000))));
+    assert!(disrupts(&bare(), asks(Policy::advance_up_to(15_999))));
+    assert!(disrupts(&bare(), asks(Policy::FREEZE)));
+    assert!(disrupts(&bare(), asks(catch_up(None))));
+    assert!(disrupts(&bare(), Request { elapsed_ns: Some(0), ..asks(Policy::ADVANCE) }));
+    assert!(disrupts(&with(backlog(50)), asks(Policy::ADVANCE)));
+    assert!(disrupts(&Checkpoint { width_ticks: 1, ..bare() }, asks(Policy::ADVANCE)));
+    let elsewhere = Checkpoint { width_ticks: 0, ..saved };
+    assert!(plan(&elsewhere, &target(), now, asks(Policy::ADVANCE)).unwrap().disrupts());
+}
+
+#[test]
+fn a_jump_is_the_added_time_or_one_step() {
+    let jump = |saved: &Checkpoint, ticks, policy| {
+        let made = later(saved, ticks, asks(policy)).unwrap();
+        (made.jump_ticks(), made.jump_ns())
+    };
+    assert_eq!(jump(&bare(), 1000, Policy::FREEZE), (0, 0));
+    assert_eq!(jump(&bare(), 1000, Policy::ADVANCE), (1000, 16_000));
+    assert_eq!(jump(&bare(), 1000, catch_up(None)), (10, 160));
+    assert_eq!(jump(&bare(), 4, catch_up(None)), (4, 64), "the last step is smaller");
+    assert_eq!(jump(&with(backlog(50)), 1000, Policy::FREEZE), (10, 160));
+    let limits = |ticks| {
+        later(&bare(), ticks, asks(Policy::ADVANCE)).unwrap().limits().map(|(_, reached)| reached.name()).next()
+    };
+    let second = 62_500_000;
+    assert_eq!([1, 19, 20].map(|s| limits(s * second).unwrap()), ["not crossed", "perhaps crossed", "crossed"]);
+}
+
+#[test]
+fn a_backlog_has_to_be_paid_by_its_deadline() {
+    // 100 ticks in steps of 10: 3200 ns.
+    let planned = |within_ns, in_place| later(&bare(), 100, Request { in_place, ..asks(catch_up(within_ns)) });
+    assert!(planned(None, false).is_ok());
+    assert!(planned(Some(3200), false).is_ok());
+    let missed = Refusal::DeadlineMissed { remaining_ns: 1600, needed_ns: 3200, within_ns: 3199 };
+    assert_eq!(planned(Some(3199), false), Err(missed));
+    assert!(planned(Some(3199), true).is_ok(), "the pause is over");
+    let needs = Refusal::NoCounterOffset { needed_by: NeedsCounterOffset::CatchUpPlan };
+    assert_eq!(plan(&bare(), &old(), here(100), asks(catch_up(None))), Err(needs));
+    assert!(plan(&bare(), &old(), here(100), asks(Policy::ADVANCE)).is_ok());
+}
+
+#[test]
+fn a_run_state_is_open_to_the_last_one_that_closed_it() {
+    let made = later(&bare(), 1000, asks(Policy::ADVANCE)).unwrap();
+    let mut run = RunState::default();
+    assert_eq!((run.state(), run.holds(State::Open, 0)), (State::Open, Ok(())));
+    let pause = run.begin_pause();
+    assert_eq!((run.state(), run.holds(State::Paused, pause)), (State::Paused, Ok(())));
+    assert_eq!(run.holds(State::Restoring, pause), Err(Refusal::StalePlan));
+    let restore = run.begin_restore();
+    assert_ne!(pause, restore);
+    assert_eq!((run.state(), run.holds(State::Restoring, restore)), (State::Restoring, Ok(())));
+    assert_eq!(run.holds(State::Restoring, pause), Err(Refusal::StalePlan));
+    assert_eq!(run.holds(State::Paused, restore), Err(Refusal::StalePlan));
+    let again = run.begin_restore();
+    assert_eq!(run.holds(State::Restoring, restore), Err(Refusal::StalePlan), "overtaken");
+    run.open(&made, &made.as_of);
+    assert_eq!((run.state(), run.backlog(), run.holds(State::Open, again)), (State::Open, None, Ok(())));
+    run.go_on(&made, &made.as_of);
+    assert_eq!((run.state(), run.holds(State::Open, again)), (State::Open, Err(Refusal::StalePlan)));
+    let next = run.begin_pause();
+    assert!(![pause, restore, again].contains(&next));
+}
+
+#[test]
+fn steps_are_an_interval_apart_and_end_with_the_backlog() {
+    // 25 ticks, in steps of 10 with 20 between them.
+    let made = later(&bare(), 25, asks(catch_up(None))).unwrap();
+    let hz = made.frequency();
+    let mut run = RunState::default();
+    assert_eq!(run.next_step(hz), None);
+    run.begin_restore();
+    run.open(&made, &made.as_of);
+    let left = |run: &RunState| run.backlog().map(|backlog| backlog.remaining_ticks.get());
+    let next = |run: &RunState| run.next_step(hz).map(|step| (step.ticks, step.due.0, step.backlog_ticks));
+    assert_eq!((left(&run), next(&run)), (Some(25), Some((10, 325 + 20, 25))));
+    // On time, early, and late: no two are nearer than the interval.
+    run.step_taken(run.next_step(hz).unwrap(), HostCount(345), hz);
+    assert_eq!((left(&run), next(&run)), (Some(15), Some((10, 365, 15))));
+    let mut early = RunState::default();
+    early.go_on(&made, &made.as_of);
+    early.step_taken(early.next_step(hz).unwrap(), HostCount(340), hz);
+    assert_eq!(next(&early), Some((10, 365, 15)));
+    run.step_taken(run.next_step(hz).unwrap(), HostCount(400), hz);
+    assert_eq!((left(&run), next(&run)), (Some(5), Some((5, 420, 5))));
+    run.step_taken(run.next_step(hz).unwrap(), HostCount(420), hz);
+    assert_eq!((left(&run), next(&run)), (None, None));
+}
+
+#[test]
+fn a_report_learns_when_the_guest_went_on() {
+    let made = later(&bare(), 1000, asks(Policy::ADVANCE)).unwrap();
+    let report = Report {
+        outcome: made.as_of,
+        written: Written::ByValue { virt: OffsetInterval::exact(Offset(0)), phys: None },
+        writes: guestclock_core::restore::Writes::default(),
+        bound: made.as_of.bound,
+        cval_shift: 0,
+        before_checkpoint_ticks: None,
+        after_release_ticks: None,
+        plan: made,
+    };
+    let resumed = |count| report.resumed_at(HostCount(count));
+    assert_eq!(resumed(1299), None);
+    assert_eq!(resumed(1300).map(|report| report.after_release_ticks), Some(Some(0)));
+    assert_eq!(resumed(1307), Some(Report { after_release_ticks: Some(7), ..report.clone() }));
+}
