@@ -234,6 +234,16 @@ fn a_method_follows_from_the_counters_the_vm_and_the_request() {
     let skewed = Checkpoint { cntpct: GuestCount(900), ..bare() };
     let skew = |why| Err(Refusal::CounterSkew { cntvct: 200, cntpct: 900, why });
     let needs = Err(Refusal::NoCounterOffset { needed_by: NeedsCounterOffset::AdoptedView });
+    let empty = |of: Target| Target { vcpus: 0, ..of };
+    let no_vcpu = Err(Refusal::NoCounterOffset { needed_by: NeedsCounterOffset::NoVcpu });
+    let with_el2 = || Target { registers: registers(&[Role::Cntvoff]), ..not_opted_in() };
+    let read_apart = |ticks| Checkpoint {
+        cntpct: GuestCount(200_u64.wrapping_add(ticks)),
+        width_ticks: 20,
+        opted_in: false,
+        ..bare()
+    };
+    let el2 = |cntpct| Err(Refusal::CounterSkew { cntvct: 200, cntpct, why: Skew::El2 });
     let (preserve, refuse, adopt) = (Views::Preserve, Views::Refuse, Views::AdoptVirtual);
     for (saved, to, views, in_place, expected) in [
         // A VM that has opted in has one offset for both counters.
@@ -261,6 +271,17 @@ fn a_method_follows_from_the_counters_the_vm_and_the_request() {
         (&equal, old(), preserve, false, Ok(VirtualOnly)),
         (&skewed, old(), preserve, true, Ok(VirtualOnly)),
         (&skewed, old(), adopt, false, needs),
+        // A counter is set by value on a vCPU.
+        (&equal, empty(no_offset(not_opted_in())), preserve, false, no_vcpu.clone()),
+        (&skewed, empty(not_opted_in()), preserve, false, no_vcpu),
+        (&equal, empty(not_opted_in()), preserve, false, Ok(Offset)),
+        // A guest with EL2 has one offset for both. Its counters were each read within 20 ticks.
+        (&read_apart(40), with_el2(), preserve, false, Ok(ByValue)),
+        (&read_apart(41), with_el2(), preserve, false, el2(241)),
+        (&read_apart(40_u64.wrapping_neg()), with_el2(), preserve, false, Ok(ByValue)),
+        (&read_apart(41_u64.wrapping_neg()), with_el2(), preserve, false, el2(159)),
+        (&read_apart(41), with_el2(), preserve, true, Ok(ByValue)),
+        (&read_apart(41), with_el2(), adopt, false, Ok(Offset)),
     ] {
         let request = Request { views, in_place, ..Request::default() };
         let case = format!("{} {views:?} {in_place} {to:?}", saved.cntpct.0);
