@@ -17,6 +17,8 @@ PYTHON_CODE := python/guestclock tests examples benches lab tools
 TRACES = $(or $(wildcard out/kvm/*/*.jsonl.gz),$(error there are no traces in out/kvm: make kvm-test leaves them))
 # asv keeps what it knows of the machine in the home folder. It builds nothing here, so another home does.
 ASV := HOME=$(abspath benches/.asv) $(abspath $(PY)) -m asv
+# The one tool that isn't a Python package, in a folder of its version.
+CARGO_MUTANTS := target/cargo-mutants-27.1.0
 # Benchmarks of 64 vCPUs or 1000 timers, and those without a size.
 SMALL := ^(?!.*\b(1|512|4096|65536|100000|1000000)\b)
 
@@ -93,6 +95,26 @@ kvm-replay: $(NATIVE) ## Judges the traces of kvm-test again, by the model as it
 kvm-mutants: $(VENV)/.tools | cargo ## Plants wrong rules in copies of the tree: the traces of kvm-test have to contradict each
 	$(LAB) mutants --traces $(or $(TRACE),$(TRACES))
 
+# In two rounds: the core's quickest tests by themselves, and what they miss, by all of its tests and the model's. In a copy
+# of the tree, so that a run that is killed leaves no wrong rule behind; cp gives the files new times, so that nothing
+# built of one passes for built of this tree. The same inputs in each run, no search for smaller ones, and none kept, so
+# that a wrong rule is judged by the tests alone, and not by what they found of another.
+MUTATE = CARGO_TARGET_DIR=$(abspath target/mutated/target) \
+	PROPTEST_RNG_SEED=1 PROPTEST_MAX_SHRINK_ITERS=0 PROPTEST_DISABLE_FAILURE_PERSISTENCE=1 \
+	$(CARGO_MUTANTS)/bin/cargo-mutants mutants --dir target/mutated/tree --in-place --output out/mutants \
+	$(if $(ONLY),$(addprefix --file ,$(or $(wildcard $(ONLY)),$(error there is no $(ONLY)))))
+FIRST_ROUND := --lib --test=advice --test=plan --test=time --test=traps
+SECOND_ROUND := --lib --tests --package=guestclock-model
+.PHONY: mutants
+mutants: $(CARGO_MUTANTS)/bin/cargo-mutants ## Plants wrong rules in the core, which its tests and the model's have to catch: an hour, or SHARD=0/8 ONLY=file
+	rm -rf target/mutated/tree out/mutants && mkdir -p target/mutated/tree out/mutants
+	cp -r Cargo.toml Cargo.lock .cargo rust tests docs target/mutated/tree
+	$(MUTATE) $(if $(SHARD),--shard $(SHARD)) $(addprefix --cargo-arg=,$(FIRST_ROUND)) || [[ $$? == [23] ]]
+	cd out/mutants && cat mutants.out/{missed,timeout}.txt >left.txt
+	@if [[ -s out/mutants/left.txt ]]; then echo "Once more, by all tests:"; \
+		$(MUTATE) --list | grep -vxFf out/mutants/left.txt >out/mutants/mutants.out/previously_caught.txt || true; \
+		$(MUTATE) --iterate $(addprefix --cargo-arg=,$(SECOND_ROUND)); fi
+
 .PHONY: study
 study: $(NATIVE) ## 100 000 simulated migrations and every corner: no error exceeds its bound (docs/study.md); or SEED=n
 	$(LAB) study --seed $(or $(SEED),1) --plot out/guestclock-study.svg
@@ -119,7 +141,7 @@ fuzz: | cargo ## Hostile bytes for the checkpoint reader and a restore, led by t
 		-print_final_stats=1 out/fuzz/corpus tests/golden)
 
 .PHONY: deep-test
-deep-test: loom deep-model ## The slow tests: every interleaving; the model against the reference from a fresh seed, or SEED=n
+deep-test: loom deep-model mutants ## The slow tests: every interleaving; the model against the reference from a fresh seed, or SEED=n; make mutants
 
 .PHONY: deep-model
 deep-model: $(NATIVE)
@@ -224,6 +246,9 @@ $(VENV)/.made: | cargo
 		"On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	"$(PYTHON)" -m venv --clear $(VENV)
 	@touch $@
+
+$(CARGO_MUTANTS)/bin/cargo-mutants: | cargo
+	cargo install cargo-mutants --version $(lastword $(subst -, ,$(CARGO_MUTANTS))) --locked --root $(CARGO_MUTANTS)
 
 $(VENV)/.tools: requirements-dev.txt | $(VENV)/.made
 	$(PY) -m pip install --quiet --requirement requirements-dev.txt
