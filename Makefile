@@ -103,7 +103,7 @@ MUTATE = CARGO_TARGET_DIR=$(abspath target/mutated/target) \
 	PROPTEST_RNG_SEED=1 PROPTEST_MAX_SHRINK_ITERS=0 PROPTEST_DISABLE_FAILURE_PERSISTENCE=1 \
 	$(CARGO_MUTANTS)/bin/cargo-mutants mutants --dir target/mutated/tree --in-place --output out/mutants \
 	$(if $(ONLY),$(addprefix --file ,$(or $(wildcard $(ONLY)),$(error there is no $(ONLY)))))
-FIRST_ROUND := --lib --test=advice --test=plan --test=time --test=traps
+FIRST_ROUND := --lib --test=advice --test=arch --test=plan --test=time --test=traps
 SECOND_ROUND := --lib --tests --package=guestclock-model
 .PHONY: mutants
 mutants: $(CARGO_MUTANTS)/bin/cargo-mutants ## Plants wrong rules in the core, which its tests and the model's have to catch: an hour, or SHARD=0/8 ONLY=file
