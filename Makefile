@@ -107,8 +107,9 @@ FIRST_ROUND := --lib --test=advice --test=arch --test=plan --test=time --test=tr
 SECOND_ROUND := --lib --tests --package=guestclock-model
 .PHONY: mutants
 mutants: $(CARGO_MUTANTS)/bin/cargo-mutants ## Plants wrong rules in the core, which its tests and the model's have to catch: an hour, or SHARD=0/8 ONLY=file
-	rm -rf target/mutated/tree out/mutants && mkdir -p target/mutated/tree out/mutants
+	rm -rf target/mutated/tree out/mutants && mkdir -p target/mutated/tree/lab/fuzz out/mutants
 	cp -r Cargo.toml Cargo.lock .cargo rust tests docs target/mutated/tree
+	cp -r lab/fuzz/corpus target/mutated/tree/lab/fuzz
 	$(MUTATE) $(if $(SHARD),--shard $(SHARD)) $(addprefix --cargo-arg=,$(FIRST_ROUND)) || [[ $$? == [23] ]]
 	cd out/mutants && cat mutants.out/{missed,timeout}.txt >left.txt
 	@if [[ -s out/mutants/left.txt ]]; then echo "Once more, by all tests:"; \
@@ -138,7 +139,7 @@ FUZZ := env CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),target)/fuzz RUSTFLAGS="--
 fuzz: | cargo ## Hostile bytes for the checkpoint reader and a restore, led by the code they reach: a million, or RUNS=n SEED=n ONLY=file
 	mkdir -p out/fuzz/corpus
 	$(FUZZ) $(or $(ONLY),-runs=$(or $(RUNS),1000000) -seed=$(or $(SEED),1) -max_len=4096 -artifact_prefix=out/fuzz/ \
-		-print_final_stats=1 out/fuzz/corpus tests/golden)
+		-print_final_stats=1 out/fuzz/corpus lab/fuzz/corpus/checkpoint tests/golden)
 
 .PHONY: deep-test
 deep-test: loom deep-model mutants ## The slow tests: every interleaving; the model against the reference from a fresh seed, or SEED=n; make mutants

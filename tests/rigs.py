@@ -63,7 +63,7 @@ def model(kernel: str, *, nested: bool = False, faulty: bool = False) -> Callabl
 
     @contextmanager
     def make(vcpus: int) -> Iterator[Rig]:
-        vm = ModelVm(vcpus, counter=HostCounter(), kernel=kernel, nested=nested)
+        vm = ModelVm(vcpus, counter=HostCounter(), kernel=kernel, nested=nested, name="rig")
         yield Rig(FaultyVm(vm, []) if faulty else vm, vm.create_vcpu, vm.init_vcpu)
 
     return make
@@ -78,7 +78,7 @@ def kvm(*, nested: bool = False, gic: bool = True) -> Callable[[int], Any]:
 
         machine = Machine(vcpus, nested=nested, gic=gic)
         try:
-            vm = KvmVm(machine.vm_fd, machine.vcpu_fds, gic_fd=machine.gic_fd)
+            vm = KvmVm(machine.vm_fd, machine.vcpu_fds, gic_fd=machine.gic_fd, name="rig")
 
             def create_vcpu() -> int:
                 vcpu = machine.create_vcpu()

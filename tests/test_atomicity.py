@@ -434,7 +434,6 @@ PLAN_ROWS: list[Row] = [
 STEP_ROWS: list[Row] = [
     ("prepare, stale", [stale, released], lambda s: s.plan.prepare(), StalePlan, None),
     ("prepare, running", RUNNING, lambda s: s.plan.prepare(), VcpuRunning, errno.EBUSY),
-    ("prepare, the counter rewound", [planned], rewound(lambda s: s.plan.prepare()), ClockWentBackwards, None),
     ("prepare too far", [planned], lambda s: s.plan.prepare(now=TOO_FAR), OverflowError, None),
     ("prepare at -1", [planned], lambda s: s.plan.prepare(now=-1), OverflowError, None),
     ("prepare whenever", [planned], lambda s: s.plan.prepare(now=ANYTHING), TypeError, None),
@@ -447,7 +446,6 @@ STEP_ROWS: list[Row] = [
     ("release before apply", [prepared], lambda s: s.steps.release(), OutOfOrder, None),
     ("release again", [released], lambda s: s.steps.release(), StalePlan, None),
     ("release, taken over", [taken_over_before_the_release], lambda s: s.steps.release(), StalePlan, None),
-    ("release, the counter rewound", [applied], rewound(lambda s: s.steps.release()), ClockWentBackwards, None),
     ("apply, being taken over", [being_taken_over], lambda s: s.older.apply(), StalePlan, None),
     ("release, being taken over", [being_taken_over], lambda s: s.older.release(), StalePlan, None),
     (

@@ -221,9 +221,10 @@ def test_a_checkpoint_of_an_owned_vm_is_exact(rig: Rig) -> None:
     before = rig.host()
     checkpoint = rig.vm.checkpoint()
     after = rig.host()
-    assert before <= checkpoint.host.count <= after
-    assert checkpoint.cntvct == checkpoint.cntpct == (checkpoint.host.count - offset) % 2**64
-    assert (checkpoint.opted_in, checkpoint.width_ticks, checkpoint.vcpus) == (True, 0, 2)
+    assert before <= checkpoint.stamp.count <= after
+    assert checkpoint.cntvct == checkpoint.cntpct == (checkpoint.stamp.count - offset) % 2**64
+    assert (checkpoint.opted_in, checkpoint.vcpus) == (True, 2)
+    assert (checkpoint.virtual_width_ticks, checkpoint.physical_width_ticks) == (0, 0)
     assert list(checkpoint.cval(Timer.VTIMER)) == [rig.vm.get_one_reg(vcpu, Reg.TIMER_CVAL) for vcpu in (0, 1)]
     assert list(checkpoint.ctl(Timer.VTIMER)) == [MASKED, MASKED]
     assert Checkpoint.from_bytes(checkpoint.to_bytes()) == checkpoint
@@ -232,11 +233,37 @@ def test_a_checkpoint_of_an_owned_vm_is_exact(rig: Rig) -> None:
 def test_a_checkpoint_of_an_unowned_vm_lies_within_its_width(rig: Rig) -> None:
     brackets = {view: rig.offset(view) for view in VIEWS}
     checkpoint = rig.vm.checkpoint()
+    widths = {"cntvct": checkpoint.virtual_width_ticks, "cntpct": checkpoint.physical_width_ticks}
     for view in VIEWS:
-        offset = (checkpoint.host.count - getattr(checkpoint, view)) % 2**64
+        offset = (checkpoint.stamp.count - getattr(checkpoint, view)) % 2**64
         low, high = brackets[view]
-        assert within(offset, low - checkpoint.width_ticks, high), (view, offset, low, high)
+        assert within(offset, low - widths[view], high), (view, offset, low, high)
     assert not checkpoint.opted_in
+
+
+def test_a_checkpoint_has_the_vms_name_and_its_facts(rig: Rig) -> None:
+    saved = rig.vm.checkpoint(vmclock_address=0x4000_0000, stolen_time=[None, 0x4000_1000])
+    assert rig.vm.name == saved.name == "rig"
+    assert (saved.vmclock_address, saved.stolen_time) == (0x4000_0000, [None, 0x4000_1000])
+    assert saved.interrupts is not None
+    assert {Timer.VTIMER: 27, Timer.PTIMER: 30}.items() <= saved.interrupts.items()
+    assert (len(saved.interrupts) == 4) == rig.vm.nested
+    with pytest.raises(ValueError, match="3 addresses"):
+        rig.vm.checkpoint(stolen_time=[1, 2, 3])
+
+
+def test_a_restore_goes_on_from_the_stop(make: Make) -> None:
+    with make(2) as source:
+        offset = opted_in(source)
+        stopped = source.host()
+        checkpoint = source.vm.checkpoint(stopped_at=stopped)
+        assert checkpoint.stopped_at == stopped
+    for policy in (Freeze(), Advance()):
+        with make(2) as target:
+            report = restore(checkpoint, target.vm, policy=policy, same_counter=True)
+            added = report.released_at - stopped if policy == Advance() else 0
+            assert report.added_ticks == added
+            assert report.cntvct == report.cntpct == (stopped - offset + added) % 2**64
 
 
 @pytest.mark.parametrize("policy", [Freeze(), Advance(), Advance(max_ns=1_000)], ids=repr)
@@ -252,7 +279,7 @@ def test_a_restore_by_offset(make: Make, policy: Freeze | Advance) -> None:
         begun.apply()
         report = begun.release()
         after = target.host()
-        elapsed = report.released_at - checkpoint.host.count
+        elapsed = report.released_at - checkpoint.stamp.count
         cap = (
             policy.max_ns * target.vm.frequency_hz // 10**9
             if isinstance(policy, Advance) and policy.max_ns
@@ -281,17 +308,17 @@ def test_what_is_owed_is_paid_back_to_the_tick(make: Make) -> None:
         opted_in(source)
         sync = SyncBound(1000, age_ns=5, quality="chrony", tai_offset_s=37)
         checkpoint = source.vm.checkpoint(sync=sync)
-        assert (checkpoint.host.sync, checkpoint.host.tai_offset_s) == (sync, 37)
+        assert (checkpoint.stamp.sync, checkpoint.stamp.tai_offset_s) == (sync, 37)
     ms = checkpoint.frequency_hz // 1000
     policy = CatchUp(step_ns=1_000_000, interval_ns=1_000_000)
     with make(2) as target:
         begun = plan(checkpoint, target.vm, policy=policy, same_counter=True).prepare()
         begun.apply()
-        while target.host() - checkpoint.host.count < 10 * ms:
+        while target.host() - checkpoint.stamp.count < 10 * ms:
             pass
         report = begun.release()
         owed = report.backlog_ticks
-        assert owed == target.vm.backlog_ticks == report.released_at - checkpoint.host.count
+        assert owed == target.vm.backlog_ticks == report.released_at - checkpoint.stamp.count
         assert report.cntvct == checkpoint.cntvct
         steps = 0
         last = report.released_at
@@ -316,7 +343,7 @@ def test_what_is_owed_is_paid_back_to_the_tick(make: Make) -> None:
             if target.vm.nested and view == "cntvct":
                 continue
             before, guest, after = target.read(view)
-            been = checkpoint.cntvct - checkpoint.host.count
+            been = checkpoint.cntvct - checkpoint.stamp.count
             assert within(guest, before + been, after + been)
         assert steps == -(-report.backlog_ticks // ms)
         with target.vm.running(0):
@@ -356,7 +383,7 @@ def test_a_restore_by_value_keeps_two_counters(make: Make) -> None:
         assert not target.vm.opted_in
         for view in VIEWS:
             before, guest, after = target.read(view)
-            promised = getattr(checkpoint, view) - checkpoint.host.count
+            promised = getattr(checkpoint, view) - checkpoint.stamp.count
             bound = report.error_bound_ticks
             assert within(guest, promised + before - bound, promised + after + bound), (view, bound)
         with target.vm.running(0):

@@ -201,7 +201,7 @@ def test_a_deadline_is_kept_or_refused() -> None:
     assert (error.remaining_ns, error.needed_ns, error.within_ns) == (3 * SECOND, 6 * SECOND, 6 * SECOND - 1)
     # With nothing to pay back there is none to miss.
     assert restore(vm.checkpoint(), vm, policy=Freeze()).backlog_ticks == 3 * HZ
-    restore(checkpoint, vm, policy=CatchUp(1, 2**63, within_ns=1), now=checkpoint.host.count)
+    restore(checkpoint, vm, policy=CatchUp(1, 2**63, within_ns=1), now=checkpoint.stamp.count)
 
 
 def test_it_takes_an_owned_offset() -> None:

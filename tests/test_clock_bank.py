@@ -18,7 +18,7 @@ from guestclock import (
     Added,
     Advance,
     CatchUp,
-    CheckpointSet,
+    Checkpoint,
     ClockBank,
     ClockWentBackwards,
     CounterSkew,
@@ -374,7 +374,7 @@ class TestSets:
         before, lines = bank.counts(), bank.evaluate()
         at = counter.read()
         counter.advance(10**9)
-        report = bank.restore(CheckpointSet.from_bytes(blob))
+        report = bank.restore(Checkpoint.from_bytes(blob))
         assert report.count == counter.read()
         assert len(report) == 5
         assert sorted(report.vms.tolist()) == bank.vms().tolist()
@@ -388,12 +388,46 @@ class TestSets:
         assert (after.deadlines - lines.deadlines)[plain].tolist() == [counter.read() - at] * int(plain.sum())
 
     def test_each_is_what_its_own_checkpoint_is(self, bank: ClockBank) -> None:
-        names = np.arange(5, dtype=np.uint64) + np.uint64(100)
-        checkpoints = bank.checkpoint(names=names)
-        assert len(checkpoints) == 5
-        for name, vm in zip(names.tolist(), bank.vms().tolist(), strict=True):
-            alone = bank.vm(vm).checkpoint()
-            assert checkpoints[checkpoints.names.tolist().index(name)] == alone
+        handles = bank.vms().tolist()
+        checkpoint = bank.checkpoint()
+        assert sorted(map(int, checkpoint.names)) == handles
+        for vm in handles:
+            one, alone = checkpoint[str(vm)], bank.vm(vm).checkpoint()
+            assert one.to_dict()["groups"] == alone.to_dict()["groups"]
+            # The bank's counter is the stamp's, and the VM's own is made from it.
+            assert (one == alone) == (alone.frequency_hz == bank.frequency_hz)
+        named = bank.checkpoint(bank.vms()[::-1], names=["e", "d", "c", "b", "a"])
+        assert sorted(named.names) == ["a", "b", "c", "d", "e"]
+        for name, vm in zip("abcde", handles, strict=True):
+            assert named[name].to_one_regs() == checkpoint[str(vm)].to_one_regs()
+
+    def test_each_goes_on_from_its_own_stop(self, counter: ManualCounter) -> None:
+        bank = ClockBank(counter)
+        vms = bank.add_many(3, 2)
+        bank.set_offsets(vms, np.array([0, 1, 2], np.uint64))
+        at_stop = bank.cntvct()[::2].tolist()
+        stops = np.array([0, 5, 40], np.uint64) + np.uint64(counter.read())
+        counter.advance(100)
+        each = bank.checkpoint(stopped_at=stops)
+        assert each.columns()["stopped_at_count"].tolist() == stops.tolist()
+        common = bank.checkpoint(stopped_at=int(stops[2]))
+        assert common.columns()["stopped_at_count"].tolist() == [int(stops[2])] * 3
+        counter.advance(1000)
+        assert bank.restore(each, policy=Freeze()).added_ticks.tolist() == [0, 0, 0]
+        assert bank.cntvct()[::2].tolist() == [at_stop[0], at_stop[1] + 5, at_stop[2] + 40]
+        assert bank.restore(each, policy=Advance()).added_ticks.tolist() == [1100, 1095, 1060]
+        assert bank.cntvct()[::2].tolist() == [count + 1100 for count in at_stop]
+        bank.restore(common, policy=Freeze())
+        assert bank.cntvct()[::2].tolist() == [count + 40 for count in at_stop]
+
+    def test_stops_that_cannot_be_are_refused(self, bank: ClockBank, counter: ManualCounter) -> None:
+        now = counter.read()
+        with pytest.raises(ValueError, match="2 are given for 5 VMs"):
+            bank.checkpoint(stopped_at=np.array([now, now], np.uint64))
+        with pytest.raises(ValueError, match="can't have stopped at the count"):
+            bank.checkpoint(stopped_at=now + 1)
+        with pytest.raises(TypeError):
+            bank.checkpoint(stopped_at=np.array([now] * 5))
 
     @pytest.mark.parametrize("policy", [Freeze(), Advance(), Advance(max_ns=1000), CatchUp(10**6, 10**7)])
     def test_paused_together(self, counter: ManualCounter, policy: Freeze | Advance | CatchUp) -> None:
@@ -430,7 +464,7 @@ class TestSets:
         with pytest.raises(TopologyMismatch) as refused:
             bank.restore(checkpoints, vms[[0, 1, 4]])
         assert refused.value.__notes__ == [f"VM {vms[4]} of the bank"]
-        with pytest.raises(ValueError, match="2 VMs"):
+        with pytest.raises(ValueError, match="2 are given for 3 VMs"):
             bank.restore(checkpoints, vms[:2])
         before = bank.counts().tolist()
         with pytest.raises(CounterSkew):
@@ -442,8 +476,22 @@ class TestSets:
             other.restore(checkpoints, scaled)
         with bank.vm(int(vms[2])).running(0), pytest.raises(VcpuRunning):
             bank.checkpoint()
-        with pytest.raises(ValueError, match="name"):
-            bank.checkpoint(vms[:2], names=np.array([4, 4], np.uint64))
+        with pytest.raises(ValueError, match=r'two VMs.*"a"'):
+            bank.checkpoint(vms[:2], names=["a", "a"])
+        with pytest.raises(ValueError, match=r'two VMs.*"a"'):
+            # Their registers differ, so that they stand in two groups.
+            bank.checkpoint(vms[2:4], names=["a", "a"])
+        with pytest.raises(ValueError, match="1 are given for 2 VMs"):
+            bank.checkpoint(vms[:2], names=["a"])
+        with pytest.raises(ValueError, match="control characters"):
+            bank.checkpoint(vms[:2], names=["a", "b\n"])
+        with pytest.raises(ValueError, match='"web" isn\'t named by a handle'):
+            bank.restore(bank.checkpoint(vms[:1], names=["web"]))
+        bank.restore(bank.checkpoint(vms[:1], names=["web"]), vms[:1])
+        empty = bank.add(0)
+        with pytest.raises(ValueError, match="no vCPUs"):
+            bank.checkpoint()
+        bank.remove(empty)
 
     def test_a_restore_ends_a_pause(self, bank: ClockBank) -> None:
         checkpoints = bank.checkpoint()

@@ -84,8 +84,8 @@ def test_a_kvm_error_is_an_oserror_with_its_errno(kind: type[KvmError]) -> None:
                 "Corrupt",
                 "Malformed",
                 "UnsupportedVersion",
+                "UnsupportedArch",
                 "UnsupportedFeature",
-                "WrongKind",
             },
         ),
         (

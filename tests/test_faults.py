@@ -149,11 +149,18 @@ def is_closed(vm: ModelVm) -> bool:
     return False
 
 
+def is_provisional(error: KvmError) -> bool:
+    """Whether the VM has been left with a provisional offset: its first opt-in, which is for good."""
+    return "with a provisional offset and must not run: restore into it again" in notes(error)
+
+
 def the_way_on(step: str, error: KvmError) -> str:
     """The step that the error says to call next."""
     for named in ("apply", "release"):
         if f"call {named}() again" in notes(error):
             return named
+    if is_provisional(error):
+        return "plan"
     assert "must not run" not in notes(error)
     return step
 
@@ -225,7 +232,12 @@ def test_every_call_of_a_restore_can_fail_and_the_error_names_the_way_on(case: C
         check_the_error(error, number, nth, call)
         assert faulty.calls == plain.calls[: nth + 1]
         assert registers(vm) == registers_left(plain, plain.calls[:nth])
-        if step in {"plan", "prepare"}:
+        if is_provisional(error):
+            assert (step, case.method) == ("prepare", "offset")
+            assert is_closed(vm)
+            assert vm.opted_in
+            assert notes(error).startswith("while restoring: prepare: reading the counter of vCPU ")
+        elif step in {"plan", "prepare"}:
             assert state(vm) == plain.before
             assert not is_closed(vm)
             assert not notes(error) or notes(error).endswith("; the VM is as it was")
@@ -242,7 +254,8 @@ def test_every_call_of_a_restore_can_fail_and_the_error_names_the_way_on(case: C
         fields, offsets, written = said(finish(going))
         assert fields == plain.report
         made = faulty.calls[:nth] + faulty.calls[nth + 1 :]
-        assert offsets == made.count("set_counter_offset")
+        # A restore that is begun anew counts its own writes.
+        assert offsets == made.count("set_counter_offset") - is_provisional(error)
         assert written == sum(name.startswith("set_one_reg") for name in made)
         assert state(vm) == plain.after
         assert not is_closed(vm)
@@ -261,18 +274,20 @@ def test_however_much_fails_a_vmm_that_goes_on_as_it_is_told_gets_there(
     faults = [Fault(nth=nth, times=times, errno=number) for nth, times, number in script]
     faulty = FaultyVm(case.target(counter), faults, busy_retries=busy_retries)
     going = drive(checkpoint, faulty, case.policy)
+    begun_anew = 0
     while True:
         try:
-            step, _error = next(going)
+            step, error = next(going)
         except StopIteration as done:
             report = done.value
             break
-        assert is_closed(faulty.vm) is (step in {"apply", "release"})
+        begun_anew += is_provisional(error)
+        assert is_closed(faulty.vm) is (step in {"apply", "release"} or begun_anew > 0)
     hit = {nth + more for nth, times, _ in script for more in range(times)}
     made = [call for nth, call in enumerate(faulty.calls) if nth not in hit]
     fields, offsets, written = said(report)
     assert (fields, state(faulty.vm)) == (plain.report, plain.after)
-    assert offsets == made.count("set_counter_offset")
+    assert offsets == made.count("set_counter_offset") - begun_anew
     assert written == sum(name.startswith("set_one_reg") for name in made)
 
 
@@ -373,7 +388,7 @@ def test_a_pause_that_doesnt_end_is_taken_over_by_a_restore(case: Case) -> None:
     for nth in range(begun, len(faulty.calls)):
         vm = case.source(counter)
         saved = vm.checkpoint()
-        wanted = both_counters(vm, saved.host.count, case.method)
+        wanted = both_counters(vm, saved.stamp.count, case.method)
         with pytest.raises(KvmError, match="injected"), FaultyVm(vm, [Fault(nth=nth, errno=errno.EIO)]).paused():
             counter.advance(PAUSE)
         restore(saved, vm)
@@ -402,7 +417,7 @@ def test_ebusy_is_waited_out_for_as_long_as_it_was_said(case: Case) -> None:
         assert faulty.calls == [*plain.calls[:nth], call, call, *plain.calls[nth:]]
         with pytest.raises(VcpuRunning):
             restore(checkpoint, FaultyVm(case.target(counter), [fault], busy_retries=1), policy=case.policy)
-    assert tried == 3 + 2 * (case.method == "offset")
+    assert tried == 4 + 2 * (case.method == "offset")
 
 
 @pytest.mark.parametrize("waited", [1, 1000])
@@ -449,7 +464,7 @@ def test_delays_between_the_steps_cost_the_guest_nothing(case: Case, delays: tup
     steps.apply()
     report = steps.release()
     assert report.released_at == counter.read() == planned + sum(delays)
-    now = counter.read() if case.policy == Advance() else checkpoint.host.count
+    now = counter.read() if case.policy == Advance() else checkpoint.stamp.count
     assert both_counters(faulty.vm, counter.read(), case.method) == both_counters(source, now, case.method)
     assert report.error_bound_ticks == 0
 
@@ -463,7 +478,7 @@ def test_slow_calls_stay_within_the_error_that_is_stated(case: Case, slow: int) 
     counter.advance(PAUSE)
     faulty = FaultyVm(case.target(counter), [Fault(delay_ticks=slow, times=None)])
     report = restore(checkpoint, faulty, policy=case.policy)
-    then = report.released_at if case.policy == Advance() else checkpoint.host.count
+    then = report.released_at if case.policy == Advance() else checkpoint.stamp.count
     promised = both_counters(source, then, case.method)
     for guest, wanted in zip(both_counters(faulty.vm, report.released_at, case.method), promised, strict=True):
         assert min((guest - wanted) % 2**64, (wanted - guest) % 2**64) <= report.error_bound_ticks
@@ -484,14 +499,14 @@ def test_a_clock_step_between_the_steps_is_nothing_on_one_counter(case: Case, st
     assert counter.realtime_ns == clock + ns
 
 
-def test_a_clock_step_on_another_counter_is_seen() -> None:
+def test_a_clock_step_after_the_plan_moves_no_guest() -> None:
     checkpoint, counter = CASES[0].saved()
     added = []
     for faults in ([], [Fault("release", step_realtime_ns=SECOND)]):
         faulty = FaultyVm(ModelVm(2, counter=counter), faults)
         report = restore(checkpoint, faulty, policy=Advance(), same_counter=False, assume_error_ns=0)
         added.append(report.added_ns)
-    assert added[1] - added[0] == SECOND
+    assert added[1] == added[0]
 
 
 def everything_asked(vm: FaultyVm, checkpoint: Checkpoint) -> Iterator[Callable[[], object]]:

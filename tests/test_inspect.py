@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
-from guestclock import Advance, CatchUp, Checkpoint, Freeze, ModelVm, Reg, SyncBound, inspection, restore
+from golden import make
+from guestclock import Advance, CatchUp, Checkpoint, ClockBank, Freeze, ModelVm, Reg, SyncBound, inspection, restore
 from guestclock.cli.app import app
 from guestclock.inspection.words import duration, instant
 from test_cli import guestclock_command
@@ -29,12 +30,25 @@ DAY = 86_400 * SECOND
 @pytest.fixture
 def saved() -> Checkpoint:
     """Two vCPUs at 1000 ticks: one has a deadline ahead, the other a past one and a masked physical timer."""
-    vm = owned(host())
+    vm = owned(host(), name="web-1")
     for reg, value in ((Reg.TIMER_CVAL, 1000 + HZ), (Reg.TIMER_CTL, 1)):
         vm.set_one_reg(0, reg, value)
     for reg, value in ((Reg.TIMER_CVAL, 400), (Reg.TIMER_CTL, 1), (Reg.PTIMER_CVAL, 2**64 - 1), (Reg.PTIMER_CTL, 3)):
         vm.set_one_reg(1, reg, value)
-    return vm.checkpoint(stopped_at=host().read() - 7)
+    return vm.checkpoint(stopped_at=host().read() - 7, vmclock_address=0x4000_0000, stolen_time=[0x4000_1000, None])
+
+
+@pytest.fixture
+def many() -> Checkpoint:
+    """A nested guest, one that is paid back a second, and one whose timer is due in a second."""
+    counter = host()
+    web_1, web_2 = (owned(counter, name=name) for name in ("web-1", "web-2"))
+    web_1.set_one_reg(0, Reg.TIMER_CVAL, 1000 + 2 * HZ)
+    web_1.set_one_reg(0, Reg.TIMER_CTL, 1)
+    with web_2.paused(CatchUp(10**6, 10**7)):
+        counter.advance(HZ)
+    deep = owned(counter, vcpus=1, nested=True, name="deep")
+    return Checkpoint.join([vm.checkpoint() for vm in (web_1, web_2, deep)])
 
 
 @pytest.fixture
@@ -78,16 +92,8 @@ def test_an_inspection_says_it_all(saved: Checkpoint) -> None:
     ahead = record(0, "vtimer", "armed", 1, 1000 + HZ, HZ)
     assert inspection.inspect(saved) == {
         "schema": "guestclock.inspect/1",
-        "frequency_hz": HZ,
-        "vcpus": 2,
-        "nested": False,
-        "opted_in": True,
-        "cntvct": 1000,
-        "cntpct": 1000,
-        "skew_ticks": 0,
-        "width_ticks": 0,
-        "width_ns": 0,
-        "host": {
+        "size_bytes": len(saved.to_bytes()),
+        "stamp": {
             "count": 10**12,
             "frequency_hz": HZ,
             "source": "manual",
@@ -102,19 +108,57 @@ def test_an_inspection_says_it_all(saved: Checkpoint) -> None:
             "boot_id": False,
             "sync": None,
             "rate_ppb": None,
+            "boottime_ns": None,
+            "slept_ns": None,
+            "slept_width_ns": None,
         },
-        "stopped_before_ticks": 7,
-        "cntvoff": None,
-        "timers": [
-            ahead,
-            record(0, "ptimer", "off", 0, 0, -1000),
-            record(1, "vtimer", "overdue", 1, 400, -600),
-            record(1, "ptimer", "masked", 3, 2**64 - 1, 2**64 - 1001),
+        "vcpus": 2,
+        "vms": [
+            {
+                "name": "web-1",
+                "frequency_hz": HZ,
+                "vcpus": 2,
+                "nested": False,
+                "opted_in": True,
+                "cntvct": 1000,
+                "cntpct": 1000,
+                "skew_ticks": 0,
+                "virtual_width_ticks": 0,
+                "physical_width_ticks": 0,
+                "stopped_before_ticks": 7,
+                "backlog": None,
+                "interrupts": {"vtimer": 27, "ptimer": 30},
+                "vmclock_address": 0x4000_0000,
+                "stolen_time": [0x4000_1000, None],
+                "cntvoff": None,
+                "timers": [
+                    ahead,
+                    record(0, "ptimer", "off", 0, 0, -1000),
+                    record(1, "vtimer", "overdue", 1, 400, -600),
+                    record(1, "ptimer", "masked", 3, 2**64 - 1, 2**64 - 1001),
+                ],
+                "next_deadline": ahead,
+                "other_registers": {},
+            }
         ],
-        "next_deadline": ahead,
-        "other_regs": {},
         "unknown": [],
     }
+
+
+def test_an_inspection_of_many_has_a_record_each(many: Checkpoint) -> None:
+    document = inspection.inspect(many)
+    assert (document["size_bytes"], document["vcpus"], len(document["vms"])) == (many.nbytes, 5, 3)
+    assert [vm["name"] for vm in document["vms"]] == many.names
+    for vm in document["vms"]:
+        alone = inspection.inspect(many[vm["name"]])
+        assert alone["vms"] == [vm]
+        assert alone["stamp"] == document["stamp"]
+    owing = document["vms"][many.names.index("web-2")]
+    assert owing["backlog"] == {"remaining_ticks": HZ, "step_ns": 10**6, "interval_ns": 10**7}
+    nested = document["vms"][many.names.index("deep")]
+    assert (nested["nested"], nested["cntvoff"], len(nested["timers"])) == (True, [0], 4)
+    empty = inspection.inspect(many[:0])
+    assert (empty["vcpus"], empty["vms"], empty["stamp"]) == (0, [], document["stamp"])
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.booleans())
@@ -141,7 +185,7 @@ def test_a_host_that_nobody_knows_is_none() -> None:
     registers: dict[int, int] = {Reg.TIMER_CNT: 3, Reg.TIMER_CVAL: 0, Reg.TIMER_CTL: 0, Reg.PTIMER_CNT: 3}
     registers |= {Reg.PTIMER_CVAL: 0, Reg.PTIMER_CTL: 0}
     unknown = Checkpoint.from_one_regs([registers], frequency_hz=HZ, host=None)
-    assert inspection.inspect(unknown)["host"] is None
+    assert inspection.inspect(unknown)["stamp"] is None
     document = inspection.dry_run(
         unknown, inspection.target(unknown, elapsed_ns=5), policy=Advance(), assume_error_ns=0
     )
@@ -149,7 +193,7 @@ def test_a_host_that_nobody_knows_is_none() -> None:
     assert document["refused"]["error"] == "ElapsedUnknown"
     assert inspection.dry_run(unknown, inspection.target(unknown, elapsed_ns=5), policy=Freeze())["plan"]
     known = owned(host()).checkpoint()
-    assert inspection.diff(unknown, known)["elapsed"]["host_ns"] is None
+    assert inspection.diff(unknown, known)["vms"][0]["elapsed"]["host_ns"] is None
     with pytest.raises(ValueError, match=r"mine: .*no place on a time line"):
         inspection.timeline([("mine", unknown), ("other", known)])
 
@@ -157,7 +201,7 @@ def test_a_host_that_nobody_knows_is_none() -> None:
 def test_no_document_names_the_host(tmp_path: Path) -> None:
     vm = ModelVm(1)
     one, other = vm.checkpoint(), ModelVm(1, counter=host(hz=10**9)).checkpoint()
-    ids = [found for found in (one.host.machine_id, one.host.boot_id) if found]
+    ids = [found for found in (one.stamp.machine_id, one.stamp.boot_id) if found]
     assert ids
     paths = save(one, tmp_path / "one"), save(other, tmp_path / "other")
     for command in (("inspect", paths[0]), ("plan", paths[0], "--policy", "freeze"), ("diff", *paths)):
@@ -178,8 +222,9 @@ def test_a_plan_is_a_dry_run(saved: Checkpoint) -> None:
     }
     planned = document["plan"]
     assert planned
-    assert (planned["cntvct"], planned["capped"], planned["same_counter"]) == (1000 + 2 * HZ, True, True)
-    assert document["timers"][0] == record(0, "vtimer", "overdue", 1, 1000 + HZ, -HZ)
+    # The guest goes on from its stop, 7 ticks before the checkpoint.
+    assert (planned["cntvct"], planned["capped"], planned["same_counter"]) == (993 + 2 * HZ, True, True)
+    assert document["timers"][0] == record(0, "vtimer", "overdue", 1, 1000 + HZ, 7 - HZ)
     assert not vm.opted_in
     refused = inspection.dry_run(saved, inspection.target(saved, frequency_hz=HZ + 1), policy=Freeze())
     assert refused["plan"] is None
@@ -189,36 +234,84 @@ def test_a_plan_is_a_dry_run(saved: Checkpoint) -> None:
     assert inspection.target(saved, kernel="7.3").counter.source != "manual"
 
 
+def values(entries: Iterable[Any]) -> dict[str, tuple[Any, Any, Any]]:
+    return {entry["what"]: (entry["one"], entry["other"], entry["difference"]) for entry in entries}
+
+
 def test_a_difference_is_every_value(saved: Checkpoint) -> None:
     assert inspection.diff(saved, saved)["equal"]
     assert inspection.diff(saved, saved)["differences"] == []
+    assert inspection.diff(saved, saved)["vms"][0]["differences"] == []
     vm = ModelVm(2, counter=host(count=10**12 + 8 * HZ, realtime_ns=START_NS + 8 * SECOND))
     restore(saved, vm)
     vm.set_one_reg(1, Reg.TIMER_CVAL, 300)
     document = inspection.diff(saved, vm.checkpoint())
     assert not document["equal"]
-    found = {entry["what"]: (entry["one"], entry["other"], entry["difference"]) for entry in document["differences"]}
-    assert found == {
-        "host.count": (10**12, 10**12 + 8 * HZ, 8 * HZ),
-        "host.realtime_ns": (START_NS, START_NS + 8 * SECOND, 8 * SECOND),
-        "stopped_at": (10**12 - 7, None, None),
-        "timers.vtimer.cval[1]": (400, 300, -100),
+    assert values(document["differences"]) == {
+        "stamp.count": (10**12, 10**12 + 8 * HZ, 8 * HZ),
+        "stamp.realtime_ns": (START_NS, START_NS + 8 * SECOND, 8 * SECOND),
     }
-    assert document["elapsed"] == {
+    # Of one VM each, they are compared whatever the names.
+    (found,) = document["vms"]
+    assert found["name"] == "web-1"
+    assert (document["only_in_one"], document["only_in_other"]) == ([], [])
+    assert values(found["differences"]) == {
+        "name": ("web-1", "", None),
+        # A Freeze gave the guest its count at the stop, 7 ticks before the checkpoint.
+        "timeline": (1000, 993, -7),
+        "stopped_at_count": (10**12 - 7, None, None),
+        "vmclock_address": (0x4000_0000, None, None),
+        "vtimer_cval[1]": (400, 300, -100),
+        "stolen_time_address[0]": (0x4000_1000, None, None),
+    }
+    assert found["elapsed"] == {
         "host_ns": 8 * SECOND,
         "host_by": "counter",
-        "guest_ticks": 0,
-        "guest_ns": 0,
-        "hidden_ns": 8 * SECOND,
+        "guest_ticks": -7,
+        "guest_ns": -7 * NS,
+        "hidden_ns": 8 * SECOND + 7 * NS,
         "known_to_ns": 3,
     }
 
 
+def test_many_are_compared_by_name(many: Checkpoint) -> None:
+    other = Checkpoint.join(
+        [many["web-1"], many["deep"], owned(host(10**12 + HZ, START_NS + SECOND), name="web-3").checkpoint()]
+    )
+    document = inspection.diff(many, other)
+    assert [found["name"] for found in document["vms"]] == ["web-1", "deep"]
+    assert not any(found["differences"] for found in document["vms"])
+    assert (document["only_in_one"], document["only_in_other"]) == (["web-2"], ["web-3"])
+    assert not document["equal"]
+    restored = ModelVm(2, counter=host(10**12 + HZ, START_NS + SECOND), name="web-1")
+    restore(many["web-1"], restored)
+    restored.set_one_reg(0, Reg.TIMER_CTL, 3)
+    changed = Checkpoint.join([many["deep"], many["web-2"], restored.checkpoint()])
+    document = inspection.diff(many, changed)
+    assert document["equal"] is False
+    assert {found["name"]: values(found["differences"]) for found in document["vms"] if found["differences"]} == {
+        "web-1": {"vtimer_ctl[0]": (1, 3, 2)}
+    }
+    assert inspection.diff(many, many)["equal"]
+    # One of many is one VM, and has its name still.
+    document = inspection.diff(many["web-1"], many)
+    assert [found["name"] for found in document["vms"]] == ["web-1"]
+    assert document["only_in_other"] == [name for name in many.names if name != "web-1"]
+
+
+def test_an_unknown_keys_value_is_a_difference() -> None:
+    one, other = (Checkpoint.from_bytes(make.encode(make.BARE | {"later": value})) for value in (1, 2))
+    (entry,) = inspection.diff(one, other)["differences"]
+    assert entry["what"] == "the value of an unknown key"
+    (entry,) = inspection.diff(one, Checkpoint.from_bytes(make.encode(make.BARE)))["differences"]
+    assert (entry["what"], entry["one"], entry["other"]) == ("the key 'later'", True, None)
+
+
 def test_counts_differ_the_nearer_way() -> None:
     before, after = (owned(host(), cntvct=count).checkpoint() for count in (2**64 - 5, 5))
-    differences = inspection.diff(before, after)["differences"]
-    assert [entry["difference"] for entry in differences if entry["what"] == "cntvct"] == [10]
-    assert inspection.diff(after, before)["elapsed"]["guest_ticks"] == -10
+    (found,) = inspection.diff(before, after)["vms"]
+    assert [entry["difference"] for entry in found["differences"] if entry["what"] == "timeline"] == [10]
+    assert inspection.diff(after, before)["vms"][0]["elapsed"]["guest_ticks"] == -10
 
 
 def test_another_machines_counter_is_not_compared() -> None:
@@ -226,10 +319,12 @@ def test_another_machines_counter_is_not_compared() -> None:
     stamp = replace(host().stamp(), source="cntvct_el0", boot_id="11" * 16, width_ns=10)
     later = replace(stamp, count=0, realtime_ns=START_NS + SECOND, boot_id="22" * 16)
     one, other = (Checkpoint.from_one_regs(registers, frequency_hz=HZ, host=when) for when in (stamp, later))
-    passed = inspection.diff(one, other)["elapsed"]
+    document = inspection.diff(one, other)
+    passed = document["vms"][0]["elapsed"]
     assert (passed["host_ns"], passed["host_by"]) == (SECOND, "wall clock")
     # Both brackets, 500 ppm of a second, three roundings.
     assert passed["known_to_ns"] == 20 + 500_000 + 3
+    assert values(document["differences"])["stamp.boot_id"] == ("another", "another", None)
 
 
 def test_a_time_line(journey: list[Checkpoint]) -> None:
@@ -281,7 +376,8 @@ def test_verify_tells_damage_from_absence(saved: Checkpoint, tmp_path: Path, mon
         (False, "Corrupt"),
         (None, "FileNotFoundError"),
     ]
-    assert (records[0]["vcpus"], records[0]["size_bytes"], records[0]["notes"]) == (2, good.stat().st_size, [])
+    assert (records[0]["vms"], records[0]["vcpus"], records[0]["notes"]) == (1, 2, [])
+    assert records[0]["size_bytes"] == good.stat().st_size
     for files, status in (([good], 0), ([good, bad], 1), ([bad, none], 2), ([], 2)):
         assert run("verify", *files).exit_code == status
     monkeypatch.chdir(tmp_path)
@@ -298,12 +394,11 @@ def test_what_this_version_does_not_know_is_noted(tmp_path: Path) -> None:
     checkpoint = Checkpoint.from_one_regs([registers], frequency_hz=HZ, host=stamp)
     (found,) = inspection.verify([save(checkpoint, tmp_path / "file")])["files"]
     assert found["notes"] == ["the register 0x603000000013df1d isn't known to this version"]
-    assert inspection.inspect(checkpoint)["other_regs"] == {"0x603000000013df1d": [9]}
+    assert inspection.inspect(checkpoint)["vms"][0]["other_registers"] == {"0x603000000013df1d": [9]}
     assert "0x603000000013df1d" in run("inspect", tmp_path / "file").output
-    (entry,) = inspection.diff(
-        checkpoint, Checkpoint.from_one_regs([registers | {later: 8}], frequency_hz=HZ, host=stamp)
-    )["differences"]
-    assert (entry["what"], entry["difference"]) == ("other_regs.0x603000000013df1d[0]", -1)
+    changed = Checkpoint.from_one_regs([registers | {later: 8}], frequency_hz=HZ, host=stamp)
+    (vm,) = inspection.diff(checkpoint, changed)["vms"]
+    assert values(vm["differences"]) == {"0x603000000013df1d[0]": (9, 8, -1)}
 
 
 def test_the_commands_print_what_the_library_returns(journey: list[Checkpoint], tmp_path: Path) -> None:
@@ -381,22 +476,103 @@ def test_people_read_the_facts(saved: Checkpoint, journey: list[Checkpoint], tmp
     # What is overdue comes first, whichever vCPU's it is.
     assert re.search(r"1 +vtimer +overdue +400 +-600 +9\.6 µs ago\s+0 +vtimer +armed", said)
     said = run("plan", path, "--policy", "advance", "--elapsed-ns", 5 * SECOND).output
-    for fact in ("nothing is restored", "same counter +yes", "312,500,000 ticks, 5 s", "Warning: this opts", "overdue"):
+    for fact in ("nothing is restored", "same counter +yes", "312,500,007 ticks, 5 s", "overdue"):
         assert re.search(fact, said), fact
     said = run("plan", path, "--policy", "advance", "--elapsed-ns", 25 * SECOND).output
     assert re.search(r"soft lockup of a Linux guest, from 20 s: crossed", said)
     assert re.search(r"sched_clock wrap of a Linux guest, from 2 h 26 min: not crossed", said)
     catch_up = ("--policy", "catch-up", "--step-ns", SECOND, "--interval-ns", 4 * SECOND)
-    said = run("plan", path, *catch_up, "--elapsed-ns", 25 * SECOND).output
+    # With the 7 ticks since the stop, 25 s.
+    said = run("plan", path, *catch_up, "--elapsed-ns", 25 * SECOND - 7 * NS).output
     assert re.search(r"in 25 steps of 1 s, one every 4 s: 1 min 40 s, at 1\.250 times the speed", said)
     assert "Refused: FrequencyMismatch" in run("plan", path, "--policy", "freeze", "--frequency-hz", 5).output
     other = save(journey[1], tmp_path / "other")
     said = run("diff", path, other).output
     assert re.search(r"hidden from it +5 s", said)
-    assert re.search(r"timers\.vtimer\.cval\[1\] +400 +0 +-400", said)
+    assert re.search(r"vtimer_cval\[1\] +400 +0 +-400", said)
     assert "They are equal." in run("diff", path, path).output
+    said = run("inspect", path).output
+    for fact in ("web-1", "vtimer 27, ptimer 30", "at 0x40000000", "1 record, the first at 0x40001000"):
+        assert fact in said
+    assert re.search(r"last vCPU stopped +7 ticks, 112 ns before", said)
     said = run("plot", path, other, "--out", tmp_path / "line.svg").output
     assert re.search(r"a\[b\] +other +8 s +3 s +5 s +3 ns +paused", said)
+
+
+def test_people_read_the_facts_of_many(many: Checkpoint, tmp_path: Path) -> None:
+    path = save(many, tmp_path / "many")
+    said = run("inspect", path).output
+    assert re.search(r"guests +3 VMs, 5 vCPUs", said)
+    assert re.search(r"web-1 +2 +62,500,000 +62,501,000 +yes +1 +in 1 s *\n", said)
+    assert re.search(r"web-2 +2 +62,500,000 +1,000 +yes +0 +1 s *\n", said)
+    assert re.search(r"deep +1, with EL2", said)
+    changed = owned(host(10**12 + HZ, START_NS + SECOND), name="web-2")
+    other = save(Checkpoint.join([many["deep"], changed.checkpoint()]), tmp_path / "other")
+    said = run("diff", path, other).output
+    assert "Only in A: web-1." in said
+    assert re.search(r"deep +0 ns +0 ns +0 ns +3 ns +0 *\n", said)
+    assert re.search(r"web-2 +backlog_remaining_ticks +62,500,000 +none", said)
+    assert re.search(r"intact +[\d,]+ +3 +5", run("verify", path).output)
+
+
+def test_a_row_each_up_to_forty(tmp_path: Path) -> None:
+    counter = host()
+    vms = [owned(counter, vcpus=1, name=f"vm-{number}") for number in range(50)]
+    one = save(Checkpoint.join([vm.checkpoint() for vm in vms]), tmp_path / "one")
+    said = run("inspect", one).output
+    assert (said.count("vm-"), "10 more VMs" in said) == (40, True)
+    counter.advance(1)
+    other = save(Checkpoint.join([vm.checkpoint() for vm in vms[::2]]), tmp_path / "other")
+    said = run("diff", one, other, width=400).output
+    assert "Only in A: vm-1, vm-3," in said
+    assert len(json.loads(run("diff", one, other, "--json").stdout)["vms"]) == 25
+
+
+def test_one_of_many_is_chosen_by_name(many: Checkpoint, tmp_path: Path) -> None:
+    path, picture = save(many, tmp_path / "many"), tmp_path / "line.svg"
+    web_2, counter = many["web-2"], host(10**12 + 3 * HZ, START_NS + 3 * SECOND)
+    vm = ModelVm(2, counter=counter, name="web-2")
+    restore(web_2, vm)
+    later = vm.checkpoint()
+    after = save(later, tmp_path / "after")
+    target = inspection.target(web_2, elapsed_ns=SECOND)
+    for command, status, document in (
+        (("inspect", path), 0, inspection.inspect(web_2)),
+        (("diff", path, after), 1, inspection.diff(web_2, later)),
+        (
+            ("plan", path, "--policy", "advance", "--elapsed-ns", SECOND),
+            0,
+            inspection.dry_run(web_2, target, policy=Advance()),
+        ),
+        (
+            ("plot", path, after, "--out", picture),
+            0,
+            inspection.timeline([("many", web_2), ("after", later)]),
+        ),
+    ):
+        done = run(*command, "--vm", "web-2", "--json")
+        assert done.exit_code == status, command
+        assert json.loads(done.stdout) == json.loads(json.dumps(document))
+        missing = run(*command, "--vm", "db")
+        assert (missing.exit_code, missing.stdout) == (2, "")
+        assert "there is no VM named 'db'" in missing.stderr
+    for choosing in (("plan", path, "--policy", "freeze"), ("plot", path, after, "--out", picture)):
+        done = run(*choosing)
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert "of 3 VMs: choose one with --vm" in done.stderr
+    unnamed = save(owned(host()).checkpoint(), tmp_path / "unnamed")
+    assert run("inspect", unnamed, "--vm", "").exit_code == 0
+
+
+def test_a_dry_run_of_a_vm_over_a_scaled_counter() -> None:
+    """A bank's stamp is of its own counter, and the VM's frequency is made from it."""
+    bank = ClockBank(host())
+    bank.add(1, frequency_hz=24_000_000)
+    (checkpoint,) = bank.checkpoint()
+    target = inspection.target(checkpoint, elapsed_ns=SECOND)
+    planned = inspection.dry_run(checkpoint, target, policy=Advance())["plan"]
+    assert planned
+    assert (planned["same_counter"], planned["added_ticks"]) == (True, 24_000_000)
 
 
 def test_many_timers_are_counted(tmp_path: Path) -> None:
@@ -407,7 +583,7 @@ def test_many_timers_are_counted(tmp_path: Path) -> None:
     said = run("inspect", path).output
     assert said.count("overdue") == 40
     assert "20 more timers" in said
-    assert len(json.loads(run("inspect", path, "--json").stdout)["timers"]) == 120
+    assert len(json.loads(run("inspect", path, "--json").stdout)["vms"][0]["timers"]) == 120
 
 
 def wrong_usage(path: Path, good: Path) -> Iterator[tuple[object, ...]]:

@@ -261,7 +261,7 @@ def test_a_guest_reads_the_hosts_time(memory: mmap.mmap, age_s: int, hz: int, po
     with page.update("snapshot") as update:
         restore(checkpoint, vm, policy=policy)
         here = known(counter)
-        clock = ClockEquation(here, cntvct=vm.cntvct(0, now=here.count), max_error_ns=1000, rate_max_error_ppb=50_000)
+        clock = ClockEquation(here, cntvct=vm.cntvct(0, now=here), max_error_ns=1000, rate_max_error_ppb=50_000)
         update.clock(clock)
     counter.advance(age_s * hz)
     count = vm.cntvct(0)
@@ -554,8 +554,37 @@ def test_what_a_guest_writes_into_its_page_does_no_harm(memory: mmap.mmap) -> No
     read = fields(memory[:])
     assert read.pop("seq_count") % 2 == 0
     assert read == {name: value for name, value in good.items() if name != "seq_count"}
+
+
+def test_a_guest_cannot_keep_an_update_open(memory: mmap.mmap) -> None:
+    page = VmClock.create(memory)
+    with page.update() as update:
+        update.clock(equation(host()))
+        good = fields(memory[:])
+        memory[:112] = b"\xff" * 112
+    read_vmclock(fields(memory[:]), 5000)
     memory[0] = 0
-    with pytest.raises(ValueError, match="no vmclock page"), page.update():
+    with page.update():
+        pass
+    closed = fields(memory[:])
+    assert closed["seq_count"] % 2 == 0
+    constant_fields = ("magic", "size", "version", "counter_id", "time_type")
+    assert all(closed[name] == good[name] for name in constant_fields)
+
+
+def test_an_update_that_nobody_closes_closes_itself(memory: mmap.mmap) -> None:
+    page = VmClock.create(memory)
+    with page.update() as update:
+        update.clock(equation(host()))
+    before = fields(memory[:])
+    dropped = page.update()
+    dropped.__enter__()
+    assert fields(memory[:])["seq_count"] % 2 == 1
+    del dropped
+    after = fields(memory[:])
+    assert after["seq_count"] == before["seq_count"] + 2
+    assert (page.status, after["disruption_marker"]) == ("unreliable", before["disruption_marker"] + 1)
+    with page.update():
         pass
 
 
@@ -619,7 +648,7 @@ def test_an_agent_sets_the_time_that_it_is(policy: Policy) -> None:
     released_ns = counter.realtime_ns
     counter.advance(HZ // 2)
     here = counter.stamp()
-    cntvct = vm.cntvct(0, now=here.count)
+    cntvct = vm.cntvct(0, now=here)
     assert clock_settime(here, cntvct=cntvct, at=report.cntvct) == divmod(released_ns, NS_PER_S)
     counter.advance(12_345)
     assert clock_settime(here, cntvct=cntvct, at=vm.cntvct(0)) == divmod(counter.realtime_ns, NS_PER_S)

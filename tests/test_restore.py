@@ -128,15 +128,20 @@ def test_a_guest_that_never_opted_in_keeps_both_counters(policy: Policy) -> None
     assert report.error_bound_ticks == 0
 
 
-def test_equal_counters_are_made_exact_by_one_offset() -> None:
+def test_nothing_opts_in_without_a_word() -> None:
     counter = host(0)
     checkpoint = ModelVm(1, counter=counter).checkpoint()
     assert (checkpoint.opted_in, checkpoint.cntvct, checkpoint.cntpct) == (False, 0, 0)
     counter.advance(50)
     vm = ModelVm(1, counter=counter)
-    assert restore(checkpoint, vm).method == "offset"
-    assert vm.opted_in
+    # Its counters are equal, and one offset would do: but nobody said so.
+    assert restore(checkpoint, vm).method == "by-value"
+    assert not vm.opted_in
     assert vm.cntvct(0) == vm.cntpct(0) == 0
+    # The checkpoint of a VM that had opted in is the word.
+    saved = owned(counter, 1).checkpoint()
+    assert restore(saved, vm).method == "offset"
+    assert vm.opted_in
 
 
 def test_adopt_virtual_gives_up_the_physical_counter() -> None:
@@ -357,7 +362,7 @@ def test_two_counters_are_refused_where_the_guest_has_el2(width_ticks: int, apar
     counter = host()
     source = owned(counter, nested=True)
     cntvct = source.checkpoint().cntvct
-    checkpoint = other(source.checkpoint(), owned=False, width_ticks=width_ticks, cntpct=(cntvct + apart) % 2**64)
+    checkpoint = other(source.checkpoint(), opted_in=0, physical_displacement_ticks=apart, **widths(width_ticks))
     error = refused(CounterSkew, checkpoint, ModelVm(2, counter=counter, nested=True))
     assert (error.cntvct, error.cntpct) == (cntvct, (cntvct + apart) % 2**64)
     assert "a guest with EL2 has one offset for both" in str(error)
@@ -367,22 +372,19 @@ def test_two_counters_are_refused_where_the_guest_has_el2(width_ticks: int, apar
 def test_two_counters_that_were_read_apart_are_one_where_the_guest_has_el2() -> None:
     counter = host()
     source = owned(counter, nested=True)
-    cntvct = source.checkpoint().cntvct
-    checkpoint = other(source.checkpoint(), owned=False, width_ticks=20, cntpct=cntvct + 40)
+    checkpoint = other(source.checkpoint(), opted_in=0, physical_displacement_ticks=40, **widths(20))
     report = restore(checkpoint, ModelVm(2, counter=counter, nested=True))
     assert report.error_bound_ticks >= 40
 
 
-@pytest.mark.parametrize(("kernel", "cntpct"), [("6.1", 7), ("6.1", 8), ("6.12", 8)])
-def test_counters_by_value_need_a_vcpu(kernel: Literal["6.1", "6.12"], cntpct: int) -> None:
+def test_a_vm_without_vcpus_has_no_time() -> None:
     counter = host()
-    source = ModelVm(0, counter=counter)
+    source = ModelVm(0, counter=counter, name="early")
     source.set_counter_offset(counter.read() - 7)
-    # The one case of a source that a set or another VMM may have written: two counters that differ, and no vCPU.
-    checkpoint = other(source.checkpoint(), cntpct=cntpct)
-    error = refused(CapabilityMissing, checkpoint, ModelVm(0, counter=counter, kernel=kernel))
-    assert error.capability == "counter_offset"
-    assert "no vCPU to set them on" in str(error)
+    with pytest.raises(ValueError, match='the VM "early" has no vCPUs'):
+        source.checkpoint()
+    error = refused(TopologyMismatch, owned(counter).checkpoint(), ModelVm(0, counter=counter))
+    assert (error.what, error.saved, error.host) == ("vCPUs", 2, 0)
 
 
 def test_elapsed_time_that_nobody_vouches_for_is_refused() -> None:
@@ -446,18 +448,23 @@ def test_a_counter_that_went_backwards_with_its_wall_clock_is_another() -> None:
     assert not plan(checkpoint, ModelVm(2, counter=counter)).same_counter
 
 
-def other(checkpoint: Checkpoint, *, host: Mapping[str, object] | None = None, **changes: object) -> Checkpoint:
-    """The checkpoint with some of its values changed, by another implementation of the format."""
+def other(checkpoint: Checkpoint, *, stamp: Mapping[str, object] | None = None, **changes: Any) -> Checkpoint:
+    """The checkpoint of one VM with some of its values changed, by another implementation of the format."""
     said = cbor2.loads(cbor2.loads(checkpoint.to_bytes())[2].value)
-    said |= changes | {"host": {**said["host"], **(host or {})}}
-    return Checkpoint.from_bytes(make.seal(cbor2.dumps(said, canonical=True)))
+    said["stamp"] |= stamp or {}
+    said["groups"][0] |= {key: value for key, value in changes.items() if value or key not in make.OFTEN_0}
+    return Checkpoint.from_bytes(make.encode(said))
+
+
+def widths(ticks: int) -> dict[str, Any]:
+    return dict.fromkeys(("virtual_width_ticks", "physical_width_ticks"), ticks)
 
 
 def test_another_kind_of_counter_is_another() -> None:
     counter = host()
     checkpoint = owned(counter).checkpoint()
     assert plan(other(checkpoint), ModelVm(2, counter=counter)).same_counter
-    assert not plan(other(checkpoint, host={"source": "tsc"}), ModelVm(2, counter=counter)).same_counter
+    assert not plan(other(checkpoint, stamp={"source": "tsc"}), ModelVm(2, counter=counter)).same_counter
 
 
 def test_another_machines_counter_is_another() -> None:
@@ -465,10 +472,10 @@ def test_another_machines_counter_is_another() -> None:
     # So wide a bracket that the wall clock has nothing to say.
     here = {"width_ns": SECOND}
     checkpoint = ModelVm(1, counter=counter).checkpoint()
-    elsewhere = other(checkpoint, host=here | {"machine_id": bytes(16)})
+    elsewhere = other(checkpoint, stamp=here | {"machine_id": bytes(16)})
     assert not plan(elsewhere, ModelVm(1, counter=counter)).same_counter
-    known = checkpoint.host.machine_id is not None
-    assert plan(other(checkpoint, host=here), ModelVm(1, counter=counter)).same_counter is known
+    known = checkpoint.stamp.machine_id is not None
+    assert plan(other(checkpoint, stamp=here), ModelVm(1, counter=counter)).same_counter is known
 
 
 # How sure it is.
@@ -478,7 +485,7 @@ def test_the_error_bound_holds_every_doubt() -> None:
     counter = host()
     checkpoint = owned(counter).checkpoint()
     target = host(5, realtime_ns=START_NS + SECOND)
-    changed = other(checkpoint, host={"width_ns": 3 * NS}, width_ticks=70)
+    changed = other(checkpoint, stamp={"width_ns": 3 * NS}, **widths(70))
     options: dict[str, Any] = {"policy": Advance(), "same_counter": False}
     bound = restore(changed, ModelVm(2, counter=target), assume_error_ns=5 * NS, **options).error_bound_ticks
     # The saved counters, both brackets (by hand there is none), the wall clocks, and the rounding.
@@ -492,14 +499,18 @@ def test_the_error_bound_holds_every_doubt() -> None:
     assert restore(changed, ModelVm(2, counter=counter)).error_bound_ticks == 70
 
 
-def test_the_wall_clock_is_read_again_at_the_release() -> None:
+def test_the_plan_decides_by_the_wall_clock_and_the_counter_goes_on_from_there() -> None:
     checkpoint = owned(host()).checkpoint()
     target = host(5)
     vm = ModelVm(2, counter=target)
     steps = plan(checkpoint, vm, policy=Advance(), same_counter=False, assume_error_ns=0).prepare()
     steps.apply()
-    target.step_realtime(SECOND)
-    assert steps.release().added_ticks == HZ
+    for step in (SECOND, -3 * SECOND):
+        target.step_realtime(step)
+    target.advance(HZ)
+    report = steps.release()
+    # An honest counter may be 500 ppm slow: one tick in 2000 is missing then. And a tick for rounding.
+    assert (report.added_ticks, report.error_bound_ticks) == (HZ, -(-HZ // 1999) + 1)
     assert vm.cntvct(0) == 1000 + HZ
 
 
@@ -512,12 +523,12 @@ def test_a_plan_touches_nothing_and_says_what_it_costs() -> None:
     before = state(vm)
     intended = plan(owned(counter).checkpoint(), vm)
     assert state(vm) == before
-    assert any("for good" in warning for warning in intended.warnings)
+    assert not any("for good" in warning for warning in intended.warnings)
     assert any("trap" in fact for fact in intended.degraded)
     assert "CNTVCT_EL0" in str(intended)
-    # An owned VM has nothing left to lose.
-    again = plan(owned(counter).checkpoint(), owned(counter))
-    assert not any("for good" in warning for warning in again.warnings)
+    # A view that is given up opts in a VM that nobody opted in.
+    given_up = plan(ModelVm(2, counter=counter).checkpoint(), vm, views="adopt-virtual")
+    assert any("for good" in warning for warning in given_up.warnings)
 
 
 @pytest.mark.parametrize(
@@ -549,7 +560,8 @@ def test_what_the_guest_sees_at_both_ends_is_known_from_a_vmm_that_knows() -> No
     counter.advance(30)
     checkpoint = source.checkpoint(stopped_at=stopped)
     report = restore(checkpoint, ModelVm(2, counter=counter))
-    assert report.to_dict()["before_checkpoint_ticks"] == 30
+    assert report.to_dict()["stopped_before_ticks"] == 30
+    assert report.cntvct == 1000
     assert report.to_dict()["after_release_ticks"] is None
     assert "not known" in str(report)
     assert report.resumed_at(counter.advance(9)).to_dict()["after_release_ticks"] == 9
@@ -568,7 +580,7 @@ def test_the_hosts_count_can_be_injected_everywhere(now: int, cntvct: int) -> No
         # The wall clock there doesn't fit in 64 bits of nanoseconds.
         assert abs(now if now < 2**63 else now - 2**64) * NS > 2**62
     else:
-        assert (checkpoint.host.count, checkpoint.cntvct) == (now, cntvct)
+        assert (checkpoint.stamp.count, checkpoint.cntvct) == (now, cntvct)
     assert vm.cntvct(0, now) == vm.cntpct(0, now=now) == cntvct
     assert vm.get_one_reg(0, Reg.TIMER_CNT, now=now) == cntvct
 
@@ -577,9 +589,9 @@ def test_injected_instants_make_a_restore_exact() -> None:
     counter = host()
     source = owned(counter, cntvct=0)
     checkpoint = source.checkpoint(now=10**12 + 50)
-    assert (checkpoint.cntvct, checkpoint.host.realtime_ns) == (50, START_NS + 50 * NS)
+    assert (checkpoint.cntvct, checkpoint.stamp.realtime_ns) == (50, START_NS + 50 * NS)
     earlier = source.checkpoint(now=10**12 - 50)
-    assert (earlier.cntvct, earlier.host.realtime_ns) == (2**64 - 50, START_NS - 50 * NS)
+    assert (earlier.cntvct, earlier.stamp.realtime_ns) == (2**64 - 50, START_NS - 50 * NS)
     vm = ModelVm(2, counter=counter)
     report = restore(checkpoint, vm, now=10**12 + 500)
     assert report.released_at == 10**12 + 500

@@ -149,7 +149,11 @@ def test_injected_counts_are_in_the_scaled_counters_ticks() -> None:
     assert vm.cntvct(0) == vm.cntvct(0, now=counter.read()) == GUEST_HZ
     assert vm.cntvct(0, now=GUEST_HZ + 5) == GUEST_HZ + 5
     checkpoint = vm.checkpoint(now=2 * GUEST_HZ)
-    assert (checkpoint.cntvct, checkpoint.host.realtime_ns, checkpoint.frequency_hz) == (2 * GUEST_HZ, SECOND, GUEST_HZ)
+    assert (checkpoint.cntvct, checkpoint.stamp.realtime_ns, checkpoint.frequency_hz) == (
+        2 * GUEST_HZ,
+        SECOND,
+        GUEST_HZ,
+    )
 
 
 @given(start=u64s, ticks=st.integers(0, 2**32), factor=st.integers(1, 2**32))

@@ -152,7 +152,7 @@ class Moving:
             saved = insist(self.vm.checkpoint)
             assert saved.cntvct == saved.cntpct
             units, count = divmod(saved.cntvct, UNIT)
-            assert count == saved.host.count
+            assert count == saved.stamp.count
             self.check(units, count)
             assert saved.vcpus == len(saved.cval(Timer.VTIMER)) <= self.vm.vcpus
 

@@ -6,7 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestclock import Advance, Freeze, LatchMismatch, ModelVm, Policy, Reg, Report, Timer, TimerStatus, plan, restore
+from guestclock import (
+    Advance,
+    Checkpoint,
+    Freeze,
+    LatchMismatch,
+    ModelVm,
+    Policy,
+    Reg,
+    Report,
+    Timer,
+    TimerStatus,
+    plan,
+    restore,
+)
 from vms import HZ, SECOND, TIMER_REGS, host, owned
 
 KERNELS = ["6.1", "6.12", "7.3"]
@@ -124,6 +137,26 @@ def test_the_interrupt_ids_are_the_vms_own() -> None:
     report = due(irq_timers={Timer.VTIMER: 900})
     assert report.latch_mismatches([1 << 19], irqs={Timer.VTIMER: 19}) == []
     assert [each.irq for each in report.latch_mismatches([1 << 27], irqs={Timer.VTIMER: 19})] == [19]
+
+
+def test_the_interrupt_ids_are_the_checkpoints() -> None:
+    vm = owned(host(), vcpus=1)
+    vm.set_irq(Timer.VTIMER, 19)
+    vm.set_irq(Timer.PTIMER, 20)
+    vm.set_one_reg(0, TIMER_REGS[Timer.VTIMER][1], ENABLE)
+    saved = Checkpoint.from_bytes(vm.checkpoint().to_bytes())
+    assert saved.interrupts == {Timer.VTIMER: 19, Timer.PTIMER: 20}
+    report = restore(saved, ModelVm(1, counter=host()))
+    assert report.latch_mismatches([1 << 19]) == []
+    assert report.latch_mismatches([1 << 27]) == [LatchMismatch(0, Timer.VTIMER, 19, line=True, pending=False)]
+    # The caller's word goes before the checkpoint's.
+    assert [each.irq for each in report.latch_mismatches([1 << 19], irqs={Timer.VTIMER: 21})] == [21]
+    assert report.latch_mismatches([1 << 19], irqs={Timer.PTIMER: 21}) == []
+    # Without it, those that KVM begins with.
+    unknown = Checkpoint.from_one_regs(saved.to_one_regs(), frequency_hz=saved.frequency_hz, host=saved.stamp)
+    assert unknown.interrupts is None
+    report = restore(unknown, ModelVm(1, counter=host()))
+    assert [each.irq for each in report.latch_mismatches([0])] == [27]
 
 
 def test_all_timers_of_a_nested_guest_have_their_ids() -> None:

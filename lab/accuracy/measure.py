@@ -85,7 +85,7 @@ def restored(policy: Freeze | Advance, method: Method, delay_ms: int) -> Row:
         offsets = [seen(made, host, vcpu) for vcpu in range(VCPUS)]
     virtual, physical = zip(*offsets, strict=True)
     if isinstance(policy, Advance):
-        promised = saved.host.count - saved.cntvct, saved.host.count - saved.cntvct
+        promised = saved.stamp.count - saved.cntvct, saved.stamp.count - saved.cntvct
     elif method == "offset":
         promised = sample - value, sample - value
     else:

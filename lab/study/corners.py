@@ -75,12 +75,16 @@ class _Case:
     delay_ns: int = 0
     """From the plan to the release."""
 
+    def delay(self, frequency_hz: int) -> int:
+        """Return the same in ticks: a number of which the error of a rate that is 500 ppm slow is whole."""
+        slow = PPB // RATE_PPB - 1
+        return self.delay_ns * frequency_hz // SECOND // slow * slow
+
     @property
     def total_ns(self) -> int:
         """More than all that can be wrong."""
         sides = (self.there, self.here)
-        aged = [side.age_ns + 2 * self.delay_ns for side in sides]
-        drift = sum(age * side.holdover_ppb // PPB + 1 for age, side in zip(aged, sides, strict=True))
+        drift = sum(side.age_ns * side.holdover_ppb // PPB + 1 for side in sides)
         return drift + sum(side.max_error_ns + side.width_ns for side in sides)
 
 
@@ -135,7 +139,7 @@ def _elapsed(frequency_hz: int, case: _Case) -> list[int]:
     # f * ns leaves remainders that are multiples of `shared`; the largest is all but that of a tick.
     modulus = SECOND // shared
     most = -pow(frequency_hz // shared, -1, modulus) % modulus if modulus > 1 else 0
-    starts = [-(-start // modulus) * modulus for start in (2 * case.total_ns + 2 * case.delay_ns, _YEAR_NS)]
+    starts = [-(-start // modulus) * modulus for start in (2 * case.total_ns, _YEAR_NS)]
     return [start + rest for start in starts for rest in sorted({0, most})]
 
 
@@ -143,25 +147,13 @@ def _two_clocks(
     frequency_hz: int, case: _Case, elapsed_ns: int, lie: Lie, vouched: Vouched = "declared"
 ) -> Iterator[Migration]:
     leap = LeapSecond(_READ_NS + elapsed_ns // 2, 36)
+    planned = _RELEASED - case.delay(frequency_hz)
     for signs in product(_signs(case.there), _signs(case.here), _misread(case)):
         there_signs, here_signs, misread = signs
-        there = _host(frequency_hz, case.there, there_signs, leap, _READ_NS, _TAKEN, vouched=vouched)
+        there = _host("1", Oscillator(frequency_hz, 0, _TAKEN, _READ_NS), case.there, there_signs, leap, vouched)
         for rate_ppb in (-RATE_PPB, 0, RATE_PPB) if case.delay_ns else (0,):
-            delay = case.delay_ns * frequency_hz // SECOND
-            read_ns = _READ_NS + elapsed_ns
-            here = _host(
-                frequency_hz,
-                case.here,
-                here_signs,
-                leap,
-                read_ns,
-                _RELEASED,
-                vouched=vouched,
-                rate_ppb=rate_ppb,
-                delay=delay,
-                lie=lie,
-            )
-            planned = _RELEASED - delay
+            oscillator = Oscillator(frequency_hz, rate_ppb, planned, _READ_NS + elapsed_ns)
+            here = _host("2", oscillator, case.here, here_signs, leap, vouched, lie)
             yield Migration(
                 there,
                 here,
@@ -198,12 +190,11 @@ def _earlier(host: Host, ns: int) -> Host:
 def _told(frequency_hz: int, case: _Case, elapsed_ns: int, lie: Lie) -> Iterator[Migration]:
     assumed_ns = case.here.max_error_ns
     there = _plain(Oscillator(frequency_hz, 0, _TAKEN, _READ_NS), "1")
-    delay = case.delay_ns * frequency_hz // SECOND
+    planned = _RELEASED - case.delay(frequency_hz)
     signs = _SIGNS if assumed_ns else (0,)
     for sign, rate_ppb, misread in product(signs, (-RATE_PPB, RATE_PPB), _misread(case)):
         planned_at = _READ_NS + elapsed_ns - sign * assumed_ns * lie.of("sync")
-        here = _plain(Oscillator(frequency_hz, rate_ppb, _RELEASED - delay, planned_at), "2")
-        planned = _RELEASED - delay
+        here = _plain(Oscillator(frequency_hz, rate_ppb, planned, planned_at), "2")
         yield Migration(
             there,
             here,
@@ -247,36 +238,29 @@ def _misread(case: _Case) -> list[tuple[int, int]]:
 
 
 def _host(
-    frequency_hz: int,
+    machine: str,
+    oscillator: Oscillator,
     declared: _Declared,
     signs: tuple[int, int, int],
     leap: LeapSecond,
-    read_ns: int,
-    count: int,
-    *,
     vouched: Vouched,
-    rate_ppb: int = 0,
-    delay: int | None = None,
     lie: Lie = TRUTH,
 ) -> Host:
-    """A host whose CLOCK_TAI reads exactly `read_ns` at `count`, by errors at the ends that `signs` says.
+    """A host whose CLOCK_TAI reads exactly what the oscillator's instant says, by errors at the ends that `signs` says.
 
-    Its age is that of `delay` ticks before: of the plan. Without a delay it is the checkpoint's host.
+    True time is what gives way: at the oscillator's count it is as far from that reading as the errors are.
     """
     in_error, in_drift, in_place = signs
-    machine = "1" if delay is None else "2"
-    oscillator = Oscillator(frequency_hz, rate_ppb, count, 0)
-    age = declared.age_ns + oscillator.lasts(delay or 0)
     error_ns = in_error * declared.max_error_ns * lie.of("sync")
     drift_ppb = in_drift * declared.holdover_ppb * lie.of("holdover")
-    read_at: Instant = read_ns - error_ns - age * drift_ppb / PPB
+    read_at: Instant = oscillator.at - error_ns - declared.age_ns * drift_ppb / PPB
     read_after_ns = in_place * declared.width_ns * lie.of("bracket")
     return Host(
         replace(oscillator, at=Fraction(read_at - read_after_ns)),
         leap,
         machine * 32,
         machine * 32,
-        read_at - age,
+        read_at - declared.age_ns,
         error_ns,
         drift_ppb,
         declared.max_error_ns,

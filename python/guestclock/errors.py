@@ -67,11 +67,11 @@ class UnsupportedVersion(CheckpointError):
     supported: int
 
 
-class WrongKind(CheckpointError):
-    """An intact checkpoint of the other kind: `found` and `wanted` are "Checkpoint" or "CheckpointSet"."""
+class UnsupportedArch(CheckpointError):
+    """The checkpoint is of guests of another architecture than this version reads."""
 
     found: str
-    wanted: str
+    """The architecture in the file."""
 
 
 class UnsupportedFeature(CheckpointError):

@@ -1,10 +1,10 @@
 """The promise of each policy for a guest's clock across a pause, computed from the host's clock alone.
 
 s0 and s1 are the host's counts at the guest's last reading before the pause and its first after. C0 is the count at the
-checkpoint, C1 at the release. Frozen, the guest's clock runs for (C0 - s0) + (s1 - C1); advanced, for s1 - s0; advanced
-by at most a cap, for the first plus the cap or for the second, whichever is less. Each count is known to lie in an
-interval. No gap shrinks as s1 or C0 grows, or grows as s0 or C1 does, so the ends of a gap come from the ends of the
-counts.
+checkpoint, or at the guest's stop where the checkpoint has it; C1 is the count at the release. Frozen, the guest's
+clock runs for (C0 - s0) + (s1 - C1); advanced, for s1 - s0; advanced by at most a cap, for the first plus the cap or
+for the second, whichever is less. Each count is known to lie in an interval. No gap shrinks as s1 or C0 grows, or grows
+as s0 or C1 does, so the ends of a gap come from the ends of the counts.
 """
 
 from __future__ import annotations

@@ -21,6 +21,8 @@ from guestclock._core import (
 from guestclock.registers import Timer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -208,13 +210,18 @@ class SyncBound:
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """A host counter and the host's wall clock at one instant, and what vouches for it."""
+    """A host counter and the host's clocks at one instant, and what vouches for them.
+
+    A stamp is host-wide: what a time namespace (time_namespaces(7)) adds to this process's clocks is taken off. So
+    `count` may differ from the counter's `read` by a constant.
+    """
 
     count: int
-    """The host's counter, in ticks."""
+    """The host's counter as the initial time namespace reads it, in ticks."""
     frequency_hz: int
     source: str
-    """Which counter: cntvct_el0, clock_monotonic_raw, clock_monotonic, tsc or manual."""
+    """Which counter: cntvct_el0, clock_monotonic_raw, clock_monotonic, tsc or manual; clock_monotonic_raw_local or
+    clock_monotonic_local where the time namespace isn't known, so that the count isn't host-wide."""
     realtime_ns: int
     """CLOCK_REALTIME, nanoseconds since 1970."""
     width_ns: int
@@ -235,6 +242,18 @@ class Stamp:
     """Who vouches for the wall clock, where somebody was declared to."""
     rate_ppb: int | None = None
     """How much faster than at its nominal frequency the counter runs, in ppb, by the kernel's correction of it."""
+    boottime_ns: int | None = None
+    """CLOCK_BOOTTIME, in nanoseconds since the host's boot: at `count` it read this, or up to `slept_width_ns` less."""
+    slept_ns: int | None = None
+    """CLOCK_BOOTTIME - CLOCK_MONOTONIC, the time that the host was suspended since its boot, in nanoseconds: this, or
+    up to `slept_width_ns` more."""
+    slept_width_ns: int | None = None
+    """Distance of the reads that the other two were taken between, and a tick of the counter, in nanoseconds."""
+
+    def __post_init__(self) -> None:
+        """Refuses a part of the boot time."""
+        if len({self.boottime_ns is None, self.slept_ns is None, self.slept_width_ns is None}) > 1:
+            raise ValueError("boottime_ns, slept_ns and slept_width_ns are given together, or not at all")
 
     @property
     def tai_ns(self) -> int | None:
@@ -255,6 +274,30 @@ class Stamp:
     def vouched(self) -> str:
         """Who vouches for that bound ("declared", "chrony", "clockbound", "kernel-unverified"), or why nobody does."""
         return _vouched(self)[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """Guest time still to be given back, and the steps that give it: `Checkpoint.backlog`."""
+
+    remaining_ticks: int
+    """Ticks by which the guest's counters are behind."""
+    step_ns: int
+    """The largest step, in nanoseconds."""
+    interval_ns: int
+    """The shortest time between two steps, in nanoseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A guest's virtual counter and the host's wall clock, read together: `Checkpoint.reading`."""
+
+    count: int
+    """The guest's virtual counter, in ticks."""
+    realtime_ns: int
+    """CLOCK_REALTIME of the host, nanoseconds since 1970."""
+    width_ns: int = 0
+    """Time between the two reads, in nanoseconds, at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,6 +329,10 @@ class GuestVm(Protocol):
     """
 
     @property
+    def name(self) -> str:
+        """Name of the VM in its checkpoints; empty where nobody named it."""
+
+    @property
     def vcpus(self) -> int:
         """How many vCPUs."""
 
@@ -312,10 +359,10 @@ class GuestVm(Protocol):
     def set_counter_offset(self, offset: SupportsIndex) -> None:
         """KVM_ARM_SET_COUNTER_OFFSET: one offset for both counters of all vCPUs, in ticks, for good."""
 
-    def cntvct(self, vcpu: int, now: int | None = None) -> int:
+    def cntvct(self, vcpu: int, now: int | Stamp | None = None) -> int:
         """What the vCPU's guest reads from CNTVCT_EL0, now or when the host's counter reads `now`."""
 
-    def cntpct(self, vcpu: int, now: int | None = None) -> int:
+    def cntpct(self, vcpu: int, now: int | Stamp | None = None) -> int:
         """What the vCPU's guest reads from CNTPCT_EL0, now or when the host's counter reads `now`."""
 
     def get_one_reg(self, vcpu: int, reg: int) -> int:
@@ -336,12 +383,19 @@ class GuestVm(Protocol):
     def running(self, vcpu: int) -> Running:
         """A context manager for the time that the vCPU spends in its guest."""
 
-    def checkpoint(self, *, stopped_at: int | None = None, sync: SyncBound | None = None) -> Checkpoint:
+    def checkpoint(
+        self,
+        *,
+        stopped_at: int | None = None,
+        sync: SyncBound | None = None,
+        vmclock_address: int | None = None,
+        stolen_time: "Sequence[int | None] | None" = None,
+    ) -> Checkpoint:
         """Save the VM's guest time."""
 
     @property
     def backlog_ticks(self) -> int:
-        """What the guest is owed, in ticks: 0 but for a `CatchUp` that isn't over."""
+        """The guest's backlog, in ticks: 0 except under a `CatchUp` that isn't over."""
 
     def catch_up(self) -> Steps:
         """Return the steps by which the guest is paid back."""

@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ def bare() -> Iterator[Machine]:
     made.close()
 
 
-def opened(machine: Machine, **options: int) -> KvmVm:
+def opened(machine: Machine, **options: Any) -> KvmVm:
     return KvmVm(machine.vm_fd, machine.vcpu_fds, gic_fd=machine.gic_fd, **options)
 
 

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from guestclock import Advance, CatchUp, Checkpoint, CheckpointSet, Freeze, SyncBound, inspection, sync
+from guestclock import Advance, CatchUp, Checkpoint, Freeze, SyncBound, inspection, sync
 from guestclock.cli import needs, tables
 from guestclock.cli.shared import JSON, fail, show
 from guestclock.errors import CheckpointError, KvmError, NotSynchronised
@@ -21,6 +21,7 @@ app = typer.Typer()
 
 _File = Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint.", show_default=False)]
 _Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Checkpoints.", show_default=False)]
+_Vm = Annotated[str | None, typer.Option("--vm", metavar="NAME", help="The VM of this name, of a checkpoint of many.")]
 _Json = Annotated[bool, JSON]
 
 
@@ -57,34 +58,19 @@ class ViewsName(StrEnum):
 
 
 @app.command("inspect")
-def inspect_command(
-    file: _File,
-    *,
-    vm: Annotated[int | None, typer.Option(help="Of a set of VMs: the name of the one to look at.")] = None,
-    as_json: _Json = False,
-) -> None:
-    """Shows a checkpoint's contents: its counters, its host's clocks, and how long its timers have left.
+def inspect_command(file: _File, *, vm: _Vm = None, as_json: _Json = False) -> None:
+    """Shows a checkpoint's contents: its host's clocks, its guest's counters, and how long its timers have left.
 
-    For a set of VMs: how many there are, with which frequencies and timers; with --vm, one of them.
+    Of many VMs: a row each; with --vm, one of them.
     """
-    checkpoint = _load(file)
-    if isinstance(checkpoint, Checkpoint):
-        if vm is not None:
-            fail(f"{file}: --vm chooses from a set of VMs, and this is a checkpoint of one")
-        show(inspection.inspect(checkpoint), tables.print_inspection, as_json=as_json)
-    elif vm is None:
-        show(inspection.inspect_set(checkpoint), tables.print_set_inspection, as_json=as_json)
-    else:
-        index = checkpoint.find(vm) if 0 <= vm < 2**64 else None
-        if index is None:
-            fail(f"{file}: there is no VM named {vm}")
-        show(inspection.inspect(checkpoint[index]), tables.print_inspection, as_json=as_json)
+    show(inspection.inspect(_load(file, vm)), tables.print_inspection, as_json=as_json)
 
 
 @app.command("plan")
 def plan_command(
     file: _File,
     *,
+    vm: _Vm = None,
     policy: Annotated[PolicyName, typer.Option(help="What the guest is to see of the time that has passed.")],
     max_ns: Annotated[int | None, typer.Option(min=0, help="With advance: the most guest time to add.")] = None,
     step_ns: Annotated[int | None, typer.Option(min=1, help="With catch-up: the most that one step makes up.")] = None,
@@ -132,14 +118,14 @@ def plan_command(
     With --frequency-hz or --elapsed-ns the target's counter is another, as described. Exits 1 for a refusal.
     """
     wanted = _policy(policy, max_ns, (step_ns, interval_ns, at_once_ns, within_ns))
-    checkpoint = _load_one(file)
+    checkpoint = _load_one(file, vm)
     try:
-        vm = inspection.target(checkpoint, frequency_hz=frequency_hz, elapsed_ns=elapsed_ns, kernel=kernel)
+        target = inspection.target(checkpoint, frequency_hz=frequency_hz, elapsed_ns=elapsed_ns, kernel=kernel)
     except (ValueError, OverflowError, KvmError) as error:
         fail(f"there can't be such a target: {error}")
     document = inspection.dry_run(
         checkpoint,
-        vm,
+        target,
         policy=wanted,
         views=views.value,
         same_counter=same_counter,
@@ -186,10 +172,11 @@ def diff_command(
     one: Annotated[Path, typer.Argument(metavar="A", help="A checkpoint.", show_default=False)],
     other: Annotated[Path, typer.Argument(metavar="B", help="Another.", show_default=False)],
     *,
+    vm: _Vm = None,
     as_json: _Json = False,
 ) -> None:
-    """Shows how two checkpoints differ, and how much time passed between them. Exits 1 if they differ."""
-    document = inspection.diff(_load_one(one), _load_one(other))
+    """Shows how two checkpoints differ, VM by VM, and how much time passed between them. Exits 1 if they differ."""
+    document = inspection.diff(_load(one, vm), _load(other, vm))
     show(document, tables.print_difference, as_json=as_json)
     if not document["equal"]:
         raise typer.Exit(1)
@@ -212,6 +199,7 @@ def verify_command(files: _Files, *, as_json: _Json = False) -> None:
 def plot_command(
     files: _Files,
     *,
+    vm: _Vm = None,
     out: Annotated[Path, typer.Option(help="Where the picture goes: .svg or .png.")] = Path("guestclock-timeline.svg"),
     as_json: _Json = False,
 ) -> None:
@@ -221,7 +209,7 @@ def plot_command(
     """
     with needs("plot"):
         importlib.import_module("matplotlib")
-    checkpoints = [(file.name, _load_one(file)) for file in files]
+    checkpoints = [(file.name, _load_one(file, vm)) for file in files]
     try:
         document = inspection.timeline(checkpoints)
     except ValueError as error:
@@ -235,15 +223,20 @@ def plot_command(
     typer.echo(f"The picture: {out}", err=True)
 
 
-def _load(file: Path) -> Checkpoint | CheckpointSet:
+def _load(file: Path, vm: str | None) -> Checkpoint:
     try:
-        return inspection.load(file)
+        checkpoint = Checkpoint.load(file)
     except (CheckpointError, OSError) as error:
         fail(f"{file}: {error}")
+    if vm is None:
+        return checkpoint
+    if vm not in checkpoint:
+        fail(f"{file}: there is no VM named {vm!r}")
+    return checkpoint[vm]
 
 
-def _load_one(file: Path) -> Checkpoint:
-    try:
-        return Checkpoint.load(file)
-    except (CheckpointError, OSError) as error:
-        fail(f"{file}: {error}")
+def _load_one(file: Path, vm: str | None) -> Checkpoint:
+    checkpoint = _load(file, vm)
+    if len(checkpoint) != 1:
+        fail(f"{file}: the checkpoint is of {len(checkpoint)} VMs: choose one with --vm")
+    return checkpoint

@@ -15,7 +15,16 @@ from guestclock.inspection.words import duration, to_ns
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from guestclock.inspection import Difference, DryRun, Inspection, SetInspection, Timeline, TimerRecord, Verification
+    from guestclock.inspection import (
+        Difference,
+        DryRun,
+        Inspection,
+        Timeline,
+        TimerRecord,
+        Verification,
+        VmDifference,
+        VmRecord,
+    )
     from guestclock.inspection.elapsed import Elapsed
 
 _PIPE_COLUMNS = 150
@@ -26,71 +35,87 @@ _STYLES = {"off": "dim", "masked": "cyan", "armed": "green", "overdue": "bold re
 
 
 def print_inspection(document: Inspection) -> None:
-    """Prints a checkpoint's counters and host, then its timers."""
-    hz, host = document["frequency_hz"], document["host"]
-    el2 = ", with EL2" if document["nested"] else ""
-    rows = [
-        ("guest", f"{_plural(document['vcpus'], 'vCPU')}{el2}, counters at {hz:,} Hz"),
-        ("CNTVCT_EL0", _count(document["cntvct"], hz)),
-        ("CNTPCT_EL0", _count(document["cntpct"], hz)),
-        (
-            "between the two",
-            _ticks(document["skew_ticks"], hz) if document["skew_ticks"] else "nothing: they are equal",
-        ),
-        ("known to", _ticks(document["width_ticks"], hz) if document["width_ticks"] else "the tick"),
-        (
-            "counter offset",
-            "one for both: the VM had opted in" if document["opted_in"] else "each its own: the VM never opted in",
-        ),
-    ]
-    if document["cntvoff"]:
-        low, high = min(document["cntvoff"]), max(document["cntvoff"])
-        rows.append(("CNTVOFF_EL2", f"{low:,} ticks" if low == high else f"{low:,} to {high:,} ticks"))
-    if host is None:
+    """Prints a checkpoint's instant, then its VM, or a row each VM where there are many."""
+    stamp, vms, console = document["stamp"], document["vms"], _console()
+    one = vms[0] if len(vms) == 1 else None
+    rows = [] if one else [("guests", f"{_plural(len(vms), 'VM')}, {_plural(document['vcpus'], 'vCPU')}")]
+    rows += _guest(one, stamp) if one else []
+    if stamp is None:
         rows.append(("taken", "nobody knows when: it can be restored under Freeze() alone"))
     else:
-        rows += _host(host)
-    if document["stopped_before_ticks"] is not None:
-        rows.append(("last vCPU stopped", f"{_ticks(document['stopped_before_ticks'], hz)} before"))
-    rows += [("register", f"{reg}, which this version doesn't know") for reg in document["other_regs"]]
+        rows += _stamp(stamp)
+    rows.append(("size", _plural(document["size_bytes"], "byte")))
+    rows += [("register", f"{reg}, which this version doesn't know") for reg in (one["other_registers"] if one else ())]
     rows += [("key", f"{key!r}, which this version doesn't know") for key in document["unknown"]]
-    console = _console()
     _print_facts(console, "Checkpoint", rows)
-    _print_timers(console, document["timers"], "Timers, as of the checkpoint")
-    first = document["next_deadline"]
+    if one is None:
+        _print_vms(console, vms)
+        return
+    _print_timers(console, one["timers"], "Timers, as of the checkpoint")
+    first = one["next_deadline"]
     if first is not None:
         when = f"in {duration(first['remaining_ns'])}, by the {first['timer']} of vCPU {first['vcpu']}"
         console.print(Text(f"The next interrupt is due {when}."))
 
 
-def print_set_inspection(document: SetInspection) -> None:
-    """Prints a set's instant, and a row each group of VMs."""
-    host, vms, vcpus = document["host"], document["vms"], document["vcpus"]
-    rows = [("guests", f"{_plural(vms, 'VM')}, {_plural(vcpus, 'vCPU')}, in {_plural(document['size_bytes'], 'byte')}")]
-    rows += [("taken", "nobody knows when")] if host is None else _host(host)
-    if document["stopped_before_ticks"] is not None and host is not None:
-        rows.append(("last vCPU stopped", f"{_ticks(document['stopped_before_ticks'], host['frequency_hz'])} before"))
-    rows += [("key", f"{key!r}, which this version doesn't know") for key in document["unknown"]]
-    console = _console()
-    _print_facts(console, "Checkpoint of a set of VMs", rows)
+def _guest(vm: VmRecord, stamp: dict[str, Any] | None) -> list[tuple[str, str]]:
+    hz = vm["frequency_hz"]
+    el2 = ", with EL2" if vm["nested"] else ""
+    widths = vm["virtual_width_ticks"], vm["physical_width_ticks"]
+    known = " and ".join(_ticks(width, hz) for width in dict.fromkeys(widths)) if any(widths) else "the tick"
+    rows = [("VM", vm["name"])] if vm["name"] else []
+    rows += [
+        ("guest", f"{_plural(vm['vcpus'], 'vCPU')}{el2}, counters at {hz:,} Hz"),
+        ("CNTVCT_EL0", _count(vm["cntvct"], hz)),
+        ("CNTPCT_EL0", _count(vm["cntpct"], hz)),
+        ("between the two", _ticks(vm["skew_ticks"], hz) if vm["skew_ticks"] else "nothing: they are equal"),
+        ("known to", known),
+        (
+            "counter offset",
+            "one for both: the VM had opted in" if vm["opted_in"] else "each its own: the VM never opted in",
+        ),
+    ]
+    if vm["cntvoff"]:
+        low, high = min(vm["cntvoff"]), max(vm["cntvoff"])
+        rows.append(("CNTVOFF_EL2", f"{low:,} ticks" if low == high else f"{low:,} to {high:,} ticks"))
+    if vm["backlog"]:
+        rows.append(("backlog", _ticks(vm["backlog"]["remaining_ticks"], hz)))
+    if vm["interrupts"]:
+        rows.append(("interrupts", ", ".join(f"{timer} {irq}" for timer, irq in vm["interrupts"].items())))
+    if vm["vmclock_address"] is not None:
+        rows.append(("vmclock page", f"at {vm['vmclock_address']:#x}"))
+    stolen = [f"{address:#x}" for address in vm["stolen_time"] if address is not None]
+    if stolen:
+        rows.append(("stolen time", f"{_plural(len(stolen), 'record')}, the first at {stolen[0]}"))
+    if vm["stopped_before_ticks"] is not None and stamp is not None:
+        rows.append(("last vCPU stopped", f"{_ticks(vm['stopped_before_ticks'], stamp['frequency_hz'])} before"))
+    return rows
+
+
+def _print_vms(console: Console, vms: list[VmRecord]) -> None:
+    """Prints a row each VM."""
     table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("Hz", "VMs", "vCPUs"):
+    table.add_column("VM", overflow="fold")
+    for heading in ("vCPUs", "Hz", "CNTVCT_EL0"):
         table.add_column(heading, justify="right")
-    table.add_column("timers")
-    for heading in ("opted in", "with a backlog"):
+    table.add_column("opted in")
+    for heading in ("timers on", "next due", "backlog"):
         table.add_column(heading, justify="right")
-    for group in document["groups"]:
-        el2 = ", with EL2" if group["nested"] else ""
+    for vm in vms[:_MANY]:
+        first, backlog = vm["next_deadline"], vm["backlog"]
         table.add_row(
-            f"{group['frequency_hz']:,}",
-            f"{group['vms']:,}",
-            f"{group['vcpus']:,}",
-            f"{', '.join(group['timers'])}{el2}",
-            f"{group['opted_in']:,}",
-            f"{group['with_backlog']:,}",
+            Text(vm["name"] or "(no name)"),
+            f"{vm['vcpus']:,}{', with EL2' if vm['nested'] else ''}",
+            f"{vm['frequency_hz']:,}",
+            f"{vm['cntvct']:,}",
+            "yes" if vm["opted_in"] else "no",
+            f"{sum(timer['state'] != 'off' for timer in vm['timers']):,}",
+            f"in {duration(first['remaining_ns'])}" if first else "",
+            duration(to_ns(backlog["remaining_ticks"], vm["frequency_hz"])) if backlog else "",
         )
-    if document["groups"]:
+    if vms:
         console.print(table)
+    _print_rest(console, len(vms), "VMs")
 
 
 def print_dry_run(document: DryRun) -> None:
@@ -113,26 +138,55 @@ def print_dry_run(document: DryRun) -> None:
 
 
 def print_difference(document: Difference) -> None:
-    """Prints the time between two checkpoints, and each value that differs."""
-    console = _console()
-    _print_facts(console, "From A to B", _elapsed(document["elapsed"]))
+    """Prints the time between two checkpoints of each VM, and each value that differs."""
+    console, vms = _console(), document["vms"]
+    if len(vms) == 1:
+        _print_facts(console, "From A to B", _elapsed(vms[0]["elapsed"]))
+    elif vms:
+        _print_elapsed(console, vms)
+    for alone, where in ((document["only_in_one"], "A"), (document["only_in_other"], "B")):
+        if alone:
+            more = f", and {len(alone) - _MANY:,} more" if len(alone) > _MANY else ""
+            said = ", ".join(name or "(no name)" for name in alone[:_MANY])
+            console.print(Text(f"Only in {where}: {said}{more}."))
     if document["equal"]:
         console.print(Text("They are equal.", style="green"))
         return
+    rows = [("", entry) for entry in document["differences"]]
+    rows += [(vm["name"], entry) for vm in vms for entry in vm["differences"]]
     table = Table(box=box.SIMPLE_HEAD)
+    if len(vms) > 1:
+        table.add_column("VM", overflow="fold")
     table.add_column("what", overflow="fold")
     for heading in ("A", "B", "B - A"):
         table.add_column(heading, justify="right", overflow="fold")
-    for entry in document["differences"][:_MANY]:
+    for name, entry in rows[:_MANY]:
         difference = entry["difference"]
         table.add_row(
+            *([Text(name)] if len(vms) > 1 else []),
             Text(entry["what"]),
             Text(_value(entry["one"])),
             Text(_value(entry["other"])),
             "" if difference is None else f"{difference:+,}",
         )
+    if rows:
+        console.print(table)
+    _print_rest(console, len(rows), "differences")
+
+
+def _print_elapsed(console: Console, vms: list[VmDifference]) -> None:
+    """Prints a row each VM: what passed on its host, and what it saw."""
+    table = Table(title="From A to B", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("VM", overflow="fold")
+    for heading in ("host", "guest", "hidden from it", "known to", "differences"):
+        table.add_column(heading, justify="right")
+    for vm in vms[:_MANY]:
+        passed = vm["elapsed"]
+        times = (passed["host_ns"], passed["guest_ns"], passed["hidden_ns"], passed["known_to_ns"])
+        said = ("" if ns is None else duration(ns) for ns in times)
+        table.add_row(Text(vm["name"] or "(no name)"), *said, f"{len(vm['differences']):,}")
     console.print(table)
-    _print_rest(console, len(document["differences"]), "differences")
+    _print_rest(console, len(vms), "VMs")
 
 
 def print_verification(document: Verification) -> None:
@@ -140,15 +194,15 @@ def print_verification(document: Verification) -> None:
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("file", overflow="fold")
     table.add_column("")
-    table.add_column("bytes", justify="right")
-    table.add_column("vCPUs", justify="right")
+    for heading in ("bytes", "VMs", "vCPUs"):
+        table.add_column(heading, justify="right")
     table.add_column("why", overflow="fold")
     words = {True: ("intact", "green"), False: ("not intact", "bold red"), None: ("unreadable", "yellow")}
     for record in document["files"]:
         word, style = words[record["intact"]]
         why = f"{record['error']}: {record['message']}" if record["error"] else "; ".join(record["notes"])
-        size, vcpus = ("" if number is None else f"{number:,}" for number in (record["size_bytes"], record["vcpus"]))
-        table.add_row(Text(record["file"]), Text(word, style=style), size, vcpus, Text(why))
+        numbers = ("" if n is None else f"{n:,}" for n in (record["size_bytes"], record["vms"], record["vcpus"]))
+        table.add_row(Text(record["file"]), Text(word, style=style), *numbers, Text(why))
     _console().print(table)
 
 
@@ -224,17 +278,17 @@ def _due(ticks: int, ns: int) -> str:
     return f"{duration(-ns)} ago" if ticks else "now"
 
 
-def _host(host: dict[str, Any]) -> list[tuple[str, str]]:
-    rows = [
-        ("taken", host["realtime"]),
-        ("host's counter", f"{host['source']} at {host['frequency_hz']:,} Hz: {host['count']:,}"),
-    ]
-    rows.append(("read within", duration(host["width_ns"])))
+def _stamp(stamp: dict[str, Any]) -> list[tuple[str, str]]:
     synchronised = {True: "synchronised", False: "not synchronised", None: "nobody asked whether it is synchronised"}
-    error = "" if host["max_error_ns"] is None else f", at most {duration(host['max_error_ns'])} off by its own account"
-    leap = "" if host["leap"] in {"none", "unknown"} else f", leap second: {host['leap']}"
-    rows.append(("wall clock", f"{synchronised[host['synchronized']]}{error}{leap}"))
-    return rows
+    most = stamp["max_error_ns"]
+    error = "" if most is None else f", at most {duration(most)} off by its own account"
+    leap = "" if stamp["leap"] in {"none", "unknown"} else f", leap second: {stamp['leap']}"
+    return [
+        ("taken", stamp["realtime"]),
+        ("host's counter", f"{stamp['source']} at {stamp['frequency_hz']:,} Hz: {stamp['count']:,}"),
+        ("read within", duration(stamp["width_ns"])),
+        ("wall clock", f"{synchronised[stamp['synchronized']]}{error}{leap}"),
+    ]
 
 
 def _plan(planned: dict[str, Any]) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What is in a checkpoint."""
+"""Contents of a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,75 +7,111 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from guestclock._core import _is_unknown_host
 from guestclock.inspection.timers import TimerRecord, skew_ticks, timers
-from guestclock.inspection.words import instant, to_ns
+from guestclock.inspection.words import instant
 
 if TYPE_CHECKING:
-    from guestclock._core import Checkpoint, CheckpointSet
+    from guestclock._core import Checkpoint
 
 
-class Inspection(TypedDict):
-    """`guestclock.inspect/1`. Ticks are of `frequency_hz`."""
+class VmRecord(TypedDict):
+    """One VM of a checkpoint. Ticks are of `frequency_hz`."""
 
-    schema: str
+    name: str
+    """Empty where nobody named the VM."""
     frequency_hz: int
     vcpus: int
     nested: bool
-    """Whether the guest has EL2."""
+    """True if the guest has EL2."""
     opted_in: bool
     cntvct: int
     cntpct: int
     skew_ticks: int
-    """How far the virtual counter is ahead of the physical one."""
-    width_ticks: int
-    """How far either may be from the truth."""
-    width_ns: int
-    host: dict[str, Any] | None
-    """The fields of `Stamp`, and `realtime` in words; of the two ids only whether they are there. None where
-    the host isn't known."""
+    """Lead of the virtual counter over the physical one."""
+    virtual_width_ticks: int
+    """Ticks by which the virtual counter may be off."""
+    physical_width_ticks: int
+    """The same of the physical counter."""
     stopped_before_ticks: int | None
-    """From the last vCPU's exit to the checkpoint, where the VMM knew it."""
+    """Ticks of the host's counter from the last vCPU's exit to the checkpoint, where the VMM knew them."""
+    backlog: dict[str, int] | None
+    """Fields of `Backlog`."""
+    interrupts: dict[str, int] | None
+    """Interrupt ids by the timers' names."""
+    vmclock_address: int | None
+    stolen_time: list[int | None]
+    """Addresses of the vCPUs' stolen-time records."""
     cntvoff: list[int] | None
     timers: list[TimerRecord]
     next_deadline: TimerRecord | None
-    """The armed timer that is due first. Those that are overdue come before it."""
-    other_regs: dict[str, list[int]]
+    """The armed timer that is due first. Overdue timers come before it."""
+    other_registers: dict[str, list[int]]
     """Timer registers that this version doesn't know, by their KVM ids in hexadecimal."""
+
+
+class Inspection(TypedDict):
+    """`guestclock.inspect/1`."""
+
+    schema: str
+    size_bytes: int
+    stamp: dict[str, Any] | None
+    """The fields of `Stamp`, and `realtime` in words; of the two ids only whether they are there. None where the host
+    isn't known."""
+    vcpus: int
+    """Number of all VMs' vCPUs."""
+    vms: list[VmRecord]
     unknown: list[str]
     """Keys of the file that this version doesn't know."""
 
 
 def inspect(checkpoint: Checkpoint) -> Inspection:
     """Return all that a checkpoint says, and what follows from it."""
-    said: dict[str, Any] = checkpoint.to_dict()
-    hz = checkpoint.frequency_hz
-    records = timers(checkpoint)
-    armed = [record for record in records if record["state"] == "armed"]
-    stopped_at = checkpoint.stopped_at
+    vms = [_vm(vm) for vm in checkpoint]
     return {
         "schema": "guestclock.inspect/1",
-        "frequency_hz": hz,
-        "vcpus": checkpoint.vcpus,
-        "nested": checkpoint.cntvoff is not None,
-        "opted_in": checkpoint.opted_in,
-        "cntvct": checkpoint.cntvct,
-        "cntpct": checkpoint.cntpct,
-        "skew_ticks": skew_ticks(checkpoint),
-        "width_ticks": checkpoint.width_ticks,
-        "width_ns": to_ns(checkpoint.width_ticks, hz),
-        "host": host(checkpoint),
-        "stopped_before_ticks": None if stopped_at is None else (checkpoint.host.count - stopped_at) % 2**64,
-        "cntvoff": said["cntvoff"],
-        "timers": records,
-        "next_deadline": min(armed, key=lambda record: record["remaining_ticks"], default=None),
-        "other_regs": {f"{reg:#018x}": values for reg, values in said["other_regs"].items()},
-        "unknown": said["unknown"],
+        "size_bytes": checkpoint.nbytes,
+        "stamp": stamp(checkpoint),
+        "vcpus": sum(vm["vcpus"] for vm in vms),
+        "vms": vms,
+        "unknown": checkpoint.unknown,
     }
 
 
-def host(checkpoint: Checkpoint | CheckpointSet) -> dict[str, Any] | None:
+def _vm(vm: Checkpoint) -> VmRecord:
+    records = timers(vm)
+    armed = [record for record in records if record["state"] == "armed"]
+    cntvoff, interrupts, stopped_at = vm.cntvoff, vm.interrupts, vm.stopped_at
+    return {
+        "name": vm.name,
+        "frequency_hz": vm.frequency_hz,
+        "vcpus": vm.vcpus,
+        "nested": cntvoff is not None,
+        "opted_in": vm.opted_in,
+        "cntvct": vm.cntvct,
+        "cntpct": vm.cntpct,
+        "skew_ticks": skew_ticks(vm),
+        "virtual_width_ticks": vm.virtual_width_ticks,
+        "physical_width_ticks": vm.physical_width_ticks,
+        "stopped_before_ticks": None if stopped_at is None else (vm.stamp.count - stopped_at) % 2**64,
+        "backlog": None if vm.backlog is None else asdict(vm.backlog),
+        "interrupts": None if interrupts is None else {timer.name.lower(): irq for timer, irq in interrupts.items()},
+        "vmclock_address": vm.vmclock_address,
+        "stolen_time": vm.stolen_time,
+        "cntvoff": None if cntvoff is None else cntvoff.tolist(),
+        "timers": records,
+        "next_deadline": min(armed, key=lambda record: record["remaining_ticks"], default=None),
+        "other_registers": other_registers(vm),
+    }
+
+
+def other_registers(checkpoint: Checkpoint) -> dict[str, list[int]]:
+    """Return the timer registers that this version doesn't know, by their KVM ids in hexadecimal."""
+    return {name: column.tolist() for name, column in checkpoint.vcpu_columns().items() if name.startswith("0x")}
+
+
+def stamp(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """Return the checkpoint's instant without the ids that name the host; None where it isn't known."""
-    stamp = checkpoint.host
-    if _is_unknown_host(stamp):
+    taken = checkpoint.stamp
+    if _is_unknown_host(taken):
         return None
-    ids = {name: getattr(stamp, name) is not None for name in ("machine_id", "boot_id")}
-    return asdict(stamp) | ids | {"realtime": instant(stamp.realtime_ns)}
+    ids = {name: getattr(taken, name) is not None for name in ("machine_id", "boot_id")}
+    return asdict(taken) | ids | {"realtime": instant(taken.realtime_ns)}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from guestclock._core import HostCounter, ManualCounter, ModelVm, plan
+from guestclock._core import HostCounter, ManualCounter, ModelVm, ScaledCounter, plan
 from guestclock.errors import RestoreRefused
-from guestclock.inspection.checkpoint import host
+from guestclock.inspection.checkpoint import stamp
 from guestclock.inspection.timers import TimerRecord, model_like, timers
 from guestclock.inspection.words import NS_PER_S
 
@@ -60,28 +60,29 @@ def target(
     """Return a model VM that is built as the checkpoint's was, for a dry run.
 
     It runs over this host's counter; or, given one of the two, over a counter of `frequency_hz` (by default the
-    checkpoint's) on a host whose clocks went on for `elapsed_ns` since the checkpoint, by default until now by this
-    host's wall clock. `kernel` is as `ModelVm` has it. ValueError, OverflowError or KvmError where there can't be
-    such a VM.
+    checkpoint's, with the guest's frequency made from it) on a host whose clocks went on for `elapsed_ns` since the
+    checkpoint, by default until now by this host's wall clock. `kernel` is as `ModelVm` has it. ValueError,
+    OverflowError or KvmError where there can't be such a VM.
     """
     if frequency_hz is None and elapsed_ns is None:
         return model_like(checkpoint, HostCounter(), kernel=kernel)
-    hz = checkpoint.frequency_hz if frequency_hz is None else frequency_hz
-    now_ns = HostCounter().stamp().realtime_ns
-    if host(checkpoint) is None:
+    saved, now_ns = checkpoint.stamp, HostCounter().stamp().realtime_ns
+    if stamp(checkpoint) is None:
         # Nothing can be so long after an instant that nobody knows.
-        counter = ManualCounter(frequency_hz=hz, realtime_ns=now_ns)
+        counter = ManualCounter(frequency_hz=frequency_hz or checkpoint.frequency_hz, realtime_ns=now_ns)
     else:
-        saved = checkpoint.host
+        hz = frequency_hz or saved.frequency_hz
         if elapsed_ns is None:
             elapsed_ns = now_ns - saved.realtime_ns
         count = (saved.count + elapsed_ns * hz // NS_PER_S) % 2**64
         counter = ManualCounter(count, frequency_hz=hz, realtime_ns=saved.realtime_ns + elapsed_ns)
+    if frequency_hz is None and counter.frequency_hz != checkpoint.frequency_hz:
+        return model_like(checkpoint, ScaledCounter(counter, frequency_hz=checkpoint.frequency_hz), kernel=kernel)
     return model_like(checkpoint, counter, kernel=kernel)
 
 
 class PlanOptions(TypedDict, total=False):
-    """`plan`'s keyword arguments but for the policy."""
+    """`plan`'s keyword arguments except the policy."""
 
     views: Views
     same_counter: bool | None

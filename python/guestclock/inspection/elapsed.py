@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 from guestclock._core import _RATE_TOLERANCE_PPM
-from guestclock.inspection.checkpoint import host
+from guestclock.inspection.checkpoint import stamp
 from guestclock.inspection.words import signed, to_ns
 
 if TYPE_CHECKING:
@@ -42,13 +42,14 @@ def elapsed(one: Checkpoint, other: Checkpoint) -> Elapsed:
         "hidden_ns": None,
         "known_to_ns": None,
     }
-    if host(one) is not None and host(other) is not None:
-        host_ns, error_ns, passed["host_by"] = _host(one.host, other.host)
+    if stamp(one) is not None and stamp(other) is not None:
+        host_ns, error_ns, passed["host_by"] = _host(one.stamp, other.stamp)
         passed["host_ns"] = host_ns
         if passed["guest_ns"] is not None:
             passed["hidden_ns"] = host_ns - passed["guest_ns"]
             # Three roundings to a nanosecond.
-            passed["known_to_ns"] = error_ns + to_ns(one.width_ticks + other.width_ticks, hz) + 3
+            width_ticks = one.virtual_width_ticks + other.virtual_width_ticks
+            passed["known_to_ns"] = error_ns + to_ns(width_ticks, hz) + 3
     return passed
 
 

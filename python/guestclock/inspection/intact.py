@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
-from guestclock._core import Checkpoint, CheckpointSet
-from guestclock.errors import CheckpointError, WrongKind
+from guestclock._core import Checkpoint
+from guestclock.errors import CheckpointError
+from guestclock.inspection.checkpoint import other_registers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class FileRecord(TypedDict):
-    """What is to be said of one file."""
+    """Findings about one file."""
 
     file: str
     intact: bool | None
@@ -23,8 +24,9 @@ class FileRecord(TypedDict):
     """The error's class: Corrupt, Malformed and so on, or an OSError."""
     message: str | None
     size_bytes: int | None
+    vms: int | None
     vcpus: int | None
-    """Of a set of VMs those of all together."""
+    """Number of all VMs' vCPUs."""
     notes: list[str]
     """What this version doesn't know in it: a restore passes it on with a warning, or refuses with `strict=True`."""
 
@@ -48,31 +50,18 @@ def _verify(path: Path) -> FileRecord:
         "error": None,
         "message": None,
         "size_bytes": None,
+        "vms": None,
         "vcpus": None,
         "notes": [],
     }
     try:
         record["size_bytes"] = path.stat().st_size
-        checkpoint = load(path)
+        checkpoint = Checkpoint.load(path)
     except (CheckpointError, OSError) as error:
         record["intact"] = False if isinstance(error, CheckpointError) else None
         record["error"], record["message"] = type(error).__name__, str(error)
         return record
-    record["vcpus"] = checkpoint.vcpus
-    registers: Iterable[int] = ()
-    if isinstance(checkpoint, CheckpointSet):
-        unknown = checkpoint.unknown
-    else:
-        said: dict[str, Any] = checkpoint.to_dict()
-        unknown, registers = said["unknown"], said["other_regs"]
-    record["notes"] = [f"the key {key!r} isn't known to this version" for key in unknown]
-    record["notes"] += [f"the register {reg:#018x} isn't known to this version" for reg in registers]
+    record["vms"], record["vcpus"] = len(checkpoint), len(checkpoint.vcpu_columns()["vcpu"])
+    record["notes"] = [f"the key {key!r} isn't known to this version" for key in checkpoint.unknown]
+    record["notes"] += [f"the register {reg} isn't known to this version" for reg in other_registers(checkpoint)]
     return record
-
-
-def load(path: str | PathLike[str]) -> Checkpoint | CheckpointSet:
-    """Read a file as what it is of: one VM or a set of them."""
-    try:
-        return Checkpoint.load(path)
-    except WrongKind:
-        return CheckpointSet.load(path)

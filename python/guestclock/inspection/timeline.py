@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, TypedDict
 
-from guestclock.inspection.checkpoint import host
+from guestclock.inspection.checkpoint import stamp
 from guestclock.inspection.elapsed import Elapsed, elapsed
 
 if TYPE_CHECKING:
@@ -48,13 +48,13 @@ def timeline(checkpoints: Iterable[tuple[str, Checkpoint]]) -> Timeline:
 
     ValueError for fewer than two, for one whose host isn't known, and for two frequencies.
     """
-    named = sorted(checkpoints, key=lambda item: item[1].host.realtime_ns)
+    named = sorted(checkpoints, key=lambda item: item[1].stamp.realtime_ns)
     if len(named) < 2:
         msg = "a time line goes from one checkpoint to another: give at least two"
         raise ValueError(msg)
     hz = named[0][1].frequency_hz
     for name, checkpoint in named:
-        if host(checkpoint) is None:
+        if stamp(checkpoint) is None:
             msg = f"{name}: the host's clocks at the save aren't known, so it has no place on a time line"
             raise ValueError(msg)
         if checkpoint.frequency_hz != hz:
@@ -72,7 +72,7 @@ def timeline(checkpoints: Iterable[tuple[str, Checkpoint]]) -> Timeline:
         points.append(
             {
                 "name": name,
-                "realtime_ns": checkpoint.host.realtime_ns,
+                "realtime_ns": checkpoint.stamp.realtime_ns,
                 "cntvct": checkpoint.cntvct,
                 "host_ns": host_ns,
                 "guest_ns": guest_ns,

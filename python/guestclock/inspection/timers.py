@@ -44,7 +44,7 @@ def model_like(checkpoint: Checkpoint, counter: Counter, *, kernel: str | None =
         counter=counter,
         kernel=kernel,
         nested=nested,
-        e2h0=nested and "hvtimer_cval" not in checkpoint.columns(),
+        e2h0=nested and "hvtimer_cval" not in checkpoint.vcpu_columns(),
     )
 
 

@@ -20,7 +20,7 @@ pub mod restore;
 pub mod drive;
 
 pub use arch::Abilities;
-pub use checkpoint::{Checkpoint, CheckpointSet, codec};
-pub use drive::{Backend, Condition, Restore, RestoreError, Saving, TimerCapture, capture};
+pub use checkpoint::{Checkpoint, GuestTime, codec};
+pub use drive::{Backend, Condition, Restore, RestoreError, Saving, capture};
 pub use restore::{Diagnostic, Plan, Policy, Refusal, Report, Request, Target, plan};
 pub use time::{Counter, Frequency, GuestCount, HostCount, Offset, Stamp, SyncBound};

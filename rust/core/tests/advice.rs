@@ -2,15 +2,15 @@
 
 mod common;
 
-use common::target::{abroad, asks, here, later, not_opted_in, old, target, there};
-use common::{bare, timer};
+use common::target::{abroad, asks, here, later, not_opted_in, old, plan, target, there};
+use common::{Contents, Vm, bare};
 use guestclock_core::arch::Abilities;
 use guestclock_core::arch::arm64::{Role, Timer, View, one_reg_id};
-use guestclock_core::checkpoint::{Backlog, Checkpoint, Unknown, UnknownKey};
-use guestclock_core::restore::{Diagnostic, Plan, Policy, Refusal, Repay, Request, Side, Target, Views, plan};
-use guestclock_core::time::{GuestCount, HostCount, Intent, Quality, Stamp, SyncBound, Unvouched};
+use guestclock_core::checkpoint::{Backlog, Unknown, UnknownKey};
+use guestclock_core::restore::{Diagnostic, Method, Plan, Policy, Refusal, Repay, Request, Side, Target, Views};
+use guestclock_core::time::{GuestCount, Intent, Quality, Stamp, StampCount, SyncBound, Unvouched};
 
-fn made(saved: &Checkpoint, to: &Target, at: Stamp, request: Request) -> Plan {
+fn made(saved: &Contents, to: &Target, at: Stamp, request: Request) -> Plan {
     plan(saved, to, at, request).unwrap()
 }
 
@@ -18,9 +18,16 @@ fn vouches(quality: Quality) -> SyncBound {
     SyncBound { max_error_ns: 400, age_ns: 0, holdover_ppb: 0, quality, tai_offset_s: None }
 }
 
-fn with_ptimer(ctl: u64, cval: u64) -> Checkpoint {
-    let timers = vec![timer(Timer::Vtimer, &[1], &[1000]), timer(Timer::Ptimer, &[ctl], &[cval])];
-    Checkpoint { timers, ..bare() }
+fn with_ptimer(ctl: u64, cval: u64) -> Contents {
+    bare().with(|vm| vm.timer(Timer::Ptimer, &[ctl], &[cval]))
+}
+
+/// The checkpoint with both counters at these counts.
+fn counters(saved: Contents, virt: u64, phys: u64) -> Contents {
+    saved.time(|time| {
+        time.timeline = GuestCount(virt);
+        time.physical_displacement_ticks = phys.wrapping_sub(virt);
+    })
 }
 
 /// On hardware that traps a physical offset, as far as is known.
@@ -31,8 +38,8 @@ fn trapping(untrapped: Option<bool>) -> Target {
 
 #[test]
 fn assumptions_are_those_of_the_clocks_that_were_asked() {
-    let assumes = |saved: &Checkpoint, at, request| made(saved, &target(), at, request).assumptions;
-    let measured = Checkpoint { opted_in: false, ..bare() };
+    let assumes = |saved: &Contents, at, request| made(saved, &target(), at, request).assumptions;
+    let measured = bare().time(|time| time.opted_in = false);
     assert_eq!(assumes(&bare(), here(0), asks(Policy::FREEZE)), []);
     assert_eq!(assumes(&measured, here(0), asks(Policy::FREEZE)), [Diagnostic::CountersStoodStill]);
     assert_eq!(assumes(&bare(), here(0), asks(Policy::ADVANCE)), [Diagnostic::SameCounter]);
@@ -44,7 +51,7 @@ fn assumptions_are_those_of_the_clocks_that_were_asked() {
     assert_eq!(assumes(&bare(), here(0), told), [Diagnostic::ElapsedGiven, Diagnostic::NominalRateHere]);
 
     let declared = vouches(Quality::Declared);
-    let saved = Checkpoint { host: abroad().host.vouched_by(declared), ..abroad() };
+    let saved = abroad().at(abroad().stamp.vouched_by(declared));
     let within = |side, bound| Diagnostic::WallClockWithin { side, bound };
     let both = [within(Side::Saved, Ok(declared)), within(Side::Here, Ok(declared)), Diagnostic::NotSmeared];
     assert_eq!(assumes(&saved, there(5).vouched_by(declared), asks(Policy::ADVANCE)), both);
@@ -54,12 +61,12 @@ fn assumptions_are_those_of_the_clocks_that_were_asked() {
     let utc = |stamp| Stamp { tai_offset_s: None, ..stamp };
     let leap = [Diagnostic::WallClocksAgree, Diagnostic::NotSmeared, Diagnostic::NoLeapSecond];
     assert_eq!(assumes(&saved, utc(there(5)), within_9_ns), leap);
-    assert_eq!(assumes(&Checkpoint { host: utc(saved.host), ..abroad() }, there(5), within_9_ns), leap);
+    assert_eq!(assumes(&abroad().at(utc(saved.stamp)), there(5), within_9_ns), leap);
 }
 
 #[test]
 fn unsupported_is_what_the_vm_has_no_place_for() {
-    let unsupported = |saved: &Checkpoint, to: &Target, request| made(saved, to, here(0), request).unsupported;
+    let unsupported = |saved: &Contents, to: &Target, request| made(saved, to, here(0), request).unsupported;
     let freeze = asks(Policy::FREEZE);
     let missing = Diagnostic::PhysicalTimerMissing;
     assert_eq!(unsupported(&bare(), &target(), freeze), [missing]);
@@ -75,7 +82,7 @@ fn unsupported_is_what_the_vm_has_no_place_for() {
     assert_eq!(unsupported(&bare(), &uncounted, freeze), [Diagnostic::OnlyVirtual], "its timer isn't restored");
 
     let adopt = Request { views: Views::AdoptVirtual, ..freeze };
-    let skewed = Checkpoint { cntpct: GuestCount(900), ..with_ptimer(0, 0) };
+    let skewed = counters(with_ptimer(0, 0), 200, 900);
     assert_eq!(unsupported(&skewed, &target(), adopt), [Diagnostic::PhysicalJumps { ticks: -700 }]);
     assert_eq!(unsupported(&with_ptimer(0, 0), &target(), adopt), []);
     assert_eq!(unsupported(&skewed, &not_opted_in(), freeze), []);
@@ -83,7 +90,7 @@ fn unsupported_is_what_the_vm_has_no_place_for() {
 
 #[test]
 fn a_physical_offset_traps_unless_the_hardware_has_one() {
-    let degraded = |saved: &Checkpoint, to: &Target, ticks| {
+    let degraded = |saved: &Contents, to: &Target, ticks| {
         made(saved, to, here(ticks), Request { same_counter: Some(true), ..asks(Policy::FREEZE) }).degraded
     };
     let traps = [Diagnostic::PhysicalTraps];
@@ -91,7 +98,7 @@ fn a_physical_offset_traps_unless_the_hardware_has_one() {
     assert_eq!(degraded(&bare(), &trapping(None), 0), traps);
     assert_eq!(degraded(&bare(), &trapping(Some(true)), 0), []);
     // The guest's counters are the host's: no offset.
-    let unmoved = Checkpoint { cntvct: GuestCount(300), cntpct: GuestCount(300), ..bare() };
+    let unmoved = counters(bare(), 300, 300);
     assert_eq!(degraded(&unmoved, &trapping(None), 0), []);
     assert_eq!(degraded(&unmoved, &trapping(None), 1), traps);
     let abilities = Abilities { physical_offset_untrapped: None, ..old().abilities };
@@ -104,14 +111,18 @@ fn a_method_warns_of_what_it_does_to_the_vm() {
         |to: &Target, in_place| made(&bare(), to, here(0), Request { in_place, ..asks(Policy::FREEZE) }).warnings;
     let by_value = [Diagnostic::SetByValue, Diagnostic::LostByAnotherVcpu];
     assert_eq!(warns(&target(), false), []);
-    assert_eq!(warns(&not_opted_in(), false), [Diagnostic::OptsIn]);
+    assert_eq!(warns(&not_opted_in(), false), [], "the checkpoint is the word for it");
+    let by_view = Request { views: Views::AdoptVirtual, ..asks(Policy::FREEZE) };
+    let not_saved_so = bare().time(|time| time.opted_in = false);
+    assert_eq!(made(&not_saved_so, &not_opted_in(), here(0), by_view).warnings, [Diagnostic::OptsIn]);
+    assert_eq!(made(&not_saved_so, &not_opted_in(), here(0), asks(Policy::FREEZE)).method, Method::ByValue);
     assert_eq!(warns(&not_opted_in(), true), by_value);
     assert_eq!(warns(&old(), false), [Diagnostic::LostByAnotherVcpu]);
 }
 
 #[test]
 fn an_enabled_physical_timer_misfires_where_its_cval_and_the_offset_leave_64_bits() {
-    let misfires = |saved: &Checkpoint, to: &Target| {
+    let misfires = |saved: &Contents, to: &Target| {
         let warnings = made(saved, to, here(0), asks(Policy::FREEZE)).warnings;
         let found = warnings.into_iter().filter_map(|warning| match warning {
             Diagnostic::PhysicalTimerMisfires { vcpu, cval, offset } => Some((vcpu, cval, offset)),
@@ -128,15 +139,15 @@ fn an_enabled_physical_timer_misfires_where_its_cval_and_the_offset_leave_64_bit
     assert_eq!(misfires(&with_ptimer(2, last + 1), &to), []);
     assert_eq!(misfires(&with_ptimer(0, last + 1), &to), []);
     assert_eq!(misfires(&with_ptimer(1, last + 1), &trapping(Some(true))), []);
-    let virtual_alone = Checkpoint { timers: vec![timer(Timer::Vtimer, &[1], &[u64::MAX])], ..bare() };
+    let virtual_alone = bare().with(|vm| vm.timer(Timer::Vtimer, &[1], &[u64::MAX]));
     assert_eq!(misfires(&virtual_alone, &to), []);
     // And here it is behind.
-    let ahead = |cval| Checkpoint { cntvct: GuestCount(400), cntpct: GuestCount(400), ..with_ptimer(1, cval) };
+    let ahead = |cval| counters(with_ptimer(1, cval), 400, 400);
     assert_eq!(misfires(&ahead(100), &to), []);
     assert_eq!(misfires(&ahead(99), &to), [(0, 99, -100)]);
     // On each vCPU of its own.
-    let timers = vec![timer(Timer::Ptimer, &[1, 0, 1], &[0, u64::MAX, u64::MAX])];
-    let three = Checkpoint { vcpus: 3, timers, ..bare() };
+    let three = Vm::plain("", 3, 62_500_000, 200).timer(Timer::Ptimer, &[1, 0, 1], &[0, u64::MAX, u64::MAX]);
+    let three = Contents { vms: vec![three], ..bare() };
     assert_eq!(misfires(&three, &Target { vcpus: 3, ..to }), [(2, u64::MAX, 100)]);
 }
 
@@ -146,8 +157,8 @@ fn a_counter_or_its_offset_reaches_the_width() {
     let reaches = |virt, phys, host, counter_bits| {
         let abilities = Abilities { counter_bits, ..target().abilities };
         let to = Target { opted_in: false, abilities, ..target() };
-        let saved = Checkpoint { cntvct: GuestCount(virt), cntpct: GuestCount(phys), ..bare() };
-        let at = Stamp { count: HostCount(host), ..here(0) };
+        let saved = counters(bare(), virt, phys);
+        let at = Stamp { count: StampCount(host), ..here(0) };
         let warnings = made(&saved, &to, at, Request { in_place: true, ..asks(Policy::FREEZE) }).warnings;
         warnings.into_iter().find_map(|warning| match warning {
             Diagnostic::ReachesWidth { bits, stated } => Some((bits, stated)),
@@ -214,9 +225,8 @@ fn a_bound_that_nobody_verified_is_told() {
     let unverified = |stamp| Stamp { synchronized: Some(true), max_error_ns: Some(400), ..stamp };
     let declared = |stamp: Stamp| stamp.vouched_by(vouches(Quality::Declared));
     let unsynchronized = |stamp| declared(Stamp { synchronized: Some(false), ..stamp });
-    let warns =
-        |saved: Stamp, at, request| made(&Checkpoint { host: saved, ..abroad() }, &target(), at, request).warnings;
-    let (host, now) = (abroad().host, there(5));
+    let warns = |saved: Stamp, at, request| made(&abroad().at(saved), &target(), at, request).warnings;
+    let (host, now) = (abroad().stamp, there(5));
     let kernel = |side| Diagnostic::KernelUnverified { side, max_error_ns: 400 };
     let unsync = |side| Diagnostic::Unsynchronized { side };
     let (saved, side) = (Side::Saved, Side::Here);
@@ -261,7 +271,7 @@ fn a_backlog_warns_where_it_is_late_large_or_fast() {
     assert_eq!(warns(100, catch_up(1000, 1000, None)), []);
     assert_eq!(warns(100, catch_up(1001, 1000, None)), [Diagnostic::FastCatchUp { rate_permille: 2001 }]);
 
-    let saved = Checkpoint { backlog: Backlog::new(50, 160, 320), ..bare() };
+    let saved = bare().time(|time| time.backlog = Backlog::new(50, 160, 320));
     assert_eq!(made(&saved, &target(), here(0), asks(Policy::FREEZE)).warnings, []);
     let by_value = [Diagnostic::LostByAnotherVcpu, Diagnostic::BacklogByValue];
     assert_eq!(made(&saved, &old(), here(0), asks(Policy::FREEZE)).warnings, by_value);
@@ -270,7 +280,7 @@ fn a_backlog_warns_where_it_is_late_large_or_fast() {
 #[test]
 fn what_is_unknown_is_passed_on() {
     let unknown = vec![UnknownKey { key: "later".into(), value: vec![0] }];
-    let saved = Checkpoint { unknown, ..bare() };
+    let saved = Contents { unknown, ..bare() };
     let passed_on = [Diagnostic::PassedOn(Unknown::Key("later".into()))];
     assert_eq!(later(&saved, 0, asks(Policy::FREEZE)).unwrap().warnings, passed_on);
 }

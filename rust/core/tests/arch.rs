@@ -49,6 +49,7 @@ fn a_timers_register_without_a_row_is_unknown() {
     assert!(is_unknown_timers(new));
     assert!(!is_unknown_timers(one_reg_id(Role::Cval(Timer::Vtimer))));
     assert!(!is_unknown_timers(FULL.one_reg_id()));
+    assert!(!is_unknown_timers(Sysreg::of(Role::Frequency).unwrap().encoding.one_reg_id()));
     // TVAL has an encoding, and KVM has no id for it.
     assert!(is_unknown_timers(Sysreg::of(Role::Tval(Timer::Ptimer)).unwrap().encoding.one_reg_id()));
 }

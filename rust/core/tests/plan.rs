@@ -4,19 +4,20 @@
 
 mod common;
 
-use common::target::{abroad, asks, here, later, not_opted_in, old, registers, target, there};
-use common::{bare, timer};
+use common::target::{abroad, asks, here, later, not_opted_in, old, plan, registers, target, there};
+use common::{Contents, Vm, bare};
 use guestclock_core::arch::arm64::{Encoding, Role, Timer, View};
-use guestclock_core::checkpoint::{Backlog, Checkpoint, RegisterColumn, UnknownKey};
+use guestclock_core::checkpoint::{Backlog, GuestTime, UnknownKey};
 use guestclock_core::restore::{
-    Deadlines, Method, NeedsCounterOffset, Plan, Policy, Refusal, Repay, Report, Request, Rest, RunState, Skew, State,
-    Target, Views, Written, plan, same_topology,
+    Deadlines, Method, NeedsCounterOffset, Plan, Policy, Refusal, Repay, Report, Request, Rest, RunState, Saved, Skew,
+    State, Target, Views, Written, planning,
 };
 use guestclock_core::time::elapsed::HostClock;
 use guestclock_core::time::{
     ElapsedError, ErrorBound, Frequency, GuestCount, HostCount, MAX_ELAPSED_NS, Offset, OffsetInterval, Quality, Stamp,
-    SyncBound,
+    StampCount, SyncBound,
 };
+use std::num::NonZeroU32;
 
 /// So many ticks, 160 ns (10 ticks) in a step, one step every 320 ns (20 ticks).
 fn backlog(ticks: u64) -> Option<Backlog> {
@@ -33,8 +34,18 @@ fn catch_up(within_ns: Option<u64>) -> Policy {
     repays(0, within_ns)
 }
 
-fn with(backlog: Option<Backlog>) -> Checkpoint {
-    Checkpoint { backlog, ..bare() }
+fn with(backlog: Option<Backlog>) -> Contents {
+    bare().time(|time| time.backlog = backlog)
+}
+
+/// The checkpoint with counters that were read, each within so many ticks.
+fn read_within(saved: Contents, ticks: u64) -> Contents {
+    saved.time(|time| (time.virtual_width_ticks, time.physical_width_ticks) = (ticks, ticks))
+}
+
+/// The checkpoint with its physical counter at this count.
+fn physical(saved: Contents, count: u64) -> Contents {
+    saved.time(|time| time.physical_displacement_ticks = count.wrapping_sub(time.timeline.0))
 }
 
 #[test]
@@ -54,7 +65,7 @@ fn a_policy_shares_out_the_elapsed_time() {
         (repays(8000, None), backlog(50), 500, 550, None),
         (repays(16_800, None), backlog(50), 1050, 0, None),
     ] {
-        let saved = Checkpoint { width_ticks: 3, ..with(before) };
+        let saved = read_within(with(before), 3);
         let made = later(&saved, 1000, asks(policy)).unwrap();
         let outcome = made.as_of;
         assert_eq!((outcome.added_ticks, outcome.backlog_ticks), (added, remaining), "{policy}");
@@ -94,9 +105,9 @@ fn vouches(max_error_ns: u64, age_ns: u64) -> SyncBound {
 }
 
 /// A checkpoint of another machine, and a stamp of this one, both vouched for.
-fn vouched() -> (Checkpoint, Stamp) {
-    let saved = Checkpoint { host: abroad().host.vouched_by(vouches(400, 7)), width_ticks: 3, ..abroad() };
-    (saved, there(1_600_000).vouched_by(vouches(500, 11)))
+fn vouched() -> (Contents, Stamp) {
+    let saved = abroad().at(abroad().stamp.vouched_by(vouches(400, 7)));
+    (read_within(saved, 3), there(1_600_000).vouched_by(vouches(500, 11)))
 }
 
 fn error(refused: Result<Plan, Refusal>) -> ElapsedError {
@@ -110,7 +121,7 @@ fn error(refused: Result<Plan, Refusal>) -> ElapsedError {
 fn two_wall_clocks_bound_what_they_say() {
     let (saved, now) = vouched();
     let made = plan(&saved, &target(), now, asks(Policy::ADVANCE)).unwrap();
-    assert!(!made.same_counter && made.needs_the_wall_clock());
+    assert!(!made.same_counter && made.by_wall_clocks());
     assert_eq!(made.as_of.added_ticks, 100_000);
     let brackets = ErrorBound {
         reads_ticks: 3,
@@ -127,12 +138,12 @@ fn two_wall_clocks_bound_what_they_say() {
     let assumes = Request { assume_error_ns: Some(900), ..asks(Policy::ADVANCE) };
     for (saved, now) in [(&saved, now), (&abroad(), now), (&saved, there(1_600_000))] {
         let bound = plan(saved, &target(), now, assumes).unwrap().as_of.bound;
-        let width = saved.width_ticks;
+        let width = saved.vms[0].time.virtual_width_ticks;
         assert_eq!(bound, ErrorBound { reads_ticks: width, assumed_ns: 900, ..brackets });
     }
     // Except where nothing at all is known of the host.
     let frequency = Frequency::new(62_500_000).unwrap();
-    let of_nobody = Checkpoint { host: Stamp::of_unknown_host(frequency), ..bare() };
+    let of_nobody = bare().at(Stamp::of_unknown_host(frequency));
     assert!(matches!(error(plan(&of_nobody, &target(), now, assumes)), ElapsedError::Unknown(_)));
     for (saved, now) in [(&abroad(), now), (&saved, there(1_600_000))] {
         assert!(matches!(error(plan(saved, &target(), now, asks(Policy::ADVANCE))), ElapsedError::Unknown(_)));
@@ -165,10 +176,10 @@ fn wall_clocks_are_believed_for_a_year() {
 #[test]
 fn one_counter_is_exact_and_never_goes_back() {
     let forced = Request { same_counter: Some(true), ..asks(Policy::ADVANCE) };
-    let made = plan(&abroad(), &target(), Stamp { count: HostCount(305), ..there(-1) }, forced).unwrap();
+    let made = plan(&abroad(), &target(), Stamp { count: StampCount(305), ..there(-1) }, forced).unwrap();
     assert_eq!((made.as_of.added_ticks, made.as_of.bound, made.rate_step_ppb), (5, ErrorBound::default(), Some(0)));
     let backwards = ElapsedError::ClockWentBackwards { clock: HostClock::Counter, saved: 300, host: 299 };
-    let before = Stamp { count: HostCount(299), ..there(0) };
+    let before = Stamp { count: StampCount(299), ..there(0) };
     assert_eq!(error(plan(&abroad(), &target(), before, forced)), backwards);
     let denied = Request { same_counter: Some(false), assume_error_ns: Some(0), ..asks(Policy::ADVANCE) };
     let made = later(&bare(), 1000, denied).unwrap();
@@ -182,11 +193,9 @@ fn the_callers_word_is_of_the_plan_and_the_counter_goes_on_from_there() {
     // 1615 ns are 100 ticks and a part of one.
     let bound = ErrorBound { rounding_ticks: 1, ..ErrorBound::default() };
     assert_eq!((made.as_of.added_ticks, made.as_of.bound), (100, bound));
-    assert!(!made.needs_the_wall_clock());
-    let after = |ticks: u64| Stamp { count: HostCount(5 + ticks), ..there(0) };
-    assert_eq!(made.at(&after(7)).unwrap().added_ticks, 107);
-    let backwards = ElapsedError::ClockWentBackwards { clock: HostClock::Counter, saved: 5, host: 4 };
-    assert_eq!(made.at(&Stamp { count: HostCount(4), ..there(0) }), Err(backwards.into()));
+    assert!(!made.by_wall_clocks());
+    assert_eq!(made.at(HostCount(5 + 7)).added_ticks, 107);
+    assert_eq!(made.at(HostCount(4)).added_ticks, 100, "a counter that was rewound adds nothing, and refuses nothing");
     let assumed = Request { assume_error_ns: Some(900), ..told };
     let bound = ErrorBound { assumed_ns: 900, ..bound };
     assert_eq!(plan(&abroad(), &target(), there(0), assumed).unwrap().as_of.bound, bound);
@@ -200,27 +209,28 @@ fn only_time_by_two_wall_clocks_needs_them() {
             for elapsed_ns in [None, Some(5)] {
                 let request = Request { same_counter: Some(same_counter), elapsed_ns, ..asks(policy) };
                 let needs = policy != Policy::FREEZE && !same_counter && elapsed_ns.is_none();
-                let now = Stamp { count: HostCount(400), ..now };
-                assert_eq!(plan(&saved, &target(), now, request).unwrap().needs_the_wall_clock(), needs, "{request:?}");
+                let now = Stamp { count: StampCount(400), ..now };
+                assert_eq!(plan(&saved, &target(), now, request).unwrap().by_wall_clocks(), needs, "{request:?}");
             }
         }
     }
 }
 
 #[test]
-fn a_declared_bound_ages_with_a_counter_that_may_be_slow() {
-    let declared = Request { sync: Some(vouches(500, 11)), ..asks(Policy::ADVANCE) };
-    let (saved, _) = vouched();
-    let made = plan(&saved, &target(), there(1_600_000), declared).unwrap();
-    assert_eq!(made.sample.sync, Some(vouches(500, 11)));
-    let after = |ticks: u64| Stamp { count: HostCount(5_u64.wrapping_add(ticks)), ..there(0) };
-    // 2000 ticks are 32 000 ns, and up to 32 016.008 ns of a counter that is 500 ppm slow.
-    assert_eq!(made.vouched(after(2000)).sync, Some(vouches(500, 11 + 32_017)));
-    // 1999 s are 2000 s then, and more than 64 bits hold are held at their end.
-    assert_eq!(made.vouched(after(1999 * 62_500_000)).sync, Some(vouches(500, 11 + 2_000_000_000_000)));
-    assert_eq!(made.vouched(after(u64::MAX)).sync.unwrap().age_ns, u64::MAX);
-    let undeclared = later(&bare(), 1000, asks(Policy::ADVANCE)).unwrap();
-    assert_eq!(undeclared.vouched(after(2000)), after(2000));
+fn after_the_plan_this_counter_counts_and_its_rate_is_a_term_of_the_bound() {
+    let (saved, now) = vouched();
+    let later = HostCount(5 + 2_000_001);
+    let made = plan(&saved, &target(), now, asks(Policy::ADVANCE)).unwrap();
+    let outcome = made.at(later);
+    assert_eq!(outcome.added_ticks, made.as_of.added_ticks + 2_000_001);
+    // 500 ppm of 2 000 001 ticks, rounded up.
+    assert_eq!(outcome.bound, ErrorBound { rate_ticks: 1001, ..made.as_of.bound });
+    let told = Request { elapsed_ns: Some(1615), ..asks(Policy::ADVANCE) };
+    assert_eq!(plan(&saved, &target(), now, told).unwrap().at(later).bound.rate_ticks, 1001);
+    let one_counter = Request { same_counter: Some(true), ..asks(Policy::ADVANCE) };
+    let now = Stamp { count: StampCount(400), ..now };
+    assert_eq!(plan(&saved, &target(), now, one_counter).unwrap().at(later).bound.rate_ticks, 0);
+    assert_eq!(plan(&saved, &target(), now, asks(Policy::FREEZE)).unwrap().at(later).bound.rate_ticks, 0);
 }
 
 #[test]
@@ -231,17 +241,15 @@ fn a_method_follows_from_the_counters_the_vm_and_the_request() {
         Target { abilities, ..of }
     };
     let equal = bare();
-    let skewed = Checkpoint { cntpct: GuestCount(900), ..bare() };
+    let skewed = physical(bare(), 900);
+    let unasked = bare().time(|time| time.opted_in = false);
     let skew = |why| Err(Refusal::CounterSkew { cntvct: 200, cntpct: 900, why });
     let needs = Err(Refusal::NoCounterOffset { needed_by: NeedsCounterOffset::AdoptedView });
-    let empty = |of: Target| Target { vcpus: 0, ..of };
-    let no_vcpu = Err(Refusal::NoCounterOffset { needed_by: NeedsCounterOffset::NoVcpu });
     let with_el2 = || Target { registers: registers(&[Role::Cntvoff]), ..not_opted_in() };
-    let read_apart = |ticks| Checkpoint {
-        cntpct: GuestCount(200_u64.wrapping_add(ticks)),
-        width_ticks: 20,
-        opted_in: false,
-        ..bare()
+    let read_apart = |ticks| {
+        let apart = physical(bare().time(|time| time.opted_in = false), 200_u64.wrapping_add(ticks));
+        let vms = read_within(apart, 20).vms.into_iter().map(|vm| vm.cntvoff(&[0])).collect();
+        Contents { vms, ..bare() }
     };
     let el2 = |cntpct| Err(Refusal::CounterSkew { cntvct: 200, cntpct, why: Skew::El2 });
     let (preserve, refuse, adopt) = (Views::Preserve, Views::Refuse, Views::AdoptVirtual);
@@ -254,11 +262,12 @@ fn a_method_follows_from_the_counters_the_vm_and_the_request() {
         (&skewed, target(), preserve, true, skew(Skew::OptedIn)),
         (&skewed, target(), refuse, false, skew(Skew::OptedIn)),
         (&skewed, target(), adopt, false, Ok(Offset)),
-        // Another is opted in, unless that would change more than was asked for.
+        // Another is opted in by the word of the checkpoint, unless that would change more than was asked for.
         (&equal, not_opted_in(), preserve, false, Ok(Offset)),
         (&equal, not_opted_in(), preserve, true, Ok(ByValue)),
         (&equal, not_opted_in(), refuse, true, Ok(ByValue)),
         (&equal, not_opted_in(), adopt, true, Ok(Offset)),
+        (&unasked, not_opted_in(), preserve, false, Ok(ByValue)),
         (&skewed, not_opted_in(), preserve, false, Ok(ByValue)),
         (&skewed, not_opted_in(), refuse, false, skew(Skew::RefusalAskedFor)),
         (&skewed, not_opted_in(), refuse, true, skew(Skew::RefusalAskedFor)),
@@ -271,10 +280,6 @@ fn a_method_follows_from_the_counters_the_vm_and_the_request() {
         (&equal, old(), preserve, false, Ok(VirtualOnly)),
         (&skewed, old(), preserve, true, Ok(VirtualOnly)),
         (&skewed, old(), adopt, false, needs),
-        // A counter is set by value on a vCPU.
-        (&equal, empty(no_offset(not_opted_in())), preserve, false, no_vcpu.clone()),
-        (&skewed, empty(not_opted_in()), preserve, false, no_vcpu),
-        (&equal, empty(not_opted_in()), preserve, false, Ok(Offset)),
         // A guest with EL2 has one offset for both. Its counters were each read within 20 ticks.
         (&read_apart(40), with_el2(), preserve, false, Ok(ByValue)),
         (&read_apart(41), with_el2(), preserve, false, el2(241)),
@@ -284,7 +289,7 @@ fn a_method_follows_from_the_counters_the_vm_and_the_request() {
         (&read_apart(41), with_el2(), adopt, false, Ok(Offset)),
     ] {
         let request = Request { views, in_place, ..Request::default() };
-        let case = format!("{} {views:?} {in_place} {to:?}", saved.cntpct.0);
+        let case = format!("{} {views:?} {in_place} {to:?}", saved.vms[0].time.physical().0);
         assert_eq!(plan(saved, &to, here(0), request).map(|made| made.method), expected, "{case}");
     }
     assert_eq!([Offset, ByValue, VirtualOnly].map(Method::name), ["offset", "by-value", "virtual-only"]);
@@ -292,7 +297,7 @@ fn a_method_follows_from_the_counters_the_vm_and_the_request() {
 
 #[test]
 fn adopting_gives_the_physical_counter_up() {
-    let skewed = Checkpoint { cntpct: GuestCount(900), ..bare() };
+    let skewed = physical(bare(), 900);
     let adopting = Request { views: Views::AdoptVirtual, ..asks(Policy::ADVANCE) };
     let made = later(&skewed, 10, adopting).unwrap();
     assert_eq!((made.as_of.cntvct, made.as_of.cntpct), (GuestCount(210), GuestCount(210)));
@@ -300,13 +305,13 @@ fn adopting_gives_the_physical_counter_up() {
     let kept = plan(&skewed, &not_opted_in(), here(10), asks(Policy::ADVANCE)).unwrap();
     assert_eq!((kept.as_of.cntvct, kept.as_of.cntpct), (GuestCount(210), GuestCount(910)));
     assert_eq!([View::Virtual, View::Physical].map(|view| kept.saved_counter(view).0), [200, 900]);
-    assert_eq!((kept.saved_at(), kept.generation, kept.frequency().hz()), (&bare().host, 7, 62_500_000));
+    assert_eq!((kept.saved_at(), kept.generation, kept.frequency().hz()), (&bare().stamp, 7, 62_500_000));
 }
 
 #[test]
 fn another_frequency_is_refused_with_what_the_guest_would_take_it_for() {
     let told = |saved_hz: u32, vm_hz: u32, host_hz: u64| {
-        let saved = Checkpoint { cntfrq_hz: saved_hz, ..bare() };
+        let saved = bare().time(|time| time.frequency_hz = NonZeroU32::new(saved_hz).unwrap());
         let sample = Stamp { frequency: Frequency::new(host_hz).unwrap(), ..here(0) };
         plan(&saved, &Target { cntfrq_hz: vm_hz, ..target() }, sample, Request::default()).map(drop)
     };
@@ -329,22 +334,19 @@ fn another_frequency_is_refused_with_what_the_guest_would_take_it_for() {
 #[test]
 fn another_topology_is_refused_by_what_differs() {
     const NEW: u64 = Encoding(3, 4, 14, 6, 0).one_reg_id();
-    let fits = |saved: &Checkpoint, to: &Target| match same_topology(saved, to) {
+    let fits = |saved: &Contents, to: &Target| match planning::same_topology(&saved.made().only().unwrap(), to) {
         Ok(()) => None,
         Err(Refusal::TopologyMismatch { what, saved, host }) => Some((what, saved, host)),
         Err(other) => panic!("{other}"),
     };
     let of = |more: &[Role]| Target { registers: registers(more), ..target() };
     let (hv, hp) = (Role::Cval(Timer::Hvtimer), Role::Cval(Timer::Hptimer));
-    let vtimer = timer(Timer::Vtimer, &[1], &[1000]);
-    let ptimer = timer(Timer::Ptimer, &[1], &[1000]);
-    let hptimer = timer(Timer::Hptimer, &[1], &[1000]);
-    let nested = Checkpoint { cntvoff: Some(vec![4]), timers: vec![vtimer.clone(), hptimer], ..bare() };
-    let others = Checkpoint { others: vec![RegisterColumn { id: NEW, values: vec![5] }], ..bare() };
+    let nested = bare().with(|vm| vm.timer(Timer::Hptimer, &[1], &[1000]).cntvoff(&[4]));
+    let others = bare().with(|vm| vm.register(NEW, &[5]));
 
     assert_eq!(fits(&bare(), &target()), None);
     // The physical timer's absence is a warning, on either side.
-    assert_eq!(fits(&Checkpoint { timers: vec![vtimer, ptimer], ..bare() }, &target()), None);
+    assert_eq!(fits(&bare().with(|vm| vm.timer(Timer::Ptimer, &[1], &[1000])), &target()), None);
     assert_eq!(fits(&bare(), &old()), None);
     assert_eq!(fits(&nested, &of(&[Role::Cntvoff, hp])), None);
     assert_eq!(fits(&bare(), &Target { vcpus: 2, ..target() }), Some(("vCPUs", 1, 2)));
@@ -363,7 +365,7 @@ fn another_topology_is_refused_by_what_differs() {
 #[test]
 fn strictness_refuses_what_is_unknown() {
     let unknown = UnknownKey { key: "later".into(), value: vec![0] };
-    let saved = Checkpoint { unknown: vec![unknown], ..bare() };
+    let saved = Contents { unknown: vec![unknown], ..bare() };
     let strict = Request { strict: true, ..Request::default() };
     assert!(matches!(later(&saved, 0, strict), Err(Refusal::Unknown { .. })));
     assert!(later(&saved, 0, Request::default()).is_ok());
@@ -372,8 +374,7 @@ fn strictness_refuses_what_is_unknown() {
 
 #[test]
 fn timers_are_told_at_the_sample() {
-    let timers = vec![timer(Timer::Vtimer, &[1], &[210]), timer(Timer::Ptimer, &[1], &[190])];
-    let saved = Checkpoint { timers, ..bare() };
+    let saved = bare().with(|vm| vm.timer(Timer::Vtimer, &[1], &[210]).timer(Timer::Ptimer, &[1], &[190]));
     let overdue = |made: &Plan| {
         let of = made.overdue.iter().map(|late| (late.timer, late.overdue_ticks.unwrap(), late.passed_in_pause));
         of.collect::<Vec<_>>()
@@ -394,13 +395,15 @@ fn timers_are_told_at_the_sample() {
     assert_eq!((made.method, overdue(&made)), (Method::VirtualOnly, vec![(v, 5, true)]));
     let by_value =
         plan(&saved, &not_opted_in(), here(15), Request { in_place: true, ..asks(Policy::ADVANCE) }).unwrap();
-    let told = by_value.timers_at(&saved, &by_value.as_of, 0).map(|status| status.timer);
+    let checkpoint = saved.made();
+    let vm = checkpoint.only().unwrap();
+    let told = by_value.timers_at(&vm, &by_value.as_of, 0).map(|status| status.timer);
     assert_eq!((by_value.method, told.collect::<Vec<_>>()), (Method::ByValue, vec![v, p]));
 }
 
 #[test]
 fn only_all_of_the_time_on_one_counter_disrupts_nothing() {
-    let disrupts = |saved: &Checkpoint, request| later(saved, 1000, request).unwrap().disrupts();
+    let disrupts = |saved: &Contents, request| later(saved, 1000, request).unwrap().disrupts();
     let (saved, now) = vouched();
     assert!(!disrupts(&bare(), asks(Policy::ADVANCE)));
     assert!(!disrupts(&bare(), asks(Policy::advance_up_to(16_000))));
@@ -409,14 +412,14 @@ fn only_all_of_the_time_on_one_counter_disrupts_nothing() {
     assert!(disrupts(&bare(), asks(catch_up(None))));
     assert!(disrupts(&bare(), Request { elapsed_ns: Some(0), ..asks(Policy::ADVANCE) }));
     assert!(disrupts(&with(backlog(50)), asks(Policy::ADVANCE)));
-    assert!(disrupts(&Checkpoint { width_ticks: 1, ..bare() }, asks(Policy::ADVANCE)));
-    let elsewhere = Checkpoint { width_ticks: 0, ..saved };
+    assert!(disrupts(&read_within(bare(), 1), asks(Policy::ADVANCE)));
+    let elsewhere = read_within(saved, 0);
     assert!(plan(&elsewhere, &target(), now, asks(Policy::ADVANCE)).unwrap().disrupts());
 }
 
 #[test]
 fn a_jump_is_the_added_time_or_one_step() {
-    let jump = |saved: &Checkpoint, ticks, policy| {
+    let jump = |saved: &Contents, ticks, policy| {
         let made = later(saved, ticks, asks(policy)).unwrap();
         (made.jump_ticks(), made.jump_ns())
     };
@@ -503,7 +506,7 @@ fn a_report_learns_when_the_guest_went_on() {
         writes: guestclock_core::restore::Writes::default(),
         bound: made.as_of.bound,
         cval_shift: 0,
-        before_checkpoint_ticks: None,
+        stopped_before_ticks: None,
         after_release_ticks: None,
         plan: made,
     };
@@ -511,4 +514,138 @@ fn a_report_learns_when_the_guest_went_on() {
     assert_eq!(resumed(1299), None);
     assert_eq!(resumed(1300).map(|report| report.after_release_ticks), Some(Some(0)));
     assert_eq!(resumed(1307), Some(Report { after_release_ticks: Some(7), ..report.clone() }));
+}
+
+/// A VM whose vCPUs had stopped 40 ticks before its checkpoint: its counters read 160 then.
+fn stopped() -> Contents {
+    bare().time(|time| time.stopped_at = Some(StampCount(260)))
+}
+
+#[test]
+fn where_the_stop_is_known_a_restore_goes_on_from_it() {
+    // 1000 ticks after the checkpoint, 1040 after the stop. (counters, added, backlog, beyond the cap)
+    for (policy, before, count, added, remaining, beyond) in [
+        (Policy::FREEZE, None, 160, 0, 0, 0),
+        (Policy::FREEZE, backlog(50), 160, 0, 50, 0),
+        (Policy::ADVANCE, None, 1200, 1040, 0, 0),
+        (Policy::ADVANCE, backlog(50), 1250, 1090, 0, 0),
+        (Policy::advance_up_to(8000), None, 660, 500, 0, 540),
+        (Policy::advance_up_to(16_640), None, 1200, 1040, 0, 0),
+        (Policy::advance_up_to(16_624), None, 1199, 1039, 0, 1),
+        (catch_up(None), None, 160, 0, 1040, 0),
+        (repays(8000, None), backlog(50), 660, 500, 590, 0),
+    ] {
+        let saved = stopped().time(|time| time.backlog = before);
+        let made = later(&saved, 1000, asks(policy)).unwrap();
+        let outcome = made.as_of;
+        assert_eq!((outcome.cntvct, outcome.cntpct), (GuestCount(count), GuestCount(count)), "{policy}");
+        assert_eq!((outcome.added_ticks, outcome.backlog_ticks), (added, remaining), "{policy}");
+        let bound = ErrorBound { beyond_cap_ticks: beyond, ..ErrorBound::default() };
+        assert_eq!((outcome.bound, outcome.capped), (bound, beyond > 0), "{policy}");
+        assert_eq!([View::Virtual, View::Physical].map(|view| made.saved_counter(view)), [GuestCount(160); 2]);
+        // The checkpoint is of its own instant all the same.
+        assert_eq!(made.saved_at(), &bare().stamp);
+    }
+}
+
+#[test]
+fn a_stop_at_the_checkpoint_is_no_stop() {
+    let at_once = bare().time(|time| time.stopped_at = Some(StampCount(300)));
+    for policy in [Policy::FREEZE, Policy::ADVANCE, Policy::advance_up_to(8000), catch_up(None)] {
+        assert_eq!(later(&at_once, 1000, asks(policy)), later(&bare(), 1000, asks(policy)), "{policy}");
+    }
+}
+
+/// The time since the stop, by two wall clocks and by the caller's word, which tell the time since the checkpoint.
+#[test]
+fn the_time_since_the_stop_is_added_to_whatever_tells_the_rest() {
+    let (saved, now) = vouched();
+    let stopped = saved.clone().time(|time| time.stopped_at = Some(StampCount(260)));
+    for request in [asks(Policy::ADVANCE), Request { elapsed_ns: Some(1600), ..asks(Policy::ADVANCE) }] {
+        let (without, with) =
+            [&saved, &stopped].map(|saved| plan(saved, &target(), now, request).unwrap().as_of).into();
+        assert_eq!(with.added_ticks, without.added_ticks + 40);
+        assert_eq!((with.cntvct, with.cntpct, with.bound), (without.cntvct, without.cntpct, without.bound));
+    }
+    let frozen = plan(&stopped, &target(), now, asks(Policy::FREEZE)).unwrap();
+    assert_eq!(frozen.as_of.cntvct, GuestCount(160));
+}
+
+/// 300 ticks of the host are 115 at 24 MHz, and 260 are 99.
+#[test]
+fn the_stop_is_counted_at_the_guests_frequency() {
+    let saved = stopped().time(|time| time.frequency_hz = NonZeroU32::new(24_000_000).unwrap());
+    let to = Target { cntfrq_hz: 24_000_000, ..target() };
+    let frequency = Frequency::new(24_000_000).unwrap();
+    let now = Stamp { count: StampCount(499), frequency, realtime_ns: 16_000, ..here(0) };
+    let planned = |policy| {
+        let request = Request { same_counter: Some(true), ..asks(policy) };
+        plan(&saved, &to, now, request).unwrap().as_of
+    };
+    assert_eq!(planned(Policy::FREEZE).cntvct, GuestCount(200 - 16));
+    let advanced = planned(Policy::ADVANCE);
+    assert_eq!((advanced.added_ticks, advanced.cntvct), (499 - 99, GuestCount(200 - 16 + 400)));
+}
+
+#[test]
+fn a_deadline_between_the_stop_and_the_checkpoint_passed_in_the_pause() {
+    let timers = |vm: Vm| vm.timer(Timer::Vtimer, &[1], &[190]).timer(Timer::Ptimer, &[1], &[150]);
+    let overdue = |saved: Contents, ticks, policy| {
+        let made = later(&saved.with(timers), ticks, asks(policy)).unwrap();
+        let of = made.overdue.iter().map(|late| (late.timer, late.overdue_ticks.unwrap(), late.passed_in_pause));
+        of.collect::<Vec<_>>()
+    };
+    let (v, p) = (Timer::Vtimer, Timer::Ptimer);
+    assert_eq!(overdue(bare(), 0, Policy::FREEZE), [(v, 10, false), (p, 50, false)]);
+    // From the stop, at 160, the one is still to come.
+    assert_eq!(overdue(stopped(), 0, Policy::FREEZE), [(p, 10, false)]);
+    assert_eq!(overdue(stopped(), 0, Policy::ADVANCE), [(v, 10, true), (p, 50, false)]);
+    // Deadlines that stay as far off as they were move by all that was added since the stop.
+    let relative = Request { deadlines: Deadlines::Relative, ..asks(Policy::ADVANCE) };
+    let made = later(&stopped().with(timers), 5, relative).unwrap();
+    assert_eq!(made.cval_shift(&made.as_of), 45);
+}
+
+#[test]
+fn another_vm_goes_on_from_its_own_stop() {
+    for policy in [Policy::FREEZE, Policy::ADVANCE] {
+        let made = later(&stopped(), 1000, asks(policy)).unwrap();
+        let added = made.as_of.added_ticks;
+        let other = made.outcome_of(&made.as_of, (GuestCount(7), GuestCount(9)));
+        let after = |count: u64| GuestCount(count.wrapping_sub(40).wrapping_add(added));
+        assert_eq!((other.cntvct, other.cntpct), (after(7), after(9)), "{policy}");
+    }
+}
+
+/// In place the registers stay: a plan looks at no timer, and there is nothing unknown.
+#[test]
+fn a_plan_in_place_is_of_the_time_alone() {
+    let time = |change: fn(&mut GuestTime)| bare().time(change).vms[0].time;
+    let in_place = |time: GuestTime, ticks, policy| {
+        let request = Request { in_place: true, same_counter: Some(true), ..asks(policy) };
+        planning::plan(&Saved::in_place(bare().stamp, time), &target(), here(ticks), request).unwrap()
+    };
+    for policy in [Policy::FREEZE, Policy::ADVANCE, Policy::advance_up_to(8000), catch_up(None)] {
+        let made = in_place(time(|_| {}), 1000, policy);
+        let restored = later(&bare(), 1000, Request { same_counter: Some(true), ..asks(policy) }).unwrap();
+        assert_eq!((made.as_of, made.saved_at()), (restored.as_of, restored.saved_at()), "{policy}");
+        assert_eq!((made.overdue, made.unsupported), (Vec::new(), Vec::new()), "{policy}");
+        assert_eq!(restored.unsupported.len(), 1, "a restore has no physical timer to write");
+    }
+    // A pause begins at its own instant, whatever the VMM said of an earlier stop.
+    let made = in_place(time(|time| time.stopped_at = Some(StampCount(260))), 1000, Policy::FREEZE);
+    assert_eq!(made.as_of.cntvct, GuestCount(200));
+    let made = in_place(time(|time| time.backlog = backlog(50)), 1000, Policy::ADVANCE);
+    assert_eq!((made.as_of.added_ticks, made.as_of.backlog_ticks), (1050, 0));
+    let apart = time(|time| time.physical_displacement_ticks = 5);
+    let refused = planning::plan(&Saved::in_place(bare().stamp, apart), &target(), here(0), asks(Policy::FREEZE));
+    assert_eq!(refused, Err(Refusal::CounterSkew { cntvct: 200, cntpct: 205, why: Skew::OptedIn }));
+}
+
+#[test]
+fn the_wider_counter_bounds_the_error() {
+    for (virt, phys) in [(3, 0), (0, 3), (2, 3)] {
+        let saved = bare().time(|time| (time.virtual_width_ticks, time.physical_width_ticks) = (virt, phys));
+        assert_eq!(later(&saved, 0, asks(Policy::FREEZE)).unwrap().as_of.bound.reads_ticks, 3);
+    }
 }

@@ -3,8 +3,8 @@
 
 use guestclock_core::time::{
     Amount, Counter, ErrorBound, Evidence, Frequency, GuestCount, HostCount, Instant, Intent, Leap, NO_DEADLINE,
-    Offset, OffsetInterval, PublishedOffset, Quality, RATE_TOLERANCE_PPM, Ratio, SourceName, Stamp, SyncBound,
-    Unvouched, deadline, elapsed, wall_clock::SATURATED_NS,
+    NamespaceTicks, Offset, OffsetInterval, PublishedOffset, Quality, RATE_TOLERANCE_PPM, Ratio, SourceName, Stamp,
+    StampCount, SyncBound, Unvouched, deadline, elapsed, wall_clock::SATURATED_NS,
 };
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -20,7 +20,7 @@ fn stamp(count: u64, realtime_ns: i64) -> Stamp {
         tai_offset_s: Some(37),
         machine_id: Some([1; 16]),
         boot_id: Some([2; 16]),
-        ..Stamp::unvouched(HostCount(count), hz(250_000_000), SourceName::fixed("cntvct_el0"), realtime_ns, 0)
+        ..Stamp::unvouched(StampCount(count), hz(250_000_000), SourceName::fixed("cntvct_el0"), realtime_ns, 0)
     }
 }
 
@@ -33,6 +33,7 @@ const BOUND: ErrorBound = ErrorBound {
     reads_ticks: 3,
     by_value_ticks: 5,
     rounding_ticks: 1,
+    rate_ticks: 30,
     saved_bracket_ns: 10,
     here_bracket_ns: 20,
     saved_sync_ns: 100,
@@ -46,16 +47,16 @@ const BOUND: ErrorBound = ErrorBound {
 
 #[test]
 fn a_bound_rounds_its_time_up_once() {
-    // 1332.000000001 ns are 333 ticks of 4 ns and a part of one; a tick for rounding, and 8 of the counters.
-    assert_eq!(BOUND.ticks(hz(250_000_000)), 334 + 1 + 8);
+    // 1332.000000001 ns are 333 ticks of 4 ns and a part of one; a tick for rounding, 30 for the rate, and 8 of the counters.
+    assert_eq!(BOUND.ticks(hz(250_000_000)), 334 + 1 + 30 + 8);
     // Without the billionth they are 333 ticks.
-    assert_eq!(ErrorBound { here_holdover: 500_000_000, ..BOUND }.ticks(hz(250_000_000)), 333 + 1 + 8);
+    assert_eq!(ErrorBound { here_holdover: 500_000_000, ..BOUND }.ticks(hz(250_000_000)), 333 + 1 + 30 + 8);
     assert_eq!(ErrorBound::default().ticks(hz(1)), 0);
 }
 
 #[test]
 fn a_cap_hides_the_error_of_the_time_alone() {
-    for (beyond_cap_ticks, left) in [(1, 334), (334, 1), (335, 0), (336, 0), (u64::MAX, 0)] {
+    for (beyond_cap_ticks, left) in [(1, 364), (364, 1), (365, 0), (366, 0), (u64::MAX, 0)] {
         assert_eq!(ErrorBound { beyond_cap_ticks, ..BOUND }.ticks(hz(250_000_000)), left + 8);
     }
 }
@@ -67,6 +68,7 @@ fn a_bound_stops_at_the_end_of_its_range() {
         ErrorBound { saved_holdover: u128::MAX, ..BOUND },
         ErrorBound { reads_ticks: u64::MAX, ..BOUND },
         ErrorBound { rounding_ticks: u64::MAX, ..BOUND },
+        ErrorBound { rate_ticks: u64::MAX, ..BOUND },
     ] {
         assert_eq!(bound.ticks(hz(u64::MAX)), u64::MAX);
     }
@@ -77,9 +79,10 @@ fn a_bounds_terms_are_its_fields() {
     let amounts = ErrorBound { beyond_cap_ticks: 7, ..BOUND }.terms().map(|(_, amount)| amount);
     let (ticks, ns) = (Amount::Ticks, Amount::Ns);
     // A hold-over is shown in whole nanoseconds, rounded up.
-    let expected =
-        [ticks(3), ticks(5), ticks(1), ns(10), ns(20), ns(100), ns(200), ns(2), ns(1), ns(1000), Amount::LessTicks(7)];
-    assert_eq!(amounts, expected);
+    let counted = [ticks(3), ticks(5), ticks(1), ticks(30)];
+    let timed = [ns(10), ns(20), ns(100), ns(200), ns(2), ns(1), ns(1000)];
+    let expected = [&counted[..], &timed, &[Amount::LessTicks(7)]].concat();
+    assert_eq!(amounts.as_slice(), expected);
 }
 
 #[test]
@@ -148,7 +151,7 @@ fn an_instant_is_a_counter_that_stands_still() {
         (counter.count(), counter.frequency(), counter.stamp())
     }
     let at = stamp(77, 5);
-    let instant = Instant(at);
+    let instant = Instant::from(at);
     assert_eq!(reads(&instant), (HostCount(77), hz(250_000_000), at), "a reference to a counter is that counter");
     assert_eq!(reads(instant), (HostCount(77), hz(250_000_000), at));
 }
@@ -175,6 +178,10 @@ impl Counter for Changing<'_> {
     fn stamp(&self) -> Stamp {
         stamp(self.count().0, 0)
     }
+
+    fn namespace_ticks(&self) -> NamespaceTicks {
+        NamespaceTicks::NONE
+    }
 }
 
 #[test]
@@ -189,12 +196,12 @@ fn a_count_is_taken_again_after_a_change_of_the_offset() {
 fn a_scaled_instant_hides_a_tick_unless_its_ticks_are_the_inner_ones() {
     let inner = Stamp { width_ns: 100, ..stamp(1000, 5) };
     // 3 of its ticks for 2: a tick lasts 2.67 ns.
-    let scaled = Ratio::new(hz(250_000_000), hz(375_000_000)).instant(inner);
-    assert_eq!((scaled.count, scaled.frequency, scaled.width_ns), (HostCount(1500), hz(375_000_000), 103));
+    let scaled = Ratio::new(hz(250_000_000), hz(375_000_000)).stamp(inner);
+    assert_eq!((scaled.count, scaled.frequency, scaled.width_ns), (StampCount(1500), hz(375_000_000), 103));
     assert_eq!((scaled.realtime_ns, scaled.source), (inner.realtime_ns, inner.source));
-    let whole = Ratio::new(hz(250_000_000), hz(500_000_000)).instant(inner);
-    assert_eq!((whole.count, whole.frequency, whole.width_ns), (HostCount(2000), hz(500_000_000), 100));
-    assert_eq!(Ratio::new(hz(250_000_000), hz(1)).instant(Stamp { width_ns: u64::MAX, ..inner }).width_ns, u64::MAX);
+    let whole = Ratio::new(hz(250_000_000), hz(500_000_000)).stamp(inner);
+    assert_eq!((whole.count, whole.frequency, whole.width_ns), (StampCount(2000), hz(500_000_000), 100));
+    assert_eq!(Ratio::new(hz(250_000_000), hz(1)).stamp(Stamp { width_ns: u64::MAX, ..inner }).width_ns, u64::MAX);
     let one = |from, to| Ratio::new(hz(from), hz(to)).is_one();
     assert!(one(6, 6) && !one(6, 3) && !one(3, 6));
     assert_eq!(Ratio::new(hz(6), hz(4)).frequency(), hz(4));
@@ -214,12 +221,12 @@ fn only_a_snapshot_and_a_clone_make_a_copy() {
 #[test]
 fn a_stamp_moves_with_its_counter_both_ways() {
     let from = stamp(1000, 50);
-    assert_eq!(from.at(HostCount(1003)), Some(stamp(1003, 62)));
-    assert_eq!(from.at(HostCount(1000)), Some(from));
-    assert_eq!(from.at(HostCount(990)), Some(stamp(990, 10)));
-    assert_eq!(stamp(1, 0).at(HostCount(u64::MAX)), Some(stamp(u64::MAX, -8)), "the counter wraps");
-    assert_eq!(stamp(1000, i64::MAX - 3).at(HostCount(1001)), None);
-    assert_eq!(stamp(1000, i64::MIN + 3).at(HostCount(999)), None);
+    assert_eq!(from.at(StampCount(1003)), Some(stamp(1003, 62)));
+    assert_eq!(from.at(StampCount(1000)), Some(from));
+    assert_eq!(from.at(StampCount(990)), Some(stamp(990, 10)));
+    assert_eq!(stamp(1, 0).at(StampCount(u64::MAX)), Some(stamp(u64::MAX, -8)), "the counter wraps");
+    assert_eq!(stamp(1000, i64::MAX - 3).at(StampCount(1001)), None);
+    assert_eq!(stamp(1000, i64::MIN + 3).at(StampCount(999)), None);
 }
 
 #[test]

@@ -7,7 +7,7 @@ mod arithmetic {
         Body, CounterId, Declared, Equation, EquationError, Header, Period, Status, TIME_MAXERROR_VALID, Time,
         TimeType, realtime_at,
     };
-    use guestclock_core::time::{Frequency, GuestCount, HostCount, Leap, Quality, SourceName, Stamp, SyncBound};
+    use guestclock_core::time::{Frequency, GuestCount, Leap, Quality, SourceName, Stamp, StampCount, SyncBound};
     use proptest::prelude::*;
 
     const NS_PER_S: u64 = 1_000_000_000;
@@ -24,7 +24,7 @@ mod arithmetic {
 
     /// The count 1000 at this wall-clock time, and nobody to vouch for it.
     fn unvouched(hz: u64, realtime_ns: i64) -> Stamp {
-        Stamp::unvouched(HostCount(1000), Frequency::new(hz).unwrap(), SourceName::MANUAL, realtime_ns, 0)
+        Stamp::unvouched(StampCount(1000), Frequency::new(hz).unwrap(), SourceName::MANUAL, realtime_ns, 0)
     }
 
     fn here(hz: u64) -> Stamp {
@@ -111,7 +111,7 @@ mod arithmetic {
     fn a_rate_is_measured_only_where_the_wall_clock_ran_undisturbed() {
         let since = unvouched(1_000_000, 1_000_000_000);
         let measure_at = |count: u64, slewed_ns: i64| {
-            let here = since.at(HostCount(count)).unwrap();
+            let here = since.at(StampCount(count)).unwrap();
             let here = Stamp { realtime_ns: here.realtime_ns + slewed_ns, ..here };
             let declared = Declared { synchronized: Some(true), ..Declared::default() };
             Equation::new(TimeType::Utc, &here, GuestCount(0), Some(&since), declared).map(|equation| equation.period)

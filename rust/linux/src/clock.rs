@@ -5,7 +5,7 @@
 //! counter; on x86 the kernel relies on RDTSC behind a fence being ordered as a load is (`rdtsc_ordered`,
 //! arch/x86/include/asm/msr.h).
 //!
-//! Every Linux has the three clocks. A read panics in one place alone: a sandbox without the vDSO that also forbids the
+//! Every Linux has the four clocks. A read panics in one place alone: a sandbox without the vDSO that also forbids the
 //! system call. There is no time to go on with there.
 
 use guestclock_core::time::NS_PER_S;
@@ -19,7 +19,7 @@ pub(crate) struct Reading {
 }
 
 impl Reading {
-    /// The reading in nanoseconds, modulo 2^64: CLOCK_MONOTONIC and CLOCK_MONOTONIC_RAW take 584 years to wrap.
+    /// The reading in nanoseconds, modulo 2^64: CLOCK_MONOTONIC, CLOCK_MONOTONIC_RAW and CLOCK_BOOTTIME take 584 years to wrap.
     pub(crate) const fn unsigned_ns(self) -> u64 {
         self.s.cast_unsigned().wrapping_mul(NS_PER_S).wrapping_add(self.ns.cast_unsigned())
     }
@@ -27,6 +27,11 @@ impl Reading {
 
 pub(crate) fn monotonic() -> Reading {
     read(ClockId::Monotonic)
+}
+
+/// CLOCK_BOOTTIME, which goes on while the host is suspended.
+pub(crate) fn boottime() -> Reading {
+    read(ClockId::Boottime)
 }
 
 pub(crate) fn monotonic_raw() -> Reading {

@@ -2,11 +2,13 @@
 
 use core::fmt;
 use core::str::FromStr;
-use guestclock_core::time::{Counter, Frequency, HostCount, NS_PER_S, SourceName, Stamp};
+use guestclock_core::time::{Counter, Frequency, HostCount, NS_PER_S, NamespaceTicks, SourceName, Stamp};
 use std::env::consts::ARCH;
 
+use crate::clock;
 use crate::opened::Opened;
-use crate::{clock, stamp};
+use crate::stamp::{self, Stamping};
+use crate::time_namespace::TimeNamespace;
 
 /// A counter that a host may have.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -17,8 +19,8 @@ pub enum Source {
     /// The Arm generic timer's virtual counter, at the frequency that CNTFRQ_EL0 states.
     CntvctEl0,
     /// CLOCK_MONOTONIC_RAW as a counter of 1 GHz (clock_gettime(2)): no NTP slewing, and the same in every process of a
-    /// boot except those in a time namespace with offsets of its own (time_namespaces(7)). It stops while the host is
-    /// suspended.
+    /// boot except those in a time namespace with offsets of its own (time_namespaces(7)), which its stamps take off. It
+    /// stops while the host is suspended.
     ClockMonotonicRaw,
     /// The x86 time stamp counter, where the kernel uses it as its clock source and states its own calibration.
     Tsc,
@@ -88,14 +90,25 @@ pub struct HostCounter {
     source: Source,
     frequency: Frequency,
     read: fn() -> HostCount,
+    stamping: Stamping,
 }
 
 impl HostCounter {
-    /// Opens the counter `source`. [`CounterError::Unavailable`] has the reason why there is none.
+    /// Name of CLOCK_MONOTONIC_RAW in [`Stamp::source`] where the time namespace isn't known.
+    pub const LOCAL_RAW: SourceName = SourceName::fixed("clock_monotonic_raw_local");
+
+    /// Opens the counter `source`, and looks up the time namespace, once. [`CounterError::Unavailable`] has the reason
+    /// why there is none.
     pub fn new(source: Source) -> Result<Self, CounterError> {
         let source = source.resolved();
         let (frequency, read) = open(source).map_err(|reason| CounterError::Unavailable { source, reason })?;
-        Ok(Self { source, frequency, read })
+        Ok(Self { source, frequency, read, stamping: stamping(source, TimeNamespace::of_this_process()) })
+    }
+
+    /// Name of the counter in [`Stamp::source`]: that of its source, or [`Self::LOCAL_RAW`].
+    #[must_use]
+    pub const fn stamp_source(&self) -> SourceName {
+        self.stamping.source()
     }
 
     /// The counter that is read; never [`Source::Auto`].
@@ -116,7 +129,21 @@ impl Counter for HostCounter {
     }
 
     fn stamp(&self) -> Stamp {
-        stamp::stamp(SourceName::fixed(self.source.name()), self.frequency, self.read)
+        stamp::stamp(&self.stamping, self.frequency, self.read)
+    }
+
+    fn namespace_ticks(&self) -> NamespaceTicks {
+        self.stamping.namespace_ticks(self.frequency)
+    }
+}
+
+/// Returns the stamping of an opened counter in this namespace. Only the kernel's clocks are shifted by it: the TSC and
+/// CNTVCT_EL0 are read from the hardware.
+fn stamping(source: Source, namespace: Option<TimeNamespace>) -> Stamping {
+    let name = SourceName::fixed(source.name());
+    match source {
+        Source::ClockMonotonicRaw => Stamping::of_a_clock(name, HostCounter::LOCAL_RAW, namespace),
+        _ => Stamping::of_hardware(name, namespace),
     }
 }
 
@@ -181,11 +208,25 @@ mod tests {
         let before = counter.count();
         let here = counter.stamp();
         let after = counter.count();
-        assert!(before <= here.count && here.count <= after);
+        let own = here.count.own(counter.namespace_ticks());
+        assert!(before <= own && own <= after);
         assert_eq!(here.frequency, counter.frequency());
-        assert_eq!(here.source.as_str(), counter.source().name());
+        assert_eq!(here.source, counter.stamp_source());
         // The narrowest bracket lies between the two reads, so their distance bounds its width.
         assert!(u128::from(here.width_ns) <= counter.frequency().ticks_to_ns_ceil(after.since(before) + 1));
+    }
+
+    #[test]
+    fn a_clock_in_an_unknown_namespace_has_a_name_of_its_own() {
+        let known = Some(TimeNamespace { monotonic_ns: 1, boottime_ns: 2 });
+        let name = |source, namespace| String::from(stamping(source, namespace).source().as_str());
+        assert_eq!(name(Source::ClockMonotonicRaw, known), "clock_monotonic_raw");
+        assert_eq!(name(Source::ClockMonotonicRaw, None), "clock_monotonic_raw_local");
+        for hardware in [Source::CntvctEl0, Source::Tsc] {
+            assert_eq!(name(hardware, None), hardware.name());
+            let ticks = stamping(hardware, known).namespace_ticks(Frequency::new(NS_PER_S).unwrap());
+            assert_eq!(ticks, NamespaceTicks::NONE);
+        }
     }
 
     #[test]

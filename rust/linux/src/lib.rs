@@ -3,6 +3,8 @@
 //! # Modules
 //! - [`counter`] and [`monotonic`] are the host's counters, as [`Counter`](guestclock_core::time::Counter)s.
 //! - [`stamp`] pairs a count with the wall clock and bounds the time between them.
+//! - [`time_namespace`] has the offsets that are taken off a stamp.
+//! - [`vouched`] has a bound of the wall clock that ages.
 //! - [`clock_state`] has the kernel's knowledge of the wall clock; [`host_id`] names the installation and the boot.
 //! - [`mod@file`] writes a checkpoint whole or not at all.
 //! - [`alarm`] is a descriptor that becomes readable when it is time to look at a counter.
@@ -35,8 +37,10 @@ mod opened;
 pub mod pages;
 pub mod read_cost;
 pub mod stamp;
+pub mod time_namespace;
 #[cfg(target_arch = "x86_64")]
 mod tsc;
+pub mod vouched;
 
 pub use alarm::{Alarm, AlarmError};
 pub use clock_state::ClockState;
@@ -48,3 +52,5 @@ pub use kvm::number::FdNumber;
 pub use kvm::vm::{KvmOptions, KvmVm};
 pub use monotonic::MonotonicCounter;
 pub use pages::{Memory, PageError, StolenTime, VmClock};
+pub use time_namespace::TimeNamespace;
+pub use vouched::Vouched;

@@ -4,27 +4,40 @@
 //! predicted to the tick by a [`MonotonicCounter`] of the same frequency. The clock is slewed by NTP, so one tick is as
 //! long as the kernel believes it to be; it stops while the host is suspended (clock_gettime(2)).
 
-use guestclock_core::time::{Counter, Frequency, HostCount, NS_PER_S, SourceName, Stamp};
+use guestclock_core::time::{Counter, Frequency, HostCount, NS_PER_S, NamespaceTicks, SourceName, Stamp};
 
-use crate::{clock, stamp};
+use crate::clock;
+use crate::stamp::{self, Stamping};
+use crate::time_namespace::TimeNamespace;
 
 /// CLOCK_MONOTONIC in ticks: `floor(ns * frequency / 10^9)` modulo 2^64.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MonotonicCounter {
     frequency: Frequency,
+    stamping: Stamping,
 }
 
 impl MonotonicCounter {
     /// Name of this counter in [`Stamp::source`].
     pub const SOURCE: SourceName = SourceName::fixed("clock_monotonic");
 
+    /// Name of this counter in [`Stamp::source`] where the time namespace isn't known.
+    pub const LOCAL_SOURCE: SourceName = SourceName::fixed("clock_monotonic_local");
+
     /// Unicorn's own frequency: one tick for every 16 ns.
     pub const DEFAULT_FREQUENCY: Frequency = Frequency::new(62_500_000).unwrap();
 
-    /// CLOCK_MONOTONIC at `frequency`.
+    /// CLOCK_MONOTONIC at `frequency`. Looks up the time namespace, once.
     #[must_use]
-    pub const fn new(frequency: Frequency) -> Self {
-        Self { frequency }
+    pub fn new(frequency: Frequency) -> Self {
+        let namespace = TimeNamespace::of_this_process();
+        Self { frequency, stamping: Stamping::of_a_clock(Self::SOURCE, Self::LOCAL_SOURCE, namespace) }
+    }
+
+    /// Name of this counter in [`Stamp::source`].
+    #[must_use]
+    pub const fn source(&self) -> SourceName {
+        self.stamping.source()
     }
 }
 
@@ -45,9 +58,13 @@ impl Counter for MonotonicCounter {
     }
 
     fn stamp(&self) -> Stamp {
-        let here = stamp::stamp(Self::SOURCE, self.frequency, || self.count());
+        let here = stamp::stamp(&self.stamping, self.frequency, || self.count());
         // CLOCK_MONOTONIC is corrected as the wall clock is, so its rate doesn't differ from the wall clock's.
         Stamp { rate_ppb: here.rate_ppb.map(|_| 0), ..here }
+    }
+
+    fn namespace_ticks(&self) -> NamespaceTicks {
+        self.stamping.namespace_ticks(self.frequency)
     }
 }
 
@@ -120,7 +137,8 @@ mod tests {
         let before = monotonic_ns() / 16;
         let here = counter.stamp();
         let after = monotonic_ns() / 16;
-        assert!(before <= here.count.0 && here.count.0 <= after);
+        let own = here.count.own(counter.namespace_ticks()).0;
+        assert!(before <= own && own <= after);
         assert_eq!((here.source.as_str(), here.frequency.hz()), ("clock_monotonic", 62_500_000));
     }
 }

@@ -239,6 +239,16 @@ impl<'a> VmClock<'a> {
         Ok((page, header))
     }
 
+    /// Finds a page that was made or found at `offset` before, whatever is in it now: the guest may have overwritten it,
+    /// and its header is written again.
+    pub fn again(memory: Memory<'a>, offset: usize, header: Header) -> Result<Self, PageError> {
+        let page = Self::place(memory, offset)?;
+        let (magic_and_size, identity) = header.words();
+        page.place.u32_at(vmclock::IDENTITY).store(identity.to_le(), Ordering::Relaxed);
+        page.place.u64_at(vmclock::MAGIC_AND_SIZE).store(magic_and_size.to_le(), Ordering::Relaxed);
+        Ok(page)
+    }
+
     /// The fields that readers share.
     #[must_use]
     pub fn shared(&self) -> Shared<'a> {

@@ -32,7 +32,7 @@ fn quickest(mut batch_ns: impl FnMut() -> u128) -> u64 {
 mod tests {
     use super::*;
     use core::sync::atomic::{AtomicU32, Ordering};
-    use guestclock_core::time::{Frequency, HostCount, Stamp};
+    use guestclock_core::time::{Frequency, HostCount, NamespaceTicks, Stamp};
 
     #[test]
     fn the_quickest_batch_counts_to_the_nearest_nanosecond() {
@@ -55,6 +55,10 @@ mod tests {
 
         fn stamp(&self) -> Stamp {
             unreachable!("only reads are measured")
+        }
+
+        fn namespace_ticks(&self) -> NamespaceTicks {
+            NamespaceTicks::NONE
         }
     }
 

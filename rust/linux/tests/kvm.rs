@@ -24,6 +24,7 @@ enum Call {
     Get(usize, u64),
     Set(usize, u64),
     List,
+    Look,
     Distributor,
     Redistributor(u64),
     TimerIrq(usize, u64),
@@ -40,6 +41,9 @@ struct Kernel<'a> {
     busy: Cell<usize>,
     /// An offset that differs answers EBUSY, and one that is written as it is doesn't.
     late: Cell<bool>,
+    /// The VM has a vGIC in the kernel, and with it a look on its own descriptor.
+    vgic: bool,
+    /// The vGIC's descriptor was given.
     gic: bool,
     /// The errno of every redistributor's register: a GICv2's.
     redistributor_errno: Cell<Option<i32>>,
@@ -73,6 +77,7 @@ impl<'a> Kernel<'a> {
             slow: Cell::new(0),
             busy: Cell::new(0),
             late: Cell::new(false),
+            vgic: false,
             gic: false,
             redistributor_errno: Cell::new(None),
             bare: Cell::new(None),
@@ -175,6 +180,13 @@ impl Ioctls for Kernel<'_> {
         Ok(list)
     }
 
+    fn look(&self) -> Option<io::Result<()>> {
+        self.vgic.then(|| {
+            self.called(Call::Look)?;
+            self.all_stopped()
+        })
+    }
+
     fn distributor(&self) -> Option<io::Result<()>> {
         self.gic.then(|| {
             self.called(Call::Distributor)?;
@@ -228,7 +240,7 @@ fn saved(host: Host<'_>) -> Arc<Checkpoint> {
     let source = Kernel::plain(host);
     let vm = source.open();
     vm.set_counter_offset(&source, Offset(400)).unwrap();
-    Arc::new(vm.checkpoint(&source, Saving::default()).unwrap())
+    Arc::new(vm.checkpoint(&source, &Saving::default()).unwrap())
 }
 
 const CVAL: Role = Role::Cval(Timer::Vtimer);
@@ -267,10 +279,10 @@ fn a_timer_that_is_not_due_does_not_show_how_ctl_reads() {
 /// runs is found out by writing the offset once more as it is, before each of the last two steps.
 #[test]
 fn the_budget_of_a_restore() {
-    for gic in [true, false] {
+    for (vgic, gic) in [(true, false), (false, true), (false, false)] {
         let host = counter();
         let saved = saved(&host);
-        let target = Kernel { gic, ..Kernel::plain(&host) };
+        let target = Kernel { vgic, gic, ..Kernel::plain(&host) };
         let vm = target.open();
         let plan = vm.plan(&target, &saved, freeze()).unwrap();
         let provisional = plan.as_of.virtual_offset().0;
@@ -280,11 +292,11 @@ fn the_budget_of_a_restore() {
         let report = vm.release(&target, &mut restore).unwrap();
         let calls = target.calls.borrow();
         let offsets: Vec<_> = calls.iter().filter(|call| matches!(call, Call::Offset(_))).copied().collect();
-        let last = host.count().0.wrapping_sub(saved.cntvct.0);
-        let looks = if gic { 1 } else { 3 };
-        assert_eq!(offsets[..looks], vec![Call::Offset(provisional); looks]);
-        assert_eq!(offsets[looks..], [Call::Offset(last)]);
-        assert_eq!(calls.last(), offsets.last(), "the final offset comes last");
+        let last = host.count().0.wrapping_sub(saved.only().unwrap().cntvct().0);
+        assert_eq!(offsets, [Call::Offset(provisional), Call::Offset(last)], "no look writes an offset");
+        let count = one_reg_id(Role::Count(View::Virtual));
+        let read_back = [Call::Offset(last), Call::Get(0, count), Call::Get(1, count)];
+        assert!(calls.ends_with(&read_back), "the final offset comes last, and is read back from every vCPU");
         for vcpu in 0..2 {
             let sets = calls.iter().filter(|call| matches!(call, Call::Set(of, _) if *of == vcpu)).count();
             assert_eq!(sets, 4);
@@ -297,9 +309,9 @@ fn the_budget_of_a_restore() {
 #[test]
 fn a_vcpu_that_runs_unannounced_in_a_restore() {
     let host = counter();
-    for gic in [true, false] {
+    for (vgic, gic) in [(true, false), (false, true)] {
         let saved = saved(&host);
-        let target = Kernel { gic, ..Kernel::plain(&host) };
+        let target = Kernel { vgic, gic, ..Kernel::plain(&host) };
         let vm = KvmVm::new(&target, &host, impatient()).unwrap();
         let plan = vm.plan(&target, &saved, freeze()).unwrap();
         let mut restore = vm.prepare(&target, plan, saved).unwrap();
@@ -364,12 +376,12 @@ fn the_gate_costs_no_ioctl() {
     let host = counter();
     let kernel = Kernel::plain(&host);
     let vm = kernel.open();
-    let saved = Arc::new(vm.checkpoint(&kernel, Saving::default()).unwrap());
+    let saved = Arc::new(vm.checkpoint(&kernel, &Saving::default()).unwrap());
     let plan = vm.plan(&kernel, &saved, freeze()).unwrap();
     vm.enter(&kernel, 1).unwrap();
     kernel.calls.take();
     let running = OperationError::Backend(KvmError::Running { vcpu: 1 });
-    assert_eq!(vm.checkpoint(&kernel, Saving::default()).unwrap_err(), running);
+    assert_eq!(vm.checkpoint(&kernel, &Saving::default()).unwrap_err(), running);
     assert_eq!(vm.plan(&kernel, &saved, freeze()).unwrap_err(), running);
     assert_eq!(vm.prepare(&kernel, plan.clone(), Arc::clone(&saved)).unwrap_err(), running);
     assert_eq!(vm.pause(&kernel, freeze()).unwrap_err(), running);
@@ -393,30 +405,35 @@ fn the_gate_costs_no_ioctl() {
     vm.enter(&kernel, 0).unwrap();
 }
 
-/// A vCPU in KVM_RUN outside running() is found out by the vGIC, or by the owned offset written as it is.
+/// A vCPU in KVM_RUN outside running() is found out by the look on the VM, or by the vGIC.
 #[test]
 fn a_vcpu_that_runs_unannounced() {
     let host = counter();
-    for (gic, opted_in, first) in [
-        (true, false, Call::Distributor),
-        (true, true, Call::Distributor),
-        (false, true, Call::Offset(77)),
-        (false, false, Call::List),
+    let count = Call::Get(0, one_reg_id(Role::Count(View::Physical)));
+    for (vgic, gic, opted_in, first) in [
+        (true, false, false, Call::Look),
+        (true, true, true, Call::Look),
+        (false, true, false, Call::Distributor),
+        (false, true, true, Call::Distributor),
+        (false, false, true, count),
+        (false, false, false, Call::List),
     ] {
-        let kernel = Kernel { gic, ..Kernel::plain(&host) };
+        let kernel = Kernel { vgic, gic, ..Kernel::plain(&host) };
         let vm = KvmVm::new(&kernel, &host, impatient()).unwrap();
         if opted_in {
             vm.set_counter_offset(&kernel, Offset(77)).unwrap();
         }
         kernel.calls.take();
-        vm.checkpoint(&kernel, Saving::default()).unwrap();
-        assert_eq!(kernel.calls.take()[0], first);
-        if first == Call::List {
+        vm.checkpoint(&kernel, &Saving::default()).unwrap();
+        let calls = kernel.calls.take();
+        assert_eq!(calls[0], first);
+        assert!(!calls.iter().any(|call| matches!(call, Call::Offset(_) | Call::Set(..))), "nothing is written");
+        if !vgic && !gic {
             // Nothing tells: the caller vouches.
             continue;
         }
         kernel.vm.borrow_mut().enter(0).unwrap();
-        let error = vm.checkpoint(&kernel, Saving::default()).unwrap_err();
+        let error = vm.checkpoint(&kernel, &Saving::default()).unwrap_err();
         let OperationError::Backend(error @ KvmError::Busy { .. }) = error else { panic!("{error}") };
         assert_eq!(error.errno(), libc::EBUSY);
         assert!(error.to_string().contains("Stop every vCPU"), "{error}");
@@ -433,7 +450,7 @@ fn a_passing_ebusy_is_waited_out() {
     vm.set_counter_offset(&kernel, Offset(3)).unwrap();
     assert_eq!(kernel.offset_writes(), 201);
     kernel.busy.set(200);
-    vm.checkpoint(&kernel, Saving::default()).unwrap();
+    vm.checkpoint(&kernel, &Saving::default()).unwrap();
     let vm = KvmVm::new(&kernel, &host, impatient()).unwrap();
     kernel.busy.set(1);
     assert!(matches!(vm.set_counter_offset(&kernel, Offset(4)), Err(KvmError::Busy { .. })));
@@ -453,8 +470,10 @@ fn a_busy_release_takes_a_new_sample() {
     target.slow.set(9);
     target.busy.set(20);
     let report = vm.release(&target, &mut restore).unwrap();
-    assert_eq!(host.count().since(report.outcome.count), 9);
-    assert_eq!(host.count().guest(target.vm.borrow().offsets(0).unwrap().virt).0, saved.cntvct.0 + 9);
+    // The call itself, and two counts that were read back.
+    assert_eq!(host.count().since(report.outcome.count), 3 * 9);
+    let guest = host.count().guest(target.vm.borrow().offsets(0).unwrap().virt);
+    assert_eq!(guest.0, saved.only().unwrap().cntvct().0 + 3 * 9);
 }
 
 #[test]
@@ -484,7 +503,7 @@ fn by_value_and_a_vcpu_created_too_late() {
     for (name, method) in [("6.1", Method::VirtualOnly), ("6.12", Method::ByValue)] {
         let host = counter();
         let source = Kernel::new(&host, name, El2::Absent, 2);
-        let saved = Arc::new(source.open().checkpoint(&source, Saving::default()).unwrap());
+        let saved = Arc::new(source.open().checkpoint(&source, &Saving::default()).unwrap());
         host.advance(1_000_000);
         let target = Kernel::new(&host, name, El2::Absent, 2);
         let vm = target.open();
@@ -514,7 +533,7 @@ fn by_value_and_a_vcpu_created_too_late() {
 fn by_value_the_first_entry_looks_and_the_others_do_not() {
     let host = counter();
     let source = Kernel::plain(&host);
-    let saved = Arc::new(source.open().checkpoint(&source, Saving::default()).unwrap());
+    let saved = Arc::new(source.open().checkpoint(&source, &Saving::default()).unwrap());
     let target = Kernel::plain(&host);
     let vm = target.open();
     let plan = vm.plan(&target, &saved, freeze()).unwrap();
@@ -540,9 +559,9 @@ fn a_late_vcpu_of_an_owned_vm() {
     vm.enter(&kernel, 2).unwrap();
     assert_eq!(vm.count(&kernel, 2, View::Virtual, None).unwrap(), host.count().guest(Offset(400)));
     vm.exit(2);
-    let stale = vm.plan(&kernel, &vm.checkpoint(&kernel, Saving::default()).unwrap(), freeze()).unwrap();
+    let stale = vm.plan(&kernel, &vm.checkpoint(&kernel, &Saving::default()).unwrap(), freeze()).unwrap();
     kernel.vm.borrow_mut().create_vcpu(host.count()).unwrap();
-    let saved = Arc::new(vm.checkpoint(&kernel, Saving::default()).unwrap());
+    let saved = Arc::new(vm.checkpoint(&kernel, &Saving::default()).unwrap());
     assert_eq!(vm.prepare(&kernel, stale, saved).unwrap_err(), Refusal::StalePlan.into());
 }
 
@@ -580,10 +599,37 @@ fn a_protected_vm_is_refused() {
     target.offset_lost.set(true);
     let vm = target.open();
     let plan = vm.plan(&target, &saved, freeze()).unwrap();
-    let mut restore = vm.prepare(&target, plan, Arc::clone(&saved)).unwrap();
-    let error = vm.apply(&target, &mut restore).unwrap_err();
-    let OperationError::Restore(RestoreError::ReadBack { register, .. }) = error else { panic!("{error}") };
-    assert_eq!(register, "the counter offset");
+    let error = vm.prepare(&target, plan, Arc::clone(&saved)).unwrap_err();
+    let OperationError::Restore(RestoreError::CounterElsewhere { vcpu, left, .. }) = error else { panic!("{error}") };
+    assert_eq!((vcpu, left), (0, Condition::Provisional));
+    assert_eq!(vm.enter(&target, 0).unwrap_err(), OperationError::Closed, "nobody knows where its clock is");
+}
+
+/// Two objects of one VM: what the one remembers isn't believed once the other has moved the VM's clock.
+#[test]
+fn a_remembered_offset_is_compared_before_it_is_believed() {
+    let host = counter();
+    let kernel = Kernel { vgic: true, ..Kernel::plain(&host) };
+    let (stale, other) = (kernel.open(), kernel.open());
+    stale.set_counter_offset(&kernel, Offset(4_000_000_000)).unwrap();
+    let saved = Arc::new(stale.checkpoint(&kernel, &Saving::default()).unwrap());
+    other.set_counter_offset(&kernel, Offset(3_000_000_000)).unwrap();
+    // An object that was told of an offset which the VM never had.
+    let told = KvmVm::new(&kernel, &host, options().with_counter_offset(Offset(77))).unwrap();
+    for vm in [&stale, &told] {
+        kernel.calls.take();
+        let errors = [
+            vm.checkpoint(&kernel, &Saving::default()).unwrap_err(),
+            vm.plan(&kernel, &saved, freeze()).unwrap_err(),
+            vm.pause(&kernel, freeze()).unwrap_err(),
+        ];
+        for error in errors {
+            assert!(matches!(error, OperationError::OffsetElsewhere { .. }), "{error}");
+        }
+        let calls = kernel.calls.take();
+        assert!(!calls.iter().any(|call| matches!(call, Call::Offset(_) | Call::Set(..))), "nothing is written");
+    }
+    assert_eq!(kernel.vm.borrow().vm_offset(), Some(Offset(3_000_000_000)));
 }
 
 #[test]
@@ -612,7 +658,7 @@ fn an_absent_register_and_a_missing_ioctl() {
     assert_eq!(kernel.calls.take(), []);
     let known = options().with_counter_offset(Offset(5));
     assert_eq!(KvmVm::new(&kernel, &host, known).unwrap_err(), KvmError::NoCounterOffset);
-    let saved = vm.checkpoint(&kernel, Saving::default()).unwrap();
+    let saved = vm.checkpoint(&kernel, &Saving::default()).unwrap();
     let adopt = Request { views: Views::AdoptVirtual, ..freeze() };
     let refused = vm.plan(&kernel, &saved, adopt).unwrap_err();
     assert!(matches!(refused, OperationError::Restore(RestoreError::Refused(Refusal::NoCounterOffset { .. }))));

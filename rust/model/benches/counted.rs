@@ -8,11 +8,13 @@ mod columns;
 mod steady;
 
 use columns::{HZ, NOW, TIMERS, Vcpus, Vms, frequencies, of};
-use guestclock_core::arch::arm64::Timer;
-use guestclock_core::checkpoint::{Checkpoint, CtlColumn, TimerColumns, codec};
-use guestclock_core::time::{Frequency, GuestCount, HostCount, SourceName, Stamp};
+use guestclock_core::arch::RegId;
+use guestclock_core::arch::arm64::{Role, Timer, one_reg_id};
+use guestclock_core::checkpoint::{Checkpoint, GroupBuilder, GuestTime, Name, codec};
+use guestclock_core::time::{Frequency, GuestCount, SourceName, Stamp, StampCount};
 use guestclock_model::bank::{self, Isa, Scale};
 use std::hint::black_box;
+use std::num::NonZeroU32;
 use steady::Steady;
 
 /// Whole blocks, and a rest.
@@ -83,24 +85,24 @@ fn kernels(isa: Isa) {
     });
 }
 
+/// Two VMs of half of the vCPUs each, since one has at most 512.
 fn checkpoint(vcpus: usize) -> Checkpoint {
     let frequency = Frequency::new(HZ[1]).expect("not 0");
-    let column = |seed| columns::offsets(seed, vcpus);
-    let timer =
-        |timer: Timer| TimerColumns { timer, cval: column(timer as u64), ctl: CtlColumn::new([1].repeat(vcpus)) };
-    Checkpoint {
-        cntfrq_hz: 62_500_000,
-        cntvct: GuestCount(1 << 40),
-        cntpct: GuestCount(1 << 40),
-        opted_in: true,
-        width_ticks: 0,
-        host: Stamp::unvouched(HostCount(1 << 50), frequency, SourceName::MANUAL, 0, 0),
-        stopped_at: None,
-        backlog: None,
-        vcpus,
-        cntvoff: None,
-        timers: vec![timer(Timer::Vtimer), timer(Timer::Ptimer)],
-        others: Vec::new(),
-        unknown: Vec::new(),
+    let stamp = Stamp::unvouched(StampCount(1 << 50), frequency, SourceName::MANUAL, 0, 0);
+    let of_each = u16::try_from(vcpus / 2).expect("two VMs hold as many");
+    let hz = NonZeroU32::new(62_500_000).expect("not 0");
+    let time = GuestTime::opted_in(of_each, hz, GuestCount(1 << 40));
+    let timers = [Timer::Vtimer, Timer::Ptimer];
+    let (ctls, cvals) =
+        (timers.map(|timer| one_reg_id(Role::Ctl(timer))), timers.map(|timer| one_reg_id(Role::Cval(timer))));
+    let column =
+        |id: RegId| cvals.iter().position(|cval| *cval == id.0).map(|timer| columns::offsets(timer as u64, vcpus));
+    let mut group = GroupBuilder::new(ctls.into_iter().chain(cvals).map(RegId)).expect("those of a guest");
+    for (vm, rows) in [0..vcpus / 2, vcpus / 2..vcpus].into_iter().enumerate() {
+        group.push(Name::Number(vm as u64), &time, |id, values| match column(id) {
+            Some(cvals) => values.extend_from_slice(&cvals[rows.clone()]),
+            None => values.resize(values.len() + rows.len(), 1),
+        });
     }
+    Checkpoint::of(stamp, [group]).expect("two VMs of two names")
 }

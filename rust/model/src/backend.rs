@@ -5,7 +5,8 @@ use crate::config::Config;
 use crate::error::VmError;
 use crate::vm::ModelVm;
 use guestclock_core::arch::Abilities;
-use guestclock_core::arch::arm64::{Behaviours, Width};
+use guestclock_core::arch::arm64::{Behaviours, Registers, Width};
+use guestclock_core::checkpoint::Interrupts;
 use guestclock_core::drive::Backend;
 use guestclock_core::time::{Counter, Offset};
 use std::ops::DerefMut;
@@ -54,6 +55,10 @@ impl<C: Counter, B: DerefMut<Target = Bank>> Backend for Model<'_, C, B> {
 
     fn vm_offset(&self) -> Option<Offset> {
         self.vm.vm_offset()
+    }
+
+    fn interrupts(&mut self, _: &Registers) -> Result<Option<Interrupts>, VmError> {
+        Ok(Some(self.vm.interrupts()))
     }
 
     fn generation(&self) -> u64 {

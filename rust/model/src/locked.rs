@@ -23,21 +23,20 @@ use std::sync::{Arc, OnceLock, PoisonError};
 /// An injected instant.
 #[derive(Clone, Debug)]
 pub enum Now {
-    /// A count of the counter; the wall clock moves along with it.
+    /// A count of the counter, as this process reads it; the wall clock moves along with it.
     Count(HostCount),
-    /// Both clocks and their vouched bounds.
-    Instant(Box<Stamp>),
+    /// Both clocks and their vouched bounds, host-wide.
+    Stamp(Box<Stamp>),
 }
 
 impl Now {
-    /// Returns the stamp of that instant of this counter.
-    pub fn instant<E>(self, counter: &impl Counter) -> Result<Stamp, OperationError<E>> {
-        let count = match self {
-            Self::Count(count) => count,
-            Self::Instant(instant) => return Ok(*instant),
-        };
-        let here = counter.stamp();
-        here.at(count).ok_or(OperationError::TooFar { count: count.0, here: here.count.0 })
+    /// Returns that instant of this counter.
+    pub fn instant<E>(self, counter: &impl Counter) -> Result<Instant, OperationError<E>> {
+        match self {
+            Self::Stamp(stamp) => Ok(Instant::of(*stamp, counter)),
+            Self::Count(count) => Instant::at(count, counter)
+                .ok_or_else(|| OperationError::TooFar { count: count.0, here: counter.count().0 }),
+        }
     }
 }
 
@@ -323,7 +322,7 @@ impl<C: Counter> LockedVm<C> {
     }
 
     /// See [`RunState::checkpoint`].
-    pub fn checkpoint(&self, now: Option<Now>, saving: Saving) -> Result<Checkpoint, LockedError> {
+    pub fn checkpoint(&self, now: Option<Now>, saving: &Saving) -> Result<Checkpoint, LockedError> {
         self.operate(now, |run_state, backend| run_state.checkpoint(backend, saving))
     }
 
@@ -383,7 +382,7 @@ impl<C: Counter> LockedVm<C> {
         work: impl FnOnce(&mut RunState, &mut dyn Backend<Error = VmError>) -> Result<T, OperationError<E>>,
     ) -> Result<T, OperationError<E>> {
         // Outside the lock: reading the counter may take long.
-        let instant = now.map(|now| now.instant(&self.counter).map(Instant)).transpose()?;
+        let instant = now.map(|now| now.instant(&self.counter)).transpose()?;
         let done = self.one(|run_state, vm| match instant {
             None => work(run_state, &mut Model { vm, counter: &self.counter }),
             Some(instant) => work(run_state, &mut Model { vm, counter: &instant }),

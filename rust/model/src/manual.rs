@@ -2,7 +2,7 @@
 
 use guestclock_core::drive::faults::MovableHost;
 use guestclock_core::sync::{AtomicI64, AtomicU64, Ordering};
-use guestclock_core::time::{Counter, Frequency, HostCount, SourceName, Stamp};
+use guestclock_core::time::{Counter, Frequency, HostCount, NamespaceTicks, SourceName, Stamp};
 
 /// Counter moved by [`advance`](Self::advance), with a wall clock that moves along.
 #[derive(Debug)]
@@ -61,7 +61,12 @@ impl Counter for ManualCounter {
 
     fn stamp(&self) -> Stamp {
         let count = self.count();
-        Stamp::unvouched(count, self.frequency, Self::SOURCE, self.realtime_ns(count), 0)
+        let stamped = count.stamped(self.namespace_ticks());
+        Stamp::unvouched(stamped, self.frequency, Self::SOURCE, self.realtime_ns(count), 0)
+    }
+
+    fn namespace_ticks(&self) -> NamespaceTicks {
+        NamespaceTicks::NONE
     }
 }
 

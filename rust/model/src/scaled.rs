@@ -3,7 +3,7 @@
 //! Only the model can have one: KVM gives every guest the host's counter, at the host's frequency. Over a
 //! [`ScaledCounter`] with the frequency that a guest was saved at, a restore is exact to the tick, as on any counter.
 
-use guestclock_core::time::{Counter, Frequency, HostCount, Ratio, Stamp};
+use guestclock_core::time::{Counter, Frequency, HostCount, Instant, NamespaceTicks, Ratio, Stamp};
 
 /// Counter that reads `floor(inner * n / d)` modulo 2^64, where `n / d` is its frequency over the inner counter's.
 ///
@@ -63,7 +63,11 @@ impl<C: Counter> Counter for ScaledCounter<C> {
     }
 
     fn stamp(&self) -> Stamp {
-        self.ratio.instant(self.inner.stamp())
+        self.ratio.instant(&Instant::of(self.inner.stamp(), &self.inner)).stamp
+    }
+
+    fn namespace_ticks(&self) -> NamespaceTicks {
+        self.ratio.namespace_ticks(self.inner.namespace_ticks())
     }
 }
 
@@ -72,6 +76,7 @@ mod tests {
     use super::*;
     use crate::manual::ManualCounter;
     use guestclock_core::time::Evidence;
+    use guestclock_core::time::StampCount;
     use proptest::prelude::*;
 
     fn hz(hz: u64) -> Frequency {
@@ -157,7 +162,7 @@ mod tests {
     fn counters_can_be_scaled_again() {
         let counter = ScaledCounter::new(scaled(62_500_001, 62_500_000, 24_000_000), hz(1_000_000));
         let here = counter.stamp();
-        assert_eq!((here.count, here.frequency, here.width_ns), (HostCount(1_000_000), hz(1_000_000), 42 + 1000));
+        assert_eq!((here.count, here.frequency, here.width_ns), (StampCount(1_000_000), hz(1_000_000), 42 + 1000));
         assert_eq!(counter.inner_count(HostCount(1_000_001)), Some(HostCount(24_000_024)));
     }
 }

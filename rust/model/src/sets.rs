@@ -11,47 +11,48 @@ use crate::bank::vms::{Bank, BankError, narrow};
 use crate::error::VmError;
 use crate::managed::ManagedBank;
 use crate::vm::ModelVm;
-use guestclock_core::arch::arm64::{El2, Timer};
-use guestclock_core::checkpoint::{Backlog, Checkpoint, CheckpointSet, Column, CtlColumn, TimerColumns, VmGroup};
-use guestclock_core::drive::{OperationError, Saving, TimerCapture, set_counters as set_counters_of};
-use guestclock_core::restore::{Method, Outcome, Plan, Refusal, Request, State, Target, planning};
-use guestclock_core::time::{Counter, Frequency, HostCount, Instant, Ratio, Stamp};
+use guestclock_core::arch::RegId;
+use guestclock_core::checkpoint::{
+    Backlog, BuildError, Checkpoint, GroupBuilder, GuestTime, Held, Name, SavedVm, VmName,
+};
+use guestclock_core::drive::{OperationError, Saving, set_counters as set_counters_of};
+use guestclock_core::restore::{Method, Outcome, Plan, Refusal, Request, Saved, State, Target, planning};
+use guestclock_core::time::{Counter, HostCount, Instant, Ratio, Stamp, SyncBound};
 use std::collections::BTreeMap;
-use std::ops::Range;
+use std::num::NonZeroU32;
 
-/// Why an operation on a set of VMs failed. All of them are as they were.
+/// Error of an operation on a set of VMs. All of them are as they were.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SetError {
-    /// A handle's.
+    /// Error of a handle.
     #[error(transparent)]
     Bank(#[from] BankError),
-    /// One VM's, as it would be if it were alone.
+    /// Error of one VM, as it would be if it were alone.
     #[error("VM {handle}: {error}")]
     OfVm {
-        /// Its handle.
+        /// Handle of the VM.
         handle: i64,
-        /// What it would be.
+        /// The error.
         error: OperationError<VmError>,
     },
-    /// A VM without vCPUs.
-    #[error("VM {handle} has no vCPUs, and so no time to save: leave it out")]
-    NoVcpus {
-        /// Its handle.
-        handle: i64,
-    },
-    /// The same name twice.
-    #[error("two VMs of the set have the name {name}: each has its own")]
-    SameName {
+    /// The VMs don't make a checkpoint.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// A VM of the checkpoint whose name is no handle.
+    #[error(
+        "the VM {name:?} isn't named by a handle of this bank: give the handle of each VM, in the checkpoint's order"
+    )]
+    NoHandle {
         /// The name.
-        name: u64,
+        name: String,
     },
-    /// As many VMs as are saved, or names as VMs.
-    #[error("{here} VMs are named, and the set has {saved}: name one for each, in the set's order")]
+    /// Another number of names, stops or handles than of VMs.
+    #[error("{here} are given for {saved} VMs: give one for each, in their order")]
     Unequal {
-        /// How many the set has.
+        /// Number of VMs.
         saved: usize,
-        /// How many are named.
+        /// Number of what is given.
         here: usize,
     },
 }
@@ -60,7 +61,7 @@ fn of_vm<E: Into<OperationError<VmError>>>(vm: Handle) -> impl Fn(E) -> SetError
     move |error| SetError::OfVm { handle: vm.0, error: error.into() }
 }
 
-/// What the restore of a set did.
+/// Outcome of the restore of a set.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SetReport {
     /// The instant that all counters were set for, by the bank's counter.
@@ -73,10 +74,21 @@ pub struct SetReport {
     pub cntpct: Vec<u64>,
     /// The guest time that was added to each, in ticks, modulo 2^64.
     pub added_ticks: Vec<u64>,
-    /// What VMs that are alike have in common.
+    /// Plans, each for VMs that are alike.
     pub plans: Vec<Plan>,
-    /// Which of the plans is each VM's.
+    /// Place of each VM's plan among the plans.
     pub plan_of: Vec<u32>,
+}
+
+/// Facts about a checkpoint that the bank doesn't know.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SetSaving<'a> {
+    /// Names of the VMs, in the order of their handles; without them each is named by the digits of its handle.
+    pub names: Option<&'a [VmName]>,
+    /// The host's count when the last vCPU of each VM left its guest: none, one for all VMs, or one for each.
+    pub stopped_at: &'a [u64],
+    /// Bound of the wall clock that somebody vouches for.
+    pub sync: Option<SyncBound>,
 }
 
 /// Paused VMs, all from one instant on.
@@ -84,15 +96,20 @@ pub struct SetReport {
 pub struct OpenPauses {
     vms: Vec<Handle>,
     epochs: Vec<u64>,
-    saved: CheckpointSet,
+    stamp: Stamp,
+    times: Vec<GuestTime>,
     request: Request,
 }
 
 impl OpenPauses {
-    /// Which.
+    /// The VMs.
     #[must_use]
     pub fn vms(&self) -> &[Handle] {
         &self.vms
+    }
+
+    fn pairs(&self) -> impl Iterator<Item = Pair<'_>> {
+        self.vms.iter().zip(&self.times).map(|(vm, time)| Pair { vm: *vm, time: *time, saved: None })
     }
 }
 
@@ -102,73 +119,94 @@ struct Cases {
     plan_of: Vec<u32>,
 }
 
-/// What VMs of a set have in common that share a plan.
+/// Everything that a plan looks at, except for the counters.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 struct Alike {
-    /// Of the set.
+    /// Number of the group in the checkpoint.
     group: usize,
-    /// Of the targets.
+    /// Domain and class of the target.
     class: (u16, u16),
+    /// Whether the target has opted in.
     opted_in: bool,
-    /// Whether both counters are one.
-    one_count: bool,
+    saved_opted_in: bool,
+    frequency_hz: NonZeroU32,
+    /// Distance of the counters, where it decides: none, or whether it is within what the reads can hide.
+    apart: Option<bool>,
+    width_ticks: u64,
+    hidden_ticks: u64,
     backlog: Option<Backlog>,
 }
 
-/// One VM of a set, and where it goes.
+/// A VM to restore or to let go on, and the guest time that it had.
 struct Pair<'a> {
-    group: &'a VmGroup,
-    number: usize,
-    /// Its place in its group.
-    saved: usize,
-    /// Its rows there.
-    rows: Range<usize>,
     vm: Handle,
+    time: GuestTime,
+    /// The VM with its registers; `None` in place, where they stay.
+    saved: Option<SavedVm<'a>>,
 }
 
 impl ManagedBank {
-    /// Saves VMs at one instant, under these names: one each, in the order of `vms`. Refused while a vCPU of theirs
-    /// runs, or a restore isn't finished.
+    /// Saves VMs at one instant. Refused while a vCPU of theirs runs, or a restore isn't finished.
     pub fn checkpoint(
         &self,
         vms: &[Handle],
-        names: &[u64],
         counter: &dyn Counter,
-        saving: Saving,
-    ) -> Result<CheckpointSet, SetError> {
+        saving: SetSaving<'_>,
+    ) -> Result<Checkpoint, SetError> {
         let slots = self.bank.slots(vms)?;
         for (vm, slot) in vms.iter().zip(&slots) {
             self.run_states[*slot as usize].check_whole().map_err(of_vm(*vm))?;
             self.stopped(*vm)?;
         }
-        let mut set = self.capture(vms, &slots, names, counter, TimerCapture::Saved)?;
-        let saved = set.host.count;
-        if let Some(stopped) = saving.stopped_at.filter(|stopped| stopped.is_after(saved)) {
-            let vm = vms.first().copied().unwrap_or(Handle(0));
-            return Err(of_vm(vm)(OperationError::StoppedLater { stopped: stopped.0, saved: saved.0 }));
+        let names = |names: &[VmName]| names.len() == vms.len();
+        if !saving.names.is_none_or(names) || saving.stopped_at.len() > 1 && saving.stopped_at.len() != vms.len() {
+            let here = saving.names.map_or(saving.stopped_at.len(), <[_]>::len);
+            return Err(SetError::Unequal { saved: vms.len(), here });
         }
-        set.stopped_at = saving.stopped_at.map(|count| count.0);
-        if let Some(sync) = saving.sync {
-            set.host = set.host.vouched_by(sync);
+        let mut order: Vec<usize> = (0..vms.len()).collect();
+        if saving.names.is_none() {
+            order.sort_unstable_by_key(|vm| vms[*vm].0);
         }
-        Ok(set)
+        let mut groups = Groups::new(slots.iter().map(|slot| self.bank.rows_of(*slot).len()).sum());
+        // Last, so that as little guest time as possible lies after it; the VMs stand still.
+        let (stamp, namespace) = (counter.stamp(), counter.namespace_ticks());
+        let now = stamp.count.own(namespace);
+        for vm in order {
+            let stopped = saving.stopped_at.get(if saving.stopped_at.len() == 1 { 0 } else { vm });
+            let stopped = stopped.map(|count| HostCount(*count));
+            let stopped_at = Saving::stopped_before::<VmError>(stopped, &stamp, namespace).map_err(of_vm(vms[vm]))?;
+            let name = match saving.names {
+                Some(names) => Name::Text(&names[vm]),
+                None => Name::Number(vms[vm].0.cast_unsigned()),
+            };
+            let time = GuestTime { stopped_at, ..self.guest_time(slots[vm], now) };
+            groups.of(&self.bank, slots[vm])?.add(name, &time, &self.bank, slots[vm]);
+        }
+        let stamp = saving.sync.map_or(stamp, |sync| stamp.vouched_by(sync));
+        Ok(Checkpoint::of(stamp, groups.all.into_iter().map(|group| group.builder))?)
     }
 
-    /// Restores a set into VMs, one for each in the set's order: timers, CNTVOFF_EL2 and both counters, for one instant
-    /// that is sampled when all of it was found possible. A restore or pause of theirs that is under way is over.
+    /// Restores a checkpoint into VMs, one for each of its VMs in their order: timers, CNTVOFF_EL2 and both counters, for
+    /// one instant that is sampled when all of it was found possible. A restore or pause of theirs that is under way is
+    /// over.
     pub fn restore(
         &mut self,
-        set: &CheckpointSet,
+        checkpoint: &Checkpoint,
         vms: &[Handle],
         counter: &dyn Counter,
         request: Request,
     ) -> Result<SetReport, SetError> {
-        let pairs = self.pairs(set, vms)?;
+        self.bank.slots(vms)?;
+        if vms.len() != checkpoint.len() {
+            return Err(SetError::Unequal { saved: checkpoint.len(), here: vms.len() });
+        }
         for vm in vms {
             self.stopped(*vm)?;
         }
-        let cases = self.cases(set, &pairs, counter, request)?;
-        self.apply(&pairs, cases, counter)
+        let pairs =
+            || checkpoint.vms().zip(vms).map(|(saved, vm)| Pair { vm: *vm, time: *saved.time(), saved: Some(saved) });
+        let cases = self.cases(checkpoint.stamp(), pairs(), counter, request)?;
+        self.apply(pairs(), cases, counter)
     }
 
     /// Pauses VMs in place, all at one instant: none of their vCPUs can run until [`resume`](Self::resume).
@@ -178,79 +216,86 @@ impl ManagedBank {
             self.run_states[*slot as usize].check_open().map_err(of_vm::<OperationError<VmError>>(*vm))?;
             self.stopped(*vm)?;
         }
-        let saved = self.capture(vms, &slots, &own_names(vms), counter, TimerCapture::Kept)?;
-        let vms: Vec<Handle> =
-            saved.groups.iter().flat_map(|group| &group.names).map(|name| handle_named(*name)).collect();
+        let stamp = counter.stamp();
+        let now = stamp.count.own(counter.namespace_ticks());
+        let times = slots.iter().map(|slot| self.guest_time(*slot, now)).collect();
         let request = Request { same_counter: Some(true), in_place: true, ..request };
+        let mut pauses = OpenPauses { vms: vms.into(), epochs: Vec::new(), stamp, times, request };
         // What would be refused at the end is refused now, while the VMs can still go on without it.
-        self.cases(&saved, &self.pairs(&saved, &vms)?, &Instant(saved.host), request)?;
-        let epochs = vms.iter().map(|vm| self.run_states[vm.slot() as usize].begin_pause()).collect();
-        Ok(OpenPauses { vms, epochs, saved, request })
+        self.cases(&stamp, pauses.pairs(), &Instant::of(stamp, counter), request)?;
+        pauses.epochs = slots.iter().map(|slot| self.run_states[*slot as usize].begin_pause()).collect();
+        Ok(pauses)
     }
 
     /// Ends a pause of VMs under its policy, for one instant. Their timers stayed where they were.
     pub fn resume(&mut self, pauses: &OpenPauses, counter: &dyn Counter) -> Result<SetReport, SetError> {
-        let pairs = self.pairs(&pauses.saved, &pauses.vms)?;
+        self.bank.slots(&pauses.vms)?;
         for (vm, epoch) in pauses.vms.iter().zip(&pauses.epochs) {
             self.run_states[vm.slot() as usize].holds(State::Paused, *epoch).map_err(of_vm(*vm))?;
         }
-        let cases = self.cases(&pauses.saved, &pairs, counter, pauses.request)?;
-        self.apply(&pairs, cases, counter)
+        let cases = self.cases(&pauses.stamp, pauses.pairs(), counter, pauses.request)?;
+        self.apply(pauses.pairs(), cases, counter)
     }
 
     fn stopped(&self, vm: Handle) -> Result<(), SetError> {
         self.bank.vm(vm)?.all_stopped().map_err(|error| of_vm(vm)(OperationError::Backend(error)))
     }
 
-    fn pairs<'a>(&self, set: &'a CheckpointSet, vms: &[Handle]) -> Result<Vec<Pair<'a>>, SetError> {
-        self.bank.slots(vms)?;
-        if vms.len() != set.len() {
-            return Err(SetError::Unequal { saved: set.len(), here: vms.len() });
+    /// Returns the guest time of a VM when the bank's counter reads `host`.
+    fn guest_time(&self, slot: u32, host: HostCount) -> GuestTime {
+        let vm = ModelVm::view(&self.bank, slot);
+        let (seat, offsets) = (&self.bank.seats[slot as usize], self.bank.shared_offsets(slot));
+        let now = self.bank.domain_of(slot).ratio.at(host);
+        let timeline = now.guest(offsets.virt);
+        let frequency_hz = NonZeroU32::new(vm.cntfrq_hz()).unwrap_or(NonZeroU32::MIN);
+        GuestTime {
+            opted_in: seat.opted_in,
+            physical_displacement_ticks: now.guest(offsets.phys).since(timeline),
+            backlog: self.run_states[slot as usize].backlog(),
+            interrupts: Some(vm.interrupts()),
+            ..GuestTime::opted_in(seat.vcpus, frequency_hz, timeline)
         }
-        let mut vms = vms.iter();
-        let mut pairs = Vec::with_capacity(set.len());
-        for (number, group) in set.groups.iter().enumerate() {
-            let mut end = 0;
-            for (saved, vm) in (0..group.len()).zip(&mut vms) {
-                let first = end;
-                end += usize::from(group.vcpus.get(saved).unwrap_or(0));
-                pairs.push(Pair { group, number, saved, rows: first..end, vm: *vm });
-            }
-        }
-        Ok(pairs)
     }
 
-    /// Plans the restore of each VM: one plan for all that are alike.
-    fn cases(
+    /// Plans the restore of each VM that was saved at `saved`: one plan for all that are alike.
+    fn cases<'a>(
         &mut self,
-        set: &CheckpointSet,
-        pairs: &[Pair<'_>],
+        saved: &Stamp,
+        pairs: impl Iterator<Item = Pair<'a>>,
         counter: &dyn Counter,
         request: Request,
     ) -> Result<Cases, SetError> {
-        let sample = counter.stamp();
-        let mut known = BTreeMap::new();
-        let mut cases = Cases { plans: Vec::new(), plan_of: Vec::with_capacity(pairs.len()) };
-        for (index, pair) in pairs.iter().enumerate() {
-            let view = self.bank.vm(pair.vm)?;
-            if view.vcpus() != pair.rows.len() {
-                let refusal = Refusal::TopologyMismatch { what: "vCPUs", saved: pair.rows.len(), host: view.vcpus() };
-                return Err(of_vm(pair.vm)(refusal));
+        let sample = Instant::of(counter.stamp(), counter);
+        let mut known: BTreeMap<Alike, usize> = BTreeMap::new();
+        let mut cases = Cases { plans: Vec::new(), plan_of: Vec::new() };
+        for Pair { vm, time, saved: from } in pairs {
+            let view = self.bank.vm(vm)?;
+            if view.vcpus() != usize::from(time.vcpus) {
+                let (saved, host) = (time.vcpus.into(), view.vcpus());
+                return Err(of_vm(vm)(Refusal::TopologyMismatch { what: "vCPUs", saved, host }));
             }
-            let (virt, phys) = pair.group.counts(pair.saved);
+            let apart = time.physical_displacement_ticks.cast_signed().unsigned_abs();
             let alike = Alike {
-                group: pair.number,
-                class: self.bank.domain_and_class(pair.vm.slot()),
+                group: from.as_ref().map_or(0, |vm| vm.group().1),
+                class: self.bank.domain_and_class(vm.slot()),
                 opted_in: view.vm_offset().is_some(),
-                one_count: virt == phys,
-                backlog: pair.group.backlog(pair.saved),
+                saved_opted_in: time.opted_in,
+                frequency_hz: time.frequency_hz,
+                apart: (apart > 0).then_some(apart > time.width_ticks().saturating_mul(2)),
+                width_ticks: time.width_ticks(),
+                hidden_ticks: from.as_ref().map_or(0, SavedVm::hidden_ticks),
+                backlog: time.backlog,
             };
             let case = if let Some(case) = known.get(&alike) {
                 *case
             } else {
-                let checkpoint = set.get(index).ok_or(BankError::NoSuchVm { handle: pair.vm.0 })?;
-                let checkpoint = Checkpoint { unknown: set.unknown.clone(), ..checkpoint };
-                cases.plans.push(self.plan(pair.vm, &checkpoint, &sample, request).map_err(of_vm(pair.vm))?);
+                let saved = if let Some(vm) = &from {
+                    Saved::from(vm)
+                } else {
+                    let ratio = Ratio::new(saved.frequency, time.frequency());
+                    Saved::in_place(ratio.stamp(*saved), time)
+                };
+                cases.plans.push(self.plan(vm, &saved, &sample, request).map_err(of_vm(vm))?);
                 known.insert(alike, cases.plans.len() - 1);
                 cases.plans.len() - 1
             };
@@ -263,46 +308,43 @@ impl ManagedBank {
     fn plan(
         &mut self,
         vm: Handle,
-        checkpoint: &Checkpoint,
-        sample: &Stamp,
+        saved: &Saved<'_>,
+        sample: &Instant,
         request: Request,
     ) -> Result<Plan, OperationError<VmError>> {
-        let here = self.bank.domain_of(vm.slot()).ratio.instant(*sample);
+        let here = self.bank.domain_of(vm.slot()).ratio.instant(sample);
         let mut vm = ModelVm::view(&mut self.bank, vm.slot());
-        let target =
-            Target::of(&mut Model { vm: &mut vm, counter: &Instant(here) }).map_err(OperationError::Backend)?;
-        if !request.in_place {
-            planning::same_topology(checkpoint, &target)?;
-        }
-        Ok(planning::plan(checkpoint, &target, here, request)?)
+        let target = Target::of(&mut Model { vm: &mut vm, counter: &here }).map_err(OperationError::Backend)?;
+        Ok(planning::plan(saved, &target, here.stamp, request)?)
     }
 
     /// Writes what was planned, which nothing can refuse any more but the clocks themselves.
-    fn apply(
+    fn apply<'a>(
         &mut self,
-        pairs: &[Pair<'_>],
+        pairs: impl Iterator<Item = Pair<'a>>,
         Cases { plans, plan_of }: Cases,
         counter: &dyn Counter,
     ) -> Result<SetReport, SetError> {
         // As late as can be: under Freeze every tick after it is seen by the guests.
-        let now = Sample::of(&plans, counter);
-        let outcomes = plans.iter().map(|plan| plan.at(&now.seen_by(plan))).collect::<Result<Vec<_>, Refusal>>();
-        let outcomes = outcomes.map_err(of_vm(pairs.first().map_or(Handle(0), |pair| pair.vm)))?;
+        let (count, frequency) = (counter.count(), counter.frequency());
+        let at = |plan: &Plan| plan.at(Ratio::new(frequency, plan.frequency()).at(count));
+        let outcomes: Vec<Outcome> = plans.iter().map(at).collect();
+        let vms = plan_of.len();
         let mut report = SetReport {
-            count: now.count,
-            vms: Vec::with_capacity(pairs.len()),
-            cntvct: Vec::with_capacity(pairs.len()),
-            cntpct: Vec::with_capacity(pairs.len()),
-            added_ticks: Vec::with_capacity(pairs.len()),
+            count,
+            vms: Vec::with_capacity(vms),
+            cntvct: Vec::with_capacity(vms),
+            cntpct: Vec::with_capacity(vms),
+            added_ticks: Vec::with_capacity(vms),
             plans,
             plan_of,
         };
-        for (pair, case) in pairs.iter().zip(&report.plan_of) {
+        for (pair, case) in pairs.zip(&report.plan_of) {
             let (plan, outcome) = (&report.plans[*case as usize], &outcomes[*case as usize]);
-            let outcome = plan.outcome_of(outcome, pair.group.counts(pair.saved));
+            let outcome = plan.outcome_of(outcome, (pair.time.timeline, pair.time.physical()));
             let mut vm = self.bank.vm_mut(pair.vm)?;
-            if !plan.request.in_place {
-                vm.load(pair.group, pair.rows.clone(), plan.cval_shift(&outcome), plan.method != Method::VirtualOnly);
+            if let Some(saved) = &pair.saved {
+                vm.load(saved, plan.cval_shift(&outcome), plan.method != Method::VirtualOnly);
             }
             set_counters(&mut vm, plan, &outcome).map_err(|error| of_vm(pair.vm)(OperationError::Backend(error)))?;
             self.run_states[pair.vm.slot() as usize].go_on(plan, &outcome);
@@ -313,147 +355,82 @@ impl ManagedBank {
         }
         Ok(report)
     }
+}
 
-    /// What is saved of VMs, at one instant.
-    fn capture(
-        &self,
-        vms: &[Handle],
-        slots: &[u32],
-        names: &[u64],
-        counter: &dyn Counter,
-        timers: TimerCapture,
-    ) -> Result<CheckpointSet, SetError> {
-        if names.len() != vms.len() {
-            return Err(SetError::Unequal { saved: vms.len(), here: names.len() });
-        }
-        let mut in_order: Vec<(u64, u32)> = names.iter().copied().zip(slots.iter().copied()).collect();
-        in_order.sort_unstable();
-        if let Some(twice) = in_order.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-            return Err(SetError::SameName { name: twice[0].0 });
-        }
-        if let Some(vm) = vms.iter().find(|vm| self.bank.rows_of(vm.slot()).is_empty()) {
-            return Err(SetError::NoVcpus { handle: vm.0 });
-        }
-        // Last, so that as little guest time as possible lies after it; the VMs stand still.
-        let host = counter.stamp();
-        let mut kept: BTreeMap<u16, Vec<Timer>> = BTreeMap::new();
-        let mut groups: BTreeMap<(u32, u8, bool), Gathered> = BTreeMap::new();
-        for (name, slot) in in_order {
-            let (domain, class) = self.bank.domain_and_class(slot);
-            let kept = kept.entry(class).or_insert_with(|| self.bank.saved_timers(slot));
-            let view = ModelVm::view(&self.bank, slot);
-            let el2 = view.config().el2 != El2::Absent;
-            let mask = kept.iter().fold(0, |mask, timer| mask | 1 << timer.index());
-            let group = groups.entry((view.cntfrq_hz(), mask, el2)).or_insert_with(|| Gathered::new(kept, timers));
-            let now = self.bank.domains[usize::from(domain)].ratio.at(host.count);
-            group.add(name, &self.bank, slot, now, self.run_states[slot as usize].backlog());
-        }
-        let groups = groups.into_iter().map(|((cntfrq_hz, _, el2), gathered)| gathered.group(cntfrq_hz, el2)).collect();
-        Ok(CheckpointSet { host, stopped_at: None, groups, unknown: Vec::new() })
-    }
+/// Groups of a checkpoint in the making.
+struct Groups {
+    all: Vec<Gathering>,
+    /// Places of the classes' groups: classes of VMs with the same registers share one.
+    of_class: BTreeMap<u16, usize>,
+    /// The class that was asked for last, and its group's place: most VMs have one class.
+    last: Option<(u16, usize)>,
+    vcpus: usize,
 }
 
 /// A group in the making.
-struct Gathered {
-    names: Vec<u64>,
-    vcpus: Vec<u16>,
-    cntvct: Vec<u64>,
-    cntpct: Vec<u64>,
-    opted_in: Vec<bool>,
-    backlogs: Vec<(usize, Backlog)>,
-    cntvoff: Vec<u64>,
-    /// Each timer's CVAL and CTL: of its lowest bits as long as no other is set anywhere.
-    timers: Vec<(Timer, Vec<u64>, CtlColumn)>,
+struct Gathering {
+    ids: Vec<RegId>,
+    builder: GroupBuilder,
+    held: Vec<Held>,
 }
 
-impl Gathered {
-    fn new(kept: &[Timer], timers: TimerCapture) -> Self {
-        let kept = if timers == TimerCapture::Saved { kept } else { &[] };
-        Self {
-            names: Vec::new(),
-            vcpus: Vec::new(),
-            cntvct: Vec::new(),
-            cntpct: Vec::new(),
-            opted_in: Vec::new(),
-            backlogs: Vec::new(),
-            cntvoff: Vec::new(),
-            timers: kept.iter().map(|timer| (*timer, Vec::new(), CtlColumn::Bits(Vec::new()))).collect(),
-        }
+impl Groups {
+    /// Returns the groups of VMs that have so many vCPUs together.
+    const fn new(vcpus: usize) -> Self {
+        Self { all: Vec::new(), of_class: BTreeMap::new(), last: None, vcpus }
     }
 
-    fn add(&mut self, name: u64, bank: &Bank, slot: u32, now: HostCount, backlog: Option<Backlog>) {
+    /// Returns the group of a VM.
+    fn of(&mut self, bank: &Bank, slot: u32) -> Result<&mut Gathering, SetError> {
+        let (_, class) = bank.domain_and_class(slot);
+        let place = match (self.last, self.of_class.get(&class)) {
+            (Some((last, place)), _) if last == class => place,
+            (_, Some(place)) => *place,
+            _ => {
+                let ids = ModelVm::view(bank, slot).registers().saved();
+                let known = self.all.iter().position(|group| group.ids == ids);
+                if known.is_none() {
+                    let mut builder = GroupBuilder::new(ids.iter().copied())?;
+                    // Enough for all, where all have one class; else it is given back at the end.
+                    builder.reserve(if self.all.is_empty() { self.vcpus } else { 0 });
+                    let held = ids.iter().filter_map(|id| Held::of(*id)).collect();
+                    self.all.push(Gathering { ids, builder, held });
+                }
+                let place = known.unwrap_or(self.all.len() - 1);
+                self.of_class.insert(class, place);
+                place
+            }
+        };
+        self.last = Some((class, place));
+        Ok(&mut self.all[place])
+    }
+}
+
+impl Gathering {
+    fn add(&mut self, name: Name<'_>, time: &GuestTime, bank: &Bank, slot: u32) {
         let (rows, columns) = (bank.rows_of(slot), &bank.domain_of(slot).rows);
-        let seat = &bank.seats[slot as usize];
-        let offsets = bank.shared_offsets(slot);
-        self.backlogs.extend(backlog.map(|backlog| (self.names.len(), backlog)));
-        self.names.push(name);
-        self.vcpus.push(seat.vcpus);
-        self.cntvct.push(now.guest(offsets.virt).0);
-        self.cntpct.push(now.guest(offsets.phys).0);
-        self.opted_in.push(seat.opted_in);
-        self.cntvoff.extend(columns.cntvoff.get(rows.clone()).into_iter().flatten());
-        for (timer, cval, ctl) in &mut self.timers {
-            let timer = *timer;
-            cval.extend_from_slice(&columns.timers[timer.index()].cval[rows.clone()]);
-            let seen = rows.clone().map(|row| ModelVm::view(bank, slot).ctl_seen(columns.ctl(row, timer)));
-            ctl.extend(seen);
-        }
-    }
-
-    fn group(self, cntfrq_hz: u32, el2: bool) -> VmGroup {
-        let timers = self.timers.into_iter().map(|(timer, cval, ctl)| TimerColumns { timer, cval, ctl });
-        VmGroup {
-            cntfrq_hz,
-            names: self.names,
-            vcpus: Column::new(self.vcpus),
-            cntpct: (self.cntpct != self.cntvct).then_some(self.cntpct),
-            cntvct: self.cntvct,
-            opted_in: Column::new(self.opted_in),
-            backlogs: self.backlogs,
-            cntvoff: el2.then(|| Column::new(self.cntvoff)),
-            timers: timers.collect(),
-        }
+        let mut held = self.held.iter();
+        self.builder.push(name, time, |_, values| match held.next() {
+            Some(Held::Cval(timer)) => values.extend_from_slice(&columns.timers[timer.index()].cval[rows.clone()]),
+            Some(Held::Ctl(timer)) => {
+                let vm = ModelVm::view(bank, slot);
+                values.extend(rows.clone().map(|row| vm.ctl_seen(columns.ctl(row, *timer))));
+            }
+            Some(Held::Cntvoff) => values.extend_from_slice(&columns.cntvoff[rows.clone()]),
+            // The model has no register that the table doesn't have.
+            Some(Held::Unknown) | None => {}
+        });
     }
 }
 
-/// The names that VMs have unless they are given others: their handles.
-#[must_use]
-pub fn own_names(vms: &[Handle]) -> Vec<u64> {
-    vms.iter().map(|vm| vm.0.cast_unsigned()).collect()
-}
-
-/// The VM of such a name.
-#[must_use]
-pub const fn handle_named(name: u64) -> Handle {
-    Handle(name.cast_signed())
-}
-
-/// The instant now: with the wall clock only where a plan needs it, since reading both takes longer.
-struct Sample {
-    count: HostCount,
-    frequency: Frequency,
-    both: Option<Stamp>,
-}
-
-impl Sample {
-    fn of(plans: &[Plan], counter: &dyn Counter) -> Self {
-        let both = plans.iter().any(Plan::needs_the_wall_clock).then(|| counter.stamp());
-        let count = both.as_ref().map_or_else(|| counter.count(), |both| both.count);
-        Self { count, frequency: counter.frequency(), both }
-    }
-
-    /// By the counter of a plan's VMs.
-    fn seen_by(&self, plan: &Plan) -> Stamp {
-        let ratio = Ratio::new(self.frequency, plan.frequency());
-        match &self.both {
-            Some(both) => plan.vouched(ratio.instant(*both)),
-            None => Stamp { count: ratio.at(self.count), ..plan.sample },
-        }
-    }
+/// Returns the VM whose name is the digits of its handle.
+pub fn handle_named(name: &str) -> Result<Handle, SetError> {
+    let number = name.parse().map_err(|_| SetError::NoHandle { name: name.into() })?;
+    Ok(Handle(number))
 }
 
 /// Sets both counters for the instant of `outcome`, as a restore of the one VM does.
 fn set_counters(vm: &mut ModelVm<&mut Bank>, plan: &Plan, outcome: &Outcome) -> Result<(), VmError> {
-    let counter = &Instant(Stamp { count: outcome.count, ..plan.sample });
+    let counter = &plan.instant_of(outcome);
     set_counters_of(plan, outcome, &mut Model { vm, counter })
 }

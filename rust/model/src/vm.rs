@@ -14,9 +14,9 @@ use guestclock_core::arch::arm64::{
     Offsets, Registers, Role, SYSREGS, Sysreg, Timer, TimerState, View, interrupts as irq, timer, traps as access,
     view_of, wake,
 };
-use guestclock_core::checkpoint::VmGroup;
+use guestclock_core::checkpoint::{Held, Interrupts, SavedTimer, SavedVm};
 use guestclock_core::time::{Frequency, GuestCount, HostCount, Offset, deadline};
-use std::ops::{Deref, DerefMut, Range};
+use std::ops::{Deref, DerefMut};
 
 /// Bits of CNTHCTL_EL2 that no guest has: 63 to 20, and those that need CNTPOFF_EL2, CNTPMASK, CNTVMASK and ECV.
 const CNTHCTL_RES0: u64 = !0 << 18 | 1 << 12;
@@ -48,11 +48,6 @@ impl Bank {
     pub fn vm_mut(&mut self, vm: Handle) -> Result<ModelVm<&mut Self>, BankError> {
         let slot = self.slot(vm)?;
         Ok(ModelVm::view(self, slot))
-    }
-
-    /// Returns the timers that a checkpoint of a VM has.
-    pub(crate) fn saved_timers(&self, slot: u32) -> Vec<Timer> {
-        ModelVm::view(self, slot).registers().timers().collect()
     }
 
     /// Opts VMs in to these offsets, by [`ModelVm::set_counter_offset`]: all of them, or none.
@@ -266,6 +261,16 @@ impl<B: Deref<Target = Bank>> ModelVm<B> {
     #[must_use]
     pub fn irqs(&self) -> &IrqIds {
         &self.seat().irqs
+    }
+
+    /// Interrupt ids of the timers that the guest has.
+    #[must_use]
+    pub fn interrupts(&self) -> Interrupts {
+        let mut ids = [0; 4];
+        for timer in self.config().el2.timers() {
+            ids[timer.index()] = self.irqs().of(*timer).into();
+        }
+        Interrupts(ids)
     }
 
     /// Returns whether the timer is in hardware while the guest runs (`get_timer_map` in arch_timer.c). KVM's copy of
@@ -508,15 +513,17 @@ impl<B: DerefMut<Target = Bank>> ModelVm<B> {
 
     /// Writes the saved registers of the vCPUs, as a restore does: CNTVOFF_EL2 and the timers, except the physical
     /// timer if that can't be set.
-    pub(crate) fn load(&mut self, saved: &VmGroup, from: Range<usize>, cval_shift: u64, physical: bool) {
+    pub(crate) fn load(&mut self, saved: &SavedVm<'_>, cval_shift: u64, physical: bool) {
         self.bank.rewrite(self.slot, |rows, to| {
-            for (from, to) in from.zip(to) {
-                if let Some(cntvoff) = saved.cntvoff.as_ref().and_then(|column| column.get(from)) {
-                    rows.cntvoff[to] = cntvoff;
-                }
-                for columns in saved.timers.iter().filter(|columns| physical || columns.timer != Timer::Ptimer) {
-                    rows.set_cval(to, columns.timer, timer::moved_cval(columns.cval[from], cval_shift));
-                    rows.set_ctl(to, columns.timer, columns.ctl.get(from).unwrap_or_default());
+            if let Some(cntvoff) = saved.register(Held::Cntvoff) {
+                to.clone().zip(cntvoff.iter()).for_each(|(row, cntvoff)| rows.cntvoff[row] = cntvoff);
+            }
+            for SavedTimer { timer, cval, ctl } in
+                saved.timers().filter(|saved| physical || saved.timer != Timer::Ptimer)
+            {
+                for (row, (cval, ctl)) in to.clone().zip(cval.iter().zip(ctl.iter())) {
+                    rows.set_cval(row, timer, timer::moved_cval(cval, cval_shift));
+                    rows.set_ctl(row, timer, ctl);
                 }
             }
         });

@@ -3,11 +3,13 @@
 #[path = "../../core/tests/common/mod.rs"]
 mod common;
 
-use common::bare;
+use common::target::plan;
+use common::{Contents, Vm, bare};
 use guestclock_core::arch::arm64::{Behaviours, timer};
-use guestclock_core::checkpoint::Checkpoint;
-use guestclock_core::restore::{Policy, Refusal, Request, Target, plan};
-use guestclock_core::time::{Counter, ElapsedError, Frequency, GuestCount, HostCount, NO_DEADLINE, Offset, deadline};
+use guestclock_core::restore::{Policy, Refusal, Request, Target};
+use guestclock_core::time::{
+    Counter, ElapsedError, Frequency, GuestCount, HostCount, NO_DEADLINE, Offset, Stamp, StampCount, deadline,
+};
 use guestclock_model::backend::Model;
 use guestclock_model::bank::{self, Added, Isa, Rate, Saved, Scale, TimerSlices, WentBackwards};
 use guestclock_model::config::Config;
@@ -244,16 +246,15 @@ fn planned((now, hz): (u64, u32), (guest, host, added, elapsed_ns, max_ns): Row)
     let mut vm = ModelVm::new(counter.frequency(), Behaviours::named("6.12").unwrap(), Config::default()).unwrap();
     vm.create_vcpu(counter.count()).unwrap();
     let target = Target::of(&mut Model { vm: &mut vm, counter: &counter }).unwrap();
-    let mut checkpoint = Checkpoint { cntfrq_hz: hz, cntvct: GuestCount(guest), cntpct: GuestCount(guest), ..bare() };
-    checkpoint.host.count = HostCount(host);
-    checkpoint.host.frequency = counter.frequency();
+    let stamp = Stamp { count: StampCount(host), frequency: counter.frequency(), ..bare().stamp };
+    let saved = Contents { vms: vec![Vm::plain("", 1, hz, guest)], ..bare() }.at(stamp);
     let max_ns = matches!(added, Added::CountedUpTo | Added::ElapsedUpTo).then_some(max_ns);
     let by_counter = matches!(added, Added::Counted | Added::CountedUpTo);
     let policy =
         if added == Added::Nothing { Policy::FREEZE } else { max_ns.map_or(Policy::ADVANCE, Policy::advance_up_to) };
     let elapsed_ns = (!by_counter).then_some(elapsed_ns);
     let request = Request { policy, same_counter: Some(by_counter), elapsed_ns, ..Request::default() };
-    match plan(&checkpoint, &target, counter.stamp(), request) {
+    match plan(&saved, &target, counter.stamp(), request) {
         Ok(plan) => Some((plan.as_of.virtual_offset().0, plan.as_of.added_ticks)),
         Err(Refusal::Elapsed(ElapsedError::ClockWentBackwards { .. })) => None,
         Err(other) => panic!("{other}"),

@@ -1,17 +1,22 @@
 //! Sets of VMs against the same VMs one by one: what is saved, restored, paused and let go on, and what is refused.
 
+#[path = "../../core/tests/common/mod.rs"]
+mod common;
+
+use common::{Contents, Vm};
 use guestclock_core::arch::arm64::{Behaviours, El2, Role, Timer, View, one_reg_id};
-use guestclock_core::checkpoint::CheckpointSet;
+use guestclock_core::checkpoint::codec::{decode, encode};
+use guestclock_core::checkpoint::{BuildError, Checkpoint, VmName};
 use guestclock_core::drive::{OperationError, Saving};
 use guestclock_core::restore::{Deadlines, Policy, Repay, Request, RunState, Views};
-use guestclock_core::time::{Counter, Frequency, HostCount, Instant, Offset, Ratio};
+use guestclock_core::time::{Counter, Frequency, HostCount, Instant, NamespaceTicks, Offset, Ratio};
 use guestclock_model::backend::Model;
 use guestclock_model::bank::{Bank, Handle};
 use guestclock_model::config::Config;
 use guestclock_model::error::VmError;
 use guestclock_model::managed::ManagedBank;
 use guestclock_model::manual::ManualCounter;
-use guestclock_model::sets::{SetError, handle_named, own_names};
+use guestclock_model::sets::{SetError, SetSaving, handle_named};
 use guestclock_model::vm::ModelVm;
 use proptest::collection::vec;
 use proptest::option;
@@ -91,12 +96,12 @@ fn world(specs: &[Spec], now: HostCount) -> (Bank, Vec<Handle>) {
 
 /// One instant of the bank's counter.
 fn instant(counter: &ManualCounter) -> Instant {
-    Instant(counter.stamp())
+    Instant::of(counter.stamp(), counter)
 }
 
 /// The same by a VM's own counter.
 fn seen(instant: &Instant, spec: &Spec) -> Instant {
-    Instant(Ratio::new(hz(HZ[0]), hz(HZ[spec.frequency])).instant(instant.0))
+    Ratio::new(hz(HZ[0]), hz(HZ[spec.frequency])).instant(instant)
 }
 
 /// All that a guest and its VMM can see of a VM.
@@ -127,19 +132,25 @@ fn request() -> impl Strategy<Value = Request> {
     })
 }
 
+/// The name of a VM that was given none.
+fn name(vm: Handle) -> String {
+    vm.0.to_string()
+}
+
 fn one_by_one(
     bank: &mut Bank,
     vms: &[Handle],
     specs: &[Spec],
     now: &Instant,
-    set: &CheckpointSet,
+    set: &Checkpoint,
     request: Request,
 ) -> Result<Vec<RunState>, OperationError<VmError>> {
     let restore = |(vm, spec): (&Handle, &Spec)| {
         let (mut run_state, mut vm_mut) = (RunState::default(), bank.vm_mut(*vm).unwrap());
         let counter = seen(now, spec);
         let backend = &mut Model { vm: &mut vm_mut, counter: &counter };
-        let saved = Arc::new(set.get(set.find(vm.0.cast_unsigned()).unwrap()).unwrap());
+        let index = set.find(&name(*vm));
+        let saved = Arc::new(set.part(|other| Some(other) == index));
         let plan = run_state.plan(backend, &saved, request)?;
         let mut open = run_state.prepare(backend, plan, saved)?;
         run_state.apply(backend, &mut open)?;
@@ -153,18 +164,43 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_set_is_its_vms(specs in vec(spec(), 1..6), targets in vec(spec(), 6), later in 0..1_u64 << 30, request in request()) {
+    fn a_set_is_its_vms(
+        specs in vec(spec(), 1..6),
+        targets in vec(spec(), 6),
+        stops in option::of(vec(0..1000_u64, 6)),
+        later in 0..1_u64 << 30,
+        request in request(),
+    ) {
         let counter = ManualCounter::new(HostCount(1 << 40), hz(HZ[0]), 5);
         let (mut bank, vms) = world(&specs, counter.count());
         counter.advance(1000);
         let now = instant(&counter);
-        let set = ManagedBank::from(bank.clone()).checkpoint(&vms, &own_names(&vms), &now, Saving::default()).unwrap();
-        prop_assert_eq!(set.validate(), Ok(()));
-        for (vm, spec) in vms.iter().zip(&specs) {
+        let stops = stops.unwrap_or_default().into_iter().take(vms.len());
+        let stopped_at: Vec<u64> = stops.map(|before| counter.count().0 - before).collect();
+        let saving = SetSaving { stopped_at: &stopped_at, ..SetSaving::default() };
+        let set = ManagedBank::from(bank.clone()).checkpoint(&vms, &now, saving).unwrap();
+        prop_assert!(decode(&encode(&set)).as_ref() == Ok(&set));
+        prop_assert_eq!((set.len(), set.stamp()), (vms.len(), &now.stamp));
+        for (place, (vm, spec)) in vms.iter().zip(&specs).enumerate() {
+            let its = seen(&now, spec);
+            let ratio = Ratio::new(hz(HZ[0]), hz(HZ[spec.frequency]));
+            let saving = Saving {
+                name: VmName::new(&name(*vm)).unwrap(),
+                stopped_at: stopped_at.get(place).map(|stopped| ratio.at(HostCount(*stopped))),
+                ..Saving::default()
+            };
             let alone = RunState::default()
-                .checkpoint(&mut Model { vm: &mut bank.vm_mut(*vm).unwrap(), counter: &seen(&now, spec) }, Saving::default())
+                .checkpoint(&mut Model { vm: &mut bank.vm_mut(*vm).unwrap(), counter: &its }, &saving)
                 .unwrap();
-            prop_assert_eq!(set.get(set.find(vm.0.cast_unsigned()).unwrap()), Some(alone));
+            let (alone_vm, index) = (alone.only().unwrap(), set.find(&name(*vm)).unwrap());
+            let one = set.vm(index).unwrap();
+            // The stop is by the host's counter in the one, and by the VM's in the other.
+            prop_assert_eq!((one.stamp(), one.stopped_at()), (its.stamp, saving.stopped_at.map(|stopped| stopped.stamped(NamespaceTicks::NONE))));
+            prop_assert_eq!(one.hidden_ticks(), alone_vm.hidden_ticks());
+            let but_for_the_stop = |checkpoint: &Checkpoint, index: usize| {
+                Vm::time(Contents::of(checkpoint).vms.remove(index), |time| time.stopped_at = None)
+            };
+            prop_assert_eq!(but_for_the_stop(&set, index), but_for_the_stop(&alone, 0));
         }
 
         // Into VMs of the same shapes, but in other states.
@@ -178,7 +214,7 @@ proptest! {
         let mut together = ManagedBank::from(alone.clone());
         let before: Vec<_> = vms.iter().map(|vm| state(&together.bank().vm(*vm).unwrap(), HostCount(0))).collect();
         let run_states = one_by_one(&mut alone, &vms, &shapes, &now, &set, request);
-        let in_order: Vec<Handle> = set.groups.iter().flat_map(|group| &group.names).map(|name| handle_named(*name)).collect();
+        let in_order: Vec<Handle> = set.names().map(|name| handle_named(name).unwrap()).collect();
         let report = together.restore(&set, &in_order, &now, request);
         match (run_states, report) {
             (Ok(run_states), Ok(report)) => {
@@ -255,9 +291,9 @@ fn a_set_takes_along_what_its_guests_are_owed() {
     let pause = bank.pause(&vms[..1], &instant(&counter), Request { policy, ..Request::default() }).unwrap();
     counter.advance(1000);
     bank.resume(&pause, &instant(&counter)).unwrap();
-    let set = bank.checkpoint(&vms, &own_names(&vms), &instant(&counter), Saving::default()).unwrap();
+    let set = bank.checkpoint(&vms, &instant(&counter), SetSaving::default()).unwrap();
     let backlogs: Vec<Option<u64>> =
-        (0..2).map(|vm| set.get(vm).unwrap().backlog.map(|backlog| backlog.remaining_ticks.get())).collect();
+        set.vms().map(|vm| vm.time().backlog.map(|backlog| backlog.remaining_ticks.get())).collect();
     assert_eq!(backlogs, [Some(1000), None]);
     // To the other one of each.
     bank.restore(&set, &[vms[1], vms[0]], &instant(&counter), Request::default()).unwrap();
@@ -272,18 +308,30 @@ fn what_can_be_refused_is_refused_for_all() {
     let counter = ManualCounter::new(HostCount(5000), hz(HZ[0]), 0);
     let (bank, vms) = world(&[plain(), plain()], counter.count());
     let mut bank = ManagedBank::from(bank);
-    let (names, saving) = (own_names(&vms), Saving::default());
-    let set = bank.checkpoint(&vms, &names, &instant(&counter), saving).unwrap();
+    let saving = SetSaving::default();
+    let set = bank.checkpoint(&vms, &instant(&counter), saving).unwrap();
     let now = instant(&counter);
-    let expect = |result: Result<CheckpointSet, SetError>, error: SetError| assert_eq!(result.unwrap_err(), error);
-    expect(bank.checkpoint(&vms, &[7, 7], &now, saving), SetError::SameName { name: 7 });
-    expect(bank.checkpoint(&vms, &[7], &now, saving), SetError::Unequal { saved: 2, here: 1 });
+    let expect = |result: Result<Checkpoint, SetError>, error: SetError| assert_eq!(result.unwrap_err(), error);
+    let both = ["web", "web"].map(|name| VmName::new(name).unwrap());
+    let named = |names| SetSaving { names: Some(names), ..saving };
+    expect(bank.checkpoint(&vms, &now, named(&both)), BuildError::SameName { name: "web".into() }.into());
+    expect(bank.checkpoint(&vms, &now, named(&both[..1])), SetError::Unequal { saved: 2, here: 1 });
+    for stopped_at in [&[5000, 5000, 5000][..], &[5000; 4]] {
+        let here = stopped_at.len();
+        let stopped = SetSaving { stopped_at, ..saving };
+        expect(bank.checkpoint(&vms, &now, stopped), SetError::Unequal { saved: 2, here });
+    }
+    let later = OperationError::StoppedLater { stopped: 5001, saved: 5000 };
+    for (stopped_at, vm) in [(&[5001][..], vms[0]), (&[5000, 5001], vms[1])] {
+        let refused = bank.checkpoint(&vms, &now, SetSaving { stopped_at, ..saving });
+        expect(refused, SetError::OfVm { handle: vm.0, error: later.clone() });
+    }
     let refused = bank.restore(&set, &vms[..1], &now, Request::default()).unwrap_err();
     assert_eq!(refused, SetError::Unequal { saved: 2, here: 1 });
 
     bank.bank_mut().vm_mut(vms[1]).unwrap().enter(0).unwrap();
     let running = SetError::OfVm { handle: vms[1].0, error: OperationError::Backend(VmError::Running { vcpu: 0 }) };
-    expect(bank.checkpoint(&vms, &names, &now, saving), running.clone());
+    expect(bank.checkpoint(&vms, &now, saving), running.clone());
     assert_eq!(bank.restore(&set, &vms, &now, Request::default()).unwrap_err(), running);
     assert_eq!(bank.pause(&vms, &now, Request::default()).unwrap_err(), running);
     bank.bank_mut().vm_mut(vms[1]).unwrap().exit(0, now.count()).unwrap();
@@ -298,8 +346,45 @@ fn what_can_be_refused_is_refused_for_all() {
     assert!(bank.resume(&pauses, &now).is_err());
 
     let other = bank.add(hz(HZ[0]), Behaviours::named("6.12").unwrap(), Config::default()).unwrap();
-    expect(bank.checkpoint(&[other], &own_names(&[other]), &now, saving), SetError::NoVcpus { handle: other.0 });
+    expect(bank.checkpoint(&[other], &now, saving), BuildError::NoVcpus { name: name(other) }.into());
     bank.bank_mut().vm_mut(other).unwrap().create_vcpus(1, now.count()).unwrap();
     let refused = bank.restore(&set, &[vms[0], other], &now, Request::default()).unwrap_err();
     assert!(refused.to_string().contains("vCPUs"), "{refused}");
+}
+
+/// Named VMs are in the order of their names; unnamed ones have the digits of their handles.
+#[test]
+fn a_set_is_restored_by_name() {
+    let counter = ManualCounter::new(HostCount(5000), hz(HZ[0]), 0);
+    let other = Spec { offset: Some(2000), ..plain() };
+    let (bank, vms) = world(&[plain(), other], counter.count());
+    let mut bank = ManagedBank::from(bank);
+    let names = ["web", "db"].map(|name| VmName::new(name).unwrap());
+    let saving = SetSaving { names: Some(&names), ..SetSaving::default() };
+    let set = bank.checkpoint(&vms, &instant(&counter), saving).unwrap();
+    assert_eq!(set.names().collect::<Vec<_>>(), ["db", "web"]);
+    assert_eq!(set.vms().map(|vm| vm.cntvct().0).collect::<Vec<_>>(), [3000, 4000]);
+    assert_eq!(handle_named("db"), Err(SetError::NoHandle { name: "db".into() }));
+    let report = bank.restore(&set, &[vms[1], vms[0]], &instant(&counter), Request::default()).unwrap();
+    assert_eq!((report.vms, report.cntvct), (vec![vms[1], vms[0]], vec![3000, 4000]));
+    let own = bank.checkpoint(&vms, &instant(&counter), SetSaving::default()).unwrap();
+    let mut handles: Vec<_> = own.names().map(|name| handle_named(name).unwrap()).collect();
+    handles.sort_by_key(|vm| vm.0);
+    assert_eq!(handles, vms);
+}
+
+/// VMs that are alike except for their stops have plans of their own.
+#[test]
+fn each_vm_of_a_set_goes_on_from_its_own_stop() {
+    let counter = ManualCounter::new(HostCount(5000), hz(HZ[0]), 0);
+    let (bank, vms) = world(&[plain(), plain(), plain()], counter.count());
+    let mut bank = ManagedBank::from(bank);
+    let saving = SetSaving { stopped_at: &[4900, 5000, 4900], ..SetSaving::default() };
+    let set = bank.checkpoint(&vms, &instant(&counter), saving).unwrap();
+    counter.advance(1000);
+    for (policy, expected) in [(Policy::FREEZE, [3900, 4000, 3900]), (Policy::ADVANCE, [5000; 3])] {
+        let request = Request { policy, same_counter: Some(true), ..Request::default() };
+        let report = bank.restore(&set, &vms, &instant(&counter), request).unwrap();
+        assert_eq!((report.cntvct, report.plans.len()), (expected.to_vec(), 2), "{policy}");
+    }
 }

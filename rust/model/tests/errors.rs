@@ -2,13 +2,13 @@
 //! text.
 
 use guestclock_core::arch::arm64::{Encoding, IrqError, Timer};
-use guestclock_core::checkpoint::codec::{PayloadKind, WireError};
-use guestclock_core::checkpoint::{InterchangeError, Unknown};
+use guestclock_core::checkpoint::codec::WireError;
+use guestclock_core::checkpoint::{BuildError, InterchangeError, JoinError, NotOneVm, Unknown};
 use guestclock_core::drive::faults::ScriptError;
 use guestclock_core::drive::{Call, CallKind, Condition, FaultyError, OperationError, RestoreError};
 use guestclock_core::restore::{NeedsCounterOffset, Refusal, Skew};
 use guestclock_core::time::elapsed::{HostClock, UnknownElapsed};
-use guestclock_core::time::{ElapsedError, Evidence, Frequency, HostCount, SourceName, Stamp, Unvouched};
+use guestclock_core::time::{ElapsedError, Evidence, Frequency, SourceName, Stamp, StampCount, Unvouched};
 use guestclock_model::bank::{Isa, WentBackwards};
 use guestclock_model::deadlines::QueueError;
 use guestclock_model::sets::SetError;
@@ -27,7 +27,7 @@ fn printed_once(error: impl Error + Send + Sync + 'static) {
 }
 
 fn elapsed() -> [ElapsedError; 3] {
-    let stamp = Stamp::unvouched(HostCount(5), Frequency::new(1).unwrap(), SourceName::MANUAL, 0, 0);
+    let stamp = Stamp::unvouched(StampCount(5), Frequency::new(1).unwrap(), SourceName::MANUAL, 0, 0);
     let evidence = Evidence::between(&stamp, &stamp);
     let unknown = UnknownElapsed { saved: Err(Unvouched::TaiUnknown), here: Err(Unvouched::Nobody), evidence };
     [
@@ -48,7 +48,6 @@ fn refusals() -> Vec<Refusal> {
         Refusal::StalePlan,
         Refusal::OutOfOrder { called: "apply" },
         Refusal::NoCounterOffset { needed_by: NeedsCounterOffset::CatchUpStep },
-        Refusal::NoCounterOffset { needed_by: NeedsCounterOffset::NoVcpu },
     ];
     refusals.extend(elapsed().map(Refusal::from));
     refusals
@@ -101,12 +100,50 @@ fn of_operations_on_a_backend() {
 
 #[test]
 fn of_files_and_lists() {
+    printed_once(WireError::TooLarge { size: 17, limit: 16 });
     printed_once(WireError::NotACheckpoint);
     printed_once(WireError::Corrupt { stored: 1, computed: 2 });
-    printed_once(WireError::Malformed { offset: 3, what: "nothing" });
-    printed_once(WireError::WrongKind { found: PayloadKind::Vm, wanted: PayloadKind::Set });
+    printed_once(WireError::UnsupportedVersion { found: 2, supported: 1 });
+    printed_once(WireError::Malformed { offset: 3, key: "leap", what: "isn't text" });
+    printed_once(WireError::UnsupportedArch { found: "x86_64".to_owned() });
+    printed_once(WireError::UnsupportedFeature { feature: "scaling".to_owned() });
     printed_once(InterchangeError::Missing { vcpu: 1, id: 5 });
     printed_once(InterchangeError::HostUnknown { why: "the counters follow from it" });
+}
+
+fn build_errors() -> Vec<BuildError> {
+    let name = || "web-1".to_owned();
+    vec![
+        BuildError::SameName { name: name() },
+        BuildError::NoVcpus { name: name() },
+        BuildError::ManyVcpus { name: name(), vcpus: 513 },
+        BuildError::TooManyVcpus { vcpus: 262_145 },
+        BuildError::TooManyGroups { groups: 65 },
+        BuildError::TooLarge { size: 16_777_217 },
+        BuildError::StolenTime { vcpus: 2, given: 1 },
+        BuildError::Registers("have a CTL with ISTATUS set"),
+    ]
+}
+
+#[test]
+fn of_checkpoints_in_the_making() {
+    for error in build_errors() {
+        printed_once(error.clone());
+        printed_once(JoinError::from(error.clone()));
+        printed_once(InterchangeError::from(error.clone()));
+        printed_once(SetError::from(error.clone()));
+        printed_once(OperationError::<VmError>::from(error));
+    }
+    let stamp = Stamp::unvouched(StampCount(5), Frequency::new(1).unwrap(), SourceName::MANUAL, 0, 0);
+    let evidence = Box::new(Evidence::between(&stamp, &stamp));
+    printed_once(JoinError::Nothing);
+    printed_once(JoinError::OtherCounter { first: 0, second: 1, evidence, same_sleeps: true });
+    printed_once(JoinError::UnknownKey { index: 0, key: "later".to_owned() });
+    printed_once(NotOneVm { vms: 2 });
+    printed_once(OperationError::<VmError>::from(NotOneVm { vms: 0 }));
+    printed_once(OperationError::<VmError>::StoppedLater { stopped: 5, saved: 4 });
+    printed_once(SetError::NoHandle { name: "web-1".to_owned() });
+    printed_once(SetError::Unequal { saved: 2, here: 1 });
 }
 
 #[test]

@@ -74,7 +74,7 @@ fn is_running<T>(result: &Result<T, LockedError>) -> bool {
 
 /// Plans and opens a Freeze of the VM's own checkpoint.
 fn prepare(vm: &ModelVm) -> Result<OpenRestore, LockedError> {
-    let checkpoint = std::sync::Arc::new(vm.checkpoint(None, Saving::default())?);
+    let checkpoint = std::sync::Arc::new(vm.checkpoint(None, &Saving::default())?);
     let plan = vm.plan(&checkpoint, Request::default(), None)?;
     vm.prepare(plan, checkpoint, None)
 }
@@ -199,7 +199,7 @@ fn a_new_vcpu_is_read_whole_or_is_not_there() {
 fn a_freeze_goes_back_by_what_it_takes_away_and_never_behind_its_checkpoint() {
     loom::model(|| {
         let vm = opted_in();
-        let checkpoint = std::sync::Arc::new(vm.checkpoint(None, Saving::default()).unwrap());
+        let checkpoint = std::sync::Arc::new(vm.checkpoint(None, &Saving::default()).unwrap());
         vm.counter().advance(10);
         let plan = vm.plan(&checkpoint, Request::default(), None).unwrap();
         let mut open = vm.prepare(plan, checkpoint, None).unwrap();
@@ -302,7 +302,7 @@ fn a_running_vcpu_keeps_its_offset() {
 fn of_two_restores_the_newer_one_is_finished() {
     loom::model(|| {
         let vm = opted_in();
-        let checkpoint = std::sync::Arc::new(vm.checkpoint(None, Saving::default()).unwrap());
+        let checkpoint = std::sync::Arc::new(vm.checkpoint(None, &Saving::default()).unwrap());
         let restore = move |vm: &ModelVm| -> bool {
             let mut entered = false;
             let result = (|| {

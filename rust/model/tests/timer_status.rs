@@ -3,10 +3,12 @@
 #[path = "../../core/tests/common/mod.rs"]
 mod common;
 
-use common::{bare, timer};
+use common::{Contents, Vm, bare};
 use guestclock_core::arch::arm64::{Behaviours, El2, IrqIds, Timer};
 use guestclock_core::checkpoint::Checkpoint;
-use guestclock_core::restore::{LatchMismatch, Policy, Request, Target, TimerStatus, plan, timer_status as status};
+use guestclock_core::restore::{
+    LatchMismatch, Policy, Request, Saved, Target, TimerStatus, plan, timer_status as status,
+};
 use guestclock_core::time::{Counter, GuestCount, HostCount};
 use guestclock_model::backend::Model;
 use guestclock_model::config::Config;
@@ -29,19 +31,24 @@ fn near() -> impl Strategy<Value = u64> {
 
 fn saved(virt: u64, phys: u64, cntvoff: Option<u64>, timers: [(u64, u64); 4]) -> Checkpoint {
     let present = if cntvoff.is_some() { 4 } else { 2 };
-    let column = |(&kind, (ctl, cval)): (&Timer, (u64, u64))| timer(kind, &[ctl], &[cval]);
-    Checkpoint {
-        cntvct: GuestCount(virt),
-        cntpct: GuestCount(phys),
-        cntvoff: cntvoff.map(|cntvoff| vec![cntvoff]),
-        timers: Timer::ALL.iter().zip(timers).map(column).take(present).collect(),
-        ..bare()
-    }
+    let vm =
+        Timer::ALL.iter().zip(timers).take(present).fold(Vm::plain("", 1, 62_500_000, virt), |vm, (&kind, timer)| {
+            let (ctl, cval) = timer;
+            vm.timer(kind, &[ctl], &[cval])
+        });
+    let vm = vm.time(|time| time.physical_displacement_ticks = phys.wrapping_sub(virt));
+    let vm = cntvoff.into_iter().fold(vm, |vm, cntvoff| vm.cntvoff(&[cntvoff]));
+    Contents { vms: vec![vm], ..bare() }.made()
+}
+
+/// The timers of the one VM at the checkpoint.
+fn statuses(checkpoint: &Checkpoint) -> Vec<TimerStatus> {
+    status::saved(&checkpoint.only().unwrap()).collect()
 }
 
 /// A machine with vCPUs of this kernel, for which to plan.
 fn target(kernel: &str, el2: El2, at: u64) -> (Target, ManualCounter) {
-    let counter = ManualCounter::new(HostCount(at), bare().host.frequency, 0);
+    let counter = ManualCounter::new(HostCount(at), bare().stamp.frequency, 0);
     let mut vm =
         ModelVm::new(counter.frequency(), Behaviours::named(kernel).unwrap(), Config { el2, ..Config::default() });
     let vm = vm.as_mut().unwrap();
@@ -51,12 +58,13 @@ fn target(kernel: &str, el2: El2, at: u64) -> (Target, ManualCounter) {
 
 /// After `elapsed` host ticks of an `Advance`.
 fn advanced(checkpoint: &Checkpoint, kernel: &str, elapsed: u64) -> Vec<TimerStatus> {
-    let el2 = if checkpoint.cntvoff.is_some() { El2::Vhe } else { El2::Absent };
-    let (target, counter) = target(kernel, el2, checkpoint.host.count.0 + elapsed);
+    let vm = checkpoint.only().unwrap();
+    let el2 = if vm.is_nested() { El2::Vhe } else { El2::Absent };
+    let (target, counter) = target(kernel, el2, checkpoint.stamp().count.0 + elapsed);
     let policy = Policy::ADVANCE;
     let request = Request { policy, same_counter: Some(true), ..Request::default() };
-    let intended = plan(checkpoint, &target, counter.stamp(), request).unwrap();
-    intended.timers_at(checkpoint, &intended.as_of, 0).collect()
+    let intended = plan(&Saved::from(&vm), &target, counter.stamp(), request).unwrap();
+    intended.timers_at(&vm, &intended.as_of, 0).collect()
 }
 
 proptest! {
@@ -97,7 +105,7 @@ proptest! {
         timers in [(0..4_u64, near()), (0..4_u64, near()), (0..4_u64, near()), (0..4_u64, near())],
     ) {
         let checkpoint = saved(virt, phys, None, timers);
-        let found: Vec<_> = status::saved(&checkpoint).collect();
+        let found = statuses(&checkpoint);
         prop_assert_eq!(&found, &advanced(&checkpoint, "7.3", 0));
         prop_assert!(found.iter().all(|status| !status.passed_in_pause));
     }
@@ -111,9 +119,9 @@ proptest! {
         let checkpoint = saved(20, 20, Some(3), timers);
         let mut irqs = IrqIds::new(true);
         irqs.set(0, vtimer, true).unwrap();
-        let listed: Vec<_> = status::latch_mismatches(status::saved(&checkpoint), &[pending], &irqs).collect();
+        let listed: Vec<_> = status::latch_mismatches(statuses(&checkpoint).into_iter(), &[pending], &irqs).collect();
         let mut expected = Vec::new();
-        for status in status::saved(&checkpoint) {
+        for status in statuses(&checkpoint) {
             let irq = [u8::try_from(vtimer).unwrap(), 30, 28, 26][status.timer as usize];
             let latch = (u64::from(pending) / 2_u64.pow(irq.into())) % 2 == 1;
             if latch != status.line {
@@ -148,15 +156,15 @@ fn a_timer_that_is_not_restored_is_not_told() {
 #[test]
 fn every_vcpu_in_turn_with_its_own_cntvoff() {
     let ctl = [ENABLE, ENABLE];
-    let timers: Vec<_> = Timer::ALL.iter().map(|&kind| timer(kind, &ctl, &[50, 50])).collect();
-    let cntvoff = Some(vec![40, u64::MAX]);
-    let checkpoint = Checkpoint { vcpus: 2, cntvoff, timers, cntvct: GuestCount(49), cntpct: GuestCount(49), ..bare() };
-    let found: Vec<_> = status::saved(&checkpoint).map(|of| (of.vcpu, of.timer, of.count.0, of.line)).collect();
+    let vm = Timer::ALL.iter().fold(Vm::plain("", 2, 62_500_000, 49), |vm, &kind| vm.timer(kind, &ctl, &[50, 50]));
+    let checkpoint = Contents { vms: vec![vm.cntvoff(&[40, u64::MAX])], ..bare() }.made();
+    let found: Vec<_> = statuses(&checkpoint).iter().map(|of| (of.vcpu, of.timer, of.count.0, of.line)).collect();
     let [v, p, hv, hp] = Timer::ALL;
     let first = [(0, v, 9, false), (0, p, 49, false), (0, hv, 49, false), (0, hp, 49, false)];
     let second = [(1, v, 50, true), (1, p, 49, false), (1, hv, 49, false), (1, hp, 49, false)];
     assert_eq!(found, [first, second].concat());
     // A vCPU without a word is passed over.
-    let listed: Vec<_> = status::latch_mismatches(status::saved(&checkpoint), &[1 << 27], &IrqIds::new(true)).collect();
+    let listed: Vec<_> =
+        status::latch_mismatches(statuses(&checkpoint).into_iter(), &[1 << 27], &IrqIds::new(true)).collect();
     assert_eq!(listed, [LatchMismatch { vcpu: 0, timer: v, irq: 27, line: false, pending: true }]);
 }

@@ -1,14 +1,27 @@
 //! Arguments that several classes take: counts, 64-bit numbers, and the facts of a save.
 
 use crate::records::AnySyncBound;
+use guestclock_core::checkpoint::VmName;
 use guestclock_core::drive::Saving;
 use guestclock_core::time::HostCount;
 use pyo3::exceptions::PyOverflowError;
 use pyo3::prelude::*;
 
 /// The facts of a save that the caller knows.
-pub(crate) fn saving(stopped_at: Option<u64>, sync: Option<AnySyncBound>) -> PyResult<Saving> {
-    Ok(Saving { stopped_at: count(stopped_at), sync: sync.map(AnySyncBound::sync_bound).transpose()? })
+pub(crate) fn saving(
+    name: &VmName,
+    stopped_at: Option<u64>,
+    sync: Option<AnySyncBound>,
+    vmclock_address: Option<u64>,
+    stolen_time: Option<Vec<Option<u64>>>,
+) -> PyResult<Saving> {
+    Ok(Saving {
+        name: name.clone(),
+        stopped_at: count(stopped_at),
+        sync: sync.map(AnySyncBound::sync_bound).transpose()?,
+        vmclock_address,
+        stolen_time: stolen_time.unwrap_or_default(),
+    })
 }
 
 /// A count of the host that the caller injects.

@@ -1,9 +1,8 @@
 //! Many VMs as columns.
 
 use crate::alarms::Alarms;
-use crate::arguments::saving;
 use crate::arrays::{Column, Named, as_array, column, extent, new_array, output, same_rows, writable};
-use crate::checkpoint_set::PyCheckpointSet;
+use crate::checkpoint::{PyCheckpoint, vm_name};
 use crate::columns::chosen_isa;
 use crate::counters::{AnyCounter, PyHostCounter, PyScaledCounter};
 use crate::errors::{IntoPyErr, OrRaise, noted};
@@ -12,14 +11,16 @@ use crate::records::{self, AnyNow, AnySyncBound};
 use crate::restore::Wishes;
 use crate::sets::{PyPausedSet, PySetReport, Sets};
 use crate::vm::{Guest, PyModelVm};
+use crate::vouching::Asks;
 use crate::{registers, words};
 use guestclock_core::arch::arm64::{Timer, View};
+use guestclock_core::checkpoint::VmName;
 use guestclock_core::time::{Counter, Frequency, HostCount, NO_DEADLINE};
 use guestclock_model::bank::{Bank, BankError, Handle, Selection};
 use guestclock_model::locked::{LockedBank, LockedVm};
-use guestclock_model::sets::{handle_named, own_names};
+use guestclock_model::sets::{SetSaving, handle_named};
 use numpy::{PyArray1, PyArrayDyn};
-use pyo3::exceptions::{PyIndexError, PyValueError};
+use pyo3::exceptions::{PyIndexError, PyOverflowError, PyValueError};
 use pyo3::prelude::*;
 use std::ops::Range;
 use std::slice::from_ref;
@@ -32,14 +33,14 @@ const RELEASE_GIL_FROM: usize = 8192;
 
 /// Many VMs with their vCPUs, as columns over one counter: a query of all of them costs a pass over columns.
 ///
-/// `counter` is the host's by default. `timers` is the most timers that a vCPU has: 2, or 4 for guests with EL2. VMs and
-/// vCPUs are named by int64 handles, which are never given to others: vCPU n of the VM `h` is `h + n`.
+/// `counter` is the host's by default. `timers` is the most timers that a vCPU has: 2, or 4 for guests with EL2. VMs
+/// and vCPUs are named by int64 handles, which are never given to others: vCPU n of the VM `h` is `h + n`.
 ///
-/// `now` is a count of `counter`, by default its present one. All counts and deadlines are in its ticks, except those
-/// of the counters that guests read. `select` is an int64 array of vCPU handles, each once, in any order, or a bool
-/// array over `vcpus()`; without `select`, a result is in the order of `vcpus()`. `out` is a C-contiguous array of
-/// exactly the result's dtype and shape that overlaps with no input; without `out`, the result is a new array. Inputs
-/// may be strided; they are copied. All arguments are checked before anything is written: TypeError for another dtype,
+/// `now` is a count of `counter` as its `read` gives it, by default its present one. All counts and deadlines are in its
+/// ticks, except those of the counters that guests read. `select` is an int64 array of vCPU handles, each once, in any
+/// order, or a bool array over `vcpus()`; without `select`, a result is in the order of `vcpus()`. `out` is a
+/// C-contiguous array of exactly the result's dtype and shape that overlaps with no input; without `out`, the result is
+/// a new array. Inputs may be strided; they are copied. All arguments are checked before anything is written: TypeError for another dtype,
 /// ValueError for a shape or an overlap, IndexError for a handle that the bank hasn't got. Safe to use from many
 /// threads.
 #[pyclass(frozen, name = "ClockBank", module = "guestclock")]
@@ -282,7 +283,8 @@ impl PyClockBank {
             Bound::new(py, PyScaledCounter::new(self.counter(py).into_bound(py), hz)?)?.into_any()
         };
         let live = LockedVm::of(Arc::clone(&self.bank), handle, counter.extract::<AnyCounter>()?).or_raise()?;
-        Ok(PyModelVm::new_over(live, counter.unbind()))
+        let name = VmName::new(&handle.0.to_string()).unwrap_or_default();
+        Ok(PyModelVm::new_over(live, counter.unbind(), name))
     }
 
     /// The handles of all VMs (int64).
@@ -529,42 +531,55 @@ impl PyClockBank {
     /// Saves VMs at one instant: the VMs with the handles `vms` (int64), or all. VcpuRunning (EBUSY) while a vCPU of
     /// any of them runs.
     ///
-    /// `names` names the VMs, in the order of `vms`: uint64, each once, by default the handles. See
-    /// `ModelVm.checkpoint` for the other arguments.
+    /// `names` names the VMs, in the order of `vms`: text, each once, by default the digits of their handles.
+    /// `stopped_at` is the host's count when the last vCPU left its guest: one for all VMs, or one for each (uint64).
+    /// See `ModelVm.checkpoint` for the other arguments.
     #[pyo3(signature = (vms=None, *, names=None, now=None, stopped_at=None, sync=None))]
     fn checkpoint(
         &self,
         py: Python<'_>,
         vms: Option<Bound<'_, PyAny>>,
-        names: Option<Bound<'_, PyAny>>,
+        names: Option<Vec<String>>,
         now: Option<AnyNow>,
-        stopped_at: Option<u64>,
+        stopped_at: Option<Bound<'_, PyAny>>,
         sync: Option<AnySyncBound>,
-    ) -> PyResult<PyCheckpointSet> {
+    ) -> PyResult<PyCheckpoint> {
         let vms = self.vms_or_all(vms.as_ref())?;
-        let names = match names {
-            Some(names) => column::<u64>(&names, "names")?.values,
-            None => own_names(&vms),
+        let names: Option<Vec<VmName>> =
+            names.map(|names| names.iter().map(|name| vm_name(name)).collect()).transpose()?;
+        let stopped_at = match &stopped_at {
+            None => Vec::new(),
+            Some(stopped) => match stopped.extract::<u64>() {
+                Ok(count) => vec![count],
+                Err(error) if error.is_instance_of::<PyOverflowError>(py) => return Err(error),
+                Err(_) => column::<u64>(stopped, "stopped_at (or one int)")?.values,
+            },
         };
-        let saving = saving(stopped_at, sync)?;
-        let set = self.sets().with(py, now, |bank, counter| bank.checkpoint(&vms, &names, counter, saving))?;
-        Ok(PyCheckpointSet::from(set))
+        let sync = sync.map(AnySyncBound::sync_bound).transpose()?;
+        if sync.asks(now.as_ref().map(|now| &now.0)) {
+            self.counter.ask(py)?;
+        }
+        let checkpoint = self.sets().with(py, now, |bank, counter| {
+            let saving = SetSaving { names: names.as_deref(), stopped_at: &stopped_at, sync };
+            bank.checkpoint(&vms, counter, saving)
+        });
+        checkpoint.map(PyCheckpoint::from)
     }
 
-    /// Restores a set into VMs of the same shapes: their timers, CNTVOFF_EL2 and both counters, all for one instant,
-    /// and all VMs or none. The guests may run when the call returns.
+    /// Restores a checkpoint into VMs of the same shapes: their timers, CNTVOFF_EL2 and both counters, all for one
+    /// instant, and all VMs or none. The guests may run when the call returns.
     ///
-    /// `vms` is a handle for each VM of the set, in its order (int64), by default their names. VMs that are alike share
-    /// a plan. See `guestclock.plan` for the other arguments; a refusal for one VM refuses all, with a note that names
-    /// the VM.
+    /// `vms` is a handle for each VM of the checkpoint, in its order (int64), by default the handles that are their
+    /// names. VMs that are alike share a plan. See `guestclock.plan` for the other arguments; a refusal for one VM
+    /// refuses all, with a note that names the VM.
     #[pyo3(signature = (
-        checkpoints, vms=None, *, policy=None, views="preserve", same_counter=None, assume_error_ns=None, sync=None,
+        checkpoint, vms=None, *, policy=None, views="preserve", same_counter=None, assume_error_ns=None, sync=None,
         elapsed_ns=None, max_elapsed_ns=None, timers="absolute", intent=None, strict=false, now=None
     ))]
     fn restore(
         &self,
         py: Python<'_>,
-        checkpoints: &Bound<'_, PyCheckpointSet>,
+        checkpoint: &Bound<'_, PyCheckpoint>,
         vms: Option<Bound<'_, PyAny>>,
         policy: Option<AnyPolicy>,
         views: &str,
@@ -590,12 +605,17 @@ impl PyClockBank {
             intent,
             strict,
         };
-        let (request, set) = (wishes.request()?, &checkpoints.get().0);
+        let (request, checkpoint) = (wishes.request()?, &checkpoint.get().0);
+        if request.asks(now.as_ref().map(|now| &now.0)) {
+            self.counter.ask(py)?;
+        }
         let vms = match vms {
             Some(vms) => handles(&vms, "vms")?,
-            None => set.groups.iter().flat_map(|group| &group.names).map(|name| handle_named(*name)).collect(),
+            None => checkpoint.names().map(handle_named).collect::<Result<_, _>>().or_raise()?,
         };
-        self.sets().with(py, now, |bank, counter| bank.restore(set, &vms, counter, request)).map(PySetReport::new)
+        self.sets()
+            .with(py, now, |bank, counter| bank.restore(checkpoint, &vms, counter, request))
+            .map(PySetReport::new)
     }
 
     /// Pauses VMs in place, all at one instant: the VMs with the handles `vms` (int64), or all. None of their vCPUs can

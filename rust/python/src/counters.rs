@@ -3,7 +3,8 @@
 use crate::alarms::Alarms;
 use crate::errors::OrRaise;
 use crate::records;
-use guestclock_core::time::{Counter, Frequency, HostCount, Stamp};
+use crate::vouching::Vouching;
+use guestclock_core::time::{Counter, Frequency, HostCount, NamespaceTicks, Stamp};
 use guestclock_linux::counter::HostCounter;
 use guestclock_linux::monotonic::MonotonicCounter;
 use guestclock_model::manual::ManualCounter;
@@ -20,18 +21,29 @@ fn frequency(hz: u64) -> PyResult<Frequency> {
 ///
 /// `source` asks for one by name: "cntvct_el0", "clock_monotonic_raw", or "tsc", which is there only where the kernel
 /// states its calibration. CapabilityMissing says why one isn't.
+///
+/// `sync` says how far this host's wall clock may be off UTC: a `SyncBound`, as of now, or a callable that returns one,
+/// or None (`sync=guestclock.sync.chrony`). The counter's stamps carry it, so `checkpoint`, `plan` and `restore` need no
+/// `sync=` of their own, which would win. A bound ages with the host. A callable is asked before each `stamp`,
+/// `checkpoint`, and `plan` or `restore` under another policy than `Freeze`; where it raises NotSynchronised, nobody
+/// vouches.
+///
+/// `read` is the count as this process reads it. A stamp is host-wide: in a time namespace (time_namespaces(7)) what it
+/// adds to CLOCK_MONOTONIC_RAW is taken off. Where the namespace can't be known, `source` is "clock_monotonic_raw_local".
 #[pyclass(frozen, name = "HostCounter", module = "guestclock")]
-pub(crate) struct PyHostCounter(HostCounter);
+pub(crate) struct PyHostCounter(pub(crate) Vouching<HostCounter>);
 
-impl From<HostCounter> for PyHostCounter {
-    fn from(counter: HostCounter) -> Self {
+impl From<Vouching<HostCounter>> for PyHostCounter {
+    fn from(counter: Vouching<HostCounter>) -> Self {
         Self(counter)
     }
 }
 
 /// CLOCK_MONOTONIC in ticks, rounded down: at the default 62.5 MHz, Unicorn's own clock.
+///
+/// `sync` is as in `HostCounter`, and so are stamps in a time namespace.
 #[pyclass(frozen, name = "MonotonicCounter", module = "guestclock")]
-pub(crate) struct PyMonotonicCounter(MonotonicCounter);
+pub(crate) struct PyMonotonicCounter(Vouching<MonotonicCounter>);
 
 /// A counter that moves only when it is told to, with a wall clock that moves along: for tests, simulation, instruction
 /// counts and replay.
@@ -59,15 +71,21 @@ pub(crate) struct PyScaledCounter {
 #[pymethods]
 impl PyHostCounter {
     #[new]
-    #[pyo3(signature = (*, source="auto"))]
-    fn new(source: &str) -> PyResult<Self> {
-        HostCounter::new(source.parse().or_raise()?).or_raise().map(Self)
+    #[pyo3(signature = (*, source="auto", sync=None))]
+    fn new(source: &str, sync: Option<Bound<'_, PyAny>>) -> PyResult<Self> {
+        Vouching::new(HostCounter::new(source.parse().or_raise()?).or_raise()?, sync).map(Self)
     }
 
-    /// Which counter it is.
+    /// Which counter it is: the source of its stamps.
     #[getter]
-    fn source(&self) -> &'static str {
-        self.0.source().name()
+    fn source(&self) -> String {
+        self.0.counter.stamp_source().to_string()
+    }
+
+    /// Who vouches for the wall clock: as it was given.
+    #[getter]
+    fn sync(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        self.0.sync(py)
     }
 
     /// Ticks a second.
@@ -83,26 +101,33 @@ impl PyHostCounter {
 
     /// The count and the wall clock together.
     fn stamp<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.0.ask(py)?;
         records::stamp(py, &self.0.stamp())
     }
 
-    fn __repr__(&self) -> String {
-        format!("HostCounter(source='{}')", self.source())
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        Ok(format!("HostCounter(source='{}'{})", self.0.counter.source(), self.0.repr(py)?))
     }
 }
 
 #[pymethods]
 impl PyMonotonicCounter {
     #[new]
-    #[pyo3(signature = (*, frequency_hz=MonotonicCounter::DEFAULT_FREQUENCY.hz()))]
-    fn new(frequency_hz: u64) -> PyResult<Self> {
-        Ok(Self(MonotonicCounter::new(frequency(frequency_hz)?)))
+    #[pyo3(signature = (*, frequency_hz=MonotonicCounter::DEFAULT_FREQUENCY.hz(), sync=None))]
+    fn new(frequency_hz: u64, sync: Option<Bound<'_, PyAny>>) -> PyResult<Self> {
+        Vouching::new(MonotonicCounter::new(frequency(frequency_hz)?), sync).map(Self)
     }
 
-    /// "clock_monotonic".
+    /// "clock_monotonic", the source of its stamps; "clock_monotonic_local" where the time namespace can't be known.
     #[getter]
-    fn source(&self) -> &'static str {
-        "clock_monotonic"
+    fn source(&self) -> String {
+        self.0.counter.source().to_string()
+    }
+
+    /// Who vouches for the wall clock: as it was given.
+    #[getter]
+    fn sync(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        self.0.sync(py)
     }
 
     /// Ticks a second.
@@ -118,11 +143,12 @@ impl PyMonotonicCounter {
 
     /// The count and the wall clock together.
     fn stamp<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.0.ask(py)?;
         records::stamp(py, &self.0.stamp())
     }
 
-    fn __repr__(&self) -> String {
-        format!("MonotonicCounter(frequency_hz={})", self.frequency_hz())
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        Ok(format!("MonotonicCounter(frequency_hz={}{})", self.frequency_hz(), self.0.repr(py)?))
     }
 }
 
@@ -226,6 +252,7 @@ impl PyScaledCounter {
 
     /// The count and the wall clock together.
     fn stamp<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.scaled.inner().ask(py)?;
         records::stamp(py, &self.scaled.stamp())
     }
 
@@ -256,9 +283,9 @@ pub(crate) fn alarms(counter: &Bound<'_, PyAny>) -> Option<Arc<Alarms>> {
 #[derive(Clone)]
 pub(crate) enum AnyCounter {
     /// The host's.
-    Host(HostCounter),
+    Host(Vouching<HostCounter>),
     /// CLOCK_MONOTONIC.
-    Monotonic(MonotonicCounter),
+    Monotonic(Vouching<MonotonicCounter>),
     /// One moved by hand.
     Manual(Arc<ManualCounter>),
     /// Another one of these at a frequency of its own.
@@ -270,13 +297,25 @@ impl<'py> FromPyObject<'_, 'py> for AnyCounter {
 
     fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
         if let Ok(counter) = object.cast::<PyHostCounter>() {
-            Ok(Self::Host(counter.get().0))
+            Ok(Self::Host(counter.get().0.clone()))
         } else if let Ok(counter) = object.cast::<PyMonotonicCounter>() {
-            Ok(Self::Monotonic(counter.get().0))
+            Ok(Self::Monotonic(counter.get().0.clone()))
         } else if let Ok(counter) = object.cast::<PyScaledCounter>() {
             Ok(Self::Scaled(Arc::clone(&counter.get().scaled)))
         } else {
             Ok(Self::Manual(Arc::clone(&object.cast::<PyManualCounter>()?.get().counter)))
+        }
+    }
+}
+
+impl AnyCounter {
+    /// Asks whoever vouches for the wall clock, before a stamp is taken. Called with no lock held.
+    pub(crate) fn ask(&self, py: Python<'_>) -> PyResult<()> {
+        match self {
+            Self::Host(counter) => counter.ask(py),
+            Self::Monotonic(counter) => counter.ask(py),
+            Self::Manual(_) => Ok(()),
+            Self::Scaled(counter) => counter.inner().ask(py),
         }
     }
 }
@@ -307,6 +346,14 @@ impl Counter for AnyCounter {
             Self::Monotonic(counter) => counter.stamp(),
             Self::Manual(counter) => counter.stamp(),
             Self::Scaled(counter) => counter.stamp(),
+        }
+    }
+    fn namespace_ticks(&self) -> NamespaceTicks {
+        match self {
+            Self::Host(counter) => counter.namespace_ticks(),
+            Self::Monotonic(counter) => counter.namespace_ticks(),
+            Self::Manual(counter) => counter.namespace_ticks(),
+            Self::Scaled(counter) => counter.namespace_ticks(),
         }
     }
 }

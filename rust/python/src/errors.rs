@@ -1,6 +1,6 @@
 //! Rust's errors as the classes of `guestclock.errors`.
 
-use crate::words;
+use crate::words::{self, count_name};
 use core::fmt::Display;
 use guestclock_core::arch::arm64::{Role, one_reg_id};
 use guestclock_core::checkpoint::codec::WireError;
@@ -262,9 +262,22 @@ impl<E: IntoPyErr + Display> IntoPyErr for OperationError<E> {
                     fields.set_item("read", read)
                 })
             }
+            Self::Restore(RestoreError::CounterElsewhere { vcpu, view, wanted, found, cause, left }) => {
+                let message = words::counter_elsewhere(vcpu, view, wanted, found, cause, left);
+                typed("ReadBackMismatch", &message, |fields| {
+                    fields.set_item("vcpu", vcpu)?;
+                    fields.set_item("register", count_name(view))?;
+                    fields.set_item("wrote", wanted)?;
+                    fields.set_item("read", found)
+                })
+            }
             Self::Closed => typed("RestoreOpen", &message, |_| Ok(())),
             Self::NoBacklog => typed("NoBacklog", &message, |_| Ok(())),
-            Self::StoppedLater { .. } => PyValueError::new_err(message),
+            Self::OffsetElsewhere { .. } => {
+                typed("CountersMoved", &message, |fields| fields.set_item("view", "physical"))
+            }
+            Self::NotOneVm(error) => error.into_pyerr(),
+            Self::StoppedLater { .. } | Self::Build(_) => PyValueError::new_err(message),
             Self::TooFar { .. } => PyOverflowError::new_err(message),
             _ => typed("GuestClockError", &message, |_| Ok(())),
         }
@@ -289,10 +302,9 @@ impl IntoPyErr for WireError {
                 fields.set_item("found", found)?;
                 fields.set_item("supported", supported)
             }),
-            Self::WrongKind { found, wanted } => typed("WrongKind", &message, |fields| {
-                fields.set_item("found", found.class())?;
-                fields.set_item("wanted", wanted.class())
-            }),
+            Self::UnsupportedArch { found } => {
+                typed("UnsupportedArch", &message, |fields| fields.set_item("found", found))
+            }
             Self::UnsupportedFeature { feature } => {
                 typed("UnsupportedFeature", &message, |fields| fields.set_item("feature", feature))
             }

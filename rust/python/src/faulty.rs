@@ -8,9 +8,10 @@ use crate::counters::{self, AnyCounter};
 use crate::errors::OrRaise;
 use crate::guest::{PyPaused, PyRunning};
 use crate::policy::AnyPolicy;
-use crate::records::{AnyNow, AnySyncBound};
+use crate::records::{AnyCount, AnyNow, AnySyncBound};
 use crate::steps::PySteps;
 use crate::vm::PyModelVm;
+use crate::vouching::Asks;
 use crate::words;
 use guestclock_core::checkpoint::Checkpoint;
 use guestclock_core::drive::faults::Step;
@@ -152,6 +153,12 @@ impl PyFaultyVm {
         self.faults().calls().iter().map(Call::to_string).collect()
     }
 
+    /// Name of the VM in its checkpoints; empty where nobody named it.
+    #[getter]
+    fn name(&self) -> &str {
+        self.vm.get().name.as_str()
+    }
+
     /// Number of vCPUs.
     #[getter]
     fn vcpus(&self) -> usize {
@@ -196,13 +203,13 @@ impl PyFaultyVm {
 
     /// CNTVCT_EL0 as the vCPU's guest reads it, now or when the host's counter reads `now`. No fault comes here.
     #[pyo3(signature = (vcpu, now=None))]
-    fn cntvct(&self, vcpu: usize, now: Option<u64>) -> PyResult<u64> {
+    fn cntvct(&self, vcpu: usize, now: Option<AnyCount>) -> PyResult<u64> {
         self.alive()?.get().cntvct(vcpu, now)
     }
 
     /// CNTPCT_EL0 as the vCPU's guest reads it, now or when the host's counter reads `now`. No fault comes here.
     #[pyo3(signature = (vcpu, now=None))]
-    fn cntpct(&self, vcpu: usize, now: Option<u64>) -> PyResult<u64> {
+    fn cntpct(&self, vcpu: usize, now: Option<AnyCount>) -> PyResult<u64> {
         self.alive()?.get().cntpct(vcpu, now)
     }
 
@@ -245,15 +252,22 @@ impl PyFaultyVm {
     }
 
     /// Saves the VM's guest time: see `ModelVm.checkpoint`.
-    #[pyo3(signature = (*, now=None, stopped_at=None, sync=None))]
+    #[pyo3(signature = (*, now=None, stopped_at=None, sync=None, vmclock_address=None, stolen_time=None))]
     fn checkpoint(
         &self,
+        py: Python<'_>,
         now: Option<AnyNow>,
         stopped_at: Option<u64>,
         sync: Option<AnySyncBound>,
+        vmclock_address: Option<u64>,
+        stolen_time: Option<Vec<Option<u64>>>,
     ) -> PyResult<PyCheckpoint> {
-        let (now, saving) = (now.map(|now| now.0), saving(stopped_at, sync)?);
-        let checkpoint = self.step(Step::Checkpoint, now, |run_state, faulty| run_state.checkpoint(faulty, saving));
+        let name = &self.alive()?.get().name;
+        let (now, saving) = (now.map(|now| now.0), saving(name, stopped_at, sync, vmclock_address, stolen_time)?);
+        if saving.asks(now.as_ref()) {
+            self.vm.get().live.counter().ask(py)?;
+        }
+        let checkpoint = self.step(Step::Checkpoint, now, |run_state, faulty| run_state.checkpoint(faulty, &saving));
         checkpoint.map(PyCheckpoint::from)
     }
 
@@ -282,7 +296,10 @@ impl PyFaultyVm {
 }
 
 impl GuestVm for Py<PyFaultyVm> {
-    fn plan(&self, _py: Python<'_>, checkpoint: &Checkpoint, request: Request, now: Option<Now>) -> PyResult<Plan> {
+    fn plan(&self, py: Python<'_>, checkpoint: &Checkpoint, request: Request, now: Option<Now>) -> PyResult<Plan> {
+        if request.asks(now.as_ref()) {
+            self.get().vm.get().live.counter().ask(py)?;
+        }
         self.get().step(Step::Plan, now, |run_state, faulty| run_state.plan(faulty, checkpoint, request))
     }
 

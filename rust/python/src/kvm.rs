@@ -1,17 +1,18 @@
 //! A VM on KVM.
 
 use crate::any_vm::GuestVm;
-use crate::arguments::{count, modular, saving};
-use crate::checkpoint::PyCheckpoint;
+use crate::arguments::{modular, saving};
+use crate::checkpoint::{PyCheckpoint, vm_name};
 use crate::counters::PyHostCounter;
 use crate::errors::{IntoPyErr, OrRaise, typed};
 use crate::guest::{PyPaused, PyRunning};
 use crate::policy::AnyPolicy;
-use crate::records::{self, AnySyncBound};
+use crate::records::{self, AnyCount, AnySyncBound};
 use crate::registers;
 use crate::steps::PySteps;
+use crate::vouching::{Asks, Vouching};
 use guestclock_core::arch::arm64::{CtlReadback, ListOrder, View};
-use guestclock_core::checkpoint::Checkpoint;
+use guestclock_core::checkpoint::{Checkpoint, VmName};
 use guestclock_core::drive::{OpenPause, OpenRestore};
 use guestclock_core::restore::{Plan, Report, Request, Step};
 use guestclock_core::time::{Counter, Offset};
@@ -21,7 +22,7 @@ use guestclock_linux::kvm::descriptor::DescriptorKind;
 use guestclock_linux::kvm::error::KvmError;
 use guestclock_linux::kvm::fds::Fds;
 use guestclock_linux::kvm::number::FdNumber;
-use guestclock_linux::kvm::vm::{KvmOptions, KvmVm, Probed};
+use guestclock_linux::kvm::vm::{KvmOptions, KvmVm, Looks, Probed};
 use guestclock_model::locked::Now;
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
@@ -98,19 +99,21 @@ impl Numbers {
 /// `vm_fd` and each of `vcpu_fds` is an int, or an object with `fileno()`, which is kept and called anew for each call.
 /// The descriptors are borrowed and never closed. `gic_fd` is the in-kernel vGIC's: with it, a vCPU that runs is found
 /// out before anything is read or written. `counter_offset` is for a VM that has opted in already: KVM has no way to
-/// read an offset back. `busy_timeout_ms` is how long KVM's EBUSY is waited out.
+/// read an offset back. `busy_timeout_ms` is how long KVM's EBUSY is waited out. `counter` is a `HostCounter` of
+/// CNTVCT_EL0, for its `sync=`; by default one without.
 ///
 /// Every vCPU must be initialised (KVM_ARM_VCPU_INIT), and none may run, when the object is made. The constructor
 /// probes what this KVM does, and writes nothing. The interpreter's lock is released in every ioctl. CapabilityMissing
 /// where this isn't arm64.
 #[pyclass(frozen, name = "KvmVm", module = "guestclock")]
 pub(crate) struct PyKvmVm {
-    vm: KvmVm<HostCounter>,
+    vm: KvmVm<Vouching<HostCounter>>,
     counter: Py<PyHostCounter>,
     vm_fd: Descriptor,
     gic_fd: Option<Descriptor>,
     /// Grows by `add_vcpu`. Never held while Python code runs.
     vcpu_fds: Mutex<Vec<Descriptor>>,
+    name: VmName,
 }
 
 fn not_here() -> PyErr {
@@ -135,15 +138,15 @@ impl PyKvmVm {
     pub(crate) fn with<T: Send, E: IntoPyErr + Send>(
         &self,
         py: Python<'_>,
-        work: impl FnOnce(&KvmVm<HostCounter>, &Fds<'_>) -> Result<T, E> + Send,
+        work: impl FnOnce(&KvmVm<Vouching<HostCounter>>, &Fds<'_>) -> Result<T, E> + Send,
     ) -> PyResult<T> {
         let numbers = self.numbers(py)?;
         let fds = numbers.borrow()?;
         py.detach(|| work(&self.vm, &fds)).or_raise()
     }
 
-    fn view(&self, py: Python<'_>, vcpu: usize, view: View, now: Option<u64>) -> PyResult<u64> {
-        let now = count(now);
+    fn view(&self, py: Python<'_>, vcpu: usize, view: View, now: Option<AnyCount>) -> PyResult<u64> {
+        let now = now.map(|now| now.own(self.vm.counter())).transpose()?;
         match self.vm.count_by_offset(view, now) {
             // Without looking at the descriptors: no ioctl is made on them.
             Some(guest) if vcpu < self.vcpus(py) => Ok(guest.0),
@@ -159,7 +162,7 @@ impl PyKvmVm {
 #[pymethods]
 impl PyKvmVm {
     #[new]
-    #[pyo3(signature = (vm_fd, vcpu_fds, *, gic_fd=None, counter_offset=None, busy_timeout_ms=50))]
+    #[pyo3(signature = (vm_fd, vcpu_fds, *, gic_fd=None, counter_offset=None, busy_timeout_ms=50, counter=None, name=""))]
     fn new(
         py: Python<'_>,
         vm_fd: Bound<'_, PyAny>,
@@ -167,7 +170,10 @@ impl PyKvmVm {
         gic_fd: Option<Bound<'_, PyAny>>,
         counter_offset: Option<Bound<'_, PyAny>>,
         busy_timeout_ms: u64,
+        counter: Option<Bound<'_, PyHostCounter>>,
+        name: &str,
     ) -> PyResult<Self> {
+        let name = vm_name(name)?;
         if cfg!(not(target_arch = "aarch64")) {
             return Err(not_here());
         }
@@ -184,12 +190,27 @@ impl PyKvmVm {
             .with_busy_timeout(Duration::from_millis(busy_timeout_ms))
             .with_physical_offset_untrapped(cpu::physical_offset_untrapped());
         options.counter_offset = counter_offset;
-        let counter = HostCounter::new(Source::CntvctEl0).or_raise()?;
+        let counter = if let Some(counter) = counter {
+            counter.unbind()
+        } else {
+            let counter = HostCounter::new(Source::CntvctEl0).or_raise()?;
+            Py::new(py, PyHostCounter::from(Vouching::new(counter, None)?))?
+        };
+        let source = counter.get().0.counter.source();
+        if source != Source::CntvctEl0 {
+            return Err(PyValueError::new_err(format!("KVM's counter is cntvct_el0, and this one is {source}")));
+        }
         let numbers = Numbers::of(py, &vm_fd, &vcpu_fds, gic_fd.as_ref())?;
         let fds = numbers.borrow()?;
-        let vm = py.detach(|| KvmVm::new(&fds, counter, options)).or_raise()?;
-        let counter = Py::new(py, PyHostCounter::from(counter))?;
-        Ok(Self { vm, counter, vm_fd, gic_fd, vcpu_fds: Mutex::new(vcpu_fds) })
+        let vouching = counter.get().0.clone();
+        let vm = py.detach(|| KvmVm::new(&fds, vouching, options)).or_raise()?;
+        Ok(Self { vm, counter, vm_fd, gic_fd, vcpu_fds: Mutex::new(vcpu_fds), name })
+    }
+
+    /// Name of the VM in its checkpoints; empty where nobody named it.
+    #[getter]
+    fn name(&self) -> &str {
+        self.name.as_str()
     }
 
     /// Number of vCPUs.
@@ -236,14 +257,14 @@ impl PyKvmVm {
             Some(false) => "the CPU has no CNTPOFF_EL2: with a physical offset CNTPCT_EL0 and the physical timer trap",
             _ => "the CPU may have CNTPOFF_EL2, which KVM uses where the host's kernel runs at EL2: nothing tells",
         };
-        let (quiescence, how) = match (&self.gic_fd, self.vm.has_opted_in()) {
-            (Some(_), _) => (Some(true), "the vGIC's distributor is read, which answers EBUSY while any vCPU runs"),
-            (None, true) => {
-                (Some(true), "the offset is written again as it is, which answers EBUSY while any vCPU runs")
-            }
-            (None, false) => (
+        let looks = self.with(py, |vm, fds| Ok::<_, KvmError>(vm.looks(fds)))?;
+        let (quiescence, how) = match looks {
+            Looks::OnTheVm => (Some(true), "a look on the VM's descriptor answers EBUSY while any vCPU runs"),
+            Looks::AtTheVgic => (Some(true), "the vGIC's distributor is read, which answers EBUSY while any vCPU runs"),
+            _ => (
                 None,
-                "without gic_fd= and without an owned offset nothing tells: whoever calls vouches for stopped vCPUs",
+                "without a vGIC in the kernel (on Linux before 6.4: without gic_fd= of a GICv3) nothing tells: whoever calls \
+                 vouches for stopped vCPUs",
             ),
         };
         records::capabilities(
@@ -297,15 +318,15 @@ impl PyKvmVm {
     }
 
     /// CNTVCT_EL0 as the vCPU's guest reads it. Needs no ioctl once the VM has opted in, and then takes the host's
-    /// count `now` too (else ValueError).
+    /// count `now` too (else ValueError): as the counter's `read` gives it, or a Stamp of the counter.
     #[pyo3(signature = (vcpu, now=None))]
-    fn cntvct(&self, py: Python<'_>, vcpu: usize, now: Option<u64>) -> PyResult<u64> {
+    fn cntvct(&self, py: Python<'_>, vcpu: usize, now: Option<AnyCount>) -> PyResult<u64> {
         self.view(py, vcpu, View::Virtual, now)
     }
 
     /// CNTPCT_EL0 as the vCPU's guest reads it: see `cntvct`.
     #[pyo3(signature = (vcpu, now=None))]
-    fn cntpct(&self, py: Python<'_>, vcpu: usize, now: Option<u64>) -> PyResult<u64> {
+    fn cntpct(&self, py: Python<'_>, vcpu: usize, now: Option<AnyCount>) -> PyResult<u64> {
         self.view(py, vcpu, View::Physical, now)
     }
 
@@ -368,17 +389,24 @@ impl PyKvmVm {
     /// goes.
     ///
     /// `stopped_at` is the host's count when the last vCPU left its guest, from a VMM that knows it: ValueError if that
-    /// lies after the checkpoint. `sync` says how far the wall clock may be off: without it the bound is only the
-    /// kernel's claim.
-    #[pyo3(signature = (*, stopped_at=None, sync=None))]
+    /// lies after the checkpoint. `sync` says how far the wall clock may be off: without it, and without one of the
+    /// counter, the bound is only the kernel's claim. `vmclock_address` is the guest-physical address of the vmclock
+    /// page, and `stolen_time` those of the vCPUs' stolen-time records, one a vCPU (None where there is none): they are
+    /// carried for whoever restores them.
+    #[pyo3(signature = (*, stopped_at=None, sync=None, vmclock_address=None, stolen_time=None))]
     fn checkpoint(
         &self,
         py: Python<'_>,
         stopped_at: Option<u64>,
         sync: Option<AnySyncBound>,
+        vmclock_address: Option<u64>,
+        stolen_time: Option<Vec<Option<u64>>>,
     ) -> PyResult<PyCheckpoint> {
-        let saving = saving(stopped_at, sync)?;
-        self.with(py, |vm, fds| vm.checkpoint(fds, saving)).map(PyCheckpoint::from)
+        let saving = saving(&self.name, stopped_at, sync, vmclock_address, stolen_time)?;
+        if saving.asks(None) {
+            self.counter.get().0.ask(py)?;
+        }
+        self.with(py, |vm, fds| vm.checkpoint(fds, &saving)).map(PyCheckpoint::from)
     }
 
     /// The guest's backlog, in ticks: 0 unless a `CatchUp` is unfinished.
@@ -416,6 +444,9 @@ fn only_now(now: Option<Now>) -> PyResult<()> {
 impl GuestVm for Py<PyKvmVm> {
     fn plan(&self, py: Python<'_>, checkpoint: &Checkpoint, request: Request, now: Option<Now>) -> PyResult<Plan> {
         only_now(now)?;
+        if request.asks(None) {
+            self.get().counter.get().0.ask(py)?;
+        }
         self.get().with(py, |vm, fds| vm.plan(fds, checkpoint, request))
     }
 

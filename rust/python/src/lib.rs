@@ -13,7 +13,6 @@ mod arguments;
 mod arrays;
 mod bank;
 mod checkpoint;
-mod checkpoint_set;
 mod columns;
 mod counters;
 mod deadline;
@@ -32,6 +31,7 @@ mod sets;
 mod steps;
 mod verbs;
 mod vm;
+mod vouching;
 mod words;
 
 #[pyo3::pymodule]
@@ -44,8 +44,6 @@ mod _core {
     use super::bank::PyClockBank;
     #[pymodule_export]
     use super::checkpoint::{_crc32c, PyCheckpoint};
-    #[pymodule_export]
-    use super::checkpoint_set::PyCheckpointSet;
     #[pymodule_export]
     use super::columns::{isa, ns_to_ticks, recompute, ticks_to_ns};
     #[pymodule_export]

@@ -111,8 +111,8 @@ impl PyStolenTime {
 /// Real time by the guest's counter: `time + (CNTVCT_EL0 - counter_value) * period`, with the claimed bounds of its
 /// errors.
 ///
-/// `here` is a stamp of the host's counter. `cntvct` is the guest's CNTVCT_EL0 when the host's counter reads
-/// `here.count`: `vm.cntvct(0, now=here.count)`. The rate is measured since the earlier stamp `since` of the same
+/// `here` is a stamp of the host's counter. `cntvct` is the guest's CNTVCT_EL0 at the instant of the stamp:
+/// `vm.cntvct(0, now=here)`. The rate is measured since the earlier stamp `since` of the same
 /// counter, or nominal without one. The caller vouches for the errors, in nanoseconds and parts per billion; they are
 /// claimed together with the widths of the brackets, and without a number there is no claim. `max_error_ns` and
 /// `est_error_ns` have to hold at both ends of the window; the errors of the rate say how far the counter may go from
@@ -248,7 +248,7 @@ impl PyVmClock {
     }
 
     fn page(&self) -> PyResult<VmClock<'_>> {
-        Ok(VmClock::at(self.memory.memory(), self.offset).or_raise()?.0)
+        VmClock::again(self.memory.memory(), self.offset, self.header).or_raise()
     }
 
     /// Status of a page without a clock.
@@ -364,6 +364,35 @@ impl PyVmClockUpdate {
     fn draft(&self) -> MutexGuard<'_, Option<Body>> {
         self.draft.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Writes the body and lets the guest's readers go on: without a clock if the update failed.
+    fn close(&self, failed: bool) -> PyResult<()> {
+        let page = self.page.get();
+        let shared = page.page()?;
+        let mut state = page.state();
+        let mut body = self.draft().take().ok_or_else(not_open)?;
+        if failed {
+            if !self.disrupted {
+                body.disrupt();
+            }
+            body.without_clock(page.no_clock());
+        }
+        shared.shared().end(&body);
+        state.forgotten = body.status() == Status::Unreliable;
+        state.body = body;
+        state.updating = false;
+        Ok(())
+    }
+}
+
+/// An update that nobody closed is closed as after an exception: else no other one could begin, and the guest's readers
+/// would wait for good.
+impl Drop for PyVmClockUpdate {
+    fn drop(&mut self) {
+        if self.draft().is_some() {
+            let _ = self.close(true);
+        }
+    }
 }
 
 fn updating() -> PyErr {
@@ -445,21 +474,7 @@ impl PyVmClockUpdate {
     }
 
     fn __exit__(&self, exc_type: &Bound<'_, PyAny>, _exc: &Bound<'_, PyAny>, _tb: &Bound<'_, PyAny>) -> PyResult<()> {
-        let page = self.page.get();
-        let shared = page.page()?;
-        let mut state = page.state();
-        let mut body = self.draft().take().ok_or_else(not_open)?;
-        if !exc_type.is_none() {
-            if !self.disrupted {
-                body.disrupt();
-            }
-            body.without_clock(page.no_clock());
-        }
-        shared.shared().end(&body);
-        state.forgotten = body.status() == Status::Unreliable;
-        state.body = body;
-        state.updating = false;
-        Ok(())
+        self.close(!exc_type.is_none())
     }
 }
 
@@ -487,8 +502,8 @@ impl State {
 /// Time for `clock_settime(CLOCK_REALTIME)` that an agent in the guest sets when its CNTVCT_EL0 reads `at`: `(tv_sec,
 /// tv_nsec)`.
 ///
-/// `here` is a stamp of the host's counter, and `cntvct` the guest's CNTVCT_EL0 when the host's counter reads
-/// `here.count` (`vm.cntvct(0, now=here.count)`); `at` may lie on either side: `report.cntvct` for the instant of the
+/// `here` is a stamp of the host's counter, and `cntvct` the guest's CNTVCT_EL0 at the instant of the stamp
+/// (`vm.cntvct(0, now=here)`); `at` may lie on either side: `report.cntvct` for the instant of the
 /// release. Between the two counts the counter's nominal rate is taken, in integers, rounded down to the nanosecond.
 ///
 /// ValueError for a time that CLOCK_REALTIME can't be set to: before 1970, or past 64 bits of nanoseconds.

@@ -1,8 +1,12 @@
 //! The small records of `guestclock.types`.
 
 use guestclock_core::arch::arm64::{CTL_ISTATUS, Timer, TimerState};
+use guestclock_core::checkpoint::{Backlog, Reading};
 use guestclock_core::restore::{LatchMismatch, TimerStatus};
-use guestclock_core::time::{Frequency, HostCount, Leap, NO_DEADLINE, Quality, SourceName, Stamp, SyncBound};
+use guestclock_core::time::{
+    BootTime, Counter, Frequency, GuestCount, HostCount, Leap, NO_DEADLINE, Quality, SourceName, Stamp, StampCount,
+    SyncBound,
+};
 use guestclock_model::deadlines::Lateness;
 use guestclock_model::locked::Now;
 use numpy::{PyArray1, PyArrayDyn};
@@ -10,7 +14,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyList, PyTuple};
+use pyo3::types::{PyDict, PyInt, PyList, PyTuple};
 
 /// A class of `guestclock.types`, looked up once.
 struct Class(&'static str, PyOnceLock<Py<PyAny>>);
@@ -28,6 +32,8 @@ impl Class {
 static CROSS_TIMESTAMP: Class = Class::new("Stamp");
 static SYNC_BOUND: Class = Class::new("SyncBound");
 static TIMER: Class = Class::new("Timer");
+static BACKLOG: Class = Class::new("Backlog");
+static READING: Class = Class::new("Reading");
 static TIMER_STATE: Class = Class::new("TimerState");
 static TIMER_OUTLOOK: Class = Class::new("TimerStatus");
 static LATCH_MISMATCH: Class = Class::new("LatchMismatch");
@@ -50,6 +56,11 @@ pub(crate) fn stamp<'py>(py: Python<'py>, here: &Stamp) -> PyResult<Bound<'py, P
     let vouched = PyDict::new(py);
     vouched.set_item("sync", here.sync.map(|sync| sync_bound(py, sync)).transpose()?)?;
     vouched.set_item("rate_ppb", here.rate_ppb)?;
+    if let Some(BootTime { boottime_ns, slept_ns, width_ns }) = here.boot_time {
+        vouched.set_item("boottime_ns", boottime_ns)?;
+        vouched.set_item("slept_ns", slept_ns)?;
+        vouched.set_item("slept_width_ns", width_ns)?;
+    }
     let args = (
         here.count.0,
         here.frequency.hz(),
@@ -108,7 +119,8 @@ impl AnySyncBound {
     }
 }
 
-/// An instant that a caller injects: a count, with which the wall clock moves along, or a whole stamp.
+/// An instant that a caller injects: a count as `read` gives it, with which the wall clock moves along, or a whole
+/// stamp, which is host-wide.
 #[derive(Clone)]
 pub(crate) struct AnyNow(pub(crate) Now);
 
@@ -118,9 +130,75 @@ impl<'py> FromPyObject<'_, 'py> for AnyNow {
     fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
         if object.hasattr(intern!(object.py(), "realtime_ns"))? {
             let instant: AnyStamp = object.extract()?;
-            return Ok(Self(Now::Instant(Box::new(instant.stamp("now")?))));
+            return Ok(Self(Now::Stamp(Box::new(instant.stamp("now")?))));
         }
         Ok(Self(Now::Count(HostCount(object.extract()?))))
+    }
+}
+
+/// `types.Backlog`.
+pub(crate) fn backlog<'py>(py: Python<'py>, backlog: &Backlog) -> PyResult<Bound<'py, PyAny>> {
+    BACKLOG.get(py)?.call1((backlog.remaining_ticks.get(), backlog.step_ns.get(), backlog.interval_ns.get()))
+}
+
+/// `types.Reading`.
+pub(crate) fn reading<'py>(py: Python<'py>, reading: &Reading) -> PyResult<Bound<'py, PyAny>> {
+    READING.get(py)?.call1((reading.count.0, reading.realtime_ns, reading.width_ns))
+}
+
+/// `types.Reading` as an argument: whatever has its attributes.
+#[derive(FromPyObject)]
+pub(crate) struct AnyReading {
+    count: u64,
+    realtime_ns: u64,
+    width_ns: u64,
+}
+
+impl From<AnyReading> for Reading {
+    fn from(AnyReading { count, realtime_ns, width_ns }: AnyReading) -> Self {
+        Self { count: GuestCount(count), realtime_ns, width_ns }
+    }
+}
+
+/// `types.Timer`.
+pub(crate) fn timer_of(py: Python<'_>, timer: Timer) -> PyResult<Bound<'_, PyAny>> {
+    TIMER.get(py)?.call1((timer.index(),))
+}
+
+/// A count that a caller injects into a read: as `read` gives it, or that of a stamp.
+pub(crate) enum AnyCount {
+    /// As the counter's `read` gives it.
+    Count(HostCount),
+    /// Host-wide.
+    Stamp(Box<Stamp>),
+}
+
+impl<'py> FromPyObject<'_, 'py> for AnyCount {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        // Ints first: this is on the path of a read.
+        if !object.is_exact_instance_of::<PyInt>() && object.hasattr(intern!(object.py(), "realtime_ns"))? {
+            return Ok(Self::Stamp(Box::new(object.extract::<AnyStamp>()?.stamp("now")?)));
+        }
+        Ok(Self::Count(HostCount(object.extract()?)))
+    }
+}
+
+impl AnyCount {
+    /// The count as the counter's `read` gives it. ValueError for a stamp of another frequency.
+    pub(crate) fn own(self, counter: &impl Counter) -> PyResult<HostCount> {
+        match self {
+            Self::Count(count) => Ok(count),
+            Self::Stamp(stamp) if stamp.frequency == counter.frequency() => {
+                Ok(stamp.count.own(counter.namespace_ticks()))
+            }
+            Self::Stamp(stamp) => Err(PyValueError::new_err(format!(
+                "now is a Stamp at {} Hz, and the VM's counter runs at {} Hz",
+                stamp.frequency.hz(),
+                counter.frequency().hz()
+            ))),
+        }
     }
 }
 
@@ -149,6 +227,9 @@ pub(crate) struct AnyStamp {
     boot_id: Option<String>,
     sync: Option<AnySyncBound>,
     rate_ppb: Option<i64>,
+    boottime_ns: Option<u64>,
+    slept_ns: Option<u64>,
+    slept_width_ns: Option<u64>,
 }
 
 impl AnyStamp {
@@ -159,7 +240,7 @@ impl AnyStamp {
         };
         let id = |what, hex: Option<String>| hex.map(|hex| id(&hex).ok_or_else(|| wrong(what, &hex))).transpose();
         Ok(Stamp {
-            count: HostCount(self.count),
+            count: StampCount(self.count),
             frequency: Frequency::new(self.frequency_hz).ok_or_else(|| wrong("frequency_hz", &0))?,
             source: SourceName::new(&self.source).ok_or_else(|| wrong("source", &self.source))?,
             realtime_ns: self.realtime_ns,
@@ -172,6 +253,13 @@ impl AnyStamp {
             leap: Leap::from_name(&self.leap).ok_or_else(|| wrong("leap", &self.leap))?,
             machine_id: id("machine_id", self.machine_id)?,
             boot_id: id("boot_id", self.boot_id)?,
+            boot_time: match (self.boottime_ns, self.slept_ns, self.slept_width_ns) {
+                (Some(boottime_ns), Some(slept_ns), Some(width_ns)) => {
+                    Some(BootTime { boottime_ns, slept_ns, width_ns })
+                }
+                (None, None, None) => None,
+                (_, slept_ns, _) => return Err(wrong("slept_ns", &slept_ns)),
+            },
         })
     }
 }

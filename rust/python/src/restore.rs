@@ -1,12 +1,13 @@
 //! Plans, restores and reports.
 
 use crate::any_vm::AnyVm;
+use crate::errors::OrRaise;
 use crate::policy::{AnyPolicy, to_python};
 use crate::records::{self, AnyNow, AnySyncBound, named};
 use crate::words;
 
 use guestclock_core::arch::arm64::{IrqIds, View};
-use guestclock_core::checkpoint::Checkpoint;
+use guestclock_core::checkpoint::{Checkpoint, Interrupts, SavedVm};
 use guestclock_core::drive::OpenRestore;
 use guestclock_core::restore::{
     AtOnce, Deadlines, Outcome, Plan, Repay, Report, Request, Rest, TimerStatus, Views, Words, Written,
@@ -132,7 +133,8 @@ fn describe_outcome(fields: &Bound<'_, PyDict>, plan: &Plan, outcome: &Outcome, 
     saved.set_item("cntvct", plan.saved_counter(View::Virtual).0)?;
     saved.set_item("cntpct", plan.saved_counter(View::Physical).0)?;
     fields.set_item("saved", saved)?;
-    fields.set_item("host_count", outcome.count.0)?;
+    // Host-wide, as the saved count is: documents travel.
+    fields.set_item("host_count", plan.stamped(outcome).0)?;
     fields.set_item("cntvct", outcome.cntvct.0)?;
     fields.set_item("cntpct", outcome.cntpct.0)?;
     fields.set_item("added_ticks", outcome.added_ticks)?;
@@ -282,10 +284,9 @@ impl PyPlan {
     ///
     /// The physical timer is left out where it isn't restored ("virtual-only").
     fn timers<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        records::timer_outlooks(
-            py,
-            self.plan.timers_at(&self.checkpoint, &self.plan.as_of, self.plan.cval_shift(&self.plan.as_of)),
-        )
+        let vm = self.checkpoint.only().or_raise()?;
+        let shift = self.plan.cval_shift(&self.plan.as_of);
+        records::timer_outlooks(py, self.plan.timers_at(&vm, &self.plan.as_of, shift))
     }
 
     /// The first step of a restore: opts the VM in with a provisional offset, if the plan's method is an offset.
@@ -350,9 +351,11 @@ impl PyReport {
     }
 
     fn statuses(&self) -> impl Iterator<Item = TimerStatus> {
-        let restored =
-            |checkpoint| self.report.plan.timers_at(checkpoint, &self.report.outcome, self.report.cval_shift);
-        self.checkpoint.iter().map(|checkpoint| &**checkpoint).flat_map(restored)
+        let restored = |vm: SavedVm<'_>| {
+            let statuses = self.report.plan.timers_at(&vm, &self.report.outcome, self.report.cval_shift);
+            statuses.collect::<Vec<_>>()
+        };
+        self.checkpoint.iter().filter_map(|checkpoint| checkpoint.only().ok()).flat_map(restored)
     }
 }
 
@@ -370,7 +373,7 @@ impl PyReport {
         self.report.plan.method.name()
     }
 
-    /// The host's count at the last sample: the counters below belong to it.
+    /// The host's count at the last sample, as the counter's `read` gives it: the counters below belong to it.
     #[getter]
     fn released_at(&self) -> u64 {
         self.report.outcome.count.0
@@ -453,10 +456,11 @@ impl PyReport {
     /// The timers' interrupts whose pending latch doesn't match the line at the release: a list of `LatchMismatch`.
     ///
     /// `pending` is each vCPU's GICR_ISPENDR0 as KVM_DEV_ARM_VGIC_GRP_REDIST_REGS reads it, 32 bits: from a saved vGIC,
-    /// or from `KvmVm.pending_latches()`. `irqs` has the interrupt ids of the timers without the default ids (27, 30,
-    /// 28 and 26). Pending without the line is one interrupt that no timer accounts for. The line without pending is
-    /// how KVM keeps a timer that is due: it raises the line itself when the vCPU is next loaded
-    /// (`kvm_timer_vcpu_load`, arch/arm64/kvm/arch_timer.c), but an interrupt controller in user space has to do it.
+    /// or from `KvmVm.pending_latches()`. The interrupt ids are those of `irqs`, of the checkpoint, or the default ones
+    /// (27, 30, 28 and 26), in this order. Pending without the line is one interrupt that no timer accounts for. The
+    /// line without pending is how KVM keeps a timer that is due: it raises the line itself when the vCPU is next
+    /// loaded (`kvm_timer_vcpu_load`, arch/arm64/kvm/arch_timer.c), but an interrupt controller in user space has to do
+    /// it.
     ///
     /// ValueError if there aren't as many words as vCPUs, and for an id that isn't a PPI.
     #[pyo3(signature = (pending, *, irqs=None))]
@@ -466,7 +470,7 @@ impl PyReport {
         pending: Vec<u32>,
         irqs: Option<Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyList>> {
-        let vcpus = self.checkpoint.as_ref().map_or(pending.len(), |checkpoint| checkpoint.vcpus);
+        let vcpus = self.checkpoint.as_ref().map_or(pending.len(), |checkpoint| checkpoint.vcpus());
         if pending.len() != vcpus {
             return Err(PyValueError::new_err(format!(
                 "pending has {} words, and {vcpus} vCPUs were restored: give GICR_ISPENDR0 of each",
@@ -474,6 +478,11 @@ impl PyReport {
             )));
         }
         let mut ids = IrqIds::new(true);
+        let saved = self.checkpoint.as_ref().and_then(|checkpoint| checkpoint.only().ok()?.time().interrupts);
+        for (timer, id) in (0..).zip(saved.map_or([0; 4], |Interrupts(ids)| ids)) {
+            // An id that isn't a PPI isn't in GICR_ISPENDR0: the default stays.
+            let _ = i32::try_from(id).map(|id| ids.set(timer, id, true));
+        }
         for (timer, id) in irqs.iter().flatten() {
             let set = ids.set(timer.extract()?, id.extract()?, true);
             set.map_err(|error| PyValueError::new_err(format!("irqs: {error}")))?;
@@ -502,7 +511,7 @@ impl PyReport {
         written.set_item("register_writes", report.writes.registers)?;
         fields.set_item("written", written)?;
         fields.set_item("cval_shift_ticks", report.cval_shift)?;
-        fields.set_item("before_checkpoint_ticks", report.before_checkpoint_ticks)?;
+        fields.set_item("stopped_before_ticks", report.stopped_before_ticks)?;
         fields.set_item("after_release_ticks", report.after_release_ticks)?;
         Ok(fields)
     }

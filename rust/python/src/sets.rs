@@ -8,7 +8,7 @@ use crate::restore::describe;
 use crate::words;
 use guestclock_core::drive::OperationError;
 use guestclock_core::restore::Plan;
-use guestclock_core::time::{Counter, Instant};
+use guestclock_core::time::Counter;
 use guestclock_model::error::VmError;
 use guestclock_model::locked::LockedBank;
 use guestclock_model::managed::ManagedBank;
@@ -37,7 +37,7 @@ impl Sets {
         let instant = now.map(|now| now.0.instant::<VmError>(&self.counter)).transpose().or_raise()?;
         let done = py.detach(|| match instant {
             None => self.bank.with(|bank| work(bank, &self.counter)),
-            Some(instant) => self.bank.with(|bank| work(bank, &Instant(instant))),
+            Some(instant) => self.bank.with(|bank| work(bank, &instant)),
         });
         done.or_raise()
     }

@@ -38,15 +38,15 @@ impl VmArgument {
 /// the virtual counter's offset, "refuse" raises CounterSkew. `same_counter` overrides the decision by the evidence.
 ///
 /// On another counter the wall clocks tell the time: `sync` says how far the one here may be off, as
-/// `checkpoint(sync=)` did there; without it the bound is only the kernel's claim. `assume_error_ns` says instead how
+/// `checkpoint(sync=)` did there; without it the counter's own `sync` does, else the bound is only the kernel's claim. `assume_error_ns` says instead how
 /// far apart the two may be. `elapsed_ns` gives the elapsed time instead, off by at most `assume_error_ns`. Without any
 /// of these an `Advance` or `CatchUp` is refused (ElapsedUnknown). More than `max_elapsed_ns`, by default 366 days, is
 /// refused too, unless `Advance` has a cap of its own.
 ///
 /// `timers="relative"` keeps each timer's remaining time, instead of its deadline. `intent` is the reason of the
 /// restore: "live-migration", "live-update", "snapshot" or "clone". `strict` refuses a checkpoint with something that
-/// this version doesn't know; otherwise the plan warns of it. `now` injects an instant of the VM's counter: a count, or
-/// a whole Stamp. A RestoreRefused names both sides and the way out.
+/// this version doesn't know; otherwise the plan warns of it. `now` injects an instant of the VM's counter: a count
+/// as its `read` gives it, or a whole Stamp, which is host-wide. A RestoreRefused names both sides and the way out.
 #[pyfunction]
 #[pyo3(signature = (
     checkpoint, vm, *, policy=None, views="preserve", same_counter=None, assume_error_ns=None, sync=None, elapsed_ns=None,

@@ -2,16 +2,17 @@
 
 use crate::any_vm::GuestVm;
 use crate::arguments::{count, modular, saving};
-use crate::checkpoint::PyCheckpoint;
+use crate::checkpoint::{PyCheckpoint, vm_name};
 use crate::counters::{AnyCounter, PyHostCounter};
 use crate::errors::OrRaise;
 use crate::guest::{PyPaused, PyRunning};
 use crate::policy::AnyPolicy;
-use crate::records::{self, AnyNow, AnySyncBound};
+use crate::records::{self, AnyCount, AnyNow, AnySyncBound};
 use crate::registers;
 use crate::steps::PySteps;
+use crate::vouching::Asks;
 use guestclock_core::arch::arm64::{Access, Behaviours, El, El2, Encoding, KERNELS, View, Width};
-use guestclock_core::checkpoint::Checkpoint;
+use guestclock_core::checkpoint::{Checkpoint, VmName};
 use guestclock_core::drive::{OpenPause, OpenRestore};
 use guestclock_core::restore::{Plan, Report, Request, Step};
 use guestclock_core::time::{Counter, Offset};
@@ -31,13 +32,14 @@ use std::sync::Arc;
 /// `e2h0=True` (KVM_ARM_VCPU_HAS_EL2_E2H0) HCR_EL2.E2H is 0, and there is no EL2 virtual timer. `irqchip="user"` has
 /// the interrupt controller in the VMM. `vhe=False` is a host whose kernel doesn't run at EL2, and so emulates the
 /// guest's physical timer. `arch_width` is for emulators of hardware whose counters have fewer than 64 bits (56 and
-/// more): KVM knows only 64.
+/// more): KVM knows only 64. `name` names the VM in its checkpoints.
 #[pyclass(frozen, name = "ModelVm", module = "guestclock")]
 pub(crate) struct PyModelVm {
     /// The VM. Frozen, with the lock inside, so that reading a counter needs none.
     pub(crate) live: LockedVm<AnyCounter>,
     counter: Py<PyAny>,
     kernel: &'static str,
+    pub(crate) name: VmName,
 }
 
 /// The exception level and HCR_EL2.TGE of an access.
@@ -97,10 +99,16 @@ impl Guest {
 
 impl PyModelVm {
     /// A VM of a bank, over that counter.
-    pub(crate) fn new_over(live: LockedVm<AnyCounter>, counter: Py<PyAny>) -> Self {
+    pub(crate) fn new_over(live: LockedVm<AnyCounter>, counter: Py<PyAny>, name: VmName) -> Self {
         let behaviours = live.behaviours();
         let kernel = KERNELS.iter().find(|(_, known)| *known == behaviours).map_or("unknown", |(name, _)| name);
-        Self { live, counter, kernel }
+        Self { live, counter, kernel, name }
+    }
+
+    #[inline]
+    fn view(&self, vcpu: usize, view: View, now: Option<AnyCount>) -> PyResult<u64> {
+        let now = now.map(|now| now.own(self.live.counter())).transpose()?;
+        self.live.count(vcpu, view, now).map(|guest| guest.0).or_raise()
     }
 }
 
@@ -108,7 +116,8 @@ impl PyModelVm {
 impl PyModelVm {
     #[new]
     #[pyo3(signature = (
-        vcpus=1, *, counter=None, kernel=None, nested=false, e2h0=false, irqchip="in-kernel", vhe=true, arch_width=64
+        vcpus=1, *, counter=None, kernel=None, nested=false, e2h0=false, irqchip="in-kernel", vhe=true, arch_width=64,
+        name=""
     ))]
     fn new(
         py: Python<'_>,
@@ -120,14 +129,22 @@ impl PyModelVm {
         irqchip: &str,
         vhe: bool,
         arch_width: u8,
+        name: &str,
     ) -> PyResult<Self> {
+        let name = vm_name(name)?;
         let Guest { kernel, behaviours, config } = Guest::new(kernel, nested, e2h0, irqchip, vhe, arch_width)?;
         let counter = match counter {
             Some(counter) => counter,
             None => py.get_type::<PyHostCounter>().call0()?,
         };
         let live = LockedVm::new(counter.extract::<AnyCounter>()?, behaviours, config, vcpus).or_raise()?;
-        Ok(Self { live, counter: counter.unbind(), kernel })
+        Ok(Self { live, counter: counter.unbind(), kernel, name })
+    }
+
+    /// Name of the VM in its checkpoints; empty where nobody named it.
+    #[getter]
+    fn name(&self) -> &str {
+        self.name.as_str()
     }
 
     /// Number of vCPUs.
@@ -218,15 +235,18 @@ impl PyModelVm {
     }
 
     /// CNTVCT_EL0 as the vCPU's guest reads it, now or when the host's counter reads `now`. Takes no lock.
+    ///
+    /// `now` is a count as the counter's `read` gives it, or a Stamp of the counter.
     #[pyo3(signature = (vcpu, now=None))]
-    pub(crate) fn cntvct(&self, vcpu: usize, now: Option<u64>) -> PyResult<u64> {
-        self.live.count(vcpu, View::Virtual, count(now)).map(|guest| guest.0).or_raise()
+    pub(crate) fn cntvct(&self, vcpu: usize, now: Option<AnyCount>) -> PyResult<u64> {
+        self.view(vcpu, View::Virtual, now)
     }
 
-    /// CNTPCT_EL0 as the vCPU's guest reads it, now or when the host's counter reads `now`. Takes no lock.
+    /// CNTPCT_EL0 as the vCPU's guest reads it, now or when the host's counter reads `now`: see `cntvct`. Takes no
+    /// lock.
     #[pyo3(signature = (vcpu, now=None))]
-    pub(crate) fn cntpct(&self, vcpu: usize, now: Option<u64>) -> PyResult<u64> {
-        self.live.count(vcpu, View::Physical, count(now)).map(|guest| guest.0).or_raise()
+    pub(crate) fn cntpct(&self, vcpu: usize, now: Option<AnyCount>) -> PyResult<u64> {
+        self.view(vcpu, View::Physical, now)
     }
 
     /// KVM_GET_ONE_REG: `reg` is a `Reg` or its number.
@@ -375,19 +395,28 @@ impl PyModelVm {
 
     /// Saves the VM's guest time. VcpuRunning (EBUSY) while a vCPU runs.
     ///
-    /// `now` is the host's count of the checkpoint, by default the counter's present one, or a whole Stamp.
-    /// `stopped_at` is the host's count when the last vCPU left its guest, from a VMM that knows it: ValueError if that
-    /// lies after the checkpoint. `sync` says how far the wall clock may be off: without it the bound is only the
-    /// kernel's claim.
-    #[pyo3(signature = (*, now=None, stopped_at=None, sync=None))]
+    /// `now` is the host's count of the checkpoint as the counter's `read` gives it, by default the present one, or a
+    /// whole Stamp, which is host-wide. `stopped_at` is the host's count when the last vCPU left its guest, as `read`
+    /// gave it to a VMM that knows it: ValueError if that lies after the checkpoint. `sync` says how far the wall clock
+    /// may be off: without it, and without one of the counter, the bound is only the kernel's claim. `vmclock_address`
+    /// is the guest-physical address of the vmclock page, and `stolen_time` those of the vCPUs' stolen-time records, one
+    /// a vCPU (None where there is none): they are carried for whoever restores them.
+    #[pyo3(signature = (*, now=None, stopped_at=None, sync=None, vmclock_address=None, stolen_time=None))]
     fn checkpoint(
         &self,
+        py: Python<'_>,
         now: Option<AnyNow>,
         stopped_at: Option<u64>,
         sync: Option<AnySyncBound>,
+        vmclock_address: Option<u64>,
+        stolen_time: Option<Vec<Option<u64>>>,
     ) -> PyResult<PyCheckpoint> {
         let now = now.map(|now| now.0);
-        self.live.checkpoint(now, saving(stopped_at, sync)?).map(PyCheckpoint::from).or_raise()
+        let saving = saving(&self.name, stopped_at, sync, vmclock_address, stolen_time)?;
+        if saving.asks(now.as_ref()) {
+            self.live.counter().ask(py)?;
+        }
+        self.live.checkpoint(now, &saving).map(PyCheckpoint::from).or_raise()
     }
 
     /// The guest's backlog, in ticks: 0 unless a `CatchUp` is unfinished.
@@ -416,7 +445,10 @@ impl PyModelVm {
 }
 
 impl GuestVm for Py<PyModelVm> {
-    fn plan(&self, _py: Python<'_>, checkpoint: &Checkpoint, request: Request, now: Option<Now>) -> PyResult<Plan> {
+    fn plan(&self, py: Python<'_>, checkpoint: &Checkpoint, request: Request, now: Option<Now>) -> PyResult<Plan> {
+        if request.asks(now.as_ref()) {
+            self.get().live.counter().ask(py)?;
+        }
         self.get().live.plan(checkpoint, request, now).or_raise()
     }
 

@@ -1,8 +1,9 @@
 //! Sentences that name Python's classes, keywords and calls: the way out of a refusal, and texts about a caller's
 //! choice.
 
-use guestclock_core::drive::Condition;
+use guestclock_core::arch::arm64::{Role, Sysreg, View};
 use guestclock_core::drive::faults::ScriptError;
+use guestclock_core::drive::{Cause, Condition};
 use guestclock_core::guest::vmclock::EquationError;
 use guestclock_core::restore::refusal::{NeedsCounterOffset, Refusal, Skew};
 use guestclock_core::restore::{AtOnce, Diagnostic, Policy, Repay, Rest, SUGGESTED_STEP_NS, Words};
@@ -134,6 +135,28 @@ pub(crate) fn read_back(vcpu: usize, register: &str, wrote: u64, read: u64) -> S
          the VMM write it too?); {}",
         condition(Condition::Partial)
     )
+}
+
+/// A counter that isn't where it was set, and Python's way out.
+pub(crate) fn counter_elsewhere(
+    vcpu: usize,
+    view: View,
+    wanted: u64,
+    found: u64,
+    cause: Cause,
+    left: Condition,
+) -> String {
+    let name = count_name(view);
+    let way_out = if cause == Cause::Ignored { " (KvmVm(counter_offset=))" } else { "" };
+    format!(
+        "vCPU {vcpu}: {name} is offset by {found}, and {wanted} was set for the VM: {cause}{way_out}; {}",
+        condition(left)
+    )
+}
+
+/// Name of a counter's register.
+pub(crate) fn count_name(view: View) -> &'static str {
+    Sysreg::of(Role::Count(view)).map_or("the counter", |row| row.name)
 }
 
 /// The model's refusal, and Python's way out.

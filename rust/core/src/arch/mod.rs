@@ -4,5 +4,7 @@
 
 pub mod arm64;
 pub mod capabilities;
+pub mod reg_id;
 
 pub use capabilities::Abilities;
+pub use reg_id::RegId;

@@ -4,23 +4,32 @@
 //! doesn't say is when it was read: neither the host's counter nor its wall clock is in it. Each count in it is of
 //! another instant, the one at which KVM was asked for it.
 
+use crate::arch::RegId;
 use crate::arch::arm64::{Role, Sysreg, Timer, View, count_reg, is_unknown_timers, one_reg_id};
-use crate::checkpoint::columns::{CtlColumn, MAX_OTHER_REGS, RegisterColumn, TimerColumns};
-use crate::checkpoint::vm::Checkpoint;
-use crate::time::{Frequency, GuestCount, Offset, Stamp};
+use crate::checkpoint::builder::BuildError;
+use crate::checkpoint::group::{Held, MAX_OTHER_REGS};
+use crate::checkpoint::guest_time::{GuestTime, MAX_VM_VCPUS, Reading};
+use crate::checkpoint::names::VmName;
+use crate::checkpoint::vms::{Checkpoint, SavedTimer, SavedVm};
+use crate::time::{Frequency, GuestCount, NamespaceTicks, Offset, Stamp};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
+use core::num::NonZeroU32;
 
-/// What isn't in the lists, and only their owner knows.
+/// Facts that aren't in the lists, and that their owner knows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Known {
+pub struct Known<'a> {
+    /// Name of the VM.
+    pub name: &'a VmName,
     /// The guest's CNTFRQ_EL0, in Hz.
-    pub cntfrq_hz: u32,
+    pub frequency_hz: NonZeroU32,
     /// The host's counter and wall clock when the lists were read; `None` where nobody looked.
     pub host: Option<Stamp>,
     /// The offset that the VMM had set with `KVM_ARM_SET_COUNTER_OFFSET`: then the counts follow from it and from
     /// `host`, exactly, and those in the lists aren't used. `None` for a VM that hadn't opted in.
     pub counter_offset: Option<Offset>,
+    /// A count and the wall clock of another instant than the lists', where the other VMM saved them.
+    pub reading: Option<Reading>,
     /// How many ticks may lie between `host` and the reading of the lists' counts.
     pub width_ticks: u64,
 }
@@ -70,12 +79,9 @@ pub enum InterchangeError {
         /// The host's.
         host_hz: u64,
     },
-    /// No frequency.
-    #[error("the guest's CNTFRQ_EL0 is given as 0 Hz: give the frequency of the host's counter")]
-    NoFrequency,
-    /// What comes of it breaks the format's rules.
-    #[error("{0}")]
-    Invalid(&'static str),
+    /// VMs that don't make a checkpoint.
+    #[error(transparent)]
+    Build(#[from] BuildError),
 }
 
 fn kvm_name(id: u64) -> &'static str {
@@ -89,28 +95,33 @@ fn kvm_name(id: u64) -> &'static str {
 /// which a guest may find itself further on and never back, and `width_ticks` has the whole distance between them. With
 /// EL2 CNTVOFF_EL2 is added back, and then the virtual and the physical counter are one too. Lists without the physical
 /// timer are of Linux before 6.4, where the physical counter is the host's.
-pub fn from_one_regs(lists: &[BTreeMap<u64, u64>], known: Known) -> Result<Checkpoint, InterchangeError> {
-    let frequency = Frequency::new(known.cntfrq_hz.into()).ok_or(InterchangeError::NoFrequency)?;
+pub fn from_one_regs(lists: &[BTreeMap<u64, u64>], known: Known<'_>) -> Result<Checkpoint, InterchangeError> {
+    let frequency = Frequency::from(known.frequency_hz);
     if let Some(host) = known.host.as_ref().filter(|host| host.frequency != frequency) {
-        let (cntfrq_hz, host_hz) = (known.cntfrq_hz, host.frequency.hz());
+        let (cntfrq_hz, host_hz) = (known.frequency_hz.get(), host.frequency.hz());
         return Err(InterchangeError::TwoFrequencies { cntfrq_hz, host_hz });
     }
     if lists.is_empty() {
         return Err(InterchangeError::NoVcpus);
     }
+    let vcpus = u16::try_from(lists.len()).ok().filter(|vcpus| *vcpus <= MAX_VM_VCPUS);
+    let vcpus = vcpus.ok_or_else(|| BuildError::ManyVcpus { name: known.name.as_str().into(), vcpus: lists.len() })?;
+    let mut registers = Vec::new();
     let mut timers = Vec::new();
     for timer in Timer::ALL {
         if timer == Timer::Vtimer || parts(timer).into_iter().any(|id| has(lists, id)) {
-            let cval = column(lists, one_reg_id(Role::Cval(timer)))?;
-            let ctl = CtlColumn::new(column(lists, one_reg_id(Role::Ctl(timer)))?);
-            timers.push(TimerColumns { timer, cval, ctl });
+            for role in [Role::Cval(timer), Role::Ctl(timer)] {
+                registers.push((RegId(one_reg_id(role)), column(lists, one_reg_id(role))?));
+            }
+            timers.push(timer);
         }
     }
-    let has_timer = |timer| timers.iter().any(|columns| columns.timer == timer);
     let cntvoff = one_reg_id(Role::Cntvoff);
-    let nested = has(lists, cntvoff) || has_timer(Timer::Hvtimer) || has_timer(Timer::Hptimer);
+    let nested = has(lists, cntvoff) || timers.contains(&Timer::Hvtimer) || timers.contains(&Timer::Hptimer);
     let cntvoff = if nested { Some(column(lists, cntvoff)?) } else { None };
-    let host_count = |why| known.host.as_ref().map(|host| host.count).ok_or(InterchangeError::HostUnknown { why });
+    // KVM's offsets are from CNTVCT_EL0, which no time namespace shifts.
+    let own = |host: &Stamp| host.count.own(NamespaceTicks::NONE);
+    let host_count = |why| known.host.as_ref().map(own).ok_or(InterchangeError::HostUnknown { why });
 
     let (virt, phys) = if let Some(offset) = known.counter_offset {
         let count = host_count("the counters follow from the VM's offset by it")?.guest(offset);
@@ -123,58 +134,55 @@ pub fn from_one_regs(lists: &[BTreeMap<u64, u64>], known: Known) -> Result<Check
             }
             virt.extend(counts(lists, View::Physical)?);
             (Readings::of(&virt), Readings::of(&virt))
-        } else if has_timer(Timer::Ptimer) {
+        } else if timers.contains(&Timer::Ptimer) {
             (Readings::of(&virt), Readings::of(&counts(lists, View::Physical)?))
         } else {
             let why = "the lists have no physical counter, which makes it the host's (Linux before 6.4)";
             (Readings::of(&virt), Readings::exact(host_count(why)?.guest(Offset(0))))
         }
     };
-    let checkpoint = Checkpoint {
-        cntfrq_hz: known.cntfrq_hz,
-        cntvct: virt.latest,
-        cntpct: phys.latest,
+    registers.extend(cntvoff.map(|cntvoff| (RegId(one_reg_id(Role::Cntvoff)), cntvoff)));
+    registers.extend(others(lists)?);
+    let time = GuestTime {
         opted_in: known.counter_offset.is_some(),
-        width_ticks: virt.spread.max(phys.spread).saturating_add(known.width_ticks),
-        host: known.host.unwrap_or_else(|| Stamp::of_unknown_host(frequency)),
-        stopped_at: None,
-        backlog: None,
-        vcpus: lists.len(),
-        cntvoff,
-        timers,
-        others: others(lists)?,
-        unknown: Vec::new(),
+        virtual_width_ticks: virt.spread.saturating_add(known.width_ticks),
+        physical_displacement_ticks: phys.latest.since(virt.latest),
+        physical_width_ticks: phys.spread.saturating_add(known.width_ticks),
+        reading: known.reading,
+        ..GuestTime::opted_in(vcpus, known.frequency_hz, virt.latest)
     };
-    checkpoint.validate().map_err(InterchangeError::Invalid)?;
-    Ok(checkpoint)
+    let stamp = known.host.unwrap_or_else(|| Stamp::of_unknown_host(frequency));
+    Ok(Checkpoint::of_one(stamp, known.name, &time, &registers, &[])?)
 }
 
-/// The checkpoint's registers as one list a vCPU, in an order in which they can be set: CVAL before CTL, and the counts
-/// last, the physical one after the virtual. Under KVM that order sets both counters of a guest with EL2 too, which
-/// that of KVM's own list doesn't, since each count moves both and none looks at CNTVOFF_EL2.
+/// The registers of a VM as one list a vCPU, in an order in which they can be set: CVAL before CTL, and the counts last,
+/// the physical one after the virtual. Under KVM that order sets both counters of a guest with EL2 too, which that of
+/// KVM's own list doesn't, since each count moves both and none looks at CNTVOFF_EL2.
 ///
 /// The counts are those of the checkpoint's instant. A guest without the physical timer's registers has no count for it
-/// either. The checkpoint has to be [valid](Checkpoint::validate).
+/// either.
 #[must_use]
-pub fn to_one_regs(checkpoint: &Checkpoint) -> Vec<Vec<(u64, u64)>> {
-    let physical = checkpoint.timers.iter().any(|columns| columns.timer == Timer::Ptimer);
+pub fn to_one_regs(saved: &SavedVm<'_>) -> Vec<Vec<(u64, u64)>> {
+    let time = saved.time();
+    let cntvoff = saved.register(Held::Cntvoff);
+    let physical = saved.register(Held::Cval(Timer::Ptimer)).is_some();
     let list = |vcpu: usize| {
         let mut list = Vec::new();
-        let cntvoff = checkpoint.cntvoff.as_ref().map(|column| column[vcpu]);
+        let cntvoff = cntvoff.as_ref().and_then(|column| column.get(vcpu));
         list.extend(cntvoff.map(|cntvoff| (one_reg_id(Role::Cntvoff), cntvoff)));
-        for columns in &checkpoint.timers {
-            list.push((one_reg_id(Role::Cval(columns.timer)), columns.cval[vcpu]));
-            list.extend(columns.ctl.get(vcpu).map(|ctl| (one_reg_id(Role::Ctl(columns.timer)), ctl)));
+        for SavedTimer { timer, cval, ctl } in saved.timers() {
+            list.extend(cval.get(vcpu).map(|cval| (one_reg_id(Role::Cval(timer)), cval)));
+            list.extend(ctl.get(vcpu).map(|ctl| (one_reg_id(Role::Ctl(timer)), ctl)));
         }
-        list.extend(checkpoint.others.iter().map(|column| (column.id, column.values[vcpu])));
+        list.extend(saved.others().filter_map(|(id, values)| Some((id, values.get(vcpu)?))));
         // As KVM_GET_ONE_REG of TIMER_CNT has it: less CNTVOFF_EL2.
-        list.push((count_reg(View::Virtual), checkpoint.cntvct.0.wrapping_sub(cntvoff.unwrap_or(0))));
+        list.push((count_reg(View::Virtual), time.timeline.0.wrapping_sub(cntvoff.unwrap_or(0))));
         if physical {
-            list.push((count_reg(View::Physical), checkpoint.cntpct.0));
+            list.push((count_reg(View::Physical), time.physical().0));
         }
         list
     };
-    (0..checkpoint.vcpus).map(list).collect()
+    (0..saved.vcpus()).map(list).collect()
 }
 
 /// The ids that speak for a timer.
@@ -202,13 +210,13 @@ fn counts(lists: &[BTreeMap<u64, u64>], view: View) -> Result<Vec<GuestCount>, I
 }
 
 /// Timer registers that aren't in the table: carried, as from any VM.
-fn others(lists: &[BTreeMap<u64, u64>]) -> Result<Vec<RegisterColumn>, InterchangeError> {
+fn others(lists: &[BTreeMap<u64, u64>]) -> Result<Vec<(RegId, Vec<u64>)>, InterchangeError> {
     let ids: BTreeSet<u64> =
         lists.iter().flat_map(BTreeMap::keys).copied().filter(|&id| is_unknown_timers(id)).collect();
     if ids.len() > MAX_OTHER_REGS {
         return Err(InterchangeError::TooManyUnknown { found: ids.len() });
     }
-    ids.into_iter().map(|id| Ok(RegisterColumn { id, values: column(lists, id)? })).collect()
+    ids.into_iter().map(|id| Ok((RegId(id), column(lists, id)?))).collect()
 }
 
 /// One counter, read several times.

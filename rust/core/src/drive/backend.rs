@@ -2,6 +2,7 @@
 
 use crate::arch::Abilities;
 use crate::arch::arm64::Registers;
+use crate::checkpoint::Interrupts;
 use crate::restore::Target;
 use crate::time::{Counter, Offset};
 use alloc::vec::Vec;
@@ -28,6 +29,11 @@ pub trait Backend {
 
     /// The VM-wide offset, if this VM has opted in and the offset is known. KVM has no call that reads it.
     fn vm_offset(&self) -> Option<Offset>;
+
+    /// Interrupt ids of the timers that the guest has (KVM_ARM_VCPU_TIMER_CTRL); `None` where nobody can be asked.
+    fn interrupts(&mut self, _registers: &Registers) -> Result<Option<Interrupts>, Self::Error> {
+        Ok(None)
+    }
 
     /// A number that changes whenever the VM's state does.
     fn generation(&self) -> u64;
@@ -83,6 +89,7 @@ impl Target {
             cntfrq_hz: backend.cntfrq_hz(),
             abilities: backend.abilities(),
             opted_in: backend.vm_offset().is_some(),
+            namespace_ticks: backend.counter().namespace_ticks(),
             generation: backend.generation(),
         })
     }

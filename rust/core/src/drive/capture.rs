@@ -1,28 +1,20 @@
-//! Capture of a checkpoint from a stopped VM.
+//! Capture of a stopped VM's guest time, and of its registers.
 
-use crate::arch::arm64::{Registers, Role, View, one_reg_id};
-use crate::checkpoint::{Checkpoint, CtlColumn, RegisterColumn, TimerColumns};
+use crate::arch::RegId;
+use crate::arch::arm64::{Registers, Role, View};
+use crate::checkpoint::{GuestTime, MAX_VM_VCPUS};
 use crate::drive::backend::Backend;
 use crate::drive::measure::measure;
-use crate::time::{Offset, OffsetInterval};
+use crate::time::{Offset, OffsetInterval, Stamp};
 use alloc::vec::Vec;
+use core::num::NonZeroU32;
 
-/// Part of the VM's timers that a checkpoint holds.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum TimerCapture {
-    /// All timers: the VM is to be rebuilt elsewhere.
-    Saved,
-    /// No timers: they stay where they are, as in a pause in place.
-    Kept,
-}
-
-/// Saves the VM's guest time: its counters at one instant, and its timers.
+/// Returns the VM's guest time at one instant, apart from its registers.
 ///
 /// The counters of a VM that has opted in are computed from its offset, and exact. Otherwise they are read, and as
 /// uncertain as the reads' brackets are wide ([`OffsetInterval::best`]). In a guest with EL2 the two counters have one
 /// offset, and differ by CNTVOFF_EL2, which is saved for each vCPU.
-pub fn capture<B: Backend + ?Sized>(backend: &mut B, timers: TimerCapture) -> Result<Checkpoint, B::Error> {
-    let registers = Registers::of(backend)?;
+pub fn capture<B: Backend + ?Sized>(backend: &mut B, registers: &Registers) -> Result<(Stamp, GuestTime), B::Error> {
     let opted_in = backend.vm_offset();
     let (virt, phys) = match opted_in {
         Some(offset) => (OffsetInterval::exact(offset), OffsetInterval::exact(offset)),
@@ -36,53 +28,33 @@ pub fn capture<B: Backend + ?Sized>(backend: &mut B, timers: TimerCapture) -> Re
         // A kernel without the physical counter's registers can't have moved it: it is the host's.
         None => (measure(backend, View::Virtual)?, OffsetInterval::exact(Offset(0))),
     };
-    let saved = match timers {
-        TimerCapture::Saved => save(&registers, backend)?,
-        TimerCapture::Kept => Saved::default(),
-    };
+    let interrupts = backend.interrupts(registers)?;
+    let vcpus = u16::try_from(backend.vcpus()).unwrap_or(MAX_VM_VCPUS + 1);
+    // Every counter of a VM has a frequency.
+    let frequency_hz = NonZeroU32::new(backend.cntfrq_hz()).unwrap_or(NonZeroU32::MIN);
     // Last, so that as little guest time as possible lies after it.
-    let host = backend.counter().stamp();
-    Ok(Checkpoint {
-        cntfrq_hz: backend.cntfrq_hz(),
-        cntvct: host.count.guest(virt.best()),
-        cntpct: host.count.guest(phys.best()),
+    let stamp = backend.counter().stamp();
+    let now = stamp.count.own(backend.counter().namespace_ticks());
+    let timeline = now.guest(virt.best());
+    let time = GuestTime {
         opted_in: opted_in.is_some(),
-        width_ticks: virt.width.max(phys.width),
-        host,
-        stopped_at: None,
-        backlog: None,
-        vcpus: backend.vcpus(),
-        cntvoff: saved.cntvoff,
-        timers: saved.timers,
-        others: saved.others,
-        unknown: Vec::new(),
-    })
-}
-
-/// Registers of each vCPU.
-#[derive(Default)]
-struct Saved {
-    cntvoff: Option<Vec<u64>>,
-    timers: Vec<TimerColumns>,
-    others: Vec<RegisterColumn>,
-}
-
-fn save<B: Backend + ?Sized>(registers: &Registers, backend: &mut B) -> Result<Saved, B::Error> {
-    let mut column = |id| {
-        let vcpus = 0..backend.vcpus();
-        vcpus.map(|vcpu| backend.get_one_reg(vcpu, id)).collect::<Result<Vec<_>, _>>()
+        virtual_width_ticks: virt.width,
+        physical_displacement_ticks: now.guest(phys.best()).since(timeline),
+        physical_width_ticks: phys.width,
+        interrupts,
+        ..GuestTime::opted_in(vcpus, frequency_hz, timeline)
     };
-    let mut saved = Saved::default();
-    for timer in registers.timers() {
-        let cval = column(one_reg_id(Role::Cval(timer)))?;
-        let ctl = column(one_reg_id(Role::Ctl(timer)))?;
-        saved.timers.push(TimerColumns { timer, cval, ctl: CtlColumn::new(ctl) });
-    }
-    if registers.has(Role::Cntvoff) {
-        saved.cntvoff = Some(column(one_reg_id(Role::Cntvoff))?);
-    }
-    for id in registers.others() {
-        saved.others.push(RegisterColumn { id, values: column(id)? });
-    }
-    Ok(saved)
+    Ok((stamp, time))
+}
+
+/// Returns the registers that a checkpoint holds, each with one value a vCPU.
+pub fn capture_registers<B: Backend + ?Sized>(
+    backend: &mut B,
+    registers: &Registers,
+) -> Result<Vec<(RegId, Vec<u64>)>, B::Error> {
+    let column = |id: RegId| {
+        let values = (0..backend.vcpus()).map(|vcpu| backend.get_one_reg(vcpu, id.0)).collect::<Result<Vec<_>, _>>();
+        values.map(|values| (id, values))
+    };
+    registers.saved().into_iter().map(column).collect()
 }

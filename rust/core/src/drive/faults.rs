@@ -4,7 +4,8 @@
 //! For a VM that is shared between threads, `LockedVm::operate` of guestclock-model gives the backend to wrap.
 
 use crate::arch::Abilities;
-use crate::arch::arm64::Sysreg;
+use crate::arch::arm64::{Registers, Sysreg};
+use crate::checkpoint::Interrupts;
 use crate::drive::backend::{Backend, retry_busy};
 use crate::time::{Counter, Offset};
 use alloc::sync::Arc;
@@ -376,6 +377,11 @@ impl<E> Backend for Faulty<'_, E> {
 
     fn vm_offset(&self) -> Option<Offset> {
         self.backend.vm_offset()
+    }
+
+    /// No faults are made of this call: a kernel that doesn't tell leaves the ids unknown.
+    fn interrupts(&mut self, registers: &Registers) -> Result<Option<Interrupts>, FaultyError<E>> {
+        self.backend.interrupts(registers).map_err(FaultyError::Backend)
     }
 
     fn generation(&self) -> u64 {

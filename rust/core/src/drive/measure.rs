@@ -13,14 +13,18 @@ const ROUNDS: usize = 8;
 /// Number of times that a count is set before its offset is accepted as it is.
 const ATTEMPTS: usize = 16;
 
+/// Reads a count of a vCPU between two reads of the host's counter.
+pub fn bracket<B: Backend + ?Sized>(backend: &mut B, vcpu: usize, view: View) -> Result<OffsetInterval, B::Error> {
+    let before = backend.counter().count();
+    let guest = GuestCount(backend.get_one_reg(vcpu, count_reg(view))?);
+    Ok(OffsetInterval::bracketed(before, guest, backend.counter().count()))
+}
+
 /// Measures the offset of one of the VM's counters by bracketed reads on vCPU 0.
 pub fn measure<B: Backend + ?Sized>(backend: &mut B, view: View) -> Result<OffsetInterval, B::Error> {
     let mut known: Option<OffsetInterval> = None;
     for _ in 0..ROUNDS {
-        let before = backend.counter().count();
-        let guest = GuestCount(backend.get_one_reg(0, count_reg(view))?);
-        let after = backend.counter().count();
-        let round = OffsetInterval::bracketed(before, guest, after);
+        let round = bracket(backend, 0, view)?;
         // A contradiction means that the offset has moved, and invalidates the earlier reads.
         let now = known.and_then(|known| known.intersect(round)).unwrap_or(round);
         known = Some(now);
@@ -31,8 +35,17 @@ pub fn measure<B: Backend + ?Sized>(backend: &mut B, view: View) -> Result<Offse
     Ok(known.unwrap_or(OffsetInterval { low: Offset(0), width: u64::MAX }))
 }
 
-/// Sets the count on vCPU 0 until the counter's offset is within `tolerance` ticks of `wanted`. Returns the interval of
-/// the resulting offset, and counts each write in `writes`.
+/// Outcome of setting a counter by value.
+#[derive(Clone, Copy, Debug)]
+pub struct Set {
+    /// Interval of the resulting offset.
+    pub known: OffsetInterval,
+    /// True if the counter is where it was before, and that isn't where it was to be: KVM ignored the values.
+    pub ignored: bool,
+}
+
+/// Sets the count on vCPU 0 until the counter's offset is within `tolerance` ticks of `wanted`. Counts each write in
+/// `writes`.
 ///
 /// If the offset may be right already, nothing is written: a stray physical offset of a few ticks would make CNTPCT_EL0
 /// trap for good.
@@ -42,8 +55,9 @@ pub fn set_offset_by_value<B: Backend + ?Sized>(
     wanted: Offset,
     tolerance: u64,
     writes: &mut u64,
-) -> Result<OffsetInterval, B::Error> {
-    let mut known = measure(backend, view)?;
+) -> Result<Set, B::Error> {
+    let before = measure(backend, view)?;
+    let mut known = before;
     // The guest's lead over the host's count by the time that the kernel uses it, learnt from the last attempt.
     let mut lead = 0;
     for attempt in 0..ATTEMPTS {
@@ -57,5 +71,6 @@ pub fn set_offset_by_value<B: Backend + ?Sized>(
         // The kernel subtracts from a later count than ours, so the offset comes out too large by the delay.
         lead = known.low.0.wrapping_sub(wanted.0).wrapping_add(lead);
     }
-    Ok(known)
+    let reached = known.contains(wanted) || known.farthest(wanted) <= tolerance;
+    Ok(Set { known, ignored: !reached && known.intersect(before).is_some() })
 }

@@ -8,7 +8,7 @@ pub mod operations;
 pub mod restore;
 
 pub use backend::{Backend, retry_busy};
-pub use capture::{TimerCapture, capture};
+pub use capture::{capture, capture_registers};
 pub use faults::{Call, CallKind, Fault, Faults, Faulty, FaultyError, On};
 pub use operations::{OpenPause, OpenRestore, Operated, OperationError, Saving};
-pub use restore::{Condition, Restore, RestoreError, set_counters};
+pub use restore::{Cause, Condition, Restore, RestoreError, set_counters};

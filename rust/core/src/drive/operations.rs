@@ -2,17 +2,20 @@
 //!
 //! They take no lock: a caller that shares the VM between threads holds the VM's lock.
 
-use crate::checkpoint::Checkpoint;
+use crate::arch::arm64::{Registers, View};
+use crate::checkpoint::{BuildError, Checkpoint, GuestTime, NotOneVm, SavedVm, VmName};
 use crate::drive::backend::{Backend, retry_busy};
-use crate::drive::capture::{TimerCapture, capture};
+use crate::drive::capture::{capture, capture_registers};
+use crate::drive::measure::bracket;
 use crate::drive::restore::{Condition, Restore, RestoreError, Stage, at_step};
 use crate::restore::refusal::NeedsCounterOffset;
 use crate::restore::run_state::{RunState, State, Step};
-use crate::restore::{Plan, Refusal, Report, Request, Target, planning};
-use crate::time::{HostCount, Offset, SyncBound};
+use crate::restore::{Plan, Refusal, Report, Request, Saved, Target, planning};
+use crate::time::{HostCount, NamespaceTicks, Offset, Stamp, StampCount, SyncBound};
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 
 /// Tolerance of a counter that is set by value, as a divisor of a second: 1 us.
 const BY_VALUE_TOLERANCE: u64 = 1_000_000;
@@ -27,9 +30,26 @@ pub enum OperationError<E> {
     /// A restore was refused or failed.
     #[error(transparent)]
     Restore(#[from] RestoreError<E>),
+    /// The VMs don't make a checkpoint.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The checkpoint isn't of one VM.
+    #[error(transparent)]
+    NotOneVm(#[from] NotOneVm),
     /// The VM was removed from its bank.
     #[error("the VM was removed from its bank")]
     Removed,
+    /// The VM's offset isn't the remembered one.
+    #[error(
+        "the VM's offset is remembered as {remembered}, and vCPU 0's counter is offset by {found}: it was set elsewhere, or \
+         the VM has never opted in. Nothing was written. Make the object anew with the offset that the VM has"
+    )]
+    OffsetElsewhere {
+        /// The remembered offset.
+        remembered: u64,
+        /// The lowest offset that the read allows.
+        found: u64,
+    },
     /// A restore or pause isn't finished.
     #[error("a restore or pause of this VM isn't finished: release it before any vCPU runs, or a checkpoint is taken")]
     Closed,
@@ -64,12 +84,53 @@ impl<E> From<Refusal> for OperationError<E> {
 pub type Operated<T, B> = Result<T, OperationError<<B as Backend>::Error>>;
 
 /// Facts about a checkpoint that the VM doesn't know.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Saving {
-    /// The host's count when the last vCPU left its guest.
+    /// Name of the VM.
+    pub name: VmName,
+    /// Guest-physical address of the vmclock page.
+    pub vmclock_address: Option<u64>,
+    /// Guest-physical addresses of the vCPUs' stolen-time records, in the vCPUs' order; none where nobody named them.
+    pub stolen_time: Vec<Option<u64>>,
+    /// The host's count when the last vCPU left its guest, as this process read it.
     pub stopped_at: Option<HostCount>,
     /// Bound of the wall clock that somebody vouches for.
     pub sync: Option<SyncBound>,
+}
+
+impl Saving {
+    /// Returns the stop as a checkpoint of this instant has it: host-wide. Refuses one that is later.
+    pub fn stopped_before<E>(
+        stopped_at: Option<HostCount>,
+        stamp: &Stamp,
+        namespace: NamespaceTicks,
+    ) -> Result<Option<StampCount>, OperationError<E>> {
+        let saved = stamp.count.own(namespace);
+        match stopped_at {
+            Some(stopped) if stopped.is_after(saved) => {
+                Err(OperationError::StoppedLater { stopped: stopped.0, saved: saved.0 })
+            }
+            stopped => Ok(stopped.map(|stopped| stopped.stamped(namespace))),
+        }
+    }
+
+    /// Returns the stamp with somebody to vouch for its wall clock, where that was said.
+    #[must_use]
+    pub fn vouched(&self, stamp: Stamp) -> Stamp {
+        self.sync.map_or(stamp, |sync| stamp.vouched_by(sync))
+    }
+}
+
+/// Looks whether all vCPUs are stopped, and whether the VM has the offset that is remembered. Nothing is written.
+fn look_at<B: Backend + ?Sized>(backend: &mut B) -> Operated<(), B> {
+    backend.stopped().map_err(OperationError::Backend)?;
+    let Some(remembered) = backend.vm_offset().filter(|_| backend.vcpus() > 0) else { return Ok(()) };
+    // The physical count: with EL2 the virtual one has CNTVOFF_EL2 in it.
+    let read = bracket(backend, 0, View::Physical).map_err(OperationError::Backend)?;
+    if read.contains(remembered) {
+        return Ok(());
+    }
+    Err(OperationError::OffsetElsewhere { remembered: remembered.0, found: read.low.0 })
 }
 
 /// Describes the look whether all vCPUs are stopped, as a part of this step.
@@ -88,7 +149,8 @@ pub struct OpenRestore {
 /// A pause in place.
 #[derive(Debug)]
 pub struct OpenPause {
-    checkpoint: Checkpoint,
+    stamp: Stamp,
+    time: GuestTime,
     request: Request,
     epoch: u64,
 }
@@ -106,19 +168,21 @@ impl RunState {
     }
 
     /// Saves the VM's guest time. Refused while a vCPU runs or a restore isn't finished.
-    pub fn checkpoint<B: Backend + ?Sized>(&self, backend: &mut B, saving: Saving) -> Operated<Checkpoint, B> {
+    pub fn checkpoint<B: Backend + ?Sized>(&self, backend: &mut B, saving: &Saving) -> Operated<Checkpoint, B> {
         self.check_whole()?;
-        backend.stopped().map_err(OperationError::Backend)?;
-        let mut checkpoint = self.capture(backend, TimerCapture::Saved)?;
-        let saved = checkpoint.host.count;
-        if let Some(stopped) = saving.stopped_at.filter(|stopped| stopped.is_after(saved)) {
-            return Err(OperationError::StoppedLater { stopped: stopped.0, saved: saved.0 });
+        look_at(backend)?;
+        if backend.vcpus() == 0 {
+            return Err(BuildError::NoVcpus { name: saving.name.as_str().into() }.into());
         }
-        checkpoint.stopped_at = saving.stopped_at.map(|count| count.0);
-        if let Some(sync) = saving.sync {
-            checkpoint.host = checkpoint.host.vouched_by(sync);
-        }
-        Ok(checkpoint)
+        let list = Registers::of(backend).map_err(OperationError::Backend)?;
+        let registers = capture_registers(backend, &list).map_err(OperationError::Backend)?;
+        let (stamp, time) = self.capture(backend, &list)?;
+        let time = GuestTime {
+            stopped_at: Saving::stopped_before(saving.stopped_at, &stamp, backend.counter().namespace_ticks())?,
+            vmclock_address: saving.vmclock_address,
+            ..time
+        };
+        Ok(Checkpoint::of_one(saving.vouched(stamp), &saving.name, &time, &registers, &saving.stolen_time)?)
     }
 
     /// Plans the restore of a checkpoint into this VM.
@@ -128,9 +192,11 @@ impl RunState {
         checkpoint: &Checkpoint,
         request: Request,
     ) -> Operated<Plan, B> {
+        // Reading registers would wait for a vCPU that runs.
+        look_at(backend)?;
         let target = Target::of(backend).map_err(OperationError::Backend)?;
-        planning::same_topology(checkpoint, &target)?;
-        Ok(planning::plan(checkpoint, &target, backend.counter().stamp(), request)?)
+        let vm = checkpoint.only()?;
+        Ok(planning::plan(&Saved::from(&vm), &target, backend.counter().stamp(), request)?)
     }
 
     /// Begins a restore: see [`Restore::prepare`]. No vCPU can run until the release.
@@ -140,8 +206,14 @@ impl RunState {
         plan: Plan,
         checkpoint: Arc<Checkpoint>,
     ) -> Operated<OpenRestore, B> {
-        backend.stopped().map_err(OperationError::Backend)?;
-        let restore = Restore::prepare(plan, backend)?;
+        checkpoint.only()?;
+        look_at(backend)?;
+        let restore = Restore::prepare(plan, backend).inspect_err(|error| {
+            // Its clock is at a provisional offset: no vCPU may run with that.
+            if error.left() == Condition::Provisional {
+                self.begin_restore();
+            }
+        })?;
         Ok(OpenRestore { restore, checkpoint, epoch: self.begin_restore() })
     }
 
@@ -151,7 +223,7 @@ impl RunState {
         open.restore.expect(Stage::Prepared, "apply")?;
         // The vCPUs are looked at again: a read of a running vCPU's register would wait for it.
         backend.stopped().map_err(at_step(Condition::Partial, || look("apply")))?;
-        Ok(open.restore.apply(&open.checkpoint, backend)?)
+        Ok(open.restore.apply(&open.checkpoint.only()?, backend)?)
     }
 
     /// Ends the restore, after which the VM's vCPUs may run again: see [`Restore::release`].
@@ -159,19 +231,20 @@ impl RunState {
         self.holds(State::Restoring, open.epoch)?;
         open.restore.expect(Stage::Applied, "release")?;
         backend.stopped().map_err(at_step(Condition::TimersOnly, || look("release")))?;
-        self.finish(backend, &mut open.restore, &open.checkpoint)
+        self.finish(backend, &mut open.restore, Some(&open.checkpoint.only()?))
     }
 
     /// Pauses the VM in place: no vCPU can run until [`resume`](Self::resume).
     pub fn pause<B: Backend + ?Sized>(&mut self, backend: &mut B, request: Request) -> Operated<OpenPause, B> {
         self.check_open()?;
-        backend.stopped().map_err(OperationError::Backend)?;
-        let checkpoint = self.capture(backend, TimerCapture::Kept)?;
+        look_at(backend)?;
+        let registers = Registers::of(backend).map_err(OperationError::Backend)?;
+        let (stamp, time) = self.capture(backend, &registers)?;
         let request = Request { same_counter: Some(true), in_place: true, ..request };
         // A refusal that would come at the resume comes now, while the VM can still go on without the pause.
         let target = Target::of(backend).map_err(OperationError::Backend)?;
-        planning::plan(&checkpoint, &target, checkpoint.host, request)?;
-        Ok(OpenPause { checkpoint, request, epoch: self.begin_pause() })
+        planning::plan(&Saved::in_place(stamp, time), &target, stamp, request)?;
+        Ok(OpenPause { stamp, time, request, epoch: self.begin_pause() })
     }
 
     /// Ends a pause under its policy, with the plan and report of a restore. The timers have stayed in place.
@@ -179,8 +252,9 @@ impl RunState {
         self.holds(State::Paused, pause.epoch)?;
         let target =
             Target::of(backend).map_err(at_step(Condition::Paused, || String::from("resume: what the VM is")))?;
-        let plan = planning::plan(&pause.checkpoint, &target, backend.counter().stamp(), pause.request)?;
-        self.finish(backend, &mut Restore::in_place(plan), &pause.checkpoint)
+        let saved = Saved::in_place(pause.stamp, pause.time);
+        let plan = planning::plan(&saved, &target, backend.counter().stamp(), pause.request)?;
+        self.finish(backend, &mut Restore::in_place(plan), None)
     }
 
     /// Takes the next step of the backlog, with all vCPUs stopped: it lowers the VM-wide offset by the step. A failure
@@ -191,7 +265,7 @@ impl RunState {
         self.check_open()?;
         let frequency = backend.counter().frequency();
         let step = self.next_step(frequency).ok_or(OperationError::NoBacklog)?;
-        backend.stopped().map_err(OperationError::Backend)?;
+        look_at(backend)?;
         let offset =
             backend.vm_offset().ok_or(Refusal::NoCounterOffset { needed_by: NeedsCounterOffset::CatchUpStep })?;
         let forward = Offset(offset.0.wrapping_sub(step.ticks));
@@ -200,19 +274,19 @@ impl RunState {
         Ok(step)
     }
 
-    fn capture<B: Backend + ?Sized>(&self, backend: &mut B, timers: TimerCapture) -> Operated<Checkpoint, B> {
-        let checkpoint = capture(backend, timers).map_err(OperationError::Backend)?;
-        Ok(Checkpoint { backlog: self.backlog(), ..checkpoint })
+    fn capture<B: Backend + ?Sized>(&self, backend: &mut B, registers: &Registers) -> Operated<(Stamp, GuestTime), B> {
+        let (stamp, time) = capture(backend, registers).map_err(OperationError::Backend)?;
+        Ok((stamp, GuestTime { backlog: self.backlog(), ..time }))
     }
 
     fn finish<B: Backend + ?Sized>(
         &mut self,
         backend: &mut B,
         restore: &mut Restore,
-        checkpoint: &Checkpoint,
+        vm: Option<&SavedVm<'_>>,
     ) -> Operated<Report, B> {
         let tolerance = backend.counter().frequency().hz() / BY_VALUE_TOLERANCE;
-        let report = restore.release(checkpoint, tolerance, backend)?;
+        let report = restore.release(vm, tolerance, backend)?;
         self.open(&report.plan, &report.outcome);
         Ok(report)
     }

@@ -1,11 +1,12 @@
 //! Diagnostics that hold for a plan.
 
 use crate::arch::arm64::{CTL_ENABLE, Role, Timer};
-use crate::checkpoint::{Checkpoint, TimerColumns};
+use crate::checkpoint::{Held, SavedVm};
 use crate::guest::Reached;
 use crate::restore::diagnostics::{Diagnostic, Side};
 use crate::restore::plan::{Method, Plan};
 use crate::restore::policy::{Repay, Rest, Views};
+use crate::restore::saved::Saved;
 use crate::restore::target::Target;
 use crate::time::{Intent, Offset, Quality};
 use alloc::vec::Vec;
@@ -14,9 +15,9 @@ use alloc::vec::Vec;
 const LARGE_STEP_NS: u64 = 10_000_000_000;
 
 /// Assumptions of the error bound.
-pub(crate) fn assumptions(plan: &Plan, checkpoint: &Checkpoint) -> Vec<Diagnostic> {
+pub(crate) fn assumptions(plan: &Plan, saved: &Saved<'_>) -> Vec<Diagnostic> {
     let mut assumptions = Vec::new();
-    if !checkpoint.opted_in {
+    if !saved.time.opted_in {
         assumptions.push(Diagnostic::CountersStoodStill);
     }
     if plan.request.policy.is_freeze() {
@@ -43,18 +44,17 @@ pub(crate) fn assumptions(plan: &Plan, checkpoint: &Checkpoint) -> Vec<Diagnosti
 }
 
 /// Parts of the guest's time that can't be preserved.
-pub(crate) fn unsupported(plan: &Plan, checkpoint: &Checkpoint, target: &Target) -> Vec<Diagnostic> {
+pub(crate) fn unsupported(plan: &Plan, saved: &Saved<'_>, target: &Target) -> Vec<Diagnostic> {
     let mut unsupported = Vec::new();
     if plan.method == Method::VirtualOnly {
         unsupported.push(Diagnostic::OnlyVirtual);
     }
-    if plan.request.views == Views::AdoptVirtual && checkpoint.cntvct != checkpoint.cntpct {
-        let ticks = checkpoint.cntvct.since(checkpoint.cntpct).cast_signed();
+    if plan.request.views == Views::AdoptVirtual && saved.time.physical_displacement_ticks != 0 {
+        let ticks = saved.time.timeline.since(saved.time.physical()).cast_signed();
         unsupported.push(Diagnostic::PhysicalJumps { ticks });
     }
-    let physical = |columns: &TimerColumns| columns.timer == Timer::Ptimer;
-    let restored = plan.method != Method::VirtualOnly && !plan.request.in_place;
-    if restored && target.registers.has(Role::Cval(Timer::Ptimer)) && !checkpoint.timers.iter().any(physical) {
+    let missing = saved.vm.as_ref().is_some_and(|vm| vm.register(Held::Cval(Timer::Ptimer)).is_none());
+    if plan.method != Method::VirtualOnly && target.registers.has(Role::Cval(Timer::Ptimer)) && missing {
         unsupported.push(Diagnostic::PhysicalTimerMissing);
     }
     unsupported
@@ -72,10 +72,11 @@ pub(crate) fn degraded(plan: &Plan, target: &Target) -> Vec<Diagnostic> {
 }
 
 /// Everything else that the caller should know.
-pub(crate) fn warnings(plan: &Plan, checkpoint: &Checkpoint, target: &Target) -> Vec<Diagnostic> {
+pub(crate) fn warnings(plan: &Plan, saved: &Saved<'_>, target: &Target) -> Vec<Diagnostic> {
     let mut warnings = Vec::new();
     match plan.method {
-        Method::Offset if !target.opted_in => warnings.push(Diagnostic::OptsIn),
+        // A checkpoint of a VM that had opted in is the word for it; adopting a view is one that is easily missed.
+        Method::Offset if !target.opted_in && !saved.time.opted_in => warnings.push(Diagnostic::OptsIn),
         Method::ByValue => warnings.push(Diagnostic::SetByValue),
         Method::Offset | Method::VirtualOnly => {}
     }
@@ -83,7 +84,7 @@ pub(crate) fn warnings(plan: &Plan, checkpoint: &Checkpoint, target: &Target) ->
         warnings.push(Diagnostic::LostByAnotherVcpu);
     }
     if traps(plan, target) {
-        warnings.extend(misfires(plan, checkpoint));
+        warnings.extend(saved.vm.iter().flat_map(|vm| misfires(plan, vm)));
     }
     let (bits, stated) = target.abilities.counter_bits.map_or((56, false), |bits| (bits, true));
     let reaches = |value: u64| bits < 64 && value >> bits != 0;
@@ -97,7 +98,7 @@ pub(crate) fn warnings(plan: &Plan, checkpoint: &Checkpoint, target: &Target) ->
     warnings.extend(of_the_jump(plan));
     warnings.extend(of_the_clocks(plan));
     warnings.extend(of_the_backlog(plan));
-    warnings.extend(checkpoint.unknowns().map(Diagnostic::PassedOn));
+    warnings.extend(saved.vm.iter().flat_map(SavedVm::unknowns).map(Diagnostic::PassedOn));
     warnings
 }
 
@@ -114,7 +115,7 @@ fn of_the_clocks(plan: &Plan) -> Vec<Diagnostic> {
     if plan.request.intent == Some(Intent::LiveUpdate) && !plan.same_counter {
         warnings.push(Diagnostic::LiveUpdateElsewhere);
     }
-    if plan.needs_the_wall_clock() && plan.request.assume_error_ns.is_none() {
+    if plan.by_wall_clocks() && plan.request.assume_error_ns.is_none() {
         for (side, stamp) in [(Side::Saved, plan.saved_at()), (Side::Here, &plan.sample)] {
             match stamp.vouched() {
                 Ok(sync) if sync.quality == Quality::KernelUnverified => {
@@ -151,12 +152,12 @@ fn of_the_backlog(plan: &Plan) -> Vec<Diagnostic> {
 ///
 /// Before Linux 7.3 it programs CVAL + offset modulo 2^64 (`timer_apply_offset`). An offset of more than 2^63 means
 /// that the guest is ahead of its host, and the sum is right unless it leaves [0, 2^64).
-fn misfires(plan: &Plan, checkpoint: &Checkpoint) -> Vec<Diagnostic> {
+fn misfires(plan: &Plan, vm: &SavedVm<'_>) -> Vec<Diagnostic> {
     let mut warnings = Vec::new();
     let offset = plan.as_of.physical_offset().0.cast_signed();
-    for columns in checkpoint.timers.iter().filter(|columns| columns.timer == Timer::Ptimer) {
-        for (vcpu, &cval) in columns.cval.iter().enumerate() {
-            let enabled = columns.ctl.get(vcpu).is_some_and(|ctl| ctl & CTL_ENABLE != 0);
+    for saved in vm.timers().filter(|saved| saved.timer == Timer::Ptimer) {
+        for (vcpu, cval) in saved.cval.iter().enumerate() {
+            let enabled = saved.ctl.get(vcpu).is_some_and(|ctl| ctl & CTL_ENABLE != 0);
             if enabled && cval.checked_add_signed(offset).is_none() {
                 warnings.push(Diagnostic::PhysicalTimerMisfires { vcpu, cval, offset });
             }

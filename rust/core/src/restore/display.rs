@@ -23,7 +23,7 @@ fn ticks(plan: &Plan, ticks: u64) -> String {
 fn counters(f: &mut fmt::Formatter<'_>, plan: &Plan, outcome: &Outcome) -> fmt::Result {
     let capped = if outcome.capped { ", all that the policy lets through" } else { "" };
     let saved = |view| plan.saved_counter(view).0;
-    line(f, "host counter", &format!("{} -> {}", plan.saved_at().count.0, outcome.count.0))?;
+    line(f, "host counter", &format!("{} -> {}", plan.saved_at().count.0, plan.stamped(outcome).0))?;
     line(f, "CNTVCT_EL0", &format!("{} -> {}", saved(View::Virtual), outcome.cntvct.0))?;
     line(f, "CNTPCT_EL0", &format!("{} -> {}", saved(View::Physical), outcome.cntpct.0))?;
     line(f, "guest time added", &format!("{}{capped}", ticks(plan, outcome.added_ticks)))?;
@@ -184,7 +184,13 @@ impl fmt::Display for InWords<'_, Report> {
             line(f, "deadlines", &format!("moved by {}, to keep what was left", ticks(plan, report.cval_shift)))?;
         }
         bound(f, plan, &report.bound)?;
-        line(f, "seen before", &known(report.before_checkpoint_ticks))?;
+        let stopped =
+            report.stopped_before_ticks.map(|before| format!("{} before the checkpoint", ticks(plan, before)));
+        line(
+            f,
+            "stopped",
+            stopped.as_deref().unwrap_or("not known: the guest sees what passed before the checkpoint"),
+        )?;
         line(f, "seen after", &known(report.after_release_ticks))?;
         advice(f, plan, self.words)
     }

@@ -3,23 +3,27 @@
 pub(crate) mod advice;
 pub mod diagnostics;
 pub mod display;
+pub mod late;
 pub mod plan;
 pub mod planning;
 pub mod policy;
 pub mod refusal;
 pub mod report;
 pub mod run_state;
+pub mod saved;
 pub mod target;
 pub mod timer_status;
 pub mod words;
 
 pub use diagnostics::{Diagnostic, SUGGESTED_STEP_NS, Side};
+pub use late::Late;
 pub use plan::{Method, Outcome, Plan};
 pub use planning::{plan, same_topology};
 pub use policy::{AtOnce, Deadlines, Policy, Repay, Request, Rest, Views};
 pub use refusal::{NeedsCounterOffset, Refusal, Skew};
 pub use report::{Report, Writes, Written};
 pub use run_state::{RunState, State, Step};
+pub use saved::Saved;
 pub use target::Target;
 pub use timer_status::{LatchMismatch, TimerStatus};
 pub use words::{Plain, Words};

@@ -1,15 +1,16 @@
 //! Plan of a restore, computed without touching anything.
 
 use crate::arch::arm64::{Offsets, Timer, View};
-use crate::checkpoint::{Backlog, Checkpoint};
+use crate::checkpoint::{Backlog, SavedVm};
 use crate::guest::{Limit, Reached, limits};
 use crate::restore::diagnostics::Diagnostic;
+use crate::restore::late::{self, Late};
 use crate::restore::policy::{AtOnce, Deadlines, Repay, Request, Rest};
 use crate::restore::refusal::{NeedsCounterOffset, Refusal};
 use crate::restore::timer_status::{self, TimerStatus};
 use crate::time::{
-    Elapsed, ElapsedError, ErrorBound, Evidence, Frequency, GuestCount, HostCount, MAX_ELAPSED_NS, Offset, Stamp,
-    elapsed,
+    Elapsed, ElapsedError, ErrorBound, Evidence, Frequency, GuestCount, HostCount, Instant, MAX_ELAPSED_NS,
+    NamespaceTicks, Offset, Stamp, StampCount, elapsed,
 };
 use alloc::vec::Vec;
 use core::num::NonZeroU64;
@@ -49,8 +50,12 @@ pub struct Plan {
     pub same_counter: bool,
     /// The evidence about the counter.
     pub evidence: Evidence,
-    /// The instant of the plan's numbers.
+    /// The instant of the plan's numbers, host-wide.
     pub sample: Stamp,
+    /// Time from the checkpoint to that instant; nothing under `Freeze`, which asks for no clock.
+    pub passed: Elapsed,
+    /// The virtual counter from that instant on.
+    pub late: Late,
     /// Outcome of a release at that instant.
     pub as_of: Outcome,
     /// Everything else that the caller should know before going on.
@@ -70,6 +75,7 @@ pub struct Plan {
     /// True if the guest has EL2: both its counters have one offset, and differ by CNTVOFF_EL2.
     pub nested: bool,
     pub(super) frequency: Frequency,
+    pub(super) namespace_ticks: NamespaceTicks,
     pub(super) saved: SavedCounters,
 }
 
@@ -79,6 +85,10 @@ pub(super) struct SavedCounters {
     pub(super) cntvct: GuestCount,
     pub(super) cntpct: GuestCount,
     pub(super) width_ticks: u64,
+    /// Ticks by which the counters lie before those of the registers' instant: they are of the stop.
+    pub(super) hidden_ticks: u64,
+    /// Ticks by which the registers' instant lies after that of `host`.
+    pub(super) later_ticks: u64,
     pub(super) host: Stamp,
     pub(super) backlog: Option<Backlog>,
 }
@@ -86,7 +96,7 @@ pub(super) struct SavedCounters {
 /// The guest's counters at one instant under a plan.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Outcome {
-    /// The host's count at the instant.
+    /// The host's count at the instant, as this process reads it: offsets are made from it.
     pub count: HostCount,
     /// The guest's virtual counter then.
     pub cntvct: GuestCount,
@@ -117,64 +127,79 @@ impl Outcome {
 }
 
 impl Plan {
-    /// Returns the guest's counters if it goes on at the instant `now`.
-    pub fn at(&self, now: &Stamp) -> Result<Outcome, Refusal> {
+    /// Returns the guest's counters if it goes on when this counter reads `now`.
+    ///
+    /// Nothing is decided here: the time up to the plan's sample is the plan's, and from there this counter counts. A
+    /// count before the sample is as the sample.
+    #[must_use]
+    pub fn at(&self, now: HostCount) -> Outcome {
         let policy = self.request.policy;
-        let Elapsed { ticks, bound } = if policy.is_freeze() { Elapsed::default() } else { self.elapsed(now)? };
-        let kept = self.saved.backlog.map_or(0, |backlog| backlog.remaining_ticks.get());
-        let missed = if policy.is_freeze() { 0 } else { ticks + u128::from(kept) };
-        let added = match policy.at_once() {
-            AtOnce::Nothing => 0,
-            AtOnce::UpTo(max_ns) => missed.min(self.frequency.ns_to_ticks(max_ns)),
-            AtOnce::All => missed,
-        };
-        let left = u64::try_from(missed - added).unwrap_or(u64::MAX);
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "the counter is modulo 2^64, and so is what is added to it"
-        )]
-        let added_ticks = added as u64;
+        let (missed, added_ticks) = (self.late.missed_at(now), self.late.added_at(now));
+        let left = u64::try_from(missed - added_ticks).unwrap_or(u64::MAX);
+        let added_ticks = late::wrapped(added_ticks);
         let (backlog_ticks, beyond_cap_ticks) = match policy.rest() {
-            Rest::Keep => (kept, 0),
+            Rest::Keep => (self.saved.backlog.map_or(0, |backlog| backlog.remaining_ticks.get()), 0),
             Rest::Forget => (0, left),
             Rest::Repay(_) => (left, 0),
         };
-        Ok(Outcome {
-            count: now.count,
+        let anchor = self.late.anchor;
+        let since = if anchor.is_after(now) { 0 } else { now.since(anchor) };
+        // Under Freeze no time is asked for, so none has an error.
+        let since = if policy.is_freeze() { 0 } else { since };
+        let bound = self.passed.and_then(since, self.same_counter).bound;
+        Outcome {
+            count: now,
             cntvct: self.saved.cntvct.after(added_ticks),
             cntpct: self.saved.cntpct.after(added_ticks),
             added_ticks,
             backlog_ticks,
             capped: beyond_cap_ticks > 0,
             bound: ErrorBound { reads_ticks: self.saved.width_ticks, beyond_cap_ticks, ..bound },
-        })
+        }
+    }
+
+    /// Returns the closed form of the virtual counter from the plan's sample on.
+    pub(super) fn late(&self) -> Late {
+        let (policy, saved) = (self.request.policy, &self.saved);
+        let kept = saved.backlog.map_or(0, |backlog| backlog.remaining_ticks.get());
+        // From the instant of `host` to that of the registers no time is missed: the counters have it already.
+        let passed = self.passed.ticks.saturating_sub(saved.later_ticks.into());
+        let missed = passed + u128::from(saved.hidden_ticks) + u128::from(kept);
+        let cap = match policy.at_once() {
+            AtOnce::Nothing => 0,
+            AtOnce::UpTo(max_ns) => self.frequency.ns_to_ticks(max_ns),
+            AtOnce::All => u128::MAX,
+        };
+        Late { anchor: self.sample.count.own(self.namespace_ticks), missed, cap, saved: saved.cntvct }
     }
 
     /// Returns the outcome of another VM that is saved and restored alike, except for its counters.
     #[must_use]
     pub fn outcome_of(&self, outcome: &Outcome, (virt, phys): (GuestCount, GuestCount)) -> Outcome {
+        let before = |count: GuestCount| GuestCount(count.0.wrapping_sub(self.saved.hidden_ticks));
+        let (virt, phys) = (before(virt), before(phys));
         let phys = self.request.views.physical(virt, phys);
         let after = |saved: GuestCount| saved.after(outcome.added_ticks);
         Outcome { cntvct: after(virt), cntpct: after(phys), ..*outcome }
     }
 
-    /// Returns whether the plan's numbers depend on the wall clock, so that the release needs a whole stamp.
+    /// Returns the instant of an outcome, with the wall clock of the plan's sample.
     #[must_use]
-    pub fn needs_the_wall_clock(&self) -> bool {
-        !self.same_counter && !self.request.policy.is_freeze() && self.request.elapsed_ns.is_none()
+    pub fn instant_of(&self, outcome: &Outcome) -> Instant {
+        let stamp = Stamp { count: self.stamped(outcome), ..self.sample };
+        Instant { stamp, namespace_ticks: self.namespace_ticks }
     }
 
-    /// Returns the instant with the bound of its wall clock that the caller declared, which was for the plan's sample.
+    /// Returns the host-wide count of an outcome, which can be compared with the checkpoint's.
     #[must_use]
-    pub fn vouched(&self, now: Stamp) -> Stamp {
-        match self.request.sync {
-            None => now,
-            Some(sync) => {
-                // Aged by a counter that may be slow: a hold-over that is too short makes the bound too narrow.
-                let later = elapsed::longest_ns(self.frequency, now.count.since(self.sample.count));
-                now.vouched_by(sync.aged(later))
-            }
-        }
+    pub const fn stamped(&self, outcome: &Outcome) -> StampCount {
+        outcome.count.stamped(self.namespace_ticks)
+    }
+
+    /// Returns whether two wall clocks tell the time that has passed.
+    #[must_use]
+    pub fn by_wall_clocks(&self) -> bool {
+        !self.same_counter && !self.request.policy.is_freeze() && self.request.elapsed_ns.is_none()
     }
 
     /// Returns the backlog of a guest that goes on as in `outcome`.
@@ -199,20 +224,15 @@ impl Plan {
         }
     }
 
-    /// Returns the checkpoint's timers at one of the plan's instants: its sample, or the release. `cval_shift` is the
+    /// Returns the VM's timers at one of the plan's instants: its sample, or the release. `cval_shift` is the
     /// shift of the CVALs.
     ///
     /// Timers that aren't restored are left out: the physical timer, if only the virtual counter can be set. By value
     /// the counters are the promised ones, so a deadline within their error bound may be reported either way.
-    pub fn timers_at(
-        &self,
-        checkpoint: &Checkpoint,
-        outcome: &Outcome,
-        cval_shift: u64,
-    ) -> impl Iterator<Item = TimerStatus> {
+    pub fn timers_at(&self, vm: &SavedVm<'_>, outcome: &Outcome, cval_shift: u64) -> impl Iterator<Item = TimerStatus> {
         let offsets = Offsets { virt: outcome.virtual_offset(), phys: outcome.physical_offset() };
         let only_virtual = self.method == Method::VirtualOnly;
-        timer_status::statuses(checkpoint, outcome.count, offsets, cval_shift)
+        timer_status::statuses(vm, outcome.count, offsets, cval_shift)
             .filter(move |status| !only_virtual || status.timer != Timer::Ptimer)
     }
 
@@ -253,13 +273,13 @@ impl Plan {
         self.frequency
     }
 
-    /// The checkpoint's instant.
+    /// The checkpoint's instant, host-wide.
     #[must_use]
     pub const fn saved_at(&self) -> &Stamp {
         &self.saved.host
     }
 
-    /// The guest's counter at the checkpoint.
+    /// The guest's counter at the checkpoint, or at the stop of the last vCPU where that is known.
     #[must_use]
     pub const fn saved_counter(&self, view: View) -> GuestCount {
         match view {
@@ -268,11 +288,14 @@ impl Plan {
         }
     }
 
-    fn elapsed(&self, now: &Stamp) -> Result<Elapsed, ElapsedError> {
-        let (saved, request) = (&self.saved.host, &self.request);
+    /// Returns the time from the checkpoint to the plan's sample.
+    pub(super) fn elapsed(&self) -> Result<Elapsed, ElapsedError> {
+        let (saved, now, request) = (&self.saved.host, &self.sample, &self.request);
+        if request.policy.is_freeze() {
+            return Ok(Elapsed::default());
+        }
         if let Some(elapsed_ns) = request.elapsed_ns {
-            let assumed_ns = request.assume_error_ns.unwrap_or(0);
-            return elapsed::by_the_callers_word(elapsed_ns, assumed_ns, &self.sample, now);
+            return Ok(elapsed::by_the_callers_word(elapsed_ns, request.assume_error_ns.unwrap_or(0), now));
         }
         if self.same_counter {
             return elapsed::by_one_counter(saved, now);

@@ -1,45 +1,55 @@
 //! Checkpoint + policy -> plan: the restore table, as pure functions.
 
 use crate::arch::arm64::{Role, Timer, View};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::SavedVm;
 use crate::restore::advice;
+use crate::restore::late::Late;
 use crate::restore::plan::{Method, Outcome, Plan, SavedCounters};
 use crate::restore::policy::{Request, Views};
 use crate::restore::refusal::{NeedsCounterOffset, Refusal, Skew};
+use crate::restore::saved::Saved;
 use crate::restore::target::Target;
-use crate::time::{ErrorBound, Evidence, Frequency, Stamp, elapsed};
+use crate::time::{Elapsed, ErrorBound, Evidence, Frequency, GuestCount, Stamp, elapsed};
 use alloc::vec::Vec;
 
-/// Plans the restore of `checkpoint` into `target`, as of `sample` of the target's counter.
-pub fn plan(checkpoint: &Checkpoint, target: &Target, sample: Stamp, request: Request) -> Result<Plan, Refusal> {
-    let frequency = same_frequency(checkpoint, target, &sample)?;
-    if let Some(what) = checkpoint.unknowns().next().filter(|_| request.strict) {
+/// Plans the restore of `saved` into `target`, as of `sample` of the target's counter.
+pub fn plan(saved: &Saved<'_>, target: &Target, sample: Stamp, request: Request) -> Result<Plan, Refusal> {
+    let frequency = same_frequency(saved, target, &sample)?;
+    if let Some(what) = saved.vm.iter().flat_map(SavedVm::unknowns).next().filter(|_| request.strict) {
         return Err(Refusal::Unknown { what });
     }
-    let method = method(checkpoint, target, request)?;
+    if let Some(vm) = &saved.vm {
+        same_topology(vm, target)?;
+    }
+    let method = method(saved, target, request)?;
     let sample = match request.sync {
         Some(sync) => sample.vouched_by(sync),
         None => sample,
     };
-    let evidence = Evidence::between(&checkpoint.host, &sample);
+    let evidence = Evidence::between(&saved.stamp, &sample);
     let same_counter = request.same_counter.unwrap_or_else(|| evidence.decides(sample.source));
-    let cntpct = request.views.physical(checkpoint.cntvct, checkpoint.cntpct);
+    // Where the stop is known, the guest's counters go on from there: nobody has read them since.
+    let before = |count: GuestCount| GuestCount(count.0.wrapping_sub(saved.hidden_ticks));
+    let virt = before(saved.time.timeline);
+    let phys = request.views.physical(virt, before(saved.time.physical()));
     let mut plan = Plan {
         request,
         method,
         same_counter,
         evidence,
         as_of: Outcome {
-            count: sample.count,
-            cntvct: checkpoint.cntvct,
-            cntpct,
+            count: sample.count.own(target.namespace_ticks),
+            cntvct: virt,
+            cntpct: phys,
             added_ticks: 0,
             backlog_ticks: 0,
             capped: false,
             bound: ErrorBound::default(),
         },
-        rate_step_ppb: if same_counter { Some(0) } else { elapsed::rate_step_ppb(&checkpoint.host, &sample) },
+        rate_step_ppb: if same_counter { Some(0) } else { elapsed::rate_step_ppb(&saved.stamp, &sample) },
         sample,
+        passed: Elapsed::default(),
+        late: Late { anchor: sample.count.own(target.namespace_ticks), missed: 0, cap: 0, saved: virt },
         overdue: Vec::new(),
         unsupported: Vec::new(),
         degraded: Vec::new(),
@@ -48,56 +58,60 @@ pub fn plan(checkpoint: &Checkpoint, target: &Target, sample: Stamp, request: Re
         generation: target.generation,
         nested: target.registers.has(Role::Cntvoff),
         frequency,
+        namespace_ticks: target.namespace_ticks,
         saved: SavedCounters {
-            cntvct: checkpoint.cntvct,
-            cntpct,
-            width_ticks: checkpoint.width_ticks,
-            host: checkpoint.host,
-            backlog: checkpoint.backlog,
+            cntvct: virt,
+            cntpct: phys,
+            width_ticks: saved.time.width_ticks(),
+            hidden_ticks: saved.hidden_ticks,
+            later_ticks: saved.later_ticks,
+            host: saved.stamp,
+            backlog: saved.time.backlog,
         },
     };
-    plan.as_of = plan.at(&plan.sample)?;
+    plan.passed = plan.elapsed()?;
+    plan.late = plan.late();
+    plan.as_of = plan.at(plan.late.anchor);
     plan.can_be_paid_back()?;
-    if !request.in_place {
-        // In place the checkpoint has no timers.
-        let found = plan.timers_at(checkpoint, &plan.as_of, plan.cval_shift(&plan.as_of));
+    if let Some(vm) = &saved.vm {
+        let found = plan.timers_at(vm, &plan.as_of, plan.cval_shift(&plan.as_of));
         plan.overdue = found.filter(|status| status.overdue_ticks.is_some()).collect();
     }
-    plan.assumptions = advice::assumptions(&plan, checkpoint);
-    plan.unsupported = advice::unsupported(&plan, checkpoint, target);
+    plan.assumptions = advice::assumptions(&plan, saved);
+    plan.unsupported = advice::unsupported(&plan, saved, target);
     plan.degraded = advice::degraded(&plan, target);
-    plan.warnings = advice::warnings(&plan, checkpoint, target);
+    plan.warnings = advice::warnings(&plan, saved, target);
     Ok(plan)
 }
 
-/// Checks that `target` has the vCPUs, timers and registers of `checkpoint`.
-pub fn same_topology(checkpoint: &Checkpoint, target: &Target) -> Result<(), Refusal> {
+/// Checks that `target` has the vCPUs, timers and registers of `vm`.
+pub fn same_topology(vm: &SavedVm<'_>, target: &Target) -> Result<(), Refusal> {
     let mismatch = |what, saved, host| Err(Refusal::TopologyMismatch { what, saved, host });
-    if checkpoint.vcpus != target.vcpus {
-        return mismatch("vCPUs", checkpoint.vcpus, target.vcpus);
+    if vm.vcpus() != target.vcpus {
+        return mismatch("vCPUs", vm.vcpus(), target.vcpus);
     }
-    let el2 = |nested: bool| if nested { checkpoint.vcpus } else { 0 };
-    let (saved, host) = (checkpoint.cntvoff.is_some(), target.registers.has(Role::Cntvoff));
+    let el2 = |nested: bool| if nested { vm.vcpus() } else { 0 };
+    let (saved, host) = (vm.is_nested(), target.registers.has(Role::Cntvoff));
     if saved != host {
         return mismatch("vCPUs with EL2", el2(saved), el2(host));
     }
-    let saved = checkpoint.timers.iter().filter(|columns| columns.timer != Timer::Ptimer).count();
+    let saved = vm.timers().filter(|saved| saved.timer != Timer::Ptimer).count();
     let host = target.registers.timers().filter(|timer| *timer != Timer::Ptimer).count();
     if saved != host {
         return mismatch("timers besides the physical one on each vCPU", saved, host);
     }
-    let saved = checkpoint.others.len();
-    let host = checkpoint.others.iter().filter(|column| target.registers.has_id(column.id)).count();
+    let saved = vm.others().count();
+    let host = vm.others().filter(|(id, _)| target.registers.has_id(*id)).count();
     if saved != host {
         return mismatch("timer registers unknown to guestclock", saved, host);
     }
     Ok(())
 }
 
-fn same_frequency(checkpoint: &Checkpoint, target: &Target, sample: &Stamp) -> Result<Frequency, Refusal> {
-    let saved_hz = u64::from(checkpoint.cntfrq_hz);
+fn same_frequency(saved: &Saved<'_>, target: &Target, sample: &Stamp) -> Result<Frequency, Refusal> {
+    let saved_hz = saved.time.frequency().hz();
     let mismatch = |host_hz| Refusal::FrequencyMismatch { saved_hz, host_hz };
-    if checkpoint.cntfrq_hz != target.cntfrq_hz {
+    if saved_hz != u64::from(target.cntfrq_hz) {
         return Err(mismatch(u64::from(target.cntfrq_hz)));
     }
     if saved_hz != sample.frequency.hz() {
@@ -106,20 +120,20 @@ fn same_frequency(checkpoint: &Checkpoint, target: &Target, sample: &Stamp) -> R
     Ok(sample.frequency)
 }
 
-fn method(checkpoint: &Checkpoint, target: &Target, request: Request) -> Result<Method, Refusal> {
-    let skew = |why| Refusal::CounterSkew { cntvct: checkpoint.cntvct.0, cntpct: checkpoint.cntpct.0, why };
+fn method(saved: &Saved<'_>, target: &Target, request: Request) -> Result<Method, Refusal> {
+    let time = &saved.time;
+    let skew = |why| Refusal::CounterSkew { cntvct: time.timeline.0, cntpct: time.physical().0, why };
     let adopt = request.views == Views::AdoptVirtual;
-    let equal = checkpoint.cntvct == checkpoint.cntpct;
-    if !target.opted_in && !adopt && (request.in_place || !equal || !target.abilities.counter_offset) {
+    let equal = time.physical_displacement_ticks == 0;
+    // Nothing opts in without a word: the VMM's, who called it; the checkpoint's of a VM that had; or the caller's here.
+    let by_word = time.opted_in && !request.in_place && equal;
+    if !target.opted_in && !adopt && (!by_word || !target.abilities.counter_offset) {
         if request.views == Views::Refuse && !equal {
             return Err(skew(Skew::RefusalAskedFor));
         }
-        if target.vcpus == 0 {
-            return Err(Refusal::NoCounterOffset { needed_by: NeedsCounterOffset::NoVcpu });
-        }
         // Each counter may have been read as late as its width.
-        let apart = checkpoint.cntvct.0.wrapping_sub(checkpoint.cntpct.0).cast_signed().unsigned_abs();
-        let read_apart = checkpoint.width_ticks.saturating_mul(2);
+        let apart = time.physical_displacement_ticks.cast_signed().unsigned_abs();
+        let read_apart = time.width_ticks().saturating_mul(2);
         if target.registers.has(Role::Cntvoff) && !request.in_place && apart > read_apart {
             return Err(skew(Skew::El2));
         }

@@ -97,8 +97,6 @@ pub enum NeedsCounterOffset {
     CatchUpPlan,
     /// A step of a backlog, on a VM that hasn't opted in.
     CatchUpStep,
-    /// A restore into a VM without vCPUs, whose counters would be set by value.
-    NoVcpu,
 }
 
 impl fmt::Display for NeedsCounterOffset {
@@ -113,10 +111,6 @@ impl fmt::Display for NeedsCounterOffset {
                  first"
             }
             Self::CatchUpStep => "catching up pays back by moving the VM-wide counter offset, and this VM hasn't opted in to one",
-            Self::NoVcpu => {
-                "without a VM-wide counter offset for both counters they are set by value, and this VM has no vCPU to set \
-                 them on: create its vCPUs first"
-            }
         })
     }
 }

@@ -46,8 +46,9 @@ pub struct Report {
     pub bound: ErrorBound,
     /// Ticks by which CVALs were moved, so that the timers keep their remaining time.
     pub cval_shift: u64,
-    /// Guest ticks between the last guest exit and the checkpoint's sample, which the guest sees; `None` if not known.
-    pub before_checkpoint_ticks: Option<u64>,
+    /// Guest ticks between the last guest exit and the checkpoint's sample; `None` if not known. If they are known, they
+    /// count as passed, and the guest goes on from its exit; otherwise the guest sees them.
+    pub stopped_before_ticks: Option<u64>,
     /// Guest ticks between the last sample and the first guest entry, which the guest sees; `None` if not known.
     pub after_release_ticks: Option<u64>,
 }

@@ -2,6 +2,7 @@
 
 use crate::arch::Abilities;
 use crate::arch::arm64::Registers;
+use crate::time::NamespaceTicks;
 
 /// The VM that is restored into, as far as a plan depends on it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -16,6 +17,8 @@ pub struct Target {
     pub abilities: Abilities,
     /// True if the VM has opted in to one offset.
     pub opted_in: bool,
+    /// Ticks that the process's time namespace adds to the VM's counter.
+    pub namespace_ticks: NamespaceTicks,
     /// Number of the VM's state: a plan is stale once it has changed.
     pub generation: u64,
 }

@@ -2,8 +2,9 @@
 //! run, and interrupts pending in a saved vGIC that no line accounts for.
 
 use crate::arch::arm64::{CTL_ENABLE, IrqIds, Offsets, Timer, timer, view_of};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Held, SavedTimer, SavedVm};
 use crate::time::{GuestCount, HostCount, Offset};
+use alloc::vec::Vec;
 
 /// One timer of one vCPU at an instant.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,29 +27,29 @@ pub struct TimerStatus {
     pub passed_in_pause: bool,
 }
 
-/// Returns the checkpoint's timers at its own instant, vCPU by vCPU, in the order of their columns.
-pub fn saved(checkpoint: &Checkpoint) -> impl Iterator<Item = TimerStatus> {
-    statuses(checkpoint, checkpoint.host.count, saved_offsets(checkpoint), 0)
+/// Returns a VM's timers at the checkpoint's instant, vCPU by vCPU, in the timers' order.
+pub fn saved(vm: &SavedVm<'_>) -> impl Iterator<Item = TimerStatus> {
+    let (count, offsets) = vm.instant();
+    statuses(vm, count, offsets, 0)
 }
 
-const fn saved_offsets(checkpoint: &Checkpoint) -> Offsets {
-    let Checkpoint { host, cntvct, cntpct, .. } = checkpoint;
-    Offsets { virt: Offset::between(host.count, *cntvct), phys: Offset::between(host.count, *cntpct) }
-}
-
-/// Returns the checkpoint's timers when the host's counter reads `now`, under these offsets, with CVALs moved by
+/// Returns the VM's timers when the host's counter reads `now`, under these offsets, with CVALs moved by
 /// `cval_shift`.
 pub(super) fn statuses(
-    checkpoint: &Checkpoint,
+    vm: &SavedVm<'_>,
     now: HostCount,
     offsets: Offsets,
     cval_shift: u64,
 ) -> impl Iterator<Item = TimerStatus> {
-    let status = move |vcpu: usize, timer, ctl: u64, saved_cval: u64| {
+    let (saved_count, saved_offsets) = vm.instant();
+    // Nothing that happened after the stop was seen by the guest.
+    let saved_count = HostCount(saved_count.0.wrapping_sub(vm.hidden_ticks()));
+    let cntvoff = vm.register(Held::Cntvoff);
+    let timers: Vec<SavedTimer<'_>> = vm.timers().collect();
+    let status = move |vcpu: usize, timer, ctl: u64, saved_cval: u64, cntvoff: Option<Offset>| {
         let cval = timer::moved_cval(saved_cval, cval_shift);
-        let cntvoff = checkpoint.cntvoff.as_ref().and_then(|column| column.get(vcpu)).map(|cntvoff| Offset(*cntvoff));
         let at = |count: HostCount, vm: Offsets| count.guest(vm.on_vcpu(cntvoff).of(view_of(timer)));
-        let (before, count) = (at(checkpoint.host.count, saved_offsets(checkpoint)), at(now, offsets));
+        let (before, count) = (at(saved_count, saved_offsets), at(now, offsets));
         // With ENABLE clear the condition isn't met, whatever the counter reads (Arm ARM DDI 0487,
         // CNTV_CTL_EL0.ISTATUS).
         let reached = |cval, count| ctl & CTL_ENABLE != 0 && timer::condition_met(cval, count);
@@ -63,10 +64,11 @@ pub(super) fn statuses(
             passed_in_pause: reached(cval, count) && !reached(saved_cval, before),
         }
     };
-    (0..checkpoint.vcpus).flat_map(move |vcpu| {
-        checkpoint.timers.iter().filter_map(move |columns| {
-            Some(status(vcpu, columns.timer, columns.ctl.get(vcpu)?, *columns.cval.get(vcpu)?))
-        })
+    (0..vm.vcpus()).flat_map(move |vcpu| {
+        let cntvoff = cntvoff.as_ref().and_then(|column| column.get(vcpu)).map(Offset);
+        let of_vcpu =
+            timers.iter().filter_map(move |saved| Some((saved.timer, saved.ctl.get(vcpu)?, saved.cval.get(vcpu)?)));
+        of_vcpu.map(move |(timer, ctl, cval)| status(vcpu, timer, ctl, cval, cntvoff)).collect::<Vec<_>>()
     })
 }
 

@@ -12,6 +12,8 @@ pub struct ErrorBound {
     pub by_value_ticks: u64,
     /// Rounding of the elapsed time, in ticks.
     pub rounding_ticks: u64,
+    /// Error of this counter's rate from the plan to the release, in ticks; 0 on the checkpoint's own counter.
+    pub rate_ticks: u64,
     /// Width of the bracket of the checkpoint's stamp.
     pub saved_bracket_ns: u64,
     /// Width of the bracket of the stamp here.
@@ -45,11 +47,12 @@ pub enum Amount {
 impl ErrorBound {
     /// Returns the terms by name, including those that are 0.
     #[must_use]
-    pub fn terms(&self) -> [(&'static str, Amount); 11] {
+    pub fn terms(&self) -> [(&'static str, Amount); 12] {
         [
             ("reading the counters at the checkpoint", Amount::Ticks(self.reads_ticks)),
             ("setting the counters by value", Amount::Ticks(self.by_value_ticks)),
             ("rounding the elapsed time", Amount::Ticks(self.rounding_ticks)),
+            ("rate of the counter until the release", Amount::Ticks(self.rate_ticks)),
             ("bracket at the checkpoint", Amount::Ns(self.saved_bracket_ns)),
             ("bracket here", Amount::Ns(self.here_bracket_ns)),
             ("wall clock at the checkpoint", Amount::Ns(self.saved_sync_ns)),
@@ -76,6 +79,6 @@ impl ErrorBound {
         let ns: u128 = terms.into_iter().map(u128::from).sum();
         let time = (ns * PPB).checked_add(self.saved_holdover)?.checked_add(self.here_holdover)?;
         let ticks = time.checked_mul(frequency.hz().into())?.div_ceil(u128::from(NS_PER_S) * PPB);
-        u64::try_from(ticks).ok()?.checked_add(self.rounding_ticks)
+        u64::try_from(ticks).ok()?.checked_add(self.rounding_ticks)?.checked_add(self.rate_ticks)
     }
 }

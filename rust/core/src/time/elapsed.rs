@@ -108,7 +108,8 @@ const fn yes(yes: bool) -> &'static str {
 }
 
 /// The longest that `ticks` of an honest counter last, in nanoseconds, rounded up: it may be as slow as is tolerated.
-pub(crate) fn longest_ns(frequency: Frequency, ticks: u64) -> u64 {
+#[must_use]
+pub fn longest_ns(frequency: Frequency, ticks: u64) -> u64 {
     const MILLION: u128 = 1_000_000;
     // Below 2^114, and the divisor not 0.
     let ticks = u128::from(ticks) * u128::from(NS_PER_S) * MILLION;
@@ -265,16 +266,21 @@ pub(crate) fn by_two_wall_clocks(
     }
 }
 
-/// How much time has passed by the caller's word for the instant `sample`: from there this counter goes on.
-pub(crate) fn by_the_callers_word(
-    elapsed_ns: u64,
-    assumed_ns: u64,
-    sample: &Stamp,
-    here: &Stamp,
-) -> Result<Elapsed, ElapsedError> {
-    let since = by_one_counter(sample, here)?;
+/// Returns the time that has passed by the caller's word.
+pub(crate) fn by_the_callers_word(elapsed_ns: u64, assumed_ns: u64, here: &Stamp) -> Elapsed {
     let bound = ErrorBound { rounding_ticks: 1, assumed_ns, ..ErrorBound::default() };
-    Ok(Elapsed { ticks: here.frequency.ns_to_ticks(elapsed_ns) + since.ticks, bound })
+    Elapsed { ticks: here.frequency.ns_to_ticks(elapsed_ns), bound }
+}
+
+impl Elapsed {
+    /// Returns the time after `ticks` more of this counter. On one counter that is exact; after any other time they are
+    /// as far off as an honest counter's rate may be: most where it is slow, and counts fewer of them than pass.
+    #[must_use]
+    pub fn and_then(self, ticks: u64, same_counter: bool) -> Self {
+        let rate = (u128::from(ticks) * RATE_TOLERANCE_PPM).div_ceil(1_000_000 - RATE_TOLERANCE_PPM);
+        let rate_ticks = if same_counter { 0 } else { u64::try_from(rate).unwrap_or(u64::MAX) };
+        Self { ticks: self.ticks + u128::from(ticks), bound: ErrorBound { rate_ticks, ..self.bound } }
+    }
 }
 
 /// By how much faster the guest's counter runs from now on, in parts per billion, by what both kernels found of their

@@ -1,6 +1,6 @@
 //! Frequencies, and exact conversions between ticks and nanoseconds.
 
-use core::num::NonZeroU64;
+use core::num::{NonZeroU32, NonZeroU64};
 
 /// Nanoseconds in a second.
 pub const NS_PER_S: u64 = 1_000_000_000;
@@ -79,5 +79,12 @@ impl Frequency {
     #[must_use]
     pub const fn ns_to_ticks_ceil(self, ns: u64) -> u128 {
         (ns as u128 * self.hz() as u128).div_ceil(NS_PER_S as u128)
+    }
+}
+
+impl From<NonZeroU32> for Frequency {
+    /// The frequency of a guest's counter.
+    fn from(hz: NonZeroU32) -> Self {
+        Self(hz.into())
     }
 }

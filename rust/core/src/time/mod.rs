@@ -18,7 +18,7 @@ pub mod stamp;
 pub mod wall_clock;
 
 pub use bound::{Amount, ErrorBound};
-pub use count::{GuestCount, HostCount, NO_DEADLINE, Offset, deadline};
+pub use count::{GuestCount, HostCount, NO_DEADLINE, NamespaceTicks, Offset, StampCount, deadline};
 pub use counter::{Counter, Instant};
 pub use elapsed::{Elapsed, ElapsedError, Evidence, MAX_ELAPSED_NS, RATE_TOLERANCE_PPM};
 pub use frequency::{Frequency, NS_PER_S};
@@ -27,5 +27,5 @@ pub use interval::OffsetInterval;
 pub use published::PublishedOffset;
 pub use ratio::Ratio;
 pub use source::SourceName;
-pub use stamp::{Leap, Stamp};
+pub use stamp::{BootTime, Leap, Stamp};
 pub use wall_clock::{Quality, SyncBound, Unvouched};

@@ -1,8 +1,9 @@
 //! Counts of a counter at another frequency, exact to the tick.
 
-use crate::time::count::HostCount;
+use crate::time::count::{HostCount, NamespaceTicks, StampCount};
+use crate::time::counter::{Counter, Instant};
 use crate::time::frequency::Frequency;
-use crate::time::stamp::Stamp;
+use crate::time::stamp::{BootTime, Stamp};
 
 /// Conversion of a counter's counts to another frequency: the arithmetic of a scaled counter, without the counter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,16 +55,38 @@ impl Ratio {
         u64::try_from(inner).ok().map(HostCount)
     }
 
-    /// Returns the stamp of the same instant and source, with the converted count. It is wider by a tick, which
-    /// rounding a count down can hide.
+    /// Returns the ticks that the inner counter's namespace adds to the converted counts, rounded down: a converted
+    /// count less these may be ahead of the conversion of the host-wide count, by less than a tick.
     #[must_use]
-    pub fn instant(self, inner: Stamp) -> Stamp {
+    pub fn namespace_ticks(self, inner: NamespaceTicks) -> NamespaceTicks {
+        let scaled = (i128::from(inner.0) * i128::from(self.n)).div_euclid(i128::from(self.d));
+        #[expect(clippy::cast_possible_truncation, reason = "a count is modulo 2^64, and so is a distance of counts")]
+        NamespaceTicks(scaled as i64)
+    }
+
+    /// Returns the stamp of the same instant and source, with the converted count. It is wider by a tick, and so is its
+    /// boot time: rounding a count down can hide as much.
+    #[must_use]
+    pub fn stamp(self, inner: Stamp) -> Stamp {
         Stamp {
-            count: self.at(inner.count),
+            count: StampCount(self.at(HostCount(inner.count.0)).0),
             frequency: self.to,
             width_ns: inner.width_ns.saturating_add(self.hidden_ns()),
+            boot_time: inner.boot_time.map(|boot_time| BootTime {
+                width_ns: boot_time.width_ns.saturating_add(self.hidden_ns()),
+                ..boot_time
+            }),
             ..inner
         }
+    }
+
+    /// Returns the same instant of the converted counter. Its own count is the conversion of the inner counter's own
+    /// count, exactly, since that is what guests are offset from.
+    #[must_use]
+    pub fn instant(self, inner: &Instant) -> Instant {
+        let namespace_ticks = self.namespace_ticks(inner.namespace_ticks);
+        let count = self.at(inner.count()).stamped(namespace_ticks);
+        Instant { stamp: Stamp { count, ..self.stamp(inner.stamp) }, namespace_ticks }
     }
 
     /// Returns the product before it is reduced modulo 2^64.

@@ -1,6 +1,6 @@
 //! A count and a wall-clock reading of one instant, and who vouches for them.
 
-use crate::time::count::HostCount;
+use crate::time::count::StampCount;
 use crate::time::frequency::{Frequency, NS_PER_S};
 use crate::time::source::SourceName;
 use crate::time::wall_clock::{Quality, SATURATED_NS, SyncBound, Unvouched};
@@ -52,17 +52,42 @@ impl Leap {
     }
 }
 
+/// The time since the host's boot, with the part of it that the host slept, as the initial time namespace reads it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct BootTime {
+    /// CLOCK_BOOTTIME in nanoseconds: at the stamp's count it read this, or up to `width_ns` less.
+    pub boottime_ns: u64,
+    /// CLOCK_BOOTTIME - CLOCK_MONOTONIC in nanoseconds, which is the kernel's own sum of the time that the host was
+    /// suspended: it is this, or up to `width_ns` more.
+    pub slept_ns: u64,
+    /// Distance of the two reads of CLOCK_MONOTONIC that the count and CLOCK_BOOTTIME were read between, in nanoseconds,
+    /// and a tick of the counter, which may have come to its count that much earlier.
+    pub width_ns: u64,
+}
+
+impl BootTime {
+    /// Returns the boot time `ns` later, or earlier if negative, with no sleep in between; `None` before the boot.
+    fn moved(self, ns: i128) -> Option<Self> {
+        let boottime_ns = u64::try_from(i128::from(self.boottime_ns) + ns).ok()?;
+        Some(Self { boottime_ns, ..self })
+    }
+}
+
 /// A count and a wall-clock reading that belong together, and what vouches for them.
+///
+/// A stamp is host-wide: time namespaces are taken off. A counter whose namespace isn't known has a `source` of its own,
+/// which ends in `_local`.
 ///
 /// The wall clock read [`realtime_ns`](Self::realtime_ns) at some instant in the `width_ns` nanoseconds that end or
 /// begin at `count`: the whole width of the bracket is the bound on their distance.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Stamp {
-    /// The host's counter.
-    pub count: HostCount,
+    /// The host's counter, as the initial time namespace reads it.
+    pub count: StampCount,
     /// Its frequency.
     pub frequency: Frequency,
-    /// Which counter it was: `cntvct_el0`, `clock_monotonic_raw`, `clock_monotonic`, `tsc` or `manual`.
+    /// Which counter it was: `cntvct_el0`, `clock_monotonic_raw`, `clock_monotonic`, `tsc` or `manual`; or
+    /// `clock_monotonic_raw_local` or `clock_monotonic_local`, whose count may be shifted by a time namespace.
     pub source: SourceName,
     /// CLOCK_REALTIME, in nanoseconds since 1970.
     pub realtime_ns: i64,
@@ -85,6 +110,8 @@ pub struct Stamp {
     pub machine_id: Option<[u8; 16]>,
     /// The kernel's random boot id: this boot, or a restored copy of it.
     pub boot_id: Option<[u8; 16]>,
+    /// The time since that boot; `None` where it isn't known host-wide.
+    pub boot_time: Option<BootTime>,
 }
 
 impl Stamp {
@@ -96,7 +123,7 @@ impl Stamp {
     #[must_use]
     pub fn of_unknown_host(frequency: Frequency) -> Self {
         // Counts are compared modulo 2^64: this one lies ahead of everything that a counter reads in centuries.
-        let count = HostCount(i64::MAX.cast_unsigned());
+        let count = StampCount(i64::MAX.cast_unsigned());
         Self::unvouched(count, frequency, SourceName::UNKNOWN, i64::MAX, u64::MAX)
     }
 
@@ -109,7 +136,7 @@ impl Stamp {
     /// Two readings that belong together within `width_ns`, and nobody to say anything of the clocks.
     #[must_use]
     pub fn unvouched(
-        count: HostCount,
+        count: StampCount,
         frequency: Frequency,
         source: SourceName,
         realtime_ns: i64,
@@ -129,6 +156,7 @@ impl Stamp {
             leap: Leap::Unknown,
             machine_id: None,
             boot_id: None,
+            boot_time: None,
         }
     }
 
@@ -136,8 +164,9 @@ impl Stamp {
     ///
     /// `count` may lie before or after. Exact to the nanosecond but for the wall clock's rate, so it is for short
     /// distances: a caller that read the counter itself a moment ago. `None` where the wall clock leaves its range.
+    /// The boot time moves too, and is dropped before the boot.
     #[must_use]
-    pub fn at(&self, count: HostCount) -> Option<Self> {
+    pub fn at(&self, count: StampCount) -> Option<Self> {
         let ticks = count.since(self.count);
         let back = self.count.since(count);
         let moved = if ticks <= back {
@@ -145,7 +174,9 @@ impl Stamp {
         } else {
             -i128::try_from(self.frequency.ticks_to_ns(back)).ok()?
         };
-        Some(Self { count, realtime_ns: i64::try_from(i128::from(self.realtime_ns) + moved).ok()?, ..*self })
+        let realtime_ns = i64::try_from(i128::from(self.realtime_ns) + moved).ok()?;
+        let boot_time = self.boot_time.and_then(|boot_time| boot_time.moved(moved));
+        Some(Self { count, realtime_ns, boot_time, ..*self })
     }
 
     /// CLOCK_TAI, in nanoseconds; `None` where TAI - UTC isn't known.
@@ -202,7 +233,21 @@ mod tests {
     fn an_unknown_host_is_ahead_of_every_other() {
         let unknown = Stamp::of_unknown_host(Frequency::new(1).unwrap());
         for count in [0, 1, 1 << 62, (1 << 63) - 2] {
-            assert!(unknown.count.is_after(HostCount(count)));
+            assert!(unknown.count.is_after(StampCount(count)));
         }
+    }
+
+    #[test]
+    fn boot_time_moves_with_the_count() {
+        let frequency = Frequency::new(1_000).unwrap();
+        let boot_time = BootTime { boottime_ns: 2_000_000, slept_ns: 7, width_ns: 3 };
+        let stamp = Stamp::unvouched(StampCount(100), frequency, SourceName::MANUAL, 50, 0);
+        let stamp = Stamp { boot_time: Some(boot_time), ..stamp };
+        let later = stamp.at(StampCount(105)).unwrap();
+        assert_eq!(later.boot_time, Some(BootTime { boottime_ns: 7_000_000, ..boot_time }));
+        let earlier = stamp.at(StampCount(98)).unwrap();
+        assert_eq!(earlier.boot_time, Some(BootTime { boottime_ns: 0, ..boot_time }));
+        let before_boot = stamp.at(StampCount(97)).unwrap();
+        assert_eq!((before_boot.boot_time, before_boot.realtime_ns), (None, 50 - 3_000_000));
     }
 }

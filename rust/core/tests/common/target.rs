@@ -1,11 +1,10 @@
 //! A VM to plan for: it can hold what `bare()` has, with a physical timer.
 
-use super::bare;
+use super::{Contents, bare};
 use guestclock_core::arch::Abilities;
 use guestclock_core::arch::arm64::{Registers, Role, Timer, View, one_reg_id};
-use guestclock_core::checkpoint::Checkpoint;
-use guestclock_core::restore::{Plan, Policy, Refusal, Request, Target, plan};
-use guestclock_core::time::{HostCount, SourceName, Stamp};
+use guestclock_core::restore::{Plan, Policy, Refusal, Request, Saved, Target, planning};
+use guestclock_core::time::{NamespaceTicks, SourceName, Stamp, StampCount};
 
 /// Timer registers of a plain guest, and those of these roles.
 pub(crate) fn registers(more: &[Role]) -> Registers {
@@ -25,9 +24,10 @@ pub(crate) fn target() -> Target {
     Target {
         vcpus: 1,
         registers: registers(&[]),
-        cntfrq_hz: bare().cntfrq_hz,
+        cntfrq_hz: 62_500_000,
         abilities: Abilities { counter_offset: true, physical_offset_untrapped: Some(true), counter_bits: Some(64) },
         opted_in: true,
+        namespace_ticks: NamespaceTicks::NONE,
         generation: 7,
     }
 }
@@ -47,25 +47,32 @@ pub(crate) fn old() -> Target {
 
 /// The checkpoint's own counter, so many ticks after it: 16 ns each.
 pub(crate) fn here(ticks: u64) -> Stamp {
-    bare().host.at(HostCount(300 + ticks)).unwrap()
+    bare().stamp.at(StampCount(300 + ticks)).unwrap()
 }
 
 /// The checkpoint taken by a counter of another machine than [`there`]'s, which knows TAI, within 30 ns.
-pub(crate) fn abroad() -> Checkpoint {
+pub(crate) fn abroad() -> Contents {
     let source = SourceName::fixed("cntvct_el0");
-    let host = Stamp { source, machine_id: Some([1; 16]), tai_offset_s: Some(37), width_ns: 30, ..bare().host };
-    Checkpoint { host, ..bare() }
+    let stamp = Stamp { source, machine_id: Some([1; 16]), tai_offset_s: Some(37), width_ns: 30, ..bare().stamp };
+    bare().at(stamp)
 }
 
 /// Another machine's counter, `ns` after [`abroad`] by its wall clock, within 50 ns.
 pub(crate) fn there(ns: i64) -> Stamp {
-    let host = abroad().host;
-    Stamp { machine_id: Some([9; 16]), count: HostCount(5), realtime_ns: ns, width_ns: 50, ..host }
+    Stamp { machine_id: Some([9; 16]), count: StampCount(5), realtime_ns: ns, width_ns: 50, ..abroad().stamp }
+}
+
+/// A plan for the one VM of a checkpoint; for a VM that stayed where it is, of its time alone.
+pub(crate) fn plan(saved: &Contents, to: &Target, at: Stamp, request: Request) -> Result<Plan, Refusal> {
+    let checkpoint = saved.made();
+    let vm = checkpoint.only().unwrap();
+    let saved = if request.in_place { Saved::in_place(vm.stamp(), *vm.time()) } else { Saved::from(&vm) };
+    planning::plan(&saved, to, at, request)
 }
 
 /// A plan for [`target`], so many ticks later.
-pub(crate) fn later(checkpoint: &Checkpoint, ticks: u64, request: Request) -> Result<Plan, Refusal> {
-    plan(checkpoint, &target(), here(ticks), request)
+pub(crate) fn later(saved: &Contents, ticks: u64, request: Request) -> Result<Plan, Refusal> {
+    plan(saved, &target(), here(ticks), request)
 }
 
 /// A request of this policy alone.

@@ -1,7 +1,7 @@
 //! Kinds of KVM's descriptors: a wrong descriptor is refused before it gets an ioctl.
 
 use rustix::io::fcntl_getfd;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::{fs, io};
 
 /// Objects that KVM gives descriptors for.
@@ -16,6 +16,16 @@ pub enum DescriptorKind {
     Vgic,
 }
 
+/// Names of the files of a GICv2 and a GICv3.
+const VGICS: [&str; 2] = ["anon_inode:kvm-arm-vgic-v2", "anon_inode:kvm-arm-vgic-v3"];
+
+/// Returns whether the descriptor is a vGICv3's by its name; without /proc nobody can tell.
+#[must_use]
+#[cfg_attr(not(target_arch = "aarch64"), expect(dead_code, reason = "only arm64 has vGICs"))]
+pub(crate) fn is_vgic_v3(fd: BorrowedFd<'_>) -> bool {
+    fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).is_ok_and(|name| name.to_string_lossy() == VGICS[1])
+}
+
 impl DescriptorKind {
     /// Compares the name that the kernel gives to such a file (virt/kvm/kvm_main.c;
     /// arch/arm64/kvm/vgic/vgic-kvm-device.c).
@@ -23,7 +33,8 @@ impl DescriptorKind {
         match self {
             Self::Vm => name == "anon_inode:kvm-vm",
             Self::Vcpu => name.starts_with("anon_inode:kvm-vcpu:"),
-            Self::Vgic => name.starts_with("anon_inode:kvm-arm-vgic"),
+            // Not the vGIC's ITS, which is a device of its own.
+            Self::Vgic => VGICS.contains(&name),
         }
     }
 
@@ -68,7 +79,8 @@ mod tests {
                 && !DescriptorKind::Vcpu.is_named("anon_inode:kvm-vm")
         );
         assert!(
-            DescriptorKind::Vgic.is_named("anon_inode:kvm-arm-vgic-v3")
+            VGICS.iter().all(|name| DescriptorKind::Vgic.is_named(name))
+                && !DescriptorKind::Vgic.is_named("anon_inode:kvm-arm-vgic-its")
                 && !DescriptorKind::Vgic.is_named("anon_inode:kvm-vm")
         );
     }

@@ -1,22 +1,29 @@
 //! KVM's ioctls on plain descriptors.
 #![expect(unsafe_code, reason = "KVM is asked by ioctl")]
 
-use crate::kvm::capability;
 use crate::kvm::ioctls::Ioctls;
 use crate::kvm::number::FdNumber;
+use crate::kvm::{capability, descriptor};
 use kvm_bindings::{
     KVM_ARM_VCPU_TIMER_CTRL, KVM_DEV_ARM_VGIC_GRP_DIST_REGS, KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, KVMIO,
-    kvm_arm_counter_offset, kvm_device_attr, kvm_one_reg, kvm_reg_list,
+    kvm_arm_counter_offset, kvm_create_device, kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V2,
+    kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, kvm_irq_level, kvm_irq_level__bindgen_ty_1, kvm_one_reg, kvm_reg_list,
 };
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 // Macros in the kernel's header (include/uapi/linux/kvm.h), so not in kvm-bindings.
 const GET_ONE_REG: libc::Ioctl = libc::_IOW::<kvm_one_reg>(KVMIO, 0xab);
 const SET_ONE_REG: libc::Ioctl = libc::_IOW::<kvm_one_reg>(KVMIO, 0xac);
 const GET_REG_LIST: libc::Ioctl = libc::_IOWR::<kvm_reg_list>(KVMIO, 0xb0);
 const SET_COUNTER_OFFSET: libc::Ioctl = libc::_IOW::<kvm_arm_counter_offset>(KVMIO, 0xb5);
+const IRQ_LINE: libc::Ioctl = libc::_IOW::<kvm_irq_level>(KVMIO, 0x61);
+const CREATE_DEVICE: libc::Ioctl = libc::_IOWR::<kvm_create_device>(KVMIO, 0xe0);
 const GET_DEVICE_ATTR: libc::Ioctl = libc::_IOW::<kvm_device_attr>(KVMIO, 0xe2);
+
+/// A line of KVM_IRQ_LINE that no VM has: of the type CPU (0), of vCPU 255, with the number 0xffff
+/// (Documentation/virt/kvm/api.rst, 4.25). With a vGIC in the kernel the type doesn't exist; without one the vCPU doesn't.
+const NO_VCPU: u32 = 255 << 16 | 0xffff;
 
 /// The distributor's control register, by its place in the register map (Arm GICv3 architecture, 12.9).
 const GICD_CTLR: u64 = 0;
@@ -48,6 +55,24 @@ impl<'fd> Fds<'fd> {
     #[must_use]
     pub fn by_number(vm: &'fd FdNumber, vcpus: &'fd [FdNumber], gic: Option<&'fd FdNumber>) -> Option<Self> {
         Self::new(vm.borrow(), vcpus.iter().map(FdNumber::borrow).collect(), gic.map(FdNumber::borrow))
+    }
+
+    /// Asks for the creation of a second vGIC, which no VM gets: `None` where the VM's vGIC is of another type.
+    fn look_by(&self, type_: u32) -> Option<io::Result<()>> {
+        let mut device = kvm_create_device { type_, fd: 0, flags: 0 };
+        // SAFETY: the struct is the one that the request is made from, and lives until the call returns.
+        match unsafe { ioctl(self.vm, CREATE_DEVICE, &raw mut device) } {
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Some(Ok(())),
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Some(Err(error)),
+            Err(_) => None,
+            Ok(()) => {
+                // KVM would have to have taken the vGIC away meanwhile, which it can't.
+                let fd = i32::try_from(device.fd).unwrap_or(-1);
+                // SAFETY: KVM has made this descriptor for the call above, and nobody else knows it.
+                drop((fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) }));
+                None
+            }
+        }
     }
 
     fn vcpu(&self, vcpu: usize) -> io::Result<BorrowedFd<'fd>> {
@@ -121,8 +146,21 @@ impl Ioctls for Fds<'_> {
         Err(io::Error::from_raw_os_error(libc::E2BIG))
     }
 
+    fn look(&self) -> Option<io::Result<()>> {
+        let mut line = kvm_irq_level { __bindgen_anon_1: kvm_irq_level__bindgen_ty_1 { irq: NO_VCPU }, level: 0 };
+        // SAFETY: the struct is the one that the request is made from, and lives until the call returns.
+        let answer = unsafe { ioctl(self.vm, IRQ_LINE, &raw mut line) };
+        if answer.err().and_then(|error| error.raw_os_error()) != Some(libc::ENXIO) {
+            return None;
+        }
+        [kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V2]
+            .into_iter()
+            .find_map(|type_| self.look_by(type_))
+    }
+
     fn distributor(&self) -> Option<io::Result<()>> {
-        self.gic.map(|fd| word(fd, KVM_DEV_ARM_VGIC_GRP_DIST_REGS, GICD_CTLR).map(drop))
+        let fd = self.gic.filter(|fd| descriptor::is_vgic_v3(*fd))?;
+        Some(word(fd, KVM_DEV_ARM_VGIC_GRP_DIST_REGS, GICD_CTLR).map(drop))
     }
 
     fn redistributor(&self, attr: u64) -> Option<io::Result<u32>> {

@@ -67,7 +67,7 @@ use std::io;
 /// let source = vmm()?;
 /// let vm = KvmVm::new(&source, &counter, KvmOptions::default())?;
 /// vm.set_counter_offset(&source, Offset(4_000_000))?;
-/// let saved = Arc::new(vm.checkpoint(&source, Saving::default())?);
+/// let saved = Arc::new(vm.checkpoint(&source, &Saving::default())?);
 /// counter.advance(1_000_000);
 ///
 /// // The target restores, with the VMM's own state between the steps.
@@ -101,8 +101,18 @@ pub trait Ioctls {
     /// KVM_GET_REG_LIST on a vCPU's descriptor.
     fn reg_list(&self, vcpu: usize) -> io::Result<Vec<u64>>;
 
-    /// KVM_GET_DEVICE_ATTR of GICD_CTLR on the vGIC's descriptor, which answers EBUSY while any vCPU runs; `None` where
-    /// there is no such descriptor.
+    /// A look whether any vCPU runs, on the VM's descriptor: EBUSY says so, success that at one instant none did. It
+    /// writes nothing and waits for nobody. `None` where this VM has no such look: without a vGIC in the kernel.
+    ///
+    /// Asked only of kernels that offer KVM_CAP_COUNTER_OFFSET. First KVM_IRQ_LINE of a vCPU that there can't be, whose
+    /// ENXIO says that there is a vGIC; then KVM_CREATE_DEVICE of the vGIC, which finds every vCPU's lock free (EEXIST)
+    /// or not (EBUSY).
+    fn look(&self) -> Option<io::Result<()>> {
+        None
+    }
+
+    /// KVM_GET_DEVICE_ATTR of GICD_CTLR on a vGICv3's descriptor, which answers EBUSY while any vCPU runs; `None` where
+    /// there is no such descriptor. Of a vGICv2 the same call would initialise the vGIC.
     fn distributor(&self) -> Option<io::Result<()>> {
         None
     }

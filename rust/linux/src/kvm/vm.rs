@@ -7,7 +7,7 @@ use guestclock_core::arch::arm64::{
     CTL_ENABLE, CTL_ISTATUS, CtlReadback, Encoding, ListOrder, Registers, Role, Timer, TimerState, View, count_reg,
     is_timers, one_reg_id, view_of,
 };
-use guestclock_core::checkpoint::Checkpoint;
+use guestclock_core::checkpoint::{Checkpoint, Interrupts};
 use guestclock_core::drive::{Backend, OpenPause, OpenRestore, OperationError, Saving, retry_busy};
 use guestclock_core::restore::{Plan, Report, Request, RunState, Step, Written};
 use guestclock_core::time::{Counter, GuestCount, HostCount, Offset, OffsetInterval, PublishedOffset};
@@ -85,6 +85,18 @@ pub struct Probed {
     pub list_order: Option<ListOrder>,
     /// Source of ISTATUS when CTL is read; `None` where the timers of vCPU 0 don't show it.
     pub ctl_readback: Option<CtlReadback>,
+}
+
+/// Look that tells whether a vCPU of a VM runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Looks {
+    /// On the VM's descriptor.
+    OnTheVm,
+    /// On a register of a vGICv3.
+    AtTheVgic,
+    /// None: the caller vouches.
+    Nowhere,
 }
 
 /// The clocks of a VM on KVM. They hold no descriptor: every call takes the VM's [`Ioctls`].
@@ -169,6 +181,18 @@ impl<C: Counter> KvmVm<C> {
             counter_offset: self.counter_offset,
             physical_offset_untrapped: self.options.physical_offset_untrapped,
             counter_bits: None,
+        }
+    }
+
+    /// Returns whether a look tells, of this VM as it is now, that a vCPU runs: on the VM's descriptor, by a vGICv3's, or
+    /// not at all.
+    pub fn looks(&self, io: &(impl Ioctls + ?Sized)) -> Looks {
+        if self.counter_offset && io.look().is_some() {
+            Looks::OnTheVm
+        } else if io.distributor().is_some() {
+            Looks::AtTheVgic
+        } else {
+            Looks::Nowhere
         }
     }
 
@@ -351,7 +375,7 @@ impl<C: Counter> KvmVm<C> {
     pub fn checkpoint(
         &self,
         io: &(impl Ioctls + ?Sized),
-        saving: Saving,
+        saving: &Saving,
     ) -> Result<Checkpoint, OperationError<KvmError>> {
         self.operate(io, |run_state, backend| run_state.checkpoint(backend, saving))
     }
@@ -363,11 +387,7 @@ impl<C: Counter> KvmVm<C> {
         checkpoint: &Checkpoint,
         request: Request,
     ) -> Result<Plan, OperationError<KvmError>> {
-        self.operate(io, |run_state, backend| {
-            // Reading registers would wait for a vCPU that runs.
-            backend.nobody_runs().map_err(OperationError::Backend)?;
-            run_state.plan(backend, checkpoint, request)
-        })
+        self.operate(io, |run_state, backend| run_state.plan(backend, checkpoint, request))
     }
 
     /// See [`RunState::prepare`].
@@ -556,23 +576,37 @@ impl<I: Ioctls + ?Sized, C: Counter> Backend for Kvm<'_, I, C> {
         self.vm.opted_in.get().map(PublishedOffset::offset)
     }
 
+    /// Asks for the ids of the timers that the guest has. A kernel or VMM that doesn't tell leaves them unknown.
+    fn interrupts(&mut self, registers: &Registers) -> Result<Option<Interrupts>, KvmError> {
+        self.is_stopped(0)?;
+        let nested = registers.timers().filter(|timer| matches!(timer, Timer::Hvtimer | Timer::Hptimer));
+        let mut ids = [0; 4];
+        for timer in [Timer::Vtimer, Timer::Ptimer].into_iter().chain(nested) {
+            match self.io.timer_irq(0, timer as u64) {
+                Some(Ok(id)) => ids[timer.index()] = id.cast_unsigned(),
+                Some(Err(_)) | None => return Ok(None),
+            }
+        }
+        Ok(Some(Interrupts(ids)))
+    }
+
     fn generation(&self) -> u64 {
         // Both only grow, so their sum changes with each.
         self.state.generation + self.io.vcpus() as u64
     }
 
-    /// Asks in this order: the VMM's own `running()`; the vGIC's distributor, whose registers can be had only with
-    /// every vCPU stopped; an owned VM's offset, written as it is. Otherwise the caller vouches.
+    /// Asks in this order: the VMM's own `running()`; the look on the VM's descriptor; a vGICv3's distributor, whose
+    /// registers can be had only with every vCPU stopped. Otherwise the caller vouches. Nothing is written.
     fn stopped(&mut self) -> Result<(), KvmError> {
         self.nobody_runs()?;
-        retry_busy(self, |kvm| match (kvm.io.distributor(), kvm.vm_offset()) {
-            (Some(answer), _) => {
-                answer.map_err(|error| kvm.on_vm("KVM_GET_DEVICE_ATTR of the vGIC's distributor", &error))
-            }
-            (None, Some(offset)) => {
-                kvm.io.set_counter_offset(offset.0).map_err(|error| kvm.on_vm(SET_COUNTER_OFFSET, &error))
-            }
-            (None, None) => Ok(()),
+        retry_busy(self, |kvm| {
+            let offered = kvm.vm.counter_offset;
+            let looked = offered.then(|| kvm.io.look()).flatten();
+            let (call, answer) = match looked {
+                Some(answer) => ("KVM_CREATE_DEVICE, as a look", Some(answer)),
+                None => ("KVM_GET_DEVICE_ATTR of the vGIC's distributor", kvm.io.distributor()),
+            };
+            answer.unwrap_or(Ok(())).map_err(|error| kvm.on_vm(call, &error))
         })
     }
 

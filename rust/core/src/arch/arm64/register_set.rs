@@ -1,5 +1,6 @@
 //! Timer registers that a VM has, and that a checkpoint can therefore be restored into.
 
+use crate::arch::RegId;
 use crate::arch::arm64::registers::{Role, is_unknown_timers, one_reg_id};
 use crate::arch::arm64::timer::Timer;
 use crate::arch::arm64::view::View;
@@ -32,6 +33,18 @@ impl Registers {
     /// Returns the timers in their order. The virtual timer is always among them, since every guest has it.
     pub fn timers(&self) -> impl Iterator<Item = Timer> {
         Timer::ALL.into_iter().filter(|timer| *timer == Timer::Vtimer || self.has(Role::Cval(*timer)))
+    }
+
+    /// Returns the ids of the registers that a checkpoint holds, in their order: each timer's CVAL and CTL, CNTVOFF_EL2,
+    /// and those that aren't in the table.
+    #[must_use]
+    pub fn saved(&self) -> Vec<RegId> {
+        let timers = self.timers().flat_map(|timer| [Role::Cval(timer), Role::Ctl(timer)]);
+        let cntvoff = self.has(Role::Cntvoff).then_some(Role::Cntvoff);
+        let known = timers.chain(cntvoff).map(one_reg_id);
+        let mut ids: Vec<RegId> = known.chain(self.others()).map(RegId).collect();
+        ids.sort_unstable();
+        ids
     }
 
     /// Returns the ids of timer registers that aren't in the table, in ascending order.

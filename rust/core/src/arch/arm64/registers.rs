@@ -119,17 +119,34 @@ pub const SYSREGS: [Sysreg; 28] = [
     row("CNTV_CVAL_EL02", Encoding(3, 5, 14, 3, 2), Role::Cval(Timer::Vtimer), None),
 ];
 
+/// KVM register ids of the rows; 0 where KVM has none. Computed once, since every access of a register looks here.
+const ONE_REG_IDS: [u64; SYSREGS.len()] = {
+    let mut ids = [0; SYSREGS.len()];
+    // The plain rows of the two registers whose ids KVM exchanges.
+    let (mut count, mut cval) = (SYSREGS.len(), SYSREGS.len());
+    let mut at = SYSREGS.len();
+    while at > 0 {
+        at -= 1;
+        let Sysreg { role, encoding, kvm, .. } = SYSREGS[at];
+        if kvm.is_some() {
+            ids[at] = encoding.one_reg_id();
+            match role {
+                Role::Count(View::Virtual) => count = at,
+                Role::Cval(Timer::Vtimer) => cval = at,
+                _ => {}
+            }
+        }
+    }
+    (ids[count], ids[cval]) = (ids[cval], ids[count]);
+    ids
+};
+
 impl Sysreg {
     /// Returns the KVM register id; `None` if KVM has none.
     #[must_use]
     pub fn one_reg_id(&self) -> Option<u64> {
-        self.kvm?;
-        let exchanged = match self.role {
-            Role::Count(View::Virtual) => Role::Cval(Timer::Vtimer),
-            Role::Cval(Timer::Vtimer) => Role::Count(View::Virtual),
-            same => same,
-        };
-        Self::of(exchanged).map(|row| row.encoding.one_reg_id())
+        let at = SYSREGS.iter().position(|row| row.encoding == self.encoding)?;
+        Some(ONE_REG_IDS[at]).filter(|id| *id != 0)
     }
 
     /// Returns the first register with this role: the plain one, not its self-synchronised twin or its alias at EL2.
@@ -153,7 +170,7 @@ impl Sysreg {
     /// Returns the register with this KVM id.
     #[must_use]
     pub fn with_one_reg_id(id: u64) -> Option<&'static Self> {
-        SYSREGS.iter().find(|row| row.one_reg_id() == Some(id))
+        ONE_REG_IDS.iter().position(|known| *known == id && id != 0).map(|at| &SYSREGS[at])
     }
 
     /// Returns the register with this KVM name.
@@ -178,10 +195,12 @@ pub fn is_timers(id: u64) -> bool {
     Encoding::from_one_reg_id(id).is_some_and(Encoding::is_generic_timer)
 }
 
-/// Returns whether a register with this KVM id is a timer register that isn't in the table.
+/// Returns whether a register with this KVM id is a timer register that KVM doesn't have in the table, and that a
+/// checkpoint carries as it is. CNTFRQ_EL0 isn't: it is the VM's frequency, under a field of its own.
 #[must_use]
 pub fn is_unknown_timers(id: u64) -> bool {
-    is_timers(id) && Sysreg::with_one_reg_id(id).is_none()
+    let is_frequency = |encoding| Sysreg::at(encoding).is_some_and(|row| row.role == Role::Frequency);
+    is_timers(id) && Sysreg::with_one_reg_id(id).is_none() && !Encoding::from_one_reg_id(id).is_some_and(is_frequency)
 }
 
 #[cfg(test)]

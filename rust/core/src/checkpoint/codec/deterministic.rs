@@ -1,7 +1,7 @@
-//! Whether CBOR is in the one encoding that its value has.
+//! Check that CBOR is in the one encoding that its value has.
 
 use crate::checkpoint::codec::terms::{MAX_DEPTH, NOT_DETERMINISTIC, WireError, malformed};
-use crate::checkpoint::codec::write::{Differs, Same};
+use crate::checkpoint::codec::writer::{Differs, Same};
 use core::cmp::Ordering;
 use minicbor::data::Type;
 use minicbor::decode::{self, Decoder};
@@ -17,7 +17,7 @@ pub(super) fn check(bytes: &[u8], start: usize) -> Result<(), WireError> {
     let mut check = Deterministic { d, same: Encoder::new(Same { expected: bytes, at: start }) };
     check.value(MAX_DEPTH)?;
     let at = check.d.position();
-    if at == bytes.len() { Ok(()) } else { Err(malformed(at, "the payload goes on after its map")) }
+    if at == bytes.len() { Ok(()) } else { Err(malformed(at, "the payload", "goes on after its map")) }
 }
 
 /// Reads values and writes them again onto the bytes that they came from.
@@ -30,9 +30,9 @@ impl Deterministic<'_> {
     fn value(&mut self, depth: usize) -> Result<(), WireError> {
         let start = self.d.position();
         let Some(depth) = depth.checked_sub(1) else {
-            return Err(malformed(start, "values are nested too deep"));
+            return Err(malformed(start, "a value", "is nested too deep"));
         };
-        let items = self.head().map_err(|flaw| malformed(start, flaw.0))?;
+        let items = self.head().map_err(|flaw| malformed(start, "a value", flaw.0))?;
         match items {
             Items::None => Ok(()),
             // However many were declared, each takes a byte at least: the loop ends with the input.
@@ -46,8 +46,8 @@ impl Deterministic<'_> {
                     let key = &input[at..self.d.position()];
                     match last.cmp(key) {
                         Ordering::Less => last = key,
-                        Ordering::Equal => return Err(malformed(at, "the key is there twice")),
-                        Ordering::Greater => return Err(malformed(at, "the key isn't in bytewise order")),
+                        Ordering::Equal => return Err(malformed(at, "a key", "is there twice")),
+                        Ordering::Greater => return Err(malformed(at, "a key", "isn't in bytewise order")),
                     }
                     self.value(depth)?;
                 }
@@ -90,30 +90,30 @@ impl Deterministic<'_> {
             Type::BytesIndef | Type::StringIndef | Type::ArrayIndef | Type::MapIndef | Type::Break => {
                 return Err(INDEFINITE);
             }
-            Type::F16 | Type::F32 | Type::F64 => return Err(Flaw("there is no floating point in a checkpoint")),
+            Type::F16 | Type::F32 | Type::F64 => return Err(Flaw("is floating point, and a checkpoint has none")),
             Type::Undefined | Type::Simple | Type::Unknown(_) => {
-                return Err(Flaw("of CBOR's simple values only true, false and null have a meaning here"));
+                return Err(Flaw("is a simple value other than true, false and null"));
             }
         }
         Ok(Items::None)
     }
 }
 
-/// What follows the head of a value.
+/// Items that follow the head of a value.
 enum Items {
     None,
     Values(u64),
     Pairs(u64),
 }
 
-/// What is wrong with the value at hand.
+/// Fault of the value at hand: a predicate.
 struct Flaw(&'static str);
 
-const INDEFINITE: Flaw = Flaw("lengths are definite in a checkpoint");
+const INDEFINITE: Flaw = Flaw("has no definite length");
 
 impl From<decode::Error> for Flaw {
     fn from(_: decode::Error) -> Self {
-        Self("this isn't CBOR, or the payload ends in it")
+        Self("isn't CBOR, or the payload ends in it")
     }
 }
 

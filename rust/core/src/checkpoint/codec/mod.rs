@@ -1,5 +1,4 @@
-//! The bytes of a [`Checkpoint`](crate::checkpoint::vm::Checkpoint) or a
-//! [`CheckpointSet`](crate::checkpoint::set::CheckpointSet): deterministic CBOR with a checksum, specified in
+//! The bytes of a [`Checkpoint`](crate::checkpoint::Checkpoint): deterministic CBOR with a checksum, specified in
 //! docs/checkpoint-format.md.
 //!
 //! Input comes from anywhere. Nothing here panics, recurses without a limit, or allocates by a length that was only
@@ -8,13 +7,15 @@
 mod checksum;
 mod deterministic;
 mod envelope;
+mod groups;
 mod payload;
-mod read;
-mod set;
+pub mod plain;
+mod reader;
+mod stamp;
 mod terms;
-mod vm;
-mod write;
+mod writer;
 
 pub use checksum::crc32c;
-pub use envelope::{decode, decode_set, encode, encode_set, encoded_len};
-pub use terms::{MAX_BYTES, MAX_DEPTH, MAX_KEY_BYTES, MAX_KEYS, PayloadKind, VERSION, WireError};
+pub use envelope::{decode, encode, encoded_len};
+pub use plain::{Key, Plain, plain};
+pub use terms::{ARCH, MAX_BYTES, MAX_DEPTH, MAX_KEY_BYTES, MAX_KEYS, VERSION, WireError};

@@ -1,17 +1,13 @@
 //! The format's constants and limits, and the reasons why bytes are refused.
 
 use alloc::string::String;
-use core::fmt::{self, Debug, Display};
 use minicbor::data::Tag;
 
 /// The version that is written and read.
 pub const VERSION: u64 = 1;
 
-/// The most bytes that are looked at.
-///
-/// A vCPU takes 72 bytes at most (CNTVOFF_EL2, and CVAL and a wide CTL of four timers). KVM allows an arm64 VM 512
-/// vCPUs, which makes 37 kB; this is room for 200 000 of one VM, or of many (with a VM's own columns 99 bytes), and
-/// little enough to read into memory from a stranger.
+/// The most bytes that are looked at: 64 for each of as many vCPUs as a checkpoint may have, and little enough to read
+/// into memory from a stranger.
 pub const MAX_BYTES: usize = 16 << 20;
 
 /// The most keys the payload may have. It bounds what a decoded checkpoint's bookkeeping adds to the bytes themselves.
@@ -35,61 +31,14 @@ pub(super) const ENCODED_CBOR: Tag = Tag::new(24);
 /// A typed array of u8 (RFC 8746, 2.1).
 pub(super) const U8_ARRAY: Tag = Tag::new(64);
 
-/// A typed array of u16, little endian (RFC 8746, 2.1).
-pub(super) const U16_LE_ARRAY: Tag = Tag::new(69);
-
 /// A typed array of u64, little endian (RFC 8746, 2.1).
 pub(super) const U64_LE_ARRAY: Tag = Tag::new(71);
 
-/// The payload's keys in version 1, of either kind, in their order. `crit` may name none of them.
-pub(super) const KEYS: [&str; 16] = [
-    "crit",
-    "debt",
-    "host",
-    "sync",
-    "owned",
-    "vcpus",
-    "cntpct",
-    "cntvct",
-    "groups",
-    "timers",
-    "cntvoff",
-    "rate_ppb",
-    "cntfrq_hz",
-    "other_regs",
-    "stopped_at",
-    "width_ticks",
-];
+/// The architecture whose guests this version reads.
+pub const ARCH: &str = "arm64";
 
-/// What a checkpoint is of.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[non_exhaustive]
-pub enum PayloadKind {
-    /// One VM: a [`Checkpoint`](crate::checkpoint::vm::Checkpoint).
-    Vm,
-    /// A set of VMs: a [`CheckpointSet`](crate::checkpoint::set::CheckpointSet).
-    Set,
-}
-
-impl PayloadKind {
-    /// What holds it, here and in Python: `Checkpoint` or `CheckpointSet`.
-    #[must_use]
-    pub const fn class(self) -> &'static str {
-        match self {
-            Self::Vm => "Checkpoint",
-            Self::Set => "CheckpointSet",
-        }
-    }
-}
-
-impl Display for PayloadKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Vm => "one VM",
-            Self::Set => "a set of VMs",
-        })
-    }
-}
+/// The payload's keys in version 1, in their order. `crit` may name none of them.
+pub(super) const KEYS: [&str; 4] = ["arch", "crit", "stamp", "groups"];
 
 /// Why bytes aren't a checkpoint that this version reads. The steps are tried in this order.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -98,7 +47,7 @@ pub enum WireError {
     /// More bytes than a checkpoint may have.
     #[error(
         "too large for a checkpoint: {size} bytes, and at most {limit} are read; \
-         check that this is the right file, or make sets of fewer VMs"
+         check that this is the right file, or save fewer VMs at once"
     )]
     TooLarge {
         /// How many there are.
@@ -136,22 +85,22 @@ pub enum WireError {
     },
     /// Intact bytes that break the format's rules.
     #[error(
-        "malformed checkpoint at byte {offset}: {what}; the bytes are as they were written, so the fault is its \
+        "malformed checkpoint at byte {offset}: {key} {what}; the bytes are as they were written, so the fault is its \
          writer's: compare it with docs/checkpoint-format.md"
     )]
     Malformed {
         /// Where in the file: the value at fault, or the payload where the fault lies between several.
         offset: usize,
-        /// What is wrong.
+        /// Key of the value, or what else it is.
+        key: &'static str,
+        /// The fault: a predicate of the key.
         what: &'static str,
     },
-    /// An intact checkpoint of the other kind.
-    #[error("a checkpoint of {found}, where one of {wanted} is wanted: read it as a {}", found.class())]
-    WrongKind {
-        /// The file's.
-        found: PayloadKind,
-        /// What was asked for.
-        wanted: PayloadKind,
+    /// A checkpoint of guests of another architecture.
+    #[error("the checkpoint is of guests of {found:?}, and this guestclock reads those of {ARCH}")]
+    UnsupportedArch {
+        /// The architecture in the file.
+        found: String,
     },
     /// A key in `crit` that this version doesn't know.
     #[error(
@@ -164,8 +113,8 @@ pub enum WireError {
     },
 }
 
-pub(super) const NOT_DETERMINISTIC: &str = "this isn't the one encoding that RFC 8949, 4.2.1, leaves for its value";
+pub(super) const NOT_DETERMINISTIC: &str = "isn't in the one encoding that RFC 8949, 4.2.1, leaves for its value";
 
-pub(super) fn malformed(offset: usize, what: &'static str) -> WireError {
-    WireError::Malformed { offset, what }
+pub(super) const fn malformed(offset: usize, key: &'static str, what: &'static str) -> WireError {
+    WireError::Malformed { offset, key, what }
 }

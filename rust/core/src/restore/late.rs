@@ -1,0 +1,88 @@
+//! Closed form of a guest's counter at the last sample of a restore, under every policy.
+//!
+//! Everything that divides or refuses is done when the plan is made. Between the last sample and the system call that
+//! sets the counter, this is all.
+
+use crate::time::{GuestCount, HostCount, Offset};
+
+/// A guest's counter as a function of the host's: `saved + min(missed + (now - anchor), cap)`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Late {
+    /// The host's count up to which `missed` counts: the plan's sample.
+    pub anchor: HostCount,
+    /// Ticks that the guest has missed up to there.
+    pub missed: u128,
+    /// The most ticks that are given back at once: 0 under `Freeze`, no limit under `Advance`.
+    pub cap: u128,
+    /// The guest's counter that it goes on from.
+    pub saved: GuestCount,
+}
+
+impl Late {
+    /// Returns the ticks that the guest has missed when the host's counter reads `now`. A count before the anchor is as
+    /// the anchor.
+    #[must_use]
+    #[inline]
+    pub const fn missed_at(&self, now: HostCount) -> u128 {
+        let distance = now.0.wrapping_sub(self.anchor.0);
+        let since = if distance.cast_signed() < 0 { 0 } else { distance };
+        self.missed.saturating_add(since as u128)
+    }
+
+    /// Returns the ticks that the guest is given when the host's counter reads `now`.
+    #[must_use]
+    #[inline]
+    pub fn added_at(&self, now: HostCount) -> u128 {
+        self.missed_at(now).min(self.cap)
+    }
+
+    /// Returns the offset by which the guest's counter goes on from `now`.
+    #[must_use]
+    #[inline]
+    pub fn offset_at(&self, now: HostCount) -> Offset {
+        Offset::between(now, self.saved.after(wrapped(self.added_at(now))))
+    }
+}
+
+/// Ticks modulo 2^64: a counter is, and so is what is added to it.
+#[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "modulo 2^64")]
+pub const fn wrapped(ticks: u128) -> u64 {
+    ticks as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn edgy() -> impl Strategy<Value = u64> {
+        prop_oneof![Just(0), Just(u64::MAX), 0..1000_u64, any::<u64>(), (0..64_u32).prop_map(|bit| 1 << bit)]
+    }
+
+    fn longer() -> impl Strategy<Value = u128> {
+        prop_oneof![edgy().prop_map(u128::from), Just(u128::MAX), any::<u128>()]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(100_000))]
+
+        /// The plain statement, in integers that don't end.
+        #[test]
+        fn the_closed_form_is_the_plain_statement(
+            anchor in edgy(), missed in longer(), cap in longer(), saved in edgy(), now in edgy(),
+        ) {
+            let late = Late { anchor: HostCount(anchor), missed, cap, saved: GuestCount(saved) };
+            let modulus = 1_i128 << 64;
+            let mut since = (i128::from(now) - i128::from(anchor)).rem_euclid(modulus);
+            if since >= modulus / 2 {
+                since = 0;
+            }
+            let missed = missed.saturating_add(since.unsigned_abs());
+            let added = (missed.min(cap) % modulus.unsigned_abs()).cast_signed();
+            let guest = (i128::from(saved) + added).rem_euclid(modulus);
+            let offset = (i128::from(now) - guest).rem_euclid(modulus);
+            prop_assert_eq!(i128::from(late.offset_at(HostCount(now)).0), offset);
+        }
+    }
+}
