@@ -86,7 +86,7 @@ fn contents(vm: &SavedVm<'_>) -> impl PartialEq + std::fmt::Debug {
     let (group, _) = vm.group();
     let registers = group.registers().iter().map(|column| (column.id(), column.values().values(vm.rows())));
     let stolen_time: Vec<_> = (0..vm.vcpus()).map(|vcpu| vm.stolen_time(vcpu)).collect();
-    (vm.name().to_owned(), *vm.time(), vm.stamp(), registers.collect::<Vec<_>>(), stolen_time)
+    (vm.name().to_owned(), vm.time(), vm.stamp(), registers.collect::<Vec<_>>(), stolen_time)
 }
 
 /// Takes a checkpoint into two parts and joins them. Only a known counter's parts are joined, and no unknown keys.

@@ -191,7 +191,7 @@ proptest! {
             let vm = checkpoint.vm(index).unwrap();
             prop_assert_eq!(vm.name(), expected.name.as_str());
             prop_assert_eq!(checkpoint.find(vm.name()), Some(index));
-            prop_assert_eq!(*vm.time(), expected.time);
+            prop_assert_eq!(vm.time(), expected.time);
             prop_assert_eq!((vm.cntvct(), vm.cntpct()), (expected.time.timeline, expected.time.physical()));
             for (id, values) in &expected.registers {
                 match Held::of(RegId(*id)).unwrap() {
@@ -610,7 +610,7 @@ fn a_join_moves_each_timeline_to_the_latest_instant() {
     let joined = Checkpoint::join(&[&late, &early]).unwrap();
     assert_eq!(joined, Checkpoint::join(&[&early, &late]).unwrap());
     assert_eq!(joined.stamp(), late.stamp());
-    let time = |name: &str| *joined.vm(joined.find(name).unwrap()).unwrap().time();
+    let time = |name: &str| joined.vm(joined.find(name).unwrap()).unwrap().time();
     assert_eq!((time("a").timeline, time("a").stopped_at), (GuestCount(70 + 384), Some(StampCount(1 << 40))));
     assert_eq!((time("b").timeline, time("b").stopped_at), (GuestCount(80), None));
 }

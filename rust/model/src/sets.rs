@@ -15,7 +15,7 @@ use guestclock_core::arch::RegId;
 use guestclock_core::checkpoint::{
     Backlog, BuildError, Checkpoint, GroupBuilder, GuestTime, Held, Name, SavedVm, VmName,
 };
-use guestclock_core::drive::{OperationError, Saving, set_counters as set_counters_of};
+use guestclock_core::drive::{OperationError, Saving, set_counters};
 use guestclock_core::restore::{Method, Outcome, Plan, Refusal, Request, Saved, State, Target, planning};
 use guestclock_core::time::{Counter, HostCount, Instant, Ratio, Stamp, SyncBound};
 use std::collections::BTreeMap;
@@ -109,7 +109,7 @@ impl OpenPauses {
     }
 
     fn pairs(&self) -> impl Iterator<Item = Pair<'_>> {
-        self.vms.iter().zip(&self.times).map(|(vm, time)| Pair { vm: *vm, time: *time, saved: None })
+        self.vms.iter().zip(&self.times).map(|(vm, time)| Pair { vm: *vm, from: Basis::InPlace(time) })
     }
 }
 
@@ -137,12 +137,25 @@ struct Alike {
     backlog: Option<Backlog>,
 }
 
-/// A VM to restore or to let go on, and the guest time that it had.
+/// A VM to restore or to let go on, and what it goes on from.
 struct Pair<'a> {
     vm: Handle,
-    time: GuestTime,
-    /// The VM with its registers; `None` in place, where they stay.
-    saved: Option<SavedVm<'a>>,
+    from: Basis<'a>,
+}
+
+/// The guest time that a VM goes on from: with registers, or in place, where they stay.
+enum Basis<'a> {
+    Saved(SavedVm<'a>),
+    InPlace(&'a GuestTime),
+}
+
+impl Basis<'_> {
+    fn time(&self) -> GuestTime {
+        match self {
+            Self::Saved(vm) => vm.time(),
+            Self::InPlace(time) => **time,
+        }
+    }
 }
 
 impl ManagedBank {
@@ -203,8 +216,7 @@ impl ManagedBank {
         for vm in vms {
             self.stopped(*vm)?;
         }
-        let pairs =
-            || checkpoint.vms().zip(vms).map(|(saved, vm)| Pair { vm: *vm, time: *saved.time(), saved: Some(saved) });
+        let pairs = || checkpoint.vms().zip(vms).map(|(saved, vm)| Pair { vm: *vm, from: Basis::Saved(saved) });
         let cases = self.cases(checkpoint.stamp(), pairs(), counter, request)?;
         self.apply(pairs(), cases, counter)
     }
@@ -268,7 +280,8 @@ impl ManagedBank {
         let sample = Instant::of(counter.stamp(), counter);
         let mut known: BTreeMap<Alike, usize> = BTreeMap::new();
         let mut cases = Cases { plans: Vec::new(), plan_of: Vec::new() };
-        for Pair { vm, time, saved: from } in pairs {
+        for Pair { vm, from } in pairs {
+            let time = from.time();
             let view = self.bank.vm(vm)?;
             if view.vcpus() != usize::from(time.vcpus) {
                 let (saved, host) = (time.vcpus.into(), view.vcpus());
@@ -276,24 +289,28 @@ impl ManagedBank {
             }
             let apart = time.physical_displacement_ticks.cast_signed().unsigned_abs();
             let alike = Alike {
-                group: from.as_ref().map_or(0, |vm| vm.group().1),
+                group: if let Basis::Saved(vm) = &from { vm.group().1 } else { 0 },
                 class: self.bank.domain_and_class(vm.slot()),
                 opted_in: view.vm_offset().is_some(),
                 saved_opted_in: time.opted_in,
                 frequency_hz: time.frequency_hz,
                 apart: (apart > 0).then_some(apart > time.width_ticks().saturating_mul(2)),
                 width_ticks: time.width_ticks(),
-                hidden_ticks: from.as_ref().map_or(0, SavedVm::hidden_ticks),
+                hidden_ticks: match &from {
+                    Basis::Saved(vm) if time.stopped_at.is_some() => vm.hidden_ticks(),
+                    _ => 0,
+                },
                 backlog: time.backlog,
             };
             let case = if let Some(case) = known.get(&alike) {
                 *case
             } else {
-                let saved = if let Some(vm) = &from {
-                    Saved::from(vm)
-                } else {
-                    let ratio = Ratio::new(saved.frequency, time.frequency());
-                    Saved::in_place(ratio.stamp(*saved), time)
+                let saved = match &from {
+                    Basis::Saved(vm) => Saved::from(vm),
+                    Basis::InPlace(time) => {
+                        let ratio = Ratio::new(saved.frequency, time.frequency());
+                        Saved::in_place(ratio.stamp(*saved), **time)
+                    }
                 };
                 cases.plans.push(self.plan(vm, &saved, &sample, request).map_err(of_vm(vm))?);
                 known.insert(alike, cases.plans.len() - 1);
@@ -327,8 +344,11 @@ impl ManagedBank {
     ) -> Result<SetReport, SetError> {
         // As late as can be: under Freeze every tick after it is seen by the guests.
         let (count, frequency) = (counter.count(), counter.frequency());
-        let at = |plan: &Plan| plan.at(Ratio::new(frequency, plan.frequency()).at(count));
-        let outcomes: Vec<Outcome> = plans.iter().map(at).collect();
+        let at = |plan: &Plan| {
+            let outcome = plan.at(Ratio::new(frequency, plan.frequency()).at(count));
+            (outcome, plan.instant_of(&outcome))
+        };
+        let outcomes: Vec<(Outcome, Instant)> = plans.iter().map(at).collect();
         let vms = plan_of.len();
         let mut report = SetReport {
             count,
@@ -339,16 +359,19 @@ impl ManagedBank {
             plans,
             plan_of,
         };
-        for (pair, case) in pairs.zip(&report.plan_of) {
-            let (plan, outcome) = (&report.plans[*case as usize], &outcomes[*case as usize]);
-            let outcome = plan.outcome_of(outcome, (pair.time.timeline, pair.time.physical()));
-            let mut vm = self.bank.vm_mut(pair.vm)?;
-            if let Some(saved) = &pair.saved {
+        for (Pair { vm: handle, from }, case) in pairs.zip(&report.plan_of) {
+            let (plan, (outcome, counter)) = (&report.plans[*case as usize], &outcomes[*case as usize]);
+            let time = from.time();
+            let outcome = plan.outcome_of(outcome, (time.timeline, time.physical()));
+            let mut vm = self.bank.vm_mut(handle)?;
+            if let Basis::Saved(saved) = &from {
                 vm.load(saved, plan.cval_shift(&outcome), plan.method != Method::VirtualOnly);
             }
-            set_counters(&mut vm, plan, &outcome).map_err(|error| of_vm(pair.vm)(OperationError::Backend(error)))?;
-            self.run_states[pair.vm.slot() as usize].go_on(plan, &outcome);
-            report.vms.push(pair.vm);
+            // As a restore of the one VM does.
+            set_counters(plan, &outcome, &mut Model { vm: &mut vm, counter })
+                .map_err(|error| of_vm(handle)(OperationError::Backend(error)))?;
+            self.run_states[handle.slot() as usize].go_on(plan, &outcome);
+            report.vms.push(handle);
             report.cntvct.push(outcome.cntvct.0);
             report.cntpct.push(outcome.cntpct.0);
             report.added_ticks.push(outcome.added_ticks);
@@ -427,10 +450,4 @@ impl Gathering {
 pub fn handle_named(name: &str) -> Result<Handle, SetError> {
     let number = name.parse().map_err(|_| SetError::NoHandle { name: name.into() })?;
     Ok(Handle(number))
-}
-
-/// Sets both counters for the instant of `outcome`, as a restore of the one VM does.
-fn set_counters(vm: &mut ModelVm<&mut Bank>, plan: &Plan, outcome: &Outcome) -> Result<(), VmError> {
-    let counter = &plan.instant_of(outcome);
-    set_counters_of(plan, outcome, &mut Model { vm, counter })
 }

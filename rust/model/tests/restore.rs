@@ -498,7 +498,7 @@ fn a_checkpoint_has_the_facts_that_its_vmm_names() {
     assert_eq!((saved.stamp().sync, saved.stamp().tai_offset_s), (Some(sync), Some(37)));
     assert_eq!(vm.time().frequency_hz.get(), 62_500_000);
     let nothing = taken(&mut source);
-    let time = *nothing.only().unwrap().time();
+    let time = nothing.only().unwrap().time();
     assert_eq!((time.stopped_at, time.vmclock_address, time.backlog), (None, None, None));
     assert_eq!((nothing.only().unwrap().stolen_time(1), nothing.stamp().sync), (None, None));
 

@@ -88,7 +88,7 @@ impl Checkpoint {
                 }
                 let Some(builder) = groups.get_mut(&ids) else { continue };
                 let name = VmName::new(vm.name()).unwrap_or_default();
-                let time = moved(*vm.time(), &part.stamp, &stamp);
+                let time = moved(vm.time(), &part.stamp, &stamp);
                 builder.push(Name::Text(&name), &time, |id, values| {
                     let column = group.registers().iter().find(|column| column.id() == id);
                     if let Some(column) = column {

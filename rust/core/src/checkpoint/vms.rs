@@ -136,7 +136,7 @@ impl Checkpoint {
             group.names.iter().enumerate().map(move |(vm, name)| {
                 let rows = end..end + group.vcpus_of(vm);
                 end = rows.end;
-                SavedVm { checkpoint: self, group, number, vm, name, rows, time: group.time(vm) }
+                SavedVm { checkpoint: self, group, number, vm, name, rows }
             })
         })
     }
@@ -152,8 +152,8 @@ impl Checkpoint {
         let mut vm = index;
         for (number, group) in self.groups.iter().enumerate() {
             if vm < group.len() {
-                let (name, rows, time) = (group.names.get(vm)?, group.rows(vm), group.time(vm));
-                return Some(SavedVm { checkpoint: self, group, number, vm, name, rows, time });
+                let (name, rows) = (group.names.get(vm)?, group.rows(vm));
+                return Some(SavedVm { checkpoint: self, group, number, vm, name, rows });
             }
             vm -= group.len();
         }
@@ -213,7 +213,6 @@ pub struct SavedVm<'a> {
     vm: usize,
     name: &'a str,
     rows: Range<usize>,
-    time: GuestTime,
 }
 
 impl<'a> SavedVm<'a> {
@@ -233,10 +232,10 @@ impl<'a> SavedVm<'a> {
         Checkpoint { stamp: self.checkpoint.stamp, groups: alloc::vec![group], unknown: Vec::new() }
     }
 
-    /// The guest time, apart from the registers.
+    /// Returns the guest time, apart from the registers.
     #[must_use]
-    pub const fn time(&self) -> &GuestTime {
-        &self.time
+    pub fn time(&self) -> GuestTime {
+        self.group.time(self.vm)
     }
 
     /// The instant, by the counter at the guest's frequency.
@@ -402,8 +401,8 @@ impl SavedVm<'_> {
     /// The count of the counter at the guest's frequency when the last vCPU left the guest, where the VMM knew it.
     #[must_use]
     pub fn stopped_at(&self) -> Option<StampCount> {
-        let stopped = self.time.stopped_at?;
-        let ratio = Ratio::new(self.checkpoint.stamp.frequency, self.time.frequency());
-        Some(ratio.stamp(Stamp { count: stopped, ..self.checkpoint.stamp }).count)
+        let time = self.time();
+        let ratio = Ratio::new(self.checkpoint.stamp.frequency, time.frequency());
+        time.stopped_at.map(|stopped| ratio.stamp(Stamp { count: stopped, ..self.checkpoint.stamp }).count)
     }
 }

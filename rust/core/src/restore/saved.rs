@@ -20,7 +20,7 @@ pub struct Saved<'a> {
 
 impl<'a> From<&SavedVm<'a>> for Saved<'a> {
     fn from(vm: &SavedVm<'a>) -> Self {
-        let (stamp, time) = (vm.stamp(), *vm.time());
+        let (stamp, time) = (vm.stamp(), vm.time());
         // Where nobody knows the host's clocks at the registers' instant, those of another instant may be known.
         let (stamp, later_ticks) = match time.reading.filter(|_| stamp.is_of_unknown_host()) {
             Some(Reading { count, realtime_ns, width_ns }) => {

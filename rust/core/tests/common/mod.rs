@@ -90,7 +90,7 @@ impl Contents {
     pub(crate) fn of(checkpoint: &Checkpoint) -> Self {
         let vms = checkpoint.vms().map(|vm| Vm {
             name: VmName::new(vm.name()).unwrap(),
-            time: *vm.time(),
+            time: vm.time(),
             registers: (vm.group().0.registers().iter())
                 .map(|column| (column.id().0, column.values().values(vm.rows())))
                 .collect(),
@@ -580,11 +580,14 @@ fn vm(kinds: Vec<BTreeSet<u64>>, known: [Known; 6]) -> impl Strategy<Value = Vm>
                 physical_displacement_ticks: number(),
                 physical_width_ticks: number(),
                 backlog: Backlog::new(above_0(number()), above_0(number()), above_0(number())).filter(|_| is(0)),
-                stopped_at: Some(StampCount(number())).filter(|_| is(1)),
-                interrupts: Some(Interrupts([number(), number(), number(), number()].map(narrow))).filter(|_| is(2)),
-                vmclock_address: Some(number()).filter(|_| is(3)),
-                reading: Some(Reading { count: GuestCount(number()), realtime_ns: number(), width_ns: number() })
-                    .filter(|_| is(4)),
+                stopped_at: is(1).then_some(StampCount(number())),
+                interrupts: is(2).then_some(Interrupts([number(), number(), number(), number()].map(narrow))),
+                vmclock_address: is(3).then_some(number()),
+                reading: is(4).then_some(Reading {
+                    count: GuestCount(number()),
+                    realtime_ns: number(),
+                    width_ns: number(),
+                }),
                 ..GuestTime::opted_in(vcpus, NonZeroU32::new(hz).unwrap(), GuestCount(number()))
             };
             let mut column = |id: u64| {

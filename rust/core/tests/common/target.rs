@@ -66,7 +66,7 @@ pub(crate) fn there(ns: i64) -> Stamp {
 pub(crate) fn plan(saved: &Contents, to: &Target, at: Stamp, request: Request) -> Result<Plan, Refusal> {
     let checkpoint = saved.made();
     let vm = checkpoint.only().unwrap();
-    let saved = if request.in_place { Saved::in_place(vm.stamp(), *vm.time()) } else { Saved::from(&vm) };
+    let saved = if request.in_place { Saved::in_place(vm.stamp(), vm.time()) } else { Saved::from(&vm) };
     planning::plan(&saved, to, at, request)
 }
 
