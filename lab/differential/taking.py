@@ -14,7 +14,7 @@ from differential.machine import Kvm
 from guestclock import HostCounter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 LEG = os.environ.get("GUESTCLOCK_LEG", "native")
 OUT = Path(os.environ.get("GUESTCLOCK_OUT", "/out"))
@@ -48,7 +48,34 @@ def take(
     header, regs = probed(nested=nested, seed=seed)
     # KVM runs no guest that has EL2 without a vGIC, and creates no vCPU once there is one.
     shapes = [Shape(regs, vcpus=vcpus, runs=run, late_vcpus=not nested) for run in runs]
-    with trace.write(OUT / f"{name}.jsonl.gz", header) as writer:
-        outcome = run(lambda: Kvm(nested=nested), header, shapes, sequences, writer)
+    # Linux patches its own code whenever the number of VMs goes from none to one (`preempt_notifier_inc`), and an
+    # emulator that runs each CPU in a thread of its own may go on with the code as it was: the loaded vCPU is then
+    # not loaded again, and its guest reads CNTVCT_EL0 with the host's offset. With a VM that stays there is one patch.
+    idle = Kvm(nested=nested)
+    try:
+        with trace.write(OUT / f"{name}.jsonl.gz", header) as writer:
+            outcome = run(lambda: Kvm(nested=nested), header, shapes, sequences, writer)
+    finally:
+        idle.close()
+    if outcome.divergences:
+        # "registering preempt_notifier while notifiers disabled" would prove that code was stale.
+        outcome.divergences[0] += "\n".join(["; the kernel said", *_kernel_messages()])
     print(f"\n{header}: {outcome}")
     return outcome
+
+
+def _kernel_messages() -> Iterator[str]:
+    """What the kernel has logged, as far as it is still there (Documentation/ABI/testing/dev-kmsg)."""
+    fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        while True:
+            try:
+                record = os.read(fd, 8192)
+            except BlockingIOError:
+                return
+            except BrokenPipeError:
+                # Records were overwritten while these were read: the next read goes on with the oldest that is left.
+                continue
+            yield "    " + record.split(b"\n")[0].partition(b";")[2].decode(errors="backslashreplace")
+    finally:
+        os.close(fd)
