@@ -9,6 +9,7 @@ import asyncio
 import inspect
 import json
 import os
+import select
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -359,14 +360,14 @@ def test_what_expires_is_given_when_it_does() -> None:
         assert rig.taken == []
         rig.counter.advance(5)
         await turns()
-        assert rig.taken == [[1, 0]]
+        assert rig.taken == [[1], [0]]
         # Only a hint.
         rig.counter.advance(1)
         await turns()
-        assert rig.taken == [[1, 0]]
+        assert rig.taken == [[1], [0]]
         rig.queue.set_offset(0, -4)
         await turns()
-        assert rig.taken == [[1, 0], [2]]
+        assert rig.taken == [[1], [0], [2]]
         task.cancel()
 
     rig.run(main())
@@ -430,11 +431,52 @@ def test_whenever_it_is_cancelled_nothing_is_lost(turns_between: int, again: str
             if again == "another":
                 expired = aio.expiries(rig.alarm)
         task = asyncio.create_task(consume(expired))
-        await turns(6)
+        await turns(40)
         task.cancel()
 
     rig.run(main())
     assert [timer for batch in rig.taken for timer in batch] == list(range(8))
+
+
+@pytest.mark.parametrize("at_most", [1, 3])
+@pytest.mark.parametrize("goes_on", ["the iterator", "another", "expire"])
+def test_a_body_that_is_cancelled_loses_nothing(at_most: int, goes_on: str) -> None:
+    """Eight timers expire at once, and the body is cancelled while it sees to the first."""
+    rig = Rig()
+    everything = asyncio.Event()
+
+    async def consume(expired: AsyncIterator[Expired], *, stuck: bool) -> None:
+        async for timers, _ in expired:
+            rig.taken.append(timers.tolist())
+            if sum(map(len, rig.taken)) == 8:
+                everything.set()
+            if stuck:
+                await asyncio.Event().wait()
+
+    async def main() -> None:
+        rig.queue.arm_many(np.arange(8), np.arange(1001, 1009, dtype=np.uint64))
+        rig.counter.advance(10)
+        expired = aio.expiries(rig.alarm, at_most=at_most)
+        task = asyncio.create_task(consume(expired, stuck=True))
+        await turns()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert rig.taken == [list(range(at_most))]
+        assert select.select([rig.alarm], [], [], 0) == ([rig.alarm], [], [])
+        if goes_on == "expire":
+            rig.taken.append(rig.alarm.expire()[0].tolist())
+            assert len(rig.alarm.expire()[0]) == 0
+            return
+        task = asyncio.create_task(
+            consume(expired if goes_on == "the iterator" else aio.expiries(rig.alarm), stuck=False)
+        )
+        await everything.wait()
+        task.cancel()
+
+    rig.run(main())
+    assert [timer for batch in rig.taken for timer in batch] == list(range(8))
+    assert sum(rig.alarm.lateness.by_length) == 8
 
 
 def test_a_timeout_is_no_end() -> None:

@@ -22,10 +22,12 @@ from guestclock import (
     ClockBank,
     ClockWentBackwards,
     CounterSkew,
+    DeadlineAlarm,
     Freeze,
     FrequencyMismatch,
     KvmError,
     ManualCounter,
+    Reg,
     RestoreOpen,
     ScaledCounter,
     StalePlan,
@@ -34,7 +36,9 @@ from guestclock import (
     UnknownRegister,
     VcpuRunning,
     ns_to_ticks,
+    plan,
     recompute_offsets,
+    restore,
     ticks_to_ns,
 )
 
@@ -492,6 +496,64 @@ class TestSets:
         with pytest.raises(ValueError, match="no vCPUs"):
             bank.checkpoint()
         bank.remove(empty)
+
+    @pytest.mark.parametrize("policy", [Freeze(), Advance(), Advance(max_ns=1000), CatchUp(10**6, 10**7)])
+    @pytest.mark.parametrize("asked", ["before", "in the pause"])
+    def test_a_paused_vm_gives_out_no_timer(
+        self, counter: ManualCounter, policy: Freeze | Advance | CatchUp, asked: str
+    ) -> None:
+        bank = ClockBank(counter)
+        vms = bank.add_many(4, 2)
+        bank.set_offsets(vms, np.array([counter.read()] * 4, np.uint64))
+        vcpus = bank.vcpus()
+        # One that was given out before, and is no news.
+        bank.set_timers(Timer.PTIMER, vcpus[:1], np.array([0], np.uint64), np.array([1], np.uint8))
+        if asked == "before":
+            assert bank.expire().vcpus.tolist() == vcpus[:1].tolist()
+            bank.changes()
+        cval = np.arange(100, 900, 100, dtype=np.uint64)
+        bank.set_timers(Timer.VTIMER, vcpus, cval, np.ones(8, np.uint8))
+        alarm = DeadlineAlarm(bank)
+        one = bank.vm(int(vms[2]))
+        with bank.pause(vms[:2], policy=policy) as pause, one.paused(policy):
+            counter.advance(10_000)
+            # The fourth VM goes on.
+            assert alarm.expire().vcpus.tolist() == vcpus[6:].tolist()
+            assert bank.next_deadline() == NO_DEADLINE
+            assert set(bank.changes().vcpus.tolist()) == set(vcpus[6:].tolist())
+            assert len(bank.expire().vcpus) == 0
+            # A timer that is set in the pause waits as the others do.
+            bank.set_timers(Timer.VTIMER, vcpus[:1], np.array([50], np.uint64), np.ones(1, np.uint8))
+        before = {(int(vcpus[0]), Timer.PTIMER)} if asked == "in the pause" else set()
+        assert pause.report.count == counter.read()
+        given = []
+        for _ in range(3):
+            expired = alarm.expire()
+            given += list(zip(expired.vcpus.tolist(), expired.timers.tolist(), strict=True))
+            counter.advance(5_000)
+        assert set(given) == before | {(vcpu, Timer.VTIMER) for vcpu in vcpus[:6].tolist()}
+        assert len(given) == len(set(given))
+
+    def test_a_vm_that_is_half_restored_gives_out_no_timer(self, counter: ManualCounter) -> None:
+        bank = ClockBank(counter)
+        vm = bank.vm(bank.add(1))
+        vm.set_counter_offset(counter.read())
+        vm.set_one_reg(0, Reg.TIMER_CVAL, 100)
+        vm.set_one_reg(0, Reg.TIMER_CTL, 1)
+        checkpoint = vm.checkpoint()
+        assert bank.next_deadline() == counter.read() + 100
+        steps = plan(checkpoint, vm).prepare()
+        counter.advance(500)
+        assert len(bank.expire().vcpus) == 0
+        steps.apply()
+        assert (len(bank.expire().vcpus), bank.next_deadline()) == (0, NO_DEADLINE)
+        steps.release()
+        assert bank.next_deadline() == counter.read() + 100
+        counter.advance(100)
+        assert bank.expire().vcpus.tolist() == bank.vcpus().tolist()
+        # A restore gives again what it restores: the guest that it goes on from hadn't taken it.
+        restore(checkpoint, vm, policy=Advance())
+        assert bank.expire().vcpus.tolist() == bank.vcpus().tolist()
 
     def test_a_restore_ends_a_pause(self, bank: ClockBank) -> None:
         checkpoints = bank.checkpoint()

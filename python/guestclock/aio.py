@@ -23,17 +23,18 @@ _Expired_co = TypeVar("_Expired_co", bound=tuple[object, ...], covariant=True)
 
 
 class expiries(Generic[_Expired_co]):  # noqa: N801 - called like a function, as `enumerate` is
-    """Yields what expires on an alarm to an `async for`, when it does: the result of `alarm.expire()`, never empty.
+    """Yields what expires on an alarm to an `async for`, when it does: `alarm.expire(at_most=at_most)`, never empty.
 
-    The alarm's descriptor is in the loop only while the iterator waits. A task that is cancelled while it waits has
-    taken nothing from the alarm, and this or another iterator goes on with it. The iterator ends when the alarm is
-    closed.
+    The alarm's descriptor is in the loop only while the iterator waits. A task that is cancelled, while it waits or in
+    the loop's body, has taken no more from the alarm than what the body was given: one timer, or `at_most`. This or
+    another iterator goes on with the others. The iterator ends when the alarm is closed.
 
     AlarmInUse where another consumer waits on the alarm; CapabilityMissing where the event loop has no `add_reader`.
     """
 
-    def __init__(self, alarm: DeadlineAlarm[_Expired_co]) -> None:
+    def __init__(self, alarm: DeadlineAlarm[_Expired_co], *, at_most: int = 1) -> None:
         self._alarm = alarm
+        self._at_most = at_most
 
     def __aiter__(self) -> Self:
         return self
@@ -41,7 +42,7 @@ class expiries(Generic[_Expired_co]):  # noqa: N801 - called like a function, as
     async def __anext__(self) -> _Expired_co:
         # It waits first even where something has expired: other tasks in the loop have their turn.
         while await _readable(self._alarm):
-            expired = self._alarm.expire()
+            expired = self._alarm.expire(at_most=self._at_most)
             if len(expired[-1]):  # type: ignore[arg-type]
                 return expired
         raise StopAsyncIteration

@@ -66,21 +66,110 @@ def test_the_vgic_finds_a_vcpu_that_runs_unannounced(machine: Machine) -> None:
     assert not vm.opted_in, "nothing was written"
 
 
-def test_an_owned_offset_finds_it_too(bare: Machine) -> None:
-    vm = owning(bare)
+def test_the_vms_descriptor_finds_it_too(machine: Machine) -> None:
+    vm = KvmVm(machine.vm_fd, machine.vcpu_fds)
+    if not vm.capabilities.counter_offset:
+        pytest.skip("this kernel has no VM-wide offset")
     assert vm.capabilities.quiescence_check.ok is True
-    with spinning(bare):
+    before = vm.checkpoint()
+    with spinning(machine, 1):
         refuses(vm)
         with pytest.raises(VcpuRunning):
+            plan(before, vm)
+        with pytest.raises(VcpuRunning):
             vm.set_counter_offset(5)
-    before = vm.counter.read()
-    assert before <= vm.cntvct(0) <= vm.counter.read(), "the offset is still 0"
+    assert not vm.opted_in
+    assert takes_values(machine)
 
 
-def test_without_either_the_caller_vouches(bare: Machine) -> None:
-    support = opened(bare).capabilities.quiescence_check
+def test_without_a_vgic_the_caller_vouches(bare: Machine) -> None:
+    vm = opened(bare)
+    support = vm.capabilities.quiescence_check
     assert support.ok is None
     assert "vouches" in support.reason
+    if vm.capabilities.counter_offset:
+        vm.set_counter_offset(0)
+        assert vm.capabilities.quiescence_check.ok is None, "an offset isn't written to look"
+
+
+def answers(machine: Machine) -> list[int]:
+    """All that this kernel says of the timers, but for the counts, which move by themselves."""
+    counts = {Reg.TIMER_CNT, Reg.PTIMER_CNT}
+    known = [reg for reg in Reg if reg not in counts]
+    listed = [(vcpu, reg) for vcpu in range(2) for reg in machine.reg_list(vcpu) if reg in known]
+    return [machine.get_one_reg(vcpu, reg) for vcpu, reg in listed]
+
+
+def takes_values(machine: Machine) -> bool:
+    """Whether the VM never opted in: one that has ignores values."""
+    machine.set_one_reg(0, Reg.TIMER_CNT, 2**50)
+    return machine.get_one_reg(0, Reg.TIMER_CNT) >= 2**50
+
+
+def test_a_checkpoint_and_a_plan_change_nothing(machine: Machine) -> None:
+    machine.set_one_reg(0, Reg.TIMER_CVAL, 2**63)
+    machine.set_one_reg(0, Reg.TIMER_CTL, 1)
+    machine.set_one_reg(0, Reg.TIMER_CNT, 10**9)
+    vm = KvmVm(machine.vm_fd, machine.vcpu_fds)
+    before, host = answers(machine), vm.counter.read()
+    count = machine.get_one_reg(0, Reg.TIMER_CNT)
+    plan(vm.checkpoint(), vm)
+    assert answers(machine) == before
+    assert machine.get_one_reg(0, Reg.TIMER_CNT) - count <= vm.counter.read() - host
+    assert takes_values(machine)
+
+
+def test_an_offset_is_believed_only_where_it_fits(machine: Machine) -> None:
+    vm = owning(machine)
+    before = vm.checkpoint()
+    far = vm.frequency_hz * 10
+    stale = KvmVm(machine.vm_fd, machine.vcpu_fds, counter_offset=far)
+    with pytest.raises(CountersMoved):
+        stale.checkpoint()
+    with pytest.raises(CountersMoved):
+        plan(before, stale)
+    host = vm.counter.read()
+    assert host <= machine.get_one_reg(1, Reg.TIMER_CNT) <= vm.counter.read(), "the offset is still 0"
+    plain = Machine(2)
+    try:
+        wrong = KvmVm(plain.vm_fd, plain.vcpu_fds, counter_offset=77)
+        with pytest.raises(CountersMoved):
+            wrong.checkpoint()
+        assert takes_values(plain)
+    finally:
+        plain.close()
+
+
+def test_a_value_that_kvm_ignores_is_no_success(machine: Machine) -> None:
+    source = Machine(2)
+    try:
+        checkpoint = opened(source).checkpoint()
+    finally:
+        source.close()
+    owning(machine)
+    host = machine.get_one_reg(0, Reg.PTIMER_CNT)
+    unknowing = KvmVm(machine.vm_fd, machine.vcpu_fds)
+    with pytest.raises(ReadBackMismatch, match="counter_offset"):
+        restore(checkpoint, unknowing)
+    assert host <= machine.get_one_reg(0, Reg.TIMER_CNT), "the offset is still 0"
+    with pytest.raises(RestoreOpen), unknowing.running(0):
+        pass
+
+
+def test_another_vms_vcpu_is_found(machine: Machine) -> None:
+    vm = owning(machine)
+    checkpoint = vm.checkpoint()
+    other = Machine(2)
+    try:
+        mixed = KvmVm(machine.vm_fd, [machine.vcpu_fds[0], other.vcpu_fds[1]], counter_offset=0)
+        with pytest.raises(ReadBackMismatch, match="another VM") as caught:
+            restore(checkpoint, mixed)
+        assert "the VM is as it was" in str(caught.value)
+        host = vm.counter.read()
+        assert host <= machine.get_one_reg(0, Reg.TIMER_CNT) <= vm.counter.read(), "its own offset was put back"
+        assert other.get_one_reg(1, Reg.TIMER_CVAL) == 0
+    finally:
+        other.close()
 
 
 def test_the_gate_answers_at_once_while_a_vcpu_runs(machine: Machine) -> None:

@@ -409,6 +409,7 @@ impl<C: Counter> LockedVm<C> {
             let (run_state, mut vm) = locked.bank.vm_and_state(self.handle)?;
             let result = work(run_state, &mut vm);
             self.published.publish(&vm);
+            locked.bank.settle(self.handle.slot());
             result
         };
         self.bank.changed();

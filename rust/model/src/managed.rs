@@ -5,7 +5,7 @@ use crate::bank::vms::{Bank, BankError, MAX_ROWS};
 use crate::config::Config;
 use crate::vm::ModelVm;
 use guestclock_core::arch::arm64::Behaviours;
-use guestclock_core::restore::RunState;
+use guestclock_core::restore::{RunState, State};
 use guestclock_core::time::{Frequency, HostCount, Ratio};
 
 /// A bank, and the run state of each of its VMs.
@@ -20,7 +20,11 @@ impl From<Bank> for ManagedBank {
     /// Every VM is open.
     fn from(bank: Bank) -> Self {
         let run_states = bank.seats.iter().map(|_| RunState::default()).collect();
-        Self { bank, run_states }
+        let mut managed = Self { bank, run_states };
+        // The bank may be a copy of one whose VMs weren't.
+        let held: Vec<u32> = managed.bank.held().collect();
+        held.into_iter().for_each(|slot| managed.settle(slot));
+        managed
     }
 }
 
@@ -93,6 +97,11 @@ impl ManagedBank {
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bank.bytes() + self.run_states.capacity() * size_of::<RunState>()
+    }
+
+    /// Has a VM's timers follow its run state: while it is paused or being restored it gives out none.
+    pub(super) fn settle(&mut self, slot: u32) {
+        self.bank.hold(slot, self.run_states[slot as usize].state() != State::Open);
     }
 
     /// Returns a VM and its run state.

@@ -235,7 +235,10 @@ impl ManagedBank {
         let mut pauses = OpenPauses { vms: vms.into(), epochs: Vec::new(), stamp, times, request };
         // What would be refused at the end is refused now, while the VMs can still go on without it.
         self.cases(&stamp, pauses.pairs(), &Instant::of(stamp, counter), request)?;
-        pauses.epochs = slots.iter().map(|slot| self.run_states[*slot as usize].begin_pause()).collect();
+        for slot in slots {
+            pauses.epochs.push(self.run_states[slot as usize].begin_pause());
+            self.settle(slot);
+        }
         Ok(pauses)
     }
 
@@ -371,6 +374,7 @@ impl ManagedBank {
             set_counters(plan, &outcome, &mut Model { vm: &mut vm, counter })
                 .map_err(|error| of_vm(handle)(OperationError::Backend(error)))?;
             self.run_states[handle.slot() as usize].go_on(plan, &outcome);
+            self.settle(handle.slot());
             report.vms.push(handle);
             report.cntvct.push(outcome.cntvct.0);
             report.cntpct.push(outcome.cntpct.0);

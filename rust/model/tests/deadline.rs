@@ -14,6 +14,7 @@ const SIZE: i128 = 1 << 64;
 struct Model {
     offsets: BTreeMap<u32, u64>,
     armed: BTreeMap<u32, (u32, u64)>,
+    held: BTreeSet<u32>,
 }
 
 impl Model {
@@ -23,7 +24,8 @@ impl Model {
 
     fn next_deadline(&self, now: u64) -> u64 {
         let ahead = |(group, cval): &(u32, u64)| (i128::from(*cval) - self.guest(*group, now)).max(0);
-        let next = self.armed.values().map(|timer| i128::from(now) + ahead(timer)).min();
+        let free = self.armed.values().filter(|(group, _)| !self.held.contains(group));
+        let next = free.map(|timer| i128::from(now) + ahead(timer)).min();
         next.map_or(u64::MAX, |next| u64::try_from(next.min(SIZE - 2)).unwrap())
     }
 
@@ -31,7 +33,7 @@ impl Model {
         let mut fired = BTreeSet::new();
         for (id, (group, cval)) in &self.armed {
             let late = self.guest(*group, now) - i128::from(*cval);
-            if late >= 0 {
+            if late >= 0 && !self.held.contains(group) {
                 fired.insert((u64::try_from((i128::from(now) - late).max(0)).unwrap(), *id));
             }
         }
@@ -62,6 +64,10 @@ enum Step {
     Disarm {
         timers: Vec<usize>,
     },
+    Hold {
+        group: usize,
+        held: bool,
+    },
     /// So far on, or back.
     Move {
         ticks: u64,
@@ -86,6 +92,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (1_u32..=40, word()).prop_map(|(timers, offset)| Step::Add { timers, offset }),
         1 => any::<usize>().prop_map(|group| Step::Remove { group }),
         3 => (any::<usize>(), word()).prop_map(|(group, offset)| Step::Offset { group, offset }),
+        2 => (any::<usize>(), any::<bool>()).prop_map(|(group, held)| Step::Hold { group, held }),
         6 => vec((any::<usize>(), word(), any::<bool>()), 1..20).prop_map(|timers| Step::Arm { timers }),
         2 => vec(any::<usize>(), 1..10).prop_map(|timers| Step::Disarm { timers }),
         4 => word().prop_map(|ticks| Step::Move { ticks }),
@@ -122,11 +129,16 @@ proptest! {
                     queue.remove_group(group).unwrap();
                     model.offsets.remove(&group);
                     model.armed.retain(|_, timer| timer.0 != group);
+                    model.held.remove(&group);
                     prop_assert_eq!(queue.timers(group), Err(QueueError::NoSuchGroup { group }));
                 },
                 Step::Offset { group: number, offset } => if let Some(group) = group(number) {
                     queue.set_offset(group, Offset(offset)).unwrap();
                     model.offsets.insert(group, offset);
+                },
+                Step::Hold { group: number, held } => if let Some(group) = group(number) {
+                    queue.hold(group, held).unwrap();
+                    if held { model.held.insert(group) } else { model.held.remove(&group) };
                 },
                 Step::Arm { timers } if !ids.is_empty() => {
                     let mut batch = (Vec::new(), Vec::new());
@@ -153,7 +165,8 @@ proptest! {
                 }
                 Step::Arm { .. } | Step::Disarm { .. } => {}
             }
-            prop_assert_eq!(queue.len(), model.armed.len());
+            let pending = model.armed.values().filter(|(group, _)| !model.held.contains(group));
+            prop_assert_eq!(queue.len(), pending.count());
         }
         prop_assert_eq!(queue.next_deadline(HostCount(now)), model.next_deadline(now));
         queue.expire(HostCount(now), &mut fired);

@@ -13,10 +13,11 @@ use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray1, PyUntypedArrayMethods};
 use pyo3::exceptions::PyTypeError;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::{PySlice, PyTuple};
 use pyo3::{PyTraverseError, intern};
+use std::num::NonZeroUsize;
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A descriptor for select, poll, epoll and event loops, readable when timers of `source` may have expired on
 /// `counter`.
@@ -42,11 +43,51 @@ pub(crate) struct PyDeadlineAlarm {
     /// The registries that hold the hint.
     known_to: Vec<Arc<Alarms>>,
     lateness: Mutex<Lateness>,
+    /// Timers that were taken from the source, and that a caller who asked for fewer hasn't been given yet.
+    rest: Mutex<Option<Py<PyTuple>>>,
 }
 
 impl PyDeadlineAlarm {
+    fn rest(&self) -> MutexGuard<'_, Option<Py<PyTuple>>> {
+        self.rest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns at most so many of these timers, and keeps the rest, for which the descriptor stays readable.
+    fn first<'py>(&self, expired: Bound<'py, PyTuple>, at_most: usize) -> PyResult<Bound<'py, PyTuple>> {
+        if expired.iter().next_back().map_or(Ok(0), |deadlines| deadlines.len())? <= at_most {
+            return Ok(expired);
+        }
+        let kept = expired.clone().unbind();
+        let split = || Ok((sliced(&expired, None, Some(at_most))?, sliced(&expired, Some(at_most), None)?));
+        let split = split().and_then(|split: (Bound<'py, PyTuple>, Bound<'py, PyTuple>)| {
+            self.hint.alarm.ring().or_raise()?;
+            Ok(split)
+        });
+        match split {
+            Ok((first, rest)) => {
+                *self.rest() = Some(rest.unbind());
+                Ok(first)
+            }
+            Err(error) => {
+                // Nothing was given out, so all of it comes again.
+                *self.rest() = Some(kept);
+                Err(error)
+            }
+        }
+    }
+
     fn next_deadline(&self, py: Python<'_>, now: HostCount) -> PyResult<u64> {
         self.source.bind(py).call_method1(intern!(py, "next_deadline"), (now.0,))?.extract()
+    }
+
+    /// Takes what has expired by the counter, after a wake or without one.
+    fn woken<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        let alarm = &self.hint.alarm;
+        let woken = alarm.drain().or_raise()?;
+        self.take(py, woken).inspect_err(|_| {
+            // The hint is used up, and the source may have more: not at once, but soon. The error is what counts.
+            let _ = alarm.set_again(Some(MOST_NS.into()), woken);
+        })
     }
 
     /// Takes what has expired by the counter; `woken` says that the descriptor was readable.
@@ -79,6 +120,18 @@ fn alarms(source: &Bound<'_, PyAny>) -> Option<Arc<Alarms>> {
     source.cast::<PyDeadlineQueue>().ok().map(|queue| Arc::clone(queue.get().alarms()))
 }
 
+/// Rows of a source's result: of every column, in a tuple of the same type.
+fn sliced<'py>(expired: &Bound<'py, PyTuple>, from: Option<usize>, to: Option<usize>) -> PyResult<Bound<'py, PyTuple>> {
+    let py = expired.py();
+    let rows = py.get_type::<PySlice>().call1((from, to))?;
+    let columns: Vec<_> = expired.iter().map(|column| column.get_item(&rows)).collect::<PyResult<_>>()?;
+    let columns = PyTuple::new(py, columns)?;
+    if expired.is_exact_instance_of::<PyTuple>() {
+        return Ok(columns);
+    }
+    Ok(expired.get_type().call1(columns)?.cast_into::<PyTuple>()?)
+}
+
 /// The return value of a source's `expire`, and the deadlines in it.
 fn with_deadlines(expired: Bound<'_, PyAny>) -> PyResult<(Bound<'_, PyTuple>, PyReadonlyArray1<'_, u64>)> {
     let refused = || {
@@ -101,8 +154,8 @@ fn with_deadlines(expired: Bound<'_, PyAny>) -> PyResult<(Bound<'_, PyTuple>, Py
 impl PyDeadlineAlarm {
     #[new]
     #[pyo3(signature = (source, counter=None))]
-    fn new(source: Bound<'_, PyAny>, counter: Option<Bound<'_, PyAny>>) -> PyResult<Self> {
-        let counter = counter.map_or_else(|| source.getattr(intern!(source.py(), "counter")), Ok)?;
+    fn new(py: Python<'_>, source: Bound<'_, PyAny>, counter: Option<Bound<'_, PyAny>>) -> PyResult<Self> {
+        let counter = counter.map_or_else(|| source.getattr(intern!(py, "counter")), Ok)?;
         let moved_by_hand = counters::alarms(&counter);
         let alarm = if moved_by_hand.is_some() { Alarm::event()? } else { Alarm::timer()? };
         let hint = Arc::new(Hint { counter: Box::new(counter.extract::<AnyCounter>()?), alarm });
@@ -110,9 +163,9 @@ impl PyDeadlineAlarm {
         for alarms in &known_to {
             alarms.add(&hint);
         }
-        let lateness = Mutex::default();
-        let alarm = Self { source: source.clone().unbind(), counter: counter.unbind(), hint, known_to, lateness };
-        alarm.rearm(source.py())?;
+        let (source, counter) = (source.unbind(), counter.unbind());
+        let alarm = Self { source, counter, hint, known_to, lateness: Mutex::default(), rest: Mutex::default() };
+        alarm.rearm(py)?;
         Ok(alarm)
     }
 
@@ -138,17 +191,18 @@ impl PyDeadlineAlarm {
     /// The result may be empty, as the descriptor is only a hint. Afterwards the descriptor isn't readable until
     /// something may have expired again. If a passed deadline stays the source's next one, the source is asked again
     /// after a second, or when the counter is moved by hand.
-    fn expire<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+    ///
+    /// With `at_most` the result has so many rows at most. The alarm keeps the rest, stays readable, and gives them
+    /// first at the next call; ValueError for 0. The columns of another source's result have to be sliceable for that.
+    #[pyo3(signature = (*, at_most=None))]
+    fn expire<'py>(&self, py: Python<'py>, at_most: Option<NonZeroUsize>) -> PyResult<Bound<'py, PyTuple>> {
         let alarm = &self.hint.alarm;
         alarm.claim().or_raise()?;
-        let expired = alarm.drain().or_raise().and_then(|woken| {
-            self.take(py, woken).inspect_err(|_| {
-                // The hint is used up, and the source may have more: not at once, but soon. The error is what counts.
-                let _ = alarm.set_again(Some(MOST_NS.into()), woken);
-            })
-        });
+        let rest = self.rest().take();
+        let expired = rest.map_or_else(|| self.woken(py), |rest| Ok(rest.into_bound(py)));
+        let first = expired.and_then(|expired| self.first(expired, at_most.map_or(usize::MAX, NonZeroUsize::get)));
         alarm.release();
-        expired
+        first
     }
 
     /// Looks at the source's next deadline again, after it may have become an earlier one. A ClockBank and a
@@ -200,7 +254,9 @@ impl PyDeadlineAlarm {
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.source)?;
-        visit.call(&self.counter)
+        visit.call(&self.counter)?;
+        // The collector runs in a thread that may hold the lock.
+        self.rest.try_lock().map_or(Ok(()), |rest| visit.call(rest.as_ref()))
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {

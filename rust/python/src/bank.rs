@@ -496,7 +496,8 @@ impl PyClockBank {
     /// be.
     ///
     /// Takes the same time whatever the number of timers. Ignores timers already returned by `expire`, until they are
-    /// written again or an offset change of their VM puts them into the future.
+    /// written again or an offset change of their VM puts them into the future, and those of a VM that is paused or being
+    /// restored, until it goes on.
     #[pyo3(signature = (now=None))]
     fn next_deadline(&self, now: Option<u64>) -> u64 {
         self.bank.ask(|bank| bank.next_deadline(self.now(now)))
@@ -506,6 +507,7 @@ impl PyClockBank {
     /// in the order of the deadlines, then of the vCPUs' handles and the timers.
     ///
     /// Each timer is returned once, until it is written again or an offset change of its VM puts it into the future.
+    /// A VM that is paused or being restored has none until it goes on.
     /// The cost of a call depends on the number of timers that it returns, not on how many are pending. A deadline
     /// before the counter's first count is 0.
     #[pyo3(signature = (now=None))]
@@ -518,7 +520,8 @@ impl PyClockBank {
     }
 
     /// The lines whose level has changed since the last call: `Changes`, of their vCPUs (int64), timers (uint8) and
-    /// levels (bool), each timer's in the order of `vcpus()`. A new vCPU's lines are low.
+    /// levels (bool), each timer's in the order of `vcpus()`. A new vCPU's lines are low. Those of a VM that is paused or
+    /// being restored stay as they were seen, until it goes on.
     #[pyo3(signature = (now=None))]
     fn changes<'py>(&self, py: Python<'py>, now: Option<u64>) -> PyResult<Bound<'py, PyAny>> {
         let rows = self.bank.look(Bank::vcpus);

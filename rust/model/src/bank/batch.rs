@@ -132,10 +132,11 @@ impl Bank {
     }
 
     /// Returns the lines that have changed since the last call, timer by timer in the order of the rows. A new vCPU's
-    /// lines are low.
+    /// lines are low. Those of a VM that is paused or being restored stay as they were seen, until it goes on.
     pub fn changes(&mut self, now: HostCount) -> Vec<Change> {
         self.close_gaps();
         let mut found = Vec::new();
+        let held: Vec<_> = self.held().map(|slot| (self.domain_and_class(slot).0, self.rows_of(slot))).collect();
         for number in 0..self.domains.len() {
             let here = self.now_of(number, now);
             let rows = &mut self.domains[number].rows;
@@ -145,6 +146,9 @@ impl Bank {
                 evaluate(self.isa, here, rows.slices(timer, 0..rows.len()), &mut istatus, &mut line);
                 let seen = &mut rows.timers[timer.index()].seen;
                 seen.resize(line.len(), false);
+                for (_, held) in held.iter().filter(|(domain, _)| usize::from(*domain) == number) {
+                    line[held.clone()].copy_from_slice(&seen[held.clone()]);
+                }
                 let count = changes(self.isa, seen, &line, &mut changed);
                 seen.copy_from_slice(&line);
                 let rows = changed[..count].iter().map(|row| usize::try_from(*row).unwrap_or(usize::MAX));
@@ -212,7 +216,8 @@ impl Bank {
     }
 
     /// Returns the timers whose lines have gone high, ordered by deadline, vCPU and timer. A timer is returned once,
-    /// until it is written again or an offset change puts it into the future.
+    /// until it is written again or an offset change puts it into the future. A VM that is paused or being restored has
+    /// none, until it goes on.
     pub fn expire(&mut self, now: HostCount) -> Vec<Expired> {
         self.look_again(now);
         let mut fired = Vec::new();
@@ -238,7 +243,8 @@ impl Bank {
         expired
     }
 
-    /// Number of timers that are yet to fire; 0 until the first query for a deadline.
+    /// Number of timers that are yet to fire, without those of VMs that are paused or being restored; 0 until the first
+    /// query for a deadline.
     #[must_use]
     pub fn pending(&self) -> usize {
         self.domains.iter().filter_map(|domain| domain.queue.as_ref()).map(TimerQueue::pending).sum()

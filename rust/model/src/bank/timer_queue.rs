@@ -36,6 +36,8 @@ pub(crate) struct Place {
     pub(crate) slot: u32,
     pub(crate) first: usize,
     pub(crate) vcpus: u16,
+    /// True while the VM is paused or being restored: it gives out no timer.
+    pub(crate) held: bool,
 }
 
 /// A timer that fired, with its vCPU and its deadline.
@@ -97,11 +99,11 @@ impl TimerQueue {
         }
         self.groups[index] = VIEWS.map(|view| {
             let timers = u32::from(place.vcpus) * u32::from(self.timers_under(view));
-            self.add(Member { slot: place.slot, vcpu: ALL, view }, timers, shared.of(view))
+            self.add(Member { slot: place.slot, vcpu: ALL, view }, timers, shared.of(view), place.held)
         });
         for vcpu in 0..place.vcpus {
             let row = place.first + usize::from(vcpu);
-            self.follow(place.slot, vcpu, rows.offsets(row), shared);
+            self.follow(place, vcpu, rows.offsets(row), shared);
             for &timer in rows.kept() {
                 let (ctl, cval) = (rows.ctl(row, timer), rows.cval(row, timer));
                 if timer::can_raise(ctl) && !reported.contains(&(vcpu, timer)) {
@@ -128,6 +130,15 @@ impl TimerQueue {
         self.moved.remove(&slot);
     }
 
+    /// Holds a VM's timers, or lets them go.
+    pub(crate) fn hold(&mut self, slot: u32, held: bool) {
+        let Some(groups) = self.groups.get(slot as usize).filter(|groups| groups[0] != NO_GROUP) else { return };
+        let apart = self.apart.range((slot, 0, 0)..(slot + 1, 0, 0)).map(|(_, group)| group);
+        for group in groups.iter().chain(apart) {
+            self.queue.hold(*group, held).expect(ENOUGH);
+        }
+    }
+
     /// Updates a timer that was written: its line goes high at this compare value, or not at all.
     pub(crate) fn write(&mut self, slot: u32, vcpu: usize, timer: Timer, cval: Option<u64>) {
         let id = self.id(slot, u16::try_from(vcpu).expect(ENOUGH), timer);
@@ -151,13 +162,13 @@ impl TimerQueue {
             self.queue.set_offset(*group, shared.of(view)).expect(ENOUGH);
         }
         for vcpu in 0..place.vcpus {
-            self.follow(place.slot, vcpu, rows.offsets(place.first + usize::from(vcpu)), shared);
+            self.follow(place, vcpu, rows.offsets(place.first + usize::from(vcpu)), shared);
         }
         self.moved.insert(place.slot);
     }
 
     /// Updates the offsets of a vCPU, which has groups of its own exactly while they differ from the VM's.
-    fn follow(&mut self, slot: u32, vcpu: u16, offsets: Offsets, shared: Offsets) {
+    fn follow(&mut self, Place { slot, held, .. }: Place, vcpu: u16, offsets: Offsets, shared: Offsets) {
         for view in VIEWS {
             let (offset, key) = (offsets.of(view), (slot, vcpu, number(view)));
             match self.apart.get(&key).copied() {
@@ -171,7 +182,7 @@ impl TimerQueue {
                 None if offset != shared.of(view) => {
                     let armed = self.take(slot, vcpu, view);
                     let member = Member { slot, vcpu, view };
-                    let group = self.add(member, self.timers_under(view).into(), offset);
+                    let group = self.add(member, self.timers_under(view).into(), offset, held);
                     self.apart.insert(key, group);
                     self.give(slot, vcpu, &armed);
                 }
@@ -243,8 +254,9 @@ impl TimerQueue {
         first + vcpu * u32::from(self.timers_under(view)) + u32::try_from(lane).expect(ENOUGH)
     }
 
-    fn add(&mut self, member: Member, timers: u32, offset: Offset) -> u32 {
+    fn add(&mut self, member: Member, timers: u32, offset: Offset, held: bool) -> u32 {
         let group = self.queue.add_group(timers, offset).expect(ENOUGH);
+        self.queue.hold(group, held).expect(ENOUGH);
         if self.members.len() <= group as usize {
             self.members.resize(group as usize + 1, member);
         }

@@ -102,6 +102,8 @@ pub(crate) struct Seat {
     pub(crate) offsets: Offsets,
     /// Number of changes of the VM's state: a plan made at another number is stale.
     pub(crate) changes: u64,
+    /// True while the VM is paused or being restored: it gives out no timer, and no change of a line.
+    held: bool,
 }
 
 /// The rows of all VMs whose counters run at one frequency.
@@ -395,6 +397,22 @@ impl Bank {
         }
     }
 
+    /// Holds a VM's timers while it is paused or being restored, or lets them go.
+    pub(crate) fn hold(&mut self, slot: u32, held: bool) {
+        let (FrequencyDomain { queue, .. }, seat) = self.domain_and_seat(slot);
+        if core::mem::replace(&mut seat.held, held) != held
+            && let Some(queue) = queue
+        {
+            queue.hold(slot, held);
+        }
+    }
+
+    /// Slots of the VMs whose timers are held.
+    pub(crate) fn held(&self) -> impl Iterator<Item = u32> {
+        let held = self.seats.iter().enumerate().filter(|(_, seat)| seat.taken && seat.held);
+        held.map(|(slot, _)| narrow(slot))
+    }
+
     /// Returns the domains, after creating missing deadline queues.
     pub(crate) fn queue(&mut self) -> impl Iterator<Item = &mut FrequencyDomain> {
         for number in 0..self.domains.len() {
@@ -415,7 +433,7 @@ impl Bank {
 
     pub(crate) fn place(&self, slot: u32) -> Place {
         let seat = &self.seats[slot as usize];
-        Place { slot, first: seat.first as usize, vcpus: seat.vcpus }
+        Place { slot, first: seat.first as usize, vcpus: seat.vcpus, held: seat.held }
     }
 
     /// Returns the frequency domain and the class of a VM: VMs with both in common are alike.
@@ -480,6 +498,7 @@ impl Seat {
             irqs: IrqIds::new(true),
             offsets: Offsets::default(),
             changes: 0,
+            held: false,
         }
     }
 }

@@ -127,13 +127,13 @@ impl DeadlineQueue {
         Self::default()
     }
 
-    /// Number of armed timers.
+    /// Number of armed timers, without those of held groups.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.pending
     }
 
-    /// Returns whether no timer is armed.
+    /// Returns whether no timer is armed, but for those of held groups.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.pending == 0
@@ -160,11 +160,23 @@ impl DeadlineQueue {
     /// Removes a group and its timers. Groups that are added later reuse its number and its ids.
     pub fn remove_group(&mut self, group: u32) -> Result<(), QueueError> {
         self.group(group)?;
+        self.hold(group, true)?;
         let gone = &mut self.groups[group as usize];
-        self.pending -= self.timers.clear(gone);
+        self.timers.clear(gone);
+        self.timers.hold(gone, false);
         self.free.entry(footprint(gone.timers)).or_default().push(group);
         gone.timers = 0;
-        self.deadlines.set(group as usize, NONE);
+        Ok(())
+    }
+
+    /// Holds a group, or lets it go. A held group's timers can be armed and disarmed, and none is due until it is let go.
+    pub fn hold(&mut self, group: u32, held: bool) -> Result<(), QueueError> {
+        let known = self.group(group)?;
+        if self.timers.is_held(known) != held {
+            let armed = self.timers.hold(&self.groups[group as usize], held);
+            self.pending = if held { self.pending - armed } else { self.pending + armed };
+            self.retime(group as usize);
+        }
         Ok(())
     }
 
@@ -244,7 +256,7 @@ impl DeadlineQueue {
         }
         while self.deadlines.least() <= now.0 {
             let group = min_tree::first(&self.deadlines.rows, self.deadlines.leaves);
-            // The held deadline has passed. No timer is due, though, if the guest's count has wrapped or the timer was
+            // The known deadline has passed. No timer is due, though, if the guest's count has wrapped or the timer was
             // moved since.
             let actual = self.timers.deadline(&self.groups[group], now);
             if actual <= now.0 {
@@ -267,8 +279,13 @@ impl DeadlineQueue {
         let numbers = seen.groups.take(&deadlines.rows, deadlines.leaves, now.0);
         // At the last count, the places behind the last group are due too.
         let due = || numbers.iter().map_while(|number| Some((*number, groups.get(*number as usize)?)));
+        // At the last count, so are held groups.
+        let held = |timers: &TimerRows, group: &Group| now.0 == NONE && group.timers > 0 && timers.is_held(group);
         touch(due().map(|(_, group)| group.timers.into()));
         for (number, group) in due() {
+            if held(timers, group) {
+                continue;
+            }
             if group.has_tree() {
                 seen.trees.push(number);
                 continue;
@@ -376,14 +393,16 @@ impl DeadlineQueue {
         let was = home.armed >> lane & 1 == 1;
         if ARM && !was {
             home.armed |= 1 << lane;
-            self.pending += 1;
         } else if was && !ARM {
             home.armed &= !(1 << lane);
-            self.pending -= 1;
         } else if !ARM {
             return;
         }
         let group = &self.groups[number];
+        let held = self.timers.is_held(group);
+        if !held {
+            self.pending = self.pending + usize::from(ARM && !was) - usize::from(!ARM);
+        }
         let old = if group.has_tree() {
             self.timers.count(group, u32::from(ARM && !was), u32::from(!ARM));
             let (old, changed) = self.timers.put(group, timer, cval);
@@ -395,12 +414,15 @@ impl DeadlineQueue {
         } else {
             core::mem::replace(&mut self.timers.cvals[row].0[lane], cval)
         };
-        // The held deadline may be early once it has passed: readers then recompute it from the group.
-        let held = self.deadlines.value(number);
+        if held {
+            return;
+        }
+        // The known deadline may be early once it has passed: readers then recompute it from the group.
+        let known = self.deadlines.value(number);
         let deadline = if ARM { group.deadline_of(cval, self.now) } else { NONE };
-        if deadline < held {
+        if deadline < known {
             self.deadlines.set(number, deadline);
-        } else if was && group.deadline_of(old, self.now) == held {
+        } else if was && group.deadline_of(old, self.now) == known {
             self.retime(number);
         }
     }

@@ -59,6 +59,8 @@ pub(super) struct Home {
     pub(super) armed: u8,
     /// Number of places of each group, as a power of two.
     pub(super) width: u8,
+    /// Bit of each held group's first place. A held group gives out no timer.
+    held: u8,
 }
 
 impl Home {
@@ -78,10 +80,29 @@ pub(super) struct TimerRows {
 }
 
 impl TimerRows {
-    /// Returns a group's next deadline as a host count, as of `now`; [`NONE`] if it has none, or none within 64 bits.
+    /// Returns a group's next deadline as a host count, as of `now`; [`NONE`] if it has none, none within 64 bits, or
+    /// is held.
     pub(super) fn deadline(&self, group: &Group, now: HostCount) -> u64 {
         let least = self.least(group);
-        if least == NONE && !self.any_armed(group) { NONE } else { group.deadline_of(least, now) }
+        let silent = least == NONE && !self.any_armed(group) || self.is_held(group);
+        if silent { NONE } else { group.deadline_of(least, now) }
+    }
+
+    /// Returns whether a group is held.
+    pub(super) fn is_held(&self, group: &Group) -> bool {
+        let (row, lane) = place(group.first);
+        self.homes[row].held >> lane & 1 == 1
+    }
+
+    /// Holds a group, or lets it go. Returns the number of its timers that are armed.
+    pub(super) fn hold(&mut self, group: &Group, held: bool) -> usize {
+        let (row, lane) = place(group.first);
+        let home = &mut self.homes[row];
+        home.held = home.held & !(1 << lane) | u8::from(held) << lane;
+        if group.has_tree() {
+            return self.homes[group.counting()].number as usize;
+        }
+        self.homes[group.rows()].iter().map(|home| (home.armed & group.lanes()).count_ones() as usize).sum()
     }
 
     /// Returns a group's least compare value.
@@ -120,7 +141,7 @@ impl TimerRows {
         grow(&mut self.homes, more);
         self.cvals.resize(rows, Row::default());
         let width = (size.min(ROW).ilog2() & 3) as u8;
-        self.homes.resize(rows, Home { number, armed: 0, width });
+        self.homes.resize(rows, Home { number, armed: 0, width, held: 0 });
     }
 
     /// Starts the count of a group's armed timers.
@@ -130,15 +151,12 @@ impl TimerRows {
         }
     }
 
-    /// Disarms a group, and returns the number of its timers that were armed.
-    pub(super) fn clear(&mut self, group: &Group) -> usize {
-        let mut armed = 0;
+    /// Disarms a group.
+    pub(super) fn clear(&mut self, group: &Group) {
         for (row, home) in self.cvals[group.rows()].iter_mut().zip(&mut self.homes[group.rows()]) {
-            armed += (home.armed & group.lanes()).count_ones() as usize;
             home.armed &= !group.lanes();
             each(group.lanes(), |lane| row.0[lane as usize] = NONE);
         }
-        armed
     }
 
     /// Memory of the columns in bytes.
