@@ -65,7 +65,7 @@ def take(
 
 
 def _kernel_messages() -> Iterator[str]:
-    """What the kernel has logged, as far as it is still there (Documentation/ABI/testing/dev-kmsg)."""
+    """The kernel's log, as far as it is still there (Documentation/ABI/testing/dev-kmsg)."""
     fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
     try:
         while True:
