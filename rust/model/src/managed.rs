@@ -23,7 +23,9 @@ impl From<Bank> for ManagedBank {
         let mut managed = Self { bank, run_states };
         // The bank may be a copy of one whose VMs weren't.
         let held: Vec<u32> = managed.bank.held().collect();
-        held.into_iter().for_each(|slot| managed.settle(slot));
+        for slot in held {
+            managed.settle(slot);
+        }
         managed
     }
 }
