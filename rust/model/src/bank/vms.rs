@@ -84,6 +84,7 @@ impl VmClass {
 
 /// State of a VM, besides its vCPUs'.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(crate) struct Seat {
     generation: u32,
     /// The VM's first row; its other rows follow.
