@@ -594,3 +594,35 @@ def test_lateness_bounds_what_it_says(late: list[int], percent: int) -> None:
     needed = -(-len(late) * percent // 100)
     exact = sorted(late)[max(needed, 1) - 1] if needed else 0
     assert exact <= lateness.within_ns(percent) <= 2 * exact
+
+
+def test_no_descriptor_left_loses_nothing() -> None:
+    """numpy is imported when a queue is made: not as its first result is handed over, where that can fail."""
+    script = """
+import resource
+import sys
+from guestclock import ClockBank, DeadlineAlarm, DeadlineQueue, ManualCounter, ModelVm
+
+def without_descriptors(call):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        return call()
+    except OSError as error:
+        return error.strerror
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+checkpoint = ModelVm(counter=ManualCounter(10)).checkpoint()
+assert "numpy" not in sys.modules
+for call in (DeadlineQueue, ClockBank, checkpoint.columns, checkpoint.vcpu_columns, lambda: checkpoint.cval(0)):
+    assert without_descriptors(call) == "Too many open files", call
+queue = DeadlineQueue()
+assert "numpy" in sys.modules
+queue.add_group(1)
+queue.arm(0, 7)
+alarm = DeadlineAlarm(queue, ManualCounter(10))
+timers, _ = without_descriptors(alarm.expire)
+assert timers.tolist() == [0]
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

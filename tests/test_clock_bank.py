@@ -202,6 +202,30 @@ class TestHandles:
         with pytest.raises(IndexError, match=str(gone)):
             bank.cntvct(select=np.array([gone]))
 
+    def test_a_view_goes_with_its_last_reader(self, counter: ManualCounter) -> None:
+        bank = ClockBank(counter)
+        vms = bank.add_many(500, 2).tolist()
+        before = bank.nbytes
+        kept = bank.vm(vms[0])
+        one = bank.nbytes - before
+        for vm in vms:
+            bank.vm(vm)
+        # What nobody reads any more is removed now and then, not each time.
+        assert bank.nbytes - before < 10 * one
+        views = [bank.vm(vm) for vm in vms]
+        assert bank.nbytes - before > 400 * one
+        offsets = np.arange(500, dtype=np.uint64)
+        bank.set_offsets(np.array(vms), offsets)
+        assert [view.cntvct(1) for view in views] == (counter.read() - offsets).tolist()
+        assert kept.cntvct(0) == views[0].cntvct(0)
+        bank.remove(np.array(vms[:2]))
+        with pytest.raises(IndexError, match="the VM has 0"):
+            kept.cntvct(0)
+        again = bank.add_many(2, 1)
+        assert bank.vm(int(again[0])).cntvct(0) == 0
+        with pytest.raises(IndexError, match="the VM has 0"):
+            views[1].cntvct(0)
+
     def test_all_are_removed_or_none(self, bank: ClockBank) -> None:
         vms = bank.vms()
         with pytest.raises(ValueError, match="twice"):

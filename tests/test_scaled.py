@@ -210,3 +210,13 @@ def test_wrong_arguments() -> None:
         ScaledCounter(host(), frequency_hz=1).inner_count(-1)
     with pytest.raises(ValueError, match="32 bits"):
         ModelVm(counter=ScaledCounter(host(), frequency_hz=2**32))
+
+
+def test_counters_of_counters_have_an_end() -> None:
+    """Each read goes down to the innermost, and a process has only so much stack."""
+    counter = ScaledCounter(host(), frequency_hz=GUEST_HZ)
+    for deep in range(7):
+        counter = ScaledCounter(counter, frequency_hz=HOST_HZ + deep)
+    assert counter.read() == 0
+    with pytest.raises(ValueError, match="innermost"):
+        ScaledCounter(counter, frequency_hz=GUEST_HZ)

@@ -409,7 +409,7 @@ fn the_gate_costs_no_ioctl() {
 #[test]
 fn a_vcpu_that_runs_unannounced() {
     let host = counter();
-    let count = Call::Get(0, one_reg_id(Role::Count(View::Physical)));
+    let count = Call::Get(0, one_reg_id(Role::Count(View::Virtual)));
     for (vgic, gic, opted_in, first) in [
         (true, false, false, Call::Look),
         (true, true, true, Call::Look),
@@ -630,6 +630,12 @@ fn a_remembered_offset_is_compared_before_it_is_believed() {
         assert!(!calls.iter().any(|call| matches!(call, Call::Offset(_) | Call::Set(..))), "nothing is written");
     }
     assert_eq!(kernel.vm.borrow().vm_offset(), Some(Offset(3_000_000_000)));
+    // The physical counter of a VM that never opted in is the host's: it alone would bear an offset of 0 out.
+    let plain = Kernel { vgic: true, ..Kernel::plain(&host) };
+    let told = KvmVm::new(&plain, &host, options().with_counter_offset(Offset(0))).unwrap();
+    let error = told.checkpoint(&plain, &Saving::default()).unwrap_err();
+    assert!(matches!(error, OperationError::OffsetElsewhere { .. }), "{error}");
+    assert_eq!(plain.vm.borrow().vm_offset(), None);
 }
 
 #[test]

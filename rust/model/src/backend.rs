@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::error::VmError;
 use crate::vm::ModelVm;
 use guestclock_core::arch::Abilities;
-use guestclock_core::arch::arm64::{Behaviours, Registers, Width};
+use guestclock_core::arch::arm64::{Behaviours, El2, Registers, Width};
 use guestclock_core::checkpoint::Interrupts;
 use guestclock_core::drive::Backend;
 use guestclock_core::time::{Counter, Offset};
@@ -51,6 +51,10 @@ impl<C: Counter, B: DerefMut<Target = Bank>> Backend for Model<'_, C, B> {
 
     fn reg_list(&mut self, vcpu: usize) -> Result<Vec<u64>, VmError> {
         self.vm.reg_list(vcpu)
+    }
+
+    fn nested(&self) -> bool {
+        self.vm.config().el2 != El2::Absent
     }
 
     fn vm_offset(&self) -> Option<Offset> {

@@ -18,7 +18,7 @@ use guestclock_core::drive::{Backend, OpenPause, OpenRestore, OperationError, Sa
 use guestclock_core::restore::{Plan, Report, Request, RunState, Step};
 use guestclock_core::time::{Counter, Frequency, GuestCount, HostCount, Instant, Offset, Stamp};
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError, Weak};
 
 /// An injected instant.
 #[derive(Clone, Debug)]
@@ -53,7 +53,58 @@ impl From<VmError> for LockedError {
 #[derive(Debug)]
 struct Locked {
     bank: ManagedBank,
-    published: BTreeMap<Handle, Arc<PublishedVm>>,
+    /// By the VM's slot. The offsets go with the last [`LockedVm`] of the VM.
+    published: BTreeMap<u32, (Handle, Weak<PublishedVm>)>,
+    /// Number of entries at which those without a reader are removed.
+    crowded: usize,
+}
+
+/// The least number of entries at which those without a reader are removed.
+const CROWDED: usize = 64;
+
+impl Locked {
+    const fn new(bank: ManagedBank) -> Self {
+        Self { bank, published: BTreeMap::new(), crowded: CROWDED }
+    }
+
+    /// Publishes the offsets that have changed. Nothing is done for VMs that nobody reads, or that didn't change.
+    fn publish(&mut self) {
+        let Self { bank, published, .. } = self;
+        bank.bank.for_moved(|bank, slot| {
+            let Some((vm, offsets)) = published.get(&slot) else { return };
+            match (offsets.upgrade(), bank.vm(*vm)) {
+                (Some(offsets), Ok(view)) => offsets.publish(&view),
+                (offsets, _) => {
+                    if let Some(offsets) = offsets {
+                        offsets.clear();
+                    }
+                    published.remove(&slot);
+                }
+            }
+        });
+    }
+
+    /// Returns the published offsets of a VM.
+    fn published(&mut self, vm: Handle) -> Result<Arc<PublishedVm>, BankError> {
+        let view = self.bank.bank.vm(vm)?;
+        let known = self.published.get(&vm.slot()).filter(|(of, _)| *of == vm);
+        if let Some(offsets) = known.and_then(|(_, offsets)| offsets.upgrade()) {
+            return Ok(offsets);
+        }
+        let offsets = Arc::new(PublishedVm::of(&view));
+        if self.published.len() >= self.crowded {
+            self.published.retain(|_, (_, offsets)| offsets.strong_count() > 0);
+            self.crowded = CROWDED.max(2 * self.published.len());
+        }
+        self.published.insert(vm.slot(), (vm, Arc::downgrade(&offsets)));
+        Ok(offsets)
+    }
+
+    fn bytes(&self) -> usize {
+        let offsets = self.published.values().filter_map(|(_, offsets)| offsets.upgrade());
+        let entries = self.published.len() * size_of::<(u32, (Handle, Weak<PublishedVm>))>();
+        self.bank.bytes() + entries + offsets.map(|offsets| offsets.bytes()).sum::<usize>()
+    }
 }
 
 /// Bank that threads share.
@@ -73,7 +124,7 @@ impl core::fmt::Debug for LockedBank {
 impl From<Bank> for LockedBank {
     /// Every VM is open.
     fn from(bank: Bank) -> Self {
-        let locked = Mutex::new(Locked { bank: ManagedBank::from(bank), published: BTreeMap::new() });
+        let locked = Mutex::new(Locked::new(ManagedBank::from(bank)));
         Self { locked, on_change: OnceLock::new() }
     }
 }
@@ -100,12 +151,9 @@ impl LockedBank {
     /// Works on the bank, and publishes the changed offsets, whether or not the work succeeds.
     pub fn with<T>(&self, work: impl FnOnce(&mut ManagedBank) -> T) -> T {
         let result = {
-            let Locked { bank, published } = &mut *self.lock();
-            let result = work(bank);
-            published.retain(|vm, published| {
-                let there = bank.bank().vm(*vm).map(|vm| published.publish(&vm));
-                there.inspect_err(|_| published.clear()).is_ok()
-            });
+            let mut locked = self.lock();
+            let result = work(&mut locked.bank);
+            locked.publish();
             result
         };
         self.changed();
@@ -117,20 +165,14 @@ impl LockedBank {
         ask(self.lock().bank.bank_mut())
     }
 
-    /// Memory of the bank in bytes: see [`ManagedBank::bytes`].
+    /// Memory of the bank in bytes: that of [`ManagedBank::bytes`], and of the offsets that [`LockedVm`]s read.
     pub fn bytes(&self) -> usize {
-        self.lock().bank.bytes()
+        self.lock().bytes()
     }
 
     /// Runs a query on the bank.
     pub fn look<T>(&self, look: impl FnOnce(&Bank) -> T) -> T {
         look(self.lock().bank.bank())
-    }
-
-    fn published(&self, vm: Handle) -> Result<Arc<PublishedVm>, BankError> {
-        let Locked { bank, published } = &mut *self.lock();
-        let view = bank.bank().vm(vm)?;
-        Ok(Arc::clone(published.entry(vm).or_insert_with(|| Arc::new(PublishedVm::of(&view)))))
     }
 
     fn lock(&self) -> MutexGuard<'_, Locked> {
@@ -169,7 +211,7 @@ impl<C: Counter> LockedVm<C> {
     /// at the VM's frequency.
     pub fn of(bank: Arc<LockedBank>, handle: Handle, counter: C) -> Result<Self, BankError> {
         let (behaviours, config) = bank.look(|bank| bank.vm(handle).map(|vm| (vm.behaviours(), vm.config())))?;
-        let published = bank.published(handle)?;
+        let published = bank.lock().published(handle)?;
         Ok(Self { counter, behaviours, config, published, bank, handle })
     }
 
@@ -408,7 +450,7 @@ impl<C: Counter> LockedVm<C> {
             let mut locked = self.bank.lock();
             let (run_state, mut vm) = locked.bank.vm_and_state(self.handle)?;
             let result = work(run_state, &mut vm);
-            self.published.publish(&vm);
+            locked.publish();
             locked.bank.settle(self.handle.slot());
             result
         };

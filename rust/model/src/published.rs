@@ -81,6 +81,12 @@ impl PublishedVm {
         self.vcpus.store(vm.vcpus() as u64, Ordering::Release);
     }
 
+    /// Memory of the offsets in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        let chunks = self.chunks.iter().filter(|chunk| chunk.get().is_some()).count();
+        size_of::<Self>() + chunks * size_of::<[VcpuOffsets; CHUNK]>()
+    }
+
     /// Ends the publication: the VM is removed.
     pub(crate) fn clear(&self) {
         self.vcpus.store(0, Ordering::Release);

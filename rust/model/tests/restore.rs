@@ -122,6 +122,10 @@ impl Backend for Odd {
         Ok(list)
     }
 
+    fn nested(&self) -> bool {
+        false
+    }
+
     fn vm_offset(&self) -> Option<Offset> {
         self.vm.vm_offset()
     }

@@ -13,6 +13,7 @@ use numpy::{
 };
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use std::ops::Range;
 
 /// A dtype's name.
@@ -92,6 +93,14 @@ impl<T: Element> Input<'_, T> {
             Values::Copied(values) => values,
         }
     }
+}
+
+/// Imports numpy, whose C API the first array would otherwise import: that takes a while and may fail, for want of
+/// descriptors for instance, and then isn't an error but a panic. So it is done before anything is taken from a queue.
+pub(crate) fn ready(py: Python<'_>) -> PyResult<()> {
+    static READY: PyOnceLock<()> = PyOnceLock::new();
+    READY.get_or_try_init(py, || py.import("numpy").map(|_| drop(PyArray1::<u8>::zeros(py, 0, false))))?;
+    Ok(())
 }
 
 /// A new array of these values, which owns its memory.

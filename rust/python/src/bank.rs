@@ -1,7 +1,7 @@
 //! Many VMs as columns.
 
 use crate::alarms::Alarms;
-use crate::arrays::{Column, Named, as_array, column, extent, new_array, output, same_rows, writable};
+use crate::arrays::{Column, Named, as_array, column, extent, new_array, output, ready, same_rows, writable};
 use crate::checkpoint::{PyCheckpoint, vm_name};
 use crate::columns::chosen_isa;
 use crate::counters::{AnyCounter, PyHostCounter, PyScaledCounter};
@@ -172,6 +172,7 @@ impl PyClockBank {
     #[new]
     #[pyo3(signature = (counter=None, *, timers=2))]
     fn new(py: Python<'_>, counter: Option<Bound<'_, PyAny>>, timers: u8) -> PyResult<Self> {
+        ready(py)?;
         let el2 = match timers {
             2 => false,
             4 => true,

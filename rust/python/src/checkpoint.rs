@@ -1,7 +1,7 @@
 //! Checkpoints.
 
 use crate::arguments::modular;
-use crate::arrays::new_array;
+use crate::arrays::{new_array, ready};
 use crate::errors::{IntoPyErr, OrRaise};
 use crate::interchange::timer_regs;
 use crate::records::{self, AnyReading, AnyStamp};
@@ -371,6 +371,7 @@ impl PyCheckpoint {
     /// CNTVOFF_EL2 of the one VM: shape (vcpus,), uint64, ticks. None for a guest without EL2.
     #[getter]
     fn cntvoff<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyArray1<u64>>>> {
+        ready(py)?;
         Ok(self.only()?.register(Held::Cntvoff).map(|values| new_array(py, values.iter())))
     }
 
@@ -379,6 +380,7 @@ impl PyCheckpoint {
     fn cval<'py>(&self, py: Python<'py>, timer: usize) -> PyResult<Bound<'py, PyArray1<u64>>> {
         let timer = registers::timer(timer)?;
         let values = self.register(Held::Cval(timer), || timer.name().into())?;
+        ready(py)?;
         Ok(new_array(py, values.iter()))
     }
 
@@ -387,6 +389,7 @@ impl PyCheckpoint {
     fn ctl<'py>(&self, py: Python<'py>, timer: usize) -> PyResult<Bound<'py, PyArray1<u64>>> {
         let timer = registers::timer(timer)?;
         let values = self.register(Held::Ctl(timer), || timer.name().into())?;
+        ready(py)?;
         Ok(new_array(py, values.iter()))
     }
 
@@ -397,6 +400,7 @@ impl PyCheckpoint {
     /// a masked array, and not there if it is known of none: "stopped_at_count" (host ticks), "backlog_remaining_ticks"
     /// and so on.
     fn columns<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        ready(py)?;
         let columns = PyDict::new(py);
         columns.set_item("name", text_array(py, self.0.names())?)?;
         let mut table = Table::new();
@@ -423,6 +427,7 @@ impl PyCheckpoint {
     /// doesn't know by its KVM id in hexadecimal. Where some guests don't have a register, its column is a masked
     /// array.
     fn vcpu_columns<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        ready(py)?;
         let columns = PyDict::new(py);
         // Not each VM's `name()`, which looks for it from the first name on.
         let vcpus: Vec<(&str, usize)> = self.0.names().zip(self.0.vms().map(|vm| vm.vcpus())).collect();

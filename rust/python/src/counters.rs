@@ -66,7 +66,12 @@ pub(crate) struct PyManualCounter {
 pub(crate) struct PyScaledCounter {
     scaled: Arc<ScaledCounter<AnyCounter>>,
     inner: Py<PyAny>,
+    /// Number of scaled counters below this one. Each read goes down to the innermost.
+    depth: u8,
 }
+
+/// The most scaled counters that are made of one another.
+const DEEPEST: u8 = 8;
 
 #[pymethods]
 impl PyHostCounter {
@@ -223,8 +228,14 @@ impl PyScaledCounter {
     #[new]
     #[pyo3(signature = (counter, *, frequency_hz))]
     pub(crate) fn new(counter: Bound<'_, PyAny>, frequency_hz: u64) -> PyResult<Self> {
+        let depth = counter.cast::<Self>().map_or(0, |inner| inner.get().depth + 1);
+        if depth >= DEEPEST {
+            return Err(PyValueError::new_err(format!(
+                "{DEEPEST} ScaledCounters at most are made of one another: make this one from the innermost counter"
+            )));
+        }
         let scaled = ScaledCounter::new(counter.extract::<AnyCounter>()?, frequency(frequency_hz)?);
-        Ok(Self { scaled: Arc::new(scaled), inner: counter.unbind() })
+        Ok(Self { scaled: Arc::new(scaled), inner: counter.unbind(), depth })
     }
 
     /// The counter that it is made from.

@@ -2,7 +2,7 @@
 
 use crate::alarms::Alarms;
 use crate::arguments::modular;
-use crate::arrays::column;
+use crate::arrays::{column, ready};
 use crate::errors::OrRaise;
 use guestclock_core::time::{HostCount, Offset};
 use guestclock_model::deadlines::DeadlineQueue;
@@ -81,8 +81,9 @@ fn narrow(index: i64, what: &str) -> PyResult<u32> {
 #[pymethods]
 impl PyDeadlineQueue {
     #[new]
-    fn new() -> Self {
-        Self { queue: Mutex::new(DeadlineQueue::new()), alarms: Arc::default() }
+    fn new(py: Python<'_>) -> PyResult<Self> {
+        ready(py)?;
+        Ok(Self { queue: Mutex::new(DeadlineQueue::new()), alarms: Arc::default() })
     }
 
     /// Adds a VM with `timers` timers, none of them armed, and returns the group's number.

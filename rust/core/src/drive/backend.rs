@@ -27,6 +27,9 @@ pub trait Backend {
     /// The ids of the vCPU's registers (KVM_GET_REG_LIST). Callers ignore those that aren't a timer's.
     fn reg_list(&mut self, vcpu: usize) -> Result<Vec<u64>, Self::Error>;
 
+    /// Returns whether the guest has EL2, or may have: then its virtual counter has CNTVOFF_EL2 in it.
+    fn nested(&self) -> bool;
+
     /// The VM-wide offset, if this VM has opted in and the offset is known. KVM has no call that reads it.
     fn vm_offset(&self) -> Option<Offset>;
 

@@ -375,6 +375,10 @@ impl<E> Backend for Faulty<'_, E> {
         self.backend.reg_list(vcpu).map_err(FaultyError::Backend)
     }
 
+    fn nested(&self) -> bool {
+        self.backend.nested()
+    }
+
     fn vm_offset(&self) -> Option<Offset> {
         self.backend.vm_offset()
     }

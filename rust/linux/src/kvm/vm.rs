@@ -572,6 +572,10 @@ impl<I: Ioctls + ?Sized, C: Counter> Backend for Kvm<'_, I, C> {
         self.io.reg_list(vcpu).map_err(|error| KvmError::of("KVM_GET_REG_LIST", &error))
     }
 
+    fn nested(&self) -> bool {
+        self.vm.probed.get().is_none_or(|probed| probed.nested)
+    }
+
     fn vm_offset(&self) -> Option<Offset> {
         self.vm.opted_in.get().map(PublishedOffset::offset)
     }

@@ -105,6 +105,8 @@ pub(crate) struct Seat {
     pub(crate) changes: u64,
     /// True while the VM is paused or being restored: it gives out no timer, and no change of a line.
     held: bool,
+    /// True if the VM is among those that moved.
+    moved: bool,
 }
 
 /// The rows of all VMs whose counters run at one frequency.
@@ -141,6 +143,9 @@ pub struct Bank {
     /// Slots to reuse.
     free: Vec<u32>,
     vms: usize,
+    /// Slots of the VMs whose vCPUs' offsets or number has changed since [`for_moved`](Self::for_moved), or that were
+    /// removed.
+    moved: Vec<u32>,
     /// Instruction set of the batches.
     pub(crate) isa: Isa,
 }
@@ -157,6 +162,7 @@ impl Bank {
             seats: Vec::new(),
             free: Vec::new(),
             vms: 0,
+            moved: Vec::new(),
             isa: Isa::best(),
         }
     }
@@ -215,7 +221,8 @@ impl Bank {
         let seat = &mut self.seats[slot as usize];
         // The attributes came with the physical timer's registers, in Linux 6.4.
         let irqs = IrqIds::new(behaviours.physical_timer);
-        *seat = Seat { generation: seat.generation + 1, taken: true, domain, class, irqs, ..Seat::vacant() };
+        let (generation, moved) = (seat.generation + 1, seat.moved);
+        *seat = Seat { generation, taken: true, domain, class, irqs, moved, ..Seat::vacant() };
         self.vms += 1;
         Ok(Handle::of_vm(slot, seat.generation))
     }
@@ -235,7 +242,9 @@ impl Bank {
             self.free.push(slot);
         }
         self.vms -= 1;
-        if domain.rows.holes() > domain.rows.len() / 2 {
+        let sparse = domain.rows.holes() > domain.rows.len() / 2;
+        self.has_moved(slot);
+        if sparse {
             self.close_gaps();
         }
         Ok(())
@@ -396,6 +405,25 @@ impl Bank {
         if let Some(queue) = queue {
             queue.move_vm(place, shared, rows);
         }
+        self.has_moved(slot);
+    }
+
+    fn has_moved(&mut self, slot: u32) {
+        if !core::mem::replace(&mut self.seats[slot as usize].moved, true) {
+            self.moved.push(slot);
+        }
+    }
+
+    /// Calls `tell` with the slot of each VM whose vCPUs' offsets or number has changed since the last call, or that was
+    /// removed.
+    pub(crate) fn for_moved(&mut self, mut tell: impl FnMut(&Self, u32)) {
+        let mut moved = core::mem::take(&mut self.moved);
+        for slot in moved.drain(..) {
+            self.seats[slot as usize].moved = false;
+            tell(self, slot);
+        }
+        // The memory is kept: most calls move one VM.
+        self.moved = moved;
     }
 
     /// Holds a VM's timers while it is paused or being restored, or lets them go.
@@ -454,7 +482,8 @@ impl Bank {
     pub fn bytes(&self) -> usize {
         let domain =
             |domain: &FrequencyDomain| domain.rows.bytes() + domain.queue.as_ref().map_or(0, TimerQueue::bytes);
-        let seats = self.seats.capacity() * size_of::<Seat>() + self.free.capacity() * 4;
+        let slots = self.free.capacity() + self.moved.capacity();
+        let seats = self.seats.capacity() * size_of::<Seat>() + slots * size_of::<u32>();
         self.domains.iter().map(domain).sum::<usize>() + seats
     }
 
@@ -500,6 +529,7 @@ impl Seat {
             offsets: Offsets::default(),
             changes: 0,
             held: false,
+            moved: false,
         }
     }
 }
