@@ -53,7 +53,7 @@ impl From<VmError> for LockedError {
 #[derive(Debug)]
 struct Locked {
     bank: ManagedBank,
-    /// By the VM's slot. The offsets go with the last [`LockedVm`] of the VM.
+    /// Offsets by the VM's slot. They go with the last [`LockedVm`] of the VM.
     published: BTreeMap<u32, (Handle, Weak<PublishedVm>)>,
     /// Number of entries at which those without a reader are removed.
     crowded: usize,
