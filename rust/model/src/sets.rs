@@ -282,6 +282,8 @@ impl ManagedBank {
     ) -> Result<Cases, SetError> {
         let sample = Instant::of(counter.stamp(), counter);
         let mut known: BTreeMap<Alike, usize> = BTreeMap::new();
+        // Most VMs are as the one before.
+        let mut last: Option<(Alike, usize)> = None;
         let mut cases = Cases { plans: Vec::new(), plan_of: Vec::new() };
         for Pair { vm, from } in pairs {
             let time = from.time();
@@ -305,8 +307,9 @@ impl ManagedBank {
                 },
                 backlog: time.backlog,
             };
-            let case = if let Some(case) = known.get(&alike) {
-                *case
+            let before = last.filter(|(before, _)| *before == alike).map(|(_, case)| case);
+            let case = if let Some(case) = before.or_else(|| known.get(&alike).copied()) {
+                case
             } else {
                 let saved = match &from {
                     Basis::Saved(vm) => Saved::from(vm),
@@ -319,6 +322,7 @@ impl ManagedBank {
                 known.insert(alike, cases.plans.len() - 1);
                 cases.plans.len() - 1
             };
+            last = Some((alike, case));
             cases.plan_of.push(narrow(case));
         }
         Ok(cases)

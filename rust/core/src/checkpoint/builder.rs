@@ -174,12 +174,10 @@ impl GroupBuilder {
             }
             RegisterColumn::new(id, values)
         });
-        let group = |names| Group {
-            names,
-            vms: self.vms.map(Growing::column),
-            facts: self.facts.map(|fact| fact.sparse(vms)),
-            stolen_time: self.stolen_time.sparse(vcpus),
-            registers: registers.collect(),
+        let group = |names| {
+            let facts = self.facts.map(|fact| fact.sparse(vms));
+            let stolen_time = self.stolen_time.sparse(vcpus);
+            Group::new(names, self.vms.map(Growing::column), facts, stolen_time, registers.collect())
         };
         let text = match Names::new(text) {
             Ok(names) => return Ok(group(names)),

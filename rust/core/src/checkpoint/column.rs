@@ -59,6 +59,11 @@ impl Column {
         fits.then_some(Self(form))
     }
 
+    /// Returns the value that all rows have; `None` where they differ.
+    pub(crate) const fn same(&self) -> Option<u64> {
+        if let Form::Same(value) = self.0 { Some(value) } else { None }
+    }
+
     /// Returns the row's value; `None` past the end of rows that differ.
     #[must_use]
     pub fn get(&self, row: usize) -> Option<u64> {

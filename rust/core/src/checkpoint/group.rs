@@ -3,7 +3,7 @@
 use crate::arch::RegId;
 use crate::arch::arm64::{CTL_ISTATUS, Role, Sysreg, Timer, is_unknown_timers};
 use crate::checkpoint::column::Column;
-use crate::checkpoint::fields::{VCPUS, VM_FACTS, VM_FIELDS, VmFact, VmField, vm_facts, vm_fields};
+use crate::checkpoint::fields::{Entry, GROUP, VCPUS, VM_FACTS, VM_FIELDS, VmFact, VmField, vm_facts, vm_fields};
 use crate::checkpoint::guest_time::GuestTime;
 use crate::checkpoint::names::Names;
 use crate::checkpoint::sparse::Sparse;
@@ -34,6 +34,10 @@ pub struct Group {
     pub(crate) facts: [Option<Sparse>; VM_FACTS],
     pub(crate) stolen_time: Option<Sparse>,
     pub(crate) registers: Vec<RegisterColumn>,
+    /// The guest time, as far as all VMs have the same.
+    same: GuestTime,
+    /// Where VMs differ: places in [`GROUP`], each with that among the columns or facts.
+    differ: Vec<(usize, usize)>,
 }
 
 /// A register of every vCPU of a group.
@@ -98,6 +102,36 @@ impl Held {
 }
 
 impl Group {
+    /// Makes a group of these columns.
+    pub(crate) fn new(
+        names: Names,
+        vms: [Column; VM_FIELDS],
+        facts: [Option<Sparse>; VM_FACTS],
+        stolen_time: Option<Sparse>,
+        registers: Vec<RegisterColumn>,
+    ) -> Self {
+        let mut same = GuestTime::opted_in(0, NonZeroU32::MIN, GuestCount(0));
+        let mut differ = Vec::new();
+        let (mut columns, mut known) = (vms.iter().enumerate(), facts.iter().enumerate());
+        for (at, entry) in GROUP.iter().enumerate() {
+            match entry {
+                Entry::Vm(field) => match columns.next().map(|(place, column)| (place, column.same())) {
+                    Some((_, Some(value))) => (field.set)(&mut same, value),
+                    Some((place, None)) => differ.push((at, place)),
+                    None => {}
+                },
+                Entry::Fact(fact) => match known.next().map(|(place, known)| (place, known.as_ref().map(Sparse::same)))
+                {
+                    Some((_, Some(Some(parts)))) => (fact.set)(&mut same, parts),
+                    Some((place, Some(None))) => differ.push((at, place)),
+                    _ => {}
+                },
+                Entry::Names | Entry::StolenTime | Entry::Registers => {}
+            }
+        }
+        Self { names, vms, facts, stolen_time, registers, same, differ }
+    }
+
     /// Number of VMs.
     #[must_use]
     pub const fn len(&self) -> usize {
@@ -172,13 +206,16 @@ impl Group {
     /// Past the last VM.
     #[must_use]
     pub fn time(&self, vm: usize) -> GuestTime {
-        let mut time = GuestTime::opted_in(0, NonZeroU32::MIN, GuestCount(0));
-        for (field, column) in vm_fields().zip(&self.vms) {
-            (field.set)(&mut time, column.get(vm).expect("one value a VM"));
-        }
-        for (fact, known) in vm_facts().zip(&self.facts) {
-            if let Some(parts) = known.as_ref().and_then(|known| known.get(vm)) {
-                (fact.set)(&mut time, parts);
+        let mut time = self.same;
+        for (at, place) in &self.differ {
+            match &GROUP[*at] {
+                Entry::Vm(field) => (field.set)(&mut time, self.vms[*place].get(vm).expect("one value a VM")),
+                Entry::Fact(fact) => {
+                    if let Some(parts) = self.facts[*place].as_ref().and_then(|known| known.get(vm)) {
+                        (fact.set)(&mut time, parts);
+                    }
+                }
+                Entry::Names | Entry::StolenTime | Entry::Registers => {}
             }
         }
         time
@@ -219,13 +256,13 @@ impl Group {
 
     fn picked(&self, vms: &[usize], vcpus: &[usize], names: Names) -> Self {
         let register = |column: &RegisterColumn| RegisterColumn::new(column.id, column.values.picked(vcpus));
-        Self {
+        Self::new(
             names,
-            vms: self.vms.each_ref().map(|column| Column::new(column.picked(vms))),
-            facts: self.facts.each_ref().map(|fact| fact.as_ref()?.part(vms)),
-            stolen_time: self.stolen_time.as_ref().and_then(|known| known.part(vcpus)),
-            registers: self.registers.iter().map(register).collect(),
-        }
+            self.vms.each_ref().map(|column| Column::new(column.picked(vms))),
+            self.facts.each_ref().map(|fact| fact.as_ref()?.part(vms)),
+            self.stolen_time.as_ref().and_then(|known| known.part(vcpus)),
+            self.registers.iter().map(register).collect(),
+        )
     }
 }
 

@@ -14,6 +14,15 @@ pub struct Sparse {
 }
 
 impl Sparse {
+    /// Returns the fact that all rows have; `None` where it differs, or isn't known of all.
+    pub(crate) fn same(&self) -> Option<Parts> {
+        let mut parts = Parts::default();
+        for (part, column) in parts.iter_mut().zip(&self.parts) {
+            *part = column.same().filter(|_| self.rows.is_none())?;
+        }
+        Some(parts)
+    }
+
     /// Returns the parts of a row's fact; `None` if it isn't known.
     pub(crate) fn get(&self, row: usize) -> Option<Parts> {
         let place = match &self.rows {

@@ -69,13 +69,13 @@ fn read_group(r: &mut Reader<'_>) -> Result<Group, WireError> {
     }
     keys.finish()?;
     let missing = || r.malformed(keys.start(), "is missing");
-    Ok(Group {
-        names: names.ok_or_else(missing)?,
-        vms: columns.try_into().map_err(|_| missing())?,
-        facts: facts.try_into().map_err(|_| missing())?,
+    Ok(Group::new(
+        names.ok_or_else(missing)?,
+        columns.try_into().map_err(|_| missing())?,
+        facts.try_into().map_err(|_| missing())?,
         stolen_time,
-        registers: registers.ok_or_else(missing)?,
-    })
+        registers.ok_or_else(missing)?,
+    ))
 }
 
 /// Reads a column of so many rows.
