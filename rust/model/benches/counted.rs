@@ -11,7 +11,8 @@ use columns::{HZ, NOW, TIMERS, Vcpus, Vms, frequencies, of};
 use guestclock_core::arch::RegId;
 use guestclock_core::arch::arm64::{Role, Timer, one_reg_id};
 use guestclock_core::checkpoint::{Checkpoint, GroupBuilder, GuestTime, Name, codec};
-use guestclock_core::time::{Frequency, GuestCount, SourceName, Stamp, StampCount};
+use guestclock_core::restore::Late;
+use guestclock_core::time::{Frequency, GuestCount, HostCount, SourceName, Stamp, StampCount};
 use guestclock_model::bank::{self, Isa, Scale};
 use std::hint::black_box;
 use std::num::NonZeroU32;
@@ -48,6 +49,11 @@ fn main() {
     };
     steps();
     count("deadline queue, 100 steps", "any", steps);
+    // All that lies between the last sample of a restore and the system call that sets the offset.
+    let late = Late { anchor: HostCount(1 << 50), missed: 1 << 40, cap: u128::MAX, saved: GuestCount(1 << 45) };
+    count("offset of the last sample", "any", || {
+        black_box(black_box(&late).offset_at(black_box(NOW)));
+    });
     let checkpoint = checkpoint(ROWS);
     let bytes = codec::encode(&checkpoint);
     count("checkpoint to bytes", "any", || drop(black_box(codec::encode(black_box(&checkpoint)))));
