@@ -56,18 +56,32 @@ def expected_gap(
     advanced = first_read.minus(last_read)
     if max_ns is None:
         return advanced
-    cap = max_ns * frequency_hz // _NS_PER_S
+    cap = _ticks(max_ns, frequency_hz)
     return Interval(min(advanced.low, frozen.low + cap), min(advanced.high, frozen.high + cap))
 
 
 def expected_shift(
-    policy: str, max_ns: int | None, frequency_hz: int, *, taken: Interval, released: Interval
+    policy: str,
+    max_ns: int | None,
+    frequency_hz: int,
+    *,
+    taken: Interval,
+    released: Interval,
+    step_ns: int = 0,
+    steps: int = 0,
 ) -> Interval:
-    """The ticks by which a guest's counter may fall behind the host's in the pause."""
+    """The ticks by which a guest's counter may be behind the host's after the pause, and after so many steps of it.
+
+    A catch-up gives what an advance by at most `max_ns` gives, then `step_ns` a step, until nothing is left.
+    """
     away = released.minus(taken)
     if policy == "freeze":
         return away
-    if max_ns is None:
+    if max_ns is None and policy == "advance":
         return Interval(0, 0)
-    cap = max_ns * frequency_hz // _NS_PER_S
+    cap = _ticks(max_ns or 0, frequency_hz) + steps * _ticks(step_ns, frequency_hz)
     return Interval(max(0, away.low - cap), max(0, away.high - cap))
+
+
+def _ticks(ns: int, frequency_hz: int) -> int:
+    return ns * frequency_hz // _NS_PER_S

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import mmap
+import os
+import stat
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +20,9 @@ from guestclock.cli.report import print_findings
 from guestclock.cli.shared import JSON, fail, show
 from guestclock.cli.verdict import print_verdict
 from guestclock.errors import CapabilityMissing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 app = typer.Typer(
     help="Keeps a guest's clocks right when its virtual machine is paused, snapshotted, restored or migrated.",
@@ -168,26 +175,42 @@ def payload_command(
     typer.echo(f"The payload: {path}", err=True)
 
 
+@contextmanager
+def _memory(file: Path) -> Iterator[bytes | mmap.mmap]:
+    """A file's contents: mapped, since a dump of a guest's memory may be larger than this host's; read from a pipe."""
+    with file.open("rb") as opened:
+        if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode) or not file.stat().st_size:
+            yield opened.read()
+            return
+        with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            yield mapped
+
+
 @app.command("check-log")
 def check_log_command(
     file: Annotated[Path, typer.Argument(help="The guest's memory, or a part of it with the payload and its log.")],
     *,
     host: Annotated[Path | None, typer.Option(help="What the VMM saw on the host's counter (docs/payload.md).")] = None,
     virtual_only: Annotated[bool, typer.Option("--virtual-only", help="Judge CNTVCT_EL0 alone.")] = False,
-    grace_ms: Annotated[int, typer.Option(min=0, help="How late an interrupt may be before it counts as lost.")] = 1000,
+    grace_ms: Annotated[
+        int, typer.Option(min=0, help="How late an interrupt may be, or how long no vCPU logs.")
+    ] = 1000,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Judges a VMM's log of the payload: gaps, skew, backward steps, lost and doubled interrupts.
+    """Judges a VMM's log of the payload: gaps, skew, backward steps, stalls, interrupts that are lost, doubled or late.
 
     Exits 1 if anything is wrong, and 2 for a file that is no log.
     """
     from guestclock import payload
 
     try:
-        log = payload.read_log(file.read_bytes())
+        with _memory(file) as memory:
+            log = payload.read_log(memory)
         saw = None if host is None else payload.Host.from_dict(json.loads(host.read_text()))
         views = ("cntvct",) if virtual_only else payload.VIEWS
         verdict = payload.check_log(log, host=saw, views=views, grace_ns=grace_ms * 1_000_000)
+    except RecursionError:
+        fail(f"{host} is nested too deeply to be a description of what the host saw (docs/payload.md)")
     except (ValueError, OSError) as error:
         fail(error)
     if as_json:
