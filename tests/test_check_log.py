@@ -16,7 +16,20 @@ import pytest
 from typer.testing import CliRunner
 
 from guestclock.cli.app import app
-from guestclock.payload import Host, Kind, Log, NotALog, Pause, Record, Verdict, check_log, image, layout, read_log
+from guestclock.payload import (
+    Host,
+    Kind,
+    Log,
+    Looks,
+    NotALog,
+    Pause,
+    Record,
+    Verdict,
+    check_log,
+    image,
+    layout,
+    read_log,
+)
 from guestclock.payload.verdict import FindingKind
 from guestclock.promise import Interval
 
@@ -43,8 +56,8 @@ class Story:
     records: list[list[Record]] = field(default_factory=lambda: [[], []])
     brackets: list[list[Interval]] = field(default_factory=lambda: [[], []])
     pauses: list[Pause] = field(default_factory=list)
-    looked: list[list[int | None]] = field(default_factory=lambda: [[], []])
-    """The VMM's last look for each alarm that found no interrupt. Nobody has looked for the last alarm yet."""
+    looks: list[list[Looks]] = field(default_factory=lambda: [[], []])
+    """The VMM's looks for each alarm. Nobody has looked for the last one yet."""
     offset: int = 0
     first_offset: int = 0
     now: int = 90_000_000_000
@@ -82,8 +95,9 @@ class Story:
         for vcpu in (0, 1):
             deadline = self.records[vcpu][-1].cval
             wait = (deadline - self.count() + 2**63) % 2**64 - 2**63
-            self.looked[vcpu].append(self.now if wait > 0 else None)
+            vain = self.now if wait > 0 else None
             self.now += max(0, wait) + 500
+            self.looks[vcpu].append(Looks(vain, self.now - 400))
             fired = Record(Kind.FIRED, self.count(), self.count(), cval=deadline, interrupt=27, ctl=5)
             self.records[vcpu].append(fired)
 
@@ -109,7 +123,7 @@ class Story:
             self.now += 30
 
     def host(self) -> Host:
-        return Host(HZ, self.brackets, self.pauses, ended=self.now, looked=[[*looked, None] for looked in self.looked])
+        return Host(HZ, self.brackets, self.pauses, ended=self.now, looks=[[*looks, Looks()] for looks in self.looks])
 
     def memory(self, *, at: int = 0) -> bytearray:
         memory = bytearray(at + layout.IMAGE_SIZE)
@@ -242,10 +256,13 @@ def ring_late(story: Story, ticks: int = 90 * HZ, *, looks: bool = False) -> Non
     for brackets in story.brackets:
         brackets[:] = [later(b, ticks) if b.low > due else b for b in brackets]
     story.delay(ticks)
-    for looked in story.looked:
-        looked[:] = [count + ticks if count is not None and count > due else count for count in looked]
+    for seen in story.looks:
+        seen[:] = [
+            Looks(*(count + ticks if count is not None and count > due else count for count in (each.vain, each.found)))
+            for each in seen
+        ]
     if looks:
-        story.looked[0][1] = due + ticks - 1_000
+        story.looks[0][1] = dataclasses.replace(story.looks[0][1], vain=due + ticks - 1_000)
 
 
 def stop_the_machine(story: Story) -> None:
@@ -268,7 +285,7 @@ def stop_awake(story: Story) -> None:
     for brackets in story.brackets:
         brackets[:] = [later(b, ticks) if b.low >= then else b for b in brackets]
     story.delay(ticks)
-    story.looked = [[None] * len(looked) for looked in story.looked]
+    story.looks = [[Looks()] * len(looks) for looks in story.looks]
 
 
 def stop_a_counter(story: Story) -> None:
@@ -285,7 +302,7 @@ def stop_both_counters(story: Story) -> None:
         for index in range(2 * ROUND + 1):
             story.change(vcpu, index, cntvct=0, cntpct=0, last_cntvct=0)
         story.change(vcpu, 2 * ROUND, cval=PERIOD)
-    story.looked = [[], []]
+    story.looks = [[], []]
     story.pauses = []
 
 
@@ -410,7 +427,7 @@ def test_without_a_policy_the_gap_is_told_and_not_judged() -> None:
     (pause,) = story.pauses
     story.pauses = [dataclasses.replace(pause, policy=None)]
     story.move_both(5_000, "cntvct", "cntpct")
-    story.looked = [[None] * len(looked) for looked in story.looked]  # The looks were for the alarms as they were.
+    story.looks = [[Looks()] * len(looks) for looks in story.looks]  # The looks were for the alarms as they were.
     verdict = story.judged()
     assert verdict.ok
     assert {(gap.promised_ticks, gap.error_ticks) for gap in verdict.gaps} == {(None, None)}
@@ -527,8 +544,8 @@ def test_the_host_of_another_log_is_refused() -> None:
     story = Story()
     host = story.host()
     for wrong, words in (
-        (dataclasses.replace(host, looked=[[], []]), "0 alarms of vCPU 0"),
-        (dataclasses.replace(host, looked=[[]]), "1 vCPUs"),
+        (dataclasses.replace(host, looks=[[], []]), "0 alarms of vCPU 0"),
+        (dataclasses.replace(host, looks=[[]]), "1 vCPUs"),
         (dataclasses.replace(host, brackets=host.brackets[:1]), "1 vCPUs"),
         (dataclasses.replace(host, brackets=[host.brackets[0], host.brackets[1][1:]]), "23 samples of vCPU 1"),
         (dataclasses.replace(host, brackets=[host.brackets[0], [*host.brackets[1], Interval(0, 1)]]), "25 samples"),
@@ -556,7 +573,7 @@ def host_document(story: Story) -> dict[str, Any]:
             for pause in story.pauses
         ],
         "ended_at": story.now,
-        "looked_at": [[*looked, None] for looked in story.looked],
+        "looks": [[[each.vain, each.found] for each in [*looks, Looks()]] for looks in story.looks],
     }
 
 
@@ -612,7 +629,8 @@ WRONG_DOCUMENTS: list[tuple[str, str]] = [
             (a_pause(released_at=[0, 0]), "pauses are in their order, but after 1 comes 0"),
             (a_pause(steps=[[1, 1]]), "pauses are in their order"),
             (a_pause(step_ns=None), "step_ns is None"),
-            ({"looked_at": [[1e300]]}, "a look at vCPU 0 is 1e"),
+            ({"looks": [[[1e300, None]]]}, "looks of vCPU 0 is 1e"),
+            ({"looks": [[[1]]]}, "looks of vCPU 0 is a list, not two counts"),
         )
     ),
 ]

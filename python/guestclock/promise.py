@@ -1,10 +1,7 @@
 """The promise of each policy for a guest's clock across a pause, computed from the host's clock alone.
 
-s0 and s1 are the host's counts at the guest's last reading before the pause and its first after. C0 is the count at the
-checkpoint, or at the guest's stop where the checkpoint has it; C1 is the count at the release. Frozen, the guest's
-clock runs for (C0 - s0) + (s1 - C1); advanced, for s1 - s0; advanced by at most a cap, for the first plus the cap or
-for the second, whichever is less. Each count is known to lie in an interval. No gap shrinks as s1 or C0 grows, or grows
-as s0 or C1 does, so the ends of a gap come from the ends of the counts.
+The guest's clock falls behind the host's counter by the time away, from the stop or the checkpoint to the release, less
+what the policy gives. Each count is known to lie in an interval, and the ends of what is promised come from their ends.
 """
 
 from __future__ import annotations
@@ -37,27 +34,6 @@ class Interval:
     def distance(self, count: int) -> int:
         """Distance from `count` to the interval, in ticks; 0 inside."""
         return max(self.low - count, count - self.high, 0)
-
-
-def expected_gap(
-    policy: str,
-    max_ns: int | None,
-    frequency_hz: int,
-    *,
-    last_read: Interval,
-    taken: Interval,
-    released: Interval,
-    first_read: Interval,
-) -> Interval:
-    """The ticks that a guest's counter may show between its last reading before the pause and its first after."""
-    frozen = taken.minus(last_read).plus(first_read.minus(released))
-    if policy == "freeze":
-        return frozen
-    advanced = first_read.minus(last_read)
-    if max_ns is None:
-        return advanced
-    cap = _ticks(max_ns, frequency_hz)
-    return Interval(min(advanced.low, frozen.low + cap), min(advanced.high, frozen.high + cap))
 
 
 def expected_shift(

@@ -100,11 +100,12 @@ def demo_command(
             show_default=str(_PICTURE),
         ),
     ] = None,
-    pause_ms: Annotated[int, typer.Option(min=1, help="How long the guest stays paused, in milliseconds.")] = 1500,
+    pause_ms: Annotated[int, typer.Option(min=1, help="How long the guest stays paused, in milliseconds.")] = 1000,
 ) -> None:
-    """Checkpoints a real A64 guest in one process, restores it in another, and measures what it saw.
+    """Saves a real A64 guest in one process, restores it in another, and judges its clock: without guestclock and with.
 
-    Exits 1 if the guest saw anything except what its policy promises, and 2 where the guest can't run here.
+    Exits 1 if the guest saw anything except what its policy promises, or if the row without guestclock isn't found
+    wrong, and 2 where the guest can't run here.
     """
     if plot is None and backend is Backend.UNICORN:
         plot = _PICTURE
@@ -118,12 +119,14 @@ def demo_command(
         document = demo.run(backend=backend.value, pause_ms=pause_ms)
     except CapabilityMissing as error:
         fail(error)
+    except RuntimeError as error:
+        fail(error, status=1)
     show(document, demo.print_table, as_json=as_json)
     if plot:
         plot.parent.mkdir(parents=True, exist_ok=True)
         demo.draw(document, plot)
         typer.echo(f"The picture: {plot}", err=True)
-    if any(counter["error_ticks"] for run in document["runs"] for counter in run["counters"].values()):
+    if not document["ok"]:
         raise typer.Exit(1)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from guestclock.inspection.words import signed
 from guestclock.payload.layout import Kind
-from guestclock.payload.verdict import Finding, FindingKind, GapFigures, Host, Skew, VcpuFigures, Verdict
+from guestclock.payload.verdict import Finding, FindingKind, GapFigures, Host, Looks, Skew, VcpuFigures, Verdict
 from guestclock.promise import Interval, expected_shift
 
 if TYPE_CHECKING:
@@ -149,6 +149,24 @@ def check_log(log: Log, *, host: Host | None = None, views: Sequence[str] = VIEW
     return Verdict(frequency_hz, judge.findings, figures, skews, gaps)
 
 
+def deviations(log: Log, host: Host, *, view: str = "cntvct") -> list[list[Interval | None]]:
+    """The distance of each vCPU's counter from the promised one at each of its samples, in ticks: positive if ahead.
+
+    None before the first pause, after a pause that nobody promised anything for, and where a counter moved before it.
+    Raises ValueError as `check_log` does.
+    """
+    _match(log, host)
+    judge = _Judge(log, host, VIEWS, 0, stretches=_stretches(host))
+    _find_offsets(judge, host)
+    every: list[list[Interval | None]] = [[] for _ in log.vcpus]
+    for number, vcpu in judge.started():
+        for bracket, count, stretch in _placed(judge, host, number, vcpu, view):
+            promised = judge.offset(view, stretch, number) if judge.stretches[stretch].promised is not None else None
+            seen = _about(bracket.low - count, bracket.high - count, origin=judge.origins[view])
+            every[number].append(None if promised is None else promised.minus(seen))
+    return every
+
+
 def _check_frequencies(judge: _Judge) -> None:
     frequencies = {vcpu.frequency_hz for _, vcpu in judge.started()}
     if len(frequencies) > 1:
@@ -208,14 +226,14 @@ def _check_interrupts(judge: _Judge, number: int, vcpu: VcpuLog) -> None:
     known = vcpu.written == len(vcpu.records)
     stretches = _stretch_of_records(judge, number, vcpu)
     looks = _looks(judge, number, vcpu)
-    looked: int | None = None
+    looked = Looks()
     for record, stretch in zip(vcpu.records, stretches, strict=True):
         if record.kind is Kind.ARMED:
             if armed is not None:
                 judge.finds(
                     "lost-interrupt", number, None, f"none for the alarm at {armed.cval}, before the next was set"
                 )
-            armed, known, looked = record, True, next(looks, None)
+            armed, known, looked = record, True, next(looks, Looks())
         elif record.kind is Kind.FIRED:
             if armed is None and known:
                 judge.finds("doubled-interrupt", number, None, f"another at {record.cntvct}, for no alarm")
@@ -250,16 +268,22 @@ def _check_taken(judge: _Judge, number: int, record: Record) -> None:
         judge.finds("spurious-interrupt", number, None, what)
 
 
-def _check_lateness(judge: _Judge, number: int, armed: Record, fired: Record, stretch: int, looked: int | None) -> None:
-    late = _late(judge, number, armed.cval, fired.cntvct, stretch)
-    if late is not None:
-        judge.latest[number] = max(late, judge.latest.get(number, late))
+def _check_lateness(judge: _Judge, number: int, armed: Record, fired: Record, stretch: int, looked: Looks) -> None:
     certain = _late_at_look(judge, number, armed.cval, stretch, looked)
-    vcpu = judge.log.vcpus[number]
     if certain > 0:
         what = f"the VMM looked for the alarm at {armed.cval} when it was due, and there was none"
         judge.finds("late-interrupt", number, certain, what)
-    elif late is not None and vcpu is not None and late > judge.grace_ticks(vcpu.frequency_hz):
+    late = _late(judge, number, armed.cval, fired.cntvct, stretch)
+    if late is None:
+        return
+    offset = judge.offset("cntvct", stretch, number)
+    if looked.found is not None and offset is not None:
+        # The VMM slept for too long, or the host did: no look came earlier.
+        found = looked.found - judge.origins["cntvct"] - offset.low
+        late = max(certain, min(late, signed(fired.cntvct - found)))
+    judge.latest[number] = max(late, judge.latest.get(number, late))
+    vcpu = judge.log.vcpus[number]
+    if not certain and vcpu is not None and late > judge.grace_ticks(vcpu.frequency_hz):
         judge.finds("late-interrupt", number, late, f"for the alarm at {armed.cval}, at {fired.cntvct}")
 
 
@@ -279,17 +303,17 @@ def _late(judge: _Judge, number: int, deadline: int, taken: int, stretch: int) -
     return min(late, signed(taken - back))
 
 
-def _late_at_look(judge: _Judge, number: int, deadline: int, stretch: int, looked: int | None) -> int:
+def _late_at_look(judge: _Judge, number: int, deadline: int, stretch: int, looked: Looks) -> int:
     """The host's ticks from when an interrupt was due, at the latest, until a look that didn't find it; 0 without."""
     offset = judge.offset("cntvct", stretch, number)
-    if looked is None or offset is None:
+    if looked.vain is None or offset is None:
         return 0
     since = judge.stretches[stretch].since
-    late = signed(looked - (deadline + judge.origins["cntvct"] + offset.high))
-    return max(0, late if since is None else min(late, signed(looked - since.high)))
+    late = signed(looked.vain - (deadline + judge.origins["cntvct"] + offset.high))
+    return max(0, late if since is None else min(late, signed(looked.vain - since.high)))
 
 
-def _check_pending(judge: _Judge, number: int, vcpu: VcpuLog, armed: Record, looked: int | None) -> None:
+def _check_pending(judge: _Judge, number: int, vcpu: VcpuLog, armed: Record, looked: Looks) -> None:
     certain = _late_at_look(judge, number, armed.cval, len(judge.stretches) - 1, looked)
     if certain > 0:
         what = f"none for the alarm at {armed.cval}, though the VMM looked for it when it was due"
@@ -307,9 +331,9 @@ def _check_pending(judge: _Judge, number: int, vcpu: VcpuLog, armed: Record, loo
         judge.finds("lost-interrupt", number, late, f"none for the alarm at {armed.cval}, though {who}")
 
 
-def _looks(judge: _Judge, number: int, vcpu: VcpuLog) -> Iterator[int | None]:
-    """The VMM's last look in vain for each alarm that the log still has."""
-    looked = judge.host.looked[number] if judge.host and judge.host.looked else ()
+def _looks(judge: _Judge, number: int, vcpu: VcpuLog) -> Iterator[Looks]:
+    """The VMM's looks for each alarm that the log still has."""
+    looked = judge.host.looks[number] if judge.host and judge.host.looks else ()
     alarms = sum(record.kind is Kind.ARMED for record in vcpu.records)
     return iter(looked[max(0, len(looked) - alarms) :])
 
@@ -372,8 +396,8 @@ def _between_views(judge: _Judge) -> Skew:
 
 
 def _match(log: Log, host: Host) -> None:
-    if len(host.brackets) != len(log.vcpus) or len(host.looked) not in (0, len(log.vcpus)):
-        seen = len(host.brackets) if len(host.brackets) != len(log.vcpus) else len(host.looked)
+    if len(host.brackets) != len(log.vcpus) or len(host.looks) not in (0, len(log.vcpus)):
+        seen = len(host.brackets) if len(host.brackets) != len(log.vcpus) else len(host.looks)
         msg = f"the host saw {seen} vCPUs, but the log is of {len(log.vcpus)}"
         raise ValueError(msg)
     for number, vcpu in enumerate(log.vcpus):
@@ -382,8 +406,8 @@ def _match(log: Log, host: Host) -> None:
             msg = f"the host saw {seen} samples of vCPU {number}, but the log has {logged}"
             raise ValueError(msg)
         alarms = sum(record.kind is Kind.ARMED for record in vcpu.records) if vcpu else 0
-        if host.looked and len(host.looked[number]) < alarms:
-            msg = f"the host looked for {len(host.looked[number])} alarms of vCPU {number}, but the log has {alarms}"
+        if host.looks and len(host.looks[number]) < alarms:
+            msg = f"the host looked for {len(host.looks[number])} alarms of vCPU {number}, but the log has {alarms}"
             raise ValueError(msg)
 
 

@@ -56,6 +56,16 @@ class Pause:
 
 
 @dataclass(frozen=True, slots=True)
+class Looks:
+    """The looks of a VMM that delivers interrupts itself, for one alarm: the host's count, read before each look."""
+
+    vain: int | None = None
+    """Before its last look that found no interrupt due; None if no look was in vain."""
+    found: int | None = None
+    """Before the look that found it; None if none has."""
+
+
+@dataclass(frozen=True, slots=True)
 class Host:
     """The VMM's readings of the host's counter, which must be the counter that the guest's counters are offset from."""
 
@@ -66,11 +76,8 @@ class Host:
     """The pauses, in their order."""
     ended: int | None = None
     """The host's count when the log was read, with the guest still there."""
-    looked: Sequence[Sequence[int | None]] = ()
-    """The host's count at the VMM's last look that found no interrupt due: by vCPU, for each alarm from its first.
-
-    The count is read before the look. None for an alarm that was never looked for in vain. Empty where KVM delivers.
-    """
+    looks: Sequence[Sequence[Looks]] = ()
+    """The VMM's looks for each alarm, by vCPU, from its first. Empty where KVM delivers."""
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Host:
@@ -87,11 +94,8 @@ class Host:
                 _pauses(document.get("pauses", [])),
                 None if ended is None else _whole(ended, "ended_at"),
                 [
-                    [
-                        None if count is None else _whole(count, f"a look at vCPU {vcpu}")
-                        for count in _items(looks, "looks")
-                    ]
-                    for vcpu, looks in enumerate(_items(document.get("looked_at", []), "looked_at"))
+                    [_looks(each, f"looks of vCPU {vcpu}") for each in _items(alarms, f"looks of vCPU {vcpu}")]
+                    for vcpu, alarms in enumerate(_items(document.get("looks", []), "looks"))
                 ],
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -151,6 +155,16 @@ def _interval(value: object, what: str) -> Interval:
     return ends
 
 
+def _looks(value: object, what: str) -> Looks:
+    match _items(value, what):
+        case [vain, found]:
+            counts = [None if count is None else _whole(count, what) for count in (vain, found)]
+            return Looks(*counts)
+        case _:
+            msg = f"{what} is {_short(value)}, not two counts"
+            raise ValueError(msg)
+
+
 def _whole(value: object, what: str, *, least: int = 0, most: int = _U64) -> int:
     # JSON as Python reads it has Infinity, NaN, true and 1e300 too.
     if type(value) is int and least <= value <= most:
@@ -194,7 +208,11 @@ class VcpuFigures:
     longest_step_ticks: int
     """The longest step of CNTVCT_EL0 between two records."""
     latest_interrupt_ticks: int | None
-    """The longest time from a deadline to its interrupt, or from the guest's return if the deadline lay in a pause."""
+    """The longest time from a deadline to its interrupt.
+
+    It counts from the guest's return if the deadline lay in a pause, and from the VMM's look that found it, unless that
+    should have been an earlier one.
+    """
 
 
 @dataclass(frozen=True, slots=True)
