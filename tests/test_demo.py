@@ -171,10 +171,11 @@ def test_a_release_that_was_late_once_is_not_tried_again(plant: Any) -> None:
     assert (run["verdict"], run["attempts"]) == ("wrong", 1)
 
 
-def test_an_interval_that_stays_wide_tells_nothing(plant: Any) -> None:
+def test_an_interval_that_stays_wide_tells_nothing(plant: Any, capsys: pytest.CaptureFixture[str]) -> None:
     run, found = plant("release 20 ms late", FREEZE)
     assert (run["verdict"], run["attempts"]) == ("unclear", 3)
     assert "too busy to tell" in found["conclusion"]
+    assert "Freeze(): run 3 times" in capsys.readouterr().out
 
 
 def test_without_a_fault_the_planted_guestclock_is_sound(plant: Any) -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import keystone
@@ -207,6 +209,31 @@ def test_fast_mode_refreshes_istatus_for_a_guest_that_polls() -> None:
     )
     assert guest.timer.run_until(deadline=guest.counter.read() + 10 * 62_500_000).reason is Reason.HVC
     assert guest.x(1) == 0b111
+
+
+class Forgetful:
+    """An engine whose timeouts come to nothing, as where Unicorn's timer is done before the run has begun."""
+
+    def __init__(self, uc: Any) -> None:
+        self._uc = uc
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._uc, name)
+
+    def emu_start(self, begin: int, until: int, timeout: int, count: int) -> None:
+        assert (timeout > 0, count) == (True, 0)
+        self._uc.emu_start(begin, until)
+
+
+def test_a_stop_that_unicorn_loses_is_made_again() -> None:
+    guest = Guest("spin: b spin", mode="fast")
+    guest.timer._uc = Forgetful(guest.uc)
+    for _ in range(3):
+        assert guest.timer.run_until(deadline=guest.counter.read() + 60_000) == Stop(Reason.DEADLINE)
+    # Also where the thread that sees to it has ended, since nothing ran.
+    while any(thread.name == "guestclock-unicorn" for thread in threading.enumerate()):
+        time.sleep(0.01)
+    assert guest.timer.run_until(deadline=guest.counter.read() + 60_000) == Stop(Reason.DEADLINE)
 
 
 ALARM = """

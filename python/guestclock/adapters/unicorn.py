@@ -7,7 +7,9 @@ taking an interrupt by hand. `docs/unicorn.md` says register by register what ea
 from __future__ import annotations
 
 import enum
+import threading
 import time
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -22,7 +24,7 @@ from guestclock.adapters import _a64
 from guestclock.errors import CapabilityMissing, GuestClockError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from guestclock import ModelVm
 
@@ -115,6 +117,54 @@ class _Exit(enum.Enum):
     WFI = enum.auto()
     HVC = enum.auto()
     FAILED = enum.auto()
+
+
+class _Watch:
+    """Stops a run of the emulator that goes on long after its end.
+
+    Unicorn's `timeout` stops a run once, from a thread of its own. On a busy host that thread may come before the run
+    has begun: then the stop is lost, and nothing else would end the run. One thread watches all engines, and ends when
+    none runs.
+    """
+
+    EVERY_S: Final = 0.05
+    PATIENCE_NS: Final = 20_000_000
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._runs: dict[int, tuple[Engine, int]] = {}
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def over(self, uc: Engine, timeout_us: int) -> Iterator[None]:
+        """Watches a run that is to end after `timeout_us`."""
+        with self._lock:
+            self._runs[id(uc)] = uc, time.monotonic_ns() + 1_000 * timeout_us + self.PATIENCE_NS
+            # A fork leaves the thread behind.
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._watch, name="guestclock-unicorn", daemon=True)
+                self._thread.start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._runs[id(uc)]
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(self.EVERY_S)
+            with self._lock:
+                if not self._runs:
+                    self._thread = None
+                    return
+                now = time.monotonic_ns()
+                for uc, end in self._runs.values():
+                    if now > end:
+                        with suppress(UcError):
+                            uc.emu_stop()
+
+
+_WATCH: Final = _Watch()
 
 
 def setup(uc: Engine, mode: Mode) -> None:
@@ -476,7 +526,8 @@ class UnicornTimer:
         due_us = most_us if pause is None else max(min(most_us, -(-pause * 1_000_000 // UNICORN_HZ)), 1)
         self._slice_end = self._vm.counter.read() + due_us * UNICORN_HZ // 1_000_000 & _U64
         try:
-            self._run(timeout=due_us)
+            with _WATCH.over(self._uc, due_us):
+                self._run(timeout=due_us)
         finally:
             self._slice_end = None
 

@@ -44,6 +44,10 @@ def print_table(document: Document) -> None:
     # A pipe has no width of its own, and 80 columns would break every row.
     console = Console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
     console.print(table)
+    for run in runs:
+        if run["attempts"] > 1:
+            said = f"{describe(run['row'])}: run {run['attempts']} times, until this host's clock told closely enough."
+            console.print(Text(said, style="dim"))
     console.print(Text(document["conclusion"], style=_style(wrong=not document["ok"])))
 
 
