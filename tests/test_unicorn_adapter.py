@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import keystone
@@ -230,6 +232,17 @@ def test_a_stop_that_unicorn_loses_is_made_again() -> None:
     guest.timer._uc = Forgetful(guest.uc)
     for _ in range(3):
         assert guest.timer.run_until(deadline=guest.counter.read() + 60_000) == Stop(Reason.DEADLINE)
+    # In a child too, which has none of its parent's threads.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of what is tested here.
+        child = os.fork()
+    if not child:
+        status = 1
+        try:
+            status = guest.timer.run_until(deadline=guest.counter.read() + 60_000) != Stop(Reason.DEADLINE)
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
     # Also where the thread that sees to it has ended, since nothing ran.
     while any(thread.name == "guestclock-unicorn" for thread in threading.enumerate()):
         time.sleep(0.01)

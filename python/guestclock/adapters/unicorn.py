@@ -7,6 +7,7 @@ taking an interrupt by hand. `docs/unicorn.md` says register by register what ea
 from __future__ import annotations
 
 import enum
+import os
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -134,21 +135,25 @@ class _Watch:
         self._lock = threading.Lock()
         self._runs: dict[int, tuple[Engine, int]] = {}
         self._thread: threading.Thread | None = None
+        # A fork leaves the thread behind, and the lock as it was.
+        os.register_at_fork(after_in_child=self._forget)
+
+    def _forget(self) -> None:
+        self._lock, self._runs, self._thread = threading.Lock(), {}, None
 
     @contextmanager
     def over(self, uc: Engine, timeout_us: int) -> Iterator[None]:
         """Watches a run that is to end after `timeout_us`."""
         with self._lock:
             self._runs[id(uc)] = uc, time.monotonic_ns() + 1_000 * timeout_us + self.PATIENCE_NS
-            # A fork leaves the thread behind.
-            if self._thread is None or not self._thread.is_alive():
+            if self._thread is None:
                 self._thread = threading.Thread(target=self._watch, name="guestclock-unicorn", daemon=True)
                 self._thread.start()
         try:
             yield
         finally:
             with self._lock:
-                del self._runs[id(uc)]
+                self._runs.pop(id(uc), None)
 
     def _watch(self) -> None:
         while True:
