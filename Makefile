@@ -32,7 +32,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 ##@ Use it
 .PHONY: demo
-demo: $(NATIVE) ## A real guest keeps its time across a checkpoint and a restore; the picture goes to out/
+demo: $(NATIVE) ## A real guest's clock across a save and a restore, without guestclock and with; the picture goes to out/
 	$(BIN)/guestclock demo
 
 .PHONY: doctor

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tally import STEPS
 
+# How long an example takes to draw or to try is the machine's load, and says nothing of what is tested.
+UNTIMED = [HealthCheck.too_slow]
 # The same examples in every run, so that a run that failed can be repeated, and none fails by luck.
-settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=UNTIMED)
 # `make deep-test`: other examples in every run, repeated with --hypothesis-seed.
-settings.register_profile("deep", deadline=None, database=None, max_examples=3000)
+settings.register_profile("deep", deadline=None, database=None, max_examples=3000, suppress_health_check=UNTIMED)
 settings.load_profile("repeatable")
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -14,7 +16,20 @@ import pytest
 from typer.testing import CliRunner
 
 from guestclock.cli.app import app
-from guestclock.payload import Host, Kind, Log, NotALog, Pause, Record, Verdict, check_log, image, layout, read_log
+from guestclock.payload import (
+    Host,
+    Kind,
+    Log,
+    Looks,
+    NotALog,
+    Pause,
+    Record,
+    Verdict,
+    check_log,
+    image,
+    layout,
+    read_log,
+)
 from guestclock.payload.verdict import FindingKind
 from guestclock.promise import Interval
 
@@ -22,7 +37,13 @@ HZ = 62_500_000
 PERIOD = HZ // 50
 AWAY = 2 * HZ
 CAP_NS = 500_000_000
+STEP_NS = 750_000_000
+STEP = STEP_NS * HZ // 10**9
 ROUND = 4
+
+
+def later(interval: Interval, ticks: int) -> Interval:
+    return Interval(interval.low + ticks, interval.high + ticks)
 
 
 @dataclass
@@ -35,12 +56,15 @@ class Story:
     records: list[list[Record]] = field(default_factory=lambda: [[], []])
     brackets: list[list[Interval]] = field(default_factory=lambda: [[], []])
     pauses: list[Pause] = field(default_factory=list)
+    looks: list[list[Looks]] = field(default_factory=lambda: [[], []])
+    """The VMM's looks for each alarm. Nobody has looked for the last one yet."""
     offset: int = 0
+    first_offset: int = 0
     now: int = 90_000_000_000
     last: int = 0
 
     def __post_init__(self) -> None:
-        self.offset = self.now - self.start
+        self.offset = self.first_offset = self.now - self.start
         self._rounds()
         self._pause()
         self._fire()
@@ -70,7 +94,10 @@ class Story:
     def _fire(self) -> None:
         for vcpu in (0, 1):
             deadline = self.records[vcpu][-1].cval
-            self.now += max(0, (deadline - self.count() + 2**63) % 2**64 - 2**63) + 500
+            wait = (deadline - self.count() + 2**63) % 2**64 - 2**63
+            vain = self.now if wait > 0 else None
+            self.now += max(0, wait) + 500
+            self.looks[vcpu].append(Looks(vain, self.now - 400))
             fired = Record(Kind.FIRED, self.count(), self.count(), cval=deadline, interrupt=27, ctl=5)
             self.records[vcpu].append(fired)
 
@@ -78,13 +105,25 @@ class Story:
         taken = Interval(self.now, self.now + 50)
         self.now += 25 + AWAY
         released = Interval(self.now - 10, self.now + 10)
-        hidden = {"freeze": AWAY, "advance": 0, "capped": AWAY - CAP_NS * HZ // 10**9}[self.policy]
+        hidden = {"advance": 0, "capped": AWAY - CAP_NS * HZ // 10**9}.get(self.policy, AWAY)
         self.offset += hidden
         policy, max_ns = ("advance", CAP_NS) if self.policy == "capped" else (self.policy, None)
-        self.pauses.append(Pause(taken, released, policy, max_ns))  # type: ignore[arg-type]
+        pause = Pause(taken, released, policy, max_ns)  # type: ignore[arg-type]
+        if self.policy == "catch-up":
+            pause = dataclasses.replace(pause, step_ns=STEP_NS, steps=tuple(self._steps()))
+        self.pauses.append(pause)
+
+    def _steps(self) -> Iterator[Interval]:
+        """Rounds with a step after each, until nothing of the pause is left."""
+        for left in range(AWAY, 0, -STEP):
+            self._fire()
+            self._rounds()
+            self.offset -= min(left, STEP)
+            yield Interval(self.now, self.now + 20)
+            self.now += 30
 
     def host(self) -> Host:
-        return Host(HZ, self.brackets, self.pauses, ended=self.now)
+        return Host(HZ, self.brackets, self.pauses, ended=self.now, looks=[[*looks, Looks()] for looks in self.looks])
 
     def memory(self, *, at: int = 0) -> bytearray:
         memory = bytearray(at + layout.IMAGE_SIZE)
@@ -132,6 +171,14 @@ class Story:
         for vcpu in (0, 1):
             self.move(vcpu, ticks, *views, since=self.after_pause(vcpu))
 
+    def delay(self, ticks: int) -> None:
+        """Have the pause, and the end, come later."""
+        self.now += ticks
+        self.pauses = [
+            dataclasses.replace(pause, taken=later(pause.taken, ticks), released=later(pause.released, ticks))
+            for pause in self.pauses
+        ]
+
     def index(self, vcpu: int, kind: Kind, which: int = 0) -> int:
         return [index for index, record in enumerate(self.records[vcpu]) if record.kind is kind][which]
 
@@ -157,9 +204,12 @@ def test_a_sound_log_has_nothing_wrong(policy: str, start: int) -> None:
         assert gap.shift_ticks[0] <= hidden <= gap.shift_ticks[1]
     assert {skew.error_ticks for skew in verdict.skews} == {0}
     assert len(verdict.skews) == 5
-    # Without the host's side the rest is still judged.
+    # Without the host's side the rest is still judged. Nothing tells a pause that the guest saw from a stall then.
     alone = check_log(story.log())
-    assert alone.ok
+    assert {finding.kind for finding in alone.findings} == (
+        {"late-interrupt", "stall"} if policy == "advance" else set()
+    )
+    assert check_log(story.log(), grace_ns=3_000_000_000).ok
     assert alone.gaps == []
     assert json.loads(json.dumps(verdict.to_dict()))["schema"] == "guestclock.check-log/1"
 
@@ -185,6 +235,83 @@ def ring_early(story: Story) -> None:
 
 def another_deadline(story: Story) -> None:
     story.change(0, story.after_pause(0), cval=story.records[0][story.after_pause(0)].cval - 100)
+
+
+def clear_istatus(story: Story) -> None:
+    story.change(0, story.index(0, Kind.FIRED, 1), ctl=1)
+
+
+def mask(story: Story) -> None:
+    story.change(1, story.index(1, Kind.FIRED, 3), ctl=7)
+
+
+def ring_late(story: Story, ticks: int = 90 * HZ, *, looks: bool = False) -> None:
+    """Have an interrupt come late: all goes on late from there, and nobody but the host can say that nobody slept."""
+    at = story.index(0, Kind.FIRED, 1)
+    due = (story.records[0][at].cval + story.first_offset) % 2**64
+    for vcpu in (0, 1):
+        story.move(vcpu, ticks, "cntvct", "cntpct", since=at)
+    story.change(0, at, cval=story.records[0][at - 1].cval)
+    story.change(1, at, cval=story.records[1][at - 1].cval)
+    for brackets in story.brackets:
+        brackets[:] = [later(b, ticks) if b.low > due else b for b in brackets]
+    story.delay(ticks)
+    for seen in story.looks:
+        seen[:] = [
+            Looks(*(count + ticks if count is not None and count > due else count for count in (each.vain, each.found)))
+            for each in seen
+        ]
+    if looks:
+        story.looks[0][1] = dataclasses.replace(story.looks[0][1], vain=due + ticks - 1_000)
+
+
+def stop_the_machine(story: Story) -> None:
+    ring_late(story, 25 * HZ)
+
+
+def stop_awake(story: Story) -> None:
+    """Have the machine stop between two samples of vCPU 1, while vCPU 0 sleeps: its alarm is late too."""
+    ticks = 25 * HZ
+    at = story.index(1, Kind.ARMED, 1) - 1
+    then = story.brackets[1][ROUND * 2 - 1].low
+    story.move(1, ticks, "cntvct", "cntpct", since=at)
+    asleep = story.index(0, Kind.FIRED, 1)
+    deadline = story.records[0][asleep].cval
+    story.move(0, ticks, "cntvct", "cntpct", since=asleep)
+    story.change(0, asleep, cval=deadline)
+    for index, record in enumerate(story.records[0][asleep:], asleep):
+        if record.kind is Kind.SAMPLED:
+            story.change(0, index, last_cntvct=0)
+    for brackets in story.brackets:
+        brackets[:] = [later(b, ticks) if b.low >= then else b for b in brackets]
+    story.delay(ticks)
+    story.looks = [[Looks()] * len(looks) for looks in story.looks]
+
+
+def stop_a_counter(story: Story) -> None:
+    first = story.records[1][0].cntpct
+    for index in range(len(story.records[1])):
+        story.change(1, index, cntpct=first)
+
+
+def stop_both_counters(story: Story) -> None:
+    """Have a guest whose counters are zero sample, set its alarm, and sleep for ever."""
+    for vcpu in (0, 1):
+        story.records[vcpu][:] = [*story.records[vcpu][:ROUND] * 2, story.records[vcpu][ROUND]]
+        story.brackets[vcpu][2 * ROUND :] = []
+        for index in range(2 * ROUND + 1):
+            story.change(vcpu, index, cntvct=0, cntpct=0, last_cntvct=0)
+        story.change(vcpu, 2 * ROUND, cval=PERIOD)
+    story.looks = [[], []]
+    story.pauses = []
+
+
+def slow_down(story: Story) -> None:
+    """Have both counters run at half of the rate that CNTFRQ says."""
+    for vcpu in (0, 1):
+        for index, record in enumerate(story.records[vcpu]):
+            fields = {name: getattr(record, name) // 2 for name in ("cntvct", "cntpct", "cval", "last_cntvct")}
+            story.change(vcpu, index, **fields)
 
 
 def another_interrupt(story: Story) -> None:
@@ -240,6 +367,15 @@ FAULTS: list[tuple[str, str, Callable[[Story], None], int | None, bool]] = [
     ("an interrupt comes early", "early-interrupt", ring_early, 1, True),
     ("the deadline changes", "wrong-interrupt", another_deadline, 100, True),
     ("another interrupt", "wrong-interrupt", another_interrupt, None, True),
+    ("an interrupt is 90 s late", "late-interrupt", ring_late, None, True),
+    ("an interrupt is 0.2 s late", "late-interrupt", lambda s: ring_late(s, HZ // 5, looks=True), None, False),
+    ("the machine stops for 25 s, asleep", "stall", stop_the_machine, None, True),
+    ("the machine stops for 25 s, awake", "stall", stop_awake, None, True),
+    ("an interrupt with ISTATUS clear", "spurious-interrupt", clear_istatus, None, True),
+    ("an interrupt with IMASK set", "spurious-interrupt", mask, None, True),
+    ("a counter stops", "stopped", stop_a_counter, None, True),
+    ("both counters are zero", "stopped", stop_both_counters, None, True),
+    ("the counters run at half the rate", "moved", slow_down, None, False),
 ]
 
 
@@ -269,11 +405,29 @@ def test_a_fault_is_found_by_no_more_than_it_is() -> None:
     assert all(error is not None and 5_000 - 200 <= error <= 5_000 for error in errors)
 
 
+def test_every_step_of_a_catch_up_is_judged() -> None:
+    story = Story("catch-up")
+    verdict = story.judged()
+    assert verdict.findings == []
+    assert [(gap.step, gap.vcpu) for gap in verdict.gaps if gap.view == "cntpct"] == [
+        (step, vcpu) for step in range(4) for vcpu in (0, 1)
+    ]
+    owed = [AWAY, AWAY - STEP, AWAY - 2 * STEP, 0]
+    for gap in verdict.gaps:
+        assert gap.shift_ticks[0] <= owed[gap.step] <= gap.shift_ticks[1]
+    # A step that isn't taken, or is another's length.
+    (pause,) = story.pauses
+    for wrong in (dataclasses.replace(pause, step_ns=STEP_NS // 2), dataclasses.replace(pause, steps=pause.steps[:-1])):
+        story.pauses = [wrong]
+        assert {finding.kind for finding in story.judged().findings} & {"gap", "moved"}
+
+
 def test_without_a_policy_the_gap_is_told_and_not_judged() -> None:
     story = Story()
     (pause,) = story.pauses
     story.pauses = [dataclasses.replace(pause, policy=None)]
     story.move_both(5_000, "cntvct", "cntpct")
+    story.looks = [[Looks()] * len(looks) for looks in story.looks]  # The looks were for the alarms as they were.
     verdict = story.judged()
     assert verdict.ok
     assert {(gap.promised_ticks, gap.error_ticks) for gap in verdict.gaps} == {(None, None)}
@@ -330,6 +484,21 @@ def test_a_vcpu_that_never_started_one_that_failed_and_damage() -> None:
     assert "FAR 0xdead" in verdict.findings[1].what
 
 
+@pytest.mark.parametrize(("frequency_hz", "alone"), [(HZ // 2, False), (HZ + 1, False), (0, True), (2**64 - 1, True)])
+def test_a_frequency_that_the_counter_hasnt(frequency_hz: int, alone: bool) -> None:
+    story = Story()
+    memory = story.memory()
+    for vcpu in (0, 1):
+        at = layout.AREAS + vcpu * layout.AREA_SIZE + 0x18
+        memory[at : at + 8] = frequency_hz.to_bytes(8, "little")
+    log = read_log(memory)
+    found = check_log(log, host=story.host()).findings
+    assert [(finding.kind, finding.vcpu) for finding in found] == [("frequency", 0), ("frequency", 1)]
+    assert f" {frequency_hz} Hz" in found[0].what
+    # Alone, a guest can't be told how fast its counter runs; only what no counter does is found.
+    assert ("frequency" in {finding.kind for finding in check_log(log).findings}) is alone
+
+
 def test_vcpus_of_different_frequencies() -> None:
     memory = Story().memory()
     at = layout.AREAS + layout.AREA_SIZE + 0x18
@@ -375,7 +544,8 @@ def test_the_host_of_another_log_is_refused() -> None:
     story = Story()
     host = story.host()
     for wrong, words in (
-        (dataclasses.replace(host, frequency_hz=HZ + 1), "62500001 Hz"),
+        (dataclasses.replace(host, looks=[[], []]), "0 alarms of vCPU 0"),
+        (dataclasses.replace(host, looks=[[]]), "1 vCPUs"),
         (dataclasses.replace(host, brackets=host.brackets[:1]), "1 vCPUs"),
         (dataclasses.replace(host, brackets=[host.brackets[0], host.brackets[1][1:]]), "23 samples of vCPU 1"),
         (dataclasses.replace(host, brackets=[host.brackets[0], [*host.brackets[1], Interval(0, 1)]]), "25 samples"),
@@ -397,14 +567,17 @@ def host_document(story: Story) -> dict[str, Any]:
                 "released_at": pair(pause.released),
                 "policy": pause.policy,
                 "max_ns": pause.max_ns,
+                "step_ns": pause.step_ns,
+                "steps": [pair(step) for step in pause.steps],
             }
             for pause in story.pauses
         ],
         "ended_at": story.now,
+        "looks": [[[each.vain, each.found] for each in [*looks, Looks()]] for looks in story.looks],
     }
 
 
-@pytest.mark.parametrize("policy", ["freeze", "capped"])
+@pytest.mark.parametrize("policy", ["freeze", "capped", "catch-up"])
 def test_the_hosts_document(policy: str) -> None:
     story = Story(policy)
     assert Host.from_dict(json.loads(json.dumps(host_document(story)))) == story.host()
@@ -421,12 +594,85 @@ def test_the_documentations_document() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "wrong", [{}, [], {"frequency_hz": HZ, "vcpus": [[[1]]]}, {"frequency_hz": "x", "vcpus": []}, 3, None]
-)
-def test_a_document_that_is_none(wrong: Any) -> None:
-    with pytest.raises(ValueError, match="what the host saw"):
-        Host.from_dict(wrong)
+def a_pause(**wrong: object) -> dict[str, object]:
+    return {"pauses": [{"taken_at": [1, 2], "released_at": [3, 4], "policy": "freeze", **wrong}]}
+
+
+WRONG_DOCUMENTS: list[tuple[str, str]] = [
+    ("{}", "there is no 'frequency_hz'"),
+    ("[]", "it is a list, not an object"),
+    ("3", "it is 3"),
+    ("null", "it is None"),
+    ('{"frequency_hz": "x", "vcpus": []}', "frequency_hz is 'x', not a whole number"),
+    *(
+        (json.dumps({"frequency_hz": HZ, "vcpus": [], **wrong}), words)
+        for wrong, words in (
+            ({"frequency_hz": float("inf")}, "frequency_hz is inf, not a whole number from 1"),
+            ({"frequency_hz": 0}, "frequency_hz is 0"),
+            ({"frequency_hz": 2**32}, "frequency_hz is 4294967296"),
+            ({"frequency_hz": True}, "frequency_hz is True"),
+            ({"vcpus": {}}, "vcpus is a dict, not a list"),
+            ({"vcpus": [3]}, "vCPU 0 is 3, not a list"),
+            ({"vcpus": [[[1]]]}, "a sample of vCPU 0 is a list, not two counts"),
+            ({"vcpus": [[[1, float("inf")]]]}, "a sample of vCPU 0 is inf"),
+            ({"vcpus": [[], [[float("nan"), 1]]]}, "a sample of vCPU 1 is nan"),
+            ({"vcpus": [[[-1, 1]]]}, "is -1"),
+            ({"vcpus": [[[2, 1]]]}, "ends before it begins"),
+            ({"vcpus": [[[1.5, 2]]]}, "is 1.5"),
+            ({"vcpus": [[[1, 10**4000]]]}, "is a number of 13288 bits"),
+            ({"ended_at": float("-inf")}, "ended_at is -inf"),
+            ({"pauses": [[]]}, "a pause is a list"),
+            ({"pauses": [{}]}, "there is no 'taken_at'"),
+            (a_pause(policy="hibernate" * 100), "policy is 'hibernatehi"),
+            (a_pause(policy=[]), "policy is a list"),
+            (a_pause(max_ns=float("inf")), "max_ns is inf"),
+            (a_pause(released_at=[0, 0]), "pauses are in their order, but after 1 comes 0"),
+            (a_pause(steps=[[1, 1]]), "pauses are in their order"),
+            (a_pause(step_ns=None), "step_ns is None"),
+            ({"looks": [[[1e300, None]]]}, "looks of vCPU 0 is 1e"),
+            ({"looks": [[[1]]]}, "looks of vCPU 0 is a list, not two counts"),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("wrong", "words"), WRONG_DOCUMENTS, ids=[words for _, words in WRONG_DOCUMENTS])
+def test_a_document_that_is_none_gets_a_sentence(wrong: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)) as caught:
+        Host.from_dict(json.loads(wrong))
+    assert "no description of what the host saw (docs/payload.md)" in str(caught.value)
+    assert len(str(caught.value)) < 250
+    (tmp_path / "log").write_bytes(Story().memory())
+    (tmp_path / "host.json").write_text(wrong)
+    done = CliRunner().invoke(app, ["check-log", str(tmp_path / "log"), "--host", str(tmp_path / "host.json")])
+    assert (done.exit_code, done.stderr.strip()) == (2, f"guestclock: {caught.value}")
+
+
+@pytest.mark.parametrize("wrong", [b"[" * 100_000, b"\xff\xfe", b"", b"1" * 5_000, b"Infinity"])
+def test_what_is_no_json_of_ours_gets_a_sentence(wrong: bytes, tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(Story().memory())
+    (tmp_path / "host.json").write_bytes(wrong)
+    done = CliRunner().invoke(app, ["check-log", str(tmp_path / "log"), "--host", str(tmp_path / "host.json")])
+    assert done.exit_code == 2
+    assert done.stderr.startswith("guestclock: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_dump_larger_than_any_memory(tmp_path: Path) -> None:
+    dump = tmp_path / "dump"
+    dump.write_bytes(Story().memory(at=0x5000))
+    with dump.open("r+b") as opened:
+        opened.truncate(2**40)  # A hole: nothing of it is read once the log is found.
+    assert CliRunner().invoke(app, ["check-log", str(dump)]).exit_code == 0
+
+
+def test_a_log_from_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(Story().memory(),))
+    writer.start()
+    assert CliRunner().invoke(app, ["check-log", str(pipe)]).exit_code == 0
+    writer.join()
 
 
 def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:

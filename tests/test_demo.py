@@ -1,11 +1,14 @@
+"""The demonstration: it says what is so, and every fault that is planted in guestclock makes it fail."""
+
 from __future__ import annotations
 
 import copy
 import json
 import os
 import platform
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib.image
 import numpy as np
@@ -14,17 +17,17 @@ from typer.testing import CliRunner
 
 from guestclock import demo
 from guestclock.cli.app import app
-from guestclock.demo import unicorn_vmm
-from guestclock.demo.runner import judge
+from guestclock.demo import runner, unicorn_vmm
+from guestclock.demo.document import Document, RowRecord, RunRecord
+from guestclock.demo.judge import LONGEST_NS
+from guestclock.demo.runner import describe, promise, row, rows_of
 from guestclock.errors import CapabilityMissing
-from guestclock.promise import Interval, expected_gap
-
-if TYPE_CHECKING:
-    from guestclock.demo.document import Document, PolicyRecord
+from guestclock.promise import Interval, expected_shift
 
 ROUNDS = 3
-FREEZE: PolicyRecord = {"name": "freeze", "max_ns": None}
-ADVANCE: PolicyRecord = {"name": "advance", "max_ns": None}
+HZ = 62_500_000
+FREEZE, ADVANCE = row("freeze"), row("advance")
+CATCH_UP = row("catch-up", step_ns=250_000_000, interval_ns=10_000_000)
 
 
 @pytest.fixture(scope="module")
@@ -32,137 +35,248 @@ def document() -> Document:
     return demo.run(pause_ms=120, rounds=ROUNDS, progress=False)
 
 
-def test_every_policy_keeps_its_promise_in_both_modes_on_both_counters(document: Document) -> None:
-    seen = [(run["mode"], run["policy"]["name"], run["policy"]["max_ns"]) for run in document["runs"]]
-    assert seen == [
-        (mode, name, max_ns)
-        for mode in ("fast", "exact")
-        for name, max_ns in (("freeze", None), ("advance", None), ("advance", 40_000_000))
-    ]
-    for run in document["runs"]:
-        for name in ("cntvct", "cntpct"):
-            counter = run["counters"][name]
-            low, high = counter["expected_gap_ticks"]
-            assert counter["error_ticks"] == 0, (run["mode"], run["policy"], counter)
-            assert low <= counter["guest_gap_ticks"] <= high
-            assert run["mode"] == "fast" or low == high
+@pytest.fixture(scope="module")
+def exact() -> Document:
+    rows = [FREEZE, ADVANCE, row("advance", max_ns=40_000_000), CATCH_UP]
+    return demo.run(pause_ms=120, load_ms=10, rounds=ROUNDS, mode="exact", rows=rows, progress=False)
 
 
-def test_what_a_policy_hides_of_the_pause(document: Document) -> None:
-    # Only exact mode knows the samples to the tick.
-    for run in (run for run in document["runs"] if run["mode"] == "exact"):
-        before, after = run["samples"][ROUNDS * unicorn_vmm.ROUND - 1 :][:2]
+def test_guestclock_keeps_every_promise_and_a_replay_without_it_does_not(document: Document) -> None:
+    assert document["ok"], document["conclusion"]
+    assert [run["row"] for run in document["runs"]] == rows_of("unicorn", 120)
+    control, *others = document["runs"]
+    assert [run["verdict"] for run in document["runs"]] == ["wrong", *["kept"] * 5]
+    # The state is read after the stop and replayed before 200 ms of loading: the guest's clock has gone on by itself.
+    assert control["off_by_ticks"] >= HZ // 5
+    assert {finding["kind"] for finding in control["findings"]} >= {"gap"}
+    for run in others:
+        assert (run["off_by_ticks"], run["apart_ticks"], run["lost"], run["findings"]) == (0, 0, 0, []) or (
+            # By value a counter is off by a known error, which may be more than nothing here.
+            run["row"]["kept"] == "value" and abs(run["off_by_ticks"]) <= run["stated_ticks"]
+        )
+        assert run["pause_ns"] >= 320_000_000
+        assert len(run["samples"]) == unicorn_vmm.VCPUS
+
+
+def test_in_exact_mode_there_is_nothing_to_doubt(exact: Document) -> None:
+    assert exact["ok"], exact["conclusion"]
+    for run in exact["runs"]:
+        assert (run["mode"], run["attempts"]) == ("exact", 1)
+        assert (run["off_by_known_to_ticks"], run["apart_known_to_ticks"]) == (0, 0)
+        ahead = [sample["ahead_ticks"] for vcpu in run["samples"] for sample in vcpu]
+        assert {tuple(each) for each in ahead if each} == {(0, 0)}
+
+
+def test_what_a_policy_hides_of_the_pause(exact: Document) -> None:
+    for run in exact["runs"]:
+        before, after = run["samples"][0][ROUNDS * unicorn_vmm.ROUND - 1], run["samples"][0][-1]
         passed = after["host_ticks"][0] - before["host_ticks"][0]
         hidden = passed - (after["cntvct"] - before["cntvct"])
         away = run["released_at"][0] - run["taken_at"][0]
-        assert run["pause_ns"] == away * 16
-        assert run["pause_ns"] >= 120_000_000
-        if run["policy"]["name"] == "freeze":
-            assert hidden == away
-        elif run["policy"]["max_ns"] is None:
-            assert hidden == 0
-        else:
-            assert hidden == away - 40_000_000 // 16
+        assert run["pause_ns"] == away * 16 >= 130_000_000
+        gives = {"freeze": 0, "advance": 40_000_000 // 16 if run["row"]["max_ns"] else away, "catch-up": away}
+        assert hidden == away - gives[run["row"]["policy"]]
+    # The steps of the catch-up: as many as it takes.
+    assert exact["runs"][-1]["steps"] == -(-exact["runs"][-1]["pause_ns"] // 250_000_000)
 
 
 def test_the_alarm_set_before_the_checkpoint_rings_after_the_restore(document: Document) -> None:
     for run in document["runs"]:
         # Saved with the last alarm pending; the restored guest takes it and one for each round but its last.
-        assert run["irq_delivered"] == 2 * ROUNDS - 1
-        assert run["irq_delivered_after_restore"] == ROUNDS
+        rounds = len(run["samples"][0]) // unicorn_vmm.ROUND
+        assert rounds == 2 * ROUNDS or run["row"]["policy"] == "catch-up"
+        assert run["interrupts"] == (rounds - 1) * unicorn_vmm.VCPUS
+        assert run["latest_interrupt_ticks"] is not None
 
 
 def test_the_documents_shape(document: Document) -> None:
     assert document == json.loads(json.dumps(document))
-    assert document["schema"] == "guestclock.demo/1"
+    assert document["schema"] == "guestclock.demo/2"
+    assert set(document) == set(Document.__annotations__)
     for run in document["runs"]:
-        assert set(run) >= {
-            "policy",
-            "backend",
-            "mode",
-            "counter_source",
-            "frequency_hz",
-            "pause_ns",
-            "irq_delivered",
-            "counters",
-        }
-        assert set(run["policy"]) == {"name", "max_ns"}
-        assert (run["backend"], run["counter_source"], run["frequency_hz"]) == (
-            "unicorn",
-            "clock_monotonic",
-            62_500_000,
+        assert set(run) == set(RunRecord.__annotations__)
+        assert set(run["row"]) == set(RowRecord.__annotations__)
+        assert (run["backend"], run["mode"], run["frequency_hz"]) == ("unicorn", "fast", HZ)
+
+
+@pytest.fixture
+def plant(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Runs one row of the demonstration on a guestclock with a fault, and gives the run and its document."""
+
+    def planted(fault: str, row: RowRecord, *, mode: Any = "fast", pause_ms: int = 0) -> tuple[RunRecord, Document]:
+        monkeypatch.setitem(runner.VMMS, "unicorn", "planted_vmm")
+        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        monkeypatch.setenv("PLANT", fault)
+        monkeypatch.setenv("PLANTED", str(tmp_path / "planted"))
+        planting = partial(
+            runner.run, pause_ms=pause_ms, load_ms=0, rounds=ROUNDS + 2, rows=[row], mode=mode, progress=False
         )
-        assert run["same_counter"] is True
-        assert list(run["counters"]) == ["cntvct", "cntpct"]
-        for counter in run["counters"].values():
-            assert set(counter) == {"guest_gap_ticks", "expected_gap_ticks", "error_ticks"}
-        assert len(run["samples"]) == 2 * ROUNDS * unicorn_vmm.ROUND
+        monkeypatch.setattr(demo, "run", lambda **_: planting())
+        done = CliRunner().invoke(app, ["demo", "--json", "--plot", str(tmp_path / "picture.svg")])
+        found: Document = json.loads(done.stdout)
+        assert (done.exit_code == 0) is found["ok"]
+        (run,) = found["runs"]
+        demo.print_table(found)
+        return run, found
+
+    return planted
 
 
-@pytest.mark.parametrize(("mode", "ticks"), [("exact", 1), ("exact", -1), ("fast", 62_500)])
-@pytest.mark.parametrize("policy", [FREEZE, ADVANCE], ids=["freeze", "advance"])
-def test_a_wrong_restore_is_found_on_both_counters(mode: str, ticks: int, policy: PolicyRecord) -> None:
-    wrong = demo.run(pause_ms=20, rounds=1, modes=[mode], policies=[policy], plant_fault_ticks=ticks, progress=False)
-    (run,) = wrong["runs"]
-    errors = [counter["error_ticks"] for counter in run["counters"].values()]
-    if mode == "exact":
-        assert errors == [1, 1]
-    else:
-        assert all(0 < error <= ticks for error in errors)
+@pytest.mark.parametrize(
+    ("fault", "row", "kinds"),
+    [
+        ("release 1 s late", FREEZE, {"interval"}),
+        ("alarm 250 ms late", FREEZE, {"wrong-interrupt", "late-interrupt"}),
+        ("alarm 10 ms early", FREEZE, {"wrong-interrupt"}),
+        ("alarm 90 s late", FREEZE, {"lost-interrupt"}),
+        ("alarm lost", FREEZE, {"lost-interrupt"}),
+        ("alarm lost", ADVANCE, {"lost-interrupt"}),
+        ("1 s forward after 40 ms", FREEZE, {"moved"}),
+        ("1 s forward after 40 ms", ADVANCE, {"moved"}),
+        ("1 s back", FREEZE, {"gap", "backward"}),
+        ("vCPUs apart", FREEZE, {"vcpu-skew", "gap", "view-skew"}),
+        ("slow", FREEZE, {"moved"}),
+        ("a step gives too much", CATCH_UP, {"gap"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_a_planted_fault_makes_it_fail(plant: Any, fault: str, row: RowRecord, kinds: set[str]) -> None:
+    run, found = plant(fault, row)
+    assert run["verdict"] == "wrong"
+    assert {finding["kind"] for finding in run["findings"]} >= kinds
+    # No second run hides it.
+    assert run["attempts"] == 1
+    assert found["conclusion"].startswith(f"Something is wrong. {describe(row)}: ")
+    assert (run["lost"] > 0) is ("lost-interrupt" in kinds)
+    if fault == "alarm 250 ms late":
+        # By the VMM's looks, of which the last in vain came before the 250 ms were over.
+        assert max(finding["ticks"] for finding in run["findings"] if finding["kind"] == "late-interrupt") > 0
+    if fault.startswith("1 s"):
+        assert max(finding["ticks"] or 0 for finding in run["findings"]) > 0.9 * HZ
+    if fault == "1 s back":
+        assert -1.0 * HZ <= run["off_by_ticks"] < -0.9 * HZ
 
 
-def test_a_vmm_that_fails_says_why() -> None:
+@pytest.mark.parametrize("row", [FREEZE, ADVANCE], ids=["freeze", "advance"])
+@pytest.mark.parametrize(("fault", "ticks"), [("1 tick forward", 1), ("1 tick back", -1)])
+def test_in_exact_mode_a_single_tick_is_found(plant: Any, fault: str, ticks: int, row: RowRecord) -> None:
+    run, _ = plant(fault, row, mode="exact")
+    assert (run["verdict"], run["off_by_ticks"]) == ("wrong", ticks)
+    gaps = [finding["ticks"] for finding in run["findings"] if finding["kind"] == "gap"]
+    assert gaps == [1] * 2 * unicorn_vmm.VCPUS
+
+
+def test_a_release_that_was_late_once_is_not_tried_again(plant: Any) -> None:
+    run, _ = plant("release 1 s late, the first time", FREEZE)
+    assert (run["verdict"], run["attempts"]) == ("wrong", 1)
+
+
+def test_an_interval_that_stays_wide_tells_nothing(plant: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    run, found = plant("release 20 ms late", FREEZE)
+    assert (run["verdict"], run["attempts"]) == ("unclear", 3)
+    assert "too busy to tell" in found["conclusion"]
+    assert "Freeze(): run 3 times" in capsys.readouterr().out
+
+
+def test_without_a_fault_the_planted_guestclock_is_sound(plant: Any) -> None:
+    for sound in (FREEZE, CATCH_UP):
+        run, found = plant("nothing", sound)
+        assert found["ok"], run["findings"]
+
+
+def test_a_judge_that_finds_nothing_wrong_with_a_replay_is_not_believed(
+    document: Document, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blind = copy.deepcopy(document)
+    blind["runs"][0] |= {"findings": [], "verdict": "kept"}
+    assert runner.is_ok(document["runs"])
+    assert not runner.is_ok(blind["runs"])
+    blind["conclusion"] = runner.conclusion(blind["runs"])
+    assert "it sees nothing" in blind["conclusion"]
+    demo.print_table(blind)
+    assert "not found wrong" in capsys.readouterr().out
+
+
+def test_a_vmm_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"(?s)failed to save.*--rounds"):
         demo.run(pause_ms=0, rounds=1_000_000, progress=False)
+    monkeypatch.setitem(runner.VMMS, "unicorn", "planted_vmm")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PLANT", "fails")
+    done = CliRunner().invoke(app, ["demo", "--plot", str(tmp_path / "picture.svg")])
+    assert done.exit_code == 1
+    assert done.stderr.endswith("guestclock: the VMM failed to save (exit status 1):\nthe VMM fell over\n")
 
 
-def test_a_negative_pause_is_refused() -> None:
-    with pytest.raises(ValueError, match="pause_ms"):
-        demo.run(pause_ms=-1, progress=False)
+@pytest.mark.parametrize("name", ["pause_ms", "load_ms"])
+def test_a_negative_time_is_refused(name: str) -> None:
+    options: dict[str, Any] = {name: -1, "progress": False}
+    with pytest.raises(ValueError, match=name):
+        demo.run(**options)
 
 
 def test_progress_goes_to_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
-    demo.run(pause_ms=0, rounds=1, modes=["exact"], policies=[FREEZE])
+    demo.run(pause_ms=0, load_ms=0, rounds=1, mode="exact", rows=[FREEZE])
     out, err = capfd.readouterr()
     assert out == ""
     assert "1/1" in err
 
 
-def test_the_table_shows_every_run_and_counter(document: Document, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_has_a_row_for_each_way_and_ends_in_plain_words(
+    document: Document, capsys: pytest.CaptureFixture[str]
+) -> None:
     demo.print_table(document)
-    out = capsys.readouterr().out
-    assert out.count("CNTVCT") == out.count("CNTPCT") == 6
-    for policy in ("Freeze()", "Advance()", "Advance(max_ns=40_000_000)"):
-        assert out.count(policy) == 2
+    out = " ".join(capsys.readouterr().out.split())
+    assert out.count("kept") == 5 + 1  # and "time kept by"
+    assert "WRONG: gap" in out
+    assert "0 of 10" in out
+    assert out.endswith(document["conclusion"])
+    for heading in ("guest's clock off by", "vCPUs apart", "interrupts lost", "verdict"):
+        assert heading in out
 
 
-def test_the_table_says_where_an_interval_is_wide(document: Document, capsys: pytest.CaptureFixture[str]) -> None:
-    wide = copy.deepcopy(document)
-    counter = wide["runs"][0]["counters"]["cntpct"]
-    counter["expected_gap_ticks"][1] = counter["expected_gap_ticks"][0] + 62_500
-    demo.print_table(wide)
-    assert capsys.readouterr().out.count("1000 (wide)") == 1
+def test_rows_say_what_they_are() -> None:
+    said = [(describe(each), promise(each)) for each in rows_of("unicorn", 1_000)]
+    assert said == [
+        ("no library: state replayed late", "none of the pause"),
+        ("Freeze(), by value", "none of the pause"),
+        ("Freeze()", "none of the pause"),
+        ("Advance()", "all of it"),
+        ("Advance(max_ns=500_000_000)", "500 ms of it"),
+        ("CatchUp(250_000_000, 40_000_000)", "all of it, by 250 ms"),
+    ]
+    assert [describe(each) for each in rows_of("kvm", 1_000)] == [said for said, _ in said[2:5]]
+
+
+@pytest.mark.parametrize(
+    ("ns", "words"), [(0, "0 ns"), (144, "144 ns"), (25_184, "25.1 µs"), (1_423_456_789, "1.42 s")]
+)
+def test_durations_have_three_digits(ns: int, words: str) -> None:
+    assert runner.about(ns) == words
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])
-def test_the_picture_has_a_line_for_each_policy(document: Document, tmp_path: Path, suffix: str) -> None:
+def test_the_picture_has_a_line_for_each_row(document: Document, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"picture.{suffix}"
     demo.draw(document, path)
+    colours = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
     if suffix == "svg":
         text = path.read_text()
-        assert text.count("#0072b2") > 1
-        assert text.count("#d55e00") > 1
-        assert text.count("#009e73") > 1
+        assert all(text.count(colour) > 2 for colour in colours)
+        # The failing one, in both halves.
+        assert text.count("stroke-dasharray") > 2
         return
     pixels = (matplotlib.image.imread(path)[:, :, :3] * 255).round().astype(np.uint8)
     assert pixels.shape[0] > 500
-    for colour in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (0x00, 0x9E, 0x73)):
-        assert (pixels == np.array(colour, dtype=np.uint8)).all(axis=2).sum() > 100
+    for colour in colours:
+        rgb = np.frombuffer(bytes.fromhex(colour[1:]), np.uint8)
+        # One may lie under another.
+        assert (pixels == rgb).all(axis=2).sum() > 20
 
 
-def test_nothing_is_drawn_of_nothing(tmp_path: Path) -> None:
+def test_nothing_is_drawn_of_nothing(document: Document, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no runs"):
-        demo.draw({"schema": demo.SCHEMA, "runs": []}, tmp_path / "picture.png")
+        demo.draw(document | {"runs": []}, tmp_path / "picture.png")
 
 
 def test_the_examples_vmm_is_the_packages() -> None:
@@ -170,67 +284,43 @@ def test_the_examples_vmm_is_the_packages() -> None:
     assert Path(unicorn_vmm.__file__).read_text() == example.read_text()
 
 
-def gap(policy: PolicyRecord, **ends: tuple[int, int]) -> tuple[int, int]:
-    intervals = {name: Interval(*pair) for name, pair in ends.items()}
-    result = expected_gap(policy["name"], policy["max_ns"], 1_000, **intervals)
+def shift(row: RowRecord, taken: tuple[int, int], released: tuple[int, int], steps: int = 0) -> tuple[int, int]:
+    result = expected_shift(
+        row["policy"],
+        row["max_ns"],
+        1_000,
+        taken=Interval(*taken),
+        released=Interval(*released),
+        step_ns=row["step_ns"] or 0,
+        steps=steps,
+    )
     return result.low, result.high
 
 
 def test_promises_from_exact_counts() -> None:
-    # 1 kHz: 10 before the checkpoint, 1 000 away, 30 after.
-    ends = {"last_read": (100, 100), "taken": (110, 110), "released": (1_110, 1_110), "first_read": (1_140, 1_140)}
-    assert gap(FREEZE, **ends) == (40, 40)
-    assert gap(ADVANCE, **ends) == (1_040, 1_040)
-    assert gap({"name": "advance", "max_ns": 200_999_999}, **ends) == (240, 240)
-    assert gap({"name": "advance", "max_ns": 0}, **ends) == (40, 40)
-    assert gap({"name": "advance", "max_ns": 10**12}, **ends) == (1_040, 1_040)
+    # 1 kHz: 1 000 away.
+    ends = (110, 110), (1_110, 1_110)
+    assert shift(FREEZE, *ends) == (1_000, 1_000)
+    assert shift(ADVANCE, *ends) == (0, 0)
+    assert shift(row("advance", max_ns=200_999_999), *ends) == (800, 800)
+    assert shift(row("advance", max_ns=0), *ends) == (1_000, 1_000)
+    assert shift(row("advance", max_ns=10**12), *ends) == (0, 0)
+    steps = row("catch-up", step_ns=300_000_000, interval_ns=1)
+    assert [shift(steps, *ends, step)[0] for step in range(5)] == [1_000, 700, 400, 100, 0]
+    assert shift(row("catch-up", max_ns=50_000_000, step_ns=300_000_000), *ends, 1) == (650, 650)
 
 
 def test_promises_from_brackets() -> None:
-    ends = {"last_read": (98, 101), "taken": (109, 112), "released": (1_105, 1_111), "first_read": (1_140, 1_142)}
-    assert gap(FREEZE, **ends) == ((109 - 101) + (1_140 - 1_111), (112 - 98) + (1_142 - 1_105))
-    assert gap(ADVANCE, **ends) == (1_140 - 101, 1_142 - 98)
+    ends = (109, 112), (1_105, 1_111)
+    assert shift(FREEZE, *ends) == (1_105 - 112, 1_111 - 109)
+    assert shift(ADVANCE, *ends) == (0, 0)
     # A cap of about the pause itself: it may or may not have bitten.
-    assert gap({"name": "advance", "max_ns": 995_000_000}, **ends) == (37 + 995, 1_044)
+    assert shift(row("advance", max_ns=995_000_000), *ends) == (0, 7)
 
 
 @pytest.mark.parametrize(("count", "distance"), [(9, 1), (10, 0), (15, 0), (20, 0), (23, 3)])
 def test_the_distance_from_an_interval(count: int, distance: int) -> None:
     assert Interval(10, 20).distance(count) == distance
-
-
-def files(first_after: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    saved = {
-        "counter": {"source": "clock_monotonic", "frequency_hz": 1_000},
-        "mode": "exact",
-        "round": 2,
-        "irqs": 1,
-        "host": {"samples": [[[10, 12], [10, 12]], [[20, 20], [21, 21]]], "taken_at": [30, 30]},
-    }
-    restored = {
-        "guest": {"samples": [[2**64 - 8, 2**64 - 8], [2**64 - 2, 2**64 - 1], [first_after, first_after], [99, 99]]},
-        "host": {"samples": [[[140, 140], [140, 140]], [[150, 155], [150, 155]]], "released_at": [130, 130]},
-        "irqs": 2,
-        "same_counter": True,
-    }
-    return saved, restored
-
-
-def test_the_judge_takes_the_tightest_samples_and_wraps_as_counters_do() -> None:
-    record = judge(*files(first_after=18), FREEZE)
-    assert record["pause_ns"] == 100_000_000
-    assert record["irq_delivered"] == 3
-    # From 20 and 21 to 140 with 100 ticks away: 20 and 19, across the counters' wrap.
-    assert record["counters"] == {
-        "cntvct": {"guest_gap_ticks": 20, "expected_gap_ticks": [20, 20], "error_ticks": 0},
-        "cntpct": {"guest_gap_ticks": 19, "expected_gap_ticks": [19, 19], "error_ticks": 0},
-    }
-
-
-def test_the_judge_finds_a_clock_that_went_backwards() -> None:
-    record = judge(*files(first_after=2**64 - 12), FREEZE)
-    assert record["counters"]["cntvct"]["guest_gap_ticks"] == -10
-    assert record["counters"]["cntvct"]["error_ticks"] == 30
 
 
 def test_on_kvm_elsewhere_it_says_why_and_exits_2(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,8 +335,5 @@ def test_on_kvm_elsewhere_it_says_why_and_exits_2(monkeypatch: pytest.MonkeyPatc
     assert caught.value.capability == "kvm"
 
 
-def test_only_the_counters_that_were_restored_are_judged() -> None:
-    saved, restored = files(first_after=18)
-    record = judge(saved, restored | {"counters": ["cntvct"]}, FREEZE, backend="kvm")
-    assert list(record["counters"]) == ["cntvct"]
-    assert record["backend"] == "kvm"
+def test_what_is_too_long_on_one_backend() -> None:
+    assert LONGEST_NS["unicorn"] < LONGEST_NS["kvm"] < 10**9

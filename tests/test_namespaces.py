@@ -133,7 +133,7 @@ last = vm.counter.stamp()
 said = report.to_dict()
 stamped, stopped = said["host_count"], said["stopped_before_ticks"]
 at = [vm.cntvct(0, now=report.released_at), vm.cntpct(0, now=report.released_at)]
-print(json.dumps([asdict(first), asdict(last), report.added_ticks, at, stamped, stopped]))
+print(json.dumps([asdict(first), asdict(last), report.added_ticks, at, stamped, stopped, report.error_bound_ticks]))
 """
 
 
@@ -156,7 +156,7 @@ def test_a_guest_moves_by_the_time_that_has_passed(
     saved = Checkpoint.load(path)
     assert before[0] <= saved.cntvct <= after[0]
     assert before[1] <= saved.cntpct <= after[1]
-    first, last, added, at, stamped, stopped = resume(RESTORE, name, path, opted_in, policy)
+    first, last, added, at, stamped, stopped, bound = resume(RESTORE, name, path, opted_in, policy)
     passed = [stamp["count"] - saved.stamp.count for stamp in (first, last)]
     assert passed[0] <= stamped - saved.stamp.count <= passed[1]
     assert passed[1] < SHIFT_S * saved.stamp.frequency_hz // 2, "the test took too long to tell"
@@ -165,12 +165,13 @@ def test_a_guest_moves_by_the_time_that_has_passed(
     else:
         assert passed[0] <= added - stopped <= passed[1]
         assert added == stamped - saved.stamp.count + stopped
-    # By value the counters are as exact as their reads.
-    slack = 2 * (saved.virtual_width_ticks + (0 if opted_in == "opted-in" else saved.stamp.frequency_hz // 1_000_000))
+    # By value the counters are as exact as their reads, which a busy host makes wide.
+    slack = 2 * (saved.virtual_width_ticks + (0 if opted_in == "opted-in" else bound))
     # The guest goes on from its stop.
     assert abs(at[0] - saved.cntvct + stopped - added) <= slack
     assert abs(at[1] - saved.cntpct + stopped - added) <= slack
-    assert 0 <= stopped < saved.stamp.frequency_hz
+    # The stop was between the guest's reads before it and those after the checkpoint.
+    assert 0 <= stopped <= after[0] - before[0]
 
 
 @in_a_namespace

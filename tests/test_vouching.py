@@ -172,7 +172,7 @@ def test_a_callable_may_use_the_vm() -> None:
     def voucher() -> SyncBound:
         thread = threading.Thread(target=lambda: seen.append(vm.timer(0, 0).cval))
         thread.start()
-        thread.join(10)
+        thread.join(60)
         seen.append(vm.cntvct(0))
         return BOUND
 

@@ -1,10 +1,7 @@
 """The promise of each policy for a guest's clock across a pause, computed from the host's clock alone.
 
-s0 and s1 are the host's counts at the guest's last reading before the pause and its first after. C0 is the count at the
-checkpoint, or at the guest's stop where the checkpoint has it; C1 is the count at the release. Frozen, the guest's
-clock runs for (C0 - s0) + (s1 - C1); advanced, for s1 - s0; advanced by at most a cap, for the first plus the cap or
-for the second, whichever is less. Each count is known to lie in an interval. No gap shrinks as s1 or C0 grows, or grows
-as s0 or C1 does, so the ends of a gap come from the ends of the counts.
+The guest's clock falls behind the host's counter by the time away, from the stop or the checkpoint to the release, less
+what the policy gives. Each count is known to lie in an interval, and the ends of what is promised come from their ends.
 """
 
 from __future__ import annotations
@@ -39,35 +36,28 @@ class Interval:
         return max(self.low - count, count - self.high, 0)
 
 
-def expected_gap(
+def expected_shift(
     policy: str,
     max_ns: int | None,
     frequency_hz: int,
     *,
-    last_read: Interval,
     taken: Interval,
     released: Interval,
-    first_read: Interval,
+    step_ns: int = 0,
+    steps: int = 0,
 ) -> Interval:
-    """The ticks that a guest's counter may show between its last reading before the pause and its first after."""
-    frozen = taken.minus(last_read).plus(first_read.minus(released))
-    if policy == "freeze":
-        return frozen
-    advanced = first_read.minus(last_read)
-    if max_ns is None:
-        return advanced
-    cap = max_ns * frequency_hz // _NS_PER_S
-    return Interval(min(advanced.low, frozen.low + cap), min(advanced.high, frozen.high + cap))
+    """The ticks by which a guest's counter may be behind the host's after the pause, and after so many steps of it.
 
-
-def expected_shift(
-    policy: str, max_ns: int | None, frequency_hz: int, *, taken: Interval, released: Interval
-) -> Interval:
-    """The ticks by which a guest's counter may fall behind the host's in the pause."""
+    A catch-up gives what an advance by at most `max_ns` gives, then `step_ns` a step, until nothing is left.
+    """
     away = released.minus(taken)
     if policy == "freeze":
         return away
-    if max_ns is None:
+    if max_ns is None and policy == "advance":
         return Interval(0, 0)
-    cap = max_ns * frequency_hz // _NS_PER_S
+    cap = _ticks(max_ns or 0, frequency_hz) + steps * _ticks(step_ns, frequency_hz)
     return Interval(max(0, away.low - cap), max(0, away.high - cap))
+
+
+def _ticks(ns: int, frequency_hz: int) -> int:
+    return ns * frequency_hz // _NS_PER_S

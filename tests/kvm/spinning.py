@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from guestclock.payload import Command, Doorbell, Guest, image
 from kvm_vmm import DOORBELL, KVM_EXIT_MMIO, PC, RAM, Exit, Machine
 
+PATIENCE_S = 100
+"""Far longer than a guest stands still on a busy, emulated machine."""
+
 
 def loaded(machine: Machine, command: Command = Command.SPIN) -> Guest:
     """Put the payload into the machine's memory, every vCPU at its start, with that to do."""
@@ -38,6 +41,7 @@ def spinning(machine: Machine, vcpu: int = 0) -> Iterator[Guest]:
 
 def wait_for_a_beat(guest: Guest, vcpu: int) -> None:
     """Returns once the guest has gone on: then it is running."""
-    beats = guest.beat(vcpu)[0]
+    beats, end = guest.beat(vcpu)[0], time.monotonic() + PATIENCE_S
     while guest.beat(vcpu)[0] == beats:
+        assert time.monotonic() < end, f"vCPU {vcpu} isn't running: its state is {guest.state(vcpu)}"
         time.sleep(0.001)

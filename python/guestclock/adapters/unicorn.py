@@ -7,7 +7,10 @@ taking an interrupt by hand. `docs/unicorn.md` says register by register what ea
 from __future__ import annotations
 
 import enum
+import os
+import threading
 import time
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -22,7 +25,7 @@ from guestclock.adapters import _a64
 from guestclock.errors import CapabilityMissing, GuestClockError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from guestclock import ModelVm
 
@@ -117,6 +120,58 @@ class _Exit(enum.Enum):
     FAILED = enum.auto()
 
 
+class _Watch:
+    """Stops a run of the emulator that goes on long after its end.
+
+    Unicorn's `timeout` stops a run once, from a thread of its own. On a busy host that thread may come before the run
+    has begun: then the stop is lost, and nothing else would end the run. One thread watches all engines, and ends when
+    none runs.
+    """
+
+    EVERY_S: Final = 0.05
+    PATIENCE_NS: Final = 20_000_000
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._runs: dict[int, tuple[Engine, int]] = {}
+        self._thread: threading.Thread | None = None
+        # A fork leaves the thread behind, and the lock as it was.
+        os.register_at_fork(after_in_child=self._forget)
+
+    def _forget(self) -> None:
+        self._lock, self._runs, self._thread = threading.Lock(), {}, None
+
+    @contextmanager
+    def over(self, uc: Engine, timeout_us: int) -> Iterator[None]:
+        """Watches a run that is to end after `timeout_us`."""
+        with self._lock:
+            self._runs[id(uc)] = uc, time.monotonic_ns() + 1_000 * timeout_us + self.PATIENCE_NS
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._watch, name="guestclock-unicorn", daemon=True)
+                self._thread.start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._runs.pop(id(uc), None)
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(self.EVERY_S)
+            with self._lock:
+                if not self._runs:
+                    self._thread = None
+                    return
+                now = time.monotonic_ns()
+                for uc, end in self._runs.values():
+                    if now > end:
+                        with suppress(UcError):
+                            uc.emu_stop()
+
+
+_WATCH: Final = _Watch()
+
+
 def setup(uc: Engine, mode: Mode) -> None:
     """Prepares Unicorn's EL2 and EL3, before any guest code runs. `attach` calls it.
 
@@ -206,6 +261,11 @@ class UnicornTimer:
         self._stop_requested = False
         self._delivered = False
         self._slice_end: int | None = None
+        self._count_hook: int | None = None
+        self._step: Callable[[int], None] | None = None
+        # Of the slice that runs: instructions before the block that runs, that block's address and length, and how
+        # many of all these the VMM has been told of.
+        self._before_block = self._block_at = self._block_length = self._told = 0
         setup(uc, mode)
         if install_hooks:
             self._install()
@@ -327,6 +387,7 @@ class UnicornTimer:
     def detach(self) -> None:
         """Removes the hooks. Unicorn's registers stay as they are."""
         self._watch_mask(watch=False)
+        self._count_blocks(count=False)
         for hook in self._hooks:
             self._uc.hook_del(hook)
         self._hooks.clear()
@@ -343,6 +404,7 @@ class UnicornTimer:
         step: Callable[[int], None] | None = None,
         slice_instructions: int = 20_000,
         slice_us: int = 1_000,
+        coarse: bool = False,
     ) -> Stop:
         """Runs the guest, from `begin` or from where it stands, until the VMM has something to decide.
 
@@ -356,10 +418,13 @@ class UnicornTimer:
         on_irq: called after each interrupt's delivery, before its first instruction.
         wait: called in WFI with the host ticks until the next deadline; it may come back early. By default it sleeps,
             or with a `ManualCounter` advances it.
-        step: called after each slice with the number of its instructions (exact mode); a slice that the guest ended
-            early, by WFI, HVC or a timer write, counts as one. By default a `ManualCounter` advances by a tick for each
-            instruction, and other counters need no help.
+        step: called with the number of instructions that were executed since it was last called (exact mode): before
+            each access to a counter or timer is answered, before `on_hvc`, and after each slice. By default a
+            `ManualCounter` advances by a tick for each instruction, and other counters need no help.
         slice_instructions, slice_us: the longest run of the emulator, in exact and in fast mode; at least 1.
+        coarse: with `step`, don't count instructions within a slice. Code without accesses runs much faster, and time
+            stands still in a slice: a guest that polls sees it late by up to a slice, and a slice that the guest ends
+            early, by WFI, HVC or a timer write, counts as one instruction.
 
         Raises the exception of a callback, `UnhandledException`, `UcError`, `SysregTrap` for an access from EL0 that
         CNTKCTL_EL1 doesn't allow, and `RestoreOpen` while a restore isn't done.
@@ -372,6 +437,24 @@ class UnicornTimer:
         if isinstance(self._vm.counter, ManualCounter):
             wait, step = wait or self._advance, step or self._advance
         self._on_hvc = on_hvc
+        self._step = None if coarse else step
+        self._count_blocks(count=self._mode == "exact" and self._step is not None)
+        try:
+            return self._loop(deadline, on_irq, wait, step, slice_instructions, slice_us)
+        finally:
+            self._step = None
+
+    # Inside: the loop and its parts.
+
+    def _loop(
+        self,
+        deadline: int | None,
+        on_irq: Callable[[], None] | None,
+        wait: Callable[[int], None] | None,
+        step: Callable[[int], None] | None,
+        slice_instructions: int,
+        slice_us: int,
+    ) -> Stop:
         asleep = False
         while True:
             now = self._vm.counter.read()
@@ -391,8 +474,6 @@ class UnicornTimer:
             if self._exit is _Exit.HVC:
                 return Stop(Reason.HVC, self._hvc)
             asleep = self._exit is _Exit.WFI
-
-    # Inside: the loop's parts.
 
     def _interrupt(self, now: int, on_irq: Callable[[], None] | None) -> bool:
         """Delivers an interrupt if one is due and unmasked. True if a line was high."""
@@ -423,17 +504,35 @@ class UnicornTimer:
     def _run_instructions(self, pause: int | None, most: int, step: Callable[[int], None] | None) -> None:
         # Where instructions make the time, the slice ends at the deadline's very instruction.
         count = most if step is None or pause is None else max(min(most, pause), 1)
+        self._before_block = self._block_length = self._told = 0
         self._run(count=count)
-        if step is not None:
+        if step is None:
+            return
+        whole = self._exit is _Exit.SLICE and not self._stop_requested
+        if self._step is None:
             # Unicorn doesn't say how far a slice got that ended early. Time must go on all the same.
-            step(count if self._exit is _Exit.SLICE else 1)
+            step(count if whole else 1)
+        else:
+            self._tell(count if whole else self._executed())
+
+    def _tell(self, executed: int) -> None:
+        """Tells the VMM how many instructions of this slice have been executed, unless it knows."""
+        passed, self._told = executed - self._told, executed
+        if passed and self._step is not None:
+            self._step(passed)
+
+    def _executed(self) -> int:
+        """The number of instructions of this slice before PC. Blocks are counted, and PC lies in the one that runs."""
+        pc: int = self._uc.reg_read(arm64_const.UC_ARM64_REG_PC)
+        return self._before_block + min((pc - self._block_at & _U64) // 4, self._block_length)
 
     def _run_for(self, pause: int | None, most_us: int) -> None:
         self.sync()
         due_us = most_us if pause is None else max(min(most_us, -(-pause * 1_000_000 // UNICORN_HZ)), 1)
         self._slice_end = self._vm.counter.read() + due_us * UNICORN_HZ // 1_000_000 & _U64
         try:
-            self._run(timeout=due_us)
+            with _WATCH.over(self._uc, due_us):
+                self._run(timeout=due_us)
         finally:
             self._slice_end = None
 
@@ -455,6 +554,24 @@ class UnicornTimer:
             self._vm.counter.advance(ticks)
 
     # Inside: the hooks and their answers.
+
+    def _count_blocks(self, *, count: bool) -> None:
+        if count == (self._count_hook is not None):
+            return
+        if self._count_hook is None:
+            self._count_hook = self._uc.hook_add(unicorn_const.UC_HOOK_BLOCK, self._count_block)
+        else:
+            self._uc.hook_del(self._count_hook)
+            self._count_hook = None
+        self._uc.ctl_flush_tb()
+
+    def _count_block(self, _uc: Engine, address: int, size: int, _user_data: object) -> None:
+        self._before_block += self._block_length
+        self._block_at, self._block_length = address, size // 4
+
+    def _leave_block(self) -> None:
+        """Ends the block at PC, as an exception does in its middle."""
+        self._before_block, self._block_length = self._executed(), 0
 
     def _watch_mask(self, *, watch: bool) -> None:
         # No hook sees `msr daifclr` itself, but it ends a block, so the next block's hook comes right after it.
@@ -499,6 +616,8 @@ class UnicornTimer:
     def _exception(self, uc: Engine, intno: int) -> bool:
         pc = uc.reg_read(arm64_const.UC_ARM64_REG_PC)
         if intno == _EXCP_HVC:
+            self._leave_block()
+            self._tick()
             immediate = _a64.hvc_immediate(self._fetch(pc - 4))
             if self._on_hvc is None or not self._on_hvc(immediate):
                 self._hvc = immediate
@@ -509,6 +628,7 @@ class UnicornTimer:
         word = self._fetch(pc)
         if word == _a64.WFI:
             uc.reg_write(arm64_const.UC_ARM64_REG_PC, pc + 4)
+            self._leave_block()
             self._leave(_Exit.WFI)
             return True
         move = _a64.sysreg_move(word)
@@ -519,16 +639,24 @@ class UnicornTimer:
         else:
             self._write(move.encoding, uc.reg_read(_GENERAL[move.rt]))
         uc.reg_write(arm64_const.UC_ARM64_REG_PC, pc + 4)
+        self._leave_block()
         return True
+
+    def _tick(self) -> None:
+        """Lets time go on to the instruction that is being executed."""
+        if self._count_hook is not None:
+            self._tell(self._executed())
 
     def _fetch(self, address: int) -> int:
         return int.from_bytes(self._uc.mem_read(address, 4), "little")
 
     def _read(self, encoding: _a64.Encoding) -> int:
+        self._tick()
         now = None if self._now is None else self._now()
         return self._vm.read_sysreg(self._vcpu, *encoding, el=self._el(), now=now)
 
     def _write(self, encoding: _a64.Encoding, value: int) -> None:
+        self._tick()
         now = None if self._now is None else self._now()
         self._vm.write_sysreg(self._vcpu, *encoding, value, el=self._el(), now=now)
         self.sync()

@@ -40,7 +40,7 @@ def print_verdict(verdict: Verdict) -> None:
         gaps = _table("pause", "vCPU", "counter", "guest measured, µs", "hidden, µs", "promised, µs", "error, ticks")
         for gap in verdict.gaps:
             gaps.add_row(
-                str(gap.pause),
+                f"{gap.pause}, step {gap.step}" if gap.step else str(gap.pause),
                 str(gap.vcpu),
                 gap.view.upper(),
                 _us(gap.guest_gap_ticks, hz),

@@ -1,4 +1,4 @@
-"""The demonstration: a guest keeps its time across a checkpoint in one process and a restore in another.
+"""The demonstration: what a guest's clock does across a save in one process and a restore in another.
 
 `run` needs unicorn and keystone-engine, or on KVM neither; `print_table` needs rich, and `draw` matplotlib: the extra
 `demo` has them all. Each function raises ImportError without its packages.
@@ -26,7 +26,7 @@ def print_table(document: Document) -> None:
 
 
 def draw(document: Document, path: str | PathLike[str]) -> None:
-    """Draws the result of `run` as a picture of guest time against host time; SVG or PNG by the path's suffix."""
+    """Draws the result of `run`: guest time against host time, and against its promise; SVG or PNG by the suffix."""
     from guestclock.demo import picture
 
     picture.draw(document, path)

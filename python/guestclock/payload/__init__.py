@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from guestclock.payload.check import VIEWS, check_log
+from guestclock.payload.check import VIEWS, check_log, deviations
 from guestclock.payload.image import elf, image
 from guestclock.payload.layout import Command, Doorbell, Kind
 from guestclock.payload.log import Fault, Guest, Log, NotALog, Record, VcpuLog, read_log
-from guestclock.payload.verdict import Finding, Host, Pause, Verdict
+from guestclock.payload.verdict import Finding, Host, Looks, Pause, Verdict
 
 __all__ = [
     "VIEWS",
@@ -18,12 +18,14 @@ __all__ = [
     "Host",
     "Kind",
     "Log",
+    "Looks",
     "NotALog",
     "Pause",
     "Record",
     "VcpuLog",
     "Verdict",
     "check_log",
+    "deviations",
     "elf",
     "image",
     "read_log",
