@@ -21,6 +21,8 @@ from guestclock import (
     HostCounter,
     ManualCounter,
     ModelVm,
+    Reading,
+    Reg,
     Stamp,
     SyncBound,
     plan,
@@ -602,3 +604,66 @@ def replace_boot(checkpoint: Checkpoint, boottime_ns: int) -> Checkpoint:
     """The checkpoint of a host that had been up for so long."""
     stamp = replace(checkpoint.stamp, boottime_ns=boottime_ns)
     return Checkpoint.from_one_regs(checkpoint.to_one_regs(), frequency_hz=HZ, host=stamp)
+
+
+# A4. A count and a wall clock of one instant, and register lists of another.
+
+CLOUD_HZ = 121_875_000
+READING = Reading(count=7_694_581_610, realtime_ns=1_785_410_403_592_885_342, width_ns=0)
+LISTS: list[dict[int, int]] = [
+    {
+        Reg.TIMER_CNT: 7_695_435_486,
+        Reg.TIMER_CVAL: 7_699_059_328,
+        Reg.TIMER_CTL: 1,
+        Reg.PTIMER_CNT: 304_111_079_172,
+        Reg.PTIMER_CVAL: 0,
+        Reg.PTIMER_CTL: 4,
+    },
+    {
+        Reg.TIMER_CNT: 7_695_481_433,
+        Reg.TIMER_CVAL: 7_712_331_096,
+        Reg.TIMER_CTL: 1,
+        Reg.PTIMER_CNT: 304_111_125_129,
+        Reg.PTIMER_CVAL: 0,
+        Reg.PTIMER_CTL: 4,
+    },
+]
+"""A snapshot of cloud-hypervisor: `clock`, and each vCPU's registers, read 853 876 and 899 823 ticks later."""
+
+
+@pytest.mark.parametrize("pause_ns", [0, 8 * MILLISECOND, 10 * SECOND, 30 * DAY])
+@pytest.mark.parametrize("earlier_ticks", [0, 2_000_000])
+def test_the_time_that_passed_counts_from_the_readings_instant(pause_ns: int, earlier_ticks: int) -> None:
+    """As cloud-hypervisor saved them, and with lists that were read before its clock."""
+    lists = [
+        {reg: count - earlier_ticks * (reg in {Reg.TIMER_CNT, Reg.PTIMER_CNT}) for reg, count in one.items()}
+        for one in LISTS
+    ]
+    guest = Checkpoint.from_one_regs(lists, frequency_hz=CLOUD_HZ, host=None, reading=READING)
+    at = ManualCounter(5, frequency_hz=CLOUD_HZ, realtime_ns=READING.realtime_ns + pause_ns)
+    vm = ModelVm(2, counter=at)
+    report = restore(guest, vm, policy=Advance(), elapsed=Elapsed.by_wall_clocks(error_ns=1000))
+    later = 899_823 - earlier_ticks
+    expected = READING.count + max(pause_ns * CLOUD_HZ // SECOND, later)
+    assert abs(report.cntvct - expected) <= 1
+    # Both counts of a vCPU were read one after the other: the offset of the two is exact to 10 ticks.
+    assert abs(report.cntpct - report.cntvct - 296_415_643_691) <= 10
+    assert report.error_bound_ticks >= 45_957
+    frozen = restore(guest, ModelVm(2, counter=at), elapsed=Elapsed.by_wall_clocks(error_ns=1000))
+    assert frozen.cntvct == READING.count + later
+    assert frozen.behind_ns == max(pause_ns * CLOUD_HZ // SECOND - later, 0) * SECOND // CLOUD_HZ
+
+
+def test_lists_of_two_offsets_are_none_of_a_vm_with_one() -> None:
+    here = ManualCounter(304_111_125_200, frequency_hz=CLOUD_HZ).stamp()
+    with pytest.raises(
+        ValueError, match=r"vCPU 0's CNTVCT_EL0 is 7695435486 and its CNTPCT_EL0 304111079172"
+    ) as caught:
+        Checkpoint.from_one_regs(LISTS, frequency_hz=CLOUD_HZ, host=here, counter_offset=296_415_643_691)
+    assert "Leave the offset out" in str(caught.value)
+    guest = Checkpoint.from_one_regs(LISTS, frequency_hz=CLOUD_HZ, host=here)
+    # Counts of vCPUs that contradict each other are as wide as their distance.
+    assert (guest.virtual_width_ticks, guest.physical_width_ticks) == (45_947, 45_957)
+    near = [one | {Reg.PTIMER_CNT: one[Reg.TIMER_CNT] + 9} for one in LISTS]
+    offset = here.count - LISTS[1][Reg.TIMER_CNT]
+    assert Checkpoint.from_one_regs(near, frequency_hz=CLOUD_HZ, host=here, counter_offset=offset).opted_in

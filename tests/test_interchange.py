@@ -193,7 +193,7 @@ def test_what_is_refused() -> None:
             taken(vm, host=replace(stamp, **{name: value}))
     with pytest.raises(OverflowError):
         taken(vm, counter_offset=2**64)
-    assert taken(vm, counter_offset=-5).cntvct == stamp.count + 5
+    assert taken(owned(host()), counter_offset=-5).cntvct == stamp.count + 5
 
 
 def test_a_hosts_timestamp_comes_through_whole() -> None:

@@ -88,8 +88,8 @@ pub(super) struct SavedCounters {
     pub(super) width_ticks: u64,
     /// Ticks by which the counters lie before those of the registers' instant: they are of the stop.
     pub(super) hidden_ticks: u64,
-    /// Ticks by which the registers' instant lies after that of `host`.
-    pub(super) later_ticks: u64,
+    /// Ticks by which the registers' instant lies after that of `host`; negative where it lies before.
+    pub(super) later_ticks: i64,
     pub(super) host: Stamp,
     pub(super) backlog: Option<Backlog>,
 }
@@ -221,7 +221,8 @@ impl Plan {
         let saved = &self.saved;
         let kept = saved.backlog.map_or(0, |backlog| backlog.remaining_ticks.get());
         // From the instant of `host` to that of the registers no time is missed: the counters have it already.
-        let passed = passed.ticks.saturating_sub(saved.later_ticks.into());
+        let later = u128::from(saved.later_ticks.unsigned_abs());
+        let passed = if saved.later_ticks < 0 { passed.ticks + later } else { passed.ticks.saturating_sub(later) };
         passed + u128::from(saved.hidden_ticks) + u128::from(kept)
     }
 
