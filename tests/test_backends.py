@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from guestclock import Advance, CatchUp, Checkpoint, Freeze, KvmVm, Reg, SyncBound, Timer, plan, restore
+from guestclock import Advance, CatchUp, Checkpoint, Elapsed, Freeze, KvmVm, Reg, SyncBound, Timer, plan, restore
 from guestclock.errors import (
     CapabilityMissing,
     CounterSkew,
@@ -260,7 +260,7 @@ def test_a_restore_goes_on_from_the_stop(make: Make) -> None:
         assert checkpoint.stopped_at == stopped
     for policy in (Freeze(), Advance()):
         with make(2) as target:
-            report = restore(checkpoint, target.vm, policy=policy, same_counter=True)
+            report = restore(checkpoint, target.vm, policy=policy, elapsed=Elapsed.by_counter())
             added = report.released_at - stopped if policy == Advance() else 0
             assert report.added_ticks == added
             assert report.cntvct == report.cntpct == (stopped - offset + added) % 2**64
@@ -312,7 +312,7 @@ def test_what_is_owed_is_paid_back_to_the_tick(make: Make) -> None:
     ms = checkpoint.frequency_hz // 1000
     policy = CatchUp(step_ns=1_000_000, interval_ns=1_000_000)
     with make(2) as target:
-        begun = plan(checkpoint, target.vm, policy=policy, same_counter=True).prepare()
+        begun = plan(checkpoint, target.vm, policy=policy, elapsed=Elapsed.by_counter()).prepare()
         begun.apply()
         while target.host() - checkpoint.stamp.count < 10 * ms:
             pass
@@ -357,7 +357,7 @@ def test_relative_timers_go_along(make: Make) -> None:
         source.vm.set_one_reg(1, Reg.TIMER_CVAL, 2**64 - 1)
         checkpoint = source.vm.checkpoint()
     with make(2) as target:
-        report = restore(checkpoint, target.vm, policy=Advance(), same_counter=True, timers="relative")
+        report = restore(checkpoint, target.vm, policy=Advance(), elapsed=Elapsed.by_counter(), timers="relative")
         shift = report.to_dict()["cval_shift_ticks"]
         assert isinstance(shift, int)
         # As of apply(), so not more than what was added in the end.

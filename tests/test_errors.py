@@ -94,6 +94,7 @@ def test_a_kvm_error_is_an_oserror_with_its_errno(kind: type[KvmError]) -> None:
                 "FrequencyMismatch",
                 "CounterSkew",
                 "ClockWentBackwards",
+                "ClocksDisagree",
                 "DeadlineMissed",
                 "ElapsedTooLong",
                 "ElapsedUnknown",

@@ -20,6 +20,7 @@ from guestclock import (
     Advance,
     CatchUp,
     Checkpoint,
+    Elapsed,
     Fault,
     FaultyVm,
     Freeze,
@@ -504,7 +505,7 @@ def test_a_clock_step_after_the_plan_moves_no_guest() -> None:
     added = []
     for faults in ([], [Fault("release", step_realtime_ns=SECOND)]):
         faulty = FaultyVm(ModelVm(2, counter=counter), faults)
-        report = restore(checkpoint, faulty, policy=Advance(), same_counter=False, assume_error_ns=0)
+        report = restore(checkpoint, faulty, policy=Advance(), elapsed=Elapsed.by_wall_clocks(error_ns=0))
         added.append(report.added_ns)
     assert added[1] == added[0]
 

@@ -18,7 +18,19 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from golden import make
-from guestclock import Advance, CatchUp, Checkpoint, ClockBank, Freeze, ModelVm, Reg, SyncBound, inspection, restore
+from guestclock import (
+    Advance,
+    CatchUp,
+    Checkpoint,
+    ClockBank,
+    Elapsed,
+    Freeze,
+    ModelVm,
+    Reg,
+    SyncBound,
+    inspection,
+    restore,
+)
 from guestclock.cli.app import app
 from guestclock.inspection.words import duration, instant
 from test_cli import guestclock_command
@@ -105,12 +117,12 @@ def test_an_inspection_says_it_all(saved: Checkpoint) -> None:
             "max_error_ns": None,
             "leap": "unknown",
             "machine_id": False,
-            "boot_id": False,
+            "boot_id": True,
             "sync": None,
             "rate_ppb": None,
-            "boottime_ns": None,
-            "slept_ns": None,
-            "slept_width_ns": None,
+            "boottime_ns": 0,
+            "slept_ns": 0,
+            "slept_width_ns": 0,
         },
         "vcpus": 2,
         "vms": [
@@ -187,7 +199,7 @@ def test_a_host_that_nobody_knows_is_none() -> None:
     unknown = Checkpoint.from_one_regs([registers], frequency_hz=HZ, host=None)
     assert inspection.inspect(unknown)["stamp"] is None
     document = inspection.dry_run(
-        unknown, inspection.target(unknown, elapsed_ns=5), policy=Advance(), assume_error_ns=0
+        unknown, inspection.target(unknown, elapsed_ns=5), policy=Advance(), elapsed=Elapsed.by_wall_clocks(error_ns=0)
     )
     assert document["refused"]
     assert document["refused"]["error"] == "ElapsedUnknown"
@@ -405,8 +417,8 @@ def test_the_commands_print_what_the_library_returns(journey: list[Checkpoint], 
     a, b = (save(checkpoint, tmp_path / name) for checkpoint, name in zip(journey, ("a", "b"), strict=False))
     picture = tmp_path / "new" / "line.svg"
     target = inspection.target(journey[0], elapsed_ns=SECOND)
-    away = ("plan", a, "--policy", "advance", "--elapsed-ns", SECOND, "--other-counter")
-    options = ("--assume-error-ns", 9, "--views", "refuse", "--kernel", "7.3", "--frequency-hz", HZ)
+    away = ("plan", a, "--policy", "advance", "--elapsed-ns", SECOND, "--elapsed-by", "wall-clocks")
+    options = ("--error-ns", 9, "--views", "refuse", "--kernel", "7.3", "--frequency-hz", HZ)
     full = (*away, *options, "--max-ns", 5)
     for command, status, document in (
         (("inspect", a), 0, inspection.inspect(journey[0])),
@@ -421,8 +433,7 @@ def test_the_commands_print_what_the_library_returns(journey: list[Checkpoint], 
                 journey[0],
                 inspection.target(journey[0], elapsed_ns=SECOND, kernel="7.3"),
                 policy=Advance(5),
-                same_counter=False,
-                assume_error_ns=9,
+                elapsed=Elapsed.by_wall_clocks(error_ns=9),
                 views="refuse",
             ),
         ),
@@ -443,7 +454,7 @@ def test_the_commands_print_what_the_library_returns(journey: list[Checkpoint], 
                     SECOND * 9,
                 ),
                 *("--elapsed-ns", SECOND, "--timers", "relative", "--intent", "clone", "--max-error-ns", 3),
-                *("--max-elapsed-ns", SECOND),
+                *("--error-ns", 4, "--rate-error-ppb", 6),
             ),
             0,
             inspection.dry_run(
@@ -453,13 +464,14 @@ def test_the_commands_print_what_the_library_returns(journey: list[Checkpoint], 
                 timers="relative",
                 intent="clone",
                 sync=SyncBound(3),
-                max_elapsed_ns=SECOND,
+                elapsed=Elapsed.given(SECOND, error_ns=4),
+                rate_error_ppb=6,
             ),
         ),
         (
             away,
             1,
-            inspection.dry_run(journey[0], target, policy=Advance(), same_counter=False),
+            inspection.dry_run(journey[0], target, policy=Advance(), elapsed=Elapsed.by_wall_clocks()),
         ),
     ):
         done = run(*command, "--json")
@@ -476,7 +488,7 @@ def test_people_read_the_facts(saved: Checkpoint, journey: list[Checkpoint], tmp
     # What is overdue comes first, whichever vCPU's it is.
     assert re.search(r"1 +vtimer +overdue +400 +-600 +9\.6 µs ago\s+0 +vtimer +armed", said)
     said = run("plan", path, "--policy", "advance", "--elapsed-ns", 5 * SECOND).output
-    for fact in ("nothing is restored", "same counter +yes", "312,500,007 ticks, 5 s", "overdue"):
+    for fact in ("nothing is restored", "elapsed time by +given", "312,500,007 ticks, 5 s", "overdue"):
         assert re.search(fact, said), fact
     said = run("plan", path, "--policy", "advance", "--elapsed-ns", 25 * SECOND).output
     assert re.search(r"soft lockup of a Linux guest, from 20 s: crossed", said)
@@ -542,7 +554,7 @@ def test_one_of_many_is_chosen_by_name(many: Checkpoint, tmp_path: Path) -> None
         (
             ("plan", path, "--policy", "advance", "--elapsed-ns", SECOND),
             0,
-            inspection.dry_run(web_2, target, policy=Advance()),
+            inspection.dry_run(web_2, target, policy=Advance(), elapsed=Elapsed.given(SECOND, error_ns=0)),
         ),
         (
             ("plot", path, after, "--out", picture),
@@ -600,6 +612,11 @@ def wrong_usage(path: Path, good: Path) -> Iterator[tuple[object, ...]]:
     yield "plan", good, "--policy", "freeze", "--kernel", "5.10"
     yield "plan", good, "--policy", "freeze", "--frequency-hz", 2**32
     yield "plan", good, "--policy", "freeze", "--elapsed-ns", 2**63
+    yield "plan", good, "--policy", "freeze", "--elapsed-ns", -1
+    yield "plan", good, "--policy", "freeze", "--error-ns", 5
+    yield "plan", good, "--policy", "freeze", "--elapsed-by", "counter", "--error-ns", 5
+    yield "plan", good, "--policy", "freeze", "--elapsed-by", "counter", "--refuse-over-ns", 5
+    yield "plan", good, "--policy", "freeze", "--rate-error-ppb", 250_001
     yield "plot", good, "--out", path / "line.svg"
     yield "plot", good, good, "--out", path / "line.nothing"
 

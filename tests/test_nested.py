@@ -253,7 +253,7 @@ def test_a_register_that_nobody_knows_is_carried_and_needs_a_vm_that_has_it() ->
 def test_strict_refuses_what_is_not_known() -> None:
     checkpoint = Checkpoint.from_bytes(make.encode(make.BARE | {"later": 1}))
     vm = ModelVm(1, counter=host())
-    assert any("later" in warning for warning in plan(checkpoint, vm).warnings)
+    assert any("later" in warning.text for warning in plan(checkpoint, vm).warnings)
     with pytest.raises(UnknownState, match="later") as caught:
         plan(checkpoint, vm, strict=True)
     assert "later" in caught.value.what

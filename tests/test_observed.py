@@ -290,9 +290,9 @@ def test_k_a_physical_offset_traps_without_ecv() -> None:
     assert vm.capabilities.physical_offset_untrapped.ok is None
     source = ModelVm(1, counter=counter)
     source.set_counter_offset(1000)
-    assert any("CNTPOFF_EL2" in fact for fact in plan(source.checkpoint(), vm).degraded)
+    assert any("CNTPOFF_EL2" in fact.text for fact in plan(source.checkpoint(), vm).degraded)
     source.set_counter_offset(0)
-    assert not any("CNTPOFF_EL2" in fact for fact in plan(source.checkpoint(), vm).degraded)
+    assert not any("CNTPOFF_EL2" in fact.text for fact in plan(source.checkpoint(), vm).degraded)
 
 
 # What follows from the kernel's code.

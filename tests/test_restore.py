@@ -14,6 +14,7 @@ from golden import make
 from guestclock import (
     Advance,
     Checkpoint,
+    Elapsed,
     Freeze,
     ModelVm,
     MonotonicCounter,
@@ -72,7 +73,7 @@ def test_advance_on_the_same_counter_is_exact_whatever_the_delay(
     checkpoint = source.checkpoint()
     counter.advance(pause)
     vm = ModelVm(2, counter=counter)
-    steps = plan(checkpoint, vm, policy=Advance(), same_counter=True).prepare()
+    steps = plan(checkpoint, vm, policy=Advance(), elapsed=Elapsed.by_counter()).prepare()
     counter.advance(delay)
     steps.apply()
     counter.advance(delay)
@@ -90,8 +91,8 @@ def test_advance_on_another_host_goes_by_the_wall_clock(
     checkpoint = owned(host(), cntvct=cntvct).checkpoint()
     target = host(elsewhere, realtime_ns=START_NS + pause_ns)
     vm = ModelVm(2, counter=target)
-    options: dict[str, Any] = {"same_counter": False, "assume_error_ns": assumed, "max_elapsed_ns": 10**18}
-    report = restore(checkpoint, vm, policy=Advance(), **options)
+    word = Elapsed.by_wall_clocks(error_ns=assumed, refuse_over_ns=10**18)
+    report = restore(checkpoint, vm, policy=Advance(), elapsed=word)
     assert report.added_ticks == pause_ns * HZ // SECOND
     assert vm.cntvct(0) == (cntvct + pause_ns * HZ // SECOND) % 2**64
     assert report.error_bound_ticks == -(-assumed * HZ // SECOND) + 1
@@ -150,7 +151,7 @@ def test_adopt_virtual_gives_up_the_physical_counter() -> None:
     counter.advance(1000)
     vm = ModelVm(1, counter=counter)
     intended = plan(source.checkpoint(), vm, views="adopt-virtual")
-    assert any(f"CNTPCT_EL0 jumps by {1000 - counter.read()} ticks" in warning for warning in intended.unsupported)
+    assert any(f"CNTPCT_EL0 jumps by {1000 - counter.read()} ticks" in warning.text for warning in intended.unsupported)
     steps = intended.prepare()
     steps.apply()
     report = steps.release()
@@ -166,7 +167,7 @@ def test_a_kernel_without_physical_registers_restores_the_virtual_timer_only() -
     vm = ModelVm(1, counter=counter, kernel="6.1")
     intended = plan(source.checkpoint(), vm)
     assert intended.method == "virtual-only"
-    assert any("physical timer isn't restored" in fact for fact in intended.unsupported)
+    assert any("physical timer isn't restored" in fact.text for fact in intended.unsupported)
     restore(source.checkpoint(), vm)
     assert (vm.cntvct(0), vm.cntpct(0)) == (1000, counter.read())
     # And what such a kernel saves can be restored where there is more.
@@ -180,7 +181,7 @@ def test_an_untouched_physical_counter_stays_untouched() -> None:
     counter.advance(50)
     vm = ModelVm(1, counter=counter)
     intended = plan(checkpoint, vm, policy=Advance())
-    assert not any("trap" in warning for warning in intended.warnings)
+    assert not any("trap" in warning.text for warning in intended.warnings)
     restore(checkpoint, vm, policy=Advance())
     assert vm.cntpct(0) == counter.read()
 
@@ -389,7 +390,7 @@ def test_a_vm_without_vcpus_has_no_time() -> None:
 
 def test_elapsed_time_that_nobody_vouches_for_is_refused() -> None:
     checkpoint = owned(host()).checkpoint()
-    elsewhere = host(count=5, realtime_ns=START_NS + SECOND)
+    elsewhere = host(count=5, realtime_ns=START_NS + SECOND, boot_id=None)
     error = refused(ElapsedUnknown, checkpoint, ModelVm(2, counter=elsewhere), policy=Advance())
     assert "went forward: no" in error.evidence
     # A Freeze doesn't depend on it.
@@ -399,7 +400,13 @@ def test_elapsed_time_that_nobody_vouches_for_is_refused() -> None:
 def test_a_wall_clock_that_went_backwards_is_refused() -> None:
     checkpoint = owned(host()).checkpoint()
     elsewhere = host(count=5, realtime_ns=START_NS - 1)
-    error = refused(ClockWentBackwards, checkpoint, ModelVm(2, counter=elsewhere), policy=Advance(), assume_error_ns=0)
+    error = refused(
+        ClockWentBackwards,
+        checkpoint,
+        ModelVm(2, counter=elsewhere),
+        policy=Advance(),
+        elapsed=Elapsed.by_wall_clocks(error_ns=0),
+    )
     assert (error.saved, error.host) == (START_NS, START_NS - 1)
     assert "wall clock" in error.clock
 
@@ -408,7 +415,9 @@ def test_a_counter_that_went_backwards_is_not_the_same() -> None:
     counter = host()
     checkpoint = owned(counter).checkpoint()
     counter.rewind(1)
-    error = refused(ClockWentBackwards, checkpoint, ModelVm(2, counter=counter), policy=Advance(), same_counter=True)
+    error = refused(
+        ClockWentBackwards, checkpoint, ModelVm(2, counter=counter), policy=Advance(), elapsed=Elapsed.by_counter()
+    )
     assert (error.saved, error.host) == (10**12, 10**12 - 1)
     assert "counter" in error.clock
 
@@ -417,28 +426,29 @@ def test_a_counter_that_went_backwards_is_not_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    ("step_ns", "same"),
-    [(0, True), (SECOND // 2000, True), (SECOND // 1000, False), (-SECOND, False), (60 * SECOND, False)],
+    ("step_ns", "warned"),
+    [(0, False), (SECOND // 2000, False), (SECOND // 1000, True), (-SECOND, True), (60 * SECOND, True)],
 )
-def test_a_wall_clock_step_speaks_against_the_same_counter(step_ns: int, same: bool) -> None:
+def test_a_wall_clock_that_was_stepped_is_warned_of(step_ns: int, warned: bool) -> None:
     counter = host()
     checkpoint = owned(counter).checkpoint()
     counter.advance(HZ)
     counter.step_realtime(step_ns)
-    intended = plan(checkpoint, ModelVm(2, counter=counter))
-    assert intended.same_counter is same
+    intended = plan(checkpoint, ModelVm(2, counter=counter), policy=Advance())
+    assert intended.same_counter
+    assert [warning.code for warning in intended.warnings] == ["wall-clock-contradicts"] * warned
     evidence = intended.to_dict()["evidence"]
     assert isinstance(evidence, dict)
     assert evidence["disagreement_ns"] == abs(step_ns)
 
 
-def test_force_beats_evidence() -> None:
+def test_the_callers_word_beats_evidence() -> None:
     counter = host()
     checkpoint = owned(counter).checkpoint()
     vm = ModelVm(2, counter=counter)
     assert plan(checkpoint, vm).same_counter
-    assert not plan(checkpoint, vm, same_counter=False).same_counter
-    assert "forced" in str(plan(checkpoint, vm, same_counter=False))
+    assert not plan(checkpoint, vm, elapsed=Elapsed.by_wall_clocks()).same_counter
+    assert "as the caller says (by the wall clocks)" in str(plan(checkpoint, vm, elapsed=Elapsed.by_wall_clocks()))
 
 
 def test_a_counter_that_went_backwards_with_its_wall_clock_is_another() -> None:
@@ -467,15 +477,15 @@ def test_another_kind_of_counter_is_another() -> None:
     assert not plan(other(checkpoint, stamp={"source": "tsc"}), ModelVm(2, counter=counter)).same_counter
 
 
-def test_another_machines_counter_is_another() -> None:
+def test_another_boots_counter_is_another_and_another_containers_is_not() -> None:
     counter = MonotonicCounter()
-    # So wide a bracket that the wall clock has nothing to say.
-    here = {"width_ns": SECOND}
     checkpoint = ModelVm(1, counter=counter).checkpoint()
-    elsewhere = other(checkpoint, stamp=here | {"machine_id": bytes(16)})
+    known = checkpoint.stamp.boot_id is not None
+    elsewhere = other(checkpoint, stamp={"boot_id": bytes(16)})
     assert not plan(elsewhere, ModelVm(1, counter=counter)).same_counter
-    known = checkpoint.stamp.machine_id is not None
-    assert plan(other(checkpoint, stamp=here), ModelVm(1, counter=counter)).same_counter is known
+    container = other(checkpoint, stamp={"machine_id": bytes(16)})
+    assert plan(container, ModelVm(1, counter=counter)).same_counter is known
+    assert plan(checkpoint, ModelVm(1, counter=counter)).same_counter is known
 
 
 # How sure it is.
@@ -486,15 +496,14 @@ def test_the_error_bound_holds_every_doubt() -> None:
     checkpoint = owned(counter).checkpoint()
     target = host(5, realtime_ns=START_NS + SECOND)
     changed = other(checkpoint, stamp={"width_ns": 3 * NS}, **widths(70))
-    options: dict[str, Any] = {"policy": Advance(), "same_counter": False}
-    bound = restore(changed, ModelVm(2, counter=target), assume_error_ns=5 * NS, **options).error_bound_ticks
+    word = Elapsed.by_wall_clocks(error_ns=5 * NS)
+    bound = restore(changed, ModelVm(2, counter=target), policy=Advance(), elapsed=word).error_bound_ticks
     # The saved counters, both brackets (by hand there is none), the wall clocks, and the rounding.
     assert bound == 70 + 3 + 0 + 5 + 1
     live = MonotonicCounter()
     assert live.stamp().width_ns > 0
-    bound = restore(
-        other(checkpoint), ModelVm(2, counter=live), assume_error_ns=0, max_elapsed_ns=2**63, **options
-    ).error_bound_ticks
+    word = Elapsed.by_wall_clocks(error_ns=0, refuse_over_ns=2**63)
+    bound = restore(other(checkpoint), ModelVm(2, counter=live), policy=Advance(), elapsed=word).error_bound_ticks
     assert bound > 1
     assert restore(changed, ModelVm(2, counter=counter)).error_bound_ticks == 70
 
@@ -503,7 +512,7 @@ def test_the_plan_decides_by_the_wall_clock_and_the_counter_goes_on_from_there()
     checkpoint = owned(host()).checkpoint()
     target = host(5)
     vm = ModelVm(2, counter=target)
-    steps = plan(checkpoint, vm, policy=Advance(), same_counter=False, assume_error_ns=0).prepare()
+    steps = plan(checkpoint, vm, policy=Advance(), elapsed=Elapsed.by_wall_clocks(error_ns=0)).prepare()
     steps.apply()
     for step in (SECOND, -3 * SECOND):
         target.step_realtime(step)
@@ -523,12 +532,12 @@ def test_a_plan_touches_nothing_and_says_what_it_costs() -> None:
     before = state(vm)
     intended = plan(owned(counter).checkpoint(), vm)
     assert state(vm) == before
-    assert not any("for good" in warning for warning in intended.warnings)
-    assert any("trap" in fact for fact in intended.degraded)
+    assert not any("for good" in warning.text for warning in intended.warnings)
+    assert any("trap" in fact.text for fact in intended.degraded)
     assert "CNTVCT_EL0" in str(intended)
     # A view that is given up opts in a VM that nobody opted in.
     given_up = plan(ModelVm(2, counter=counter).checkpoint(), vm, views="adopt-virtual")
-    assert any("for good" in warning for warning in given_up.warnings)
+    assert any("for good" in warning.text for warning in given_up.warnings)
 
 
 @pytest.mark.parametrize(
@@ -548,9 +557,9 @@ def test_a_plan_warns_of_counters_that_hardware_may_be_too_narrow_for(
 ) -> None:
     counter = host()
     intended = plan(owned(counter, cntvct=cntvct).checkpoint(), ModelVm(2, counter=counter, arch_width=arch_width))
-    found = [warning for warning in intended.warnings if "reaches 2^" in warning]
+    found = [warning for warning in intended.warnings if "reaches 2^" in warning.text]
     assert len(found) == (warned is not None)
-    assert all(warned in warning for warning in found if warned)
+    assert all(warned in warning.text for warning in found if warned)
 
 
 def test_what_the_guest_sees_at_both_ends_is_known_from_a_vmm_that_knows() -> None:

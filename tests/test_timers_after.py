@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from guestclock import (
     Advance,
     Checkpoint,
+    Elapsed,
     Freeze,
     LatchMismatch,
     ModelVm,
@@ -70,8 +71,8 @@ def test_it_is_what_the_restored_vm_says(
     saved = vm.checkpoint()
     counter = host(vm.counter.read() + pause, vm.counter.stamp().realtime_ns + pause * SECOND // HZ)
     target = ModelVm(2, counter=counter, kernel=kernel, nested=nested)
-    intended = plan(saved, target, policy=policy, same_counter=True)
-    report = restore(saved, target, policy=policy, same_counter=True)
+    intended = plan(saved, target, policy=policy, elapsed=Elapsed.by_counter())
+    report = restore(saved, target, policy=policy, elapsed=Elapsed.by_counter())
     told = report.timers()
     assert told == intended.timers(), "the counter stood still"
     assert [(each.vcpu, each.timer) for each in told] == [
@@ -103,7 +104,7 @@ def test_which_deadlines_passed_in_the_pause() -> None:
     frozen = restore(saved, ModelVm(1, counter=host(10**12 + 600)), policy=Freeze())
     on = TimerStatus(0, Timer.VTIMER, ENABLE, 1500, 1000, line=False, overdue_ticks=None, passed_in_pause=False)
     assert frozen.timers() == [on, on._replace(timer=Timer.PTIMER, ctl=0, cval=0)]
-    advanced = restore(saved, ModelVm(1, counter=host(10**12 + 600)), policy=Advance(), same_counter=True)
+    advanced = restore(saved, ModelVm(1, counter=host(10**12 + 600)), policy=Advance(), elapsed=Elapsed.by_counter())
     assert advanced.timers()[0] == on._replace(guest_count=1600, line=True, overdue_ticks=100, passed_in_pause=True)
     assert advanced.resumed_at(10**12 + 700).timers() == advanced.timers(), "at the release"
 

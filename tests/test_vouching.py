@@ -12,6 +12,7 @@ import pytest
 from guestclock import (
     Advance,
     ClockBank,
+    Elapsed,
     ElapsedUnknown,
     Freeze,
     HostCounter,
@@ -91,11 +92,11 @@ def test_who_vouches_belongs_to_the_host() -> None:
     saved = vm.checkpoint()
     assert saved.stamp.sync is not None
     assert saved.stamp.sync.max_error_ns == 100
-    report = restore(saved, ModelVm(1, counter=vm.counter), policy=Advance(), same_counter=False)
+    report = restore(saved, ModelVm(1, counter=vm.counter), policy=Advance(), elapsed=Elapsed.by_wall_clocks())
     terms = bounds(report)
     assert terms["wall clock at the checkpoint"] == terms["wall clock here"] == 100
     with pytest.raises(ElapsedUnknown):
-        restore(saved, ModelVm(1, counter=HostCounter(source=RAW)), policy=Advance(), same_counter=False)
+        restore(saved, ModelVm(1, counter=HostCounter(source=RAW)), policy=Advance(), elapsed=Elapsed.by_wall_clocks())
 
 
 def test_a_calls_own_word_wins() -> None:
@@ -104,7 +105,7 @@ def test_a_calls_own_word_wins() -> None:
     own = SyncBound(5, tai_offset_s=37)
     saved = vm.checkpoint(sync=own)
     assert saved.stamp.sync == own
-    made = plan(saved, ModelVm(1, counter=vm.counter), policy=Advance(), same_counter=False, sync=own)
+    made = plan(saved, ModelVm(1, counter=vm.counter), policy=Advance(), elapsed=Elapsed.by_wall_clocks(), sync=own)
     terms = bounds(made)
     assert terms["wall clock at the checkpoint"] == terms["wall clock here"] == 5
     assert voucher.asked == 0, "nobody had a use for the answer"
@@ -149,7 +150,7 @@ def test_it_is_asked_where_the_answer_is_of_use() -> None:
     assert asked() == 1
     restore(saved, vm, policy=Freeze())
     assert asked() == 0, "a freeze needs no clock"
-    restore(saved, ModelVm(1, counter=counter), policy=Advance(), same_counter=False)
+    restore(saved, ModelVm(1, counter=counter), policy=Advance(), elapsed=Elapsed.by_wall_clocks())
     assert asked() == 1
     with vm.paused(Advance()):
         pass
@@ -159,7 +160,7 @@ def test_it_is_asked_where_the_answer_is_of_use() -> None:
     checkpoints = bank.checkpoint()
     assert asked() == 1
     assert checkpoints.stamp.sync is not None
-    bank.restore(checkpoints, policy=Advance(), same_counter=False)
+    bank.restore(checkpoints, policy=Advance(), elapsed=Elapsed.by_wall_clocks())
     assert asked() == 1
     bank.restore(checkpoints)
     assert asked() == 0
@@ -179,7 +180,7 @@ def test_a_callable_may_use_the_vm() -> None:
     vm = ModelVm(1, counter=HostCounter(source=RAW, sync=voucher))
     saved = vm.checkpoint()
     assert len(seen) == 2
-    restore(saved, vm, policy=Advance(), same_counter=False)
+    restore(saved, vm, policy=Advance(), elapsed=Elapsed.by_wall_clocks())
     assert len(seen) == 4
 
 

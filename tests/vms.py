@@ -21,9 +21,15 @@ TIMER_REGS = {
 """Each timer's CVAL and CTL."""
 
 
-def host(count: int = 10**12, realtime_ns: int = START_NS, hz: int = HZ) -> ManualCounter:
-    """A host's counter."""
-    return ManualCounter(count, frequency_hz=hz, realtime_ns=realtime_ns)
+BOOT_ID = "b0" * 16
+"""Boot id of the host that most tests are on."""
+
+
+def host(
+    count: int = 10**12, realtime_ns: int = START_NS, hz: int = HZ, boot_id: str | None = BOOT_ID
+) -> ManualCounter:
+    """The counter of a host: of one boot, unless another boot id is given, or None for a random one."""
+    return ManualCounter(count, frequency_hz=hz, realtime_ns=realtime_ns, boot_id=boot_id)
 
 
 def owned(counter: ManualCounter, vcpus: int = 2, cntvct: int = 1000, **options: Any) -> ModelVm:

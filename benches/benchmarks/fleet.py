@@ -85,7 +85,7 @@ class LiveUpdate:
 
     def take(self) -> list[int]:
         """The ns of each phase. Afterwards the source runs on, for the next time."""
-        from guestclock import Advance
+        from guestclock import Advance, Elapsed
 
         now = self.now
         clock = time.perf_counter_ns
@@ -98,7 +98,7 @@ class LiveUpdate:
         encoded = clock()
         checkpoints = type(checkpoints).from_bytes(data)
         decoded = clock()
-        self.target.restore(checkpoints, policy=Advance(), same_counter=True, now=now + self.BLACKOUT)
+        self.target.restore(checkpoints, policy=Advance(), elapsed=Elapsed.by_counter(), now=now + self.BLACKOUT)
         restored = clock()
         self.target.next_deadlines_of_vms(now + self.BLACKOUT)
         stamps = (begin, paused, taken, encoded, decoded, restored, clock())

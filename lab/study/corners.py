@@ -13,7 +13,7 @@ from itertools import product
 from math import gcd
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from guestclock import Advance, CatchUp, Freeze
+from guestclock import Advance, CatchUp, Elapsed, Freeze
 from study.hosts import PPB, RATE_PPB, SECOND, Host, LeapSecond, Oscillator
 from study.lies import TRUTH
 from study.migration import Migration
@@ -161,7 +161,7 @@ def _two_clocks(
                 _TAKEN,
                 (planned, planned, planned, _RELEASED),
                 Advance(),
-                lie.one_counter,
+                lie.word,
                 width_ticks=case.width_ticks,
                 misread=misread,
             )
@@ -174,7 +174,8 @@ def _assumed(frequency_hz: int, case: _Case, elapsed_ns: int, lie: Lie) -> Itera
     plain = replace(case, there=_still(there_apart), here=_still(here_apart), delay_ns=0)
     for migration in _two_clocks(frequency_hz, plain, elapsed_ns, lie, vouched="nobody"):
         there, here = (_earlier(host, hours_ns) for host in (migration.there, migration.here))
-        yield replace(migration, there=there, here=here, assume_error_ns=assumed_ns)
+        word = Elapsed.by_wall_clocks(error_ns=assumed_ns)
+        yield replace(migration, there=there, here=here, elapsed=word)
 
 
 def _still(declared: _Declared) -> _Declared:
@@ -202,8 +203,7 @@ def _told(frequency_hz: int, case: _Case, elapsed_ns: int, lie: Lie) -> Iterator
             _TAKEN,
             (planned, planned, planned, _RELEASED),
             Advance(),
-            assume_error_ns=assumed_ns,
-            elapsed_ns=elapsed_ns,
+            elapsed=Elapsed.given(elapsed_ns, error_ns=assumed_ns),
             width_ticks=case.width_ticks,
             misread=misread,
         )
@@ -217,7 +217,11 @@ def _one_counter(frequency_hz: int, case: _Case) -> Iterator[Migration]:
             released = _TAKEN + ticks
             here = replace(host, boot_id=boot_id * 32)
             steps = (released, released, released, released)
-            yield Migration(host, here, _GUEST, _TAKEN, steps, Advance(), width_ticks=case.width_ticks, misread=misread)
+            # After a kexec the boot id is another: that the counter went on is the caller's word.
+            word = None if boot_id == "1" else Elapsed.by_counter()
+            yield Migration(
+                host, here, _GUEST, _TAKEN, steps, Advance(), word, width_ticks=case.width_ticks, misread=misread
+            )
 
 
 def _plain(oscillator: Oscillator, machine: str) -> Host:

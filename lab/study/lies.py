@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final, Literal, TypeAlias
 
+from guestclock import Elapsed
+
 About: TypeAlias = Literal["sync", "holdover", "bracket", "counter"]
 """Subject of a lie of the target's host: its wall clock's error when it was last put right, the drift since, the
 distance of its two readings, or that its counter is the checkpoint's."""
@@ -25,9 +27,9 @@ class Lie:
         return self.factor if about == self.about else Fraction(1)
 
     @property
-    def one_counter(self) -> bool | None:
-        """The option `same_counter` for two hosts."""
-        return True if self.about == "counter" and self.factor != 1 else None
+    def word(self) -> Elapsed | None:
+        """The option `elapsed` for two hosts."""
+        return Elapsed.by_counter() if self.about == "counter" and self.factor != 1 else None
 
 
 TRUTH: Final = Lie()

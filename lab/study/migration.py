@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final
 
-from guestclock import Advance, CatchUp, Checkpoint, Freeze, ManualCounter, ModelVm, Reg, plan
+from guestclock import Advance, CatchUp, Checkpoint, Elapsed, Freeze, ManualCounter, ModelVm, Reg, plan
 from guestclock.errors import RestoreRefused
 from guestclock.inspection.words import signed
 from study.hosts import SECOND
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from guestclock import Policy, Stamp
     from study.hosts import Host
 
-STEPPED: Final = "all but the wall clock"
-"""Beginning of a plan's warning about a wall clock that was stepped on the same machine."""
+STEPPED: Final = "wall-clock-contradicts"
+"""Code of a plan's warning about a wall clock that was stepped on the same host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +44,7 @@ class Migration:
     steps: tuple[int, int, int, int]
     """The counts of plan, prepare, apply and release here."""
     policy: Policy
-    same_counter: bool | None = None
-    assume_error_ns: int | None = None
-    elapsed_ns: int | None = None
+    elapsed: Elapsed | None = None
     width_ticks: int | None = None
     """None where the source owned its offset; else how far the readings of the guest's counters may be off..."""
     misread: tuple[int, int] = (0, 0)
@@ -102,9 +100,7 @@ def judge(migration: Migration) -> Judged:
             saved,
             vm,
             policy=migration.policy,
-            same_counter=migration.same_counter,
-            assume_error_ns=migration.assume_error_ns,
-            elapsed_ns=migration.elapsed_ns,
+            elapsed=migration.elapsed,
             sync=here.sync(migration.steps[0]),
             now=planned,
         )
@@ -118,7 +114,7 @@ def judge(migration: Migration) -> Judged:
     released = release.count
     shown = {vm.cntvct(0, now=released), vm.cntpct(0, now=released)}
     errors = [Fraction(signed(count - migration.guest) + report.backlog_ticks - passed) for count in shown]
-    warned = any(warning.startswith(STEPPED) for warning in intended.warnings)
+    warned = any(warning.code == STEPPED for warning in intended.warnings)
     return Judged(
         basis,
         "a warning" if warned and migration.refusal == "a warning" else None,
@@ -157,11 +153,12 @@ def _basis(migration: Migration, *, same_counter: bool) -> str:
     capped = isinstance(policy, Advance) and policy.max_ns is not None
     if isinstance(policy, Freeze):
         return "freeze"
-    if migration.elapsed_ns is not None:
+    word = migration.elapsed.by if migration.elapsed else None
+    if word == "given":
         return "told"
     if same_counter:
         return "one-counter-capped" if capped else "one-counter"
-    if migration.assume_error_ns is not None:
+    if word == "wall-clocks":
         return "assumed"
     if isinstance(policy, CatchUp):
         return "catch-up"

@@ -8,7 +8,7 @@ from fractions import Fraction
 from math import floor
 from typing import TYPE_CHECKING, Any, Final
 
-from guestclock import Advance, CatchUp, Freeze
+from guestclock import Advance, CatchUp, Elapsed, Freeze
 from study.corners import FREQUENCIES
 from study.hosts import PPB, RATE_PPB, SECOND, Host, LeapSecond, Oscillator
 from study.lies import TRUTH
@@ -65,7 +65,7 @@ class _Draw:
             # In between it was put right, within what it declares on either side: by so little that its counter agrees
             # even so, or by more. Where that shows less than no time, it depends on which.
             here = self._host(drawn.here.oscillator, drawn.here.machine_id, drawn.steps[0])
-            stepped = replace(drawn, here=here)
+            stepped = replace(drawn, here=replace(here, boot_id=drawn.here.boot_id))
             return drawn if _refused_if_backwards(stepped).refusal else stepped
         return self._of(drawn, basis)
 
@@ -169,7 +169,7 @@ class _Draw:
             taken=there.count,
             steps=self._steps(planned),
             policy=Advance(),
-            same_counter=self.lie.one_counter,
+            elapsed=self.lie.word,
             **self._guest(offset_only=basis == "catch-up"),
         )
         return drawn if basis == "freeze" else _refused_if_backwards(drawn)
@@ -187,6 +187,8 @@ class _Draw:
             taken=oscillator.count,
             steps=self._steps(planned),
             policy=Advance(),
+            # After a kexec, that the counter went on is the caller's word.
+            elapsed=None if boot_id == host.boot_id else Elapsed.by_counter(),
             **self._guest(),
         )
 
@@ -209,7 +211,9 @@ class _Draw:
             replace(host, vouched="nobody", drift_ppb=0, error_ns=error_ns)
             for host, error_ns in ((drawn.there, hours_ns), (drawn.here, hours_ns + apart_ns))
         )
-        assumed = replace(drawn, there=there, here=here, assume_error_ns=assumed_ns, refusal=None)
+        assumed = replace(
+            drawn, there=there, here=here, elapsed=Elapsed.by_wall_clocks(error_ns=assumed_ns), refusal=None
+        )
         return _refused_if_backwards(assumed)
 
     def _told(self) -> Migration:
@@ -222,7 +226,7 @@ class _Draw:
             error_ns = floor(self.dice.choice((-1, 1)) * assumed_ns * self.lie.factor)
         told_ns = floor(passed) + error_ns
         # Nobody says that less than no time has passed.
-        return replace(drawn, assume_error_ns=assumed_ns, elapsed_ns=max(0, told_ns))
+        return replace(drawn, elapsed=Elapsed.given(max(0, told_ns), error_ns=assumed_ns))
 
 
 def _refused_if_backwards(drawn: Migration) -> Migration:
@@ -236,6 +240,8 @@ def _unsynchronised(draw: _Draw) -> Migration:
 
 
 def _tai_unknown(draw: _Draw) -> Migration:
+    """Over the end of a month, where a leap second may be: and there is one."""
+    draw.taken_at = Fraction(_LEAP.tai_ns - draw.dice.randint(0, draw.pause_ns))
     return _on_one_side(draw, "ElapsedUnknown", knows_tai=False)
 
 
@@ -278,7 +284,11 @@ def _counter_went_back(draw: _Draw) -> Migration:
     plan, prepare, apply, release = (count - back for count in drawn.steps)
     here = replace(drawn.here, oscillator=oscillator)
     return replace(
-        drawn, here=here, steps=(plan, prepare, apply, release), same_counter=True, refusal="ClockWentBackwards"
+        drawn,
+        here=here,
+        steps=(plan, prepare, apply, release),
+        elapsed=Elapsed.by_counter(),
+        refusal="ClockWentBackwards",
     )
 
 
@@ -287,18 +297,19 @@ def _stepped(draw: _Draw, vouched: Vouched, refusal: str) -> Migration:
     drawn = draw.one_machine()
     here = drawn.here
     apart_ns = draw.pause_ns * 2 * RATE_PPB // PPB + 100 * SECOND
-    stepped = replace(here, error_ns=here.error_ns + draw.dice.randint(apart_ns, 2 * apart_ns), vouched=vouched)
-    return replace(drawn, here=stepped, refusal=refusal)
+    error_ns = here.error_ns + draw.dice.randint(apart_ns, 2 * apart_ns)
+    stepped = replace(here, error_ns=error_ns, vouched=vouched, boot_id=drawn.there.boot_id)
+    return replace(drawn, here=stepped, elapsed=None, refusal=refusal)
 
 
 def _stepped_since(draw: _Draw) -> Migration:
-    """The kernel knows of the step: setting the time makes it unsynchronised."""
-    return _stepped(draw, "nobody", "ElapsedUnknown")
+    """The kernel knows of the step: it is unsynchronised since. The counter is believed, with a warning."""
+    return _stepped(draw, "nobody", "a warning")
 
 
 def _stepped_and_vouched_for(draw: _Draw) -> Migration:
-    """The one who vouches for it doesn't know of the step. Its counter tells, and the plan warns."""
-    return _stepped(draw, "declared", "a warning")
+    """The one who vouches for it doesn't know of the step: its counter contradicts him."""
+    return _stepped(draw, "declared", "ClocksDisagree")
 
 
 BROKEN: Final[tuple[Callable[[_Draw], Migration], ...]] = (

@@ -99,7 +99,7 @@ def _wall_clock(stamp: Stamp) -> Iterator[Finding]:
         yield Finding("wall_clock", "tai_offset_s", stamp.tai_offset_s, True, "TAI - UTC, as the kernel was told")
     bound_ns = stamp.error_bound_ns
     trust = f"how far off one sample's wall clock may be, {stamp.vouched}; sync= declares more"
-    why = f"{stamp.vouched}: Advance on another host needs sync= or assume_error_ns="
+    why = f"{stamp.vouched}: Advance on another host needs sync= or elapsed="
     yield Finding("wall_clock", "error_bound_ns", bound_ns, bound_ns is not None, why if bound_ns is None else trust)
     if stamp.leap == "unknown":
         yield Finding(

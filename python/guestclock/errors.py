@@ -121,6 +121,16 @@ class ElapsedTooLong(RestoreRefused):
     longest_ns: int
 
 
+class ClocksDisagree(RestoreRefused):
+    """The counter says that `counter_ns` have passed, and two wall clocks that are vouched for say `wall_clocks_ns`."""
+
+    counter_ns: int
+    wall_clocks_ns: int
+    allowed_ns: int
+    """Largest distance of the two that is allowed."""
+    evidence: str
+
+
 class DeadlineMissed(RestoreRefused):
     """The backlog can't be paid back within the `within_ns` of `CatchUp`."""
 

@@ -56,6 +56,22 @@ Intent: TypeAlias = Literal["live-migration", "live-update", "snapshot", "clone"
 
 
 @dataclass(frozen=True, slots=True)
+class Diagnostic:
+    """A fact about a plan, a report or a checkpoint: a warning, an assumption, or something that can't be had."""
+
+    code: str
+    """Its name for programs, such as "same-boot": docs/restore.md lists them."""
+    text: str
+    """The sentence."""
+    ground: Literal["proved", "assumed"] | None = None
+    """Ground of an assumption: what was looked at proves it, or nothing does; None for any other fact."""
+
+    def __str__(self) -> str:
+        """For people."""
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
 class Support:
     """Whether something is to be had here, and why or why not. `ok` is None where nothing can tell."""
 

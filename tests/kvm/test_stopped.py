@@ -416,9 +416,9 @@ def test_behaviours_and_what_a_physical_offset_costs(bare: Machine) -> None:
             intended = plan(vm.checkpoint(), opened(other))
         finally:
             other.close()
-        assert any("CNTPCT_EL0 and its physical timer trap" in fact for fact in intended.degraded)
-        misfires = [warning for warning in intended.warnings if "vCPU 1's physical timer" in warning]
-        assert any("fires at once" in warning for warning in misfires)
+        assert any("CNTPCT_EL0 and its physical timer trap" in fact.text for fact in intended.degraded)
+        misfires = [warning for warning in intended.warnings if "vCPU 1's physical timer" in warning.text]
+        assert any("fires at once" in warning.text for warning in misfires)
 
 
 def test_a_vcpu_off_by_psci_is_restored_too(bare: Machine) -> None:

@@ -19,7 +19,7 @@ use guestclock_core::arch::arm64::{Behaviours, El2, View};
 use guestclock_core::checkpoint::codec::{WireError, decode, encode, encoded_len, plain};
 use guestclock_core::checkpoint::{Checkpoint, Held, JoinError, SavedVm};
 use guestclock_core::restore::{Policy, Request, Written};
-use guestclock_core::time::{GuestCount, NamespaceTicks};
+use guestclock_core::time::{Elapsed, GuestCount, NamespaceTicks};
 use guestclock_model::{Config, LockedVm, ManualCounter};
 use libfuzzer_sys::fuzz_target;
 use minicbor::data::Tag;
@@ -123,7 +123,7 @@ fn goes_on(checkpoint: &Checkpoint, saved: &SavedVm<'_>, policy: Policy, added: 
     let vm = LockedVm::new(counter, kernel, Config { el2, ..Config::default() }, saved.vcpus())
         .expect("the model has such VMs");
     vm.counter().advance(AWAY);
-    let request = Request { policy, same_counter: Some(true), ..Request::default() };
+    let request = Request { policy, elapsed: Some(Elapsed::ByCounter), ..Request::default() };
     let plan = match vm.plan(checkpoint, request, None) {
         Ok(plan) => plan,
         Err(refused) => return printable(&refused.to_string()),

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from guestclock import Advance, CatchUp, Checkpoint, Freeze, SyncBound, inspection, sync
+from guestclock import Advance, CatchUp, Checkpoint, Elapsed, Freeze, SyncBound, inspection, sync
 from guestclock.cli import needs, tables
 from guestclock.cli.shared import JSON, fail, show
 from guestclock.errors import CheckpointError, KvmError, NotSynchronised
@@ -31,6 +31,13 @@ class PolicyName(StrEnum):
     FREEZE = "freeze"
     ADVANCE = "advance"
     CATCH_UP = "catch-up"
+
+
+class ElapsedByName(StrEnum):
+    """The clock that tells the time that has passed."""
+
+    COUNTER = "counter"
+    WALL_CLOCKS = "wall-clocks"
 
 
 class TimersName(StrEnum):
@@ -82,22 +89,23 @@ def plan_command(
         int | None, typer.Option(min=0, help="With catch-up: the time within which it has to end.")
     ] = None,
     views: Annotated[ViewsName, typer.Option(help="What becomes of two counters that differ.")] = ViewsName.PRESERVE,
-    same_counter: Annotated[
-        bool | None,
-        typer.Option(
-            "--same-counter/--other-counter", help="Whether the counter is the checkpoint's; else by the evidence."
-        ),
+    elapsed_by: Annotated[
+        ElapsedByName | None, typer.Option(help="Which clock tells the time that has passed; else by the evidence.")
     ] = None,
-    assume_error_ns: Annotated[
-        int | None, typer.Option(min=0, help="How far apart the two hosts' wall clocks may be.")
+    error_ns: Annotated[
+        int | None,
+        typer.Option(min=0, help="With wall-clocks or --elapsed-ns: how far off that time may be."),
     ] = None,
+    refuse_over_ns: Annotated[
+        int | None, typer.Option(min=0, help="With wall-clocks: the most that they are believed; else 366 days.")
+    ] = None,
+    rate_error_ppb: Annotated[
+        int, typer.Option(min=0, max=250_000, help="How far the counter's frequency may be from the guest's.")
+    ] = 0,
     max_error_ns: Annotated[
         int | None, typer.Option(min=0, help="How far the wall clock here may be from UTC: somebody vouches for it.")
     ] = None,
     chrony: Annotated[bool, typer.Option("--chrony", help="Ask chrony how far that is.")] = False,
-    max_elapsed_ns: Annotated[
-        int | None, typer.Option(min=0, help="The most that two wall clocks are believed; else 366 days.")
-    ] = None,
     timers: Annotated[
         TimersName, typer.Option(help="Whether timers keep their deadlines, or what was left to them.")
     ] = TimersName.ABSOLUTE,
@@ -109,7 +117,11 @@ def plan_command(
     ] = None,
     elapsed_ns: Annotated[
         int | None,
-        typer.Option(help="Another target than this host: when so long has passed since the checkpoint, and not now."),
+        typer.Option(
+            min=0,
+            help="Another target than this host: when so long has passed since the checkpoint, and not now. It is the "
+            "time that has passed, unless --elapsed-by says otherwise.",
+        ),
     ] = None,
     as_json: _Json = False,
 ) -> None:
@@ -118,6 +130,7 @@ def plan_command(
     With --frequency-hz or --elapsed-ns the target's counter is another, as described. Exits 1 for a refusal.
     """
     wanted = _policy(policy, max_ns, (step_ns, interval_ns, at_once_ns, within_ns))
+    word = _elapsed(elapsed_by, elapsed_ns, error_ns, refuse_over_ns)
     checkpoint = _load_one(file, vm)
     try:
         target = inspection.target(checkpoint, frequency_hz=frequency_hz, elapsed_ns=elapsed_ns, kernel=kernel)
@@ -128,10 +141,9 @@ def plan_command(
         target,
         policy=wanted,
         views=views.value,
-        same_counter=same_counter,
-        assume_error_ns=assume_error_ns,
+        elapsed=word,
         sync=_sync(max_error_ns, chrony=chrony),
-        max_elapsed_ns=max_elapsed_ns,
+        rate_error_ppb=rate_error_ppb,
         timers=timers.value,
         intent=intent.value if intent else None,
         strict=strict,
@@ -154,6 +166,20 @@ def _policy(
     if any(said is not None for said in catch_up):
         fail("--step-ns, --interval-ns, --at-once-ns and --within-ns say how --policy catch-up pays back")
     return Freeze() if name is PolicyName.FREEZE else Advance(max_ns)
+
+
+def _elapsed(
+    by: ElapsedByName | None, elapsed_ns: int | None, error_ns: int | None, refuse_over_ns: int | None
+) -> Elapsed | None:
+    if by is not ElapsedByName.WALL_CLOCKS and refuse_over_ns is not None:
+        fail("--refuse-over-ns says how long --elapsed-by wall-clocks is believed")
+    if by is ElapsedByName.WALL_CLOCKS:
+        return Elapsed.by_wall_clocks(error_ns=error_ns, refuse_over_ns=refuse_over_ns)
+    if by is None and elapsed_ns is not None:
+        return Elapsed.given(elapsed_ns, error_ns=error_ns or 0)
+    if error_ns is not None:
+        fail("--error-ns says how far --elapsed-by wall-clocks or --elapsed-ns may be off")
+    return None if by is None else Elapsed.by_counter()
 
 
 def _sync(max_error_ns: int | None, *, chrony: bool) -> SyncBound | None:

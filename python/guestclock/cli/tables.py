@@ -133,7 +133,7 @@ def print_dry_run(document: DryRun) -> None:
         console.print(Text.assemble((f"Refused: {refused['error']}. ", "bold red"), refused["message"]))
     if planned is not None:
         for warning in planned["warnings"]:
-            console.print(Text.assemble(("Warning: ", "yellow"), warning))
+            console.print(Text.assemble(("Warning: ", "yellow"), warning["text"]))
         _print_timers(console, document["timers"], "Timers, as the guest would find them")
 
 
@@ -303,10 +303,14 @@ def _plan(planned: dict[str, Any]) -> list[tuple[str, str]]:
         ("policy", policy["name"] if cap is None else f"{policy['name']}, at most {duration(cap)}"),
         ("intent", planned["intent"] or "not said"),
         ("method", planned["method"]),
-        ("the same counter", known[planned["same_counter"]]),
+        ("elapsed time by", (planned["elapsed_by"] or "nobody knows").replace("-", " ")),
         (
             "its evidence",
-            ", ".join(f"{name.replace('_', ' ')}: {known[evidence[name]]}" for name in evidence if name[-3:] != "_ns"),
+            ", ".join(f"{name.replace('_', ' ')}: {known[said]}" for name, said in evidence.items() if said in known),
+        ),
+        (
+            "",
+            f"the host slept: {evidence['slept']}",
         ),
         (
             "",
@@ -316,6 +320,9 @@ def _plan(planned: dict[str, Any]) -> list[tuple[str, str]]:
         ("CNTVCT_EL0", f"{planned['saved']['cntvct']:,} -> {_count(planned['cntvct'], hz)}"),
         ("CNTPCT_EL0", f"{planned['saved']['cntpct']:,} -> {_count(planned['cntpct'], hz)}"),
     ]
+    behind = planned["behind_ns"]
+    error = "" if behind is None else f", within {duration(planned['behind_error_ns'])}"
+    rows.append(("falls behind by", "nobody knows" if behind is None else f"{duration(behind)}{error}"))
     if backlog:
         step, interval = duration(backlog["step_ns"]), duration(backlog["interval_ns"])
         back = f"{_plural(backlog['steps'], 'step')} of {step}, one every {interval}"
@@ -334,13 +341,16 @@ def _plan(planned: dict[str, Any]) -> list[tuple[str, str]]:
     for term in planned["error_bound_terms"]:
         ticks, ns = term.get("ticks", 0), term.get("ns", 0)
         if ticks or ns:
-            rows.append(("", f"{term['what']}: {_plural(ticks, 'tick') if ticks else duration(ns)}"))
+            size = _plural(ticks, "tick") if ticks else duration(ns)
+            rows.append(("", f"{term['what']}: {size} ({term['ground']})"))
     if planned["rate_step_ppb"]:
         size = abs(planned["rate_step_ppb"])
         sign = "-" if planned["rate_step_ppb"] < 0 else "+"
         rows.append(("step in rate", f"{sign}{_thousandths(size)} ppm"))
     for label, facts in (("provided that", "assumptions"), ("can't be kept", "unsupported"), ("slower", "degraded")):
-        rows += [(label, fact) for fact in planned[facts]]
+        rows += [
+            (label, fact["text"] + (f" ({fact['ground']})" if "ground" in fact else "")) for fact in planned[facts]
+        ]
     return rows
 
 

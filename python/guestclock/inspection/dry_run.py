@@ -11,7 +11,7 @@ from guestclock.inspection.timers import TimerRecord, model_like, timers
 from guestclock.inspection.words import NS_PER_S
 
 if TYPE_CHECKING:
-    from guestclock._core import Checkpoint
+    from guestclock._core import Checkpoint, Elapsed
     from guestclock.types import Deadlines, Intent, Policy, SyncBound, Views
 
 
@@ -75,7 +75,9 @@ def target(
         if elapsed_ns is None:
             elapsed_ns = now_ns - saved.realtime_ns
         count = (saved.count + elapsed_ns * hz // NS_PER_S) % 2**64
-        counter = ManualCounter(count, frequency_hz=hz, realtime_ns=saved.realtime_ns + elapsed_ns)
+        # The host that is described is the checkpoint's own, as far as a counter can be.
+        boot_id = saved.boot_id if saved.source == "manual" else None
+        counter = ManualCounter(count, frequency_hz=hz, realtime_ns=saved.realtime_ns + elapsed_ns, boot_id=boot_id)
     if frequency_hz is None and counter.frequency_hz != checkpoint.frequency_hz:
         return model_like(checkpoint, ScaledCounter(counter, frequency_hz=checkpoint.frequency_hz), kernel=kernel)
     return model_like(checkpoint, counter, kernel=kernel)
@@ -85,11 +87,9 @@ class PlanOptions(TypedDict, total=False):
     """`plan`'s keyword arguments except the policy."""
 
     views: Views
-    same_counter: bool | None
-    assume_error_ns: int | None
+    elapsed: Elapsed | None
     sync: SyncBound | None
-    elapsed_ns: int | None
-    max_elapsed_ns: int | None
+    rate_error_ppb: int
     timers: Deadlines
     intent: Intent | None
     strict: bool

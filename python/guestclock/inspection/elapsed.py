@@ -19,7 +19,7 @@ class Elapsed(TypedDict):
     host_ns: int | None
     """None where a host isn't known."""
     host_by: Literal["counter", "wall clock"] | None
-    """The counter, where both were taken by it in one boot of one machine."""
+    """The counter, where both were taken by it in one boot, and the host didn't sleep."""
     guest_ticks: int
     """By CNTVCT_EL0, modulo 2^64."""
     guest_ns: int | None
@@ -62,9 +62,22 @@ def _host(one: Stamp, other: Stamp) -> tuple[int, int, Literal["counter", "wall 
 
 
 def _same_counter(one: Stamp, other: Stamp) -> bool:
-    """Whether it was one counter, beyond doubt: within one boot it goes on. A plan looks for weaker evidence too."""
+    """Whether it was one counter, which counted all the time: in one boot, and with no sleep of the host in between."""
 
     def name(stamp: Stamp) -> tuple[object, ...]:
-        return stamp.source, stamp.frequency_hz, stamp.machine_id, stamp.boot_id
+        return stamp.source, stamp.frequency_hz, stamp.boot_id
 
-    return name(one) == name(other) and (one.boot_id is not None or one.source == "manual")
+    return (
+        name(one) == name(other)
+        and one.boot_id is not None
+        and not one.source.endswith("_local")
+        and _awake(one, other)
+    )
+
+
+def _awake(one: Stamp, other: Stamp) -> bool:
+    """Whether the host may have slept as long before the one as before the other."""
+    if one.slept_ns is None or other.slept_ns is None:
+        return True
+    apart = other.slept_ns - one.slept_ns
+    return -(other.slept_width_ns or 0) <= apart <= (one.slept_width_ns or 0)

@@ -4,8 +4,8 @@
 
 mod common;
 
-use common::target::{abroad, asks, here, later, not_opted_in, old, plan, registers, target, there};
-use common::{Contents, Vm, bare};
+use common::target::{abroad, asks, bare, here, later, not_opted_in, old, plan, registers, target, there};
+use common::{Contents, Vm};
 use guestclock_core::arch::arm64::{Encoding, Role, Timer, View};
 use guestclock_core::checkpoint::{Backlog, GuestTime, UnknownKey};
 use guestclock_core::restore::{
@@ -14,8 +14,8 @@ use guestclock_core::restore::{
 };
 use guestclock_core::time::elapsed::HostClock;
 use guestclock_core::time::{
-    ElapsedError, ErrorBound, Frequency, GuestCount, HostCount, MAX_ELAPSED_NS, Offset, OffsetInterval, Quality, Stamp,
-    StampCount, SyncBound,
+    Elapsed, ElapsedError, ErrorBound, Frequency, GuestCount, HostCount, MAX_ELAPSED_NS, Offset, OffsetInterval,
+    Quality, Stamp, StampCount, SyncBound,
 };
 use std::num::NonZeroU32;
 
@@ -110,6 +110,16 @@ fn vouched() -> (Contents, Stamp) {
     (read_within(saved, 3), there(1_600_000).vouched_by(vouches(500, 11)))
 }
 
+/// Two wall clocks that are so far apart at most.
+fn within(error_ns: u64) -> Elapsed {
+    Elapsed::ByWallClocks { error_ns: Some(error_ns), refuse_over_ns: None }
+}
+
+/// So much time, within so much.
+fn given(ns: u64, error_ns: u64) -> Elapsed {
+    Elapsed::Given { ns, error_ns }
+}
+
 fn error(refused: Result<Plan, Refusal>) -> ElapsedError {
     match refused {
         Err(Refusal::Elapsed(error)) => error,
@@ -121,7 +131,7 @@ fn error(refused: Result<Plan, Refusal>) -> ElapsedError {
 fn two_wall_clocks_bound_what_they_say() {
     let (saved, now) = vouched();
     let made = plan(&saved, &target(), now, asks(Policy::ADVANCE)).unwrap();
-    assert!(!made.same_counter && made.by_wall_clocks());
+    assert!(!made.same_counter() && made.by_wall_clocks());
     assert_eq!(made.as_of.added_ticks, 100_000);
     let brackets = ErrorBound {
         reads_ticks: 3,
@@ -135,7 +145,7 @@ fn two_wall_clocks_bound_what_they_say() {
     assert_eq!(made.as_of.bound, by_both);
 
     // The caller's word replaces both, and either may then be unknown.
-    let assumes = Request { assume_error_ns: Some(900), ..asks(Policy::ADVANCE) };
+    let assumes = Request { elapsed: Some(within(900)), ..asks(Policy::ADVANCE) };
     for (saved, now) in [(&saved, now), (&abroad(), now), (&saved, there(1_600_000))] {
         let bound = plan(saved, &target(), now, assumes).unwrap().as_of.bound;
         let width = saved.vms[0].time.virtual_width_ticks;
@@ -162,7 +172,10 @@ fn wall_clocks_are_believed_for_a_year() {
     assert_eq!(error(planned(longest + 1, asks(Policy::ADVANCE))), too_long);
     assert_eq!(error(planned(longest + 1, asks(repays(1600, None)))), too_long);
     // The caller decides otherwise, or caps the time.
-    let shorter = Request { max_elapsed_ns: Some(1000), ..asks(Policy::ADVANCE) };
+    let shorter = Request {
+        elapsed: Some(Elapsed::ByWallClocks { error_ns: None, refuse_over_ns: Some(1000) }),
+        ..asks(Policy::ADVANCE)
+    };
     assert!(planned(1000, shorter).is_ok());
     assert_eq!(error(planned(1001, shorter)), ElapsedError::TooLong { elapsed_ns: 1001, longest_ns: 1000 });
     let made = planned(longest + 1, asks(Policy::advance_up_to(1600))).unwrap();
@@ -175,20 +188,20 @@ fn wall_clocks_are_believed_for_a_year() {
 
 #[test]
 fn one_counter_is_exact_and_never_goes_back() {
-    let forced = Request { same_counter: Some(true), ..asks(Policy::ADVANCE) };
+    let forced = Request { elapsed: Some(Elapsed::ByCounter), ..asks(Policy::ADVANCE) };
     let made = plan(&abroad(), &target(), Stamp { count: StampCount(305), ..there(-1) }, forced).unwrap();
     assert_eq!((made.as_of.added_ticks, made.as_of.bound, made.rate_step_ppb), (5, ErrorBound::default(), Some(0)));
     let backwards = ElapsedError::ClockWentBackwards { clock: HostClock::Counter, saved: 300, host: 299 };
     let before = Stamp { count: StampCount(299), ..there(0) };
     assert_eq!(error(plan(&abroad(), &target(), before, forced)), backwards);
-    let denied = Request { same_counter: Some(false), assume_error_ns: Some(0), ..asks(Policy::ADVANCE) };
+    let denied = Request { elapsed: Some(within(0)), ..asks(Policy::ADVANCE) };
     let made = later(&bare(), 1000, denied).unwrap();
-    assert_eq!((made.same_counter, made.as_of.bound.rounding_ticks), (false, 1));
+    assert_eq!((made.same_counter(), made.as_of.bound.rounding_ticks), (false, 1));
 }
 
 #[test]
 fn the_callers_word_is_of_the_plan_and_the_counter_goes_on_from_there() {
-    let told = Request { elapsed_ns: Some(1615), ..asks(Policy::ADVANCE) };
+    let told = Request { elapsed: Some(given(1615, 0)), ..asks(Policy::ADVANCE) };
     let made = plan(&abroad(), &target(), there(0), told).unwrap();
     // 1615 ns are 100 ticks and a part of one.
     let bound = ErrorBound { rounding_ticks: 1, ..ErrorBound::default() };
@@ -196,7 +209,7 @@ fn the_callers_word_is_of_the_plan_and_the_counter_goes_on_from_there() {
     assert!(!made.by_wall_clocks());
     assert_eq!(made.at(HostCount(5 + 7)).added_ticks, 107);
     assert_eq!(made.at(HostCount(4)).added_ticks, 100, "a counter that was rewound adds nothing, and refuses nothing");
-    let assumed = Request { assume_error_ns: Some(900), ..told };
+    let assumed = Request { elapsed: Some(given(1615, 900)), ..told };
     let bound = ErrorBound { assumed_ns: 900, ..bound };
     assert_eq!(plan(&abroad(), &target(), there(0), assumed).unwrap().as_of.bound, bound);
 }
@@ -205,13 +218,11 @@ fn the_callers_word_is_of_the_plan_and_the_counter_goes_on_from_there() {
 fn only_time_by_two_wall_clocks_needs_them() {
     let (saved, now) = vouched();
     for policy in [Policy::FREEZE, Policy::ADVANCE, catch_up(None)] {
-        for same_counter in [false, true] {
-            for elapsed_ns in [None, Some(5)] {
-                let request = Request { same_counter: Some(same_counter), elapsed_ns, ..asks(policy) };
-                let needs = policy != Policy::FREEZE && !same_counter && elapsed_ns.is_none();
-                let now = Stamp { count: StampCount(400), ..now };
-                assert_eq!(plan(&saved, &target(), now, request).unwrap().by_wall_clocks(), needs, "{request:?}");
-            }
+        for elapsed in [None, Some(within(5)), Some(Elapsed::ByCounter), Some(given(5, 0))] {
+            let request = Request { elapsed, ..asks(policy) };
+            let needs = policy != Policy::FREEZE && matches!(elapsed, None | Some(Elapsed::ByWallClocks { .. }));
+            let now = Stamp { count: StampCount(400), ..now };
+            assert_eq!(plan(&saved, &target(), now, request).unwrap().by_wall_clocks(), needs, "{request:?}");
         }
     }
 }
@@ -225,9 +236,9 @@ fn after_the_plan_this_counter_counts_and_its_rate_is_a_term_of_the_bound() {
     assert_eq!(outcome.added_ticks, made.as_of.added_ticks + 2_000_001);
     // 500 ppm of 2 000 001 ticks, rounded up.
     assert_eq!(outcome.bound, ErrorBound { rate_ticks: 1001, ..made.as_of.bound });
-    let told = Request { elapsed_ns: Some(1615), ..asks(Policy::ADVANCE) };
+    let told = Request { elapsed: Some(given(1615, 0)), ..asks(Policy::ADVANCE) };
     assert_eq!(plan(&saved, &target(), now, told).unwrap().at(later).bound.rate_ticks, 1001);
-    let one_counter = Request { same_counter: Some(true), ..asks(Policy::ADVANCE) };
+    let one_counter = Request { elapsed: Some(Elapsed::ByCounter), ..asks(Policy::ADVANCE) };
     let now = Stamp { count: StampCount(400), ..now };
     assert_eq!(plan(&saved, &target(), now, one_counter).unwrap().at(later).bound.rate_ticks, 0);
     assert_eq!(plan(&saved, &target(), now, asks(Policy::FREEZE)).unwrap().at(later).bound.rate_ticks, 0);
@@ -320,11 +331,10 @@ fn another_frequency_is_refused_with_what_the_guest_would_take_it_for() {
     assert_eq!(told(62_500_000, 50_000_000, 62_500_000), mismatch(62_500_000, 50_000_000));
     assert_eq!(told(62_500_000, 62_500_000, 50_000_000), mismatch(62_500_000, 50_000_000));
     for (saved_hz, host_hz, words) in [
-        (50_000_000, 62_500_000, "take each second for 1250 ms, a drift of +250000 ppm"),
-        (62_500_000, 50_000_000, "take each second for 800 ms, a drift of -200000 ppm"),
-        // Rounded away from zero.
-        (1_000_000_000, 1_000_000_001, "take each second for 1000 ms, a drift of +1 ppm"),
-        (1_000_000_000, 999_999_999, "take each second for 999 ms, a drift of -1 ppm"),
+        (50_000_000, 62_500_000, "for 1250 ms, a drift of +12500000/50000000, which is +250000.000 ppm"),
+        (62_500_000, 50_000_000, "for 800 ms, a drift of -12500000/62500000, which is -200000.000 ppm"),
+        (83_333_333, 83_333_334, "for 1000 ms, a drift of +1/83333333, which is +0.012 ppm"),
+        (1_000_000_000, 999_999_999, "for 999 ms, a drift of -1/1000000000, which is -0.001 ppm"),
     ] {
         let refused = Refusal::FrequencyMismatch { saved_hz, host_hz }.to_string();
         assert!(refused.contains(words), "{refused}");
@@ -410,7 +420,7 @@ fn only_all_of_the_time_on_one_counter_disrupts_nothing() {
     assert!(disrupts(&bare(), asks(Policy::advance_up_to(15_999))));
     assert!(disrupts(&bare(), asks(Policy::FREEZE)));
     assert!(disrupts(&bare(), asks(catch_up(None))));
-    assert!(disrupts(&bare(), Request { elapsed_ns: Some(0), ..asks(Policy::ADVANCE) }));
+    assert!(disrupts(&bare(), Request { elapsed: Some(given(0, 0)), ..asks(Policy::ADVANCE) }));
     assert!(disrupts(&with(backlog(50)), asks(Policy::ADVANCE)));
     assert!(disrupts(&read_within(bare(), 1), asks(Policy::ADVANCE)));
     let elsewhere = read_within(saved, 0);
@@ -561,7 +571,7 @@ fn a_stop_at_the_checkpoint_is_no_stop() {
 fn the_time_since_the_stop_is_added_to_whatever_tells_the_rest() {
     let (saved, now) = vouched();
     let stopped = saved.clone().time(|time| time.stopped_at = Some(StampCount(260)));
-    for request in [asks(Policy::ADVANCE), Request { elapsed_ns: Some(1600), ..asks(Policy::ADVANCE) }] {
+    for request in [asks(Policy::ADVANCE), Request { elapsed: Some(given(1600, 0)), ..asks(Policy::ADVANCE) }] {
         let (without, with) =
             [&saved, &stopped].map(|saved| plan(saved, &target(), now, request).unwrap().as_of).into();
         assert_eq!(with.added_ticks, without.added_ticks + 40);
@@ -579,7 +589,7 @@ fn the_stop_is_counted_at_the_guests_frequency() {
     let frequency = Frequency::new(24_000_000).unwrap();
     let now = Stamp { count: StampCount(499), frequency, realtime_ns: 16_000, ..here(0) };
     let planned = |policy| {
-        let request = Request { same_counter: Some(true), ..asks(policy) };
+        let request = Request { elapsed: Some(Elapsed::ByCounter), ..asks(policy) };
         plan(&saved, &to, now, request).unwrap().as_of
     };
     assert_eq!(planned(Policy::FREEZE).cntvct, GuestCount(200 - 16));
@@ -622,12 +632,12 @@ fn another_vm_goes_on_from_its_own_stop() {
 fn a_plan_in_place_is_of_the_time_alone() {
     let time = |change: fn(&mut GuestTime)| bare().time(change).vms[0].time;
     let in_place = |time: GuestTime, ticks, policy| {
-        let request = Request { in_place: true, same_counter: Some(true), ..asks(policy) };
+        let request = Request { in_place: true, ..asks(policy) };
         planning::plan(&Saved::in_place(bare().stamp, time), &target(), here(ticks), request).unwrap()
     };
     for policy in [Policy::FREEZE, Policy::ADVANCE, Policy::advance_up_to(8000), catch_up(None)] {
         let made = in_place(time(|_| {}), 1000, policy);
-        let restored = later(&bare(), 1000, Request { same_counter: Some(true), ..asks(policy) }).unwrap();
+        let restored = later(&bare(), 1000, Request { elapsed: Some(Elapsed::ByCounter), ..asks(policy) }).unwrap();
         assert_eq!((made.as_of, made.saved_at()), (restored.as_of, restored.saved_at()), "{policy}");
         assert_eq!((made.overdue, made.unsupported), (Vec::new(), Vec::new()), "{policy}");
         assert_eq!(restored.unsupported.len(), 1, "a restore has no physical timer to write");

@@ -83,7 +83,7 @@ fn no_message_speaks_python() {
 #[test]
 fn planted_words_are_found() {
     for (text, expected) in [
-        ("say so with same_counter=", "a keyword argument"),
+        ("say so with elapsed=", "a keyword argument"),
         ("pass synchronized=True if you know", "a keyword argument"),
         ("use Freeze()", "a call"),
         ("leave the pause again (__exit__)", "__exit__"),

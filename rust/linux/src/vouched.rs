@@ -1,6 +1,6 @@
 //! A bound of this host's wall clock, which ages from the instant at which it was given.
 
-use guestclock_core::time::elapsed::longest_ns;
+use guestclock_core::time::evidence::longest_ns;
 use guestclock_core::time::{Frequency, NS_PER_S, SyncBound};
 
 use crate::clock;

@@ -4,7 +4,7 @@ use guestclock_core::arch::arm64::{Behaviours, CtlReadback, El2, ListOrder, Role
 use guestclock_core::checkpoint::Checkpoint;
 use guestclock_core::drive::{Condition, OperationError, RestoreError, Saving};
 use guestclock_core::restore::{Diagnostic, Method, Policy, Refusal, Request, Views, Written};
-use guestclock_core::time::{Counter, Frequency, HostCount, Offset};
+use guestclock_core::time::{Counter, Elapsed, Frequency, HostCount, Offset};
 use guestclock_linux::kvm::error::KvmError;
 use guestclock_linux::kvm::ioctls::Ioctls;
 use guestclock_linux::kvm::vm::{KvmOptions, KvmVm};
@@ -232,7 +232,7 @@ fn impatient() -> KvmOptions {
 }
 
 fn freeze() -> Request {
-    Request { policy: Policy::FREEZE, same_counter: Some(true), ..Request::default() }
+    Request { policy: Policy::FREEZE, elapsed: Some(Elapsed::ByCounter), ..Request::default() }
 }
 
 /// Checkpoint of a VM that had opted in.
@@ -510,7 +510,7 @@ fn by_value_and_a_vcpu_created_too_late() {
         target.slow.set(3);
         let plan = vm.plan(&target, &saved, freeze()).unwrap();
         assert_eq!(plan.method, method);
-        assert!(plan.warnings.contains(&Diagnostic::LostByAnotherVcpu), "{:?}", plan.warnings);
+        assert!(plan.assumptions.contains(&Diagnostic::NoVcpuLater), "{:?}", plan.assumptions);
         let mut restore = vm.prepare(&target, plan, Arc::clone(&saved)).unwrap();
         vm.apply(&target, &mut restore).unwrap();
         let report = vm.release(&target, &mut restore).unwrap();

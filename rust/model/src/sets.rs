@@ -231,7 +231,7 @@ impl ManagedBank {
         let stamp = counter.stamp();
         let now = stamp.count.own(counter.namespace_ticks());
         let times = slots.iter().map(|slot| self.guest_time(*slot, now)).collect();
-        let request = Request { same_counter: Some(true), in_place: true, ..request };
+        let request = Request { elapsed: None, in_place: true, ..request };
         let mut pauses = OpenPauses { vms: vms.into(), epochs: Vec::new(), stamp, times, request };
         // What would be refused at the end is refused now, while the VMs can still go on without it.
         self.cases(&stamp, pauses.pairs(), &Instant::of(stamp, counter), request)?;

@@ -8,7 +8,7 @@ use common::{Contents, Vm, bare};
 use guestclock_core::arch::arm64::{Behaviours, timer};
 use guestclock_core::restore::{Policy, Refusal, Request, Target};
 use guestclock_core::time::{
-    Counter, ElapsedError, Frequency, GuestCount, HostCount, NO_DEADLINE, Offset, Stamp, StampCount, deadline,
+    Counter, Elapsed, ElapsedError, Frequency, GuestCount, HostCount, NO_DEADLINE, Offset, Stamp, StampCount, deadline,
 };
 use guestclock_model::backend::Model;
 use guestclock_model::bank::{self, Added, Isa, Rate, Saved, Scale, TimerSlices, WentBackwards};
@@ -252,8 +252,9 @@ fn planned((now, hz): (u64, u32), (guest, host, added, elapsed_ns, max_ns): Row)
     let by_counter = matches!(added, Added::Counted | Added::CountedUpTo);
     let policy =
         if added == Added::Nothing { Policy::FREEZE } else { max_ns.map_or(Policy::ADVANCE, Policy::advance_up_to) };
-    let elapsed_ns = (!by_counter).then_some(elapsed_ns);
-    let request = Request { policy, same_counter: Some(by_counter), elapsed_ns, ..Request::default() };
+    let given = Elapsed::Given { ns: elapsed_ns, error_ns: 0 };
+    let elapsed = Some(if by_counter { Elapsed::ByCounter } else { given });
+    let request = Request { policy, elapsed, ..Request::default() };
     match plan(&saved, &target, counter.stamp(), request) {
         Ok(plan) => Some((plan.as_of.virtual_offset().0, plan.as_of.added_ticks)),
         Err(Refusal::Elapsed(ElapsedError::ClockWentBackwards { .. })) => None,

@@ -9,7 +9,7 @@ use guestclock_core::checkpoint::codec::{decode, encode};
 use guestclock_core::checkpoint::{BuildError, Checkpoint, VmName};
 use guestclock_core::drive::{OperationError, Saving};
 use guestclock_core::restore::{Deadlines, Policy, Repay, Request, RunState, Views};
-use guestclock_core::time::{Counter, Frequency, HostCount, Instant, NamespaceTicks, Offset, Ratio};
+use guestclock_core::time::{Counter, Elapsed, Frequency, HostCount, Instant, NamespaceTicks, Offset, Ratio};
 use guestclock_model::backend::Model;
 use guestclock_model::bank::{Bank, Handle};
 use guestclock_model::config::Config;
@@ -122,12 +122,12 @@ fn request() -> impl Strategy<Value = Request> {
     ];
     let views = prop_oneof![Just(Views::Preserve), Just(Views::AdoptVirtual), Just(Views::Refuse)];
     let deadlines = prop_oneof![Just(Deadlines::Absolute), Just(Deadlines::Relative)];
-    let same = prop_oneof![Just(None), Just(Some(true))];
-    (policy, views, deadlines, same).prop_map(|(policy, views, deadlines, same_counter)| Request {
+    let elapsed = prop_oneof![Just(None), Just(Some(Elapsed::ByCounter))];
+    (policy, views, deadlines, elapsed).prop_map(|(policy, views, deadlines, elapsed)| Request {
         policy,
         views,
         deadlines,
-        same_counter,
+        elapsed,
         ..Request::default()
     })
 }
@@ -383,7 +383,7 @@ fn each_vm_of_a_set_goes_on_from_its_own_stop() {
     let set = bank.checkpoint(&vms, &instant(&counter), saving).unwrap();
     counter.advance(1000);
     for (policy, expected) in [(Policy::FREEZE, [3900, 4000, 3900]), (Policy::ADVANCE, [5000; 3])] {
-        let request = Request { policy, same_counter: Some(true), ..Request::default() };
+        let request = Request { policy, elapsed: Some(Elapsed::ByCounter), ..Request::default() };
         let report = bank.restore(&set, &vms, &instant(&counter), request).unwrap();
         assert_eq!((report.cntvct, report.plans.len()), (expected.to_vec(), 2), "{policy}");
     }

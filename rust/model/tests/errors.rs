@@ -26,7 +26,7 @@ fn printed_once(error: impl Error + Send + Sync + 'static) {
     }
 }
 
-fn elapsed() -> [ElapsedError; 3] {
+fn elapsed() -> [ElapsedError; 4] {
     let stamp = Stamp::unvouched(StampCount(5), Frequency::new(1).unwrap(), SourceName::MANUAL, 0, 0);
     let evidence = Evidence::between(&stamp, &stamp);
     let unknown = UnknownElapsed { saved: Err(Unvouched::TaiUnknown), here: Err(Unvouched::Nobody), evidence };
@@ -34,6 +34,7 @@ fn elapsed() -> [ElapsedError; 3] {
         ElapsedError::ClockWentBackwards { clock: HostClock::Counter, saved: 5, host: 4 },
         ElapsedError::Unknown(Box::new(unknown)),
         ElapsedError::TooLong { elapsed_ns: 5, longest_ns: 4 },
+        ElapsedError::ClocksDisagree(Box::new(evidence)),
     ]
 }
 
@@ -137,7 +138,7 @@ fn of_checkpoints_in_the_making() {
     let stamp = Stamp::unvouched(StampCount(5), Frequency::new(1).unwrap(), SourceName::MANUAL, 0, 0);
     let evidence = Box::new(Evidence::between(&stamp, &stamp));
     printed_once(JoinError::Nothing);
-    printed_once(JoinError::OtherCounter { first: 0, second: 1, evidence, same_sleeps: true });
+    printed_once(JoinError::OtherCounter { first: 0, second: 1, evidence });
     printed_once(JoinError::UnknownKey { index: 0, key: "later".to_owned() });
     printed_once(NotOneVm { vms: 2 });
     printed_once(OperationError::<VmError>::from(NotOneVm { vms: 0 }));

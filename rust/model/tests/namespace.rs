@@ -109,7 +109,7 @@ proptest! {
         host.advance(elapsed);
         let policy = if advance { Policy::ADVANCE } else { Policy::FREEZE };
         let report = restore(&restored_vm, &checkpoint, policy, None).unwrap();
-        prop_assert!(report.plan.same_counter, "{}", report.plan.evidence);
+        prop_assert!(report.plan.same_counter(), "{}", report.plan.evidence);
         let added = if advance { elapsed } else { 0 };
         prop_assert_eq!(reads(&restored_vm), (saved_reads.0.after(added), saved_reads.1.after(added)));
         // A bare count is the process's own; both sides of a comparison are host-wide.

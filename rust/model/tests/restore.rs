@@ -12,7 +12,7 @@ use guestclock_core::drive::{Backend, Cause, Condition, OperationError, Restore,
 use guestclock_core::restore::{
     Diagnostic, Method, Plan, Policy, Refusal, Repay, Request, RunState, Saved, Target, Written, planning,
 };
-use guestclock_core::time::{Counter, Frequency, HostCount, Offset, Quality, StampCount, SyncBound};
+use guestclock_core::time::{Counter, Elapsed, Frequency, HostCount, Offset, Quality, StampCount, SyncBound};
 use guestclock_model::config::Config;
 use guestclock_model::manual::ManualCounter;
 use guestclock_model::vm::ModelVm;
@@ -80,7 +80,7 @@ impl Odd {
         let target = Target::of(self).unwrap();
         let vm = checkpoint.only().unwrap();
         planning::same_topology(&vm, &target).unwrap();
-        let request = Request { policy, same_counter: Some(true), ..Request::default() };
+        let request = Request { policy, elapsed: Some(Elapsed::ByCounter), ..Request::default() };
         planning::plan(&Saved::from(&vm), &target, self.counter.stamp(), request).unwrap()
     }
 
@@ -527,7 +527,7 @@ fn a_vm_goes_on_from_its_stop() {
         let mut target = Odd::new(El2::Absent, 0);
         target.counter.advance(1040);
         let mut run_state = RunState::default();
-        let request = Request { policy, same_counter: Some(true), ..Request::default() };
+        let request = Request { policy, elapsed: Some(Elapsed::ByCounter), ..Request::default() };
         let plan = run_state.plan(&mut target, &saved, request).unwrap();
         let mut open = run_state.prepare(&mut target, plan, Arc::clone(&saved)).unwrap();
         run_state.apply(&mut target, &mut open).unwrap();

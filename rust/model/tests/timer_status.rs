@@ -9,7 +9,7 @@ use guestclock_core::checkpoint::Checkpoint;
 use guestclock_core::restore::{
     LatchMismatch, Policy, Request, Saved, Target, TimerStatus, plan, timer_status as status,
 };
-use guestclock_core::time::{Counter, GuestCount, HostCount};
+use guestclock_core::time::{Counter, Elapsed, GuestCount, HostCount};
 use guestclock_model::backend::Model;
 use guestclock_model::config::Config;
 use guestclock_model::manual::ManualCounter;
@@ -62,7 +62,7 @@ fn advanced(checkpoint: &Checkpoint, kernel: &str, elapsed: u64) -> Vec<TimerSta
     let el2 = if vm.is_nested() { El2::Vhe } else { El2::Absent };
     let (target, counter) = target(kernel, el2, checkpoint.stamp().count.0 + elapsed);
     let policy = Policy::ADVANCE;
-    let request = Request { policy, same_counter: Some(true), ..Request::default() };
+    let request = Request { policy, elapsed: Some(Elapsed::ByCounter), ..Request::default() };
     let intended = plan(&Saved::from(&vm), &target, counter.stamp(), request).unwrap();
     intended.timers_at(&vm, &intended.as_of, 0).collect()
 }

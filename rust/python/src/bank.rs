@@ -5,6 +5,7 @@ use crate::arrays::{Column, Named, as_array, column, extent, new_array, output, 
 use crate::checkpoint::{PyCheckpoint, vm_name};
 use crate::columns::chosen_isa;
 use crate::counters::{AnyCounter, PyHostCounter, PyScaledCounter};
+use crate::elapsed::PyElapsed;
 use crate::errors::{IntoPyErr, OrRaise, noted};
 use crate::policy::AnyPolicy;
 use crate::records::{self, AnyNow, AnySyncBound};
@@ -577,8 +578,8 @@ impl PyClockBank {
     /// names. VMs that are alike share a plan. See `guestclock.plan` for the other arguments; a refusal for one VM
     /// refuses all, with a note that names the VM.
     #[pyo3(signature = (
-        checkpoint, vms=None, *, policy=None, views="preserve", same_counter=None, assume_error_ns=None, sync=None,
-        elapsed_ns=None, max_elapsed_ns=None, timers="absolute", intent=None, strict=false, now=None
+        checkpoint, vms=None, *, policy=None, views="preserve", elapsed=None, sync=None, rate_error_ppb=0,
+        timers="absolute", intent=None, strict=false, now=None
     ))]
     fn restore(
         &self,
@@ -587,28 +588,15 @@ impl PyClockBank {
         vms: Option<Bound<'_, PyAny>>,
         policy: Option<AnyPolicy>,
         views: &str,
-        same_counter: Option<bool>,
-        assume_error_ns: Option<u64>,
+        elapsed: Option<PyElapsed>,
         sync: Option<AnySyncBound>,
-        elapsed_ns: Option<u64>,
-        max_elapsed_ns: Option<u64>,
+        rate_error_ppb: u32,
         timers: &str,
         intent: Option<&str>,
         strict: bool,
         now: Option<AnyNow>,
     ) -> PyResult<PySetReport> {
-        let wishes = Wishes {
-            policy,
-            views,
-            same_counter,
-            assume_error_ns,
-            sync,
-            elapsed_ns,
-            max_elapsed_ns,
-            timers,
-            intent,
-            strict,
-        };
+        let wishes = Wishes { policy, views, elapsed, sync, rate_error_ppb, timers, intent, strict };
         let (request, checkpoint) = (wishes.request()?, &checkpoint.get().0);
         if request.asks(now.as_ref().map(|now| &now.0)) {
             self.counter.ask(py)?;

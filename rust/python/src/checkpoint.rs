@@ -265,6 +265,13 @@ impl PyCheckpoint {
         PyList::new(py, vms.collect::<PyResult<Vec<_>>>()?)?.as_any().call_method0("__iter__")
     }
 
+    /// The evidence that its stamp lacks, and that a later `Advance` would go by: a list of `Diagnostic`, empty where
+    /// there is all of it.
+    #[getter]
+    fn lacks<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        records::lacks(py, self.0.stamp())
+    }
+
     /// Joins checkpoints of one host counter into one, of the latest of their instants: each VM's timeline moves to it
     /// by the ticks that the counter took.
     ///
@@ -461,8 +468,8 @@ impl PyCheckpoint {
     ///
     /// Registers that aren't the timers' are passed over. `frequency_hz` is the guest's CNTFRQ_EL0. `host` is the
     /// host's counter and wall clock at the save, and None says that nobody knows them: then `Freeze()` restores the
-    /// guest, and `Advance` and `CatchUp` are refused (ElapsedUnknown) unless `elapsed_ns=` says how much time has
-    /// passed.
+    /// guest, and `Advance` and `CatchUp` are refused (ElapsedUnknown) unless `elapsed=Elapsed.given(...)` says how
+    /// much time has passed.
     ///
     /// A list has no word on when its counters were read. The latest count is taken, and the width of each counter in
     /// the checkpoint is the distance between the vCPUs' counts, plus the argument: how many ticks may lie between

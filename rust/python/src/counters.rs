@@ -7,7 +7,7 @@ use crate::vouching::Vouching;
 use guestclock_core::time::{Counter, Frequency, HostCount, NamespaceTicks, Stamp};
 use guestclock_linux::counter::HostCounter;
 use guestclock_linux::monotonic::MonotonicCounter;
-use guestclock_model::manual::ManualCounter;
+use guestclock_model::manual::{ManualCounter, Meanwhile};
 use guestclock_model::scaled::ScaledCounter;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -45,8 +45,11 @@ impl From<Vouching<HostCounter>> for PyHostCounter {
 #[pyclass(frozen, name = "MonotonicCounter", module = "guestclock")]
 pub(crate) struct PyMonotonicCounter(Vouching<MonotonicCounter>);
 
-/// A counter that moves only when it is told to, with a wall clock that moves along: for tests, simulation, instruction
-/// counts and replay.
+/// A counter that moves only when it is told to, with the clocks of its host, which move along: for tests, simulation,
+/// instruction counts and replay.
+///
+/// Its host booted when it was made: the boot time was 0 then. Two of them are two hosts, each with a random boot id;
+/// `boot_id`, 32 hexadecimal digits, gives one that is the same in every run.
 #[pyclass(frozen, name = "ManualCounter", module = "guestclock")]
 pub(crate) struct PyManualCounter {
     counter: Arc<ManualCounter>,
@@ -160,9 +163,13 @@ impl PyMonotonicCounter {
 #[pymethods]
 impl PyManualCounter {
     #[new]
-    #[pyo3(signature = (count=0, *, frequency_hz=MonotonicCounter::DEFAULT_FREQUENCY.hz(), realtime_ns=0))]
-    fn new(count: u64, frequency_hz: u64, realtime_ns: i64) -> PyResult<Self> {
-        let counter = ManualCounter::new(HostCount(count), frequency(frequency_hz)?, realtime_ns);
+    #[pyo3(signature = (count=0, *, frequency_hz=MonotonicCounter::DEFAULT_FREQUENCY.hz(), realtime_ns=0, boot_id=None))]
+    fn new(count: u64, frequency_hz: u64, realtime_ns: i64, boot_id: Option<&str>) -> PyResult<Self> {
+        let mut counter = ManualCounter::new(HostCount(count), frequency(frequency_hz)?, realtime_ns);
+        if let Some(hex) = boot_id {
+            let wrong = || PyValueError::new_err(format!("boot_id is {hex:?}: give 32 hexadecimal digits"));
+            counter = counter.with_boot_id(records::id(hex).ok_or_else(wrong)?);
+        }
         Ok(Self { counter: Arc::new(counter), alarms: Arc::default() })
     }
 
@@ -199,6 +206,37 @@ impl PyManualCounter {
         let count = self.counter.advance(ticks).0;
         self.alarms.ring();
         count
+    }
+
+    /// Moves on by `ns` nanoseconds, and the host's clocks with it. Returns the new count. What is less than a tick counts
+    /// in the next call.
+    fn advance_ns(&self, ns: u64) -> u64 {
+        let count = self.counter.advance_ns(ns).0;
+        self.alarms.ring();
+        count
+    }
+
+    /// Suspends the host for `ns` nanoseconds: its wall clock, its boot time and its sum of sleeps go on. Returns the new
+    /// count.
+    ///
+    /// The counter "stops" meanwhile, as CLOCK_MONOTONIC does; "counts-on", as most arm64 counters do; or "restarts" at
+    /// 0, as the TSC does in an S3 sleep.
+    #[pyo3(signature = (ns, *, counter="stops"))]
+    fn suspend(&self, ns: u64, counter: &str) -> PyResult<u64> {
+        let count = self.counter.suspend(ns, records::named("counter", counter, &Meanwhile::NAMES)?).0;
+        self.alarms.ring();
+        Ok(count)
+    }
+
+    /// Boots the host anew: another boot id, and a boot time and a sum of sleeps of 0. Its wall clock goes on. Returns
+    /// the new count.
+    ///
+    /// The counter "restarts" at 0, or "counts-on", as over a kexec.
+    #[pyo3(signature = (*, counter="restarts"))]
+    fn reboot(&self, counter: &str) -> PyResult<u64> {
+        let count = self.counter.reboot(records::named("counter", counter, &Meanwhile::NAMES)?).0;
+        self.alarms.ring();
+        Ok(count)
     }
 
     /// Moves back by `ticks`: the one way in which a counter goes backwards. Returns the new count.

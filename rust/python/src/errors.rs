@@ -163,6 +163,12 @@ impl IntoPyErr for Refusal {
                     fields.set_item("longest_ns", longest_ns)
                 })
             }
+            Self::Elapsed(ElapsedError::ClocksDisagree(evidence)) => typed("ClocksDisagree", &message, |fields| {
+                fields.set_item("counter_ns", evidence.counted_ns)?;
+                fields.set_item("wall_clocks_ns", evidence.wall_ns)?;
+                fields.set_item("allowed_ns", evidence.allowed_ns)?;
+                fields.set_item("evidence", evidence.to_string())
+            }),
             Self::DeadlineMissed { remaining_ns, needed_ns, within_ns } => {
                 typed("DeadlineMissed", &message, |fields| {
                     fields.set_item("remaining_ns", remaining_ns)?;

@@ -16,6 +16,7 @@ mod checkpoint;
 mod columns;
 mod counters;
 mod deadline;
+mod elapsed;
 mod errors;
 mod faulty;
 mod guest;
@@ -50,6 +51,8 @@ mod _core {
     use super::counters::{PyHostCounter, PyManualCounter, PyMonotonicCounter, PyScaledCounter};
     #[pymodule_export]
     use super::deadline::PyDeadlineQueue;
+    #[pymodule_export]
+    use super::elapsed::PyElapsed;
     #[pymodule_export]
     use super::faulty::PyFaultyVm;
     #[pymodule_export]

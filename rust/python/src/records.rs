@@ -1,8 +1,9 @@
 //! The small records of `guestclock.types`.
 
+use crate::words;
 use guestclock_core::arch::arm64::{CTL_ISTATUS, Timer, TimerState};
 use guestclock_core::checkpoint::{Backlog, Reading};
-use guestclock_core::restore::{LatchMismatch, TimerStatus};
+use guestclock_core::restore::{Diagnostic, LatchMismatch, TimerStatus, Words};
 use guestclock_core::time::{
     BootTime, Counter, Frequency, GuestCount, HostCount, Leap, NO_DEADLINE, Quality, SourceName, Stamp, StampCount,
     SyncBound,
@@ -30,6 +31,7 @@ impl Class {
 }
 
 static CROSS_TIMESTAMP: Class = Class::new("Stamp");
+static DIAGNOSTIC: Class = Class::new("Diagnostic");
 static SYNC_BOUND: Class = Class::new("SyncBound");
 static TIMER: Class = Class::new("Timer");
 static BACKLOG: Class = Class::new("Backlog");
@@ -92,6 +94,29 @@ pub(crate) fn _vouched(here: AnyStamp) -> PyResult<(Option<u64>, String)> {
 #[pyfunction]
 pub(crate) fn _is_unknown_host(host: AnyStamp) -> PyResult<bool> {
     host.stamp("host").map(|host| host.is_of_unknown_host())
+}
+
+/// A list of `types.Diagnostic`; of assumptions, with their ground.
+pub(crate) fn diagnostics<'py>(
+    py: Python<'py>,
+    diagnostics: &[Diagnostic],
+    assumptions: bool,
+) -> PyResult<Bound<'py, PyList>> {
+    let (class, list) = (DIAGNOSTIC.get(py)?, PyList::empty(py));
+    for diagnostic in diagnostics {
+        let ground = assumptions.then(|| diagnostic.ground().name());
+        list.append(class.call1((diagnostic.code(), words::Python.diagnostic(diagnostic), ground))?)?;
+    }
+    Ok(list)
+}
+
+/// A list of `types.Diagnostic`: the evidence that a stamp lacks.
+pub(crate) fn lacks<'py>(py: Python<'py>, stamp: &Stamp) -> PyResult<Bound<'py, PyList>> {
+    let (class, list) = (DIAGNOSTIC.get(py)?, PyList::empty(py));
+    for lack in stamp.lacks() {
+        list.append(class.call1((lack.code(), lack.to_string(), None::<&str>))?)?;
+    }
+    Ok(list)
 }
 
 /// `types.SyncBound`.
@@ -265,7 +290,7 @@ impl AnyStamp {
 }
 
 /// An id as `stamp` spells it: 32 hexadecimal digits.
-fn id(hex: &str) -> Option<[u8; 16]> {
+pub(crate) fn id(hex: &str) -> Option<[u8; 16]> {
     let digits = hex.len() == 32 && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
     digits.then(|| u128::from_str_radix(hex, 16).ok().map(u128::to_be_bytes))?
 }

@@ -1,6 +1,7 @@
 //! Plans, restores and reports.
 
 use crate::any_vm::AnyVm;
+use crate::elapsed::PyElapsed;
 use crate::errors::OrRaise;
 use crate::policy::{AnyPolicy, to_python};
 use crate::records::{self, AnyNow, AnySyncBound, named};
@@ -10,10 +11,10 @@ use guestclock_core::arch::arm64::{IrqIds, View};
 use guestclock_core::checkpoint::{Checkpoint, Interrupts, SavedVm};
 use guestclock_core::drive::OpenRestore;
 use guestclock_core::restore::{
-    AtOnce, Deadlines, Outcome, Plan, Repay, Report, Request, Rest, TimerStatus, Views, Words, Written,
-    timer_status as status,
+    AtOnce, Deadlines, Diagnostic, MAX_RATE_ERROR_PPB, Outcome, Plan, Repay, Report, Request, Rest, TimerStatus, Views,
+    Words, Written, timer_status as status,
 };
-use guestclock_core::time::{Amount, ErrorBound, HostCount, Intent, OffsetInterval};
+use guestclock_core::time::{Amount, ElapsedBy, ErrorBound, HostCount, Intent, OffsetInterval, Term};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
@@ -24,11 +25,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub(crate) struct Wishes<'a> {
     pub(crate) policy: Option<AnyPolicy>,
     pub(crate) views: &'a str,
-    pub(crate) same_counter: Option<bool>,
-    pub(crate) assume_error_ns: Option<u64>,
+    pub(crate) elapsed: Option<PyElapsed>,
     pub(crate) sync: Option<AnySyncBound>,
-    pub(crate) elapsed_ns: Option<u64>,
-    pub(crate) max_elapsed_ns: Option<u64>,
+    pub(crate) rate_error_ppb: u32,
     pub(crate) timers: &'a str,
     pub(crate) intent: Option<&'a str>,
     pub(crate) strict: bool,
@@ -39,11 +38,9 @@ impl Default for Wishes<'_> {
         Self {
             policy: None,
             views: "preserve",
-            same_counter: None,
-            assume_error_ns: None,
+            elapsed: None,
             sync: None,
-            elapsed_ns: None,
-            max_elapsed_ns: None,
+            rate_error_ppb: 0,
             timers: "absolute",
             intent: None,
             strict: false,
@@ -54,17 +51,17 @@ impl Default for Wishes<'_> {
 impl Wishes<'_> {
     /// The core's request.
     pub(crate) fn request(self) -> PyResult<Request> {
-        if self.elapsed_ns.is_some() && self.assume_error_ns.is_none() {
-            return Err(PyValueError::new_err("elapsed_ns= needs assume_error_ns=: how far off it may be"));
+        if self.rate_error_ppb > MAX_RATE_ERROR_PPB {
+            return Err(PyValueError::new_err(format!(
+                "rate_error_ppb is at most {MAX_RATE_ERROR_PPB}: a guest's clock that is further off is of no use"
+            )));
         }
         Ok(Request {
             policy: self.policy.as_ref().map(AnyPolicy::policy).unwrap_or_default(),
             views: named("views", self.views, &Views::NAMES)?,
-            same_counter: self.same_counter,
-            assume_error_ns: self.assume_error_ns,
+            elapsed: self.elapsed.map(PyElapsed::word),
             sync: self.sync.map(AnySyncBound::sync_bound).transpose()?,
-            elapsed_ns: self.elapsed_ns,
-            max_elapsed_ns: self.max_elapsed_ns,
+            rate_error_ppb: self.rate_error_ppb,
             deadlines: named("timers", self.timers, &Deadlines::NAMES)?,
             intent: self.intent.map(|name| named("intent", name, &Intent::NAMES)).transpose()?,
             strict: self.strict,
@@ -96,14 +93,17 @@ pub(crate) fn describe<'py>(py: Python<'py>, plan: &Plan) -> PyResult<Bound<'py,
     fields.set_item("disrupts", plan.disrupts())?;
     fields.set_item("method", plan.method.name())?;
     fields.set_item("frequency_hz", plan.frequency().hz())?;
-    fields.set_item("same_counter", plan.same_counter)?;
+    fields.set_item("elapsed_by", plan.elapsed_by().map(ElapsedBy::name))?;
+    fields.set_item("same_counter", plan.same_counter())?;
     let evidence = PyDict::new(py);
     evidence.set_item("same_source", plan.evidence.source)?;
     evidence.set_item("same_frequency", plan.evidence.frequency)?;
     evidence.set_item("same_machine", plan.evidence.machine)?;
     evidence.set_item("same_boot", plan.evidence.boot)?;
     evidence.set_item("went_forward", plan.evidence.forward)?;
-    evidence.set_item("disagreement_ns", plan.evidence.disagreement_ns)?;
+    evidence.set_item("was_reset", plan.evidence.reset)?;
+    evidence.set_item("slept", plan.evidence.sleep.to_string())?;
+    evidence.set_item("disagreement_ns", plan.evidence.disagreement_ns())?;
     evidence.set_item("allowed_ns", plan.evidence.allowed_ns)?;
     fields.set_item("evidence", evidence)?;
     fields.set_item("rate_step_ppb", plan.rate_step_ppb)?;
@@ -118,11 +118,26 @@ pub(crate) fn describe<'py>(py: Python<'py>, plan: &Plan) -> PyResult<Bound<'py,
         limits.append(row)?;
     }
     fields.set_item("limits", limits)?;
-    fields.set_item("assumptions", words::diagnostics(&plan.assumptions))?;
-    fields.set_item("unsupported", words::diagnostics(&plan.unsupported))?;
-    fields.set_item("degraded", words::diagnostics(&plan.degraded))?;
-    fields.set_item("warnings", words::diagnostics(&plan.warnings))?;
+    fields.set_item("assumptions", plain(py, &plan.assumptions, true)?)?;
+    fields.set_item("unsupported", plain(py, &plan.unsupported, false)?)?;
+    fields.set_item("degraded", plain(py, &plan.degraded, false)?)?;
+    fields.set_item("warnings", plain(py, &plan.warnings, false)?)?;
     Ok(fields)
+}
+
+/// Diagnostics as plain values: their codes and texts, and the ground of an assumption.
+fn plain<'py>(py: Python<'py>, diagnostics: &[Diagnostic], assumptions: bool) -> PyResult<Bound<'py, PyList>> {
+    let list = PyList::empty(py);
+    for diagnostic in diagnostics {
+        let fields = PyDict::new(py);
+        fields.set_item("code", diagnostic.code())?;
+        fields.set_item("text", words::Python.diagnostic(diagnostic))?;
+        if assumptions {
+            fields.set_item("ground", diagnostic.ground().name())?;
+        }
+        list.append(fields)?;
+    }
+    Ok(list)
 }
 
 fn describe_outcome(fields: &Bound<'_, PyDict>, plan: &Plan, outcome: &Outcome, bound: &ErrorBound) -> PyResult<()> {
@@ -140,6 +155,8 @@ fn describe_outcome(fields: &Bound<'_, PyDict>, plan: &Plan, outcome: &Outcome, 
     fields.set_item("added_ticks", outcome.added_ticks)?;
     fields.set_item("added_ns", frequency.ticks_to_ns(outcome.added_ticks))?;
     fields.set_item("capped", outcome.capped)?;
+    fields.set_item("behind_ns", outcome.behind.map(|behind| behind.ns(frequency)))?;
+    fields.set_item("behind_error_ns", outcome.behind.map(|behind| behind.error_ns(frequency)))?;
     let backlog = plan.backlog(outcome).map(|backlog| {
         let owed = PyDict::new(py);
         owed.set_item("remaining_ticks", backlog.remaining_ticks.get())?;
@@ -156,9 +173,10 @@ fn describe_outcome(fields: &Bound<'_, PyDict>, plan: &Plan, outcome: &Outcome, 
     fields.set_item("error_bound_ticks", sum)?;
     fields.set_item("error_bound_ns", frequency.ticks_to_ns_ceil(sum))?;
     let terms = PyList::empty(py);
-    for (what, amount) in bound.terms() {
+    for Term { what, amount, ground } in bound.terms() {
         let term = PyDict::new(py);
         term.set_item("what", what)?;
+        term.set_item("ground", ground.name())?;
         match amount {
             Amount::Ticks(ticks) => term.set_item("ticks", ticks)?,
             Amount::Ns(ns) => term.set_item("ns", ns)?,
@@ -212,25 +230,51 @@ impl PyPlan {
     /// True if the VM's counter is the checkpoint's counter.
     #[getter]
     fn same_counter(&self) -> bool {
-        self.plan.same_counter
+        self.plan.same_counter()
     }
 
-    /// Warnings to read before going on.
+    /// Source of the elapsed time: "given", "counter", "wall-clocks" or "boot-time"; None where nobody knows it, which
+    /// `Freeze` alone can do without.
     #[getter]
-    fn warnings(&self) -> Vec<String> {
-        words::diagnostics(&self.plan.warnings)
+    fn elapsed_by(&self) -> Option<&'static str> {
+        self.plan.elapsed_by().map(ElapsedBy::name)
     }
 
-    /// State that can't be preserved.
+    /// Time by which the guest's wall clock falls behind, in nanoseconds: what that it has missed and isn't given at once.
+    /// None where nobody knows.
     #[getter]
-    fn unsupported(&self) -> Vec<String> {
-        words::diagnostics(&self.plan.unsupported)
+    fn behind_ns(&self) -> Option<u64> {
+        self.plan.as_of.behind.map(|behind| behind.ns(self.plan.frequency()))
     }
 
-    /// Accesses that are slower for the guest from now on.
+    /// Largest error of `behind_ns`, in nanoseconds.
     #[getter]
-    fn degraded(&self) -> Vec<String> {
-        words::diagnostics(&self.plan.degraded)
+    fn behind_error_ns(&self) -> Option<u64> {
+        self.plan.as_of.behind.map(|behind| behind.error_ns(self.plan.frequency()))
+    }
+
+    /// Warnings to read before going on: a list of `Diagnostic`.
+    #[getter]
+    fn warnings<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        records::diagnostics(py, &self.plan.warnings, false)
+    }
+
+    /// Assumptions under which the error bound holds: a list of `Diagnostic`.
+    #[getter]
+    fn assumptions<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        records::diagnostics(py, &self.plan.assumptions, true)
+    }
+
+    /// State that can't be preserved: a list of `Diagnostic`.
+    #[getter]
+    fn unsupported<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        records::diagnostics(py, &self.plan.unsupported, false)
+    }
+
+    /// Accesses that are slower for the guest from now on: a list of `Diagnostic`.
+    #[getter]
+    fn degraded<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        records::diagnostics(py, &self.plan.degraded, false)
     }
 
     /// The most by which the counters may be off the policy's promise, in ticks, as of the sample.
@@ -401,6 +445,50 @@ impl PyReport {
     #[getter]
     fn added_ns(&self) -> u128 {
         self.report.plan.frequency().ticks_to_ns(self.report.outcome.added_ticks)
+    }
+
+    /// Source of the elapsed time: "given", "counter", "wall-clocks" or "boot-time"; None where nobody knows it, which
+    /// `Freeze` alone can do without.
+    #[getter]
+    fn elapsed_by(&self) -> Option<&'static str> {
+        self.report.plan.elapsed_by().map(ElapsedBy::name)
+    }
+
+    /// Time by which the guest's wall clock falls behind, in nanoseconds: what that it has missed and isn't given at once.
+    /// None where nobody knows.
+    #[getter]
+    fn behind_ns(&self) -> Option<u64> {
+        self.report.outcome.behind.map(|behind| behind.ns(self.report.plan.frequency()))
+    }
+
+    /// Largest error of `behind_ns`, in nanoseconds.
+    #[getter]
+    fn behind_error_ns(&self) -> Option<u64> {
+        self.report.outcome.behind.map(|behind| behind.error_ns(self.report.plan.frequency()))
+    }
+
+    /// Warnings about what was done: a list of `Diagnostic`.
+    #[getter]
+    fn warnings<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        records::diagnostics(py, &self.report.plan.warnings, false)
+    }
+
+    /// Assumptions under which the error bound holds: a list of `Diagnostic`.
+    #[getter]
+    fn assumptions<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        records::diagnostics(py, &self.report.plan.assumptions, true)
+    }
+
+    /// State that can't be preserved: a list of `Diagnostic`.
+    #[getter]
+    fn unsupported<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        records::diagnostics(py, &self.report.plan.unsupported, false)
+    }
+
+    /// Accesses that are slower for the guest from now on: a list of `Diagnostic`.
+    #[getter]
+    fn degraded<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        records::diagnostics(py, &self.report.plan.degraded, false)
     }
 
     /// True if more time had passed than the policy let through.

@@ -3,11 +3,10 @@
 use crate::arrays::{Named, as_array, new_array};
 use crate::counters::AnyCounter;
 use crate::errors::{IntoPyErr, OrRaise, noted};
-use crate::records::AnyNow;
+use crate::records::{self, AnyNow};
 use crate::restore::describe;
-use crate::words;
 use guestclock_core::drive::OperationError;
-use guestclock_core::restore::Plan;
+use guestclock_core::restore::{Diagnostic, Plan};
 use guestclock_core::time::Counter;
 use guestclock_model::error::VmError;
 use guestclock_model::locked::LockedBank;
@@ -110,14 +109,16 @@ impl PySetReport {
         PyList::new(py, plans)
     }
 
-    /// What the caller should know, each once.
+    /// Warnings of the plans, each once: a list of `Diagnostic`.
     #[getter]
-    fn warnings(&self) -> Vec<String> {
-        let mut warnings: Vec<String> =
-            self.0.plans.iter().flat_map(|plan| words::diagnostics(&plan.warnings)).collect();
-        warnings.sort_unstable();
-        warnings.dedup();
-        warnings
+    fn warnings<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let mut warnings: Vec<Diagnostic> = Vec::new();
+        for warning in self.0.plans.iter().flat_map(|plan| &plan.warnings) {
+            if !warnings.contains(warning) {
+                warnings.push(warning.clone());
+            }
+        }
+        records::diagnostics(py, &warnings, false)
     }
 
     /// How many VMs.

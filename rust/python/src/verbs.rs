@@ -2,6 +2,7 @@
 
 use crate::any_vm::AnyVm;
 use crate::checkpoint::PyCheckpoint;
+use crate::elapsed::PyElapsed;
 use crate::faulty::PyFaultyVm;
 use crate::kvm::PyKvmVm;
 use crate::policy::AnyPolicy;
@@ -35,13 +36,18 @@ impl VmArgument {
 /// Plans the restore of `checkpoint` into `vm` under `policy`, without touching anything.
 ///
 /// `views` decides what becomes of two counters that differ: "preserve" sets each by value, "adopt-virtual" gives both
-/// the virtual counter's offset, "refuse" raises CounterSkew. `same_counter` overrides the decision by the evidence.
+/// the virtual counter's offset, "refuse" raises CounterSkew.
 ///
-/// On another counter the wall clocks tell the time: `sync` says how far the one here may be off, as
-/// `checkpoint(sync=)` did there; without it the counter's own `sync` does, else the bound is only the kernel's claim. `assume_error_ns` says instead how
-/// far apart the two may be. `elapsed_ns` gives the elapsed time instead, off by at most `assume_error_ns`. Without any
-/// of these an `Advance` or `CatchUp` is refused (ElapsedUnknown). More than `max_elapsed_ns`, by default 366 days, is
-/// refused too, unless `Advance` has a cap of its own.
+/// `elapsed` is the caller's word on the time that has passed, an `Elapsed`; without it the evidence of both stamps
+/// decides. On one counter the counter tells the time, on another the wall clocks: `sync` says how far the one here may
+/// be off, as `checkpoint(sync=)` did there; without it the counter's own `sync` does, else the bound is only the
+/// kernel's claim. Where nobody knows, an `Advance` or `CatchUp` is refused (ElapsedUnknown), and where a counter and two
+/// vouched wall clocks contradict each other (ClocksDisagree). More than 366 days by two wall clocks is refused too
+/// (ElapsedTooLong), unless `Advance` has a cap of its own.
+///
+/// `rate_error_ppb` accepts a counter here whose frequency differs from the guest's by so many parts per billion of it,
+/// at most 250 000; otherwise any difference is refused (FrequencyMismatch). The guest's clock is wrong by as much from
+/// then on, and the plan says so.
 ///
 /// `timers="relative"` keeps each timer's remaining time, instead of its deadline. `intent` is the reason of the
 /// restore: "live-migration", "live-update", "snapshot" or "clone". `strict` refuses a checkpoint with something that
@@ -49,8 +55,8 @@ impl VmArgument {
 /// as its `read` gives it, or a whole Stamp, which is host-wide. A RestoreRefused names both sides and the way out.
 #[pyfunction]
 #[pyo3(signature = (
-    checkpoint, vm, *, policy=None, views="preserve", same_counter=None, assume_error_ns=None, sync=None, elapsed_ns=None,
-    max_elapsed_ns=None, timers="absolute", intent=None, strict=false, now=None
+    checkpoint, vm, *, policy=None, views="preserve", elapsed=None, sync=None, rate_error_ppb=0,
+    timers="absolute", intent=None, strict=false, now=None
 ))]
 pub(crate) fn plan(
     py: Python<'_>,
@@ -58,28 +64,15 @@ pub(crate) fn plan(
     vm: VmArgument,
     policy: Option<AnyPolicy>,
     views: &str,
-    same_counter: Option<bool>,
-    assume_error_ns: Option<u64>,
+    elapsed: Option<PyElapsed>,
     sync: Option<AnySyncBound>,
-    elapsed_ns: Option<u64>,
-    max_elapsed_ns: Option<u64>,
+    rate_error_ppb: u32,
     timers: &str,
     intent: Option<&str>,
     strict: bool,
     now: Option<AnyNow>,
 ) -> PyResult<PyPlan> {
-    let wishes = Wishes {
-        policy,
-        views,
-        same_counter,
-        assume_error_ns,
-        sync,
-        elapsed_ns,
-        max_elapsed_ns,
-        timers,
-        intent,
-        strict,
-    };
+    let wishes = Wishes { policy, views, elapsed, sync, rate_error_ppb, timers, intent, strict };
     let checkpoint = Arc::clone(&checkpoint.get().0);
     let vm = vm.any();
     let plan = vm.plan(py, &checkpoint, wishes.request()?, now.map(|now| now.0))?;
@@ -90,8 +83,8 @@ pub(crate) fn plan(
 /// may run when it returns.
 #[pyfunction]
 #[pyo3(signature = (
-    checkpoint, vm, *, policy=None, views="preserve", same_counter=None, assume_error_ns=None, sync=None, elapsed_ns=None,
-    max_elapsed_ns=None, timers="absolute", intent=None, strict=false, now=None
+    checkpoint, vm, *, policy=None, views="preserve", elapsed=None, sync=None, rate_error_ppb=0,
+    timers="absolute", intent=None, strict=false, now=None
 ))]
 pub(crate) fn restore(
     py: Python<'_>,
@@ -99,31 +92,15 @@ pub(crate) fn restore(
     vm: VmArgument,
     policy: Option<AnyPolicy>,
     views: &str,
-    same_counter: Option<bool>,
-    assume_error_ns: Option<u64>,
+    elapsed: Option<PyElapsed>,
     sync: Option<AnySyncBound>,
-    elapsed_ns: Option<u64>,
-    max_elapsed_ns: Option<u64>,
+    rate_error_ppb: u32,
     timers: &str,
     intent: Option<&str>,
     strict: bool,
     now: Option<AnyNow>,
 ) -> PyResult<PyReport> {
-    let planned = plan(
-        py,
-        checkpoint,
-        vm,
-        policy,
-        views,
-        same_counter,
-        assume_error_ns,
-        sync,
-        elapsed_ns,
-        max_elapsed_ns,
-        timers,
-        intent,
-        strict,
-        now.clone(),
-    )?;
+    let planned =
+        plan(py, checkpoint, vm, policy, views, elapsed, sync, rate_error_ppb, timers, intent, strict, now.clone())?;
     planned.carry_out(py, now)
 }

@@ -6,7 +6,7 @@ use guestclock_core::drive::faults::ScriptError;
 use guestclock_core::drive::{Cause, Condition};
 use guestclock_core::guest::vmclock::EquationError;
 use guestclock_core::restore::refusal::{NeedsCounterOffset, Refusal, Skew};
-use guestclock_core::restore::{AtOnce, Diagnostic, Policy, Repay, Rest, SUGGESTED_STEP_NS, Words};
+use guestclock_core::restore::{AtOnce, Diagnostic, MAX_RATE_ERROR_PPB, Policy, Repay, Rest, SUGGESTED_STEP_NS, Words};
 use guestclock_core::time::ElapsedError;
 use guestclock_linux::kvm::error::KvmError;
 use guestclock_model::bank::{BankError, WentBackwards};
@@ -36,8 +36,8 @@ impl Words for Python {
                 "{diagnostic}. Pay it back in steps: CatchUp(step_ns={SUGGESTED_STEP_NS}, interval_ns={})",
                 2 * SUGGESTED_STEP_NS
             ),
-            Diagnostic::WallClockContradicts => {
-                format!("{diagnostic}. If you know which, say so with same_counter=")
+            Diagnostic::WallClockContradicts { .. } => {
+                format!("{diagnostic}. If the counter stood still: elapsed=Elapsed.by_wall_clocks(error_ns=)")
             }
             Diagnostic::KernelUnverified { .. } => format!("{diagnostic}: declare one with sync="),
             Diagnostic::BacklogLate(late) => refusal(late),
@@ -46,16 +46,18 @@ impl Words for Python {
     }
 }
 
-/// All sentences for one plan's diagnostics.
-pub(crate) fn diagnostics(diagnostics: &[Diagnostic]) -> Vec<String> {
-    diagnostics.iter().map(|diagnostic| Python.diagnostic(diagnostic)).collect()
-}
-
 /// The refusal, and Python's way out.
 pub(crate) fn refusal(refusal: &Refusal) -> String {
     match refusal {
-        Refusal::FrequencyMismatch { saved_hz, .. } => {
-            format!("{refusal}: ScaledCounter(counter, frequency_hz={saved_hz})")
+        Refusal::FrequencyMismatch { saved_hz, host_hz } => {
+            let apart = u128::from(saved_hz.abs_diff(*host_hz)) * 1_000_000_000;
+            let ppb = apart.div_ceil(u128::from(*saved_hz).max(1));
+            let accept = if ppb <= u128::from(MAX_RATE_ERROR_PPB) {
+                format!("; or accept that error of its rate: rate_error_ppb={ppb}")
+            } else {
+                String::new()
+            };
+            format!("{refusal}: ScaledCounter(counter, frequency_hz={saved_hz}){accept}")
         }
         Refusal::CounterSkew { cntvct, cntpct, why } => {
             let why_not = match why {
@@ -97,14 +99,18 @@ pub(crate) fn refusal(refusal: &Refusal) -> String {
 fn way_out_of(error: &ElapsedError) -> &'static str {
     match error {
         ElapsedError::ClockWentBackwards { .. } => {
-            ". Put the clock right, or say what passed with elapsed_ns=, or restore with Freeze()"
+            ". Put the clock right, or say what passed with elapsed=Elapsed.given(ns, error_ns=), or restore with Freeze()"
         }
         ElapsedError::Unknown(_) => {
-            ". Declare both with sync=, or give assume_error_ns=, or elapsed_ns= with it, or same_counter=True if it is \
-             the same counter after all, or restore with Freeze()"
+            ". Declare both with sync=, or give elapsed=: Elapsed.by_wall_clocks(error_ns=), Elapsed.given(ns, \
+             error_ns=), or Elapsed.by_counter() if it is the same counter after all; or restore with Freeze()"
         }
         ElapsedError::TooLong { .. } => {
-            ": give max_elapsed_ns= if it is so, or Advance(max_ns=) to let less of it through, or restore with Freeze()"
+            ": give elapsed=Elapsed.by_wall_clocks(refuse_over_ns=) if it is so, or Advance(max_ns=) to let less of it \
+             through, or restore with Freeze()"
+        }
+        ElapsedError::ClocksDisagree(_) => {
+            ". Say which is right: elapsed=Elapsed.by_counter() or Elapsed.by_wall_clocks(); or restore with Freeze()"
         }
         _ => "",
     }

@@ -5,7 +5,7 @@ use crate::checkpoint::builder::{BuildError, GroupBuilder, Name};
 use crate::checkpoint::guest_time::GuestTime;
 use crate::checkpoint::names::VmName;
 use crate::checkpoint::vms::Checkpoint;
-use crate::time::{Evidence, Ratio, SourceName, Stamp};
+use crate::time::{Evidence, Ratio, Sleep, Stamp};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::string::String;
@@ -19,10 +19,7 @@ pub enum JoinError {
     #[error("there is no checkpoint to join")]
     Nothing,
     /// Two checkpoints that aren't shown to be of one host counter.
-    #[error(
-        "checkpoints {first} and {second} aren't shown to be of one host counter ({evidence}; same sleeps: {}): restore \
-         them apart", if *.same_sleeps { "yes" } else { "no" }
-    )]
+    #[error("checkpoints {first} and {second} aren't shown to be of one host counter ({evidence}): restore them apart")]
     OtherCounter {
         /// Index of the earlier checkpoint.
         first: usize,
@@ -30,8 +27,6 @@ pub enum JoinError {
         second: usize,
         /// The evidence about the counter.
         evidence: Box<Evidence>,
-        /// True if the host slept as long before the one as before the other, as far as that is known.
-        same_sleeps: bool,
     },
     /// A checkpoint with a key that this version doesn't know: joined, its meaning could be another.
     #[error(
@@ -73,11 +68,10 @@ impl Checkpoint {
                 return Err(JoinError::UnknownKey { index, key: unknown.key.clone() });
             }
             if index != latest {
-                one_counter(&part.stamp, &stamp).map_err(|(evidence, same_sleeps)| JoinError::OtherCounter {
+                one_counter(&part.stamp, &stamp).map_err(|evidence| JoinError::OtherCounter {
                     first: index,
                     second: latest,
                     evidence: Box::new(evidence),
-                    same_sleeps,
                 })?;
             }
             for vm in part.vms() {
@@ -120,18 +114,13 @@ fn moved(time: GuestTime, from: &Stamp, to: &Stamp) -> GuestTime {
 }
 
 /// Checks that both stamps are shown to be of one counter: the evidence, if they aren't.
-fn one_counter(earlier: &Stamp, later: &Stamp) -> Result<(), (Evidence, bool)> {
+fn one_counter(earlier: &Stamp, later: &Stamp) -> Result<(), Evidence> {
     let evidence = Evidence::between(earlier, later);
-    let booted_once = match (earlier.boot_id, later.boot_id) {
-        (None, None) => later.source == SourceName::MANUAL,
-        (earlier, later) => earlier == later,
-    };
-    // Each sum of sleeps is known up to its width.
-    let same_sleeps = match (earlier.boot_time, later.boot_time) {
-        (Some(earlier), Some(later)) => {
-            earlier.slept_ns.abs_diff(later.slept_ns) <= earlier.width_ns.saturating_add(later.width_ns)
-        }
-        _ => true,
-    };
-    if evidence.decides(later.source) && booted_once && same_sleeps { Ok(()) } else { Err((evidence, same_sleeps)) }
+    // Parts of one checkpoint.
+    if earlier == later && !earlier.is_of_unknown_host() {
+        return Ok(());
+    }
+    let awake = matches!(evidence.sleep, Sleep::Unknown | Sleep::Absent);
+    let one = evidence.one_boot() && evidence.forward && awake && !evidence.contradicted();
+    if one { Ok(()) } else { Err(evidence) }
 }

@@ -79,6 +79,22 @@ pub enum InterchangeError {
         /// The host's.
         host_hz: u64,
     },
+    /// Two counters that are apart, of a VM that is said to have had one offset for both.
+    #[error(
+        "vCPU {vcpu}'s CNTVCT_EL0 is {cntvct} and its CNTPCT_EL0 {cntpct}, and a counter offset is given, which is for \
+         both: more than the {width} ticks within which they were read lie between. Leave the offset out, and both are \
+         kept as they were read"
+    )]
+    TwoOffsets {
+        /// The vCPU.
+        vcpu: usize,
+        /// Its virtual counter.
+        cntvct: u64,
+        /// Its physical counter.
+        cntpct: u64,
+        /// Ticks between the earliest read of all lists and the latest, by each counter, and the caller's.
+        width: u64,
+    },
     /// VMs that don't make a checkpoint.
     #[error(transparent)]
     Build(#[from] BuildError),
@@ -125,6 +141,9 @@ pub fn from_one_regs(lists: &[BTreeMap<u64, u64>], known: Known<'_>) -> Result<C
 
     let (virt, phys) = if let Some(offset) = known.counter_offset {
         let count = host_count("the counters follow from the VM's offset by it")?.guest(offset);
+        if !nested {
+            one_offset(lists, frequency, known.width_ticks)?;
+        }
         (Readings::exact(count), Readings::exact(count))
     } else {
         let mut virt = counts(lists, View::Virtual)?;
@@ -207,6 +226,22 @@ fn column(lists: &[BTreeMap<u64, u64>], id: u64) -> Result<Vec<u64>, Interchange
 
 fn counts(lists: &[BTreeMap<u64, u64>], view: View) -> Result<Vec<GuestCount>, InterchangeError> {
     Ok(column(lists, count_reg(view))?.into_iter().map(GuestCount).collect())
+}
+
+/// Checks that lists of a VM with one offset show no two: where they have both counts, each vCPU's are as near to each
+/// other as the reads were.
+fn one_offset(lists: &[BTreeMap<u64, u64>], frequency: Frequency, width_ticks: u64) -> Result<(), InterchangeError> {
+    let (Ok(virt), Ok(phys)) = (counts(lists, View::Virtual), counts(lists, View::Physical)) else { return Ok(()) };
+    let spreads = Readings::of(&virt).spread.saturating_add(Readings::of(&phys).spread);
+    // A list's two counts are read one after the other: within a second, whatever comes between.
+    let width = spreads.saturating_add(width_ticks).saturating_add(frequency.hz());
+    for (vcpu, (virt, phys)) in virt.into_iter().zip(phys).enumerate() {
+        if phys.since(virt).cast_signed().unsigned_abs() > width {
+            let (cntvct, cntpct) = (virt.0, phys.0);
+            return Err(InterchangeError::TwoOffsets { vcpu, cntvct, cntpct, width });
+        }
+    }
+    Ok(())
 }
 
 /// Timer registers that aren't in the table: carried, as from any VM.

@@ -243,7 +243,7 @@ impl RunState {
         look_at(backend)?;
         let registers = Registers::of(backend).map_err(OperationError::Backend)?;
         let (stamp, time) = self.capture(backend, &registers)?;
-        let request = Request { same_counter: Some(true), in_place: true, ..request };
+        let request = Request { elapsed: None, in_place: true, ..request };
         // A refusal that would come at the resume comes now, while the VM can still go on without the pause.
         let target = Target::of(backend).map_err(OperationError::Backend)?;
         planning::plan(&Saved::in_place(stamp, time), &target, stamp, request)?;

@@ -8,7 +8,7 @@ use crate::arch::arm64::{CTL_ENABLE, CTL_IMASK, Role, Sysreg, Timer, View, one_r
 use crate::checkpoint::{Held, SavedTimer, SavedVm, Values};
 use crate::drive::backend::{Backend, retry_busy};
 use crate::drive::measure::{bracket, set_offset_by_value};
-use crate::restore::{Deadlines, Method, Outcome, Plan, Refusal, Report, Writes, Written};
+use crate::restore::{Behind, Deadlines, Method, Outcome, Plan, Refusal, Report, Writes, Written, planning};
 use crate::time::{ErrorBound, Offset, OffsetInterval};
 use alloc::format;
 use alloc::string::String;
@@ -244,6 +244,10 @@ impl Restore {
             // The checks come before the last sample, since the guest sees every tick after that.
             saved.check(backend, "release").inspect_err(|_| self.stage = Stage::Prepared)?;
         }
+        if !self.plan.request.in_place {
+            // The host may have slept since the plan. A pause's plan is made at its end.
+            planning::look_again(&mut self.plan, backend.counter().stamp());
+        }
         let (outcome, written, by_value_ticks) = if self.plan.method == Method::Offset {
             let outcome = self.write_offset(backend, "release: the final offset", self.left())?;
             self.check_counts(backend, OffsetInterval::exact(outcome.virtual_offset()), "release", self.left())?;
@@ -264,7 +268,12 @@ impl Restore {
             plan: self.plan.clone(),
             bound: ErrorBound { by_value_ticks, ..outcome.bound },
             cval_shift: self.cval_shift,
-            outcome,
+            outcome: Outcome {
+                behind: outcome
+                    .behind
+                    .map(|behind| Behind { bound: ErrorBound { by_value_ticks, ..behind.bound }, ..behind }),
+                ..outcome
+            },
             written,
             writes: self.writes,
             stopped_before_ticks: before,

@@ -8,7 +8,7 @@ use crate::restore::plan::{Method, Plan};
 use crate::restore::policy::{Repay, Rest, Views};
 use crate::restore::saved::Saved;
 use crate::restore::target::Target;
-use crate::time::{Intent, Offset, Quality};
+use crate::time::{Elapsed, ElapsedBy, Evidence, Intent, Offset, Quality, Sleep, evidence};
 use alloc::vec::Vec;
 
 /// Largest step that a Linux guest is likely to tolerate: half of a soft lockup's threshold.
@@ -20,27 +20,48 @@ pub(crate) fn assumptions(plan: &Plan, saved: &Saved<'_>) -> Vec<Diagnostic> {
     if !saved.time.opted_in {
         assumptions.push(Diagnostic::CountersStoodStill);
     }
-    if plan.request.policy.is_freeze() {
-        return assumptions;
+    if plan.method != Method::Offset {
+        assumptions.push(Diagnostic::NoVcpuLater);
     }
-    if plan.request.elapsed_ns.is_some() {
-        assumptions.extend([Diagnostic::ElapsedGiven, Diagnostic::NominalRateHere]);
-    } else if plan.same_counter {
-        assumptions.push(Diagnostic::SameCounter);
-    } else {
-        match plan.request.assume_error_ns {
-            Some(_) => assumptions.push(Diagnostic::WallClocksAgree),
-            None => assumptions.extend(
-                [(Side::Saved, plan.saved_at()), (Side::Here, &plan.sample)]
-                    .map(|(side, stamp)| Diagnostic::WallClockWithin { side, bound: stamp.vouched() }),
-            ),
+    let Some(by) = plan.elapsed_by().filter(|_| !plan.request.policy.is_freeze()) else { return assumptions };
+    assumptions.extend(of_a_clock(by));
+    let word = plan.request.elapsed;
+    match by {
+        ElapsedBy::Counter => {
+            assumptions.push(match word {
+                Some(_) => Diagnostic::SameCounter,
+                None if plan.request.in_place => Diagnostic::OneCounter,
+                None => Diagnostic::SameBoot,
+            });
+            if word.is_none() && plan.evidence.sleep == Sleep::Unknown {
+                assumptions.push(Diagnostic::NotSlept);
+            }
         }
-        assumptions.push(Diagnostic::NotSmeared);
-        if plan.saved_at().tai_offset_s.is_none() || plan.sample.tai_offset_s.is_none() {
-            assumptions.push(Diagnostic::NoLeapSecond);
+        ElapsedBy::WallClocks => {
+            match word {
+                Some(Elapsed::ByWallClocks { error_ns: Some(_), .. }) => assumptions.push(Diagnostic::WallClocksAgree),
+                _ => assumptions.extend(
+                    [(Side::Saved, plan.saved_at()), (Side::Here, &plan.sample)]
+                        .map(|(side, stamp)| Diagnostic::WallClockWithin { side, bound: stamp.vouched() }),
+                ),
+            }
+            assumptions.push(Diagnostic::NotSmeared);
+            if evidence::leap_may_lie_between(plan.saved_at(), &plan.sample) {
+                assumptions.push(Diagnostic::NoLeapSecond);
+            }
         }
+        ElapsedBy::Given | ElapsedBy::BootTime => {}
     }
     assumptions
+}
+
+/// Assumptions that a clock needs wherever it is asked.
+pub(crate) fn of_a_clock(by: ElapsedBy) -> Vec<Diagnostic> {
+    match by {
+        ElapsedBy::Given => [Diagnostic::ElapsedGiven, Diagnostic::NominalRateHere].into(),
+        ElapsedBy::BootTime => [Diagnostic::BootTimeCountedSleep].into(),
+        ElapsedBy::Counter | ElapsedBy::WallClocks => Vec::new(),
+    }
 }
 
 /// Parts of the guest's time that can't be preserved.
@@ -48,6 +69,10 @@ pub(crate) fn unsupported(plan: &Plan, saved: &Saved<'_>, target: &Target) -> Ve
     let mut unsupported = Vec::new();
     if plan.method == Method::VirtualOnly {
         unsupported.push(Diagnostic::OnlyVirtual);
+    }
+    let (saved_hz, host_hz) = (plan.frequency().hz(), plan.sample.frequency.hz());
+    if saved_hz != host_hz {
+        unsupported.push(Diagnostic::WrongRate { saved_hz, host_hz });
     }
     if plan.request.views == Views::AdoptVirtual && saved.time.physical_displacement_ticks != 0 {
         let ticks = saved.time.timeline.since(saved.time.physical()).cast_signed();
@@ -74,14 +99,9 @@ pub(crate) fn degraded(plan: &Plan, target: &Target) -> Vec<Diagnostic> {
 /// Everything else that the caller should know.
 pub(crate) fn warnings(plan: &Plan, saved: &Saved<'_>, target: &Target) -> Vec<Diagnostic> {
     let mut warnings = Vec::new();
-    match plan.method {
-        // A checkpoint of a VM that had opted in is the word for it; adopting a view is one that is easily missed.
-        Method::Offset if !target.opted_in && !saved.time.opted_in => warnings.push(Diagnostic::OptsIn),
-        Method::ByValue => warnings.push(Diagnostic::SetByValue),
-        Method::Offset | Method::VirtualOnly => {}
-    }
-    if plan.method != Method::Offset {
-        warnings.push(Diagnostic::LostByAnotherVcpu);
+    // A checkpoint of a VM that had opted in is the word for it; adopting a view is one that is easily missed.
+    if plan.method == Method::Offset && !target.opted_in && !saved.time.opted_in {
+        warnings.push(Diagnostic::OptsIn);
     }
     if traps(plan, target) {
         warnings.extend(saved.vm.iter().flat_map(|vm| misfires(plan, vm)));
@@ -108,14 +128,25 @@ fn of_the_jump(plan: &Plan) -> Option<Diagnostic> {
 }
 
 fn of_the_clocks(plan: &Plan) -> Vec<Diagnostic> {
+    let (evidence, word) = (&plan.evidence, plan.request.elapsed);
     let mut warnings = Vec::new();
-    if plan.request.same_counter.is_none() && plan.evidence.contradicted(plan.sample.source) {
-        warnings.push(Diagnostic::WallClockContradicts);
-    }
-    if plan.request.intent == Some(Intent::LiveUpdate) && !plan.same_counter {
+    let one_counter = plan.request.in_place || evidence.one_boot();
+    if plan.request.intent == Some(Intent::LiveUpdate) && !one_counter && word != Some(Elapsed::ByCounter) {
         warnings.push(Diagnostic::LiveUpdateElsewhere);
     }
-    if plan.by_wall_clocks() && plan.request.assume_error_ns.is_none() {
+    let Some(by) = plan.elapsed_by().filter(|_| !plan.request.policy.is_freeze()) else { return warnings };
+    if word.is_none() && one_counter {
+        warnings.extend(of_a_sleep(by, evidence));
+        if by == ElapsedBy::Counter && evidence.forward && evidence.contradicted() {
+            let (disagreement_ns, allowed_ns) = (evidence.disagreement_ns(), evidence.allowed_ns);
+            warnings.push(Diagnostic::WallClockContradicts { disagreement_ns, allowed_ns });
+        }
+    }
+    if word == Some(Elapsed::ByCounter) && evidence.reset {
+        warnings.push(Diagnostic::CounterWasReset);
+    }
+    let assumed = matches!(word, Some(Elapsed::ByWallClocks { error_ns: Some(_), .. }));
+    if by == ElapsedBy::WallClocks && !assumed {
         for (side, stamp) in [(Side::Saved, plan.saved_at()), (Side::Here, &plan.sample)] {
             match stamp.vouched() {
                 Ok(sync) if sync.quality == Quality::KernelUnverified => {
@@ -127,6 +158,17 @@ fn of_the_clocks(plan: &Plan) -> Vec<Diagnostic> {
         }
     }
     warnings
+}
+
+/// Warning of a host that slept between two stamps of its counter, or whose counter went back.
+pub(crate) fn of_a_sleep(by: ElapsedBy, evidence: &Evidence) -> Option<Diagnostic> {
+    match (by, evidence.sleep) {
+        (ElapsedBy::Counter, Sleep::Grew { least_ns, .. }) if evidence.forward && evidence.boot_ns.is_some() => {
+            Some(Diagnostic::CountedThroughSleep { least_ns })
+        }
+        (ElapsedBy::Counter, _) if evidence.forward => None,
+        (by, sleep) => Some(Diagnostic::CounterStopped { by, sleep }),
+    }
 }
 
 fn of_the_backlog(plan: &Plan) -> Vec<Diagnostic> {

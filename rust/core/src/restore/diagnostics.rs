@@ -4,7 +4,7 @@
 use crate::checkpoint::Unknown;
 use crate::guest::Limit;
 use crate::restore::refusal::Refusal;
-use crate::time::{SyncBound, Unvouched};
+use crate::time::{ElapsedBy, Sleep, SyncBound, Unvouched};
 use alloc::vec::Vec;
 
 /// Step suggested instead of a large jump: a quarter of a soft lockup's threshold.
@@ -30,8 +30,18 @@ pub enum Diagnostic {
     ElapsedGiven,
     /// The counter here is assumed to run at its nominal frequency from the plan to the release.
     NominalRateHere,
-    /// The counter is assumed to be the checkpoint's, and to have counted all the time.
+    /// The counter is one object of this process, which has counted all the time.
+    OneCounter,
+    /// The counter is the checkpoint's by the caller's word, and has counted all the time.
     SameCounter,
+    /// The counter is the checkpoint's by the boot id: neither this host nor a copy of it was itself suspended.
+    SameBoot,
+    /// The host is assumed not to have slept: a stamp doesn't say how long it did.
+    NotSlept,
+    /// The kernel's boot time is assumed to have counted the host's sleep.
+    BootTimeCountedSleep,
+    /// No vCPU is created after the restore: it would undo counters that were set by value.
+    NoVcpuLater,
     /// The wall clocks of both hosts are assumed to be within the caller's error of each other.
     WallClocksAgree,
     /// A wall clock is assumed to have been within its bound.
@@ -48,6 +58,13 @@ pub enum Diagnostic {
 
     /// Only the virtual counter and timer can be restored here.
     OnlyVirtual,
+    /// The guest's counters run at another frequency than the guest takes them for, by the caller's leave.
+    WrongRate {
+        /// Frequency of the guest.
+        saved_hz: u64,
+        /// Frequency of the counter here.
+        host_hz: u64,
+    },
     /// CNTPCT_EL0 jumps, since the virtual counter's offset is used for both.
     PhysicalJumps {
         /// The jump, in ticks.
@@ -61,10 +78,6 @@ pub enum Diagnostic {
 
     /// The restore opts the VM in to one offset, for good.
     OptsIn,
-    /// The counters are set one after the other, by value.
-    SetByValue,
-    /// Another KVM_CREATE_VCPU undoes counters that were set by value.
-    LostByAnotherVcpu,
     /// Kernels before 7.3 miscompute the deadline of an enabled physical timer that traps.
     PhysicalTimerMisfires {
         /// The vCPU.
@@ -93,8 +106,27 @@ pub enum Diagnostic {
         /// The limits that the jump crosses, or may cross.
         limits: Vec<Limit>,
     },
-    /// All evidence except the wall clock says that this is the checkpoint's counter.
-    WallClockContradicts,
+    /// The counter is believed, and the wall clock says another time.
+    WallClockContradicts {
+        /// Nanoseconds between the two.
+        disagreement_ns: u128,
+        /// Nanoseconds that may be.
+        allowed_ns: u128,
+    },
+    /// The host slept, and its counter counted on.
+    CountedThroughSleep {
+        /// The shortest sleep that the kernel's sum allows, in nanoseconds.
+        least_ns: u64,
+    },
+    /// The counter stood still while the host slept, or went back.
+    CounterStopped {
+        /// The clock that tells the time instead; the counter where there is none.
+        by: ElapsedBy,
+        /// The host's sleep.
+        sleep: Sleep,
+    },
+    /// The caller goes by a counter that was reset since the checkpoint.
+    CounterWasReset,
     /// The intent is a live update, and the evidence says that this is another counter.
     LiveUpdateElsewhere,
     /// The only bound of a wall clock is the kernel's maximum error, which nobody verified.

@@ -5,7 +5,7 @@ use crate::guest::Limit;
 use crate::restore::plan::{Outcome, Plan};
 use crate::restore::report::{Report, Written};
 use crate::restore::words::{Plain, Words, thousandths};
-use crate::time::{Amount, ErrorBound};
+use crate::time::{Amount, ElapsedBy, ErrorBound, Term};
 use alloc::format;
 use alloc::string::{String, ToString};
 use core::fmt;
@@ -46,6 +46,13 @@ fn counters(f: &mut fmt::Formatter<'_>, plan: &Plan, outcome: &Outcome) -> fmt::
     Ok(())
 }
 
+fn behind(f: &mut fmt::Formatter<'_>, plan: &Plan, outcome: &Outcome) -> fmt::Result {
+    let frequency = plan.frequency();
+    let known =
+        outcome.behind.map(|behind| format!("{} ns, within {} ns", behind.ns(frequency), behind.error_ns(frequency)));
+    line(f, "falls behind by", known.as_deref().unwrap_or("not known"))
+}
+
 fn limits(f: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
     if plan.jump_ticks() == 0 {
         return Ok(());
@@ -61,7 +68,8 @@ fn limits(f: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
 fn bound(f: &mut fmt::Formatter<'_>, plan: &Plan, bound: &ErrorBound) -> fmt::Result {
     let sum = bound.ticks(plan.frequency());
     line(f, "error bound", &format!("{sum} ticks ({} ns)", plan.frequency().ticks_to_ns_ceil(sum)))?;
-    for (what, amount) in bound.terms() {
+    for Term { what, amount, ground } in bound.terms() {
+        let what = format!("{what} ({})", ground.name());
         match amount {
             Amount::Ticks(0) | Amount::Ns(0) | Amount::LessTicks(0) => {}
             Amount::LessTicks(term) => line(f, "  less", &format!("{term} ticks: {what}"))?,
@@ -73,12 +81,14 @@ fn bound(f: &mut fmt::Formatter<'_>, plan: &Plan, bound: &ErrorBound) -> fmt::Re
 }
 
 fn decisions(f: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
-    let forced = if plan.request.same_counter.is_some() { "forced; " } else { "" };
     if let Some(intent) = plan.request.intent {
         line(f, "intent", intent.name())?;
     }
     line(f, "method", plan.method.name())?;
-    line(f, "same counter", &format!("{} ({forced}{})", if plan.same_counter { "yes" } else { "no" }, plan.evidence))
+    let by = plan.elapsed_by().map_or("not known", ElapsedBy::name);
+    let word = plan.request.elapsed.map_or_else(String::new, |word| format!(", as the caller says ({word})"));
+    line(f, "elapsed time", &format!("{by}{word}"))?;
+    line(f, "evidence", &plan.evidence.to_string())
 }
 
 /// Number of overdue timers that are printed.
@@ -109,12 +119,12 @@ fn advice(f: &mut fmt::Formatter<'_>, plan: &Plan, words: &dyn Words) -> fmt::Re
         let (sign, size) = (if ppb < 0 { '-' } else { '+' }, thousandths(ppb.unsigned_abs().into()));
         line(f, "rate step", &format!("{sign}{size} ppm: the counters run at another rate here"))?;
     }
-    for (label, facts) in [
-        ("provided that", &plan.assumptions),
-        ("can't be kept", &plan.unsupported),
-        ("slower", &plan.degraded),
-        ("warning", &plan.warnings),
-    ] {
+    for fact in &plan.assumptions {
+        line(f, "provided that", &format!("{} ({})", words.diagnostic(fact), fact.ground().name()))?;
+    }
+    for (label, facts) in
+        [("can't be kept", &plan.unsupported), ("slower", &plan.degraded), ("warning", &plan.warnings)]
+    {
         for fact in facts {
             line(f, label, &words.diagnostic(fact))?;
         }
@@ -156,6 +166,7 @@ impl fmt::Display for InWords<'_, Plan> {
         writeln!(f, "Plan: {} at {} Hz", self.words.policy(&plan.request.policy), plan.frequency().hz())?;
         decisions(f, plan)?;
         counters(f, plan, &plan.as_of)?;
+        behind(f, plan, &plan.as_of)?;
         told(f, plan)?;
         overdue(f, plan)?;
         limits(f, plan)?;
@@ -171,6 +182,7 @@ impl fmt::Display for InWords<'_, Report> {
         writeln!(f, "Report: {} at {} Hz", self.words.policy(&plan.request.policy), plan.frequency().hz())?;
         decisions(f, plan)?;
         counters(f, plan, &report.outcome)?;
+        behind(f, plan, &report.outcome)?;
         match report.written {
             Written::Offset { last, .. } => line(f, "offset", &last.0.to_string())?,
             Written::ByValue { virt, phys } => {

@@ -17,9 +17,9 @@ pub mod words;
 
 pub use diagnostics::{Diagnostic, SUGGESTED_STEP_NS, Side};
 pub use late::Late;
-pub use plan::{Method, Outcome, Plan};
+pub use plan::{Behind, Method, Outcome, Plan};
 pub use planning::{plan, same_topology};
-pub use policy::{AtOnce, Deadlines, Policy, Repay, Request, Rest, Views};
+pub use policy::{AtOnce, Deadlines, MAX_RATE_ERROR_PPB, Policy, Repay, Request, Rest, Views};
 pub use refusal::{NeedsCounterOffset, Refusal, Skew};
 pub use report::{Report, Writes, Written};
 pub use run_state::{RunState, State, Step};

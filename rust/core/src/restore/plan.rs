@@ -9,8 +9,8 @@ use crate::restore::policy::{AtOnce, Deadlines, Repay, Request, Rest};
 use crate::restore::refusal::{NeedsCounterOffset, Refusal};
 use crate::restore::timer_status::{self, TimerStatus};
 use crate::time::{
-    Elapsed, ElapsedError, ErrorBound, Evidence, Frequency, GuestCount, HostCount, Instant, MAX_ELAPSED_NS,
-    NamespaceTicks, Offset, Stamp, StampCount, elapsed,
+    Believed, Between, Elapsed, ElapsedBy, ElapsedError, ErrorBound, Evidence, Frequency, GuestCount, HostCount,
+    Instant, MAX_ELAPSED_NS, NamespaceTicks, Offset, Passed, Stamp, StampCount,
 };
 use alloc::vec::Vec;
 use core::num::NonZeroU64;
@@ -46,14 +46,15 @@ pub struct Plan {
     pub request: Request,
     /// Method by which the counters will be set.
     pub method: Method,
-    /// True if this is the checkpoint's counter, as forced or by the evidence.
-    pub same_counter: bool,
     /// The evidence about the counter.
     pub evidence: Evidence,
+    /// Time from the checkpoint to the plan's sample, and the clock that tells it; `None` where nobody knows, which
+    /// `Freeze` alone can do without.
+    pub elapsed: Option<Believed>,
     /// The instant of the plan's numbers, host-wide.
     pub sample: Stamp,
     /// Time from the checkpoint to that instant; nothing under `Freeze`, which asks for no clock.
-    pub passed: Elapsed,
+    pub passed: Passed,
     /// The virtual counter from that instant on.
     pub late: Late,
     /// Outcome of a release at that instant.
@@ -87,8 +88,8 @@ pub(super) struct SavedCounters {
     pub(super) width_ticks: u64,
     /// Ticks by which the counters lie before those of the registers' instant: they are of the stop.
     pub(super) hidden_ticks: u64,
-    /// Ticks by which the registers' instant lies after that of `host`.
-    pub(super) later_ticks: u64,
+    /// Ticks by which the registers' instant lies after that of `host`; negative where it lies before.
+    pub(super) later_ticks: i64,
     pub(super) host: Stamp,
     pub(super) backlog: Option<Backlog>,
 }
@@ -110,6 +111,38 @@ pub struct Outcome {
     pub capped: bool,
     /// Bound of the distance between the counters and the policy's promise.
     pub bound: ErrorBound,
+    /// Time by which the guest's wall clock falls behind; `None` where nobody knows.
+    pub behind: Option<Behind>,
+}
+
+/// Time by which a guest's wall clock falls behind, since it went by the guest's counter: what the guest has missed, and
+/// isn't given at once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Behind {
+    /// The time, in ticks of the guest's counter.
+    pub ticks: u128,
+    /// Error of that time.
+    pub bound: ErrorBound,
+}
+
+impl Behind {
+    /// Returns the time in nanoseconds, rounded down; held at the end of its range.
+    #[must_use]
+    pub fn ns(&self, frequency: Frequency) -> u64 {
+        // Exact below 2^64 ticks; beyond, whole seconds are enough.
+        let hz = u128::from(frequency.hz());
+        let ns = match u64::try_from(self.ticks) {
+            Ok(ticks) => frequency.ticks_to_ns(ticks),
+            Err(_) => (self.ticks / hz).saturating_mul(1_000_000_000),
+        };
+        u64::try_from(ns).unwrap_or(u64::MAX)
+    }
+
+    /// Returns its error in nanoseconds, rounded up; held at the end of its range.
+    #[must_use]
+    pub fn error_ns(&self, frequency: Frequency) -> u64 {
+        u64::try_from(frequency.ticks_to_ns_ceil(self.bound.ticks(frequency))).unwrap_or(u64::MAX)
+    }
 }
 
 impl Outcome {
@@ -136,7 +169,6 @@ impl Plan {
         let policy = self.request.policy;
         let (missed, added_ticks) = (self.late.missed_at(now), self.late.added_at(now));
         let left = u64::try_from(missed - added_ticks).unwrap_or(u64::MAX);
-        let added_ticks = late::wrapped(added_ticks);
         let (backlog_ticks, beyond_cap_ticks) = match policy.rest() {
             Rest::Keep => (self.saved.backlog.map_or(0, |backlog| backlog.remaining_ticks.get()), 0),
             Rest::Forget => (0, left),
@@ -144,9 +176,23 @@ impl Plan {
         };
         let anchor = self.late.anchor;
         let since = if anchor.is_after(now) { 0 } else { now.since(anchor) };
-        // Under Freeze no time is asked for, so none has an error.
-        let since = if policy.is_freeze() { 0 } else { since };
-        let bound = self.passed.and_then(since, self.same_counter).bound;
+        let passed = |passed: Passed, since| {
+            let bound = passed.and_then(since, self.same_counter()).bound;
+            ErrorBound { rate_ticks: bound.rate_ticks.saturating_add(self.rate_error_ticks(since)), ..bound }
+        };
+        let bound = passed(self.passed, if policy.is_freeze() { 0 } else { since });
+        let reads_ticks = self.saved.width_ticks;
+        let behind = self.elapsed.map(|elapsed| {
+            // Under Freeze nothing counts as missed, and the guest misses it all the same.
+            let frozen = if policy.is_freeze() {
+                self.missed_with(&elapsed.passed).saturating_add(since.into())
+            } else {
+                missed
+            };
+            let bound = if policy.is_freeze() { passed(elapsed.passed, since) } else { bound };
+            Behind { ticks: frozen.saturating_sub(added_ticks), bound: ErrorBound { reads_ticks, ..bound } }
+        });
+        let added_ticks = late::wrapped(added_ticks);
         Outcome {
             count: now,
             cntvct: self.saved.cntvct.after(added_ticks),
@@ -154,23 +200,52 @@ impl Plan {
             added_ticks,
             backlog_ticks,
             capped: beyond_cap_ticks > 0,
-            bound: ErrorBound { reads_ticks: self.saved.width_ticks, beyond_cap_ticks, ..bound },
+            bound: ErrorBound { reads_ticks, beyond_cap_ticks, ..bound },
+            behind,
         }
     }
 
     /// Returns the closed form of the virtual counter from the plan's sample on.
     pub(super) fn late(&self) -> Late {
-        let (policy, saved) = (self.request.policy, &self.saved);
-        let kept = saved.backlog.map_or(0, |backlog| backlog.remaining_ticks.get());
-        // From the instant of `host` to that of the registers no time is missed: the counters have it already.
-        let passed = self.passed.ticks.saturating_sub(saved.later_ticks.into());
-        let missed = passed + u128::from(saved.hidden_ticks) + u128::from(kept);
-        let cap = match policy.at_once() {
+        let missed = self.missed_with(&self.passed);
+        let cap = match self.request.policy.at_once() {
             AtOnce::Nothing => 0,
             AtOnce::UpTo(max_ns) => self.frequency.ns_to_ticks(max_ns),
             AtOnce::All => u128::MAX,
         };
-        Late { anchor: self.sample.count.own(self.namespace_ticks), missed, cap, saved: saved.cntvct }
+        Late { anchor: self.sample.count.own(self.namespace_ticks), missed, cap, saved: self.saved.cntvct }
+    }
+
+    /// Returns the ticks that the guest has missed, with the time that has passed since the checkpoint.
+    fn missed_with(&self, passed: &Passed) -> u128 {
+        let saved = &self.saved;
+        let kept = saved.backlog.map_or(0, |backlog| backlog.remaining_ticks.get());
+        // From the instant of `host` to that of the registers no time is missed: the counters have it already.
+        let later = u128::from(saved.later_ticks.unsigned_abs());
+        let passed = if saved.later_ticks < 0 { passed.ticks + later } else { passed.ticks.saturating_sub(later) };
+        passed + u128::from(saved.hidden_ticks) + u128::from(kept)
+    }
+
+    /// Returns the error of so many ticks of this counter by the difference of the frequencies that the caller accepted.
+    fn rate_error_ticks(&self, ticks: u64) -> u64 {
+        let (guest, here) = (self.frequency.hz(), self.sample.frequency.hz());
+        if self.same_counter() || guest == here {
+            return 0;
+        }
+        let error = (u128::from(ticks) * u128::from(guest.abs_diff(here))).div_ceil(here.into());
+        u64::try_from(error).unwrap_or(u64::MAX)
+    }
+
+    /// Source of the elapsed time; `None` where nobody knows it.
+    #[must_use]
+    pub fn elapsed_by(&self) -> Option<ElapsedBy> {
+        self.elapsed.map(|elapsed| elapsed.by)
+    }
+
+    /// Returns whether the host's counter tells the time that has passed: it is the checkpoint's.
+    #[must_use]
+    pub fn same_counter(&self) -> bool {
+        self.elapsed_by() == Some(ElapsedBy::Counter)
     }
 
     /// Returns the outcome of another VM that is saved and restored alike, except for its counters.
@@ -199,7 +274,7 @@ impl Plan {
     /// Returns whether two wall clocks tell the time that has passed.
     #[must_use]
     pub fn by_wall_clocks(&self) -> bool {
-        !self.same_counter && !self.request.policy.is_freeze() && self.request.elapsed_ns.is_none()
+        self.elapsed_by() == Some(ElapsedBy::WallClocks) && !self.request.policy.is_freeze()
     }
 
     /// Returns the backlog of a guest that goes on as in `outcome`.
@@ -242,9 +317,8 @@ impl Plan {
     /// Only an `Advance` on the same counter keeps step, with all of the elapsed time and no more, from a known count.
     #[must_use]
     pub fn disrupts(&self) -> bool {
-        let goes_on = self.request.policy.rest() == Rest::Forget && self.same_counter;
-        let told = self.request.elapsed_ns.is_some() || self.saved.backlog.is_some();
-        !goes_on || told || self.as_of.capped || self.saved.width_ticks != 0
+        let goes_on = self.request.policy.rest() == Rest::Forget && self.same_counter();
+        !goes_on || self.saved.backlog.is_some() || self.as_of.capped || self.saved.width_ticks != 0
     }
 
     /// Returns the ticks by which the guest's counters jump at once, as far as the plan knows: the added time, or one
@@ -288,22 +362,24 @@ impl Plan {
         }
     }
 
-    /// Returns the time from the checkpoint to the plan's sample.
-    pub(super) fn elapsed(&self) -> Result<Elapsed, ElapsedError> {
-        let (saved, now, request) = (&self.saved.host, &self.sample, &self.request);
-        if request.policy.is_freeze() {
-            return Ok(Elapsed::default());
-        }
-        if let Some(elapsed_ns) = request.elapsed_ns {
-            return Ok(elapsed::by_the_callers_word(elapsed_ns, request.assume_error_ns.unwrap_or(0), now));
-        }
-        if self.same_counter {
-            return elapsed::by_one_counter(saved, now);
-        }
+    /// Returns the time from the checkpoint to the plan's sample, and the clock that tells it.
+    pub(super) fn believed(&self) -> Result<Believed, ElapsedError> {
+        let request = &self.request;
         // A caller that caps the added time has decided about the rest.
         let decided = matches!((request.policy.at_once(), request.policy.rest()), (AtOnce::UpTo(_), Rest::Forget));
-        let longest_ns = (!decided).then(|| request.max_elapsed_ns.unwrap_or(MAX_ELAPSED_NS));
-        elapsed::by_two_wall_clocks(saved, now, request.assume_error_ns, longest_ns)
+        let longest_ns = match request.elapsed {
+            Some(Elapsed::ByWallClocks { refuse_over_ns: Some(longest_ns), .. }) => longest_ns,
+            _ => MAX_ELAPSED_NS,
+        };
+        let between = Between {
+            saved: &self.saved.host,
+            here: &self.sample,
+            evidence: &self.evidence,
+            guest: self.frequency,
+            one_object: request.in_place,
+            longest_ns: (!decided).then_some(longest_ns),
+        };
+        between.believed(request.elapsed)
     }
 
     /// Refuses a new backlog that could never be paid back, or not in time.

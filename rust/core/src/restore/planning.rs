@@ -5,16 +5,19 @@ use crate::checkpoint::SavedVm;
 use crate::restore::advice;
 use crate::restore::late::Late;
 use crate::restore::plan::{Method, Outcome, Plan, SavedCounters};
-use crate::restore::policy::{Request, Views};
-use crate::restore::refusal::{NeedsCounterOffset, Refusal, Skew};
+use crate::restore::policy::{MAX_RATE_ERROR_PPB, Request, Views};
+use crate::restore::refusal::{NeedsCounterOffset, Refusal, Skew, drift_ppb};
 use crate::restore::saved::Saved;
 use crate::restore::target::Target;
-use crate::time::{Elapsed, ErrorBound, Evidence, Frequency, GuestCount, Stamp, elapsed};
+use crate::time::{
+    Believed, Between, ElapsedBy, ErrorBound, Evidence, Frequency, GuestCount, MAX_ELAPSED_NS, NS_PER_S, Passed, Stamp,
+    elapsed,
+};
 use alloc::vec::Vec;
 
 /// Plans the restore of `saved` into `target`, as of `sample` of the target's counter.
 pub fn plan(saved: &Saved<'_>, target: &Target, sample: Stamp, request: Request) -> Result<Plan, Refusal> {
-    let frequency = same_frequency(saved, target, &sample)?;
+    let frequency = same_frequency(saved, target, &sample, request)?;
     if let Some(what) = saved.vm.iter().flat_map(SavedVm::unknowns).next().filter(|_| request.strict) {
         return Err(Refusal::Unknown { what });
     }
@@ -27,7 +30,6 @@ pub fn plan(saved: &Saved<'_>, target: &Target, sample: Stamp, request: Request)
         None => sample,
     };
     let evidence = Evidence::between(&saved.stamp, &sample);
-    let same_counter = request.same_counter.unwrap_or_else(|| evidence.decides(sample.source));
     // Where the stop is known, the guest's counters go on from there: nobody has read them since.
     let before = |count: GuestCount| GuestCount(count.0.wrapping_sub(saved.hidden_ticks));
     let virt = before(saved.time.timeline);
@@ -35,8 +37,8 @@ pub fn plan(saved: &Saved<'_>, target: &Target, sample: Stamp, request: Request)
     let mut plan = Plan {
         request,
         method,
-        same_counter,
         evidence,
+        elapsed: None,
         as_of: Outcome {
             count: sample.count.own(target.namespace_ticks),
             cntvct: virt,
@@ -45,10 +47,11 @@ pub fn plan(saved: &Saved<'_>, target: &Target, sample: Stamp, request: Request)
             backlog_ticks: 0,
             capped: false,
             bound: ErrorBound::default(),
+            behind: None,
         },
-        rate_step_ppb: if same_counter { Some(0) } else { elapsed::rate_step_ppb(&saved.stamp, &sample) },
+        rate_step_ppb: None,
         sample,
-        passed: Elapsed::default(),
+        passed: Passed::default(),
         late: Late { anchor: sample.count.own(target.namespace_ticks), missed: 0, cap: 0, saved: virt },
         overdue: Vec::new(),
         unsupported: Vec::new(),
@@ -69,7 +72,12 @@ pub fn plan(saved: &Saved<'_>, target: &Target, sample: Stamp, request: Request)
             backlog: saved.time.backlog,
         },
     };
-    plan.passed = plan.elapsed()?;
+    let believed = plan.believed();
+    plan.elapsed = believed.as_ref().ok().copied();
+    if !request.policy.is_freeze() {
+        plan.passed = believed?.passed;
+    }
+    plan.rate_step_ppb = rate_step_ppb(&plan, &sample);
     plan.late = plan.late();
     plan.as_of = plan.at(plan.late.anchor);
     plan.can_be_paid_back()?;
@@ -82,6 +90,36 @@ pub fn plan(saved: &Saved<'_>, target: &Target, sample: Stamp, request: Request)
     plan.degraded = advice::degraded(&plan, target);
     plan.warnings = advice::warnings(&plan, saved, target);
     Ok(plan)
+}
+
+/// Takes in what this host did between the plan's sample and `here`, a stamp of the same counter in this process: where
+/// the counter stood still or went back, another clock tells what passed, and the plan counts on from `here`. Nothing is
+/// refused.
+pub(crate) fn look_again(plan: &mut Plan, here: Stamp) {
+    let evidence = Evidence::between(&plan.sample, &here);
+    let between = Between {
+        saved: &plan.sample,
+        here: &here,
+        evidence: &evidence,
+        guest: plan.frequency,
+        one_object: true,
+        longest_ns: Some(MAX_ELAPSED_NS),
+    };
+    let Ok(Believed { by, passed }) = between.believed(None) else { return };
+    plan.warnings.extend(advice::of_a_sleep(by, &evidence));
+    let then = |before: Passed| Passed {
+        ticks: before.ticks + if by == ElapsedBy::Counter { 0 } else { passed.ticks },
+        bound: before.bound.and(&passed.bound),
+    };
+    if !plan.request.policy.is_freeze() {
+        plan.passed = then(plan.passed);
+    }
+    plan.elapsed = plan.elapsed.map(|elapsed| Believed { passed: then(elapsed.passed), ..elapsed });
+    if by != ElapsedBy::Counter {
+        plan.assumptions.extend(advice::of_a_clock(by));
+        plan.sample = Stamp { sync: here.sync.or(plan.sample.sync), ..here };
+        plan.late = plan.late();
+    }
 }
 
 /// Checks that `target` has the vCPUs, timers and registers of `vm`.
@@ -108,16 +146,27 @@ pub fn same_topology(vm: &SavedVm<'_>, target: &Target) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn same_frequency(saved: &Saved<'_>, target: &Target, sample: &Stamp) -> Result<Frequency, Refusal> {
-    let saved_hz = saved.time.frequency().hz();
-    let mismatch = |host_hz| Refusal::FrequencyMismatch { saved_hz, host_hz };
-    if saved_hz != u64::from(target.cntfrq_hz) {
-        return Err(mismatch(u64::from(target.cntfrq_hz)));
+/// Returns the guest's frequency if the counter here has it, within the error of rate that the caller accepts.
+fn same_frequency(saved: &Saved<'_>, target: &Target, sample: &Stamp, request: Request) -> Result<Frequency, Refusal> {
+    let frequency = saved.time.frequency();
+    let accepted = u128::from(request.rate_error_ppb.min(MAX_RATE_ERROR_PPB)) * u128::from(frequency.hz());
+    for host_hz in [u64::from(target.cntfrq_hz), sample.frequency.hz()] {
+        let apart_hz = host_hz.abs_diff(frequency.hz());
+        if u128::from(apart_hz) * u128::from(NS_PER_S) > accepted {
+            return Err(Refusal::FrequencyMismatch { saved_hz: frequency.hz(), host_hz });
+        }
     }
-    if saved_hz != sample.frequency.hz() {
-        return Err(mismatch(sample.frequency.hz()));
+    Ok(frequency)
+}
+
+/// Returns the rate by which the guest's counters run faster here than there: by the frequencies, and by what both
+/// kernels found of their counters.
+fn rate_step_ppb(plan: &Plan, sample: &Stamp) -> Option<i64> {
+    if plan.same_counter() {
+        return Some(0);
     }
-    Ok(sample.frequency)
+    let by_frequency = drift_ppb(plan.frequency().hz(), sample.frequency.hz());
+    elapsed::rate_step_ppb(plan.saved_at(), sample)?.checked_add(by_frequency)
 }
 
 fn method(saved: &Saved<'_>, target: &Target, request: Request) -> Result<Method, Refusal> {

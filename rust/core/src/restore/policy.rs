@@ -1,6 +1,6 @@
 //! Policies, and the other choices that a caller makes for a restore.
 
-use crate::time::{GuestCount, Intent, SyncBound};
+use crate::time::{Elapsed, GuestCount, Intent, SyncBound};
 use core::num::NonZeroU64;
 
 /// Guest time that a restore gives at once, of the time that the guest missed.
@@ -149,6 +149,10 @@ impl Deadlines {
     pub const NAMES: [(&'static str, Self); 2] = [("absolute", Self::Absolute), ("relative", Self::Relative)];
 }
 
+/// Largest error of rate that a caller can accept, in parts per billion: the 250 ppm within which KVM takes two TSCs for
+/// one frequency (`tsc_tolerance_ppm` in arch/x86/kvm/x86.c).
+pub const MAX_RATE_ERROR_PPB: u32 = 250_000;
+
 /// Request of the caller.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Request {
@@ -156,17 +160,13 @@ pub struct Request {
     pub policy: Policy,
     /// Treatment of two counters that differ.
     pub views: Views,
-    /// True if this is the counter of the checkpoint; `None` to decide by the evidence.
-    pub same_counter: Option<bool>,
-    /// Distance between the wall clocks of the two hosts that the caller assumes, in nanoseconds.
-    pub assume_error_ns: Option<u64>,
+    /// The caller's word on the time that has passed; `None` to decide by the evidence.
+    pub elapsed: Option<Elapsed>,
     /// Vouched bound of the wall clock here; without it, the kernel's, if it claims one.
     pub sync: Option<SyncBound>,
-    /// Time that had passed when the plan was made, in nanoseconds, as the caller gives it instead of the clocks.
-    pub elapsed_ns: Option<u64>,
-    /// Longest time that two wall clocks are believed, in nanoseconds; `None` for
-    /// [`MAX_ELAPSED_NS`](crate::time::MAX_ELAPSED_NS).
-    pub max_elapsed_ns: Option<u64>,
+    /// Largest difference between the frequency of the guest and that of the counter here, in parts per billion of the
+    /// guest's, up to [`MAX_RATE_ERROR_PPB`]: the guest's clock is wrong by as much from the restore on.
+    pub rate_error_ppb: u32,
     /// Treatment of the timers' deadlines.
     pub deadlines: Deadlines,
     /// Reason for the restore, if the caller gives one.

@@ -1,7 +1,7 @@
 //! Refusals of a restore.
 
 use crate::checkpoint::Unknown;
-use crate::time::ElapsedError;
+use crate::time::{ElapsedError, NS_PER_S};
 use core::fmt;
 
 /// Reason for refusing a restore. Nothing was written.
@@ -11,10 +11,10 @@ pub enum Refusal {
     /// The guest was saved at another frequency.
     #[error(
         "the guest was saved with CNTFRQ_EL0 = {saved_hz} Hz, and this VM's counter runs at {host_hz} Hz: the guest would \
-         take each second for {} ms, a drift of {:+} ppm. KVM can't rescale: restore it on a host with a counter of \
-         {saved_hz} Hz, or into a model over a counter scaled to it",
+         take each second for {} ms, {}. KVM can't rescale: restore it on a host with a counter of {saved_hz} Hz, or \
+         into a model over a counter scaled to it",
         second_in_ms(*saved_hz, *host_hz),
-        drift_ppm(*saved_hz, *host_hz)
+        Drift { saved_hz: *saved_hz, host_hz: *host_hz }
     )]
     FrequencyMismatch {
         /// Frequency of the checkpoint.
@@ -142,9 +142,46 @@ fn second_in_ms(saved_hz: u64, host_hz: u64) -> u128 {
     u128::from(host_hz) * 1000 / u128::from(saved_hz.max(1))
 }
 
-/// Returns the drift of that guest's clock, in parts per million of `(host - saved) / saved`, rounded away from zero so
-/// that no mismatch looks like none.
-fn drift_ppm(saved_hz: u64, host_hz: u64) -> i128 {
-    let size = (u128::from(host_hz.abs_diff(saved_hz)) * 1_000_000).div_ceil(saved_hz.max(1).into()).cast_signed();
-    if host_hz < saved_hz { -size } else { size }
+/// Returns the drift of that guest's clock, in parts per billion of `(host - saved) / saved`, rounded to the nearest;
+/// held at the end of its range.
+pub(crate) fn drift_ppb(saved_hz: u64, host_hz: u64) -> i64 {
+    let saved_hz = u128::from(saved_hz.max(1));
+    // Below 2^94.
+    let size = (u128::from(host_hz).abs_diff(saved_hz) * u128::from(NS_PER_S) + saved_hz / 2) / saved_hz;
+    let size = i64::try_from(size).unwrap_or(i64::MAX);
+    if u128::from(host_hz) < saved_hz { -size } else { size }
+}
+
+/// Drift of a guest's clock at another frequency than it was saved at: exactly, as a fraction, and in parts per million.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Drift {
+    pub(crate) saved_hz: u64,
+    pub(crate) host_hz: u64,
+}
+
+impl fmt::Display for Drift {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { saved_hz, host_hz } = *self;
+        let ppb = drift_ppb(saved_hz, host_hz);
+        let sign = if host_hz < saved_hz { '-' } else { '+' };
+        let (apart, size) = (host_hz.abs_diff(saved_hz), ppb.unsigned_abs());
+        write!(f, "a drift of {sign}{apart}/{saved_hz}, which is {sign}{}.{:03} ppm", size / 1000, size % 1000)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::ToString;
+
+    #[test]
+    fn a_drift_is_exact_and_has_a_size() {
+        let drift = |saved_hz, host_hz| Drift { saved_hz, host_hz }.to_string();
+        assert_eq!(drift(83_333_333, 83_333_334), "a drift of +1/83333333, which is +0.012 ppm");
+        assert_eq!(drift(83_333_334, 83_333_333), "a drift of -1/83333334, which is -0.012 ppm");
+        assert_eq!(drift(24_000_000, 62_500_000), "a drift of +38500000/24000000, which is +1604166.667 ppm");
+        assert_eq!(drift(4_294_967_295, 4_294_967_294), "a drift of -1/4294967295, which is -0.000 ppm");
+        assert_eq!((drift_ppb(1000, 1001), drift_ppb(1000, 999)), (1_000_000, -1_000_000));
+        assert_eq!((drift_ppb(1, u64::MAX), drift_ppb(0, 1)), (i64::MAX, 0));
+    }
 }

@@ -12,8 +12,8 @@ pub struct Saved<'a> {
     pub time: GuestTime,
     /// Ticks from the stop of the last vCPU to the instant of `time`; 0 where the stop isn't known.
     pub hidden_ticks: u64,
-    /// Ticks from the instant of `stamp` to that of `time`; 0 where they are one.
-    pub later_ticks: u64,
+    /// Ticks from the instant of `stamp` to that of `time`: 0 where they are one, negative where `time` is the earlier.
+    pub later_ticks: i64,
     /// The VM with its registers; `None` in place, where they stay.
     pub vm: Option<SavedVm<'a>>,
 }
@@ -25,7 +25,7 @@ impl<'a> From<&SavedVm<'a>> for Saved<'a> {
         let (stamp, later_ticks) = match time.reading.filter(|_| stamp.is_of_unknown_host()) {
             Some(Reading { count, realtime_ns, width_ns }) => {
                 let realtime_ns = i64::try_from(realtime_ns).unwrap_or(i64::MAX);
-                (Stamp { realtime_ns, width_ns, ..stamp }, time.timeline.since(count))
+                (Stamp { realtime_ns, width_ns, ..stamp }, time.timeline.since(count).cast_signed())
             }
             None => (stamp, 0),
         };

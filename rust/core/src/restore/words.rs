@@ -3,6 +3,8 @@
 
 use crate::restore::diagnostics::{Diagnostic, Side};
 use crate::restore::policy::{AtOnce, Policy, Repay, Rest};
+use crate::restore::refusal::Drift;
+use crate::time::{ElapsedBy, Ground};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -69,23 +71,30 @@ impl Diagnostic {
             Self::CountersStoodStill => "counters-stood-still",
             Self::ElapsedGiven => "elapsed-given",
             Self::NominalRateHere => "nominal-rate-here",
+            Self::OneCounter => "one-counter",
             Self::SameCounter => "same-counter",
+            Self::SameBoot => "same-boot",
+            Self::NotSlept => "not-slept",
+            Self::BootTimeCountedSleep => "boot-time-counted-sleep",
+            Self::NoVcpuLater => "no-vcpu-later",
             Self::WallClocksAgree => "wall-clocks-agree",
             Self::WallClockWithin { .. } => "wall-clock-within",
             Self::NotSmeared => "not-smeared",
             Self::NoLeapSecond => "no-leap-second",
             Self::OnlyVirtual => "only-virtual",
+            Self::WrongRate { .. } => "wrong-rate",
             Self::PhysicalJumps { .. } => "physical-jumps",
             Self::PhysicalTimerMissing => "physical-timer-missing",
             Self::PhysicalTraps => "physical-traps",
             Self::OptsIn => "opts-in",
-            Self::SetByValue => "set-by-value",
-            Self::LostByAnotherVcpu => "lost-by-another-vcpu",
             Self::PhysicalTimerMisfires { .. } => "physical-timer-misfires",
             Self::ReachesWidth { .. } => "reaches-width",
             Self::Capped { .. } => "capped",
             Self::LargeJump { .. } => "large-jump",
-            Self::WallClockContradicts => "wall-clock-contradicts",
+            Self::WallClockContradicts { .. } => "wall-clock-contradicts",
+            Self::CountedThroughSleep { .. } => "counted-through-sleep",
+            Self::CounterStopped { .. } => "counter-stopped",
+            Self::CounterWasReset => "counter-was-reset",
             Self::LiveUpdateElsewhere => "live-update-elsewhere",
             Self::KernelUnverified { .. } => "kernel-unverified",
             Self::Unsynchronized { .. } => "unsynchronized",
@@ -94,6 +103,17 @@ impl Diagnostic {
             Self::LargeStep { .. } => "large-step",
             Self::FastCatchUp { .. } => "fast-catch-up",
             Self::PassedOn(_) => "passed-on",
+        }
+    }
+}
+
+impl Diagnostic {
+    /// Ground of an assumption: one counter object is looked at all the time, and nothing shows any other.
+    #[must_use]
+    pub const fn ground(&self) -> Ground {
+        match self {
+            Self::OneCounter => Ground::Proved,
+            _ => Ground::Assumed,
         }
     }
 }
@@ -108,7 +128,19 @@ impl fmt::Display for Diagnostic {
             Self::NominalRateHere => {
                 f.write_str("the counter here runs at its nominal frequency from the plan to the release")
             }
-            Self::SameCounter => f.write_str("it is the same counter, and it has counted all the time"),
+            Self::OneCounter => f.write_str("it is one counter, of this process, and it has counted all the time"),
+            Self::SameCounter => f.write_str("it is the same counter, as the caller says, and it has counted all the time"),
+            Self::SameBoot => f.write_str(
+                "the boot id shows the same counter: neither this host nor a copy of it was itself suspended or restored by \
+                 a hypervisor",
+            ),
+            Self::NotSlept => f.write_str("the host didn't sleep: a stamp doesn't say how long it did"),
+            Self::BootTimeCountedSleep => {
+                f.write_str("the kernel's boot time counted the host's sleep, which was one, within a second")
+            }
+            Self::NoVcpuLater => f.write_str(
+                "no vCPU is created from now on: KVM_CREATE_VCPU undoes counters that were set by value",
+            ),
             Self::WallClocksAgree => {
                 f.write_str("the wall clocks of both hosts are within the assumed error of each other")
             }
@@ -126,6 +158,11 @@ impl fmt::Display for Diagnostic {
             Self::OnlyVirtual => f.write_str(
                 "only the virtual counter and timer can be set here: the physical counter stays the host's, and the \
                  physical timer isn't restored",
+            ),
+            Self::WrongRate { saved_hz, host_hz } => write!(
+                f,
+                "the guest takes its counters for {saved_hz} Hz, and they run at {host_hz} Hz: {}",
+                Drift { saved_hz: *saved_hz, host_hz: *host_hz }
             ),
             Self::PhysicalJumps { ticks } => {
                 let when = if *ticks < 0 { "later" } else { "earlier" };
@@ -153,13 +190,6 @@ impl Diagnostic {
             Self::OptsIn => f.write_str(
                 "this opts the VM in to one offset for good: from then on counter values that are set are ignored",
             ),
-            Self::SetByValue => f.write_str(
-                "the counters are set one after the other by value: each is off by a measured interval, and so is their \
-                 distance",
-            ),
-            Self::LostByAnotherVcpu => f.write_str(
-                "counters set by value don't survive another KVM_CREATE_VCPU: create every vCPU before the restore",
-            ),
             Self::PhysicalTimerMisfires { vcpu, cval, offset } => {
                 let fires = if *offset < 0 { "never fires, though it is due" } else { "fires at once" };
                 write!(
@@ -176,10 +206,9 @@ impl Diagnostic {
                      compares 64"
                 )
             }
-            Self::Capped { added_ticks } => write!(
-                f,
-                "more time has passed than the policy lets through: the guest gets {added_ticks} ticks of it"
-            ),
+            Self::Capped { added_ticks } => {
+                write!(f, "more time has passed than the policy lets through: the guest gets {added_ticks} ticks of it")
+            }
             Self::LargeJump { jump_ns, limits } => {
                 let names: Vec<_> = limits.iter().map(|limit| limit.name).collect();
                 write!(
@@ -188,9 +217,26 @@ impl Diagnostic {
                     names.join(", ")
                 )
             }
-            Self::WallClockContradicts => f.write_str(
-                "all but the wall clock says that this is the counter of the checkpoint: either the wall clock was \
-                 stepped, or the counter stood still while its host was stopped",
+            Self::WallClockContradicts { disagreement_ns, allowed_ns } => write!(
+                f,
+                "the counter is believed, and the wall clock is {disagreement_ns} ns off it, where {allowed_ns} ns are \
+                 allowed: either the wall clock was stepped, or the counter stood still while its host was itself suspended"
+            ),
+            Self::CountedThroughSleep { least_ns } => {
+                write!(f, "the host slept for {least_ns} ns or more, and its counter counted on, as the boot time did")
+            }
+            Self::CounterStopped { by, sleep } => {
+                let instead = match by {
+                    ElapsedBy::WallClocks => "the wall clocks, for which somebody vouches, tell the time instead",
+                    ElapsedBy::BootTime => {
+                        "the kernel's boot time tells the time instead, within a second and its slew"
+                    }
+                    _ => "nothing else tells the time: what it didn't count is lost",
+                };
+                write!(f, "the counter stood still while the host slept ({sleep}), or went back: {instead}")
+            }
+            Self::CounterWasReset => f.write_str(
+                "the counter was reset since the checkpoint, when its host booted: it can't have counted all the time",
             ),
             Self::LiveUpdateElsewhere => {
                 f.write_str("a live update stays on its counter, and the evidence says that this is another one")
@@ -208,10 +254,9 @@ impl Diagnostic {
                 "the guest is owed time from before, which can't be paid back here: its counters are set by value",
             ),
             Self::BacklogLate(late) => write!(f, "{late}"),
-            Self::LargeStep { step_ns } => write!(
-                f,
-                "steps of {step_ns} ns are large: from 10 s on a guest's watchdogs may take one for a lockup"
-            ),
+            Self::LargeStep { step_ns } => {
+                write!(f, "steps of {step_ns} ns are large: from 10 s on a guest's watchdogs may take one for a lockup")
+            }
             Self::FastCatchUp { rate_permille } => write!(
                 f,
                 "the guest's time seems to go by {} times as fast while it is paid back: more than twice",

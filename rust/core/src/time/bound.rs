@@ -28,12 +28,47 @@ pub struct ErrorBound {
     pub here_holdover: u128,
     /// Error that the caller assumes.
     pub assumed_ns: u64,
+    /// Resolution of a sleep of the host, or a sleep that may be hidden in the counter's rate.
+    pub sleep_ns: u64,
+    /// Slew of the kernel's boot time.
+    pub slew_ns: u64,
     /// Ticks by which the elapsed time exceeds the policy's cap. They hide that much of its error, which is all of the
     /// above except the error of the guest's own counters.
     pub beyond_cap_ticks: u64,
 }
 
+/// Ground that a term of a bound, or an assumption, stands on.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Ground {
+    /// Something that was looked at shows it.
+    Proved,
+    /// Nothing shows it: somebody says so, or it is the usual case.
+    Assumed,
+}
+
+impl Ground {
+    /// Name of the ground: `proved` or `assumed`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Proved => "proved",
+            Self::Assumed => "assumed",
+        }
+    }
+}
+
 /// Term of an error bound.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Term {
+    /// Source of the error.
+    pub what: &'static str,
+    /// Size of the error.
+    pub amount: Amount,
+    /// Ground of the size.
+    pub ground: Ground,
+}
+
+/// Size of a term of an error bound.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Amount {
     /// In ticks of the guest's counter.
@@ -45,22 +80,43 @@ pub enum Amount {
 }
 
 impl ErrorBound {
+    /// Returns the bound of two times that follow each other on this host: the terms of the second join those here.
+    #[must_use]
+    pub(crate) fn and(&self, later: &Self) -> Self {
+        let brackets = later.saved_bracket_ns.saturating_add(later.here_bracket_ns);
+        let sync = later.saved_sync_ns.saturating_add(later.here_sync_ns);
+        let holdover = later.saved_holdover.saturating_add(later.here_holdover);
+        Self {
+            rounding_ticks: self.rounding_ticks.saturating_add(later.rounding_ticks),
+            here_bracket_ns: self.here_bracket_ns.saturating_add(brackets),
+            here_sync_ns: self.here_sync_ns.saturating_add(sync),
+            here_holdover: self.here_holdover.saturating_add(holdover),
+            sleep_ns: self.sleep_ns.saturating_add(later.sleep_ns),
+            slew_ns: self.slew_ns.saturating_add(later.slew_ns),
+            ..*self
+        }
+    }
+
     /// Returns the terms by name, including those that are 0.
     #[must_use]
-    pub fn terms(&self) -> [(&'static str, Amount); 12] {
+    pub fn terms(&self) -> [Term; 14] {
+        let proved = |what, amount| Term { what, amount, ground: Ground::Proved };
+        let assumed = |what, amount| Term { what, amount, ground: Ground::Assumed };
         [
-            ("reading the counters at the checkpoint", Amount::Ticks(self.reads_ticks)),
-            ("setting the counters by value", Amount::Ticks(self.by_value_ticks)),
-            ("rounding the elapsed time", Amount::Ticks(self.rounding_ticks)),
-            ("rate of the counter until the release", Amount::Ticks(self.rate_ticks)),
-            ("bracket at the checkpoint", Amount::Ns(self.saved_bracket_ns)),
-            ("bracket here", Amount::Ns(self.here_bracket_ns)),
-            ("wall clock at the checkpoint", Amount::Ns(self.saved_sync_ns)),
-            ("wall clock here", Amount::Ns(self.here_sync_ns)),
-            ("hold-over at the checkpoint", Amount::Ns(whole_ns(self.saved_holdover))),
-            ("hold-over here", Amount::Ns(whole_ns(self.here_holdover))),
-            ("assumed between the wall clocks", Amount::Ns(self.assumed_ns)),
-            ("hidden by the cap", Amount::LessTicks(self.beyond_cap_ticks)),
+            proved("reading the counters at the checkpoint", Amount::Ticks(self.reads_ticks)),
+            proved("setting the counters by value", Amount::Ticks(self.by_value_ticks)),
+            proved("rounding the elapsed time", Amount::Ticks(self.rounding_ticks)),
+            assumed("rate of the counter until the release", Amount::Ticks(self.rate_ticks)),
+            proved("bracket at the checkpoint", Amount::Ns(self.saved_bracket_ns)),
+            proved("bracket here", Amount::Ns(self.here_bracket_ns)),
+            assumed("wall clock at the checkpoint", Amount::Ns(self.saved_sync_ns)),
+            assumed("wall clock here", Amount::Ns(self.here_sync_ns)),
+            assumed("hold-over at the checkpoint", Amount::Ns(whole_ns(self.saved_holdover))),
+            assumed("hold-over here", Amount::Ns(whole_ns(self.here_holdover))),
+            assumed("said by the caller", Amount::Ns(self.assumed_ns)),
+            assumed("length of a sleep of the host", Amount::Ns(self.sleep_ns)),
+            assumed("slew of the boot time", Amount::Ns(self.slew_ns)),
+            proved("hidden by the cap", Amount::LessTicks(self.beyond_cap_ticks)),
         ]
     }
 
@@ -74,8 +130,15 @@ impl ErrorBound {
 
     /// Returns the error of the elapsed time; `None` if it is out of range, which takes centuries.
     fn elapsed_ticks(&self, frequency: Frequency) -> Option<u64> {
-        let terms =
-            [self.saved_bracket_ns, self.here_bracket_ns, self.saved_sync_ns, self.here_sync_ns, self.assumed_ns];
+        let terms = [
+            self.saved_bracket_ns,
+            self.here_bracket_ns,
+            self.saved_sync_ns,
+            self.here_sync_ns,
+            self.assumed_ns,
+            self.sleep_ns,
+            self.slew_ns,
+        ];
         let ns: u128 = terms.into_iter().map(u128::from).sum();
         let time = (ns * PPB).checked_add(self.saved_holdover)?.checked_add(self.here_holdover)?;
         let ticks = time.checked_mul(frequency.hz().into())?.div_ceil(u128::from(NS_PER_S) * PPB);

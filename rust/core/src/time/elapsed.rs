@@ -1,9 +1,9 @@
-//! The time between a checkpoint and an instant here: whether one counter can tell it, what the wall clocks say, and
-//! how far off that may be.
+//! The time between a checkpoint and an instant here: the caller's word on it, the clock that tells it, its bound, and
+//! the table of evidence that chooses between the clocks.
 
 use crate::time::bound::ErrorBound;
+use crate::time::evidence::{Evidence, RATE_TOLERANCE_PPM, leap_may_lie_between};
 use crate::time::frequency::{Frequency, NS_PER_S};
-use crate::time::source::SourceName;
 use crate::time::stamp::Stamp;
 use crate::time::wall_clock::{SyncBound, Unvouched};
 use alloc::boxed::Box;
@@ -11,110 +11,76 @@ use alloc::format;
 use alloc::string::String;
 use core::fmt;
 
-/// How much faster or slower than the wall clock an honest counter may run: the kernel's limit on slewing
-/// (MAXFREQ in include/linux/timex.h).
-pub const RATE_TOLERANCE_PPM: u128 = 500;
-
 /// The longest time that is believed of two wall clocks unless the caller decides: 366 days. A host whose clock was
 /// never set is years off.
 pub const MAX_ELAPSED_NS: u64 = 366 * 86_400 * NS_PER_S;
 
-/// What speaks for and against this being the counter that the checkpoint was taken by.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Evidence {
-    /// The same kind of counter.
-    pub source: bool,
-    /// At the same frequency.
-    pub frequency: bool,
-    /// On the same installation; `None` where a machine id is missing.
-    pub machine: Option<bool>,
-    /// In the same boot. Shown, but neither necessary (kexec) nor sufficient (a host that was itself restored).
-    pub boot: Option<bool>,
-    /// It hasn't gone backwards.
-    pub forward: bool,
-    /// How far the time that it counted is from the wall clock's, in nanoseconds.
-    pub disagreement_ns: u128,
-    /// How far it may be.
-    pub allowed_ns: u128,
+/// Error of one sleep's length, in nanoseconds: real-time clocks count whole seconds (`timekeeping_inject_sleeptime64`
+/// and `rtc_resume`; the kernel keeps the errors of many sleeps from adding up, `timekeeping_suspend`).
+pub const SLEEP_ERROR_NS: u64 = NS_PER_S;
+
+/// The caller's word on the time that has passed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Elapsed {
+    /// So much, as of the plan.
+    Given {
+        /// The time, in nanoseconds.
+        ns: u64,
+        /// Its error, in nanoseconds.
+        error_ns: u64,
+    },
+    /// By the counter: it is the checkpoint's, and has counted all the time.
+    ByCounter,
+    /// By the two wall clocks.
+    ByWallClocks {
+        /// Distance of the two wall clocks at most, in nanoseconds; `None` for what is vouched or claimed on both sides.
+        error_ns: Option<u64>,
+        /// Longest time that they are believed, in nanoseconds; `None` for [`MAX_ELAPSED_NS`].
+        refuse_over_ns: Option<u64>,
+    },
 }
 
-impl Evidence {
-    /// Compares two stamps.
-    #[must_use]
-    pub fn between(saved: &Stamp, here: &Stamp) -> Self {
-        let ticks = here.count.since(saved.count).cast_signed();
-        let counted = here.frequency.signed_ticks_to_ns(ticks);
-        let elapsed = by_the_wall_clocks(saved, here);
-        let same = |saved: Option<[u8; 16]>, here: Option<[u8; 16]>| Some(saved? == here?);
-        Self {
-            source: saved.source == here.source,
-            frequency: saved.frequency == here.frequency,
-            machine: same(saved.machine_id, here.machine_id),
-            boot: same(saved.boot_id, here.boot_id),
-            forward: ticks >= 0,
-            disagreement_ns: counted.abs_diff(elapsed),
-            // Both roundings to a nanosecond, both brackets, and the rate.
-            allowed_ns: 2
-                + u128::from(saved.width_ns)
-                + u128::from(here.width_ns)
-                + elapsed.unsigned_abs() * RATE_TOLERANCE_PPM / 1_000_000,
+impl fmt::Display for Elapsed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Given { ns, error_ns } => write!(f, "{ns} ns within {error_ns} ns"),
+            Self::ByCounter => f.write_str("by the counter"),
+            Self::ByWallClocks { error_ns, refuse_over_ns } => {
+                f.write_str("by the wall clocks")?;
+                if let Some(error_ns) = error_ns {
+                    write!(f, ", within {error_ns} ns of each other")?;
+                }
+                refuse_over_ns.map_or(Ok(()), |longest_ns| write!(f, ", up to {longest_ns} ns"))
+            }
         }
     }
+}
 
-    /// Whether it is the same counter. An unknown machine id is enough only for a counter that belongs to no machine.
+/// Source of the elapsed time.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum ElapsedBy {
+    /// The caller.
+    Given,
+    /// The host's counter.
+    Counter,
+    /// The wall clocks of both stamps.
+    WallClocks,
+    /// The kernel's boot time, which counts sleeps.
+    BootTime,
+}
+
+impl ElapsedBy {
+    /// Its name: `given`, `counter`, `wall-clocks` or `boot-time`.
     #[must_use]
-    pub fn decides(&self, source: SourceName) -> bool {
-        self.but_for_the_wall_clock(source) && self.agrees()
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Given => "given",
+            Self::Counter => "counter",
+            Self::WallClocks => "wall-clocks",
+            Self::BootTime => "boot-time",
+        }
     }
-
-    /// Whether all speaks for it but the wall clock. That was stepped, then, or the counter stood still.
-    #[must_use]
-    pub fn contradicted(&self, source: SourceName) -> bool {
-        self.but_for_the_wall_clock(source) && !self.agrees()
-    }
-
-    fn but_for_the_wall_clock(&self, source: SourceName) -> bool {
-        self.source
-            && self.frequency
-            && (self.machine == Some(true) || self.machine.is_none() && source == SourceName::MANUAL)
-            && self.forward
-    }
-
-    const fn agrees(&self) -> bool {
-        self.disagreement_ns <= self.allowed_ns
-    }
-}
-
-impl fmt::Display for Evidence {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let known = |same: Option<bool>| same.map_or("unknown", yes);
-        write!(
-            f,
-            "same source: {}, same frequency: {}, same machine: {}, same boot: {}, went forward: {}, off the wall clock by \
-             {} ns where {} are allowed",
-            yes(self.source),
-            yes(self.frequency),
-            known(self.machine),
-            known(self.boot),
-            yes(self.forward),
-            self.disagreement_ns,
-            self.allowed_ns
-        )
-    }
-}
-
-const fn yes(yes: bool) -> &'static str {
-    if yes { "yes" } else { "no" }
-}
-
-/// The longest that `ticks` of an honest counter last, in nanoseconds, rounded up: it may be as slow as is tolerated.
-#[must_use]
-pub fn longest_ns(frequency: Frequency, ticks: u64) -> u64 {
-    const MILLION: u128 = 1_000_000;
-    // Below 2^114, and the divisor not 0.
-    let ticks = u128::from(ticks) * u128::from(NS_PER_S) * MILLION;
-    let longest = ticks.div_ceil(u128::from(frequency.hz()) * (MILLION - RATE_TOLERANCE_PPM));
-    u64::try_from(longest).unwrap_or(u64::MAX)
 }
 
 /// A clock of the host.
@@ -125,6 +91,8 @@ pub enum HostClock {
     Counter,
     /// CLOCK_REALTIME, in nanoseconds.
     Realtime,
+    /// CLOCK_BOOTTIME, in nanoseconds.
+    BootTime,
 }
 
 impl fmt::Display for HostClock {
@@ -132,6 +100,7 @@ impl fmt::Display for HostClock {
         f.write_str(match self {
             Self::Counter => "host's counter (ticks)",
             Self::Realtime => "wall clock (ns)",
+            Self::BootTime => "boot time (ns)",
         })
     }
 }
@@ -195,84 +164,29 @@ pub enum ElapsedError {
         /// The most that is believed.
         longest_ns: u64,
     },
+    /// The counter and two wall clocks that somebody vouches for tell different times.
+    #[error(
+        "the counter says that {} ns have passed, and the wall clocks say {} ns, of which both are vouched for: they are {} \
+         ns apart, and {} ns are allowed. Either a wall clock was stepped and whoever vouches doesn't know, or the counter \
+         stood still while this host was itself suspended or restored",
+        .0.counted_ns,
+        .0.wall_ns,
+        .0.disagreement_ns(),
+        .0.allowed_ns
+    )]
+    ClocksDisagree(Box<Evidence>),
 }
 
-/// The time that has passed.
+/// Time that has passed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Elapsed {
+pub struct Passed {
     /// In ticks of the guest's counter, rounded down.
     pub ticks: u128,
-    /// How far off, but for the checkpoint's own reads.
+    /// Its error, except that of the checkpoint's own reads.
     pub bound: ErrorBound,
 }
 
-/// How much time has passed, on one counter: exact, whatever the delay.
-pub(crate) fn by_one_counter(saved: &Stamp, here: &Stamp) -> Result<Elapsed, ElapsedError> {
-    if saved.count.is_after(here.count) {
-        return Err(ElapsedError::ClockWentBackwards {
-            clock: HostClock::Counter,
-            saved: saved.count.0.into(),
-            host: here.count.0.into(),
-        });
-    }
-    Ok(Elapsed { ticks: here.count.since(saved.count).into(), bound: ErrorBound::default() })
-}
-
-/// How far the wall clock went, in nanoseconds: by TAI, which has no leap seconds, where both sides know it.
-fn by_the_wall_clocks(saved: &Stamp, here: &Stamp) -> i128 {
-    match (saved.tai_ns(), here.tai_ns()) {
-        (Some(saved), Some(here)) => here - saved,
-        _ => i128::from(here.realtime_ns) - i128::from(saved.realtime_ns),
-    }
-}
-
-/// How much time has passed by two wall clocks, and how far off that may be: by both brackets, by what is vouched for
-/// on both sides or assumed of their difference, and by a tick for rounding.
-pub(crate) fn by_two_wall_clocks(
-    saved: &Stamp,
-    here: &Stamp,
-    assumed_ns: Option<u64>,
-    longest_ns: Option<u64>,
-) -> Result<Elapsed, ElapsedError> {
-    let brackets = ErrorBound {
-        rounding_ticks: 1,
-        saved_bracket_ns: saved.width_ns,
-        here_bracket_ns: here.width_ns,
-        ..ErrorBound::default()
-    };
-    let bound = match (assumed_ns, saved.vouched(), here.vouched()) {
-        (Some(assumed_ns), there, _) if there != Err(Unvouched::UnknownHost) => ErrorBound { assumed_ns, ..brackets },
-        (None, Ok(there), Ok(here)) => ErrorBound {
-            saved_sync_ns: there.max_error_ns,
-            saved_holdover: there.held_over(),
-            here_sync_ns: here.max_error_ns,
-            here_holdover: here.held_over(),
-            ..brackets
-        },
-        (_, saved_by, here_by) => {
-            let unknown = UnknownElapsed { saved: saved_by, here: here_by, evidence: Evidence::between(saved, here) };
-            return Err(ElapsedError::Unknown(Box::new(unknown)));
-        }
-    };
-    let elapsed = by_the_wall_clocks(saved, here);
-    let elapsed = u64::try_from(elapsed).map_err(|_| ElapsedError::ClockWentBackwards {
-        clock: HostClock::Realtime,
-        saved: saved.realtime_ns.into(),
-        host: here.realtime_ns.into(),
-    })?;
-    match longest_ns {
-        Some(longest_ns) if elapsed > longest_ns => Err(ElapsedError::TooLong { elapsed_ns: elapsed, longest_ns }),
-        _ => Ok(Elapsed { ticks: here.frequency.ns_to_ticks(elapsed), bound }),
-    }
-}
-
-/// Returns the time that has passed by the caller's word.
-pub(crate) fn by_the_callers_word(elapsed_ns: u64, assumed_ns: u64, here: &Stamp) -> Elapsed {
-    let bound = ErrorBound { rounding_ticks: 1, assumed_ns, ..ErrorBound::default() };
-    Elapsed { ticks: here.frequency.ns_to_ticks(elapsed_ns), bound }
-}
-
-impl Elapsed {
+impl Passed {
     /// Returns the time after `ticks` more of this counter. On one counter that is exact; after any other time they are
     /// as far off as an honest counter's rate may be: most where it is slow, and counts fewer of them than pass.
     #[must_use]
@@ -280,6 +194,170 @@ impl Elapsed {
         let rate = (u128::from(ticks) * RATE_TOLERANCE_PPM).div_ceil(1_000_000 - RATE_TOLERANCE_PPM);
         let rate_ticks = if same_counter { 0 } else { u64::try_from(rate).unwrap_or(u64::MAX) };
         Self { ticks: self.ticks + u128::from(ticks), bound: ErrorBound { rate_ticks, ..self.bound } }
+    }
+}
+
+/// The time that is believed, and the clock that tells it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Believed {
+    /// The clock.
+    pub by: ElapsedBy,
+    /// The time.
+    pub passed: Passed,
+}
+
+/// Two stamps, and everything else that decides which clock is believed between them.
+#[derive(Clone, Copy, Debug)]
+pub struct Between<'a> {
+    /// The checkpoint's stamp.
+    pub saved: &'a Stamp,
+    /// The stamp here.
+    pub here: &'a Stamp,
+    /// Their evidence.
+    pub evidence: &'a Evidence,
+    /// Frequency of the guest's counter.
+    pub guest: Frequency,
+    /// True if both stamps are one counter object's, in one process: what has passed is never refused then.
+    pub one_object: bool,
+    /// Longest time that two wall clocks are believed, in nanoseconds; `None` for any.
+    pub longest_ns: Option<u64>,
+}
+
+impl Between<'_> {
+    /// Returns the time that is believed, by the first row of the table of evidence that fits.
+    ///
+    /// | evidence | believed |
+    /// |---|---|
+    /// | the caller's word | as he says |
+    /// | one counter object, or one counter of one boot, which counted all the time | the counter; refused where two vouched wall clocks contradict it |
+    /// | the same, and the count stood still while the host slept, or went back | two vouched wall clocks, else the boot time |
+    /// | anything else | the wall clocks, as far as anybody vouches for both |
+    pub fn believed(&self, word: Option<Elapsed>) -> Result<Believed, ElapsedError> {
+        match word {
+            Some(Elapsed::Given { ns, error_ns }) => {
+                let bound = ErrorBound { rounding_ticks: 1, assumed_ns: error_ns, ..ErrorBound::default() };
+                Ok(Believed { by: ElapsedBy::Given, passed: Passed { ticks: self.guest.ns_to_ticks(ns), bound } })
+            }
+            Some(Elapsed::ByCounter) => self.counter(0),
+            Some(Elapsed::ByWallClocks { error_ns, .. }) => self.wall_clocks(error_ns),
+            None if self.one_object => Ok(self.by_one_object()),
+            None if self.evidence.one_boot() => self.by_one_boot(),
+            None => self.wall_clocks(None),
+        }
+    }
+
+    fn by_one_boot(&self) -> Result<Believed, ElapsedError> {
+        if self.evidence.counted_on(self.boot_widths_ns()) {
+            if self.evidence.vouched && self.evidence.contradicted() {
+                return Err(ElapsedError::ClocksDisagree(Box::new(*self.evidence)));
+            }
+            return self.counter(self.hidden_sleep_ns());
+        }
+        self.vouched_wall_clocks().map_or_else(|| self.boot_time(), Ok)
+    }
+
+    /// Returns what is believed of one counter object: the same, and where nothing says more, what the counter counted.
+    fn by_one_object(&self) -> Believed {
+        let hidden_ns = self.hidden_sleep_ns();
+        let counted =
+            || self.counter(hidden_ns).unwrap_or(Believed { by: ElapsedBy::Counter, passed: Passed::default() });
+        if self.evidence.counted_on(self.boot_widths_ns()) {
+            return counted();
+        }
+        self.vouched_wall_clocks().or_else(|| self.boot_time().ok()).unwrap_or_else(counted)
+    }
+
+    /// Returns the time by this counter: exact, whatever the delay, but for a sleep that may be hidden in it.
+    fn counter(&self, hidden_ns: u64) -> Result<Believed, ElapsedError> {
+        if self.saved.count.is_after(self.here.count) {
+            return Err(self.went_backwards(HostClock::Counter));
+        }
+        let bound = ErrorBound { sleep_ns: hidden_ns, ..ErrorBound::default() };
+        let ticks = self.here.count.since(self.saved.count).into();
+        Ok(Believed { by: ElapsedBy::Counter, passed: Passed { ticks, bound } })
+    }
+
+    /// Returns the time by both wall clocks where somebody vouches for both.
+    fn vouched_wall_clocks(&self) -> Option<Believed> {
+        self.wall_clocks(None).ok().filter(|_| self.evidence.vouched)
+    }
+
+    /// Returns the time by both wall clocks. Its bound has both brackets, what is vouched or claimed on both sides or
+    /// assumed of their difference, and a tick for rounding.
+    fn wall_clocks(&self, assumed_ns: Option<u64>) -> Result<Believed, ElapsedError> {
+        let (saved, here) = (self.saved, self.here);
+        let brackets = ErrorBound {
+            rounding_ticks: 1,
+            saved_bracket_ns: saved.width_ns,
+            here_bracket_ns: here.width_ns,
+            ..ErrorBound::default()
+        };
+        let leap = leap_may_lie_between(saved, here);
+        let known = |stamp: &Stamp| match stamp.vouched() {
+            Ok(_) if leap && stamp.tai_offset_s.is_none() => Err(Unvouched::TaiUnknown),
+            vouched => vouched,
+        };
+        let bound = match (assumed_ns, known(saved), known(here)) {
+            (Some(assumed_ns), there, _) if there != Err(Unvouched::UnknownHost) => {
+                ErrorBound { assumed_ns, ..brackets }
+            }
+            (None, Ok(there), Ok(here)) => ErrorBound {
+                saved_sync_ns: there.max_error_ns,
+                saved_holdover: there.held_over(),
+                here_sync_ns: here.max_error_ns,
+                here_holdover: here.held_over(),
+                ..brackets
+            },
+            (_, saved_by, here_by) => {
+                let unknown = UnknownElapsed { saved: saved_by, here: here_by, evidence: *self.evidence };
+                return Err(ElapsedError::Unknown(Box::new(unknown)));
+            }
+        };
+        let elapsed_ns = u64::try_from(self.evidence.wall_ns).map_err(|_| self.went_backwards(HostClock::Realtime))?;
+        match self.longest_ns {
+            Some(longest_ns) if elapsed_ns > longest_ns => Err(ElapsedError::TooLong { elapsed_ns, longest_ns }),
+            _ => {
+                let passed = Passed { ticks: self.guest.ns_to_ticks(elapsed_ns), bound };
+                Ok(Believed { by: ElapsedBy::WallClocks, passed })
+            }
+        }
+    }
+
+    /// Returns the time by the kernel's boot time, which counts sleeps. Its bound has the widths of both reads, the
+    /// resolution of a sleep, and what the kernel may have slewed its clock by.
+    fn boot_time(&self) -> Result<Believed, ElapsedError> {
+        let boot_ns = self.evidence.boot_ns.ok_or_else(|| self.went_backwards(HostClock::Counter))?;
+        let elapsed_ns = u64::try_from(boot_ns).map_err(|_| self.went_backwards(HostClock::BootTime))?;
+        let width = |stamp: &Stamp| stamp.boot_time.map_or(0, |boot_time| boot_time.width_ns);
+        let slew_ns = (u128::from(elapsed_ns) * RATE_TOLERANCE_PPM).div_ceil(1_000_000);
+        let bound = ErrorBound {
+            rounding_ticks: 1,
+            saved_bracket_ns: width(self.saved),
+            here_bracket_ns: width(self.here),
+            sleep_ns: SLEEP_ERROR_NS,
+            slew_ns: u64::try_from(slew_ns).unwrap_or(u64::MAX),
+            ..ErrorBound::default()
+        };
+        let passed = Passed { ticks: self.guest.ns_to_ticks(elapsed_ns), bound };
+        Ok(Believed { by: ElapsedBy::BootTime, passed })
+    }
+
+    fn hidden_sleep_ns(&self) -> u64 {
+        self.evidence.hidden_sleep_ns(self.boot_widths_ns())
+    }
+
+    fn boot_widths_ns(&self) -> u128 {
+        let width = |stamp: &Stamp| stamp.boot_time.map_or(0, |boot_time| u128::from(boot_time.width_ns));
+        width(self.saved) + width(self.here)
+    }
+
+    fn went_backwards(&self, clock: HostClock) -> ElapsedError {
+        let read = |stamp: &Stamp| match clock {
+            HostClock::Counter => i128::from(stamp.count.0),
+            HostClock::Realtime => stamp.realtime_ns.into(),
+            HostClock::BootTime => stamp.boot_time.map_or(0, |boot_time| boot_time.boottime_ns.into()),
+        };
+        ElapsedError::ClockWentBackwards { clock, saved: read(self.saved), host: read(self.here) }
     }
 }
 

@@ -5,9 +5,11 @@
 
 pub(crate) mod arithmetic;
 pub mod bound;
+pub(crate) mod calendar;
 pub mod count;
 pub mod counter;
 pub mod elapsed;
+pub mod evidence;
 pub mod frequency;
 pub mod intent;
 pub mod interval;
@@ -17,15 +19,16 @@ pub mod source;
 pub mod stamp;
 pub mod wall_clock;
 
-pub use bound::{Amount, ErrorBound};
+pub use bound::{Amount, ErrorBound, Ground, Term};
 pub use count::{GuestCount, HostCount, NO_DEADLINE, NamespaceTicks, Offset, StampCount, deadline};
 pub use counter::{Counter, Instant};
-pub use elapsed::{Elapsed, ElapsedError, Evidence, MAX_ELAPSED_NS, RATE_TOLERANCE_PPM};
+pub use elapsed::{Believed, Between, Elapsed, ElapsedBy, ElapsedError, MAX_ELAPSED_NS, Passed, SLEEP_ERROR_NS};
+pub use evidence::{Evidence, RATE_TOLERANCE_PPM, Sleep};
 pub use frequency::{Frequency, NS_PER_S};
 pub use intent::Intent;
 pub use interval::OffsetInterval;
 pub use published::PublishedOffset;
 pub use ratio::Ratio;
 pub use source::SourceName;
-pub use stamp::{BootTime, Leap, Stamp};
+pub use stamp::{BootTime, Lack, Leap, Stamp};
 pub use wall_clock::{Quality, SyncBound, Unvouched};

@@ -57,6 +57,12 @@ impl SourceName {
         Self::new(name).expect("a counter's name has 1 to 32 characters of a-z, 0-9 and _")
     }
 
+    /// Returns whether the name is that of a counter whose time namespace isn't known: its counts aren't host-wide.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.as_str().ends_with("_local")
+    }
+
     /// The name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -89,6 +95,13 @@ mod tests {
         for text in ["", "A", "a b", "a-b", "\u{e4}", "a\0", "\x1b[2J", &"x".repeat(33)] {
             assert_eq!(SourceName::new(text), None, "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_counter_of_an_unknown_namespace_is_local() {
+        let local = |name| SourceName::new(name).unwrap().is_local();
+        assert!(local("clock_monotonic_local") && local("clock_monotonic_raw_local"));
+        assert!(!local("clock_monotonic") && !local("local") && !local("_localtime"));
     }
 
     #[test]

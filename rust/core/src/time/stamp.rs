@@ -4,6 +4,8 @@ use crate::time::count::StampCount;
 use crate::time::frequency::{Frequency, NS_PER_S};
 use crate::time::source::SourceName;
 use crate::time::wall_clock::{Quality, SATURATED_NS, SyncBound, Unvouched};
+use alloc::vec::Vec;
+use core::fmt;
 
 /// What is known about a pending leap second, from the kernel's clock state (adjtimex(2)).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -70,6 +72,63 @@ impl BootTime {
     fn moved(self, ns: i128) -> Option<Self> {
         let boottime_ns = u64::try_from(i128::from(self.boottime_ns) + ns).ok()?;
         Some(Self { boottime_ns, ..self })
+    }
+}
+
+/// Evidence that a stamp lacks, and that a later `Advance` would go by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Lack {
+    /// A bound of the wall clock.
+    Bound(Unvouched),
+    /// Somebody who vouches for the wall clock: its only bound is the kernel's claim.
+    Voucher {
+        /// The kernel's maximum error.
+        max_error_ns: u64,
+    },
+    /// TAI - UTC.
+    Tai,
+    /// The boot id.
+    BootId,
+    /// The boot time.
+    BootTime,
+}
+
+impl Lack {
+    /// Its code, by which programs and pages name it.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Bound(_) => "no-bound",
+            Self::Voucher { .. } => "nobody-vouches",
+            Self::Tai => "no-tai",
+            Self::BootId => "no-boot-id",
+            Self::BootTime => "no-boot-time",
+        }
+    }
+}
+
+impl fmt::Display for Lack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bound(why) => write!(
+                f,
+                "the wall clock has no bound ({why}): on another host the time that has passed won't be known"
+            ),
+            Self::Voucher { max_error_ns } => write!(
+                f,
+                "the wall clock's only bound is the kernel's maximum error of {max_error_ns} ns, which nobody verified: on \
+                 another host the time that has passed will be known by that alone"
+            ),
+            Self::Tai => f.write_str(
+                "TAI - UTC isn't known: over the end of a UTC month, where a leap second may be, the wall clocks won't tell \
+                 the time that has passed",
+            ),
+            Self::BootId => {
+                f.write_str("the boot id isn't known: no counter will be shown to be this one, not even on this host")
+            }
+            Self::BootTime => f.write_str("the boot time isn't known: a later sleep of this host won't be seen"),
+        }
     }
 }
 
@@ -186,13 +245,10 @@ impl Stamp {
         Some(i128::from(self.realtime_ns) + ahead)
     }
 
-    /// Who vouches for the wall clock: who was declared to, else the kernel where it claims anything.
+    /// The bound of the wall clock: that of whoever vouches for it, else what the kernel claims.
     pub fn vouched(&self) -> Result<SyncBound, Unvouched> {
         if self.is_of_unknown_host() {
             return Err(Unvouched::UnknownHost);
-        }
-        if self.tai_offset_s.is_none() {
-            return Err(Unvouched::TaiUnknown);
         }
         match (self.sync, self.synchronized, self.max_error_ns) {
             (Some(sync), ..) => Ok(sync),
@@ -208,6 +264,28 @@ impl Stamp {
             }),
             (None, ..) => Err(Unvouched::Nobody),
         }
+    }
+
+    /// Returns whether somebody vouches for the wall clock. The kernel's maximum error is a claim, which nobody verified.
+    #[must_use]
+    pub fn is_vouched(&self) -> bool {
+        self.vouched().is_ok_and(|sync| sync.quality != Quality::KernelUnverified)
+    }
+
+    /// Returns the evidence that the stamp lacks, and that a later `Advance` would go by.
+    #[must_use]
+    pub fn lacks(&self) -> Vec<Lack> {
+        let bound = match self.vouched() {
+            Err(why) => Some(Lack::Bound(why)),
+            Ok(sync) if !self.is_vouched() => Some(Lack::Voucher { max_error_ns: sync.max_error_ns }),
+            Ok(_) => None,
+        };
+        let others = [
+            self.tai_offset_s.is_none().then_some(Lack::Tai),
+            self.boot_id.is_none().then_some(Lack::BootId),
+            self.boot_time.is_none().then_some(Lack::BootTime),
+        ];
+        bound.into_iter().chain(others.into_iter().flatten()).collect()
     }
 
     /// How far `realtime_ns` may be from UTC at the instant of `count`, in nanoseconds: the bracket's width, the bound

@@ -98,7 +98,7 @@ impl SyncBound {
 pub enum Unvouched {
     /// The checkpoint was made of what another VMM saved, and says nothing of its host's clocks.
     UnknownHost,
-    /// Without TAI - UTC a leap second may lie between two readings.
+    /// Without TAI - UTC a leap second may lie between two readings that the end of a UTC month lies between.
     TaiUnknown,
     /// The kernel says so.
     Unsynchronized,
@@ -112,7 +112,9 @@ impl fmt::Display for Unvouched {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::UnknownHost => "nothing is known of that host's clocks",
-            Self::TaiUnknown => "TAI - UTC isn't known",
+            Self::TaiUnknown => {
+                "TAI - UTC isn't known, and the end of a month, where a leap second may be, lies between"
+            }
             Self::Unsynchronized => "the kernel says that it isn't synchronised",
             Self::Saturated => "the kernel's maximum error has reached its end of 16 s",
             Self::Nobody => "nobody says how far it may be off",

@@ -1,6 +1,6 @@
 //! A VM to plan for: it can hold what `bare()` has, with a physical timer.
 
-use super::{Contents, bare};
+use super::Contents;
 use guestclock_core::arch::Abilities;
 use guestclock_core::arch::arm64::{Registers, Role, Timer, View, one_reg_id};
 use guestclock_core::restore::{Plan, Policy, Refusal, Request, Saved, Target, planning};
@@ -45,21 +45,35 @@ pub(crate) fn old() -> Target {
     Target { opted_in: false, abilities, registers, ..target() }
 }
 
+/// The checkpoint of a host whose boot id is known.
+pub(crate) fn bare() -> Contents {
+    let contents = super::bare();
+    let stamp = Stamp { boot_id: Some([0xb0; 16]), ..contents.stamp };
+    contents.at(stamp)
+}
+
 /// The checkpoint's own counter, so many ticks after it: 16 ns each.
 pub(crate) fn here(ticks: u64) -> Stamp {
     bare().stamp.at(StampCount(300 + ticks)).unwrap()
 }
 
-/// The checkpoint taken by a counter of another machine than [`there`]'s, which knows TAI, within 30 ns.
+/// The checkpoint taken by a counter of another host than [`there`]'s, which knows TAI, within 30 ns.
 pub(crate) fn abroad() -> Contents {
     let source = SourceName::fixed("cntvct_el0");
     let stamp = Stamp { source, machine_id: Some([1; 16]), tai_offset_s: Some(37), width_ns: 30, ..bare().stamp };
     bare().at(stamp)
 }
 
-/// Another machine's counter, `ns` after [`abroad`] by its wall clock, within 50 ns.
+/// Another host's counter, `ns` after [`abroad`] by its wall clock, within 50 ns.
 pub(crate) fn there(ns: i64) -> Stamp {
-    Stamp { machine_id: Some([9; 16]), count: StampCount(5), realtime_ns: ns, width_ns: 50, ..abroad().stamp }
+    Stamp {
+        machine_id: Some([9; 16]),
+        boot_id: Some([9; 16]),
+        count: StampCount(5),
+        realtime_ns: ns,
+        width_ns: 50,
+        ..abroad().stamp
+    }
 }
 
 /// A plan for the one VM of a checkpoint; for a VM that stayed where it is, of its time alone.
