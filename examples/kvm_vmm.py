@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from guestclock import Advance, Checkpoint, Freeze, KvmVm, Reg, Timer, plan
+from guestclock import Advance, Checkpoint, Freeze, KvmVm, Reg, Timer
 from guestclock.payload import Doorbell, Guest, Kind, image
 
 # The ioctls, from include/uapi/linux/kvm.h.
@@ -349,7 +349,7 @@ class Vmm:
         # Opting in. Without it the guest's counters have two offsets, CNTVCT's from the creation of the last vCPU and
         # CNTPCT's zero, and both can be restored only by value. Older kernels (before 6.4) know no other way.
         if self.vm.capabilities.counter_offset:
-            self.vm.set_counter_offset(self.host_ticks())
+            self.vm.opt_in()
 
     def run(self, rounds: int) -> None:
         """Lets all vCPUs go until each has set its alarm `rounds` times. RuntimeError if one never comes so far."""
@@ -472,16 +472,15 @@ def restore(directory: Path, policy: Freeze | Advance, rounds: int, *, plant_fau
     state = json.loads((directory / "vm.json").read_text())["vcpus"]
     checkpoint = Checkpoint.load(directory / "time.guestclock")
     vmm = Vmm()
-    the_plan = plan(checkpoint, vmm.vm, policy=policy)
-    opened = the_plan.prepare()
-    vmm.machine.ram[:] = (directory / "memory.bin").read_bytes()
-    for vcpu, saved in enumerate(state):
-        vmm.set_registers(vcpu, saved["registers"])
-        vmm.interrupts(vcpu, saved["interrupts"])
-    opened.apply()
-    before = vmm.host_ticks()
-    report = opened.release()
-    after = vmm.host_ticks()
+    with vmm.vm.restoring(checkpoint, policy) as opened:
+        vmm.machine.ram[:] = (directory / "memory.bin").read_bytes()
+        for vcpu, saved in enumerate(state):
+            vmm.set_registers(vcpu, saved["registers"])
+            vmm.interrupts(vcpu, saved["interrupts"])
+        opened.apply()
+        before = vmm.host_ticks()
+        report = opened.release()
+        after = vmm.host_ticks()
     if plant_fault_ticks:
         guest = vmm.machine.get_one_reg(0, Reg.TIMER_CNT)
         if vmm.vm.opted_in:
@@ -495,10 +494,10 @@ def restore(directory: Path, policy: Freeze | Advance, rounds: int, *, plant_fau
             "guest": vmm.seen(vcpu),
             "host": {"samples": vmm.samples[vcpu], "released_at": [before, after]},
             "irqs": vmm.seen(vcpu)["irqs"] - saved["irqs"],
-            "same_counter": the_plan.same_counter,
+            "same_counter": opened.plan.same_counter,
             # By value, and on a kernel that can't set CNTPCT, that counter goes on as the host's does.
-            "counters": ["cntvct"] if the_plan.method == "virtual-only" else ["cntvct", "cntpct"],
-            "plan": the_plan.to_dict(),
+            "counters": ["cntvct"] if opened.plan.method == "virtual-only" else ["cntvct", "cntpct"],
+            "plan": opened.plan.to_dict(),
             "report": report.to_dict(),
         }
         for vcpu, saved in enumerate(state)
@@ -523,7 +522,7 @@ def restore(directory: Path, policy: Freeze | Advance, rounds: int, *, plant_fau
     (directory / "host.json").write_text(json.dumps(seen, indent=1))
     vmm.machine.close()
     if verbose:
-        print(the_plan, report, sep="\n", file=sys.stderr)
+        print(opened.plan, report, sep="\n", file=sys.stderr)
 
 
 def main() -> None:

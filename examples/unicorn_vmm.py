@@ -27,7 +27,7 @@ from typing import Any, Literal
 from unicorn import UC_ARCH_ARM64, UC_MODE_ARM, UC_PROT_ALL, Uc
 from unicorn import arm64_const as a64
 
-from guestclock import Advance, CatchUp, Checkpoint, Freeze, ModelVm, MonotonicCounter, Reg, plan
+from guestclock import Advance, CatchUp, Checkpoint, Freeze, ModelVm, MonotonicCounter, Reg
 from guestclock.adapters.unicorn import Mode, Reason, UnicornTimer, attach
 
 Kept = Literal["offset", "value", "replayed"]
@@ -227,7 +227,7 @@ class Vmm:
             vcpu.uc.reg_write(a64.UC_ARM64_REG_SP, stack)
             vcpu.uc.reg_write(a64.UC_ARM64_REG_PC, RAM)
         if self.kept == "offset":
-            self.vm.set_counter_offset(host_ticks())
+            self.vm.opt_in(offset=host_ticks())
         self.sync()
 
     def sync(self) -> None:
@@ -388,18 +388,22 @@ def restore(directory: Path, policy: Policy, rounds: int, *, load_ms: int, verbo
         now = host_ticks()
         released_at, facts = [now, now], {}
     else:
-        the_plan = plan(Checkpoint.load(directory / "time.guestclock"), vmm.vm, policy=policy, now=vmm.now())
-        opened = the_plan.prepare(now=vmm.now())
-        load(vmm, directory, state, load_ms)
-        opened.apply(now=vmm.now())
-        given = vmm.now()
-        before = host_ticks()
-        report = opened.release(now=given)
-        after = host_ticks()
+        checkpoint = Checkpoint.load(directory / "time.guestclock")
+        with vmm.vm.restoring(checkpoint, policy, now=vmm.now()) as opened:
+            load(vmm, directory, state, load_ms)
+            opened.apply(now=vmm.now())
+            given = vmm.now()
+            before = host_ticks()
+            report = opened.release(now=given)
+            after = host_ticks()
         released_at = [before, after] if given is None else [given, given]
-        facts = {"same_counter": the_plan.same_counter, "plan": the_plan.to_dict(), "report": report.to_dict()}
+        facts = {
+            "same_counter": opened.plan.same_counter,
+            "plan": opened.plan.to_dict(),
+            "report": report.to_dict(),
+        }
         if verbose:
-            print(the_plan, report, sep="\n", file=sys.stderr)
+            print(opened.plan, report, sep="\n", file=sys.stderr)
     vmm.sync()
     for vcpu, looks in zip(vmm.vcpus, state["looks"], strict=True):
         vcpu.looks = looks

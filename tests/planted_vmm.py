@@ -8,9 +8,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from guestclock import ModelVm, Reg, plan, sysreg
+from guestclock import ModelVm, Reg, sysreg
 from guestclock.adapters.unicorn import UnicornTimer
 from guestclock.demo import unicorn_vmm as vmm
 
@@ -106,7 +106,14 @@ class Restore:
     """A restore that goes wrong at its end."""
 
     def __init__(self, restore: Any, vm: ModelVm) -> None:
-        self._restore, self._vm = restore, vm
+        self._restore, self._vm, self.plan = restore, vm, restore.plan
+
+    def __enter__(self) -> Self:
+        self._restore.__enter__()
+        return self
+
+    def __exit__(self, *raised: object) -> Any:
+        return self._restore.__exit__(*raised)
 
     def apply(self, **options: Any) -> None:
         self._restore.apply(**options)
@@ -117,15 +124,22 @@ class Restore:
         return report
 
 
-class Plan:
-    """A plan of such a restore."""
+class Planted:
+    """A VM of which each restore goes wrong."""
 
-    def __init__(self, checkpoint: Any, vm: ModelVm, **options: Any) -> None:
-        self._plan, self._vm = plan(checkpoint, vm, **options), vm
-        self.same_counter, self.to_dict = self._plan.same_counter, self._plan.to_dict
+    def __init__(self, vm: ModelVm) -> None:
+        self._vm = vm
 
-    def prepare(self, **options: Any) -> Restore:
-        return Restore(self._plan.prepare(**options), self._vm)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._vm, name)
+
+    def restoring(self, *arguments: Any, **options: Any) -> Restore:
+        return Restore(self._vm.restoring(*arguments, **options), self._vm)
+
+
+def planted(begin: Callable[..., None], self: vmm.Vmm, *arguments: Any) -> None:
+    begin(self, *arguments)
+    self.vm = Planted(self.vm)  # type: ignore[assignment]
 
 
 def paid_twice(pay: Callable[[vmm.Vmm], None], self: vmm.Vmm) -> None:
@@ -142,5 +156,5 @@ if __name__ == "__main__":
     if os.environ["PLANT"] == "a step gives too much":
         vmm.Vmm._pay = functools.partialmethod(functools.partial(paid_twice, vmm.Vmm._pay))  # type: ignore[assignment]
         os.environ["PLANT"] = "nothing"
-    vars(vmm)["plan"] = Plan
+    vmm.Vmm.__init__ = functools.partialmethod(functools.partial(planted, vmm.Vmm.__init__))  # type: ignore[method-assign,assignment]
     vmm.main()

@@ -1,4 +1,4 @@
-"""`guestclock.aio.catch_up` and `guestclock.pacing.paced`: each step when it is due, by one rule.
+"""`guestclock.aio.catch_up` and `GuestVm.catch_up`: each step when it is due, by one rule.
 
 `guestclock.aio.expiries`: what expires on an alarm, once, to one consumer.
 """
@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -33,13 +33,11 @@ from guestclock import (
     ManualCounter,
     ModelVm,
     MonotonicCounter,
+    ScaledCounter,
     Step,
     aio,
-    plan,
-    restore,
 )
 from guestclock.errors import AlarmInUse, CapabilityMissing, RestoreOpen, VcpuRunning
-from guestclock.pacing import paced
 from vms import NS, SECOND, host, owned
 
 MS = 10**6
@@ -70,12 +68,12 @@ class Driver:
     def __init__(self, kind: str) -> None:
         self.kind = kind
 
-    def steps(self, vm: ModelVm, sleeper: Sleeper) -> Iterator[Step]:
-        if self.kind == "paced":
-            yield from paced(vm.catch_up(), sleep=sleeper)
+    def steps(self, vm: ModelVm, sleeper: Sleeper | None) -> Iterator[Step]:
+        if self.kind == "catch_up":
+            yield from vm.catch_up(sleep=sleeper)
             return
         with asyncio.Runner() as runner:
-            steps = aio.catch_up(vm, sleep=sleeper.in_a_loop)
+            steps = aio.catch_up(vm, sleep=sleeper.in_a_loop if sleeper else None)
             while (step := runner.run(after(steps))) is not None:
                 yield step
             runner.run(steps.aclose())
@@ -85,7 +83,7 @@ async def after(steps: AsyncIterator[Step]) -> Step | None:
     return await anext(steps, None)
 
 
-@pytest.fixture(params=["paced", "asyncio"])
+@pytest.fixture(params=["catch_up", "asyncio"])
 def driver(request: pytest.FixtureRequest) -> Driver:
     return Driver(request.param)
 
@@ -95,7 +93,7 @@ def owing(pause_ns: int, policy: CatchUp) -> tuple[ManualCounter, ModelVm]:
     checkpoint = owned(counter).checkpoint()
     counter.advance(pause_ns // NS)
     vm = ModelVm(2, counter=counter)
-    restore(checkpoint, vm, policy=policy)
+    vm.restore(checkpoint, policy)
     return counter, vm
 
 
@@ -120,7 +118,7 @@ def test_each_step_comes_when_it_is_due(driver: Driver) -> None:
     off_by_ns=st.lists(st.integers(-SECOND, 5 * SECOND), max_size=20),
 )
 def test_never_early_never_busy(pause_ns: int, interval_ns: int, off_by_ns: list[int]) -> None:
-    for kind in ("paced", "asyncio"):
+    for kind in ("catch_up", "asyncio"):
         counter, vm = owing(pause_ns, CatchUp(step_ns=SECOND, interval_ns=interval_ns))
         sleeper = Sleeper(counter, list(off_by_ns))
         last, naps = counter.read(), 0
@@ -166,18 +164,18 @@ def test_a_step_that_fails_comes_again_after_a_while(driver: Driver) -> None:
     counter, vm = owing(SECOND, CatchUp(SECOND // 2, SECOND))
     sleeper = Sleeper(counter)
     tried: list[int] = []
-    pause = vm.paused()
+    pauses = []
     for step in driver.steps(vm, sleeper):
         tried.append(counter.read())
         if len(tried) == 1:
             with vm.running(0), pytest.raises(VcpuRunning):
                 step.apply()
-            pause.__enter__()
+            pauses.append(vm.pause())
         elif len(tried) == 2:
             with pytest.raises(RestoreOpen):
                 step.apply()
             # The interval begins anew where the guest goes on.
-            pause.__exit__(None, None, None)
+            pauses[0].resume()
         else:
             step.apply()
     assert sleeper.slept == [SECOND, 10 * MS, SECOND, SECOND]
@@ -199,13 +197,13 @@ def test_a_restore_in_between_changes_what_is_waited_for(driver: Driver) -> None
     sleeper = Sleeper(counter)
     steps = driver.steps(vm, sleeper)
     first = next(steps)
-    with vm.paused(CatchUp(2 * SECOND, 3 * SECOND)):
+    with vm.pause(CatchUp(2 * SECOND, 3 * SECOND)):
         counter.advance(SECOND // NS)
     resumed = counter.read()
     second = next(steps)
     assert second.backlog_ticks == 2 * first.backlog_ticks
     assert (counter.read() - resumed) * NS >= 3 * SECOND
-    with vm.paused(Advance()):
+    with vm.pause(Advance()):
         pass
     # That paid all of it at once.
     assert list(steps) == []
@@ -236,7 +234,7 @@ def test_a_cancelled_task_leaves_the_debt() -> None:
     asyncio.run(main())
     assert vm.backlog_ticks == SECOND // NS
     # And somebody else goes on with it.
-    assert [step.apply() for step in paced(vm.catch_up(), sleep=Sleeper(counter))] == [0]
+    assert [step.apply() for step in vm.catch_up(sleep=Sleeper(counter))] == [0]
 
 
 def test_others_in_the_loop_go_on() -> None:
@@ -262,16 +260,63 @@ def test_a_guest_that_is_owed_nothing_costs_no_sleep(driver: Driver) -> None:
     vm = owned(counter)
     sleeper = Sleeper(counter)
     assert list(driver.steps(vm, sleeper)) == []
-    plan(vm.checkpoint(), vm, policy=Freeze()).prepare()
-    assert list(driver.steps(vm, sleeper)) == []
+    with vm.restoring(vm.checkpoint(), Freeze()):
+        assert list(driver.steps(vm, sleeper)) == []
     assert sleeper.slept == []
 
 
-def test_they_sleep_for_real_by_default() -> None:
-    import time
+def test_they_sleep_for_real_by_default(driver: Driver) -> None:
+    counter = MonotonicCounter()
+    vm = ModelVm(1, counter=counter)
+    vm.opt_in()
+    with vm.pause(CatchUp(step_ns=SECOND, interval_ns=2 * MS)):
+        pass
+    start, taken = counter.read(), []
+    for step in driver.steps(vm, None):
+        taken.append(step.due_at)
+        assert counter.read() >= step.due_at
+        step.apply()
+    assert taken == [due for due in taken if due > start - SECOND // NS]
+    assert len(taken) == 1
+    assert vm.backlog_ticks == 0
 
-    assert inspect.signature(paced).parameters["sleep"].default is time.sleep
-    assert inspect.signature(aio.catch_up).parameters["sleep"].default is asyncio.sleep
+
+def test_a_signal_ends_the_wait() -> None:
+    vm = ModelVm(1, counter=MonotonicCounter())
+    vm.opt_in()
+    with vm.pause(CatchUp(step_ns=SECOND, interval_ns=3600 * SECOND)):
+        pass
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise InterruptedError
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.02)
+    try:
+        with pytest.raises(InterruptedError):
+            next(vm.catch_up())
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert vm.backlog_ticks > 0
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_over_a_counter_moved_by_hand_the_iteration_ends_instead(driver: Driver, scaled: bool) -> None:
+    hand = host()
+    vm = ModelVm(1, counter=ScaledCounter(hand, frequency_hz=hand.frequency_hz * 2) if scaled else hand)
+    vm.opt_in()
+    with vm.pause(CatchUp(step_ns=SECOND, interval_ns=SECOND)):
+        hand.advance(3 * SECOND // NS)
+    counts = vm.counter.read(), vm.cntvct(0), vm.backlog_ticks
+    assert list(driver.steps(vm, None)) == []
+    assert (vm.counter.read(), vm.cntvct(0), vm.backlog_ticks) == counts
+    # One step that is due, and none after it.
+    hand.advance(SECOND // NS)
+    assert [step.apply() for step in driver.steps(vm, None)] == [counts[2] * 2 // 3]
+    # A step that is due and isn't taken doesn't come for ever.
+    hand.advance(SECOND // NS)
+    assert len(list(driver.steps(vm, None))) == 1
 
 
 def test_who_paces_without_a_loop_needs_no_asyncio() -> None:

@@ -37,7 +37,6 @@ from guestclock import (
     Reg,
     ScaledCounter,
     Timer,
-    restore,
 )
 from guestclock.types import Counter
 
@@ -226,21 +225,21 @@ def test_a_bank_tells_its_alarms(counter: ManualCounter) -> None:
     def restored() -> int:
         source, target = ModelVm(counter=counter), bank.add()
         start(source, after=0)
-        restore(source.checkpoint(), bank.vm(target))
+        bank.vm(target).restore(source.checkpoint())
         return target
 
     def restored_together() -> int:
         source = ClockBank(counter)
         start(source.vm(source.add()), after=0)
         target = bank.add()
-        bank.restore(source.checkpoint(), np.array([target]))
+        bank.restore(source.checkpoint(), vms=np.array([target]))
         return target
 
     def paused_together() -> int:
         """Its guest goes on 500 ticks ago, and so is that far on by now."""
         one = bank.add()
         start(bank.vm(one), after=500)
-        pause = bank.pause(np.array([one]))
+        pause = bank.pause(vms=np.array([one]))
         assert not readable(alarm)
         pause.resume(now=counter.read() - 500)
         return one

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from guestclock import Advance, CatchUp, Checkpoint, Elapsed, Freeze, KvmVm, Reg, SyncBound, Timer, plan, restore
+from guestclock import Advance, CatchUp, Checkpoint, Elapsed, Freeze, KvmVm, Reg, SyncBound, Timer
 from guestclock.errors import (
     CapabilityMissing,
     CounterSkew,
     KvmError,
+    Misuse,
     OutOfOrder,
     ReadBackMismatch,
     RestoreOpen,
@@ -260,7 +261,7 @@ def test_a_restore_goes_on_from_the_stop(make: Make) -> None:
         assert checkpoint.stopped_at == stopped
     for policy in (Freeze(), Advance()):
         with make(2) as target:
-            report = restore(checkpoint, target.vm, policy=policy, elapsed=Elapsed.by_counter())
+            report = target.vm.restore(checkpoint, policy, elapsed=Elapsed.by_counter())
             added = report.released_at - stopped if policy == Advance() else 0
             assert report.added_ticks == added
             assert report.cntvct == report.cntpct == (stopped - offset + added) % 2**64
@@ -273,11 +274,11 @@ def test_a_restore_by_offset(make: Make, policy: Freeze | Advance) -> None:
         state = armed(source)
         checkpoint = source.vm.checkpoint()
     with make(2) as target:
-        planned = plan(checkpoint, target.vm, policy=policy)
-        assert (planned.method, planned.same_counter) == ("offset", True)
-        begun = planned.prepare()
-        begun.apply()
-        report = begun.release()
+        planned = target.vm.restoring(checkpoint, policy)
+        assert (planned.plan.method, planned.plan.same_counter) == ("offset", True)
+        with planned as begun:
+            begun.apply()
+            report = begun.release()
         after = target.host()
         elapsed = report.released_at - checkpoint.stamp.count
         cap = (
@@ -312,11 +313,11 @@ def test_what_is_owed_is_paid_back_to_the_tick(make: Make) -> None:
     ms = checkpoint.frequency_hz // 1000
     policy = CatchUp(step_ns=1_000_000, interval_ns=1_000_000)
     with make(2) as target:
-        begun = plan(checkpoint, target.vm, policy=policy, elapsed=Elapsed.by_counter()).prepare()
-        begun.apply()
-        while target.host() - checkpoint.stamp.count < 10 * ms:
-            pass
-        report = begun.release()
+        with target.vm.restoring(checkpoint, policy, elapsed=Elapsed.by_counter()) as begun:
+            begun.apply()
+            while target.host() - checkpoint.stamp.count < 10 * ms:
+                pass
+            report = begun.release()
         owed = report.backlog_ticks
         assert owed == target.vm.backlog_ticks == report.released_at - checkpoint.stamp.count
         assert report.cntvct == checkpoint.cntvct
@@ -357,7 +358,7 @@ def test_relative_timers_go_along(make: Make) -> None:
         source.vm.set_one_reg(1, Reg.TIMER_CVAL, 2**64 - 1)
         checkpoint = source.vm.checkpoint()
     with make(2) as target:
-        report = restore(checkpoint, target.vm, policy=Advance(), elapsed=Elapsed.by_counter(), timers="relative")
+        report = target.vm.restore(checkpoint, Advance(), elapsed=Elapsed.by_counter(), timers="relative")
         shift = report.to_dict()["cval_shift_ticks"]
         assert isinstance(shift, int)
         # As of apply(), so not more than what was added in the end.
@@ -375,11 +376,11 @@ def test_a_restore_by_value_keeps_two_counters(make: Make) -> None:
         state = armed(source)
         checkpoint = source.vm.checkpoint()
     with make(2) as target:
-        planned = plan(checkpoint, target.vm, policy=Advance())
-        assert planned.method == ("by-value" if has_physical(target) else "virtual-only")
-        begun = planned.prepare()
-        begun.apply()
-        report = begun.release()
+        planned = target.vm.restoring(checkpoint, Advance())
+        assert planned.plan.method == ("by-value" if has_physical(target) else "virtual-only")
+        with planned as begun:
+            begun.apply()
+            report = begun.release()
         assert not target.vm.opted_in
         for view in VIEWS:
             before, guest, after = target.read(view)
@@ -398,12 +399,12 @@ def test_adopting_the_virtual_counter(make: Make) -> None:
     with make(2) as target:
         if not can:
             with pytest.raises(CapabilityMissing):
-                plan(checkpoint, target.vm, views="adopt-virtual")
+                target.vm.plan(checkpoint, views="adopt-virtual")
             return
         if checkpoint.cntvct != checkpoint.cntpct:
             with pytest.raises(CounterSkew):
-                plan(checkpoint, target.vm, views="refuse")
-        report = restore(checkpoint, target.vm, views="adopt-virtual")
+                target.vm.plan(checkpoint, views="refuse")
+        report = target.vm.restore(checkpoint, views="adopt-virtual")
         assert (report.method, report.cntvct, report.cntpct) == ("offset", checkpoint.cntvct, checkpoint.cntvct)
         assert target.vm.opted_in
 
@@ -414,7 +415,7 @@ def test_the_gate(rig: Rig) -> None:
     with rig.vm.running(1):
         for refused in (
             rig.vm.checkpoint,
-            lambda: restore(checkpoint, rig.vm),
+            lambda: rig.vm.restore(checkpoint),
             lambda: rig.vm.set_counter_offset(0),
             lambda: rig.vm.get_one_reg(1, Reg.TIMER_CVAL),
             lambda: rig.vm.running(1).__enter__(),
@@ -422,33 +423,38 @@ def test_the_gate(rig: Rig) -> None:
             with pytest.raises(VcpuRunning) as caught:
                 refused()
             assert (caught.value.errno, caught.value.vcpu) == (16, 1)
-    begun = plan(checkpoint, rig.vm).prepare()
-    for closed in (rig.vm.running(0).__enter__, rig.vm.checkpoint):
-        with pytest.raises(RestoreOpen):
-            closed()
-    with pytest.raises(OutOfOrder):
-        begun.release()
-    begun.apply()
-    begun.release()
-    with pytest.raises(StalePlan):
-        begun.release()
+    with rig.vm.restoring(checkpoint) as begun:
+        state: str = rig.vm.state
+        assert state == "restoring"
+        for closed in (rig.vm.running(0).__enter__, rig.vm.checkpoint, rig.vm.pause, rig.vm.opt_in):
+            with pytest.raises(RestoreOpen):
+                closed()
+        with pytest.raises(OutOfOrder):
+            begun.release()
+        begun.apply()
+        report = begun.release()
+        with pytest.raises(Misuse, match="release\\(\\) has ended this restore"):
+            begun.release()
+    assert begun.report is report
+    state = rig.vm.state
+    assert state == "open"
     with rig.vm.running(0):
         pass
 
 
 def test_a_plan_is_stale_once_the_vm_has_changed(rig: Rig) -> None:
     checkpoint = rig.vm.checkpoint()
-    stale = plan(checkpoint, rig.vm)
+    stale = rig.vm.restoring(checkpoint)
     rig.vm.set_one_reg(0, Reg.TIMER_CVAL, 5)
     with pytest.raises(StalePlan):
-        stale.prepare()
+        stale.__enter__()
 
 
 def test_another_number_of_vcpus_is_refused(make: Make) -> None:
     with make(1) as source:
         checkpoint = source.vm.checkpoint()
     with make(2) as target, pytest.raises(TopologyMismatch) as caught:
-        plan(checkpoint, target.vm)
+        target.vm.plan(checkpoint)
     assert (caught.value.saved, caught.value.host) == (1, 2)
 
 
@@ -457,13 +463,12 @@ def test_a_vcpu_initialised_again_is_caught(make: Make) -> None:
         opted_in(source)
         armed(source)
         checkpoint = source.vm.checkpoint()
-    with make(2) as target:
-        begun = plan(checkpoint, target.vm).prepare()
+    with make(2) as target, target.vm.restoring(checkpoint) as begun:
         begun.apply()
         target.init_vcpu(1)
         with pytest.raises(ReadBackMismatch) as caught:
             begun.release()
-        assert caught.value.vcpu == 1
+        assert (caught.value.vcpu, caught.value.state, caught.value.retry) == (1, "half-restored", "apply")
         begun.apply()
         begun.release()
 
@@ -473,7 +478,7 @@ def test_a_pause_in_place(rig: Rig, *, owned: bool) -> None:
     if owned:
         opted_in(rig)
     before, guest, _ = rig.read("cntvct")
-    with rig.vm.paused(Freeze()) as pause:
+    with rig.vm.pause(Freeze()) as pause:
         begun = rig.host()
         while rig.host() - begun < rig.vm.frequency_hz // 50:
             pass

@@ -5,7 +5,6 @@ from __future__ import annotations
 import mmap
 import pickle
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -18,18 +17,23 @@ from guestclock import (
     ClockEquation,
     Elapsed,
     Freeze,
+    ManualCounter,
     ModelVm,
     Reg,
+    Step,
     Timer,
     VmClock,
-    plan,
-    restore,
 )
-from guestclock.errors import CapabilityMissing, CounterSkew, DeadlineMissed, NoBacklog, RestoreOpen, VcpuRunning
+from guestclock.errors import (
+    CapabilityMissing,
+    CounterSkew,
+    DeadlineMissed,
+    Misuse,
+    NoBacklog,
+    RestoreOpen,
+    VcpuRunning,
+)
 from vms import HZ, NS, SECOND, host, owned, state
-
-if TYPE_CHECKING:
-    from guestclock import ManualCounter
 
 SLOWLY = CatchUp(step_ns=SECOND // 2, interval_ns=SECOND)
 
@@ -40,8 +44,18 @@ def owing(pause_ticks: int, policy: CatchUp = SLOWLY) -> tuple[ManualCounter, Mo
     checkpoint = owned(counter).checkpoint()
     counter.advance(pause_ticks)
     vm = ModelVm(2, counter=counter)
-    restore(checkpoint, vm, policy=policy)
+    vm.restore(checkpoint, policy)
     return counter, vm
+
+
+def due(vm: ModelVm) -> Step:
+    """The next step, when it is due."""
+    step = vm.next_step()
+    assert step
+    counter = vm.counter
+    assert isinstance(counter, ManualCounter)
+    counter.advance(step.wait_ns() // NS)
+    return step
 
 
 def given_at_once(policy: Advance | CatchUp | Freeze, missed: int, kept: int) -> tuple[int, int, bool]:
@@ -75,7 +89,7 @@ def test_a_policy_is_its_plain_statement(
     for policy, ticks in zip((first, second), away, strict=True):
         counter.advance(ticks)
         vm = ModelVm(2, counter=counter)
-        report = restore(checkpoint, vm, policy=policy)
+        report = vm.restore(checkpoint, policy)
         added, kept, capped = given_at_once(policy, ticks + kept, kept)
         assert (report.added_ticks, report.backlog_ticks, report.capped) == (added, kept, capped)
         cntvct += added
@@ -88,7 +102,7 @@ def test_ten_seconds_at_once_and_the_rest_in_steps() -> None:
     policy = CatchUp(step_ns=4 * SECOND // 10, interval_ns=SECOND, at_once_ns=10 * SECOND)
     counter, vm = owing(40 * HZ, policy)
     assert (vm.cntvct(0), vm.backlog_ticks) == (1000 + 10 * HZ, 30 * HZ)
-    intended = plan(vm.checkpoint(), ModelVm(2, counter=counter), policy=policy)
+    intended = ModelVm(2, counter=counter).plan(vm.checkpoint(), policy)
     assert intended.to_dict()["policy"] == {
         "name": "catch-up",
         "step_ns": 4 * SECOND // 10,
@@ -99,7 +113,7 @@ def test_ten_seconds_at_once_and_the_rest_in_steps() -> None:
     # The jump at once is what a guest's watchdogs may feel, and no step is larger.
     assert intended.to_dict()["jump_ns"] == 10 * SECOND
     steps = 0
-    for step in vm.catch_up():
+    while step := vm.next_step():
         counter.advance(step.due_at - counter.read())
         step.apply()
         steps += 1
@@ -115,10 +129,10 @@ def test_what_is_given_at_once_need_not_be_paid_back_in_time() -> None:
         policy = CatchUp(SECOND, 2 * SECOND, at_once_ns=at_once_ns, within_ns=60 * SECOND)
         if refused:
             with pytest.raises(DeadlineMissed) as caught:
-                plan(checkpoint, ModelVm(2, counter=counter), policy=policy)
+                ModelVm(2, counter=counter).plan(checkpoint, policy)
             assert (caught.value.needed_ns, caught.value.within_ns) == (62 * SECOND, 60 * SECOND)
         else:
-            plan(checkpoint, ModelVm(2, counter=counter), policy=policy)
+            ModelVm(2, counter=counter).plan(checkpoint, policy)
 
 
 @given(
@@ -135,7 +149,7 @@ def test_all_is_paid_back_in_bounded_steps(pause: int, step_ns: int, interval_ns
     interval = -(-interval_ns // NS)
     last, left, made = counter.read(), pause, 0
     assert (vm.cntvct(0), vm.backlog_ticks) == (1000, pause)
-    for step in vm.catch_up():
+    while step := vm.next_step():
         assert step.backlog_ticks == left
         assert step.ticks == min(step_ticks, left)
         # Never nearer to the one before than the interval.
@@ -158,7 +172,8 @@ def test_a_plan_says_what_it_takes() -> None:
     counter = host()
     checkpoint = owned(counter).checkpoint()
     counter.advance(10 * HZ + 1)
-    intended = plan(checkpoint, ModelVm(2, counter=counter), policy=SLOWLY)
+    vm = ModelVm(2, counter=counter)
+    intended = vm.plan(checkpoint, SLOWLY)
     assert intended.to_dict()["backlog"] == {
         "remaining_ticks": 10 * HZ + 1,
         "remaining_ns": 10 * SECOND + NS,
@@ -168,8 +183,21 @@ def test_a_plan_says_what_it_takes() -> None:
         "duration_ns": 21 * SECOND,
         "rate_permille": 1500,
     }
-    assert "in 21 steps of 500000000 ns, one every 1000000000 ns: done after 21000000000 ns, at 1.500" in str(intended)
+    assert "in at least 21 steps of 500000000 ns, one every 1000000000 ns: done after 21000000000 ns, at 1.500" in str(
+        intended
+    )
     assert not any("steps" in warning.text or "fast" in warning.text for warning in intended.warnings)
+    # Until the release the backlog grows, and from there on its steps are counted.
+    with vm.restoring(checkpoint, SLOWLY) as restoring:
+        restoring.apply()
+        counter.advance(HZ)
+        report = restoring.release()
+    assert "in 23 steps of 500000000 ns" in str(report)
+    taken = 0
+    while vm.next_step():
+        due(vm).apply()
+        taken += 1
+    assert taken == 23
 
 
 @pytest.mark.parametrize(
@@ -185,7 +213,7 @@ def test_what_a_guest_would_mind_is_warned_of(policy: CatchUp, said: str | None)
     counter = host()
     checkpoint = owned(counter).checkpoint()
     counter.advance(1)
-    warnings = plan(checkpoint, ModelVm(2, counter=counter), policy=policy).warnings
+    warnings = ModelVm(2, counter=counter).plan(checkpoint, policy).warnings
     of_it = [warning for warning in warnings if "steps of" in warning.text or "as fast" in warning.text]
     assert [said is not None and said in warning.text for warning in of_it] == [True] * (said is not None)
 
@@ -195,14 +223,14 @@ def test_a_deadline_is_kept_or_refused() -> None:
     checkpoint = owned(counter).checkpoint()
     counter.advance(3 * HZ)
     vm = ModelVm(2, counter=counter)
-    assert restore(checkpoint, vm, policy=CatchUp(SECOND, 2 * SECOND, within_ns=6 * SECOND)).backlog_ticks == 3 * HZ
+    assert vm.restore(checkpoint, CatchUp(SECOND, 2 * SECOND, within_ns=6 * SECOND)).backlog_ticks == 3 * HZ
     with pytest.raises(DeadlineMissed) as caught:
-        restore(checkpoint, vm, policy=CatchUp(SECOND, 2 * SECOND, within_ns=6 * SECOND - 1))
+        vm.restore(checkpoint, CatchUp(SECOND, 2 * SECOND, within_ns=6 * SECOND - 1))
     error = caught.value
     assert (error.remaining_ns, error.needed_ns, error.within_ns) == (3 * SECOND, 6 * SECOND, 6 * SECOND - 1)
     # With nothing to pay back there is none to miss.
-    assert restore(vm.checkpoint(), vm, policy=Freeze()).backlog_ticks == 3 * HZ
-    restore(checkpoint, vm, policy=CatchUp(1, 2**63, within_ns=1), now=checkpoint.stamp.count)
+    assert vm.restore(vm.checkpoint(), Freeze()).backlog_ticks == 3 * HZ
+    vm.restore(checkpoint, CatchUp(1, 2**63, within_ns=1), now=checkpoint.stamp.count)
 
 
 def test_it_takes_an_owned_offset() -> None:
@@ -210,35 +238,69 @@ def test_it_takes_an_owned_offset() -> None:
     vm = ModelVm(2, counter=counter, kernel="6.1")
     before = state(vm)
     with pytest.raises(CapabilityMissing, match="moving the VM-wide counter offset"):
-        plan(owned(counter).checkpoint(), vm, policy=SLOWLY)
+        vm.plan(owned(counter).checkpoint(), SLOWLY)
     assert state(vm) == before
     # Two counters that differ are kept by value, and in place a VM isn't opted in.
     apart = ModelVm(2, counter=counter)
     with pytest.raises(CapabilityMissing):
-        plan(apart.checkpoint(), ModelVm(2, counter=counter), policy=SLOWLY)
+        ModelVm(2, counter=counter).plan(apart.checkpoint(), SLOWLY)
 
 
 def test_a_vcpu_that_runs_leaves_the_debt_as_it_was() -> None:
     counter, vm = owing(HZ)
+    counter.advance(HZ)
     steps = vm.catch_up()
     step = next(steps)
-    counter.advance(HZ)
     with vm.running(1):
         before = (vm.cntvct(0), vm.backlog_ticks)
         with pytest.raises(VcpuRunning) as caught:
             step.apply()
         assert (vm.cntvct(0), vm.backlog_ticks) == before
     assert caught.value.vcpu == 1
-    # The same step again.
-    again = next(steps)
+    # The same step again, by another iterator: over a counter that is moved by hand this one would never wait.
+    assert list(steps) == []
+    again = next(vm.catch_up())
     assert (again.ticks, again.due_at, again.backlog_ticks) == (step.ticks, step.due_at, step.backlog_ticks)
     assert again.apply() == HZ // 2
-    assert [left.apply() for left in steps] == [0]
+    counter.advance(HZ)
+    assert [left.apply() for left in vm.catch_up()] == [0]
+
+
+def test_a_step_is_paid_once_and_not_before_it_is_due() -> None:
+    counter, vm = owing(300 * HZ, CatchUp(step_ns=SECOND // 10, interval_ns=SECOND))
+    assert list(vm.catch_up()) == []
+    step = vm.next_step()
+    assert step
+    before = state(vm)
+    for early in (1, HZ - 1):
+        counter.advance(early - (counter.read() - (step.due_at - HZ)))
+        with pytest.raises(Misuse, match=f"due at the count {step.due_at}, and the counter reads {counter.read()}"):
+            step.apply()
+    assert state(vm) == before
+    counter.advance(1)
+    cntvct = vm.cntvct(0)
+    assert step.apply() == 300 * HZ - HZ // 10
+    assert vm.cntvct(0) == cntvct + HZ // 10
+    before = state(vm)
+    counter.advance(HZ)
+    with pytest.raises(Misuse, match="taken already"):
+        step.apply()
+    # Neither does one pay that a restore has made obsolete.
+    obsolete = vm.next_step()
+    assert obsolete
+    with vm.pause(SLOWLY):
+        counter.advance(HZ)
+    counter.advance(10 * HZ)
+    with pytest.raises(Misuse, match="a restore has changed the backlog"):
+        obsolete.apply()
+    assert state(vm)["owed"] == before["owed"] + HZ
+    # All that is due is one step, however late.
+    assert [step.ticks for step in vm.catch_up() if step.apply()] == [HZ // 2]
 
 
 def test_nothing_is_owed_by_default() -> None:
     counter, vm = owing(HZ, CatchUp(SECOND, SECOND))
-    step = next(vm.catch_up())
+    step = due(vm)
     assert step.apply() == vm.backlog_ticks == 0
     before = state(vm)
     with pytest.raises(NoBacklog):
@@ -251,14 +313,14 @@ def test_nothing_is_owed_by_default() -> None:
 
 def test_no_step_while_a_restore_is_open() -> None:
     counter, vm = owing(HZ)
-    step = next(vm.catch_up())
-    steps = plan(vm.checkpoint(), vm, policy=Freeze()).prepare()
-    with pytest.raises(RestoreOpen):
-        step.apply()
-    steps.apply()
-    steps.release()
+    step = due(vm)
+    with vm.restoring(vm.checkpoint(), Freeze()) as steps:
+        with pytest.raises(RestoreOpen):
+            step.apply()
+        steps.apply()
+        steps.release()
     assert vm.backlog_ticks == HZ
-    with vm.paused(), pytest.raises(RestoreOpen):
+    with vm.pause(), pytest.raises(RestoreOpen):
         step.apply()
     assert vm.backlog_ticks == HZ
     assert counter.read() > 0
@@ -279,13 +341,14 @@ def test_the_debt_travels_with_the_checkpoint(policy: Freeze | Advance | CatchUp
     cntvct = vm.cntvct(0)
     counter.advance(3 * HZ)
     there = ModelVm(2, counter=counter)
-    report = restore(checkpoint, there, policy=policy)
+    report = there.restore(checkpoint, policy)
     assert (report.added_ticks, report.backlog_ticks, there.backlog_ticks) == (added, left, left)
     assert there.cntvct(0) == cntvct + added
     assert report.capped == (policy == Advance(max_ns=4 * SECOND))
     if policy == Freeze():
         # It is paid back as it was going to be.
-        step = next(there.catch_up())
+        step = there.next_step()
+        assert step
         assert (step.ticks, step.due_at) == (2 * HZ, counter.read() + 5 * HZ)
 
 
@@ -304,27 +367,25 @@ def test_what_disrupts_the_counter() -> None:
     ):
         vm = ModelVm(2, counter=counter)
         word = None if same else Elapsed.by_wall_clocks(error_ns=0)
-        intended = plan(checkpoint, vm, policy=policy, elapsed=word)
-        steps = intended.prepare()
+        intended = vm.restoring(checkpoint, policy, elapsed=word)
+        steps = intended.__enter__()
         steps.apply()
-        assert intended.disrupts is steps.release().disrupts is disrupts, policy
+        assert intended.plan.disrupts is steps.release().disrupts is disrupts, policy
     # Paid back at once, too, and by reads that are sure to no tick.
-    assert plan(vm.checkpoint(), vm, policy=Advance()).disrupts
-    assert (
-        plan(ModelVm(2, counter=counter).checkpoint(), ModelVm(2, counter=counter), policy=Advance()).disrupts is False
-    )
+    assert vm.plan(vm.checkpoint(), Advance()).disrupts
+    assert ModelVm(2, counter=counter).plan(ModelVm(2, counter=counter).checkpoint(), Advance()).disrupts is False
 
 
 def test_a_pause_in_place_can_be_owed_too() -> None:
     counter = host()
     vm = owned(counter)
-    with vm.paused(SLOWLY) as pause:
+    with vm.pause(SLOWLY) as pause:
         counter.advance(HZ)
     assert (pause.report.backlog_ticks, vm.backlog_ticks, vm.cntvct(0)) == (HZ, HZ, 1000)
-    with vm.paused(SLOWLY):
+    with vm.pause(SLOWLY):
         counter.advance(HZ)
     assert vm.backlog_ticks == 2 * HZ
-    with vm.paused():
+    with vm.pause():
         counter.advance(HZ)
     assert vm.backlog_ticks == 2 * HZ
 
@@ -334,9 +395,9 @@ def test_a_pause_that_could_not_end_does_not_begin() -> None:
     vm = ModelVm(2, counter=counter)
     counter.advance(5)
     before = state(vm)
-    with pytest.raises(CapabilityMissing), vm.paused(SLOWLY):
+    with pytest.raises(CapabilityMissing), vm.pause(SLOWLY):
         pass
-    with pytest.raises(CounterSkew), vm.paused(views="refuse"):
+    with pytest.raises(CounterSkew), vm.pause(views="refuse"):
         pass
     assert state(vm) == before
     with vm.running(0):
@@ -346,7 +407,7 @@ def test_a_pause_that_could_not_end_does_not_begin() -> None:
 def test_a_pause_that_took_too_long_ends_nevertheless() -> None:
     counter = host()
     vm = owned(counter)
-    with vm.paused(CatchUp(SECOND, 2 * SECOND, within_ns=6 * SECOND - 1)) as pause:
+    with vm.pause(CatchUp(SECOND, 2 * SECOND, within_ns=6 * SECOND - 1)) as pause:
         counter.advance(3 * HZ)
     assert vm.backlog_ticks == 3 * HZ
     warnings = pause.report.to_dict()["warnings"]
@@ -357,12 +418,15 @@ def test_a_pause_that_took_too_long_ends_nevertheless() -> None:
 def test_a_late_deadline_is_met_by_steps() -> None:
     """A timer of the guest's fires in the step that passes it, and not before."""
     counter, vm = owing(3 * HZ)
-    vm.set_one_reg(0, Reg.TIMER_CVAL, 1000 + HZ)
     vm.set_one_reg(0, Reg.TIMER_CTL, 1)
-    steps = vm.catch_up()
-    assert next(steps).apply() == 5 * HZ // 2
+    # The step that passes the deadline, and what the guest sees of it.
+    vm.set_one_reg(0, Reg.TIMER_CVAL, 1000 + 5 * HZ // 2)
+    assert due(vm).apply() == 5 * HZ // 2
     assert not vm.timer(0, Timer.VTIMER).line
-    next(steps).apply()
+    step = due(vm)
+    vm.set_one_reg(0, Reg.TIMER_CVAL, vm.cntvct(0) + step.ticks)
+    assert not vm.timer(0, Timer.VTIMER).line
+    step.apply()
     assert vm.timer(0, Timer.VTIMER).line
     assert counter.read() > 0
 
@@ -383,7 +447,7 @@ def test_the_page_shows_the_same_time_before_and_after_a_step() -> None:
         return seq, marker, value, memory[48:112]
 
     seq, _, value, rest = fields()
-    step = next(vm.catch_up())
+    step = due(vm)
     with vm.running(0), pytest.raises(VcpuRunning):
         step.apply(page)
     # Nothing happened but that readers looked twice.
@@ -396,7 +460,7 @@ def test_the_page_shows_the_same_time_before_and_after_a_step() -> None:
     assert (page.disruption_marker, page.status) == (marker + 1, "synchronized")
     # A page without a clock has only its marker.
     bare = VmClock.create(memory, 1024, size=112)
-    next(vm.catch_up()).apply(bare)
+    due(vm).apply(bare)
     assert (bare.disruption_marker, bare.status) == (1, "unknown")
     assert memory[1024 + 40 : 1024 + 48] == bytes(8)
 
@@ -405,7 +469,7 @@ def test_no_step_within_an_update_of_its_page() -> None:
     _, vm = owing(HZ)
     page = VmClock.create(mmap.mmap(-1, mmap.PAGESIZE))
     with page.update(), pytest.raises(RuntimeError, match="open already"):
-        next(vm.catch_up()).apply(page)
+        due(vm).apply(page)
     assert vm.backlog_ticks == HZ
 
 

@@ -34,8 +34,6 @@ from guestclock import (
     Reg,
     ScaledCounter,
     Timer,
-    plan,
-    restore,
 )
 from guestclock.errors import NotACheckpoint, TooLarge
 from vms import HZ, NS, SECOND, START_NS, busy, host, owned
@@ -61,7 +59,7 @@ def mixed() -> Checkpoint:
     deep.set_one_reg(1, Reg.CNTVOFF_EL2, 2**64 - 4096)
     deep.set_one_reg(1, Reg.CNTHV_CTL_EL2, 3)
     web.set_one_reg(0, Reg.TIMER_CVAL, 2**64 - 1)
-    with a.paused(CATCH_UP):
+    with a.pause(CATCH_UP):
         counter.advance(HZ)
     stopped = counter.read()
     counter.advance(100)
@@ -200,8 +198,8 @@ SCALARS: dict[str, Callable[[Checkpoint], object]] = {
     "ctl": lambda one: one.ctl(Timer.VTIMER),
     "timers": lambda one: one.timers(),
     "to_one_regs": lambda one: one.to_one_regs(),
-    "plan": lambda one: plan(one, ModelVm(1, counter=host())),
-    "restore": lambda one: restore(one, ModelVm(1, counter=host())),
+    "plan": lambda one: ModelVm(1, counter=host()).plan(one),
+    "restore": lambda one: ModelVm(1, counter=host()).restore(one),
 }
 
 
@@ -343,7 +341,7 @@ def test_a_name_is_no_key_of_a_restore() -> None:
     counter = host()
     saved = owned(counter, name="web-1").checkpoint()
     target = ModelVm(2, counter=counter, name="web-2")
-    restore(saved, target)
+    target.restore(saved)
     assert target.checkpoint().name == "web-2"
 
 
@@ -363,7 +361,7 @@ def scene() -> tuple[ManualCounter, list[Checkpoint]]:
     ]
     for vm in vms:
         busy(vm)
-    with vms[4].paused(CATCH_UP):
+    with vms[4].pause(CATCH_UP):
         counter.advance(HZ // 4)
     checkpoints = []
     for vm in vms:
@@ -399,7 +397,7 @@ def test_each_gets_what_its_own_would_have_given_it(policy: Policy, timers: Dead
         assert one.stopped_at == (None if own is checkpoints[-1] and own.stopped_at is None else stopped)
         assert one.to_one_regs() != own.to_one_regs() or own is checkpoints[-1]
         alone, together = target(own, counter), target(own, counter)
-        reports = [restore(saved, vm, policy=policy, timers=timers) for saved, vm in ((own, alone), (one, together))]
+        reports = [vm.restore(saved, policy, timers=timers) for saved, vm in ((own, alone), (one, together))]
         for view in ("cntvct", "cntpct", "added_ticks", "backlog_ticks", "error_bound_ticks", "capped"):
             assert getattr(reports[0], view) == getattr(reports[1], view), (own.name, view)
         assert reports[0].timers() == reports[1].timers(), own.name
@@ -419,7 +417,7 @@ def test_a_joined_vm_of_another_frequency() -> None:
     for policy, missed in ((Freeze(), 0), (Advance(), HZ + 12_346)):
         counts = []
         for saved in (own, joined["slow"]):
-            bank.restore(saved, np.array([handle]), policy=policy)
+            bank.restore(saved, policy, vms=np.array([handle]))
             counts.append(int(bank.cntvct()[0]))
         assert counts[0] == counts[1]
         assert abs(counts[0] - own.cntvct - missed * 24_000_000 // HZ) <= 1
@@ -497,7 +495,7 @@ def test_a_restore_goes_on_from_the_stop(ran: int, late: int, away: int, opted_i
     cases: list[tuple[Policy, int]] = [(Freeze(), 0), (Advance(), late + away), (Advance(most * NS), most)]
     for policy, added in [*cases, (CATCH_UP, 0)] if opted_in else cases:
         back = ModelVm(2, counter=counter)
-        report = restore(saved, back, policy=policy)
+        report = back.restore(saved, policy)
         assert report.added_ticks == added
         assert (back.cntvct(0), back.cntpct(1)) == tuple((count + added) % 2**64 for count in at_stop)
         assert report.backlog_ticks == back.backlog_ticks == (late + away if policy == CATCH_UP else 0)
@@ -511,9 +509,9 @@ def test_without_a_stop_a_restore_goes_on_from_the_checkpoint() -> None:
     saved = vm.checkpoint()
     counter.advance(7)
     back = ModelVm(2, counter=counter)
-    restore(saved, back, policy=Freeze())
+    back.restore(saved, Freeze())
     assert back.cntvct(0) == 1050
-    restore(saved, back, policy=Advance())
+    back.restore(saved, Advance())
     assert back.cntvct(0) == 1057
 
 
@@ -525,10 +523,10 @@ def test_the_stop_is_carried_by_steps_and_wall_clocks() -> None:
     saved = vm.checkpoint(stopped_at=stopped)
     elsewhere = ManualCounter(5, frequency_hz=HZ, realtime_ns=START_NS + 3 * SECOND)
     back = ModelVm(2, counter=elsewhere)
-    report = restore(saved, back, policy=Advance(), elapsed=Elapsed.by_wall_clocks(error_ns=0))
+    report = back.restore(saved, Advance(), elapsed=Elapsed.by_wall_clocks(error_ns=0))
     # A second before the checkpoint, by the counter; two since, by the wall clocks.
     assert report.added_ticks == pytest.approx(3 * HZ, abs=1)
-    steps = plan(saved, ModelVm(2, counter=elsewhere), policy=Freeze()).prepare()
+    steps = ModelVm(2, counter=elsewhere).restoring(saved, Freeze()).__enter__()
     steps.apply()
     assert steps.release().cntvct == 1000
 

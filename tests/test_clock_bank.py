@@ -17,6 +17,7 @@ from guestclock import (
     NO_DEADLINE,
     Added,
     Advance,
+    CapabilityMissing,
     CatchUp,
     Checkpoint,
     ClockBank,
@@ -27,18 +28,16 @@ from guestclock import (
     FrequencyMismatch,
     KvmError,
     ManualCounter,
+    Misuse,
     Reg,
     RestoreOpen,
     ScaledCounter,
-    StalePlan,
     Timer,
     TopologyMismatch,
     UnknownRegister,
     VcpuRunning,
     ns_to_ticks,
-    plan,
     recompute_offsets,
-    restore,
     ticks_to_ns,
 )
 
@@ -441,11 +440,11 @@ class TestSets:
         common = bank.checkpoint(stopped_at=int(stops[2]))
         assert common.columns()["stopped_at_count"].tolist() == [int(stops[2])] * 3
         counter.advance(1000)
-        assert bank.restore(each, policy=Freeze()).added_ticks.tolist() == [0, 0, 0]
+        assert bank.restore(each, Freeze()).added_ticks.tolist() == [0, 0, 0]
         assert bank.cntvct()[::2].tolist() == [at_stop[0], at_stop[1] + 5, at_stop[2] + 40]
-        assert bank.restore(each, policy=Advance()).added_ticks.tolist() == [1100, 1095, 1060]
+        assert bank.restore(each, Advance()).added_ticks.tolist() == [1100, 1095, 1060]
         assert bank.cntvct()[::2].tolist() == [count + 1100 for count in at_stop]
-        bank.restore(common, policy=Freeze())
+        bank.restore(common, Freeze())
         assert bank.cntvct()[::2].tolist() == [count + 40 for count in at_stop]
 
     def test_stops_that_cannot_be_are_refused(self, bank: ClockBank, counter: ManualCounter) -> None:
@@ -465,7 +464,7 @@ class TestSets:
         alone = ClockBank(counter)
         one = alone.add(2)
         alone.set_offsets(np.array([one]), np.array([2], np.uint64))
-        with bank.pause(policy=policy) as pause, alone.vm(one).paused(policy):
+        with bank.pause(policy) as pause, alone.vm(one).pause(policy):
             with pytest.raises(RestoreOpen), bank.vm(int(vms[0])).running(0):
                 pass
             counter.advance(10**6)
@@ -475,12 +474,12 @@ class TestSets:
         assert [plan["method"] for plan in pause.report.plans] == ["offset"]
         with bank.vm(int(vms[0])).running(0):
             pass
-        with pytest.raises(RuntimeError, match="over"):
+        with pytest.raises(Misuse, match="over"):
             pause.resume()
 
     def test_a_part_of_the_vms_at_injected_instants(self, bank: ClockBank, counter: ManualCounter) -> None:
         vms, now = bank.vms(), counter.read()
-        pause = bank.pause(vms[1:3], policy=Advance(), now=now + 10)
+        pause = bank.pause(Advance(), vms=vms[1:3], now=now + 10)
         assert pause.vms.tolist() == vms[1:3].tolist()
         report = pause.resume(now=now + 510)
         assert report.added_ticks.tolist() == [500, 500]
@@ -490,10 +489,10 @@ class TestSets:
         vms = bank.vms()
         checkpoints = bank.checkpoint(vms[:3])
         with pytest.raises(TopologyMismatch) as refused:
-            bank.restore(checkpoints, vms[[0, 1, 4]])
+            bank.restore(checkpoints, vms=vms[[0, 1, 4]])
         assert refused.value.__notes__ == [f"VM {vms[4]} of the bank"]
         with pytest.raises(ValueError, match="2 are given for 3 VMs"):
-            bank.restore(checkpoints, vms[:2])
+            bank.restore(checkpoints, vms=vms[:2])
         before = bank.counts().tolist()
         with pytest.raises(CounterSkew):
             bank.restore(checkpoints, views="refuse")
@@ -501,7 +500,7 @@ class TestSets:
         other = ClockBank(counter)
         scaled = other.add_many(3, 2, frequency_hz=10**9)
         with pytest.raises(FrequencyMismatch):
-            other.restore(checkpoints, scaled)
+            other.restore(checkpoints, vms=scaled)
         with bank.vm(int(vms[2])).running(0), pytest.raises(VcpuRunning):
             bank.checkpoint()
         with pytest.raises(ValueError, match=r'two VMs.*"a"'):
@@ -515,7 +514,7 @@ class TestSets:
             bank.checkpoint(vms[:2], names=["a", "b\n"])
         with pytest.raises(ValueError, match='"web" isn\'t named by a handle'):
             bank.restore(bank.checkpoint(vms[:1], names=["web"]))
-        bank.restore(bank.checkpoint(vms[:1], names=["web"]), vms[:1])
+        bank.restore(bank.checkpoint(vms[:1], names=["web"]), vms=vms[:1])
         empty = bank.add(0)
         with pytest.raises(ValueError, match="no vCPUs"):
             bank.checkpoint()
@@ -539,7 +538,7 @@ class TestSets:
         bank.set_timers(Timer.VTIMER, vcpus, cval, np.ones(8, np.uint8))
         alarm = DeadlineAlarm(bank)
         one = bank.vm(int(vms[2]))
-        with bank.pause(vms[:2], policy=policy) as pause, one.paused(policy):
+        with bank.pause(policy, vms=vms[:2]) as pause, one.pause(policy):
             counter.advance(10_000)
             # The fourth VM goes on.
             assert alarm.expire().vcpus.tolist() == vcpus[6:].tolist()
@@ -566,7 +565,7 @@ class TestSets:
         vm.set_one_reg(0, Reg.TIMER_CTL, 1)
         checkpoint = vm.checkpoint()
         assert bank.next_deadline() == counter.read() + 100
-        steps = plan(checkpoint, vm).prepare()
+        steps = vm.restoring(checkpoint).__enter__()
         counter.advance(500)
         assert len(bank.expire().vcpus) == 0
         steps.apply()
@@ -576,15 +575,38 @@ class TestSets:
         counter.advance(100)
         assert bank.expire().vcpus.tolist() == bank.vcpus().tolist()
         # A restore gives again what it restores: the guest that it goes on from hadn't taken it.
-        restore(checkpoint, vm, policy=Advance())
+        vm.restore(checkpoint, Advance())
         assert bank.expire().vcpus.tolist() == bank.vcpus().tolist()
 
     def test_a_restore_ends_a_pause(self, bank: ClockBank) -> None:
         checkpoints = bank.checkpoint()
         pause = bank.pause()
         bank.restore(checkpoints)
-        with pytest.raises(StalePlan):
+        with pytest.raises(Misuse, match="came after"):
             pause.resume()
+
+    def test_a_pause_may_end_by_another_policy(self, bank: ClockBank, counter: ManualCounter) -> None:
+        before = bank.cntvct().tolist()
+        pause = bank.pause()
+        counter.advance(500)
+        with pytest.raises(CapabilityMissing):
+            pause.resume(CatchUp(1, 1))
+        # The last VM has a frequency of its own.
+        assert pause.resume(Advance()).added_ticks.tolist() == [500, 500, 500, 500, 192]
+        assert bank.cntvct()[:8].tolist() == [count + 500 for count in before[:8]]
+        with pytest.raises(Misuse), pause:
+            pass
+
+    def test_a_pause_that_is_dropped_warns_and_leaves_its_vms_closed(self, bank: ClockBank) -> None:
+        vms, checkpoints = bank.vms(), bank.checkpoint()
+        dropping = [bank.pause(vms=vms[:2])]
+        with pytest.warns(ResourceWarning, match=f'VM "{vms[0]}, {vms[1]}": a pause of a bank'):
+            dropping.clear()
+        with pytest.raises(RestoreOpen), bank.vm(int(vms[0])).running(0):
+            pass
+        bank.restore(checkpoints)
+        with bank.vm(int(vms[0])).running(0):
+            pass
 
 
 class TestColumns:

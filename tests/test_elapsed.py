@@ -9,19 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestclock import (
-    Advance,
-    CatchUp,
-    Checkpoint,
-    Elapsed,
-    Freeze,
-    HostCounter,
-    ModelVm,
-    Stamp,
-    SyncBound,
-    plan,
-    restore,
-)
+from guestclock import Advance, CatchUp, Checkpoint, Elapsed, Freeze, HostCounter, ModelVm, Stamp, SyncBound
 from guestclock.errors import ClocksDisagree, ClockWentBackwards, ElapsedTooLong, ElapsedUnknown
 from vms import HZ, NS, SECOND, START_NS, host, owned
 
@@ -57,7 +45,7 @@ def elsewhere(after_ns: int, **changes: Any) -> Stamp:
 
 
 def advanced(checkpoint: Checkpoint, now: Stamp, **options: Any) -> dict[str, Any]:
-    return plan(checkpoint, ModelVm(2, counter=host(now.count)), policy=Advance(), now=now, **options).to_dict()
+    return ModelVm(2, counter=host(now.count)).plan(checkpoint, Advance(), now=now, **options).to_dict()
 
 
 # The stamp.
@@ -100,7 +88,7 @@ def test_what_nobody_vouches_for_has_no_bound(changes: dict[str, Any], why: str)
         assert why in str(caught.value)
         assert advanced(saved(there), here, elapsed=Elapsed.by_wall_clocks(error_ns=7 * NS))["added_ticks"] == HZ
         # Freeze doesn't ask.
-        assert restore(saved(there), ModelVm(2, counter=host(here.count)), now=here).added_ticks == 0
+        assert ModelVm(2, counter=host(here.count)).restore(saved(there), now=here).added_ticks == 0
 
 
 def test_who_knows_better_than_the_kernel_is_believed() -> None:
@@ -144,7 +132,8 @@ def test_the_bound_is_the_sum_of_its_terms(
     checkpoint = saved(instant(width_ns=widths[0]), sync=syncs[0])
     vm = ModelVm(2, counter=host(5))
     now = elsewhere(pause_ns, width_ns=widths[1])
-    intended = plan(checkpoint, vm, policy=Advance(), sync=syncs[1], now=now)
+    restoring = vm.restoring(checkpoint, Advance(), sync=syncs[1], now=now)
+    intended = restoring.plan
     drifted = [age * drift for age, drift in zip(ages, ppb, strict=True)]
     held = [-(-product // SECOND) for product in drifted]
     terms = {term["what"]: term.get("ns", term.get("ticks")) for term in intended.to_dict()["error_bound_terms"]}  # type: ignore[attr-defined]
@@ -169,10 +158,10 @@ def test_the_bound_is_the_sum_of_its_terms(
     assert intended.error_bound_ticks == -(-(ns * SECOND + sum(drifted)) * HZ // SECOND**2) + 1
     assert intended.error_bound_ns == -(-intended.error_bound_ticks * SECOND // HZ)
     # From the plan to the release this counter counts. Where it is 500 ppm slow, 1 tick of 2000 is missing.
-    steps = intended.prepare(now=now)
     later = replace(now, count=now.count + wait, realtime_ns=now.realtime_ns + wait * NS)
-    steps.apply(now=later)
-    report = steps.release(now=later)
+    with restoring:
+        restoring.apply(now=later)
+        report = restoring.release(now=later)
     assert report.error_bound_ticks == intended.error_bound_ticks - -wait // 1999
     assert report.added_ticks == pause_ns // NS + wait
 
@@ -184,13 +173,11 @@ def test_what_lies_beyond_the_cap_is_no_error(beyond: int) -> None:
     checkpoint = saved(instant(width_ns=0))
     found = advanced(checkpoint, now, elapsed=Elapsed.by_wall_clocks(error_ns=7 * NS))
     assert found["error_bound_ticks"] == 8
-    capped = plan(
-        checkpoint,
-        ModelVm(2, counter=host(5)),
-        policy=Advance(max_ns=SECOND),
-        elapsed=Elapsed.by_wall_clocks(error_ns=7 * NS),
-        now=now,
-    ).to_dict()
+    capped = (
+        ModelVm(2, counter=host(5))
+        .plan(checkpoint, Advance(max_ns=SECOND), elapsed=Elapsed.by_wall_clocks(error_ns=7 * NS), now=now)
+        .to_dict()
+    )
     assert capped["added_ticks"] == HZ + min(beyond, 0)
     assert capped["error_bound_ticks"] == max(8 - max(beyond, 0), 0)
 
@@ -228,13 +215,13 @@ def test_the_step_in_rate_is_no_part_of_the_bound() -> None:
     vm = ModelVm(2, counter=host(5))
     bounds = set()
     for rate_ppb, step in ((1_180, 5_000), (-3_820, 0), (None, None)):
-        intended = plan(checkpoint, vm, policy=Advance(), now=elsewhere(SECOND, rate_ppb=rate_ppb))
+        intended = vm.plan(checkpoint, Advance(), now=elsewhere(SECOND, rate_ppb=rate_ppb))
         assert intended.rate_step_ppb == step
         assert ("rate step          +5.000 ppm" in str(intended)) == (step == 5_000)
         bounds.add(intended.error_bound_ticks)
     assert len(bounds) == 1
     # One counter keeps its rate.
-    assert plan(checkpoint, ModelVm(2, counter=host()), now=instant(SECOND, count=10**12 + HZ)).rate_step_ppb == 0
+    assert ModelVm(2, counter=host()).plan(checkpoint, now=instant(SECOND, count=10**12 + HZ)).rate_step_ppb == 0
 
 
 # Refusals.
@@ -252,10 +239,10 @@ def test_a_year_is_believed_and_more_is_for_the_caller() -> None:
     longer = Elapsed.by_wall_clocks(refuse_over_ns=2 * longest)
     assert advanced(checkpoint, elsewhere(longest + 16), elapsed=longer)["added_ns"] == longest + 16
     vm = ModelVm(2, counter=host(5))
-    capped = plan(checkpoint, vm, policy=Advance(max_ns=SECOND), now=elsewhere(2 * longest))
+    capped = vm.plan(checkpoint, Advance(max_ns=SECOND), now=elsewhere(2 * longest))
     assert capped.to_dict()["added_ticks"] == HZ
     with pytest.raises(ElapsedTooLong):
-        plan(checkpoint, vm, policy=CatchUp(1, 1), now=elsewhere(2 * longest))
+        vm.plan(checkpoint, CatchUp(1, 1), now=elsewhere(2 * longest))
     # One counter needs no wall clock to be believed.
     assert advanced(checkpoint, instant(2 * longest, count=10**12 + 2 * longest // NS))["added_ns"] == 2 * longest
 
@@ -267,7 +254,7 @@ def test_the_callers_word_is_taken() -> None:
         advanced(checkpoint, backwards)
     vm = ModelVm(2, counter=host(5))
     told = Elapsed.given(3 * SECOND, error_ns=10 * NS)
-    steps = plan(checkpoint, vm, policy=Advance(), now=backwards, elapsed=told).prepare(now=backwards)
+    steps = vm.restoring(checkpoint, Advance(), now=backwards, elapsed=told).__enter__()
     # What passes from the plan on is counted.
     steps.apply(now=7)
     report = steps.release(now=5 + 2 * HZ)
@@ -275,7 +262,7 @@ def test_the_callers_word_is_taken() -> None:
     assert (report.added_ticks, report.error_bound_ticks) == (5 * HZ, 10 + 1 + -(-2 * HZ // 1999))
     assert "elapsed-given" in [premise.code for premise in report.assumptions]
     # A counter that was rewound since counts nothing, and refuses nothing: the plan has decided.
-    steps = plan(checkpoint, ModelVm(2, counter=host(5)), policy=Advance(), now=5, elapsed=told).prepare(now=4)
+    steps = ModelVm(2, counter=host(5)).restoring(checkpoint, Advance(), now=5, elapsed=told).__enter__()
     steps.apply(now=4)
     assert steps.release(now=4).added_ticks == 3 * HZ
 
@@ -284,7 +271,7 @@ def test_the_callers_word_is_taken() -> None:
 def test_on_one_counter_no_wall_clock_matters(policy: Freeze | Advance) -> None:
     checkpoint = saved(instant(synchronized=False, max_error_ns=None, tai_offset_s=None))
     here = instant(10**15, count=10**12 + HZ, synchronized=None, max_error_ns=None, tai_offset_s=None)
-    report = restore(checkpoint, ModelVm(2, counter=host()), policy=policy, elapsed=Elapsed.by_counter(), now=here)
+    report = ModelVm(2, counter=host()).restore(checkpoint, policy, elapsed=Elapsed.by_counter(), now=here)
     assert (report.added_ticks, report.error_bound_ticks) == (HZ if policy == Advance() else 0, 0)
 
 
@@ -345,12 +332,12 @@ def test_relative_timers_keep_what_was_left(cval: int, pause: int) -> None:
     counter.advance(pause)
     for timers, moved in (("absolute", 0), ("relative", pause)):
         vm = ModelVm(2, counter=counter)
-        report = restore(checkpoint, vm, policy=Advance(), timers=timers)  # type: ignore[arg-type]
+        report = vm.restore(checkpoint, Advance(), timers=timers)  # type: ignore[arg-type]
         # Held at the end: what was never to fire stays so.
         assert vm.get_one_reg(1, 0x603000000013DF02) == min(cval + moved, 2**64 - 1)
         assert report.to_dict()["cval_shift_ticks"] == moved
     vm = ModelVm(2, counter=counter)
-    restore(checkpoint, vm, policy=Freeze(), timers="relative")
+    vm.restore(checkpoint, Freeze(), timers="relative")
     assert vm.get_one_reg(1, 0x603000000013DF02) == cval
 
 
@@ -358,7 +345,7 @@ def test_relative_is_as_of_apply() -> None:
     counter = host()
     checkpoint = owned(counter).checkpoint()
     vm = ModelVm(2, counter=counter)
-    steps = plan(checkpoint, vm, policy=Advance(), timers="relative").prepare()
+    steps = vm.restoring(checkpoint, Advance(), timers="relative").__enter__()
     counter.advance(10)
     steps.apply()
     counter.advance(5)

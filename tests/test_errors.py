@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from guestclock import errors
-from guestclock.errors import CheckpointError, GuestClockError, KvmError, RestoreRefused, UnknownRegister, VcpuRunning
+from guestclock.errors import (
+    GuestClockError,
+    Interrupted,
+    InvalidFile,
+    KvmError,
+    Misuse,
+    Refused,
+    UnknownRegister,
+    VcpuRunning,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +42,8 @@ def fields_of(kind: type[GuestClockError]) -> dict[str, Any]:
         name for base in kind.__mro__ for name in inspect.get_annotations(base) if base.__module__ == errors.__name__
     ]
     fields: dict[str, Any] = {name: 2**64 - 1 - index for index, name in enumerate(names)}
+    if issubclass(kind, Interrupted):
+        fields |= {"state": "paused", "retry": "resume"}
     if issubclass(kind, KvmError):
         fields["errno"] = errno.EBUSY
     return fields
@@ -49,7 +60,8 @@ def test_an_error_survives_a_copy(kind: type[GuestClockError], again: Callable[[
     error = kind("the message", **fields)
     got = again(error)
     assert type(got) is kind
-    assert str(got) == str(error) == "the message"
+    more = "; the VM is still paused, and must not run: call resume() again" if issubclass(kind, Interrupted) else ""
+    assert str(got) == str(error) == f"the message{more}"
     assert got.__dict__ == error.__dict__
     for name, value in fields.items():
         assert getattr(got, name) == value
@@ -77,7 +89,7 @@ def test_a_kvm_error_is_an_oserror_with_its_errno(kind: type[KvmError]) -> None:
     ("base", "names"),
     [
         (
-            CheckpointError,
+            InvalidFile,
             {
                 "NotACheckpoint",
                 "TooLarge",
@@ -89,21 +101,26 @@ def test_a_kvm_error_is_an_oserror_with_its_errno(kind: type[KvmError]) -> None:
             },
         ),
         (
-            RestoreRefused,
+            Refused,
             {
+                "CapabilityMissing",
                 "FrequencyMismatch",
                 "CounterSkew",
+                "CountersMoved",
                 "ClockWentBackwards",
                 "ClocksDisagree",
                 "DeadlineMissed",
                 "ElapsedTooLong",
                 "ElapsedUnknown",
-                "OutOfOrder",
+                "RestoreOpen",
                 "TopologyMismatch",
                 "StalePlan",
                 "UnknownState",
+                "VcpuRunning",
             },
         ),
+        (Interrupted, {"ReadBackMismatch"}),
+        (Misuse, {"NoBacklog", "OutOfOrder"}),
         (KvmError, {"VcpuRunning", "UnknownRegister"}),
     ],
 )
@@ -113,7 +130,7 @@ def test_the_tree(base: type[GuestClockError], names: set[str]) -> None:
 
 def test_a_checkpoint_error_is_a_valueerror_and_nothing_else_is() -> None:
     for kind in ALL:
-        assert issubclass(kind, ValueError) == issubclass(kind, CheckpointError)
+        assert issubclass(kind, ValueError) == issubclass(kind, InvalidFile)
         assert issubclass(kind, OSError) == issubclass(kind, KvmError)
 
 

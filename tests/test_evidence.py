@@ -27,10 +27,8 @@ from guestclock import (
     Reg,
     Stamp,
     SyncBound,
-    plan,
-    restore,
 )
-from guestclock.errors import ClocksDisagree, ClockWentBackwards, ElapsedUnknown, FrequencyMismatch, RestoreRefused
+from guestclock.errors import ClocksDisagree, ClockWentBackwards, ElapsedUnknown, FrequencyMismatch, Refused
 from reference import ClockTable
 from vms import HZ, NS, SECOND, START_NS, host, owned
 
@@ -63,7 +61,7 @@ def advanced(checkpoint: Checkpoint, at: ManualCounter, policy: Policy | None = 
     """Restores into a VM that has opted in, over this counter."""
     vm = ModelVm(2, counter=at)
     vm.set_counter_offset(0)
-    return restore(checkpoint, vm, policy=policy or Advance(), **options)
+    return vm.restore(checkpoint, policy or Advance(), **options)
 
 
 # A1. A host that booted anew.
@@ -104,7 +102,7 @@ def test_a_count_that_is_ahead_again_after_a_boot_is_anothers() -> None:
     guest = owned(ManualCounter(there.count)).checkpoint(now=there, sync=OK)
     for boot_id in ("02" * 16, None):
         now = replace(here, boot_id=boot_id)
-        report = restore(guest, ModelVm(2, counter=ManualCounter(here.count)), policy=Advance(), sync=OK, now=now)
+        report = ModelVm(2, counter=ManualCounter(here.count)).restore(guest, Advance(), sync=OK, now=now)
         assert (report.added_ns, report.elapsed_by, codes(report)) == (30 * DAY, "wall-clocks", [])
         assert report.error_bound_ns == 2 * MILLISECOND + 1000 + 2 * NS - (2 * MILLISECOND + 1000) % NS
 
@@ -184,7 +182,7 @@ def test_a_pause_that_spans_a_sleep(counter: Any, policy: Policy) -> None:
     vm, bank = owned(at), ClockBank(at)
     bank.add_many(3, 2)
     bank.set_offsets(bank.vms(), bank.cntvct()[::2])
-    one, many = vm.paused(policy), bank.pause(policy=policy)
+    one, many = vm.pause(policy), bank.pause(policy)
     with one:
         at.advance_ns(2 * SECOND)
         at.suspend(4920 * SECOND, counter=counter)
@@ -203,11 +201,11 @@ def test_a_pause_that_spans_a_sleep(counter: Any, policy: Policy) -> None:
 def test_a_pause_is_never_refused_for_a_clock() -> None:
     at = a_host()
     vm = owned(at)
-    with vm.paused(Advance()) as pause:
+    with vm.pause(Advance()) as pause:
         at.step_realtime(-DAY)
         at.advance(5)
     assert (pause.report.added_ticks, codes(pause.report)) == (5, ["wall-clock-contradicts"])
-    with vm.paused(Advance()) as pause:
+    with vm.pause(Advance()) as pause:
         at.rewind(5)
     assert (pause.report.added_ticks, codes(pause.report)) == (0, ["counter-stopped"])
 
@@ -220,7 +218,7 @@ def test_a_host_that_sleeps_during_a_restore(counter: Any, policy: Policy) -> No
     at.advance_ns(SECOND)
     vm = ModelVm(2, counter=at)
     vm.set_counter_offset(0)
-    steps = plan(checkpoint, vm, policy=policy).prepare()
+    steps = vm.restoring(checkpoint, policy).__enter__()
     at.advance_ns(2 * SECOND)
     at.suspend(30 * SECOND, counter=counter)
     steps.apply()
@@ -270,17 +268,17 @@ def test_ten_seconds_in_august_need_no_tai() -> None:
     checkpoint = owned(host()).checkpoint(now=clock(AUGUST_NS), sync=OK)
     vm = ModelVm(2, counter=host())
     here = clock(AUGUST_NS + 10 * SECOND, boot_id="3" * 32)
-    report = restore(checkpoint, vm, policy=Advance(), now=here, sync=OK)
+    report = vm.restore(checkpoint, Advance(), now=here, sync=OK)
     assert (report.added_ns, report.elapsed_by, codes(report)) == (10 * SECOND, "wall-clocks", [])
     # As it ends, a leap second may come, which neither clock tells of.
     for end_ns in (SEPTEMBER_NS - SECOND - MILLISECOND - 100, SEPTEMBER_NS, SEPTEMBER_NS + SECOND):
         late = owned(host()).checkpoint(now=clock(end_ns - 10 * SECOND), sync=OK)
         with pytest.raises(ElapsedUnknown, match="end of a month"):
-            plan(late, vm, policy=Advance(), now=clock(end_ns, boot_id="3" * 32), sync=OK)
-        frozen = plan(late, vm, now=clock(end_ns, boot_id="3" * 32), sync=OK)
+            vm.plan(late, Advance(), now=clock(end_ns, boot_id="3" * 32), sync=OK)
+        frozen = vm.plan(late, now=clock(end_ns, boot_id="3" * 32), sync=OK)
         assert (frozen.behind_ns, codes(frozen)) == (None, [])
         assumed = Elapsed.by_wall_clocks(error_ns=SECOND)
-        report = restore(late, vm, policy=Advance(), now=clock(end_ns, boot_id="3" * 32), sync=OK, elapsed=assumed)
+        report = vm.restore(late, Advance(), now=clock(end_ns, boot_id="3" * 32), sync=OK, elapsed=assumed)
         assert "no-leap-second" in [assumption.code for assumption in report.assumptions]
 
 
@@ -295,10 +293,10 @@ def test_freeze_says_how_far_the_guest_falls_behind() -> None:
     checkpoint = vm.checkpoint(stopped_at=stopped)
     at.advance_ns(5 * SECOND)
     target = ModelVm(2, counter=at)
-    intended = plan(checkpoint, target)
+    intended = target.restoring(checkpoint)
     # With what passed from the stop to the checkpoint.
-    assert (intended.behind_ns, intended.behind_error_ns) == (5 * SECOND + 1000 * NS, 0)
-    steps = intended.prepare()
+    assert (intended.plan.behind_ns, intended.plan.behind_error_ns) == (5 * SECOND + 1000 * NS, 0)
+    steps = intended.__enter__()
     at.advance_ns(SECOND)
     steps.apply()
     report = steps.release()
@@ -309,14 +307,14 @@ def test_freeze_says_how_far_the_guest_falls_behind() -> None:
     assert "falls behind by    6000016000 ns, within 0 ns" in str(report)
     # On another host, within its clocks' bound, or nobody knows.
     elsewhere = host(5, START_NS + 10 * SECOND, boot_id=None)
-    known = restore(checkpoint, ModelVm(2, counter=elsewhere), elapsed=Elapsed.by_wall_clocks(error_ns=MILLISECOND))
+    known = ModelVm(2, counter=elsewhere).restore(checkpoint, elapsed=Elapsed.by_wall_clocks(error_ns=MILLISECOND))
     assert known.behind_ns is not None
     assert known.behind_error_ns == MILLISECOND + NS
-    unknown = restore(checkpoint, ModelVm(2, counter=elsewhere))
+    unknown = ModelVm(2, counter=elsewhere).restore(checkpoint)
     assert (unknown.behind_ns, unknown.behind_error_ns, unknown.elapsed_by, unknown.warnings) == (None, None, None, [])
     assert "falls behind by    not known" in str(unknown)
     # A capped Advance leaves the rest.
-    capped = restore(checkpoint, ModelVm(2, counter=at), policy=Advance(SECOND))
+    capped = ModelVm(2, counter=at).restore(checkpoint, Advance(SECOND))
     assert capped.behind_ns == 5 * SECOND + 1000 * NS
 
 
@@ -335,13 +333,13 @@ def test_the_ordinary_cases_have_no_warnings(opted_in: bool, kernel: str) -> Non
         snapshot = Checkpoint.from_bytes(vm.checkpoint().to_bytes())
         for policy, intent in ((Freeze(), "snapshot"), (Advance(), "live-update"), (Freeze(), None)):
             target = ModelVm(2, counter=counter, kernel=kernel)
-            intended = plan(snapshot, target, policy=policy, intent=intent)  # type: ignore[arg-type]
+            intended = target.plan(snapshot, policy, intent=intent)  # type: ignore[arg-type]
             if snapshot.stamp.boot_id is None and policy == Advance():
                 continue
             assert intended.warnings == []
-            assert restore(snapshot, target, policy=policy, intent=intent).warnings == []  # type: ignore[arg-type]
+            assert target.restore(snapshot, policy, intent=intent).warnings == []  # type: ignore[arg-type]
         for policy in (Freeze(), Advance()):
-            with vm.paused(policy) as pause:
+            with vm.pause(policy) as pause:
                 pass
             assert pause.report.warnings == []
             assert [it.ground for it in pause.report.assumptions if it.code == "one-counter"] == ["proved"] * (
@@ -369,7 +367,7 @@ def test_containers_of_one_host_have_one_counter() -> None:
         guest = owned(at).checkpoint(now=replace(here, machine_id=there))
         for machine_id in (None, "1" * 32):
             later = replace(at.stamp(), machine_id=machine_id)
-            report = restore(guest, ModelVm(2, counter=at), policy=Advance(), now=later)
+            report = ModelVm(2, counter=at).restore(guest, Advance(), now=later)
             assert (report.elapsed_by, codes(report)) == ("counter", [])
 
 
@@ -389,8 +387,8 @@ def test_a_counter_that_nothing_shows_to_be_one_is_anothers(there: dict[str, Any
     now = clock(AUGUST_NS + SECOND, count=10**12 + HZ, synchronized=False, **here)
     vm = ModelVm(2, counter=host())
     with pytest.raises(ElapsedUnknown):
-        plan(guest, vm, policy=Advance(), now=now)
-    report = restore(guest, vm, policy=Advance(), now=now, elapsed=Elapsed.by_counter())
+        vm.plan(guest, Advance(), now=now)
+    report = vm.restore(guest, Advance(), now=now, elapsed=Elapsed.by_counter())
     assert (report.added_ticks, report.error_bound_ticks, codes(report)) == (HZ, 0, [])
     assert [(it.code, it.ground) for it in report.assumptions] == [("same-counter", "assumed")]
 
@@ -399,10 +397,10 @@ def test_one_vouched_side_is_not_enough_and_a_claim_carries_with_a_warning() -> 
     guest = owned(host()).checkpoint(now=clock(AUGUST_NS), sync=OK)
     vm = ModelVm(2, counter=host())
     now = clock(AUGUST_NS + SECOND, boot_id="3" * 32)
-    assert codes(restore(guest, vm, policy=Advance(), now=now)) == ["kernel-unverified"]
+    assert codes(vm.restore(guest, Advance(), now=now)) == ["kernel-unverified"]
     with pytest.raises(ElapsedUnknown):
-        plan(guest, vm, policy=Advance(), now=replace(now, synchronized=False))
-    assert codes(restore(guest, vm, policy=Advance(), now=now, sync=OK)) == []
+        vm.plan(guest, Advance(), now=replace(now, synchronized=False))
+    assert codes(vm.restore(guest, Advance(), now=now, sync=OK)) == []
 
 
 # A7. Nearly equal frequencies.
@@ -414,21 +412,21 @@ def test_nearly_equal_frequencies_are_stated_exactly_and_accepted_by_word() -> N
     guest = owned(there).checkpoint()
     vm = ModelVm(2, counter=here)
     with pytest.raises(FrequencyMismatch, match=r"\+1/83333333, which is \+0\.012 ppm.*rate_error_ppb=13"):
-        restore(guest, vm)
+        vm.restore(guest)
     with pytest.raises(FrequencyMismatch):
-        restore(guest, vm, rate_error_ppb=12)
+        vm.restore(guest, rate_error_ppb=12)
     word = Elapsed.by_wall_clocks(error_ns=0)
-    report = restore(guest, vm, policy=Advance(), elapsed=word, rate_error_ppb=13)
+    report = vm.restore(guest, Advance(), elapsed=word, rate_error_ppb=13)
     # A hundred of the guest's own seconds.
     assert report.added_ticks == 100 * 83_333_333
     (wrong,) = [fact for fact in report.unsupported if fact.code == "wrong-rate"]
     assert "+0.012 ppm" in wrong.text
-    assert restore(guest, ModelVm(2, counter=here), rate_error_ppb=250_000).added_ticks == 0
+    assert ModelVm(2, counter=here).restore(guest, rate_error_ppb=250_000).added_ticks == 0
     with pytest.raises(ValueError, match="at most 250000"):
-        restore(guest, vm, rate_error_ppb=250_001)
+        vm.restore(guest, rate_error_ppb=250_001)
     far = ManualCounter(frequency_hz=83_400_000)
     with pytest.raises(FrequencyMismatch) as caught:
-        restore(guest, ModelVm(2, counter=far), rate_error_ppb=250_000)
+        ModelVm(2, counter=far).restore(guest, rate_error_ppb=250_000)
     assert "rate_error_ppb" not in str(caught.value)
 
 
@@ -463,7 +461,7 @@ def test_a_word_is_a_value() -> None:
         Elapsed.given(5)  # type: ignore[call-arg]
     for wrong in ("counter", 5, Elapsed):
         with pytest.raises(TypeError, match=r"elapsed= takes Elapsed\.given"):
-            plan(saved(host()), ModelVm(2, counter=host()), elapsed=wrong)  # type: ignore[arg-type]
+            ModelVm(2, counter=host()).plan(saved(host()), elapsed=wrong)  # type: ignore[arg-type]
 
 
 def test_warnings_and_assumptions_are_values() -> None:
@@ -595,8 +593,8 @@ def test_the_core_believes_as_the_reference_does(
     checkpoint = owned(host()).checkpoint(now=there, sync=syncs[0])
     vm = ModelVm(2, counter=host())
     try:
-        made = plan(checkpoint, vm, policy=policy, elapsed=word, sync=syncs[1], now=here)
-    except RestoreRefused as refused:
+        made = vm.plan(checkpoint, policy, elapsed=word, sync=syncs[1], now=here)
+    except Refused as refused:
         assert policy != Freeze()
         assert expected == (type(refused).__name__, None, None)
         return
@@ -667,14 +665,14 @@ def test_the_time_that_passed_counts_from_the_readings_instant(pause_ns: int, ea
     guest = Checkpoint.from_one_regs(lists, frequency_hz=CLOUD_HZ, host=None, reading=READING)
     at = ManualCounter(5, frequency_hz=CLOUD_HZ, realtime_ns=READING.realtime_ns + pause_ns)
     vm = ModelVm(2, counter=at)
-    report = restore(guest, vm, policy=Advance(), elapsed=Elapsed.by_wall_clocks(error_ns=1000))
+    report = vm.restore(guest, Advance(), elapsed=Elapsed.by_wall_clocks(error_ns=1000))
     later = 899_823 - earlier_ticks
     expected = READING.count + max(pause_ns * CLOUD_HZ // SECOND, later)
     assert abs(report.cntvct - expected) <= 1
     # Both counts of a vCPU were read one after the other: the offset of the two is exact to 10 ticks.
     assert abs(report.cntpct - report.cntvct - 296_415_643_691) <= 10
     assert report.error_bound_ticks >= 45_957
-    frozen = restore(guest, ModelVm(2, counter=at), elapsed=Elapsed.by_wall_clocks(error_ns=1000))
+    frozen = ModelVm(2, counter=at).restore(guest, elapsed=Elapsed.by_wall_clocks(error_ns=1000))
     assert frozen.cntvct == READING.count + later
     assert frozen.behind_ns == max(pause_ns * CLOUD_HZ // SECOND - later, 0) * SECOND // CLOUD_HZ
 

@@ -30,11 +30,18 @@ from guestclock import (
     Policy,
     Reg,
     Report,
+    Step,
     Timer,
-    plan,
-    restore,
 )
-from guestclock.errors import Crashed, GuestClockError, KvmError, RestoreOpen, UnknownRegister, VcpuRunning
+from guestclock.errors import (
+    Crashed,
+    GuestClockError,
+    Interrupted,
+    KvmError,
+    RestoreOpen,
+    UnknownRegister,
+    VcpuRunning,
+)
 from vms import NS, SECOND, busy, host, owned, state
 
 ERRNOS = [errno.EBUSY, errno.EINVAL, errno.ENOENT, errno.EIO]
@@ -127,7 +134,7 @@ def without_faults(case: Case) -> Outcome:
     vm = case.target(counter)
     faulty = FaultyVm(vm, [])
     before = state(vm), registers(vm)
-    report = restore(checkpoint, faulty, policy=case.policy)
+    report = faulty.restore(checkpoint, case.policy)
     assert report.method == case.method
     fields, offsets, written = said(report)
     assert offsets == faulty.calls.count("set_counter_offset")
@@ -150,40 +157,42 @@ def is_closed(vm: ModelVm) -> bool:
     return False
 
 
-def is_provisional(error: KvmError) -> bool:
+Failed = KvmError | Interrupted
+"""What a call can fail with: nothing was written, or the VM's state and the call to make again."""
+
+
+def is_provisional(error: Failed) -> bool:
     """Whether the VM has been left with a provisional offset: its first opt-in, which is for good."""
-    return "with a provisional offset and must not run: restore into it again" in notes(error)
+    return isinstance(error, Interrupted) and error.state == "provisional"
 
 
-def the_way_on(step: str, error: KvmError) -> str:
+def the_way_on(step: str, error: Failed) -> str:
     """The step that the error says to call next."""
-    for named in ("apply", "release"):
-        if f"call {named}() again" in notes(error):
-            return named
-    if is_provisional(error):
-        return "plan"
+    if isinstance(error, Interrupted):
+        assert f"must not run: call {error.retry}() again" in str(error)
+        return {"restore": "plan"}.get(error.retry, error.retry)
     assert "must not run" not in notes(error)
     return step
 
 
-def drive(checkpoint: Checkpoint, vm: FaultyVm, policy: Policy) -> Generator[tuple[str, KvmError], None, Report]:
+def drive(checkpoint: Checkpoint, vm: FaultyVm, policy: Policy) -> Generator[tuple[str, Failed], None, Report]:
     """A restore by a VMM that does what each error says: it yields each, and the step that failed."""
     step = "plan"
     while True:
         try:
             match step:
                 case "plan":
-                    intended = plan(checkpoint, vm, policy=policy)
+                    intended = vm.restoring(checkpoint, policy)
                     step = "prepare"
                 case "prepare":
-                    steps = intended.prepare()
+                    steps = intended.__enter__()
                     step = "apply"
                 case "apply":
                     steps.apply()
                     step = "release"
                 case _:
                     return steps.release()
-        except KvmError as error:
+        except (KvmError, Interrupted) as error:
             yield step, error
             step = the_way_on(step, error)
 
@@ -195,8 +204,14 @@ def finish(going: Generator[Any, None, Any]) -> Any:
     return done.value.value
 
 
-def check_the_error(error: KvmError, number: int, nth: int, call: str) -> None:
-    """It is what KVM would give, says that it was injected and where, and is as good as a copy."""
+def check_the_error(error: Failed, number: int, nth: int, call: str) -> None:
+    """Its cause is what KVM would give, says that it was injected and where, and is as good as a copy."""
+    if isinstance(error, Interrupted):
+        assert str(error).startswith(f"{error.step}: {call}: errno {number}, injected at call {nth}; ")
+        twin = pickle.loads(pickle.dumps(error))
+        assert (str(twin), twin.__dict__) == (str(error), error.__dict__)
+        assert isinstance(error.__cause__, KvmError)
+        error = error.__cause__
     assert error.errno == number
     assert str(error) == f"{call}: errno {number}, injected at call {nth}"
     expected: type[KvmError] = KvmError
@@ -237,7 +252,8 @@ def test_every_call_of_a_restore_can_fail_and_the_error_names_the_way_on(case: C
             assert (step, case.method) == ("prepare", "offset")
             assert is_closed(vm)
             assert vm.opted_in
-            assert notes(error).startswith("while restoring: prepare: reading the counter of vCPU ")
+            assert isinstance(error, Interrupted)
+            assert error.step.startswith("prepare: reading the counter of vCPU ")
         elif step in {"plan", "prepare"}:
             assert state(vm) == plain.before
             assert not is_closed(vm)
@@ -245,12 +261,13 @@ def test_every_call_of_a_restore_can_fail_and_the_error_names_the_way_on(case: C
         else:
             assert is_closed(vm)
             assert vm.opted_in is (case.method == "offset")
-            assert notes(error).startswith(f"while restoring: {step}: ")
-            if "its timers are restored, its counters aren't" in notes(error):
+            assert isinstance(error, Interrupted)
+            assert error.step.startswith(f"{step}: ")
+            if error.state == "timers-only":
                 assert step == "release"
                 assert registers(vm) == plain.registers_after
             else:
-                assert "the VM isn't restored" in notes(error)
+                assert error.state == "half-restored"
 
         fields, offsets, written = said(finish(going))
         assert fields == plain.report
@@ -301,15 +318,19 @@ def test_a_restore_in_one_call_fails_whole_or_says_what_it_left_and_a_new_one_ta
     for nth, call in enumerate(plain.calls):
         checkpoint, counter = case.saved()
         faulty = FaultyVm(case.target(counter), [Fault(nth=nth, errno=number)])
-        with pytest.raises(KvmError) as caught:
-            restore(checkpoint, faulty, policy=case.policy)
-        check_the_error(caught.value, number, nth, call)
+        with pytest.raises((KvmError, Interrupted)) as caught:
+            faulty.restore(checkpoint, case.policy)
+        error = caught.value
+        assert isinstance(error, KvmError | Interrupted)
+        check_the_error(error, number, nth, call)
         if is_closed(faulty.vm):
-            assert "must not run" in notes(caught.value)
+            assert isinstance(error, Interrupted)
+            assert error.retry == "restore"
+            assert "must not run: call restore() again" in str(error)
         else:
             assert state(faulty.vm) == plain.before
-            assert "must not run" not in notes(caught.value)
-        restore(checkpoint, faulty, policy=case.policy)
+            assert "must not run" not in str(error) + notes(error)
+        faulty.restore(checkpoint, case.policy)
         assert state(faulty.vm) == plain.after
         assert not is_closed(faulty.vm)
 
@@ -331,24 +352,28 @@ def test_every_call_of_a_checkpoint_can_fail_and_a_second_one_is_the_same(case: 
         assert faulty.checkpoint().to_bytes() == saved
 
 
-Paused = Generator[tuple[FaultyVm, bool, KvmError], None, tuple[list[str], dict[str, Any], dict[str, Any]]]
+Paused = Generator[tuple[FaultyVm, bool, Failed], None, tuple[list[str], dict[str, Any], dict[str, Any]]]
 
 
 def pause(case: Case, faults: list[Fault]) -> Paused:
     """A pause that is begun, and ended, again after each error: it yields each, and whether the pause was to end."""
     counter = host()
     faulty = FaultyVm(case.source(counter), faults)
-    pause = faulty.paused(case.policy)
-    for act, ending in ((pause.__enter__, False), (lambda: pause.__exit__(None, None, None), True)):
-        counter.advance(PAUSE)
-        done = False
-        while not done:
-            try:
-                act()
-                done = True
-            except KvmError as error:
-                yield faulty, ending, error
-    fields, *_ = said(pause.report)
+    pause = None
+    counter.advance(PAUSE)
+    while not pause:
+        try:
+            pause = faulty.pause(case.policy)
+        except KvmError as error:
+            yield faulty, False, error
+    counter.advance(PAUSE)
+    report = None
+    while not report:
+        try:
+            report = pause.resume()
+        except (KvmError, Interrupted) as error:
+            yield faulty, True, error
+    fields, *_ = said(report)
     calls = faulty.calls
     with faulty.running(0):
         pass
@@ -371,7 +396,9 @@ def test_every_call_of_a_pause_can_fail_and_it_is_begun_or_ended_again(case: Cas
         if ending:
             with pytest.raises(RestoreOpen), faulty.running(0):
                 pass
-            assert "the VM is still paused, and must not run: leave the pause again" in notes(error)
+            assert isinstance(error, Interrupted)
+            assert (error.state, error.retry) == ("paused", "resume")
+            assert str(error).endswith("the VM is still paused, and must not run: call resume() again")
         else:
             assert state(faulty.vm) == state(before)
             assert not notes(error)
@@ -384,15 +411,17 @@ def test_every_call_of_a_pause_can_fail_and_it_is_begun_or_ended_again(case: Cas
 def test_a_pause_that_doesnt_end_is_taken_over_by_a_restore(case: Case) -> None:
     counter = host()
     faulty = FaultyVm(case.source(counter), [])
-    with faulty.paused(case.policy):
+    with faulty.pause(case.policy):
         begun = len(faulty.calls)
     for nth in range(begun, len(faulty.calls)):
         vm = case.source(counter)
         saved = vm.checkpoint()
         wanted = both_counters(vm, saved.stamp.count, case.method)
-        with pytest.raises(KvmError, match="injected"), FaultyVm(vm, [Fault(nth=nth, errno=errno.EIO)]).paused():
-            counter.advance(PAUSE)
-        restore(saved, vm)
+        pause = FaultyVm(vm, [Fault(nth=nth, errno=errno.EIO)]).pause()
+        counter.advance(PAUSE)
+        with pytest.raises(Interrupted, match="injected"):
+            pause.resume()
+        vm.restore(saved)
         assert both_counters(vm, counter.read(), case.method) == wanted
         with vm.running(0):
             pass
@@ -408,16 +437,18 @@ def test_ebusy_is_waited_out_for_as_long_as_it_was_said(case: Case) -> None:
         fault = Fault(nth=nth, times=2, errno=errno.EBUSY)
         if call not in MADE_AGAIN:
             # A register's ioctl waits for a running vCPU, and doesn't answer EBUSY: nothing makes it again.
-            with pytest.raises(KvmError, match="injected at call"):
-                restore(checkpoint, FaultyVm(vm, [fault], busy_retries=2), policy=case.policy)
+            with pytest.raises((KvmError, Interrupted), match="injected at call"):
+                FaultyVm(vm, [fault], busy_retries=2).restore(checkpoint, case.policy)
             continue
         tried += 1
         faulty = FaultyVm(vm, [fault], busy_retries=2)
-        fields, *_ = said(restore(checkpoint, faulty, policy=case.policy))
+        fields, *_ = said(faulty.restore(checkpoint, case.policy))
         assert (fields, state(vm)) == (plain.report, plain.after)
         assert faulty.calls == [*plain.calls[:nth], call, call, *plain.calls[nth:]]
-        with pytest.raises(VcpuRunning):
-            restore(checkpoint, FaultyVm(case.target(counter), [fault], busy_retries=1), policy=case.policy)
+        with pytest.raises((VcpuRunning, Interrupted)) as caught:
+            FaultyVm(case.target(counter), [fault], busy_retries=1).restore(checkpoint, case.policy)
+        cause = caught.value.__cause__ if isinstance(caught.value, Interrupted) else caught.value
+        assert isinstance(cause, VcpuRunning)
     assert tried == 4 + 2 * (case.method == "offset")
 
 
@@ -427,7 +458,7 @@ def test_an_offset_that_is_written_again_is_of_a_newer_sample(waited: int) -> No
     slow = Fault("set_counter_offset", nth=1, times=3, errno=errno.EBUSY, delay_ticks=waited)
     faulty = FaultyVm(ModelVm(2, counter=counter), [slow], busy_retries=3)
     began = counter.read()
-    report = restore(checkpoint, faulty)
+    report = faulty.restore(checkpoint)
     assert report.released_at == counter.read() == began + 3 * waited
     assert faulty.cntvct(0) == checkpoint.cntvct
 
@@ -435,7 +466,7 @@ def test_an_offset_that_is_written_again_is_of_a_newer_sample(waited: int) -> No
 def test_under_freeze_the_guest_sees_what_the_last_call_takes() -> None:
     checkpoint, counter = CASES[0].saved()
     faulty = FaultyVm(ModelVm(2, counter=counter), [Fault("set_counter_offset", nth=1, delay_ticks=77)])
-    report = restore(checkpoint, faulty)
+    report = faulty.restore(checkpoint)
     assert report.cntvct == checkpoint.cntvct == faulty.cntvct(0, report.released_at)
     assert faulty.cntvct(0) == checkpoint.cntvct + 77
 
@@ -459,9 +490,9 @@ def test_delays_between_the_steps_cost_the_guest_nothing(case: Case, delays: tup
     counter.advance(PAUSE)
     faults = [Fault(step, delay_ticks=delay) for step, delay in zip(STEPS, delays, strict=True) if delay]
     faulty = FaultyVm(case.target(counter), faults)
-    intended = plan(checkpoint, faulty, policy=case.policy)
+    intended = faulty.restoring(checkpoint, case.policy)
     planned = counter.read()
-    steps = intended.prepare()
+    steps = intended.__enter__()
     steps.apply()
     report = steps.release()
     assert report.released_at == counter.read() == planned + sum(delays)
@@ -478,7 +509,7 @@ def test_slow_calls_stay_within_the_error_that_is_stated(case: Case, slow: int) 
     checkpoint = source.checkpoint()
     counter.advance(PAUSE)
     faulty = FaultyVm(case.target(counter), [Fault(delay_ticks=slow, times=None)])
-    report = restore(checkpoint, faulty, policy=case.policy)
+    report = faulty.restore(checkpoint, case.policy)
     then = report.released_at if case.policy == Advance() else checkpoint.stamp.count
     promised = both_counters(source, then, case.method)
     for guest, wanted in zip(both_counters(faulty.vm, report.released_at, case.method), promised, strict=True):
@@ -495,7 +526,7 @@ def test_a_clock_step_between_the_steps_is_nothing_on_one_counter(case: Case, st
     checkpoint, counter = case.saved()
     faulty = FaultyVm(case.target(counter), [Fault(step, step_realtime_ns=ns)])
     clock = counter.realtime_ns
-    fields, *_ = said(restore(checkpoint, faulty, policy=case.policy))
+    fields, *_ = said(faulty.restore(checkpoint, case.policy))
     assert (fields, state(faulty.vm)) == (plain.report, plain.after)
     assert counter.realtime_ns == clock + ns
 
@@ -505,7 +536,7 @@ def test_a_clock_step_after_the_plan_moves_no_guest() -> None:
     added = []
     for faults in ([], [Fault("release", step_realtime_ns=SECOND)]):
         faulty = FaultyVm(ModelVm(2, counter=counter), faults)
-        report = restore(checkpoint, faulty, policy=Advance(), elapsed=Elapsed.by_wall_clocks(error_ns=0))
+        report = faulty.restore(checkpoint, Advance(), elapsed=Elapsed.by_wall_clocks(error_ns=0))
         added.append(report.added_ns)
     assert added[1] == added[0]
 
@@ -520,10 +551,12 @@ def everything_asked(vm: FaultyVm, checkpoint: Checkpoint) -> Iterator[Callable[
     yield lambda: vm.timer(0, Timer.VTIMER)
     yield lambda: vm.next_deadline(0)
     yield vm.running(0).__enter__
-    yield vm.paused().__enter__
+    yield vm.pause
     yield vm.checkpoint
-    yield lambda: plan(checkpoint, vm)
-    yield lambda: restore(checkpoint, vm)
+    yield vm.next_step
+    yield vm.opt_in
+    yield lambda: vm.plan(checkpoint)
+    yield lambda: vm.restore(checkpoint)
 
 
 @every_case
@@ -533,7 +566,7 @@ def test_after_a_crash_at_any_call_the_checkpoint_restores_into_a_new_vm(case: C
         checkpoint, counter = case.saved()
         faulty = FaultyVm(case.target(counter), [Fault(nth=nth, crash=True)])
         with pytest.raises(Crashed) as caught:
-            restore(checkpoint, faulty, policy=case.policy)
+            faulty.restore(checkpoint, case.policy)
         assert not notes(caught.value)
         assert faulty.calls == plain.calls[: nth + 1]
         for ask in everything_asked(faulty, checkpoint):
@@ -545,7 +578,7 @@ def test_after_a_crash_at_any_call_the_checkpoint_restores_into_a_new_vm(case: C
         vm = case.target(counter)
         # A new VM's counters begin where the host's stands, which is where it stood.
         assert state(vm) == plain.before
-        restore(Checkpoint.from_bytes(checkpoint.to_bytes()), vm, policy=case.policy)
+        vm.restore(Checkpoint.from_bytes(checkpoint.to_bytes()), case.policy)
         assert state(vm) == plain.after
 
 
@@ -556,13 +589,13 @@ def test_a_crash_before_each_step(case: Case, step: str) -> None:
     checkpoint, counter = case.saved()
     faulty = FaultyVm(case.target(counter), [Fault(step, crash=True)])
     with pytest.raises(Crashed):
-        restore(checkpoint, faulty, policy=case.policy)
+        faulty.restore(checkpoint, case.policy)
     closed = step in {"apply", "release"}
     assert is_closed(faulty.vm) is closed
     assert faulty.vm.opted_in is (closed and case.method == "offset")
     assert registers(faulty.vm) == (plain.registers_after if step == "release" else plain.registers_before)
     vm = case.target(counter)
-    restore(checkpoint, vm, policy=case.policy)
+    vm.restore(checkpoint, case.policy)
     assert state(vm) == plain.after
 
 
@@ -573,43 +606,48 @@ def test_a_crash_around_checkpoints_and_pauses() -> None:
         faulty = FaultyVm(vm, [Fault(step, crash=True)])
         with pytest.raises(Crashed):
             faulty.checkpoint()
-            with faulty.paused():
+            with faulty.pause():
                 pass
         assert state(vm) == before
 
 
 @pytest.mark.parametrize("number", ERRNOS)
 def test_a_step_that_fails_leaves_the_debt_as_it_was(number: int) -> None:
-    counter = host()
-    checkpoint = owned(counter).checkpoint()
-    counter.advance(1000)
-    policy = CatchUp(step_ns=700 * NS, interval_ns=SECOND)
-    tried = calls_of_a_step(checkpoint, counter, policy)
-    assert "set_counter_offset" in tried
-    for nth in range(len(tried)):
-        vm = ModelVm(2, counter=counter)
-        restore(checkpoint, vm, policy=policy)
+    faulty = FaultyVm(owing(), [])
+    due(faulty).apply()
+    assert "set_counter_offset" in faulty.calls
+    for nth in range(len(faulty.calls)):
+        vm = owing()
         before = state(vm)
         faulty = FaultyVm(vm, [Fault(nth=nth, errno=number)])
         with pytest.raises(KvmError):
-            next(faulty.catch_up()).apply()
+            due(faulty).apply()
         assert state(vm) == before
-        assert next(faulty.catch_up()).apply() == 300
+        assert due(faulty).apply() == 300
         assert vm.backlog_ticks == 300
-    vm = ModelVm(2, counter=counter)
-    restore(checkpoint, vm, policy=policy)
+    vm = owing()
     faulty = FaultyVm(vm, [Fault("catch_up", crash=True)])
     with pytest.raises(Crashed):
-        next(faulty.catch_up()).apply()
+        due(faulty).apply()
     assert vm.backlog_ticks == 1000
 
 
-def calls_of_a_step(checkpoint: Checkpoint, counter: ManualCounter, policy: CatchUp) -> list[str]:
-    faulty = FaultyVm(ModelVm(2, counter=counter), [])
-    restore(checkpoint, faulty, policy=policy)
-    before = len(faulty.calls)
-    next(faulty.catch_up()).apply()
-    return faulty.calls[before:]
+def owing() -> ModelVm:
+    """A VM with a backlog of 1000 ticks, paid back by 700 a second."""
+    counter = host()
+    vm = owned(counter)
+    with vm.pause(CatchUp(step_ns=700 * NS, interval_ns=SECOND)):
+        counter.advance(1000)
+    return vm
+
+
+def due(vm: FaultyVm) -> Step:
+    """The next step of the backlog, when it is due."""
+    step = vm.next_step()
+    assert step
+    assert isinstance(vm.counter, ManualCounter)
+    vm.counter.advance(step.wait_ns() // NS)
+    return step
 
 
 def test_a_vcpu_leaves_its_guest_when_its_process_is_gone() -> None:
@@ -784,7 +822,7 @@ def test_a_restore_at_an_injected_instant() -> None:
     reports = []
     for wrap in (lambda vm: vm, lambda vm: FaultyVm(vm, [])):
         vm = wrap(ModelVm(2, counter=counter))
-        reports.append(restore(checkpoint, vm, policy=Advance(), now=later).to_dict())
+        reports.append(vm.restore(checkpoint, Advance(), now=later).to_dict())
         assert vm.cntvct(0, later) == checkpoint.cntvct + PAUSE + 1000
     assert reports[0] == reports[1]
 

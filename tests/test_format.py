@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from golden import make
 from guestclock import Checkpoint, ManualCounter, ModelVm, Stamp
 from guestclock.errors import (
-    CheckpointError,
     Corrupt,
+    InvalidFile,
     Malformed,
     NotACheckpoint,
     TooLarge,
@@ -557,12 +557,12 @@ def test_every_bit_flip_and_truncation_is_refused(name: str) -> None:
     assert Checkpoint.from_bytes(damaged).to_bytes() == data
 
 
-def again(error: CheckpointError) -> list[CheckpointError]:
+def again(error: InvalidFile) -> list[InvalidFile]:
     return [error, pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)]
 
 
-def caught(read: Callable[[], object]) -> CheckpointError:
-    with pytest.raises(CheckpointError) as info:
+def caught(read: Callable[[], object]) -> InvalidFile:
+    with pytest.raises(InvalidFile) as info:
         read()
     return info.value
 
@@ -596,7 +596,7 @@ def test_errors_carry_their_facts(tmp_path: Path) -> None:
         Checkpoint.load(tmp_path / "nowhere")
 
 
-STEPS: list[tuple[type[CheckpointError], Any]] = [
+STEPS: list[tuple[type[InvalidFile], Any]] = [
     (Malformed, [1.5]),
     (UnsupportedFeature, {"arch": "x86_64", "crit": ["later"], "groups": 1}),
     (UnsupportedArch, {"arch": "a" * 32, "stamp": 1, "groups": 1}),
@@ -606,7 +606,7 @@ STEPS: list[tuple[type[CheckpointError], Any]] = [
 
 
 @pytest.mark.parametrize(("error", "fields"), STEPS)
-def test_a_reader_gives_the_error_of_the_first_step(error: type[CheckpointError], fields: Any) -> None:
+def test_a_reader_gives_the_error_of_the_first_step(error: type[InvalidFile], fields: Any) -> None:
     assert type(caught(lambda: Checkpoint.from_bytes(make.encode(fields)))) is error
 
 
@@ -747,7 +747,7 @@ def test_mended_checksums_dont_help(name: str, changes: list[tuple[int, int]]) -
     data = make.seal(bytes(changed))
     try:
         checkpoint = Checkpoint.from_bytes(data)
-    except CheckpointError:
+    except InvalidFile:
         return
     assert checkpoint.to_bytes() == data
 

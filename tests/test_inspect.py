@@ -18,19 +18,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from golden import make
-from guestclock import (
-    Advance,
-    CatchUp,
-    Checkpoint,
-    ClockBank,
-    Elapsed,
-    Freeze,
-    ModelVm,
-    Reg,
-    SyncBound,
-    inspection,
-    restore,
-)
+from guestclock import Advance, CatchUp, Checkpoint, ClockBank, Elapsed, Freeze, ModelVm, Reg, SyncBound, inspection
 from guestclock.cli.app import app
 from guestclock.inspection.words import duration, instant
 from test_cli import guestclock_command
@@ -57,7 +45,7 @@ def many() -> Checkpoint:
     web_1, web_2 = (owned(counter, name=name) for name in ("web-1", "web-2"))
     web_1.set_one_reg(0, Reg.TIMER_CVAL, 1000 + 2 * HZ)
     web_1.set_one_reg(0, Reg.TIMER_CTL, 1)
-    with web_2.paused(CatchUp(10**6, 10**7)):
+    with web_2.pause(CatchUp(10**6, 10**7)):
         counter.advance(HZ)
     deep = owned(counter, vcpus=1, nested=True, name="deep")
     return Checkpoint.join([vm.checkpoint() for vm in (web_1, web_2, deep)])
@@ -71,7 +59,7 @@ def journey() -> list[Checkpoint]:
     for policy, away, on, back_to in ((Freeze(), 5, 3, 0), (Advance(), 2, 1, 1), (Freeze(), 0, 4, 0)):
         counter.advance(away * HZ)
         vm = ModelVm(2, counter=counter)
-        restore(checkpoints[back_to], vm, policy=policy)
+        vm.restore(checkpoints[back_to], policy)
         counter.advance(on * HZ)
         checkpoints.append(vm.checkpoint())
     return checkpoints
@@ -255,7 +243,7 @@ def test_a_difference_is_every_value(saved: Checkpoint) -> None:
     assert inspection.diff(saved, saved)["differences"] == []
     assert inspection.diff(saved, saved)["vms"][0]["differences"] == []
     vm = ModelVm(2, counter=host(count=10**12 + 8 * HZ, realtime_ns=START_NS + 8 * SECOND))
-    restore(saved, vm)
+    vm.restore(saved)
     vm.set_one_reg(1, Reg.TIMER_CVAL, 300)
     document = inspection.diff(saved, vm.checkpoint())
     assert not document["equal"]
@@ -296,7 +284,7 @@ def test_many_are_compared_by_name(many: Checkpoint) -> None:
     assert (document["only_in_one"], document["only_in_other"]) == (["web-2"], ["web-3"])
     assert not document["equal"]
     restored = ModelVm(2, counter=host(10**12 + HZ, START_NS + SECOND), name="web-1")
-    restore(many["web-1"], restored)
+    restored.restore(many["web-1"])
     restored.set_one_reg(0, Reg.TIMER_CTL, 3)
     changed = Checkpoint.join([many["deep"], many["web-2"], restored.checkpoint()])
     document = inspection.diff(many, changed)
@@ -496,7 +484,7 @@ def test_people_read_the_facts(saved: Checkpoint, journey: list[Checkpoint], tmp
     catch_up = ("--policy", "catch-up", "--step-ns", SECOND, "--interval-ns", 4 * SECOND)
     # With the 7 ticks since the stop, 25 s.
     said = run("plan", path, *catch_up, "--elapsed-ns", 25 * SECOND - 7 * NS).output
-    assert re.search(r"in 25 steps of 1 s, one every 4 s: 1 min 40 s, at 1\.250 times the speed", said)
+    assert re.search(r"in at least 25 steps of 1 s, one every 4 s: 1 min 40 s, at 1\.250 times the speed", said)
     assert "Refused: FrequencyMismatch" in run("plan", path, "--policy", "freeze", "--frequency-hz", 5).output
     other = save(journey[1], tmp_path / "other")
     said = run("diff", path, other).output
@@ -544,7 +532,7 @@ def test_one_of_many_is_chosen_by_name(many: Checkpoint, tmp_path: Path) -> None
     path, picture = save(many, tmp_path / "many"), tmp_path / "line.svg"
     web_2, counter = many["web-2"], host(10**12 + 3 * HZ, START_NS + 3 * SECOND)
     vm = ModelVm(2, counter=counter, name="web-2")
-    restore(web_2, vm)
+    vm.restore(web_2)
     later = vm.checkpoint()
     after = save(later, tmp_path / "after")
     target = inspection.target(web_2, elapsed_ns=SECOND)

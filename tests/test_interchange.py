@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestclock import Advance, Checkpoint, Elapsed, Freeze, ManualCounter, ModelVm, Reg, Timer, plan, restore
+from guestclock import Advance, Checkpoint, Elapsed, Freeze, ManualCounter, ModelVm, Reg, Timer
 from guestclock.errors import ClockWentBackwards, ElapsedUnknown
 from vms import HZ, NS, SECOND, START_NS, host, owned
 
@@ -125,7 +125,7 @@ def test_the_width_bounds_what_a_restore_makes_of_it() -> None:
     vm = owned(host(), vcpus=3, cntvct=1000)
     saved = Checkpoint.from_one_regs(lists(vm, drift=10), frequency_hz=HZ, host=vm.counter.stamp())
     for policy in (Freeze(), Advance()):
-        report = restore(saved, ModelVm(3, counter=vm.counter), policy=policy)
+        report = ModelVm(3, counter=vm.counter).restore(saved, policy)
         assert report.error_bound_ticks == 20
 
 
@@ -219,17 +219,17 @@ def test_an_unknown_host_can_be_frozen_and_never_advanced() -> None:
     for counter in (host(), host(count=0, realtime_ns=0), host(count=2**62, realtime_ns=2**62)):
         vm = ModelVm(2, counter=counter)
         with pytest.raises(ElapsedUnknown, match="nothing is known of that host's clocks"):
-            plan(saved, vm, policy=Advance(), elapsed=Elapsed.by_wall_clocks(error_ns=0))
+            vm.plan(saved, Advance(), elapsed=Elapsed.by_wall_clocks(error_ns=0))
         with pytest.raises(ClockWentBackwards, match="counter"):
-            plan(saved, vm, policy=Advance(), elapsed=Elapsed.by_counter())
-        assert restore(saved, vm).cntvct == source.cntvct(0)
+            vm.plan(saved, Advance(), elapsed=Elapsed.by_counter())
+        assert vm.restore(saved).cntvct == source.cntvct(0)
         # Whoever knows how long it is ago can say so.
-        told = restore(saved, vm, policy=Advance(), elapsed=Elapsed.given(SECOND, error_ns=10 * NS))
+        told = vm.restore(saved, Advance(), elapsed=Elapsed.given(SECOND, error_ns=10 * NS))
         assert (told.added_ticks, told.error_bound_ticks) == (HZ, 11)
     # Whoever knows the wall clock of the save, if no more, has an Advance by it.
     known = taken(source, host=replace(saved.stamp, realtime_ns=START_NS, width_ns=0))
     vm = ModelVm(2, counter=host(count=0, realtime_ns=START_NS + SECOND))
-    assert restore(known, vm, policy=Advance(), elapsed=Elapsed.by_wall_clocks(error_ns=0)).added_ticks == HZ
+    assert vm.restore(known, Advance(), elapsed=Elapsed.by_wall_clocks(error_ns=0)).added_ticks == HZ
 
 
 def test_a_snapshot_is_retimed() -> None:
@@ -240,7 +240,7 @@ def test_a_snapshot_is_retimed() -> None:
     later = ManualCounter(saved.stamp.count, frequency_hz=HZ)
     vm = ModelVm(2, counter=later)
     later.advance_ns(5 * SECOND)
-    restore(saved, vm, policy=Advance(), elapsed=Elapsed.by_counter())
+    vm.restore(saved, Advance(), elapsed=Elapsed.by_counter())
     for old, new in zip(lists(source), vm.checkpoint().to_one_regs(), strict=True):
         for reg, value in new.items():
             assert value == (old[reg] & ~ISTATUS if reg in CTLS else old[reg] + 5 * HZ * (reg in COUNTS))

@@ -11,18 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from guestclock import (
-    Advance,
-    Checkpoint,
-    Freeze,
-    HostCounter,
-    ManualCounter,
-    ModelVm,
-    ScaledCounter,
-    Stamp,
-    doctor,
-    restore,
-)
+from guestclock import Advance, Checkpoint, Freeze, HostCounter, ManualCounter, ModelVm, ScaledCounter, Stamp, doctor
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -128,7 +117,7 @@ RESTORE = """
 vm = ModelVm(1, counter=counter(sys.argv[1]))
 policy = {"freeze": Freeze, "advance": Advance}[sys.argv[4]]()
 first = vm.counter.stamp()
-report = restore(Checkpoint.load(sys.argv[2]), vm, policy=policy)
+report = vm.restore(Checkpoint.load(sys.argv[2]), policy)
 last = vm.counter.stamp()
 said = report.to_dict()
 assert said["elapsed_by"] == "counter" and not said["warnings"], said
@@ -182,7 +171,7 @@ vm = ModelVm(1, counter=counter("raw"))
 vm.set_counter_offset(0)
 here = vm.counter.stamp()
 saved = vm.checkpoint(now=here)
-report = restore(saved, vm, policy=Freeze(), now=here)
+report = vm.restore(saved, Freeze(), now=here)
 print(json.dumps([
     here.count, saved.stamp.count, saved.cntvct, vm.cntvct(0, now=here), vm.cntpct(0, now=here), report.released_at,
     vm.cntvct(0, now=report.released_at), vm.checkpoint(now=report.released_at).stamp.count
@@ -262,7 +251,7 @@ def test_a_checkpoint_keeps_the_boot_time(kind: type[Freeze | Advance]) -> None:
     assert Checkpoint.from_bytes(saved.to_bytes()) == saved
     assert None not in (saved.stamp.boottime_ns, saved.stamp.slept_ns, saved.stamp.slept_width_ns)
     assert vm.checkpoint(now=saved.stamp).stamp == saved.stamp
-    assert restore(saved, vm, policy=kind(), now=saved.stamp).added_ticks == 0
+    assert vm.restore(saved, kind(), now=saved.stamp).added_ticks == 0
     scaled = ScaledCounter(host, frequency_hz=1_000).stamp()
     assert scaled.slept_width_ns is not None
     assert scaled.slept_width_ns >= 10**6, "a tick may hide that much"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from golden import make
-from guestclock import Advance, Checkpoint, Freeze, ManualCounter, ModelVm, Reg, Timer, plan, restore, sysreg
+from guestclock import Advance, Checkpoint, Freeze, ManualCounter, ModelVm, Reg, Timer, sysreg
 from guestclock.errors import KvmError, TopologyMismatch, UnknownRegister, UnknownState
 
 START = 10**12
@@ -170,7 +170,7 @@ def test_a_restore_is_exact(
     assert checkpoint.cntvct == checkpoint.cntpct == before[0][1]
     counter.advance(pause)
     vm = nested(counter, e2h0=e2h0)
-    report = restore(checkpoint, vm, policy=policy)
+    report = vm.restore(checkpoint, policy)
     added = 0 if policy == Freeze() else pause
     assert report.method == ("offset" if opted_in else "by-value")
     assert [(vm.cntvct(vcpu), vm.cntpct(vcpu)) for vcpu in range(2)] == [
@@ -190,7 +190,7 @@ def test_pausing_in_place(opted_in: bool) -> None:
         vm.set_counter_offset(100)
     vm.set_one_reg(0, Reg.CNTVOFF_EL2, 1000)
     before = [(vm.cntvct(vcpu), vm.cntpct(vcpu)) for vcpu in range(2)]
-    with vm.paused():
+    with vm.pause():
         counter.advance(10**6)
     assert [(vm.cntvct(vcpu), vm.cntpct(vcpu)) for vcpu in range(2)] == before
     assert vm.opted_in is opted_in
@@ -210,7 +210,7 @@ def test_replaying_registers_loses_cntvoff_and_a_restore_cannot() -> None:
     assert (replayed.cntvct(0), replayed.cntpct(0)) == (3000, 4000)
     # A restore has the offset before and after whatever is replayed.
     vm = nested(counter, vcpus=1)
-    steps = plan(source.checkpoint(), vm).prepare()
+    steps = vm.restoring(source.checkpoint()).__enter__()
     for reg in source.reg_list(0):
         vm.set_one_reg(0, reg, source.get_one_reg(0, reg))
     steps.apply()
@@ -232,7 +232,7 @@ def test_nested_state_on_a_plain_vm_and_the_reverse_are_refused() -> None:
         (e2h0, guest, timers, 2, 3),
     ):
         with pytest.raises(TopologyMismatch) as caught:
-            plan(source.checkpoint(), target)
+            target.plan(source.checkpoint())
         assert (caught.value.what, caught.value.saved, caught.value.host) == (what, saved, here)
 
 
@@ -246,16 +246,16 @@ def test_a_register_that_nobody_knows_is_carried_and_needs_a_vm_that_has_it() ->
     checkpoint = unknown_register()
     assert checkpoint.vcpu_columns()["0x603000000013e730"].tolist() == [7]
     with pytest.raises(TopologyMismatch) as caught:
-        plan(checkpoint, ModelVm(1, counter=host()))
+        ModelVm(1, counter=host()).plan(checkpoint)
     assert (caught.value.saved, caught.value.host) == (1, 0)
 
 
 def test_strict_refuses_what_is_not_known() -> None:
     checkpoint = Checkpoint.from_bytes(make.encode(make.BARE | {"later": 1}))
     vm = ModelVm(1, counter=host())
-    assert any("later" in warning.text for warning in plan(checkpoint, vm).warnings)
+    assert any("later" in warning.text for warning in vm.plan(checkpoint).warnings)
     with pytest.raises(UnknownState, match="later") as caught:
-        plan(checkpoint, vm, strict=True)
+        vm.plan(checkpoint, strict=True)
     assert "later" in caught.value.what
 
 

@@ -34,7 +34,6 @@ from guestclock import (
     VmClock,
     VmClockUpdate,
     clock_settime,
-    restore,
 )
 
 HZ = 62_500_000
@@ -112,7 +111,7 @@ def restored(host: ManualCounter, policy: Policy, pause_ns: int) -> tuple[ModelV
     checkpoint = source.checkpoint()
     host.advance(pause_ns * HZ // NS_PER_S)
     vm = ModelVm(counter=host)
-    return vm, restore(checkpoint, vm, policy=policy)
+    return vm, vm.restore(checkpoint, policy)
 
 
 # Stolen time.
@@ -259,7 +258,7 @@ def test_a_guest_reads_the_hosts_time(memory: mmap.mmap, age_s: int, hz: int, po
     vm = ModelVm(counter=counter)
     page = VmClock.create(memory)
     with page.update("snapshot") as update:
-        restore(checkpoint, vm, policy=policy)
+        vm.restore(checkpoint, policy)
         here = known(counter)
         clock = ClockEquation(here, cntvct=vm.cntvct(0, now=here), max_error_ns=1000, rate_max_error_ppb=50_000)
         update.clock(clock)

@@ -15,7 +15,10 @@ from markdown_it import MarkdownIt
 ROOT = Path(__file__).parent.parent
 PAGES = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("bank", "event-loop", "faults", "pages", "policies", "unicorn")),
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in ("bank", "event-loop", "faults", "pages", "policies", "restore", "unicorn")
+    ),
 ]
 
 

@@ -18,8 +18,6 @@ from guestclock import (
     Report,
     Timer,
     TimerStatus,
-    plan,
-    restore,
 )
 from vms import HZ, SECOND, TIMER_REGS, host, owned
 
@@ -52,7 +50,7 @@ def due(*, irq_timers: dict[Timer, int]) -> Report:
     for timer, cval in irq_timers.items():
         vm.set_one_reg(0, TIMER_REGS[timer][0], cval)
         vm.set_one_reg(0, TIMER_REGS[timer][1], ENABLE)
-    return restore(vm.checkpoint(), ModelVm(1, counter=host()), policy=Freeze())
+    return ModelVm(1, counter=host()).restore(vm.checkpoint(), Freeze())
 
 
 @pytest.mark.parametrize(("kernel", "nested"), [*((kernel, False) for kernel in KERNELS), ("7.3", True)])
@@ -71,8 +69,8 @@ def test_it_is_what_the_restored_vm_says(
     saved = vm.checkpoint()
     counter = host(vm.counter.read() + pause, vm.counter.stamp().realtime_ns + pause * SECOND // HZ)
     target = ModelVm(2, counter=counter, kernel=kernel, nested=nested)
-    intended = plan(saved, target, policy=policy, elapsed=Elapsed.by_counter())
-    report = restore(saved, target, policy=policy, elapsed=Elapsed.by_counter())
+    intended = target.plan(saved, policy, elapsed=Elapsed.by_counter())
+    report = target.restore(saved, policy, elapsed=Elapsed.by_counter())
     told = report.timers()
     assert told == intended.timers(), "the counter stood still"
     assert [(each.vcpu, each.timer) for each in told] == [
@@ -101,17 +99,17 @@ def test_which_deadlines_passed_in_the_pause() -> None:
     vm.set_one_reg(0, Reg.TIMER_CVAL, 1500)
     vm.set_one_reg(0, Reg.TIMER_CTL, ENABLE)
     saved = vm.checkpoint()
-    frozen = restore(saved, ModelVm(1, counter=host(10**12 + 600)), policy=Freeze())
+    frozen = ModelVm(1, counter=host(10**12 + 600)).restore(saved, Freeze())
     on = TimerStatus(0, Timer.VTIMER, ENABLE, 1500, 1000, line=False, overdue_ticks=None, passed_in_pause=False)
     assert frozen.timers() == [on, on._replace(timer=Timer.PTIMER, ctl=0, cval=0)]
-    advanced = restore(saved, ModelVm(1, counter=host(10**12 + 600)), policy=Advance(), elapsed=Elapsed.by_counter())
+    advanced = ModelVm(1, counter=host(10**12 + 600)).restore(saved, Advance(), elapsed=Elapsed.by_counter())
     assert advanced.timers()[0] == on._replace(guest_count=1600, line=True, overdue_ticks=100, passed_in_pause=True)
     assert advanced.resumed_at(10**12 + 700).timers() == advanced.timers(), "at the release"
 
 
 def test_a_timer_that_is_not_restored_is_not_told() -> None:
     vm = ModelVm(1, counter=host(), kernel="6.12")
-    report = restore(vm.checkpoint(), ModelVm(1, counter=host(), kernel="6.1"))
+    report = ModelVm(1, counter=host(), kernel="6.1").restore(vm.checkpoint())
     assert report.method == "virtual-only"
     assert [each.timer for each in report.timers()] == [Timer.VTIMER]
     assert report.latch_mismatches([1 << 30]) == [], "it is as it was, and nobody asked how"
@@ -119,7 +117,7 @@ def test_a_timer_that_is_not_restored_is_not_told() -> None:
 
 def test_a_pause_in_place_reads_no_timers() -> None:
     vm = owned(host())
-    with vm.paused() as pause:
+    with vm.pause() as pause:
         pass
     assert pause.report.timers() == []
     assert pause.report.latch_mismatches([1 << 27, 1 << 27]) == []
@@ -147,7 +145,7 @@ def test_the_interrupt_ids_are_the_checkpoints() -> None:
     vm.set_one_reg(0, TIMER_REGS[Timer.VTIMER][1], ENABLE)
     saved = Checkpoint.from_bytes(vm.checkpoint().to_bytes())
     assert saved.interrupts == {Timer.VTIMER: 19, Timer.PTIMER: 20}
-    report = restore(saved, ModelVm(1, counter=host()))
+    report = ModelVm(1, counter=host()).restore(saved)
     assert report.latch_mismatches([1 << 19]) == []
     assert report.latch_mismatches([1 << 27]) == [LatchMismatch(0, Timer.VTIMER, 19, line=True, pending=False)]
     # The caller's word goes before the checkpoint's.
@@ -156,7 +154,7 @@ def test_the_interrupt_ids_are_the_checkpoints() -> None:
     # Without it, those that KVM begins with.
     unknown = Checkpoint.from_one_regs(saved.to_one_regs(), frequency_hz=saved.frequency_hz, host=saved.stamp)
     assert unknown.interrupts is None
-    report = restore(unknown, ModelVm(1, counter=host()))
+    report = ModelVm(1, counter=host()).restore(unknown)
     assert [each.irq for each in report.latch_mismatches([0])] == [27]
 
 
@@ -164,7 +162,7 @@ def test_all_timers_of_a_nested_guest_have_their_ids() -> None:
     vm = owned(host(), vcpus=1, nested=True)
     for timer in Timer:
         vm.set_one_reg(0, TIMER_REGS[timer][1], ENABLE)
-    report = restore(vm.checkpoint(), ModelVm(1, counter=host(), nested=True))
+    report = ModelVm(1, counter=host(), nested=True).restore(vm.checkpoint())
     assert [each.irq for each in report.latch_mismatches([0])] == [27, 30, 28, 26]
     assert report.latch_mismatches([1 << 27 | 1 << 30 | 1 << 28 | 1 << 26]) == []
 

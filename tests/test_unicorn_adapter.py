@@ -12,7 +12,7 @@ import keystone
 import pytest
 from unicorn import UC_ARCH_ARM64, UC_MODE_ARM, Uc, UcError, arm64_const, unicorn_const
 
-from guestclock import HostCounter, ManualCounter, ModelVm, MonotonicCounter, Timer, plan, sysreg
+from guestclock import HostCounter, ManualCounter, ModelVm, MonotonicCounter, Timer, sysreg
 from guestclock.adapters import _a64
 from guestclock.adapters.unicorn import Mode, Reason, Stop, UnhandledException, UnicornTimer, attach
 from guestclock.errors import CapabilityMissing, RestoreOpen, SysregTrap
@@ -773,7 +773,7 @@ def test_code_that_ran_unhooked_is_hooked_again() -> None:
 
 def test_nothing_runs_while_a_restore_is_open() -> None:
     guest = Guest("hvc #1")
-    opened = plan(guest.vm.checkpoint(), guest.vm).prepare()
+    opened = guest.vm.restoring(guest.vm.checkpoint()).__enter__()
     with pytest.raises(RestoreOpen):
         guest.timer.run_until()
     assert guest.pc == CODE

@@ -23,8 +23,6 @@ from guestclock import (
     Report,
     ScaledCounter,
     SyncBound,
-    plan,
-    restore,
 )
 
 if TYPE_CHECKING:
@@ -92,11 +90,11 @@ def test_who_vouches_belongs_to_the_host() -> None:
     saved = vm.checkpoint()
     assert saved.stamp.sync is not None
     assert saved.stamp.sync.max_error_ns == 100
-    report = restore(saved, ModelVm(1, counter=vm.counter), policy=Advance(), elapsed=Elapsed.by_wall_clocks())
+    report = ModelVm(1, counter=vm.counter).restore(saved, Advance(), elapsed=Elapsed.by_wall_clocks())
     terms = bounds(report)
     assert terms["wall clock at the checkpoint"] == terms["wall clock here"] == 100
     with pytest.raises(ElapsedUnknown):
-        restore(saved, ModelVm(1, counter=HostCounter(source=RAW)), policy=Advance(), elapsed=Elapsed.by_wall_clocks())
+        ModelVm(1, counter=HostCounter(source=RAW)).restore(saved, Advance(), elapsed=Elapsed.by_wall_clocks())
 
 
 def test_a_calls_own_word_wins() -> None:
@@ -105,7 +103,7 @@ def test_a_calls_own_word_wins() -> None:
     own = SyncBound(5, tai_offset_s=37)
     saved = vm.checkpoint(sync=own)
     assert saved.stamp.sync == own
-    made = plan(saved, ModelVm(1, counter=vm.counter), policy=Advance(), elapsed=Elapsed.by_wall_clocks(), sync=own)
+    made = ModelVm(1, counter=vm.counter).plan(saved, Advance(), elapsed=Elapsed.by_wall_clocks(), sync=own)
     terms = bounds(made)
     assert terms["wall clock at the checkpoint"] == terms["wall clock here"] == 5
     assert voucher.asked == 0, "nobody had a use for the answer"
@@ -148,11 +146,11 @@ def test_it_is_asked_where_the_answer_is_of_use() -> None:
     assert asked() == 0, "an injected stamp has its own bound"
     vm.checkpoint(now=counter.read())
     assert asked() == 1
-    restore(saved, vm, policy=Freeze())
+    vm.restore(saved, Freeze())
     assert asked() == 0, "a freeze needs no clock"
-    restore(saved, ModelVm(1, counter=counter), policy=Advance(), elapsed=Elapsed.by_wall_clocks())
+    ModelVm(1, counter=counter).restore(saved, Advance(), elapsed=Elapsed.by_wall_clocks())
     assert asked() == 1
-    with vm.paused(Advance()):
+    with vm.pause(Advance()):
         pass
     assert asked() == 0
     bank = ClockBank(counter)
@@ -160,7 +158,7 @@ def test_it_is_asked_where_the_answer_is_of_use() -> None:
     checkpoints = bank.checkpoint()
     assert asked() == 1
     assert checkpoints.stamp.sync is not None
-    bank.restore(checkpoints, policy=Advance(), elapsed=Elapsed.by_wall_clocks())
+    bank.restore(checkpoints, Advance(), elapsed=Elapsed.by_wall_clocks())
     assert asked() == 1
     bank.restore(checkpoints)
     assert asked() == 0
@@ -180,7 +178,7 @@ def test_a_callable_may_use_the_vm() -> None:
     vm = ModelVm(1, counter=HostCounter(source=RAW, sync=voucher))
     saved = vm.checkpoint()
     assert len(seen) == 2
-    restore(saved, vm, policy=Advance(), elapsed=Elapsed.by_wall_clocks())
+    vm.restore(saved, Advance(), elapsed=Elapsed.by_wall_clocks())
     assert len(seen) == 4
 
 

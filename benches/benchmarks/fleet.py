@@ -98,7 +98,7 @@ class LiveUpdate:
         encoded = clock()
         checkpoints = type(checkpoints).from_bytes(data)
         decoded = clock()
-        self.target.restore(checkpoints, policy=Advance(), elapsed=Elapsed.by_counter(), now=now + self.BLACKOUT)
+        self.target.restore(checkpoints, Advance(), elapsed=Elapsed.by_counter(), now=now + self.BLACKOUT)
         restored = clock()
         self.target.next_deadlines_of_vms(now + self.BLACKOUT)
         stamps = (begin, paused, taken, encoded, decoded, restored, clock())

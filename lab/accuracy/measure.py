@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from guestclock import Advance, Freeze, HostCounter, KvmVm, Reg, plan
+from guestclock import Advance, Freeze, HostCounter, KvmVm, Reg
 from guestclock.payload import Command, Doorbell, Guest, Kind, image
 from kvm_vmm import DOORBELL, PC, RAM, Machine
 
@@ -65,10 +65,10 @@ def restored(policy: Freeze | Advance, method: Method, delay_ms: int) -> Row:
     """Save a guest that has opted in, restore it into another machine so, and see what it reads."""
     host = HostCounter()
     with machine() as (_, vm):
-        vm.set_counter_offset(host.read() - G)
+        vm.opt_in(offset=host.read() - G)
         saved = vm.checkpoint()
     with machine() as (made, vm):
-        computed = plan(saved, vm, policy=policy).to_dict()
+        computed = vm.plan(saved, policy).to_dict()
         sample, value = (computed[name] for name in ("host_count", "cntvct"))
         assert isinstance(sample, int)
         assert isinstance(value, int)

@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final
 
-from guestclock import Advance, CatchUp, Checkpoint, Elapsed, Freeze, ManualCounter, ModelVm, Reg, plan
-from guestclock.errors import RestoreRefused
+from guestclock import Advance, CatchUp, Checkpoint, Elapsed, Freeze, ManualCounter, ModelVm, Reg
+from guestclock.errors import Refused
 from guestclock.inspection.words import signed
 from study.hosts import SECOND
 
@@ -89,32 +89,31 @@ def judge(migration: Migration) -> Judged:
     """Save, carry over and restore a guest, and compare what it reads with the truth."""
     here = migration.here
     stamps = {count: here.stamp(count) for count in set(migration.steps)}
-    planned, prepared, applied, release = (stamps[count] for count in migration.steps)
+    planned, _, applied, release = (stamps[count] for count in migration.steps)
     saved = Checkpoint.from_bytes(_checkpoint(migration).to_bytes())
     vm = ModelVm(1, counter=ManualCounter(frequency_hz=here.oscillator.frequency_hz))
     if isinstance(migration.policy, CatchUp):
         # A backlog is paid back by the offset, and no VM opts in by itself.
-        vm.set_counter_offset(0)
+        vm.opt_in(offset=0)
     try:
-        intended = plan(
+        restoring = vm.restoring(
             saved,
-            vm,
-            policy=migration.policy,
+            migration.policy,
             elapsed=migration.elapsed,
             sync=here.sync(migration.steps[0]),
             now=planned,
         )
-        basis = _basis(migration, same_counter=intended.same_counter)
-        restore = intended.prepare(now=prepared)
-        restore.apply(now=applied)
-        report = restore.release(now=release)
-    except RestoreRefused as refusal:
+        basis = _basis(migration, same_counter=restoring.plan.same_counter)
+        with restoring:
+            restoring.apply(now=applied)
+            report = restoring.release(now=release)
+    except Refused as refusal:
         return Judged(_basis(migration, same_counter=False), type(refusal).__name__)
     passed = _passed(migration, basis)
     released = release.count
     shown = {vm.cntvct(0, now=released), vm.cntpct(0, now=released)}
     errors = [Fraction(signed(count - migration.guest) + report.backlog_ticks - passed) for count in shown]
-    warned = any(warning.code == STEPPED for warning in intended.warnings)
+    warned = any(warning.code == STEPPED for warning in restoring.plan.warnings)
     return Judged(
         basis,
         "a warning" if warned and migration.refusal == "a warning" else None,
@@ -129,7 +128,7 @@ def _checkpoint(migration: Migration) -> Checkpoint:
     if migration.width_ticks is not None:
         return _read(migration, replace(stamp, sync=sync))
     vm = ModelVm(1, counter=ManualCounter(frequency_hz=there.oscillator.frequency_hz))
-    vm.set_counter_offset((taken - migration.guest) % 2**64)
+    vm.opt_in(offset=(taken - migration.guest) % 2**64)
     return vm.checkpoint(now=stamp, sync=sync)
 
 

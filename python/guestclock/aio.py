@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from guestclock._core import _claim, _release
 from guestclock.errors import CapabilityMissing
-from guestclock.pacing import NS_PER_S, rhythm
+from guestclock.pacing import NS_PER_S, moves_by_itself, rhythm
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -84,17 +84,18 @@ def _add_reader(loop: asyncio.AbstractEventLoop, fd: int, readable: asyncio.Futu
 
 
 async def catch_up(
-    vm: GuestVm, *, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
+    vm: GuestVm, *, sleep: Callable[[float], Awaitable[object]] | None = None
 ) -> AsyncGenerator[Step, None]:
     """Yields the steps that pay the VM's backlog back, each when it is due, to an `async for`.
 
-    For each, stop all vCPUs, `step.apply()`, and let them go on. The generator waits as `guestclock.pacing.paced` does:
-    `sleep` takes seconds, and the VM's counter alone says whether a step is due; a step that wasn't applied comes again
-    after 10 ms at least. The generator ends when there is no backlog. A task that is cancelled here leaves the backlog
-    as it is, and a later `catch_up` goes on with it.
+    For each, stop all vCPUs, `step.apply()`, and let them go on. The generator waits as `vm.catch_up()` does: `sleep`
+    takes seconds and waits instead of `asyncio.sleep`, and the VM's counter alone says whether a step is due; a step
+    that wasn't applied comes again after 10 ms at least. The generator ends when there is no backlog, and over a
+    counter that is moved by hand, without `sleep`, at the first step that isn't due or wasn't applied. A task that is
+    cancelled here leaves the backlog as it is, and a later `catch_up` goes on with it.
     """
-    for ns_or_step in rhythm(vm.catch_up()):
+    for ns_or_step in rhythm(vm, waits=sleep is not None or moves_by_itself(vm.counter)):
         if isinstance(ns_or_step, int):
-            await sleep(ns_or_step / NS_PER_S)
+            await (sleep or asyncio.sleep)(ns_or_step / NS_PER_S)
         else:
             yield ns_or_step

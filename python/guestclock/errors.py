@@ -1,6 +1,8 @@
 """guestclock's errors, which carry their facts as attributes and survive pickle and copy with them.
 
-Wrong arguments stay TypeError, ValueError, IndexError and OverflowError.
+Five families: `Refused` (nothing was written), `Interrupted` (the VM's state, and the call to make again), `Misuse` (a
+call that can't come now), `InvalidFile` and `KvmError` (an errno). Wrong arguments stay TypeError, ValueError,
+IndexError and OverflowError.
 """
 
 from __future__ import annotations
@@ -32,73 +34,73 @@ def _rebuild(cls: type[GuestClockError], message: str, fields: dict[str, Any]) -
     return cls(message, **fields)
 
 
-class CheckpointError(GuestClockError, ValueError):
+class InvalidFile(GuestClockError, ValueError):
     """Bytes that don't make a checkpoint."""
 
 
-class NotACheckpoint(CheckpointError):
+class NotACheckpoint(InvalidFile):
     """The bytes don't begin as a guestclock checkpoint does."""
 
 
-class TooLarge(CheckpointError):
+class TooLarge(InvalidFile):
     """More bytes than a checkpoint may have."""
 
     size: int
     limit: int
 
 
-class Corrupt(CheckpointError):
+class Corrupt(InvalidFile):
     """The checksum doesn't match: the bytes were damaged or cut short."""
 
     stored: int
     computed: int
 
 
-class Malformed(CheckpointError):
+class Malformed(InvalidFile):
     """Intact bytes that break the format's rules."""
 
     offset: int
 
 
-class UnsupportedVersion(CheckpointError):
+class UnsupportedVersion(InvalidFile):
     """An intact checkpoint of a version that this guestclock can't read."""
 
     found: int
     supported: int
 
 
-class UnsupportedArch(CheckpointError):
+class UnsupportedArch(InvalidFile):
     """The checkpoint is of guests of another architecture than this version reads."""
 
     found: str
     """The architecture in the file."""
 
 
-class UnsupportedFeature(CheckpointError):
+class UnsupportedFeature(InvalidFile):
     """An intact checkpoint that needs a feature this guestclock doesn't know."""
 
     feature: str
 
 
-class RestoreRefused(GuestClockError):
-    """The restore would have had to guess; the VM is as it was."""
+class Refused(GuestClockError):
+    """The call would have had to guess, or can't be done here. Nothing was written."""
 
 
-class FrequencyMismatch(RestoreRefused):
+class FrequencyMismatch(Refused):
     """The guest was saved with another counter frequency than this VM has."""
 
     saved_hz: int
     host_hz: int
 
 
-class CounterSkew(RestoreRefused):
+class CounterSkew(Refused):
     """The guest's two counters differ, and one offset can't reproduce both."""
 
     cntvct: int
     cntpct: int
 
 
-class ClockWentBackwards(RestoreRefused):
+class ClockWentBackwards(Refused):
     """A clock here reads less than it did at the checkpoint: `clock` names the clock and its unit."""
 
     clock: str
@@ -106,7 +108,7 @@ class ClockWentBackwards(RestoreRefused):
     host: int
 
 
-class ElapsedUnknown(RestoreRefused):
+class ElapsedUnknown(Refused):
     """Nobody vouches for the time that has passed since the checkpoint: `saved` and `host` say what each side knows."""
 
     saved: str
@@ -114,14 +116,14 @@ class ElapsedUnknown(RestoreRefused):
     evidence: str
 
 
-class ElapsedTooLong(RestoreRefused):
+class ElapsedTooLong(Refused):
     """The wall clocks say that more time has passed than they are trusted with."""
 
     elapsed_ns: int
     longest_ns: int
 
 
-class ClocksDisagree(RestoreRefused):
+class ClocksDisagree(Refused):
     """The counter says that `counter_ns` have passed, and two wall clocks that are vouched for say `wall_clocks_ns`."""
 
     counter_ns: int
@@ -131,7 +133,7 @@ class ClocksDisagree(RestoreRefused):
     evidence: str
 
 
-class DeadlineMissed(RestoreRefused):
+class DeadlineMissed(Refused):
     """The backlog can't be paid back within the `within_ns` of `CatchUp`."""
 
     remaining_ns: int
@@ -139,7 +141,7 @@ class DeadlineMissed(RestoreRefused):
     within_ns: int
 
 
-class TopologyMismatch(RestoreRefused):
+class TopologyMismatch(Refused):
     """The VM doesn't have as many of `what` as the checkpoint."""
 
     what: str
@@ -147,24 +149,58 @@ class TopologyMismatch(RestoreRefused):
     host: int
 
 
-class UnknownState(RestoreRefused):
+class UnknownState(Refused):
     """The checkpoint has something that this version doesn't know, under `strict=True`."""
 
     what: str
 
 
-class StalePlan(RestoreRefused):
+class StalePlan(Refused):
     """The VM changed after the plan was made."""
 
 
-class OutOfOrder(RestoreRefused):
-    """The steps of a restore weren't taken in their order, once each."""
+class CountersMoved(Refused):
+    """The guest's `view` counter isn't where it was left: a vCPU was created, or the counter was set elsewhere."""
 
-    called: str
+    view: str
 
 
-class ReadBackMismatch(GuestClockError):
-    """A register doesn't read back as the restore wrote it: the VM must not run."""
+class RestoreOpen(Refused):
+    """A restore or pause of this VM isn't finished, so none of its vCPUs may run yet."""
+
+
+class CapabilityMissing(Refused):
+    """The backend or host lacks a capability that the call needs."""
+
+    capability: str
+
+
+_STATES = {
+    "as-it-was": "the VM is as it was",
+    "provisional": "the VM has opted in with a provisional offset, and must not run",
+    "half-restored": "some of the VM's registers are restored, and it must not run",
+    "timers-only": "the VM's timers are restored, its counters aren't, and it must not run",
+    "paused": "the VM is still paused, and must not run",
+}
+
+
+class Interrupted(GuestClockError):
+    """A call that had begun to write didn't end. Its `__cause__` is the error that stopped it, such as VcpuRunning."""
+
+    state: str
+    """State of the VM: "as-it-was", or "provisional", "half-restored", "timers-only" or "paused", in which its vCPUs
+    can't run."""
+    step: str
+    """The step that failed. Everything before it was done."""
+    retry: str
+    """The call to make again: "apply", "release", "resume", or "restore" for a new restore."""
+
+    def __str__(self) -> str:
+        return f"{self.message}; {_STATES.get(self.state, self.state)}: call {self.retry}() again"
+
+
+class ReadBackMismatch(Interrupted):
+    """A register doesn't read back as the restore wrote it."""
 
     vcpu: int
     register: str
@@ -172,14 +208,14 @@ class ReadBackMismatch(GuestClockError):
     read: int
 
 
-class CountersMoved(GuestClockError):
-    """The guest's `view` counter isn't where a restore by value left it: a vCPU was created, or a counter set."""
-
-    view: str
+class Misuse(GuestClockError):
+    """A call that can't come now: out of order, too early, or a second time. It changed nothing."""
 
 
-class RestoreOpen(GuestClockError):
-    """A restore or pause of this VM isn't finished, so none of its vCPUs may run yet."""
+class OutOfOrder(Misuse):
+    """The steps of a restore weren't taken in their order, once each."""
+
+    called: str
 
 
 class Crashed(GuestClockError):
@@ -190,7 +226,7 @@ class AlarmInUse(GuestClockError):
     """A `DeadlineAlarm` has a consumer already, and takes no second one."""
 
 
-class NoBacklog(GuestClockError):
+class NoBacklog(Misuse):
     """The guest has no backlog, so there is no step to make."""
 
 
@@ -208,12 +244,6 @@ class NotSynchronised(GuestClockError):
     reason: str
 
 
-class CapabilityMissing(GuestClockError):
-    """The backend or host lacks a capability that the call needs."""
-
-    capability: str
-
-
 class KvmError(GuestClockError, OSError):
     """An errno from KVM."""
 
@@ -227,8 +257,11 @@ class KvmError(GuestClockError, OSError):
         return _rebuild, (type(self), self.message, {**fields, "errno": self.errno})
 
 
-class VcpuRunning(KvmError):
-    """A vCPU is in the guest (EBUSY). `vcpu` is None where only KVM says so: it doesn't name the vCPU."""
+class VcpuRunning(KvmError, Refused):
+    """A vCPU is in the guest (EBUSY). `vcpu` is None where only KVM says so: it doesn't name the vCPU.
+
+    Raised where nothing was written; the `__cause__` of Interrupted where something was.
+    """
 
     vcpu: int | None
 

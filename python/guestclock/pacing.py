@@ -1,17 +1,16 @@
-"""Steps of a catch-up at the right times: `for step in paced(vm.catch_up())` waits for each step.
-
-`guestclock.aio.catch_up` does the same in an event loop, by the same rule.
-"""
+"""Steps of a catch-up at the right times: the rule of `GuestVm.catch_up` and of `guestclock.aio.catch_up`."""
 
 from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING, Final
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+from guestclock._core import ManualCounter, ScaledCounter
 
-    from guestclock import Step
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from guestclock import Counter, GuestVm, Step
 
 NS_PER_S: Final = 10**9
 LEAST_NS: Final = 10**6
@@ -22,32 +21,35 @@ BACK_OFF_NS: Final = 10 * LEAST_NS
 """The shortest time until a step that wasn't applied comes again: each try stops all vCPUs."""
 
 
-def paced(steps: Iterable[Step], *, sleep: Callable[[float], object] = time.sleep) -> Iterator[Step]:
-    """Yields the steps, each when it is due.
+def steps(vm: GuestVm, sleep: Callable[[float], object] | None) -> Iterator[Step]:
+    """Yields the steps of the VM's backlog, each when it is due: the result of `vm.catch_up(sleep=sleep)`.
 
-    `sleep` takes seconds, and is a hint: the VM's counter alone says whether a step is due, and is read again after
-    each sleep. A sleep lasts 1 ms at least and 1 s at most, and there is one between any two steps, so shorter
-    intervals become 1 ms. A step that wasn't applied (VcpuRunning, RestoreOpen) comes again after 10 ms at least.
-    Leaving the loop at any time leaves the backlog that the applied steps haven't paid back.
+    A sleep ends at a signal, as `time.sleep` does.
     """
-    for ns_or_step in rhythm(steps):
+    for ns_or_step in rhythm(vm, waits=sleep is not None or moves_by_itself(vm.counter)):
         if isinstance(ns_or_step, int):
-            sleep(ns_or_step / NS_PER_S)
+            (sleep or time.sleep)(ns_or_step / NS_PER_S)
         else:
             yield ns_or_step
 
 
-def rhythm(steps: Iterable[Step]) -> Iterator[int | Step]:
+def rhythm(vm: GuestVm, *, waits: bool) -> Iterator[int | Step]:
     """Yields the next action: a sleep, in nanoseconds, or a step that is due.
 
-    `steps` yields the same step until it has been applied, and another when a restore has changed the backlog. So the
-    wait is computed again after each sleep.
+    The wait is computed again after each sleep: a restore may have changed the backlog. A sleep lasts 1 ms at least and
+    1 s at most, and there is one between any two steps. A step that wasn't applied comes again after 10 ms at least.
+    Without `waits` there is no sleep, and the first step that isn't due, or wasn't applied, ends the iteration.
     """
     given = None
-    for step in steps:
+    while (step := vm.next_step()) is not None:
         left_ns = step.wait_ns()
         this = (step.due_at, step.backlog_ticks)
-        if given is not None:
+        if not waits:
+            if left_ns > 0 or this == given:
+                return
+            given = this
+            yield step
+        elif given is not None:
             yield _clamped(left_ns, least=BACK_OFF_NS if this == given else LEAST_NS)
             given = None
         elif left_ns > 0:
@@ -55,6 +57,13 @@ def rhythm(steps: Iterable[Step]) -> Iterator[int | Step]:
         else:
             given = this
             yield step
+
+
+def moves_by_itself(counter: Counter) -> bool:
+    """Returns whether the counter moves without being moved by hand."""
+    while isinstance(counter, ScaledCounter):
+        counter = counter.counter
+    return not isinstance(counter, ManualCounter)
 
 
 def _clamped(ns: int, *, least: int) -> int:

@@ -2,27 +2,22 @@
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, SupportsIndex, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, TypedDict, TypeVar
 
 from guestclock._core import (
     Advance,
     CatchUp,
-    Checkpoint,
+    Elapsed,
     Freeze,
     HostCounter,
     ManualCounter,
     MonotonicCounter,
-    Paused,
-    Running,
     ScaledCounter,
-    Steps,
     _vouched,
 )
 from guestclock.registers import Timer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import numpy as np
     from numpy.typing import NDArray
 
@@ -292,6 +287,35 @@ class Stamp:
         return _vouched(self)[1]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """A restore's choices besides the policy, as one value: the keywords of `plan`, `restore` and `restoring`.
+
+    `vm.restore(checkpoint, Advance(), options=options)`; keywords beside it change single fields. `GuestVm.plan` says
+    what each means.
+    """
+
+    views: Views = "preserve"
+    elapsed: Elapsed | None = None
+    sync: SyncBound | None = None
+    rate_error_ppb: int = 0
+    timers: Deadlines = "absolute"
+    intent: Intent | None = None
+    strict: bool = False
+
+
+class OptionKeywords(TypedDict, total=False):
+    """The fields of `Options`, for annotations of functions that hand keywords on."""
+
+    views: Views
+    elapsed: Elapsed | None
+    sync: SyncBound | None
+    rate_error_ppb: int
+    timers: Deadlines
+    intent: Intent | None
+    strict: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Backlog:
     """Guest time still to be given back, and the steps that give it: `Checkpoint.backlog`."""
@@ -322,8 +346,8 @@ class Fault:
 
     on: str | None = field(default=None, kw_only=False)
     """Which calls: None for any; one as `FaultyVm.calls` has it ("set_one_reg 0 TIMER_CVAL"), or its beginning, for
-    all that begin so ("set_one_reg"). Or a step, before whose first call it comes: checkpoint, plan, prepare, apply,
-    release, pause, resume or catch_up."""
+    all that begin so ("set_one_reg"). Or a step, before whose first call it comes: opt_in, checkpoint, plan, prepare
+    (entering the block of `restoring`), apply, release, give_up, pause, resume or catch_up."""
     nth: int = 0
     """How many of those calls are passed first: with `on=None`, an index into `FaultyVm.calls`."""
     times: int | None = 1
@@ -336,88 +360,6 @@ class Fault:
     """By how much the wall clock of the VM's `ManualCounter` is stepped before the call, in nanoseconds."""
     crash: bool = False
     """The process that holds the VM is gone: neither the call nor any later one is made (`Crashed`)."""
-
-
-class GuestVm(Protocol):
-    """What `ModelVm`, `KvmVm` and `FaultyVm` have in common, for annotations: code written for it runs on each.
-
-    `plan` and `restore` take these three, and nothing else that looks like them.
-    """
-
-    @property
-    def name(self) -> str:
-        """Name of the VM in its checkpoints; empty where nobody named it."""
-
-    @property
-    def vcpus(self) -> int:
-        """How many vCPUs."""
-
-    @property
-    def counter(self) -> Counter:
-        """The counter that the guest's are offset from."""
-
-    @property
-    def frequency_hz(self) -> int:
-        """The guest's CNTFRQ_EL0, in Hz."""
-
-    @property
-    def nested(self) -> bool:
-        """Whether the guest has EL2."""
-
-    @property
-    def opted_in(self) -> bool:
-        """Whether the VM has opted in to one counter offset, for good."""
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What can be done for this VM's clocks."""
-
-    def set_counter_offset(self, offset: SupportsIndex) -> None:
-        """KVM_ARM_SET_COUNTER_OFFSET: one offset for both counters of all vCPUs, in ticks, for good."""
-
-    def cntvct(self, vcpu: int, now: int | Stamp | None = None) -> int:
-        """What the vCPU's guest reads from CNTVCT_EL0, now or when the host's counter reads `now`."""
-
-    def cntpct(self, vcpu: int, now: int | Stamp | None = None) -> int:
-        """What the vCPU's guest reads from CNTPCT_EL0, now or when the host's counter reads `now`."""
-
-    def get_one_reg(self, vcpu: int, reg: int) -> int:
-        """KVM_GET_ONE_REG."""
-
-    def set_one_reg(self, vcpu: int, reg: int, value: SupportsIndex) -> None:
-        """KVM_SET_ONE_REG."""
-
-    def reg_list(self, vcpu: int) -> list[int]:
-        """The timer registers of the vCPU, in KVM_GET_REG_LIST's order."""
-
-    def timer(self, vcpu: int, timer: int) -> TimerState:
-        """One timer as its guest sees it now."""
-
-    def next_deadline(self, vcpu: int) -> int | None:
-        """The host count at which the first of the vCPU's timer lines goes high by itself; None if none will."""
-
-    def running(self, vcpu: int) -> Running:
-        """A context manager for the time that the vCPU spends in its guest."""
-
-    def checkpoint(
-        self,
-        *,
-        stopped_at: int | None = None,
-        sync: SyncBound | None = None,
-        vmclock_address: int | None = None,
-        stolen_time: "Sequence[int | None] | None" = None,
-    ) -> Checkpoint:
-        """Save the VM's guest time."""
-
-    @property
-    def backlog_ticks(self) -> int:
-        """The guest's backlog, in ticks: 0 except under a `CatchUp` that isn't over."""
-
-    def catch_up(self) -> Steps:
-        """Return the steps by which the guest is paid back."""
-
-    def paused(self, policy: Policy | None = None, *, views: Views = "preserve") -> Paused:
-        """Keep the VM from running, and treat the time until the end as `policy` says."""
 
 
 class Added(IntEnum):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from guestclock import Freeze, KvmVm, LatchMismatch, Reg, Timer, plan, restore
+from guestclock import Freeze, KvmVm, LatchMismatch, Reg, Timer
 from guestclock.errors import CapabilityMissing, VcpuRunning
 from guestclock.payload import Doorbell, Kind, Record, image
 from kvm.spinning import spinning
@@ -90,17 +90,17 @@ def test_what_disagrees_and_what_comes_of_it(vmms: tuple[Vmm, Vmm], due: bool, p
     if due:
         source.machine.set_one_reg(0, Reg.TIMER_CVAL, 0)
     saved = source.vm.checkpoint()
-    opened = plan(saved, target.vm, policy=Freeze()).prepare()
-    target.machine.ram[:] = source.machine.ram[:]
-    for vcpu in range(2):
-        interrupts = source.interrupts(vcpu)
-        assert interrupts[ISPENDR0] == 0
-        # The second vCPU's physical timer is off. It never runs.
-        interrupts[ISPENDR0] = (1 << 30 if vcpu else 1 << 27) * pending
-        target.set_registers(vcpu, source.registers(vcpu))
-        target.interrupts(vcpu, interrupts)
-    opened.apply()
-    report = opened.release()
+    with target.vm.restoring(saved, Freeze()) as opened:
+        target.machine.ram[:] = source.machine.ram[:]
+        for vcpu in range(2):
+            interrupts = source.interrupts(vcpu)
+            assert interrupts[ISPENDR0] == 0
+            # The second vCPU's physical timer is off. It never runs.
+            interrupts[ISPENDR0] = (1 << 30 if vcpu else 1 << 27) * pending
+            target.set_registers(vcpu, source.registers(vcpu))
+            target.interrupts(vcpu, interrupts)
+        opened.apply()
+        report = opened.release()
 
     latches = target.vm.pending_latches()
     assert latches == [1 << 27, 1 << 30] if pending else [0, 0]
@@ -153,7 +153,7 @@ def test_the_lines_are_those_that_kvm_raises(nested: bool, turn: int) -> None:
                 cval, ctl = states[(turn + timer) % 6]
                 vm.set_one_reg(0, cval_reg, cval)
                 vm.set_one_reg(0, ctl_reg, ctl)
-        report = restore(vm.checkpoint(), other, policy=Freeze())
+        report = other.restore(vm.checkpoint(), Freeze())
         load(target)
         told = report.timers()
         assert lines(target) == sum(each.line << other.irq(each.timer) for each in told)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from guestclock import Freeze, KvmVm, Reg, plan, restore
-from guestclock.errors import CountersMoved, KvmError, ReadBackMismatch, RestoreOpen, VcpuRunning
+from guestclock import Freeze, KvmVm, Reg
+from guestclock.errors import CountersMoved, Interrupted, KvmError, ReadBackMismatch, RestoreOpen, VcpuRunning
 from kvm.spinning import spinning, wait_for_a_beat
 from kvm_vmm import KVM_ARM_VCPU_POWER_OFF, Machine
 
@@ -49,7 +49,7 @@ def refuses(vm: KvmVm) -> None:
     with pytest.raises(VcpuRunning, match="Stop every vCPU") as caught:
         vm.checkpoint()
     assert (caught.value.errno, caught.value.vcpu) == (errno.EBUSY, None)
-    with pytest.raises(VcpuRunning), vm.paused(Freeze()):
+    with pytest.raises(VcpuRunning), vm.pause(Freeze()):
         pass
 
 
@@ -57,11 +57,11 @@ def test_the_vgic_finds_a_vcpu_that_runs_unannounced(machine: Machine) -> None:
     vm = opened(machine)
     assert vm.capabilities.quiescence_check.ok is True
     before = vm.checkpoint()
-    planned = plan(before, vm)
+    planned = vm.restoring(before)
     with spinning(machine, 1):
         refuses(vm)
         with pytest.raises(VcpuRunning):
-            planned.prepare()
+            planned.__enter__()
     assert vm.checkpoint().vcpus == 2
     assert not vm.opted_in, "nothing was written"
 
@@ -75,7 +75,7 @@ def test_the_vms_descriptor_finds_it_too(machine: Machine) -> None:
     with spinning(machine, 1):
         refuses(vm)
         with pytest.raises(VcpuRunning):
-            plan(before, vm)
+            vm.plan(before)
         with pytest.raises(VcpuRunning):
             vm.set_counter_offset(5)
     assert not vm.opted_in
@@ -113,7 +113,7 @@ def test_a_checkpoint_and_a_plan_change_nothing(machine: Machine) -> None:
     vm = KvmVm(machine.vm_fd, machine.vcpu_fds)
     before, host = answers(machine), vm.counter.read()
     count = machine.get_one_reg(0, Reg.TIMER_CNT)
-    plan(vm.checkpoint(), vm)
+    vm.plan(vm.checkpoint())
     assert answers(machine) == before
     assert machine.get_one_reg(0, Reg.TIMER_CNT) - count <= vm.counter.read() - host
     assert takes_values(machine)
@@ -127,7 +127,7 @@ def test_an_offset_is_believed_only_where_it_fits(machine: Machine) -> None:
     with pytest.raises(CountersMoved):
         stale.checkpoint()
     with pytest.raises(CountersMoved):
-        plan(before, stale)
+        stale.plan(before)
     host = vm.counter.read()
     assert host <= machine.get_one_reg(1, Reg.TIMER_CNT) <= vm.counter.read(), "the offset is still 0"
     plain = Machine(2)
@@ -150,7 +150,7 @@ def test_a_value_that_kvm_ignores_is_no_success(machine: Machine) -> None:
     host = machine.get_one_reg(0, Reg.PTIMER_CNT)
     unknowing = KvmVm(machine.vm_fd, machine.vcpu_fds)
     with pytest.raises(ReadBackMismatch, match="counter_offset"):
-        restore(checkpoint, unknowing)
+        unknowing.restore(checkpoint)
     assert host <= machine.get_one_reg(0, Reg.TIMER_CNT), "the offset is still 0"
     with pytest.raises(RestoreOpen), unknowing.running(0):
         pass
@@ -163,7 +163,7 @@ def test_another_vms_vcpu_is_found(machine: Machine) -> None:
     try:
         mixed = KvmVm(machine.vm_fd, [machine.vcpu_fds[0], other.vcpu_fds[1]], counter_offset=0)
         with pytest.raises(ReadBackMismatch, match="another VM") as caught:
-            restore(checkpoint, mixed)
+            mixed.restore(checkpoint)
         assert "the VM is as it was" in str(caught.value)
         host = vm.counter.read()
         assert host <= machine.get_one_reg(0, Reg.TIMER_CNT) <= vm.counter.read(), "its own offset was put back"
@@ -328,9 +328,9 @@ def test_a_vcpu_that_is_not_initialised(bare: Machine) -> None:
     try:
         vm = opened(late)
         vm.add_vcpu(late.vcpu_fds[late.create_vcpu()])
-        planned = plan(checkpoint, vm)
+        planned = vm.restoring(checkpoint)
         with pytest.raises(KvmError, match="KVM_ARM_VCPU_INIT comes first") as caught:
-            planned.prepare()
+            planned.__enter__()
         assert any("the VM is as it was" in note for note in caught.value.__notes__)
         assert not vm.opted_in
     finally:
@@ -342,7 +342,7 @@ def test_a_vcpu_created_after_a_restore_by_value_is_caught(bare: Machine) -> Non
     target = Machine(2, gic=False)
     try:
         vm = opened(target)
-        report = restore(source, vm)
+        report = vm.restore(source)
         assert report.method in ("by-value", "virtual-only")
         target.init_vcpu(target.create_vcpu())
         with pytest.raises(CountersMoved) as caught, vm.running(0):
@@ -357,7 +357,7 @@ def test_a_vcpu_created_after_a_restore_by_offset_is_harmless(bare: Machine) -> 
     target = Machine(2, gic=False)
     try:
         vm = opened(target)
-        report = restore(checkpoint, vm)
+        report = vm.restore(checkpoint)
         vcpu = target.create_vcpu()
         target.init_vcpu(vcpu)
         vm.add_vcpu(target.vcpu_fds[vcpu])
@@ -389,10 +389,11 @@ def test_time_is_injected_into_the_model_alone(bare: Machine) -> None:
         vm.cntvct(0, now=5)
     checkpoint = vm.checkpoint()
     with pytest.raises(ValueError, match="now= is for the model"):
-        plan(checkpoint, vm, now=5)
-    planned = plan(checkpoint, vm)
-    with pytest.raises(ValueError, match="now= is for the model"):
-        planned.prepare(now=5)
+        vm.plan(checkpoint, now=5)
+    with vm.restoring(checkpoint) as restoring, pytest.raises(ValueError, match="now= is for the model"):
+        restoring.apply(now=5)
+    with vm.running(0):
+        pass
 
 
 def test_behaviours_and_what_a_physical_offset_costs(bare: Machine) -> None:
@@ -413,7 +414,7 @@ def test_behaviours_and_what_a_physical_offset_costs(bare: Machine) -> None:
         vm.set_one_reg(1, Reg.PTIMER_CTL, 3)
         other = Machine(2, gic=False)
         try:
-            intended = plan(vm.checkpoint(), opened(other))
+            intended = opened(other).plan(vm.checkpoint())
         finally:
             other.close()
         assert any("CNTPCT_EL0 and its physical timer trap" in fact.text for fact in intended.degraded)
@@ -427,10 +428,23 @@ def test_a_vcpu_off_by_psci_is_restored_too(bare: Machine) -> None:
     target = Machine(2, gic=False, features=KVM_ARM_VCPU_POWER_OFF)
     try:
         vm = opened(target)
-        restore(checkpoint, vm)
+        vm.restore(checkpoint)
         assert vm.checkpoint().vcpus == 2
     finally:
         target.close()
+
+
+def test_giving_a_restore_up_gives_the_offset_back(machine: Machine) -> None:
+    vm = owning(machine)
+    checkpoint = vm.checkpoint()
+    with pytest.raises(ZeroDivisionError), vm.restoring(checkpoint):
+        host = vm.counter.read()
+        assert machine.get_one_reg(1, Reg.TIMER_CNT) < host, "a freeze's provisional offset is above 0"
+        raise ZeroDivisionError
+    before = vm.counter.read()
+    assert before <= machine.get_one_reg(1, Reg.TIMER_CNT) <= vm.counter.read(), "the offset is 0 again"
+    with vm.running(0):
+        pass
 
 
 def test_half_a_restore_keeps_the_gate_shut(machine: Machine) -> None:
@@ -441,18 +455,20 @@ def test_half_a_restore_keeps_the_gate_shut(machine: Machine) -> None:
     target = Machine(2)
     try:
         vm = opened(target)
-        begun = plan(checkpoint, vm).prepare()
-        begun.apply()
-        target.init_vcpu(1)
-        with pytest.raises(ReadBackMismatch):
+        with vm.restoring(checkpoint) as begun:
+            begun.apply()
+            target.init_vcpu(1)
+            with pytest.raises(ReadBackMismatch):
+                begun.release()
+            with pytest.raises(RestoreOpen), vm.running(0):
+                pass
+            begun.apply()
+            with spinning(target, 0), pytest.raises(Interrupted) as caught:
+                begun.release()
+            assert isinstance(caught.value.__cause__, VcpuRunning)
+            assert (caught.value.state, caught.value.retry) == ("timers-only", "release")
+            # Its timers were on, and masked: nothing of them has changed.
             begun.release()
-        with pytest.raises(RestoreOpen), vm.running(0):
-            pass
-        begun.apply()
-        with spinning(target, 0), pytest.raises(VcpuRunning):
-            begun.release()
-        # Its timers were on, and masked: nothing of them has changed.
-        begun.release()
         with vm.running(0):
             pass
     finally:

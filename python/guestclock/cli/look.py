@@ -15,7 +15,7 @@ import typer
 from guestclock import Advance, CatchUp, Checkpoint, Elapsed, Freeze, SyncBound, inspection, sync
 from guestclock.cli import needs, tables
 from guestclock.cli.shared import JSON, fail, show
-from guestclock.errors import CheckpointError, KvmError, NotSynchronised
+from guestclock.errors import InvalidFile, KvmError, NotSynchronised
 
 app = typer.Typer()
 
@@ -252,7 +252,7 @@ def plot_command(
 def _load(file: Path, vm: str | None) -> Checkpoint:
     try:
         checkpoint = Checkpoint.load(file)
-    except (CheckpointError, OSError) as error:
+    except (InvalidFile, OSError) as error:
         fail(f"{file}: {error}")
     if vm is None:
         return checkpoint

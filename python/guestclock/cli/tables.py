@@ -325,7 +325,9 @@ def _plan(planned: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("falls behind by", "nobody knows" if behind is None else f"{duration(behind)}{error}"))
     if backlog:
         step, interval = duration(backlog["step_ns"]), duration(backlog["interval_ns"])
-        back = f"{_plural(backlog['steps'], 'step')} of {step}, one every {interval}"
+        # Until the release the backlog grows, but for a freeze, which keeps an old one.
+        more = "" if planned["policy"]["name"] == "freeze" else "at least "
+        back = f"{more}{_plural(backlog['steps'], 'step')} of {step}, one every {interval}"
         rate = _thousandths(backlog["rate_permille"])
         rows += [
             ("backlog", _ticks(backlog["remaining_ticks"], hz)),

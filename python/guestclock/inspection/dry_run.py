@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from guestclock._core import HostCounter, ManualCounter, ModelVm, ScaledCounter, plan
-from guestclock.errors import RestoreRefused
+from guestclock._core import HostCounter, ManualCounter, ModelVm, ScaledCounter
+from guestclock.errors import Refused
 from guestclock.inspection.checkpoint import stamp
 from guestclock.inspection.timers import TimerRecord, model_like, timers
 from guestclock.inspection.words import NS_PER_S
 
 if TYPE_CHECKING:
-    from guestclock._core import Checkpoint, Elapsed
-    from guestclock.types import Deadlines, Intent, Policy, SyncBound, Views
+    from guestclock._core import Checkpoint
+    from guestclock.types import OptionKeywords, Policy
 
 
 class Target(TypedDict):
@@ -26,7 +26,7 @@ class Target(TypedDict):
     nested: bool
 
 
-class Refused(TypedDict):
+class Refusal(TypedDict):
     """Why a restore would be refused."""
 
     error: str
@@ -45,7 +45,7 @@ class DryRun(TypedDict):
     target: Target
     plan: dict[str, Any] | None
     """`Plan.to_dict()`."""
-    refused: Refused | None
+    refused: Refusal | None
     timers: list[TimerRecord]
     """The timers that aren't off as the guest would find them, if it went on at the plan's instant."""
 
@@ -83,20 +83,8 @@ def target(
     return model_like(checkpoint, counter, kernel=kernel)
 
 
-class PlanOptions(TypedDict, total=False):
-    """`plan`'s keyword arguments except the policy."""
-
-    views: Views
-    elapsed: Elapsed | None
-    sync: SyncBound | None
-    rate_error_ppb: int
-    timers: Deadlines
-    intent: Intent | None
-    strict: bool
-
-
-def dry_run(checkpoint: Checkpoint, vm: ModelVm, *, policy: Policy, **options: Unpack[PlanOptions]) -> DryRun:
-    """Return what `plan` says, or why it refuses: the arguments are its own."""
+def dry_run(checkpoint: Checkpoint, vm: ModelVm, *, policy: Policy, **options: Unpack[OptionKeywords]) -> DryRun:
+    """Return what `vm.plan` says, or why it refuses: the arguments are its own."""
     document: DryRun = {
         "schema": "guestclock.plan/1",
         "dry_run": True,
@@ -112,8 +100,8 @@ def dry_run(checkpoint: Checkpoint, vm: ModelVm, *, policy: Policy, **options: U
         "timers": [],
     }
     try:
-        intended = plan(checkpoint, vm, policy=policy, **options)
-    except RestoreRefused as error:
+        intended = vm.plan(checkpoint, policy, **options)
+    except Refused as error:
         facts = {name: value for name, value in vars(error).items() if name not in {"message", "__notes__"}}
         document["refused"] = {"error": type(error).__name__, "message": str(error), "facts": facts}
         return document

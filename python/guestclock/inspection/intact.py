@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from guestclock._core import Checkpoint
-from guestclock.errors import CheckpointError
+from guestclock.errors import InvalidFile
 from guestclock.inspection.checkpoint import other_registers
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ def _verify(path: Path) -> FileRecord:
     try:
         record["size_bytes"] = path.stat().st_size
         checkpoint = Checkpoint.load(path)
-    except (CheckpointError, OSError) as error:
-        record["intact"] = False if isinstance(error, CheckpointError) else None
+    except (InvalidFile, OSError) as error:
+        record["intact"] = False if isinstance(error, InvalidFile) else None
         record["error"], record["message"] = type(error).__name__, str(error)
         return record
     record["vms"], record["vcpus"] = len(checkpoint), len(checkpoint.vcpu_columns()["vcpu"])

@@ -466,18 +466,18 @@ fn a_run_state_is_open_to_the_last_one_that_closed_it() {
     assert_eq!((run.state(), run.holds(State::Open, 0)), (State::Open, Ok(())));
     let pause = run.begin_pause();
     assert_eq!((run.state(), run.holds(State::Paused, pause)), (State::Paused, Ok(())));
-    assert_eq!(run.holds(State::Restoring, pause), Err(Refusal::StalePlan));
+    assert_eq!(run.holds(State::Restoring, pause), Err(Refusal::Overtaken));
     let restore = run.begin_restore();
     assert_ne!(pause, restore);
     assert_eq!((run.state(), run.holds(State::Restoring, restore)), (State::Restoring, Ok(())));
-    assert_eq!(run.holds(State::Restoring, pause), Err(Refusal::StalePlan));
-    assert_eq!(run.holds(State::Paused, restore), Err(Refusal::StalePlan));
+    assert_eq!(run.holds(State::Restoring, pause), Err(Refusal::Overtaken));
+    assert_eq!(run.holds(State::Paused, restore), Err(Refusal::Overtaken));
     let again = run.begin_restore();
-    assert_eq!(run.holds(State::Restoring, restore), Err(Refusal::StalePlan), "overtaken");
+    assert_eq!(run.holds(State::Restoring, restore), Err(Refusal::Overtaken), "overtaken");
     run.open(&made, &made.as_of);
     assert_eq!((run.state(), run.backlog(), run.holds(State::Open, again)), (State::Open, None, Ok(())));
     run.go_on(&made, &made.as_of);
-    assert_eq!((run.state(), run.holds(State::Open, again)), (State::Open, Err(Refusal::StalePlan)));
+    assert_eq!((run.state(), run.holds(State::Open, again)), (State::Open, Err(Refusal::Overtaken)));
     let next = run.begin_pause();
     assert!(![pause, restore, again].contains(&next));
 }

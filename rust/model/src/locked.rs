@@ -9,13 +9,14 @@ use crate::config::{Config, Origin};
 use crate::error::VmError;
 use crate::managed::ManagedBank;
 use crate::published::PublishedVm;
+use crate::sets::OpenPauses;
 use crate::sync::{Mutex, MutexGuard};
 use crate::vm::ModelVm;
 use guestclock_core::arch::Abilities;
 use guestclock_core::arch::arm64::{Access, Behaviours, Encoding, Timer, TimerState, View};
 use guestclock_core::checkpoint::Checkpoint;
-use guestclock_core::drive::{Backend, OpenPause, OpenRestore, OperationError, Saving};
-use guestclock_core::restore::{Plan, Report, Request, RunState, Step};
+use guestclock_core::drive::{Backend, Condition, OpenPause, OpenRestore, OperationError, Saving};
+use guestclock_core::restore::{Plan, Report, Request, RunState, State, Step};
 use guestclock_core::time::{Counter, Frequency, GuestCount, HostCount, Instant, Offset, Stamp};
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock, PoisonError, Weak};
@@ -173,6 +174,11 @@ impl LockedBank {
     /// Runs a query on the bank.
     pub fn look<T>(&self, look: impl FnOnce(&Bank) -> T) -> T {
         look(self.lock().bank.bank())
+    }
+
+    /// Returns whether any VM is still in this pause, or another thread has the lock: this call never waits.
+    pub fn holds(&self, pauses: &OpenPauses) -> bool {
+        self.locked.try_lock().map_or(true, |locked| locked.bank.holds(pauses))
     }
 
     fn lock(&self) -> MutexGuard<'_, Locked> {
@@ -393,6 +399,35 @@ impl<C: Counter> LockedVm<C> {
         self.operate(now, |run_state, backend| run_state.release(backend, open))
     }
 
+    /// See [`RunState::give_up`].
+    pub fn give_up(&self, open: &mut OpenRestore) -> Result<Condition, LockedError> {
+        self.operate(None, |run_state, backend| run_state.give_up(backend, open))
+    }
+
+    /// See [`RunState::abandon`]. False too where another thread has the VM's lock: this call never waits.
+    pub fn abandon(&self, open: &OpenRestore) -> bool {
+        let abandoned = self.at_once(|run_state| run_state.abandon(open)).unwrap_or(false);
+        if abandoned {
+            self.bank.changed();
+        }
+        abandoned
+    }
+
+    /// Returns whether the VM is still in this pause, or another thread has the VM's lock: this call never waits.
+    pub fn holds(&self, pause: &OpenPause) -> bool {
+        self.at_once(|run_state| pause.holds(run_state)).unwrap_or(true)
+    }
+
+    /// State of the VM. A VM that was removed from its bank is open to nobody.
+    pub fn state(&self) -> Result<State, BankError> {
+        Ok(self.bank.lock().bank.vm_and_state(self.handle)?.0.state())
+    }
+
+    /// See [`RunState::opt_in`].
+    pub fn opt_in(&self, offset: Option<Offset>) -> Result<(), LockedError> {
+        self.operate(None, |run_state, backend| run_state.opt_in(backend, offset))
+    }
+
     /// See [`RunState::pause`].
     pub fn pause(&self, request: Request) -> Result<OpenPause, LockedError> {
         self.operate(None, |run_state, backend| run_state.pause(backend, request))
@@ -409,8 +444,8 @@ impl<C: Counter> LockedVm<C> {
     }
 
     /// See [`RunState::step`].
-    pub fn step(&self, now: Option<Now>) -> Result<Step, LockedError> {
-        self.operate(now, |run_state, backend| run_state.step(backend))
+    pub fn step(&self, step: Step, now: Option<Now>) -> Result<u64, LockedError> {
+        self.operate(now, |run_state, backend| run_state.step(backend, step))
     }
 
     /// Runs `work` on the VM over its counter, or over one instant of it, and publishes the changed offsets, whether or
@@ -442,6 +477,14 @@ impl<C: Counter> LockedVm<C> {
 
     fn change<T>(&self, change: impl FnOnce(&mut ModelVm<&mut Bank>) -> Result<T, VmError>) -> Result<T, VmError> {
         self.one(|_, vm| change(vm)).unwrap_or(Err(VmError::Removed))
+    }
+
+    /// Works on the run state alone; `None` where that would wait for the lock, or the VM is gone.
+    fn at_once<T>(&self, work: impl FnOnce(&mut RunState) -> T) -> Option<T> {
+        let mut locked = self.bank.locked.try_lock().ok()?;
+        let result = work(locked.bank.vm_and_state(self.handle).ok()?.0);
+        locked.bank.settle(self.handle.slot());
+        Some(result)
     }
 
     /// Works on the VM, and publishes the changed offsets, whether or not the work succeeds.

@@ -16,7 +16,7 @@ use guestclock_core::checkpoint::{
     Backlog, BuildError, Checkpoint, GroupBuilder, GuestTime, Held, Name, SavedVm, VmName,
 };
 use guestclock_core::drive::{OperationError, Saving, set_counters};
-use guestclock_core::restore::{Method, Outcome, Plan, Refusal, Request, Saved, State, Target, planning};
+use guestclock_core::restore::{Method, Outcome, Plan, Policy, Refusal, Request, Saved, State, Target, planning};
 use guestclock_core::time::{Counter, HostCount, Instant, Ratio, Stamp, SyncBound};
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -106,6 +106,17 @@ impl OpenPauses {
     #[must_use]
     pub fn vms(&self) -> &[Handle] {
         &self.vms
+    }
+
+    /// Policy for the end of the pause.
+    #[must_use]
+    pub const fn policy(&self) -> Policy {
+        self.request.policy
+    }
+
+    /// Sets another policy for the end of the pause.
+    pub const fn set_policy(&mut self, policy: Policy) {
+        self.request.policy = policy;
     }
 
     fn pairs(&self) -> impl Iterator<Item = Pair<'_>> {
@@ -240,6 +251,16 @@ impl ManagedBank {
             self.settle(slot);
         }
         Ok(pauses)
+    }
+
+    /// Returns whether any of the VMs is still in this pause.
+    #[must_use]
+    pub fn holds(&self, pauses: &OpenPauses) -> bool {
+        let mut vms = pauses.vms.iter().zip(&pauses.epochs);
+        vms.any(|(vm, epoch)| {
+            let slot = self.bank.slot(*vm);
+            slot.is_ok_and(|slot| self.run_states[slot as usize].holds(State::Paused, *epoch).is_ok())
+        })
     }
 
     /// Ends a pause of VMs under its policy, for one instant. Their timers stayed where they were.

@@ -10,7 +10,7 @@ use guestclock_core::checkpoint::codec::{decode, encode};
 use guestclock_core::checkpoint::{Backlog, BuildError, Checkpoint, NotOneVm, Unknown, VmName};
 use guestclock_core::drive::{Backend, Cause, Condition, OperationError, Restore, RestoreError, Saving};
 use guestclock_core::restore::{
-    Diagnostic, Method, Plan, Policy, Refusal, Repay, Request, RunState, Saved, Target, Written, planning,
+    Diagnostic, Method, Plan, Policy, Refusal, Repay, Request, RunState, Saved, State, Target, Written, planning,
 };
 use guestclock_core::time::{Counter, Elapsed, Frequency, HostCount, Offset, Quality, StampCount, SyncBound};
 use guestclock_model::config::Config;
@@ -572,8 +572,7 @@ fn a_backlog_goes_with_its_vm() {
     let mut vm = Odd::new(El2::Absent, 0);
     vm.set_counter_offset(Offset(400)).unwrap();
     let mut run_state = RunState::default();
-    let ns = |ns| NonZeroU64::new(ns).unwrap();
-    let repay = Repay { step_ns: ns(160), interval_ns: ns(1600), within_ns: None };
+    let repay = Repay { step_ns: nanoseconds(160), interval_ns: nanoseconds(1600), within_ns: None };
     let paused = |vm: &mut Odd, run_state: &mut RunState, policy| {
         let pause = run_state.pause(vm, Request { policy, ..Request::default() }).unwrap();
         vm.counter.advance(1000);
@@ -588,4 +587,139 @@ fn a_backlog_goes_with_its_vm() {
     assert_eq!(left(run_state.backlog()), Some(1000));
     assert_eq!(paused(&mut vm, &mut run_state, Policy::ADVANCE), 2000);
     assert_eq!(left(run_state.backlog()), None);
+}
+
+/// A VM's own offset, or the two of one that never opted in.
+fn clock(vm: &ModelVm) -> (Option<Offset>, Vec<Offsets>) {
+    (vm.vm_offset(), (0..vm.vcpus()).map(|vcpu| vm.offsets(vcpu).unwrap()).collect())
+}
+
+#[test]
+fn giving_up_gives_back_what_was_owned_and_opens_nothing_else() {
+    // Opted in before, or opted in by the restore, or restored by value; and whether a register was written.
+    for (own, saved_opted_in) in [(Some(Offset(77)), true), (None, true), (None, false)] {
+        for applied in [false, true] {
+            let saved = Arc::new(checkpoint(El2::Absent, 0, saved_opted_in));
+            let mut target = Odd::new(El2::Absent, 0);
+            if let Some(own) = own {
+                target.set_counter_offset(own).unwrap();
+            }
+            let before = clock(&target.vm);
+            let mut run = RunState::default();
+            let plan = run.plan(&mut target, &saved, Request::default()).unwrap();
+            let mut open = run.prepare(&mut target, plan.clone(), Arc::clone(&saved)).unwrap();
+            if applied {
+                run.apply(&mut target, &mut open).unwrap();
+            }
+            let written = target.writes.len();
+            // Without a call only what was never written comes back.
+            assert_eq!(
+                (run.abandon(&open), run.state() == State::Open),
+                (!applied && !saved_opted_in, !applied && !saved_opted_in)
+            );
+            let left = run.give_up(&mut target, &mut open).unwrap();
+            let goes_back = !applied && (own.is_some() || !saved_opted_in);
+            assert_eq!(run.state() == State::Open, goes_back, "{own:?} {saved_opted_in} {applied}");
+            assert_eq!(clock(&target.vm) == before, goes_back || !saved_opted_in);
+            assert_eq!(
+                left,
+                match (goes_back, applied) {
+                    (true, _) => Condition::Untouched,
+                    (_, false) => Condition::Provisional,
+                    _ => Condition::TimersOnly,
+                }
+            );
+            assert_eq!(target.writes.len() - written, usize::from(goes_back && own.is_some()));
+            // Given up is given up: nothing more comes of it.
+            assert_eq!(
+                run.give_up(&mut target, &mut open).unwrap_or(left),
+                if goes_back { Condition::Untouched } else { left }
+            );
+            // And the VM can be restored.
+            let plan = run.plan(&mut target, &saved, Request::default()).unwrap();
+            let mut open = run.prepare(&mut target, plan, Arc::clone(&saved)).unwrap();
+            run.apply(&mut target, &mut open).unwrap();
+            run.release(&mut target, &mut open).unwrap();
+            assert_eq!(run.state(), State::Open);
+        }
+    }
+}
+
+#[test]
+fn giving_up_that_fails_leaves_the_vm_closed_and_is_read_back() {
+    for (at_give_up, error) in [("busy", "busy"), ("lost", "elsewhere")] {
+        let saved = Arc::new(checkpoint(El2::Absent, 0, true));
+        let mut target = Odd::new(El2::Absent, 0);
+        target.set_counter_offset(Offset(77)).unwrap();
+        let mut run = RunState::default();
+        let plan = run.plan(&mut target, &saved, Request::default()).unwrap();
+        let mut open = run.prepare(&mut target, plan, Arc::clone(&saved)).unwrap();
+        match at_give_up {
+            "busy" => target.busy = 100,
+            _ => target.lost = Some(count_reg(View::Virtual)),
+        }
+        let found = run.give_up(&mut target, &mut open).unwrap_err();
+        match found {
+            OperationError::Restore(RestoreError::Backend { error: busy, left, .. }) => {
+                assert_eq!((busy, error, left), ("busy", "busy", Condition::Provisional));
+            }
+            OperationError::Restore(RestoreError::CounterElsewhere { left, wanted, .. }) => {
+                assert_eq!((error, left, wanted), ("elsewhere", Condition::Provisional, 77));
+            }
+            other => panic!("{other}"),
+        }
+        assert_eq!(run.state(), State::Restoring);
+        // Once more, and it goes.
+        (target.busy, target.lost) = (0, None);
+        assert_eq!(run.give_up(&mut target, &mut open), Ok(Condition::Untouched));
+        assert_eq!((run.state(), target.vm.vm_offset()), (State::Open, Some(Offset(77))));
+    }
+}
+
+#[test]
+fn a_vm_opts_in_once_and_is_read_back() {
+    let mut run = RunState::default();
+    let mut vm = Odd::new(El2::Absent, 0);
+    run.opt_in(&mut vm, None).unwrap();
+    assert_eq!(vm.vm.vm_offset(), Some(Offset(1_000_000)), "the guest's counters begin at 0");
+    assert_eq!(run.opt_in(&mut vm, Some(Offset(5))), Err(OperationError::OptedIn));
+    let mut mixed = Odd::new(El2::Absent, 0);
+    mixed.elsewhere = Some(1);
+    let found = run.opt_in(&mut mixed, Some(Offset(5))).unwrap_err();
+    assert!(matches!(found, OperationError::Restore(RestoreError::CounterElsewhere { vcpu: 1, .. })), "{found}");
+    assert_eq!(run.state(), State::Restoring);
+}
+
+fn nanoseconds(ns: u64) -> NonZeroU64 {
+    NonZeroU64::new(ns).unwrap()
+}
+
+#[test]
+fn a_step_is_taken_when_it_is_due_and_once() {
+    let mut target = Odd::new(El2::Absent, 0);
+    target.set_counter_offset(Offset(0)).unwrap();
+    let mut run = RunState::default();
+    let pause = {
+        let policy = Policy::catch_up(
+            Repay { step_ns: nanoseconds(16 * 60), interval_ns: nanoseconds(16 * 100), within_ns: None },
+            0,
+        );
+        run.pause(&mut target, Request { policy, ..Request::default() }).unwrap()
+    };
+    target.counter.advance(100);
+    run.resume(&mut target, &pause).unwrap();
+    let frequency = target.counter.frequency();
+    let step = run.next_step(frequency).unwrap();
+    assert_eq!((step.ticks, step.backlog_ticks), (60, 100));
+    target.counter.advance(99);
+    let early = OperationError::StepEarly { due: step.due.0, now: step.due.0 - 1 };
+    assert_eq!(run.step(&mut target, step), Err(early));
+    assert_eq!(run.next_step(frequency), Some(step));
+    target.counter.advance(1);
+    assert_eq!(run.step(&mut target, step), Ok(40));
+    assert_eq!(run.step(&mut target, step), Err(OperationError::StepOver));
+    let last = run.next_step(frequency).unwrap();
+    target.counter.advance(1000);
+    assert_eq!(run.step(&mut target, last), Ok(0));
+    assert_eq!(run.step(&mut target, last), Err(OperationError::NoBacklog));
 }

@@ -5,7 +5,6 @@ use crate::arrays::{Column, Named, as_array, column, extent, new_array, output, 
 use crate::checkpoint::{PyCheckpoint, vm_name};
 use crate::columns::chosen_isa;
 use crate::counters::{AnyCounter, PyHostCounter, PyScaledCounter};
-use crate::elapsed::PyElapsed;
 use crate::errors::{IntoPyErr, OrRaise, noted};
 use crate::policy::AnyPolicy;
 use crate::records::{self, AnyNow, AnySyncBound};
@@ -23,6 +22,7 @@ use guestclock_model::sets::{SetSaving, handle_named};
 use numpy::{PyArray1, PyArrayDyn};
 use pyo3::exceptions::{PyIndexError, PyOverflowError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 use std::ops::Range;
 use std::slice::from_ref;
 use std::sync::Arc;
@@ -276,7 +276,7 @@ impl PyClockBank {
     ///
     /// The `ModelVm` is over the bank's counter, or over a `ScaledCounter` of it for a VM of another frequency: its
     /// `now=` and deadlines are in that counter's ticks. Once the VM is removed, every call on the view is refused.
-    fn vm(&self, py: Python<'_>, handle: i64) -> PyResult<PyModelVm> {
+    fn vm(&self, py: Python<'_>, handle: i64) -> PyResult<Py<PyModelVm>> {
         let handle = Handle(handle);
         let hz = self.bank.look(|bank| bank.vm(handle).map(|vm| u64::from(vm.cntfrq_hz()))).or_raise()?;
         let counter = if hz == self.frequency_hz() {
@@ -286,7 +286,7 @@ impl PyClockBank {
         };
         let live = LockedVm::of(Arc::clone(&self.bank), handle, counter.extract::<AnyCounter>()?).or_raise()?;
         let name = VmName::new(&handle.0.to_string()).unwrap_or_default();
-        Ok(PyModelVm::new_over(live, counter.unbind(), name))
+        Py::new(py, PyModelVm::new_over(live, counter.unbind(), name))
     }
 
     /// The handles of all VMs (int64).
@@ -575,29 +575,21 @@ impl PyClockBank {
     /// instant, and all VMs or none. The guests may run when the call returns.
     ///
     /// `vms` is a handle for each VM of the checkpoint, in its order (int64), by default the handles that are their
-    /// names. VMs that are alike share a plan. See `guestclock.plan` for the other arguments; a refusal for one VM
+    /// names. VMs that are alike share a plan. See `GuestVm.plan` for the other arguments; a refusal for one VM
     /// refuses all, with a note that names the VM.
-    #[pyo3(signature = (
-        checkpoint, vms=None, *, policy=None, views="preserve", elapsed=None, sync=None, rate_error_ppb=0,
-        timers="absolute", intent=None, strict=false, now=None
-    ))]
+    #[pyo3(signature = (checkpoint, policy=None, *, vms=None, options=None, now=None, **keywords))]
     fn restore(
         &self,
         py: Python<'_>,
         checkpoint: &Bound<'_, PyCheckpoint>,
-        vms: Option<Bound<'_, PyAny>>,
         policy: Option<AnyPolicy>,
-        views: &str,
-        elapsed: Option<PyElapsed>,
-        sync: Option<AnySyncBound>,
-        rate_error_ppb: u32,
-        timers: &str,
-        intent: Option<&str>,
-        strict: bool,
+        vms: Option<Bound<'_, PyAny>>,
+        options: Option<Bound<'_, PyAny>>,
         now: Option<AnyNow>,
+        keywords: Option<Bound<'_, PyDict>>,
     ) -> PyResult<PySetReport> {
-        let wishes = Wishes { policy, views, elapsed, sync, rate_error_ppb, timers, intent, strict };
-        let (request, checkpoint) = (wishes.request()?, &checkpoint.get().0);
+        let request = Wishes::new(py, options, keywords)?.request(policy)?;
+        let checkpoint = &checkpoint.get().0;
         if request.asks(now.as_ref().map(|now| &now.0)) {
             self.counter.ask(py)?;
         }
@@ -613,17 +605,17 @@ impl PyClockBank {
     /// Pauses VMs in place, all at one instant: the VMs with the handles `vms` (int64), or all. None of their vCPUs can
     /// run until `resume` of the returned pause, or the end of its `with` block; then the policy decides how much of
     /// the pause the guests see.
-    #[pyo3(signature = (vms=None, *, policy=None, views="preserve", now=None))]
+    #[pyo3(signature = (policy=None, *, vms=None, views="preserve", now=None))]
     fn pause(
         &self,
         py: Python<'_>,
-        vms: Option<Bound<'_, PyAny>>,
         policy: Option<AnyPolicy>,
+        vms: Option<Bound<'_, PyAny>>,
         views: &str,
         now: Option<AnyNow>,
     ) -> PyResult<PyPausedSet> {
         let vms = self.vms_or_all(vms.as_ref())?;
-        let request = Wishes { policy, views, ..Wishes::default() }.request()?;
+        let request = Wishes::of_views(views).request(policy)?;
         let pauses = self.sets().with(py, now, |bank, counter| bank.pause(&vms, counter, request))?;
         Ok(PyPausedSet::new(self.sets(), pauses))
     }

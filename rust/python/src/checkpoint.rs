@@ -532,7 +532,7 @@ impl PyCheckpoint {
         PyBytes::new(py, &codec::encode(&self.0))
     }
 
-    /// The checkpoint of these bytes; a CheckpointError says what is wrong with them.
+    /// The checkpoint of these bytes; an InvalidFile says what is wrong with them.
     ///
     /// Safe on bytes from anywhere, but no proof of who wrote them: the checksum finds damage, not forgery.
     #[classmethod]

@@ -9,7 +9,7 @@ use guestclock_linux::counter::HostCounter;
 use guestclock_linux::monotonic::MonotonicCounter;
 use guestclock_model::manual::{ManualCounter, Meanwhile};
 use guestclock_model::scaled::ScaledCounter;
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use std::sync::Arc;
 
@@ -352,7 +352,13 @@ impl<'py> FromPyObject<'_, 'py> for AnyCounter {
         } else if let Ok(counter) = object.cast::<PyScaledCounter>() {
             Ok(Self::Scaled(Arc::clone(&counter.get().scaled)))
         } else {
-            Ok(Self::Manual(Arc::clone(&object.cast::<PyManualCounter>()?.get().counter)))
+            let Ok(counter) = object.cast::<PyManualCounter>() else {
+                return Err(PyTypeError::new_err(format!(
+                    "{} isn't a counter: give a HostCounter, MonotonicCounter, ManualCounter or ScaledCounter",
+                    object.repr()?
+                )));
+            };
+            Ok(Self::Manual(Arc::clone(&counter.get().counter)))
         }
     }
 }

@@ -4,7 +4,7 @@ use crate::words::{self, count_name};
 use core::fmt::Display;
 use guestclock_core::arch::arm64::{Role, one_reg_id};
 use guestclock_core::checkpoint::codec::WireError;
-use guestclock_core::drive::{CallKind, FaultyError, OperationError, RestoreError};
+use guestclock_core::drive::{CallKind, Condition, FaultyError, OperationError, RestoreError};
 use guestclock_core::restore::Refusal;
 use guestclock_core::time::ElapsedError;
 use guestclock_core::time::elapsed::UnknownElapsed;
@@ -14,10 +14,11 @@ use guestclock_linux::kvm::error::KvmError;
 use guestclock_model::bank::WentBackwards;
 use guestclock_model::deadlines::QueueError;
 use guestclock_model::error::VmError;
-use pyo3::exceptions::{PyIndexError, PyOverflowError, PyValueError};
+use pyo3::exceptions::{PyBaseException, PyIndexError, PyOverflowError, PyResourceWarning, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
+use std::ffi::CString;
 
 // The generic errno numbers, the same on every architecture of Linux.
 const ENOENT: i32 = 2;
@@ -47,6 +48,82 @@ pub(crate) fn went_backwards(row: usize, saved: u64, host: u64) -> PyErr {
         fields.set_item("saved", saved)?;
         fields.set_item("host", host)
     })
+}
+
+/// An instance of `guestclock.errors.Misuse`.
+pub(crate) fn misuse(message: &str) -> PyErr {
+    typed("Misuse", message, |_| Ok(()))
+}
+
+/// An instance of `guestclock.errors.Interrupted` or of a subclass of it.
+fn interrupted(
+    class: &str,
+    message: &str,
+    step: &str,
+    left: Condition,
+    fields: impl FnOnce(&Bound<'_, PyDict>) -> PyResult<()>,
+) -> PyErr {
+    let (state, retry) = words::state_and_retry(left);
+    typed(class, message, |all| {
+        all.set_item("state", state)?;
+        all.set_item("step", step)?;
+        all.set_item("retry", retry)?;
+        fields(all)
+    })
+}
+
+/// Tells of a VM whose restore was given up: an interruption on its way says the state that the VM is in now. Where the
+/// VM stays closed, any other exception on its way gets a note, and without one there is a warning.
+pub(crate) fn given_up(
+    py: Python<'_>,
+    left: Condition,
+    failure: Option<PyErr>,
+    error: Option<&Bound<'_, PyBaseException>>,
+    vm: &str,
+) -> PyResult<()> {
+    let interrupted = PyModule::import(py, "guestclock.errors")?.getattr("Interrupted")?;
+    if let Some(error) = error.filter(|error| error.is_instance(&interrupted).unwrap_or(false)) {
+        let (state, _) = words::state_and_retry(left);
+        error.setattr("state", state)?;
+        error.setattr("retry", "restore")?;
+        return failure.map_or(Ok(()), |failure| failure_note(error, &failure));
+    }
+    let Some(closed) = words::closed(left) else { return Ok(()) };
+    let sentence = format!("VM {vm:?}: the restore was given up, and {closed}");
+    match error {
+        Some(error) => {
+            error.call_method1("add_note", (sentence,))?;
+            failure.map_or(Ok(()), |failure| failure_note(error, &failure))
+        }
+        None => match failure {
+            Some(failure) => Err(failure),
+            None => PyErr::warn(py, &py.get_type::<PyResourceWarning>(), &CString::new(sentence)?, 1),
+        },
+    }
+}
+
+fn failure_note(error: &Bound<'_, PyBaseException>, failure: &PyErr) -> PyResult<()> {
+    let py = error.py();
+    let kind = failure.get_type(py);
+    let note = format!("giving the restore up failed: {}: {}", kind.name()?, failure.value(py));
+    error.call_method1("add_note", (note,)).map(drop)
+}
+
+/// Warns that a VM stays closed. Called by destructors, so it raises nothing.
+pub(crate) fn warn_closed(why: &str, vm: &str) {
+    let sentence = format!("VM {vm:?}: {why}: its vCPUs can't run until a checkpoint is restored into it");
+    // Nobody is left to tell where the interpreter is gone.
+    let _ = Python::try_attach(|py| {
+        // A destructor may run while an exception is on its way.
+        let pending = PyErr::take(py);
+        let sentence = CString::new(sentence).unwrap_or_default();
+        if let Err(error) = PyErr::warn(py, &py.get_type::<PyResourceWarning>(), &sentence, 1) {
+            error.write_unraisable(py, None);
+        }
+        if let Some(pending) = pending {
+            pending.restore(py);
+        }
+    });
 }
 
 /// The error, with a note that names the VM of the bank.
@@ -186,10 +263,11 @@ impl IntoPyErr for Refusal {
             }
             Self::StalePlan => typed("StalePlan", &message, |_| Ok(())),
             Self::OutOfOrder { called } => typed("OutOfOrder", &message, |fields| fields.set_item("called", called)),
+            Self::Overtaken => misuse(&message),
             Self::NoCounterOffset { .. } => {
                 typed("CapabilityMissing", &message, |fields| fields.set_item("capability", "counter_offset"))
             }
-            _ => typed("RestoreRefused", &message, |_| Ok(())),
+            _ => typed("Refused", &message, |_| Ok(())),
         }
     }
 }
@@ -255,13 +333,21 @@ impl<E: IntoPyErr + Display> IntoPyErr for OperationError<E> {
             Self::Backend(error) => error.into_pyerr(),
             Self::Restore(RestoreError::Refused(refusal)) => refusal.into_pyerr(),
             Self::Restore(RestoreError::Backend { step, error, left }) => {
-                let error = error.into_pyerr();
-                Python::attach(|py| error.add_note(py, format!("while restoring: {step}; {}", words::condition(left))))
-                    .map_or_else(|e| e, |()| error)
+                let message = format!("{step}: {error}");
+                let cause = error.into_pyerr();
+                Python::attach(|py| {
+                    if left == Condition::Untouched {
+                        let note = cause.add_note(py, format!("while restoring: {step}; {left}"));
+                        return note.map_or_else(|error| error, |()| cause);
+                    }
+                    let error = interrupted("Interrupted", &message, &step, left, |_| Ok(()));
+                    error.set_cause(py, Some(cause));
+                    error
+                })
             }
             Self::Restore(RestoreError::ReadBack { vcpu, register, wrote, read }) => {
                 let message = words::read_back(vcpu, register, wrote, read);
-                typed("ReadBackMismatch", &message, |fields| {
+                interrupted("ReadBackMismatch", &message, "reading back", Condition::Partial, |fields| {
                     fields.set_item("vcpu", vcpu)?;
                     fields.set_item("register", register)?;
                     fields.set_item("wrote", wrote)?;
@@ -269,8 +355,8 @@ impl<E: IntoPyErr + Display> IntoPyErr for OperationError<E> {
                 })
             }
             Self::Restore(RestoreError::CounterElsewhere { vcpu, view, wanted, found, cause, left }) => {
-                let message = words::counter_elsewhere(vcpu, view, wanted, found, cause, left);
-                typed("ReadBackMismatch", &message, |fields| {
+                let message = words::counter_elsewhere(vcpu, view, wanted, found, cause);
+                interrupted("ReadBackMismatch", &message, "reading the counters back", left, |fields| {
                     fields.set_item("vcpu", vcpu)?;
                     fields.set_item("register", count_name(view))?;
                     fields.set_item("wrote", wanted)?;
@@ -278,6 +364,7 @@ impl<E: IntoPyErr + Display> IntoPyErr for OperationError<E> {
                 })
             }
             Self::Closed => typed("RestoreOpen", &message, |_| Ok(())),
+            Self::StepOver | Self::StepEarly { .. } | Self::OptedIn => misuse(&message),
             Self::NoBacklog => typed("NoBacklog", &message, |_| Ok(())),
             Self::OffsetElsewhere { .. } => {
                 typed("CountersMoved", &message, |fields| fields.set_item("view", "physical"))
@@ -314,7 +401,7 @@ impl IntoPyErr for WireError {
             Self::UnsupportedFeature { feature } => {
                 typed("UnsupportedFeature", &message, |fields| fields.set_item("feature", feature))
             }
-            _ => typed("CheckpointError", &message, |_| Ok(())),
+            _ => typed("InvalidFile", &message, |_| Ok(())),
         }
     }
 }

@@ -1,11 +1,10 @@
 //! The time of a vCPU in its guest, and pauses, for a VM of any kind.
 
-use crate::any_vm::AnyVm;
+use crate::any_vm::SharedVm;
+use crate::errors::{misuse, warn_closed};
 use crate::policy::AnyPolicy;
-use crate::restore::{PyReport, Wishes};
+use crate::restore::PyReport;
 use guestclock_core::drive::OpenPause;
-use guestclock_core::restore::Request;
-use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use std::sync::{Mutex, PoisonError};
@@ -13,12 +12,12 @@ use std::sync::{Mutex, PoisonError};
 /// The time that a vCPU spends in its guest.
 #[pyclass(frozen, name = "Running", module = "guestclock")]
 pub(crate) struct PyRunning {
-    vm: AnyVm,
+    vm: SharedVm,
     vcpu: usize,
 }
 
 impl PyRunning {
-    pub(crate) fn new(vm: AnyVm, vcpu: usize) -> Self {
+    pub(crate) fn new(vm: SharedVm, vcpu: usize) -> Self {
         Self { vm, vcpu }
     }
 }
@@ -40,48 +39,62 @@ impl PyRunning {
     }
 }
 
-enum PauseState {
-    New,
+enum State {
     Paused(Box<OpenPause>),
-    Done(Py<PyReport>),
+    Over(Py<PyReport>),
 }
 
-/// A pause in place, as `paused` returns it.
-#[pyclass(frozen, name = "Paused", module = "guestclock")]
-pub(crate) struct PyPaused {
-    vm: AnyVm,
-    request: Request,
+/// A pause in place: what `pause` of a VM returns. No vCPU can run until `resume`, or until the end of a `with` block.
+///
+/// A pause that is dropped leaves the VM closed, with a ResourceWarning: a checkpoint can be restored into it.
+#[pyclass(frozen, name = "Pause", module = "guestclock")]
+pub(crate) struct PyPause {
+    vm: SharedVm,
     /// Waited for as a restore's lock is (`restore.rs`).
-    state: Mutex<PauseState>,
+    state: Mutex<State>,
 }
 
-impl PyPaused {
-    pub(crate) fn new(vm: AnyVm, policy: Option<AnyPolicy>, views: &str) -> PyResult<Self> {
-        let request = Wishes { policy, views, ..Wishes::default() }.request()?;
-        Ok(Self { vm, request, state: Mutex::new(PauseState::New) })
+impl PyPause {
+    pub(crate) fn new(vm: SharedVm, pause: OpenPause) -> Self {
+        Self { vm, state: Mutex::new(State::Paused(Box::new(pause))) }
     }
 }
 
 #[pymethods]
-impl PyPaused {
-    /// The report of the pause's end.
+impl PyPause {
+    /// Ends the pause under its policy, or under `policy` instead. The guest may run when it returns.
+    ///
+    /// An error leaves the VM paused: call it again. Misuse where it is over already, or a restore came after it.
+    #[pyo3(signature = (policy=None))]
+    fn resume(&self, py: Python<'_>, policy: Option<AnyPolicy>) -> PyResult<Py<PyReport>> {
+        let mut state = self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
+        let State::Paused(pause) = &mut *state else {
+            return Err(misuse("the pause is over, and its report is at hand (report): pause() again"));
+        };
+        let own = pause.policy();
+        if let Some(policy) = policy {
+            pause.set_policy(policy.policy());
+        }
+        let report = self.vm.resume(py, pause);
+        pause.set_policy(own);
+        let report = Py::new(py, PyReport::in_place(report?))?;
+        *state = State::Over(report.clone_ref(py));
+        Ok(report)
+    }
+
+    /// The report of the pause's end. Misuse before it.
     #[getter]
     fn report(&self, py: Python<'_>) -> PyResult<Py<PyReport>> {
         match &*self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner) {
-            PauseState::Done(report) => Ok(report.clone_ref(py)),
-            _ => Err(PyRuntimeError::new_err("the pause isn't over: there is no report yet")),
+            State::Over(report) => Ok(report.clone_ref(py)),
+            State::Paused(_) => Err(misuse("the pause isn't over: there is a report after resume()")),
         }
     }
 
     fn __enter__(slf: Py<Self>, py: Python<'_>) -> PyResult<Py<Self>> {
-        let this = slf.get();
-        let mut state = this.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
-        if !matches!(*state, PauseState::New) {
-            return Err(PyRuntimeError::new_err("a pause is entered once: call paused() again"));
-        }
-        *state = PauseState::Paused(Box::new(this.vm.pause(py, this.request)?));
-        drop(state);
-        Ok(slf)
+        let over =
+            matches!(&*slf.get().state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner), State::Over(_));
+        if over { Err(misuse("the pause is over: pause() again")) } else { Ok(slf) }
     }
 
     fn __exit__(
@@ -91,11 +104,18 @@ impl PyPaused {
         _exc: &Bound<'_, PyAny>,
         _tb: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
-        let mut state = self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
-        if let PauseState::Paused(pause) = &*state {
-            let report = self.vm.resume(py, pause)?;
-            *state = PauseState::Done(Py::new(py, PyReport::in_place(report))?);
+        let over = matches!(&*self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner), State::Over(_));
+        if over { Ok(()) } else { self.resume(py, None).map(drop) }
+    }
+}
+
+impl Drop for PyPause {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let State::Paused(pause) = state
+            && self.vm.holds(pause)
+        {
+            warn_closed("a pause was dropped without resume()", self.vm.name().as_str());
         }
-        Ok(())
     }
 }

@@ -1,21 +1,19 @@
 //! A VM on KVM.
 
-use crate::any_vm::GuestVm;
-use crate::arguments::{modular, saving};
-use crate::checkpoint::{PyCheckpoint, vm_name};
+use crate::any_vm::AnyVm;
+use crate::arguments::modular;
+use crate::checkpoint::vm_name;
 use crate::counters::PyHostCounter;
 use crate::errors::{IntoPyErr, OrRaise, typed};
-use crate::guest::{PyPaused, PyRunning};
-use crate::policy::AnyPolicy;
-use crate::records::{self, AnyCount, AnySyncBound};
+use crate::records::{self, AnyCount};
 use crate::registers;
-use crate::steps::PySteps;
-use crate::vouching::{Asks, Vouching};
-use guestclock_core::arch::arm64::{CtlReadback, ListOrder, View};
+use crate::verbs::PyGuestVm;
+use crate::vouching::Vouching;
+use guestclock_core::arch::arm64::{CtlReadback, ListOrder, Timer, TimerState, View};
 use guestclock_core::checkpoint::{Checkpoint, VmName};
-use guestclock_core::drive::{OpenPause, OpenRestore};
-use guestclock_core::restore::{Plan, Report, Request, Step};
-use guestclock_core::time::{Counter, Offset};
+use guestclock_core::drive::{Condition, OpenPause, OpenRestore, Saving};
+use guestclock_core::restore::{Plan, Report, Request, State, Step};
+use guestclock_core::time::{Counter, HostCount, Offset};
 use guestclock_linux::counter::{HostCounter, Source};
 use guestclock_linux::kvm::cpu;
 use guestclock_linux::kvm::descriptor::DescriptorKind;
@@ -105,8 +103,13 @@ impl Numbers {
 /// Every vCPU must be initialised (KVM_ARM_VCPU_INIT), and none may run, when the object is made. The constructor
 /// probes what this KVM does, and writes nothing. The interpreter's lock is released in every ioctl. CapabilityMissing
 /// where this isn't arm64.
-#[pyclass(frozen, name = "KvmVm", module = "guestclock")]
+#[pyclass(frozen, extends = PyGuestVm, name = "KvmVm", module = "guestclock")]
 pub(crate) struct PyKvmVm {
+    kvm: Arc<Kvm>,
+}
+
+/// A VM on KVM, as its verbs hold it.
+struct Kvm {
     vm: KvmVm<Vouching<HostCounter>>,
     counter: Py<PyHostCounter>,
     vm_fd: Descriptor,
@@ -121,7 +124,7 @@ fn not_here() -> PyErr {
     typed("CapabilityMissing", &message, |fields| fields.set_item("capability", "kvm"))
 }
 
-impl PyKvmVm {
+impl Kvm {
     fn numbers(&self, py: Python<'_>) -> PyResult<Numbers> {
         let objects: Vec<Descriptor> = {
             let vcpus = self.vcpu_fds.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
@@ -145,15 +148,6 @@ impl PyKvmVm {
         py.detach(|| work(&self.vm, &fds)).or_raise()
     }
 
-    fn view(&self, py: Python<'_>, vcpu: usize, view: View, now: Option<AnyCount>) -> PyResult<u64> {
-        let now = now.map(|now| now.own(self.vm.counter())).transpose()?;
-        match self.vm.count_by_offset(view, now) {
-            // Without looking at the descriptors: no ioctl is made on them.
-            Some(guest) if vcpu < self.vcpus(py) => Ok(guest.0),
-            _ => self.with(py, |vm, fds| vm.count(fds, vcpu, view, now)).map(|guest| guest.0),
-        }
-    }
-
     fn probed(&self, py: Python<'_>) -> PyResult<Probed> {
         self.with(py, |vm, fds| vm.probed(fds))
     }
@@ -172,7 +166,7 @@ impl PyKvmVm {
         busy_timeout_ms: u64,
         counter: Option<Bound<'_, PyHostCounter>>,
         name: &str,
-    ) -> PyResult<Self> {
+    ) -> PyResult<PyClassInitializer<Self>> {
         let name = vm_name(name)?;
         if cfg!(not(target_arch = "aarch64")) {
             return Err(not_here());
@@ -204,47 +198,104 @@ impl PyKvmVm {
         let fds = numbers.borrow()?;
         let vouching = counter.get().0.clone();
         let vm = py.detach(|| KvmVm::new(&fds, vouching, options)).or_raise()?;
-        Ok(Self { vm, counter, vm_fd, gic_fd, vcpu_fds: Mutex::new(vcpu_fds), name })
+        let kvm = Arc::new(Kvm { vm, counter, vm_fd, gic_fd, vcpu_fds: Mutex::new(vcpu_fds), name });
+        let base = PyGuestVm::new(Arc::clone(&kvm) as _);
+        Ok(PyClassInitializer::from(base).add_subclass(Self { kvm }))
     }
 
-    /// Name of the VM in its checkpoints; empty where nobody named it.
+    /// Behaviours of this KVM where kernels differ, as probed, as plain Python values. None where the VM's vCPU doesn't
+    /// show it.
     #[getter]
-    fn name(&self) -> &str {
-        self.name.as_str()
+    fn behaviours<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let probed = self.kvm.probed(py)?;
+        let fields = PyDict::new(py);
+        fields.set_item("counter_offset", self.kvm.vm.abilities().counter_offset)?;
+        fields.set_item("physical_timer", probed.physical_timer)?;
+        let order = |order| if order == ListOrder::Grouped { "grouped" } else { "by-encoding" };
+        fields.set_item("list_order", probed.list_order.map(order))?;
+        let readback = |readback| if readback == CtlReadback::Computed { "computed" } else { "stored" };
+        fields.set_item("ctl_readback", probed.ctl_readback.map(readback))?;
+        fields.set_item("nested", probed.nested)?;
+        Ok(fields)
     }
 
-    /// Number of vCPUs.
-    #[getter]
+    /// Adds a vCPU that was created later, and returns its index.
+    ///
+    /// The vCPU's creation has moved the counters of a VM that hasn't opted in: after a restore by value `running` then
+    /// raises CountersMoved.
+    fn add_vcpu(&self, py: Python<'_>, vcpu_fd: Bound<'_, PyAny>) -> PyResult<usize> {
+        let fd: Descriptor = vcpu_fd.extract()?;
+        fd.expect(py, DescriptorKind::Vcpu)?;
+        let mut fds = self.kvm.vcpu_fds.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
+        fds.push(fd);
+        Ok(fds.len() - 1)
+    }
+
+    /// The interrupt id of a timer on every vCPU (KVM_ARM_VCPU_TIMER_CTRL), read from vCPU 0.
+    ///
+    /// KvmError: ENXIO for a timer that the kernel doesn't know. VcpuRunning in vCPU 0's `running` block, since KVM
+    /// would wait.
+    fn irq(&self, py: Python<'_>, timer: usize) -> PyResult<i32> {
+        let timer = registers::timer(timer)?;
+        self.kvm.with(py, |vm, fds| vm.timer_irq(fds, timer))
+    }
+
+    /// Each vCPU's GICR_ISPENDR0 as the vGICv3 keeps it, 32 bits: the pending latches of its private interrupts, lines
+    /// apart (KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, Documentation/virt/kvm/devices/arm-vgic-v3.rst).
+    ///
+    /// For `Report.latch_mismatches`. VcpuRunning (EBUSY) while a vCPU runs; CapabilityMissing without `gic_fd`;
+    /// KvmError (ENXIO) for a GICv2, which has none.
+    fn pending_latches(&self, py: Python<'_>) -> PyResult<Vec<u32>> {
+        self.kvm.with(py, |vm, fds| vm.pending_latches(fds))
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> String {
+        let owned = if self.kvm.opted_in() { ", opted in" } else { "" };
+        format!("<KvmVm of {} vCPUs{owned}>", self.kvm.vcpus(py))
+    }
+}
+
+/// Refuses an injected instant: KVM's time is the host's, and now.
+fn only_now<T>(now: Option<T>) -> PyResult<()> {
+    match now {
+        None => Ok(()),
+        Some(_) => Err(PyValueError::new_err("now= is for the model: KVM's time is the host's, and now")),
+    }
+}
+
+impl AnyVm for Kvm {
+    fn name(&self) -> &VmName {
+        &self.name
+    }
+
     fn vcpus(&self, py: Python<'_>) -> usize {
         self.vcpu_fds.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// The counter that the guest's counters are offset from: CNTVCT_EL0 of the host.
-    #[getter]
-    fn counter(&self, py: Python<'_>) -> Py<PyHostCounter> {
-        self.counter.clone_ref(py)
+    fn counter_object(&self, py: Python<'_>) -> Py<PyAny> {
+        self.counter.clone_ref(py).into_any()
     }
 
-    /// The guest's CNTFRQ_EL0, in Hz: the host's.
-    #[getter]
-    fn frequency_hz(&self) -> u64 {
-        self.vm.counter().frequency().hz()
+    fn counter(&self) -> &dyn Counter {
+        self.vm.counter()
     }
 
-    /// True if the guest has EL2.
-    #[getter]
+    fn ask(&self, py: Python<'_>) -> PyResult<()> {
+        self.counter.get().0.ask(py)
+    }
+
     fn nested(&self, py: Python<'_>) -> PyResult<bool> {
         Ok(self.probed(py)?.nested)
     }
 
-    /// True if the VM has opted in to one counter offset, for good, as far as guestclock knows.
-    #[getter]
     fn opted_in(&self) -> bool {
         self.vm.has_opted_in()
     }
 
-    /// The capabilities for this VM's clocks.
-    #[getter]
+    fn state(&self, py: Python<'_>) -> PyResult<State> {
+        Ok(py.detach(|| self.vm.state()))
+    }
+
     fn capabilities<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let abilities = self.vm.abilities();
         let probed = self.probed(py)?;
@@ -279,175 +330,64 @@ impl PyKvmVm {
         )
     }
 
-    /// Behaviours of this KVM where kernels differ, as probed, as plain Python values. None where the VM's vCPU doesn't
-    /// show it.
-    #[getter]
-    fn behaviours<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let probed = self.probed(py)?;
-        let fields = PyDict::new(py);
-        fields.set_item("counter_offset", self.vm.abilities().counter_offset)?;
-        fields.set_item("physical_timer", probed.physical_timer)?;
-        let order = |order| if order == ListOrder::Grouped { "grouped" } else { "by-encoding" };
-        fields.set_item("list_order", probed.list_order.map(order))?;
-        let readback = |readback| if readback == CtlReadback::Computed { "computed" } else { "stored" };
-        fields.set_item("ctl_readback", probed.ctl_readback.map(readback))?;
-        fields.set_item("nested", probed.nested)?;
-        Ok(fields)
-    }
-
-    /// Adds a vCPU that was created later, and returns its index.
-    ///
-    /// The vCPU's creation has moved the counters of a VM that hasn't opted in: after a restore by value `running` then
-    /// raises CountersMoved.
-    fn add_vcpu(&self, py: Python<'_>, vcpu_fd: Bound<'_, PyAny>) -> PyResult<usize> {
-        let fd: Descriptor = vcpu_fd.extract()?;
-        fd.expect(py, DescriptorKind::Vcpu)?;
-        let mut fds = self.vcpu_fds.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
-        fds.push(fd);
-        Ok(fds.len() - 1)
-    }
-
-    /// KVM_ARM_SET_COUNTER_OFFSET: one offset for both counters of all vCPUs, in ticks, subtracted from the host's
-    /// count.
-    ///
-    /// There is no way back: from then on KVM ignores counter values that are set. VcpuRunning (EBUSY) while a vCPU
-    /// runs. `offset` is any integer from -2**63 up to 2**64, taken modulo 2**64.
-    fn set_counter_offset(&self, py: Python<'_>, offset: &Bound<'_, PyAny>) -> PyResult<()> {
-        let offset = Offset(modular(offset, "an offset")?);
+    fn set_counter_offset(&self, py: Python<'_>, offset: Offset) -> PyResult<()> {
         self.with(py, |vm, fds| vm.set_counter_offset(fds, offset))
     }
 
-    /// CNTVCT_EL0 as the vCPU's guest reads it. Needs no ioctl once the VM has opted in, and then takes the host's
-    /// count `now` too (else ValueError): as the counter's `read` gives it, or a Stamp of the counter.
-    #[pyo3(signature = (vcpu, now=None))]
-    fn cntvct(&self, py: Python<'_>, vcpu: usize, now: Option<AnyCount>) -> PyResult<u64> {
-        self.view(py, vcpu, View::Virtual, now)
+    fn count(&self, py: Python<'_>, vcpu: usize, view: View, now: Option<AnyCount>) -> PyResult<u64> {
+        let now = now.map(|now| now.own(self.vm.counter())).transpose()?;
+        match self.vm.count_by_offset(view, now) {
+            // Without looking at the descriptors: no ioctl is made on them.
+            Some(guest) if vcpu < self.vcpus(py) => Ok(guest.0),
+            _ => self.with(py, |vm, fds| vm.count(fds, vcpu, view, now)).map(|guest| guest.0),
+        }
     }
 
-    /// CNTPCT_EL0 as the vCPU's guest reads it: see `cntvct`.
-    #[pyo3(signature = (vcpu, now=None))]
-    fn cntpct(&self, py: Python<'_>, vcpu: usize, now: Option<AnyCount>) -> PyResult<u64> {
-        self.view(py, vcpu, View::Physical, now)
-    }
-
-    /// KVM_GET_ONE_REG: `reg` is a `Reg` or its number. VcpuRunning in the vCPU's `running` block, since KVM would
-    /// wait.
-    fn get_one_reg(&self, py: Python<'_>, vcpu: usize, reg: u64) -> PyResult<u64> {
+    fn get_one_reg(&self, py: Python<'_>, vcpu: usize, reg: u64, now: Option<HostCount>) -> PyResult<u64> {
+        only_now(now)?;
         self.with(py, |vm, fds| vm.get_one_reg(fds, vcpu, reg))
     }
 
-    /// KVM_SET_ONE_REG. A counter's value moves the whole VM's counter, unless the VM has opted in: then KVM ignores
-    /// it.
-    fn set_one_reg(&self, py: Python<'_>, vcpu: usize, reg: u64, value: &Bound<'_, PyAny>) -> PyResult<()> {
-        let value = modular(value, "a register's value")?;
+    fn set_one_reg(&self, py: Python<'_>, vcpu: usize, reg: u64, value: u64, now: Option<HostCount>) -> PyResult<()> {
+        only_now(now)?;
         self.with(py, |vm, fds| vm.set_one_reg(fds, vcpu, reg, value))
     }
 
-    /// The timer registers of the vCPU, in KVM_GET_REG_LIST's order.
     fn reg_list(&self, py: Python<'_>, vcpu: usize) -> PyResult<Vec<u64>> {
         self.with(py, |vm, fds| vm.reg_list(fds, vcpu))
     }
 
-    /// One timer as its guest sees it now.
-    fn timer<'py>(&self, py: Python<'py>, vcpu: usize, timer: usize) -> PyResult<Bound<'py, PyAny>> {
-        let timer = registers::timer(timer)?;
-        records::timer_state(py, self.with(py, |vm, fds| vm.timer(fds, vcpu, timer))?)
+    fn timer(&self, py: Python<'_>, vcpu: usize, timer: Timer, now: Option<HostCount>) -> PyResult<TimerState> {
+        only_now(now)?;
+        self.with(py, |vm, fds| vm.timer(fds, vcpu, timer))
     }
 
-    /// The host count at which the first of the vCPU's timer lines goes high by itself; None if none will.
-    fn next_deadline(&self, py: Python<'_>, vcpu: usize) -> PyResult<Option<u64>> {
-        self.with(py, |vm, fds| vm.next_deadline(fds, vcpu)).map(records::deadline)
+    fn next_deadline(&self, py: Python<'_>, vcpu: usize, now: Option<HostCount>) -> PyResult<u64> {
+        only_now(now)?;
+        self.with(py, |vm, fds| vm.next_deadline(fds, vcpu))
     }
 
-    /// The interrupt id of a timer on every vCPU (KVM_ARM_VCPU_TIMER_CTRL), read from vCPU 0.
-    ///
-    /// KvmError: ENXIO for a timer that the kernel doesn't know. VcpuRunning in vCPU 0's `running` block, since KVM
-    /// would wait.
-    fn irq(&self, py: Python<'_>, timer: usize) -> PyResult<i32> {
-        let timer = registers::timer(timer)?;
-        self.with(py, |vm, fds| vm.timer_irq(fds, timer))
+    fn enter(&self, py: Python<'_>, vcpu: usize) -> PyResult<()> {
+        self.with(py, |vm, fds| vm.enter(fds, vcpu))
     }
 
-    /// Each vCPU's GICR_ISPENDR0 as the vGICv3 keeps it, 32 bits: the pending latches of its private interrupts, lines
-    /// apart (KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, Documentation/virt/kvm/devices/arm-vgic-v3.rst).
-    ///
-    /// For `Report.latch_mismatches`. VcpuRunning (EBUSY) while a vCPU runs; CapabilityMissing without `gic_fd`;
-    /// KvmError (ENXIO) for a GICv2, which has none.
-    fn pending_latches(&self, py: Python<'_>) -> PyResult<Vec<u32>> {
-        self.with(py, |vm, fds| vm.pending_latches(fds))
+    fn exit(&self, py: Python<'_>, vcpu: usize) -> PyResult<()> {
+        py.detach(|| self.vm.exit(vcpu));
+        Ok(())
     }
 
-    /// A context manager for the time that the vCPU spends in its guest: a VMM wraps KVM_RUN in it.
-    ///
-    /// Inside the block, checkpoints and restores raise VcpuRunning without an ioctl. RestoreOpen while a restore or
-    /// pause isn't finished.
-    fn running(slf: Py<Self>, vcpu: usize) -> PyRunning {
-        PyRunning::new(Arc::new(slf), vcpu)
+    fn opt_in(&self, py: Python<'_>, offset: Option<Offset>) -> PyResult<()> {
+        self.with(py, |vm, fds| vm.opt_in(fds, offset))
     }
 
-    /// Saves the VM's guest time. VcpuRunning (EBUSY) while a vCPU runs, as far as `capabilities.quiescence_check`
-    /// goes.
-    ///
-    /// `stopped_at` is the host's count when the last vCPU left its guest, from a VMM that knows it: ValueError if that
-    /// lies after the checkpoint. `sync` says how far the wall clock may be off: without it, and without one of the
-    /// counter, the bound is only the kernel's claim. `vmclock_address` is the guest-physical address of the vmclock
-    /// page, and `stolen_time` those of the vCPUs' stolen-time records, one a vCPU (None where there is none): they are
-    /// carried for whoever restores them.
-    #[pyo3(signature = (*, stopped_at=None, sync=None, vmclock_address=None, stolen_time=None))]
-    fn checkpoint(
-        &self,
-        py: Python<'_>,
-        stopped_at: Option<u64>,
-        sync: Option<AnySyncBound>,
-        vmclock_address: Option<u64>,
-        stolen_time: Option<Vec<Option<u64>>>,
-    ) -> PyResult<PyCheckpoint> {
-        let saving = saving(&self.name, stopped_at, sync, vmclock_address, stolen_time)?;
-        if saving.asks(None) {
-            self.counter.get().0.ask(py)?;
-        }
-        self.with(py, |vm, fds| vm.checkpoint(fds, &saving)).map(PyCheckpoint::from)
+    fn checkpoint(&self, py: Python<'_>, saving: &Saving, now: Option<Now>) -> PyResult<Checkpoint> {
+        only_now(now)?;
+        self.with(py, |vm, fds| vm.checkpoint(fds, saving))
     }
 
-    /// The guest's backlog, in ticks: 0 unless a `CatchUp` is unfinished.
-    #[getter]
-    fn backlog_ticks(&self, py: Python<'_>) -> u64 {
-        py.detach(|| self.vm.next_step()).map_or(0, |step| step.backlog_ticks)
-    }
-
-    /// The steps that pay the backlog back, one after the other, until it is 0.
-    fn catch_up(slf: Py<Self>) -> PySteps {
-        PySteps::new(Arc::new(slf))
-    }
-
-    /// A context manager that keeps the VM from running; at its end the policy decides how much of the pause the guest
-    /// sees.
-    #[pyo3(signature = (policy=None, *, views="preserve"))]
-    fn paused(slf: Py<Self>, policy: Option<AnyPolicy>, views: &str) -> PyResult<PyPaused> {
-        PyPaused::new(Arc::new(slf), policy, views)
-    }
-
-    fn __repr__(&self, py: Python<'_>) -> String {
-        let owned = if self.opted_in() { ", opted in" } else { "" };
-        format!("<KvmVm of {} vCPUs{owned}>", self.vcpus(py))
-    }
-}
-
-/// Refuses an injected instant: KVM's time is the host's, and now.
-fn only_now(now: Option<Now>) -> PyResult<()> {
-    match now {
-        None => Ok(()),
-        Some(_) => Err(PyValueError::new_err("now= is for the model: KVM's time is the host's, and now")),
-    }
-}
-
-impl GuestVm for Py<PyKvmVm> {
     fn plan(&self, py: Python<'_>, checkpoint: &Checkpoint, request: Request, now: Option<Now>) -> PyResult<Plan> {
         only_now(now)?;
-        if request.asks(None) {
-            self.get().counter.get().0.ask(py)?;
-        }
-        self.get().with(py, |vm, fds| vm.plan(fds, checkpoint, request))
+        self.with(py, |vm, fds| vm.plan(fds, checkpoint, request))
     }
 
     fn prepare(
@@ -458,46 +398,45 @@ impl GuestVm for Py<PyKvmVm> {
         now: Option<Now>,
     ) -> PyResult<OpenRestore> {
         only_now(now)?;
-        self.get().with(py, |vm, fds| vm.prepare(fds, plan, checkpoint))
+        self.with(py, |vm, fds| vm.prepare(fds, plan, checkpoint))
     }
 
     fn apply(&self, py: Python<'_>, open: &mut OpenRestore, now: Option<Now>) -> PyResult<()> {
         only_now(now)?;
-        self.get().with(py, |vm, fds| vm.apply(fds, open))
+        self.with(py, |vm, fds| vm.apply(fds, open))
     }
 
     fn release(&self, py: Python<'_>, open: &mut OpenRestore, now: Option<Now>) -> PyResult<Report> {
         only_now(now)?;
-        self.get().with(py, |vm, fds| vm.release(fds, open))
+        self.with(py, |vm, fds| vm.release(fds, open))
+    }
+
+    fn give_up(&self, py: Python<'_>, open: &mut OpenRestore) -> PyResult<Condition> {
+        self.with(py, |vm, fds| vm.give_up(fds, open))
+    }
+
+    fn abandon(&self, open: &OpenRestore) -> bool {
+        self.vm.abandon(open)
     }
 
     fn pause(&self, py: Python<'_>, request: Request) -> PyResult<OpenPause> {
-        self.get().with(py, |vm, fds| vm.pause(fds, request))
+        self.with(py, |vm, fds| vm.pause(fds, request))
     }
 
     fn resume(&self, py: Python<'_>, pause: &OpenPause) -> PyResult<Report> {
-        self.get().with(py, |vm, fds| vm.resume(fds, pause))
+        self.with(py, |vm, fds| vm.resume(fds, pause))
     }
 
-    fn next_step(&self, py: Python<'_>) -> Option<Step> {
-        py.detach(|| self.get().vm.next_step())
+    fn holds(&self, pause: &OpenPause) -> bool {
+        self.vm.holds(pause)
     }
 
-    fn step(&self, py: Python<'_>, now: Option<Now>) -> PyResult<Step> {
+    fn next_step(&self, py: Python<'_>) -> PyResult<Option<Step>> {
+        Ok(py.detach(|| self.vm.next_step()))
+    }
+
+    fn step(&self, py: Python<'_>, step: Step, now: Option<Now>) -> PyResult<u64> {
         only_now(now)?;
-        self.get().with(py, |vm, fds| vm.step(fds))
-    }
-
-    fn counter(&self) -> &dyn Counter {
-        self.get().vm.counter()
-    }
-
-    fn enter(&self, py: Python<'_>, vcpu: usize) -> PyResult<()> {
-        self.get().with(py, |vm, fds| vm.enter(fds, vcpu))
-    }
-
-    fn exit(&self, py: Python<'_>, vcpu: usize) -> PyResult<()> {
-        py.detach(|| self.get().vm.exit(vcpu));
-        Ok(())
+        self.with(py, |vm, fds| vm.step(fds, step))
     }
 }

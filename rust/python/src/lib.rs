@@ -56,7 +56,7 @@ mod _core {
     #[pymodule_export]
     use super::faulty::PyFaultyVm;
     #[pymodule_export]
-    use super::guest::{PyPaused, PyRunning};
+    use super::guest::{PyPause, PyRunning};
     #[pymodule_export]
     use super::host::{kvm_probe, read_cost_ns};
     #[pymodule_export]
@@ -74,9 +74,9 @@ mod _core {
     #[pymodule_export]
     use super::sets::{PyPausedSet, PySetReport};
     #[pymodule_export]
-    use super::steps::{PyStep, PySteps};
+    use super::steps::PyStep;
     #[pymodule_export]
-    use super::verbs::{plan, restore};
+    use super::verbs::PyGuestVm;
     #[pymodule_export]
     use super::vm::PyModelVm;
 

@@ -2,7 +2,7 @@
 
 use crate::words;
 use guestclock_core::restore::{AtOnce, Policy, Repay, Rest, Words};
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use std::num::NonZeroU64;
@@ -53,8 +53,8 @@ impl PyAdvance {
 impl PyAdvance {
     #[new]
     #[pyo3(signature = (max_ns=None))]
-    fn new(max_ns: Option<u64>) -> Self {
-        Self { max_ns }
+    fn new(max_ns: Option<Nanoseconds>) -> Self {
+        Self { max_ns: max_ns.map(|ns| ns.0) }
     }
 
     /// "advance".
@@ -103,8 +103,14 @@ impl PyCatchUp {
 impl PyCatchUp {
     #[new]
     #[pyo3(signature = (step_ns, interval_ns, *, at_once_ns=0, within_ns=None))]
-    fn new(step_ns: u64, interval_ns: u64, at_once_ns: u64, within_ns: Option<u64>) -> PyResult<Self> {
-        match (NonZeroU64::new(step_ns), NonZeroU64::new(interval_ns)) {
+    fn new(
+        step_ns: Nanoseconds,
+        interval_ns: Nanoseconds,
+        #[pyo3(from_py_with = nanoseconds)] at_once_ns: u64,
+        within_ns: Option<Nanoseconds>,
+    ) -> PyResult<Self> {
+        let within_ns = within_ns.map(|ns| ns.0);
+        match (NonZeroU64::new(step_ns.0), NonZeroU64::new(interval_ns.0)) {
             (Some(step_ns), Some(interval_ns)) => Ok(Self { step_ns, interval_ns, at_once_ns, within_ns }),
             _ => Err(PyValueError::new_err("step_ns and interval_ns must be at least 1")),
         }
@@ -141,25 +147,53 @@ impl PyCatchUp {
 }
 
 /// A policy as an argument.
-#[derive(FromPyObject)]
-pub(crate) enum AnyPolicy {
-    /// `Freeze()`.
-    #[expect(dead_code, reason = "its type says it all")]
-    Freeze(Py<PyFreeze>),
-    /// `Advance(...)`.
-    Advance(Py<PyAdvance>),
-    /// `CatchUp(...)`.
-    CatchUp(Py<PyCatchUp>),
-}
+#[derive(Clone, Copy)]
+pub(crate) struct AnyPolicy(Policy);
 
 impl AnyPolicy {
     /// The core's policy.
-    pub(crate) fn policy(&self) -> Policy {
-        match self {
-            Self::Freeze(_) => Policy::FREEZE,
-            Self::Advance(advance) => advance.get().policy(),
-            Self::CatchUp(catch_up) => catch_up.get().policy(),
+    pub(crate) const fn policy(self) -> Policy {
+        self.0
+    }
+}
+
+impl<'py> FromPyObject<'_, 'py> for AnyPolicy {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        if object.is_instance_of::<PyFreeze>() {
+            Ok(Self(Policy::FREEZE))
+        } else if let Ok(advance) = object.cast::<PyAdvance>() {
+            Ok(Self(advance.get().policy()))
+        } else if let Ok(catch_up) = object.cast::<PyCatchUp>() {
+            Ok(Self(catch_up.get().policy()))
+        } else {
+            Err(PyTypeError::new_err(words::no_policy(&object)?))
         }
+    }
+}
+
+/// A time of a policy's, for an argument that has a default.
+fn nanoseconds(object: &Bound<'_, PyAny>) -> PyResult<u64> {
+    object.extract().map(|Nanoseconds(ns)| ns)
+}
+
+/// A time of a policy's, in nanoseconds.
+struct Nanoseconds(u64);
+
+impl<'py> FromPyObject<'_, 'py> for Nanoseconds {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        object.extract().map(Self).map_err(|error| {
+            if error.is_instance_of::<PyOverflowError>(object.py()) {
+                return PyOverflowError::new_err(format!(
+                    "{} isn't a time of a policy: whole nanoseconds from 0 up to 2**64 - 1",
+                    object.to_owned()
+                ));
+            }
+            error
+        })
     }
 }
 

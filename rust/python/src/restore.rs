@@ -1,73 +1,111 @@
 //! Plans, restores and reports.
 
-use crate::any_vm::AnyVm;
+use crate::any_vm::SharedVm;
 use crate::elapsed::PyElapsed;
-use crate::errors::OrRaise;
+use crate::errors::{OrRaise, given_up, misuse, warn_closed};
 use crate::policy::{AnyPolicy, to_python};
 use crate::records::{self, AnyNow, AnySyncBound, named};
 use crate::words;
 
 use guestclock_core::arch::arm64::{IrqIds, View};
 use guestclock_core::checkpoint::{Checkpoint, Interrupts, SavedVm};
-use guestclock_core::drive::OpenRestore;
+use guestclock_core::drive::{Condition, OpenRestore};
 use guestclock_core::restore::{
     AtOnce, Deadlines, Diagnostic, MAX_RATE_ERROR_PPB, Outcome, Plan, Repay, Report, Request, Rest, TimerStatus, Views,
     Words, Written, timer_status as status,
 };
 use guestclock_core::time::{Amount, ElapsedBy, ErrorBound, HostCount, Intent, OffsetInterval, Term};
-use pyo3::exceptions::PyValueError;
+use guestclock_model::locked::Now;
+use pyo3::conversion::FromPyObjectOwned;
+use pyo3::exceptions::{PyBaseException, PyGeneratorExit, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use pyo3::types::{PyDict, PyList};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// A caller's request, as the keyword arguments have it.
-pub(crate) struct Wishes<'a> {
-    pub(crate) policy: Option<AnyPolicy>,
-    pub(crate) views: &'a str,
-    pub(crate) elapsed: Option<PyElapsed>,
-    pub(crate) sync: Option<AnySyncBound>,
-    pub(crate) rate_error_ppb: u32,
-    pub(crate) timers: &'a str,
-    pub(crate) intent: Option<&'a str>,
-    pub(crate) strict: bool,
+/// The choices of a caller besides the policy: the attributes of `types.Options`.
+pub(crate) struct Wishes {
+    views: String,
+    elapsed: Option<PyElapsed>,
+    sync: Option<AnySyncBound>,
+    rate_error_ppb: u32,
+    timers: String,
+    intent: Option<String>,
+    strict: bool,
 }
 
-impl Default for Wishes<'_> {
-    fn default() -> Self {
+impl Wishes {
+    /// The choices of `options`, changed by `keywords`: the one list of both is `types.Options`.
+    pub(crate) fn new(
+        py: Python<'_>,
+        options: Option<Bound<'_, PyAny>>,
+        keywords: Option<Bound<'_, PyDict>>,
+    ) -> PyResult<Self> {
+        let class = || PyModule::import(py, "guestclock.types")?.getattr("Options");
+        let options = match (options, keywords) {
+            (None, keywords) => class()?.call((), keywords.as_ref())?,
+            (Some(options), None) => options,
+            (Some(options), keywords) => {
+                let replace = PyModule::import(py, "dataclasses")?.getattr("replace")?;
+                replace.call((options,), keywords.as_ref())?
+            }
+        };
+        if !options.is_instance(&class()?)? {
+            let kind = options.get_type();
+            return Err(PyTypeError::new_err(format!("options is an Options(...), and this is a {}", kind.name()?)));
+        }
+        Ok(Self {
+            views: field(&options, "views")?,
+            elapsed: field(&options, "elapsed")?,
+            sync: field(&options, "sync")?,
+            rate_error_ppb: field(&options, "rate_error_ppb")?,
+            timers: field(&options, "timers")?,
+            intent: field(&options, "intent")?,
+            strict: field(&options, "strict")?,
+        })
+    }
+
+    /// No choice but the views.
+    pub(crate) fn of_views(views: &str) -> Self {
         Self {
-            policy: None,
-            views: "preserve",
+            views: views.to_owned(),
             elapsed: None,
             sync: None,
             rate_error_ppb: 0,
-            timers: "absolute",
+            timers: String::from("absolute"),
             intent: None,
             strict: false,
         }
     }
-}
 
-impl Wishes<'_> {
     /// The core's request.
-    pub(crate) fn request(self) -> PyResult<Request> {
+    pub(crate) fn request(self, policy: Option<AnyPolicy>) -> PyResult<Request> {
         if self.rate_error_ppb > MAX_RATE_ERROR_PPB {
             return Err(PyValueError::new_err(format!(
                 "rate_error_ppb is at most {MAX_RATE_ERROR_PPB}: a guest's clock that is further off is of no use"
             )));
         }
         Ok(Request {
-            policy: self.policy.as_ref().map(AnyPolicy::policy).unwrap_or_default(),
-            views: named("views", self.views, &Views::NAMES)?,
+            policy: policy.map(AnyPolicy::policy).unwrap_or_default(),
+            views: named("views", &self.views, &Views::NAMES)?,
             elapsed: self.elapsed.map(PyElapsed::word),
             sync: self.sync.map(AnySyncBound::sync_bound).transpose()?,
             rate_error_ppb: self.rate_error_ppb,
-            deadlines: named("timers", self.timers, &Deadlines::NAMES)?,
-            intent: self.intent.map(|name| named("intent", name, &Intent::NAMES)).transpose()?,
+            deadlines: named("timers", &self.timers, &Deadlines::NAMES)?,
+            intent: self.intent.map(|name| named("intent", &name, &Intent::NAMES)).transpose()?,
             strict: self.strict,
             in_place: false,
         })
     }
+}
+
+/// A field of the options. The error names it.
+fn field<'py, T: FromPyObjectOwned<'py>>(options: &Bound<'py, PyAny>, name: &str) -> PyResult<T> {
+    let py = options.py();
+    options.getattr(name)?.extract::<T>().map_err(|error| {
+        let error: PyErr = error.into();
+        PyErr::from_type(error.get_type(py), format!("{name}: {}", error.value(py)))
+    })
 }
 
 pub(crate) fn describe<'py>(py: Python<'py>, plan: &Plan) -> PyResult<Bound<'py, PyDict>> {
@@ -194,22 +232,11 @@ fn describe_outcome(fields: &Bound<'_, PyDict>, plan: &Plan, outcome: &Outcome, 
 pub(crate) struct PyPlan {
     plan: Plan,
     checkpoint: Arc<Checkpoint>,
-    vm: AnyVm,
 }
 
 impl PyPlan {
-    pub(crate) fn new(plan: Plan, checkpoint: Arc<Checkpoint>, vm: AnyVm) -> Self {
-        Self { plan, checkpoint, vm }
-    }
-
-    /// The three steps of a restore in one.
-    pub(crate) fn carry_out(self, py: Python<'_>, now: Option<AnyNow>) -> PyResult<PyReport> {
-        let Self { plan, checkpoint, vm } = self;
-        let now = now.map(|now| now.0);
-        let mut open = vm.prepare(py, plan, Arc::clone(&checkpoint), now.clone())?;
-        vm.apply(py, &mut open, now.clone())?;
-        let report = vm.release(py, &mut open, now)?;
-        Ok(PyReport { report, checkpoint: Some(checkpoint) })
+    pub(crate) fn new(plan: Plan, checkpoint: Arc<Checkpoint>) -> Self {
+        Self { plan, checkpoint }
     }
 }
 
@@ -333,16 +360,6 @@ impl PyPlan {
         records::timer_outlooks(py, self.plan.timers_at(&vm, &self.plan.as_of, shift))
     }
 
-    /// The first step of a restore: opts the VM in with a provisional offset, if the plan's method is an offset.
-    ///
-    /// Afterwards the VMM replays its own state; no vCPU may run before `release`. StalePlan if the VM has changed.
-    #[pyo3(signature = (*, now=None))]
-    fn prepare(&self, py: Python<'_>, now: Option<AnyNow>) -> PyResult<PyRestore> {
-        let open = self.vm.prepare(py, self.plan.clone(), Arc::clone(&self.checkpoint), now.map(|now| now.0))?;
-        let checkpoint = Arc::clone(&self.checkpoint);
-        Ok(PyRestore { open: Mutex::new(open), checkpoint, vm: Arc::clone(&self.vm) })
-    }
-
     fn __str__(&self) -> String {
         self.plan.in_words(&words::Python).to_string()
     }
@@ -352,31 +369,185 @@ impl PyPlan {
     }
 }
 
-/// A restore under way: `apply`, then `release`.
+/// Progress of a restore, as its object knows it.
+enum Progress {
+    /// Nothing was written.
+    Planned,
+    /// Between the first step and the last.
+    Open(Box<OpenRestore>),
+    /// Released, with this report.
+    Released(Py<PyReport>),
+    /// Given up.
+    GivenUp,
+}
+
+/// A restore around what the VMM restores itself: what `restoring` of a VM returns.
+///
+/// Inside its `with` block: the VMM's registers and vGIC, then `apply()`, then `release()`. Leaving the block without
+/// `release()`, by whatever way, gives the restore up. A VM to which no register was written, and that had opted in
+/// before or whose plan writes no offset, goes on as it was. Any other stays closed, can be restored again, and says
+/// so: in a note on the exception that left the block, or else in a ResourceWarning.
 #[pyclass(frozen, name = "Restore", module = "guestclock")]
 pub(crate) struct PyRestore {
+    plan: Plan,
+    checkpoint: Arc<Checkpoint>,
+    vm: SharedVm,
+    /// Instant that the caller injected for the plan and the first step.
+    now: Option<Now>,
     /// Locked, since each step changes how far the restore has got. Waiting for the lock gives up the interpreter's
     /// lock: an exception is made by Python code, in which another thread may get its turn and come here too.
-    open: Mutex<OpenRestore>,
-    checkpoint: Arc<Checkpoint>,
-    vm: AnyVm,
+    progress: Mutex<Progress>,
+}
+
+impl PyRestore {
+    pub(crate) fn new(plan: Plan, checkpoint: Arc<Checkpoint>, vm: SharedVm, now: Option<Now>) -> Self {
+        Self { plan, checkpoint, vm, now, progress: Mutex::new(Progress::Planned) }
+    }
+
+    fn lock(&self, py: Python<'_>) -> MutexGuard<'_, Progress> {
+        self.progress.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The three steps in one. An error gives the restore up.
+    pub(crate) fn carry_out(self, py: Python<'_>) -> PyResult<Py<PyReport>> {
+        let steps = || {
+            self.prepare(py)?;
+            self.step_apply(py, self.now.clone())?;
+            self.step_release(py, self.now.clone())
+        };
+        steps().inspect_err(|error| {
+            // What giving up fails with is a note on the error that led to it.
+            let _ = self.give_up(py, Some(error.value(py)));
+        })
+    }
+
+    fn prepare(&self, py: Python<'_>) -> PyResult<()> {
+        let mut progress = self.lock(py);
+        if !matches!(*progress, Progress::Planned) {
+            return Err(misuse("a restore is entered once: call restoring() again"));
+        }
+        let open = self.vm.prepare(py, self.plan.clone(), Arc::clone(&self.checkpoint), self.now.clone())?;
+        *progress = Progress::Open(Box::new(open));
+        Ok(())
+    }
+
+    fn step_apply(&self, py: Python<'_>, now: Option<Now>) -> PyResult<()> {
+        match &mut *self.lock(py) {
+            Progress::Open(open) => self.vm.apply(py, open, now),
+            other => Err(out_of_turn("apply", other)),
+        }
+    }
+
+    fn step_release(&self, py: Python<'_>, now: Option<Now>) -> PyResult<Py<PyReport>> {
+        let mut progress = self.lock(py);
+        let report = match &mut *progress {
+            Progress::Open(open) => self.vm.release(py, open, now)?,
+            other => return Err(out_of_turn("release", other)),
+        };
+        let report = Py::new(py, PyReport { report, checkpoint: Some(Arc::clone(&self.checkpoint)) })?;
+        *progress = Progress::Released(report.clone_ref(py));
+        Ok(report)
+    }
+
+    /// Gives the restore up if it is open. `error` is the exception on its way, which gets the VM's state.
+    fn give_up(&self, py: Python<'_>, error: Option<&Bound<'_, PyBaseException>>) -> PyResult<()> {
+        let left = {
+            let mut progress = self.lock(py);
+            let Progress::Open(open) = &mut *progress else { return Ok(()) };
+            let left = self.vm.give_up(py, open);
+            *progress = Progress::GivenUp;
+            left
+        };
+        let (left, failure) = match left {
+            Ok(left) => (left, None),
+            Err(failure) => (Condition::Provisional, Some(failure)),
+        };
+        given_up(py, left, failure, error, self.vm.name().as_str())
+    }
+}
+
+/// Misuse of a step that can't come now.
+fn out_of_turn(called: &'static str, progress: &Progress) -> PyErr {
+    match progress {
+        Progress::Planned => misuse(&format!("{called}() comes inside the block: with vm.restoring(...) as r")),
+        Progress::Released(_) => misuse(&format!(
+            "{called}() can't come now: release() has ended this restore, and `report` has what it did"
+        )),
+        _ => misuse(&format!("{called}() can't come now: the restore was given up with its block: restoring() again")),
+    }
 }
 
 #[pymethods]
 impl PyRestore {
-    /// The second step: every vCPU's timers, CVAL before CTL, read back.
+    /// The plan.
+    #[getter]
+    fn plan(&self) -> PyPlan {
+        PyPlan::new(self.plan.clone(), Arc::clone(&self.checkpoint))
+    }
+
+    /// The report of the release. Misuse before it.
+    #[getter]
+    fn report(&self, py: Python<'_>) -> PyResult<Py<PyReport>> {
+        match &*self.lock(py) {
+            Progress::Released(report) => Ok(report.clone_ref(py)),
+            _ => Err(misuse("the restore wasn't released: there is a report after release()")),
+        }
+    }
+
+    /// The first step: opts the VM in with a provisional offset, if the plan's method is an offset.
+    ///
+    /// StalePlan if the VM has changed since the plan was made.
+    fn __enter__(slf: Py<Self>, py: Python<'_>) -> PyResult<Py<Self>> {
+        slf.get().prepare(py)?;
+        Ok(slf)
+    }
+
+    /// Gives the restore up, unless it was released.
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        _exc_type: &Bound<'_, PyAny>,
+        exc: &Bound<'_, PyAny>,
+        _tb: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        // A generator's exit reaches nobody, so a note on it wouldn't.
+        let error = exc.cast::<PyBaseException>().ok().filter(|error| !error.is_instance_of::<PyGeneratorExit>());
+        self.give_up(py, error)
+    }
+
+    /// The second step: every vCPU's timers, CVAL before CTL, read back. Interrupted says what to call again.
     #[pyo3(signature = (*, now=None))]
     fn apply(&self, py: Python<'_>, now: Option<AnyNow>) -> PyResult<()> {
-        let mut open = self.open.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
-        self.vm.apply(py, &mut open, now.map(|now| now.0))
+        self.step_apply(py, now.map(|now| now.0))
     }
 
     /// The last step: samples the counter, sets the guest's counters, and lets the vCPUs run.
+    ///
+    /// Interrupted says what to call again: this step, or `apply()` where a timer was changed meanwhile.
     #[pyo3(signature = (*, now=None))]
-    fn release(&self, py: Python<'_>, now: Option<AnyNow>) -> PyResult<PyReport> {
-        let mut open = self.open.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
-        let report = self.vm.release(py, &mut open, now.map(|now| now.0))?;
-        Ok(PyReport { report, checkpoint: Some(Arc::clone(&self.checkpoint)) })
+    fn release(&self, py: Python<'_>, now: Option<AnyNow>) -> PyResult<Py<PyReport>> {
+        self.step_release(py, now.map(|now| now.0))
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> String {
+        let progress = match &*self.lock(py) {
+            Progress::Planned => "planned",
+            Progress::Open(_) => "open",
+            Progress::Released(_) => "released",
+            Progress::GivenUp => "given up",
+        };
+        format!("<Restore {}, {progress}>", words::Python.policy(&self.plan.request.policy))
+    }
+}
+
+impl Drop for PyRestore {
+    fn drop(&mut self) {
+        let progress = self.progress.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Progress::Open(open) = progress
+            && !self.vm.abandon(open)
+        {
+            warn_closed("a restore was dropped outside of its block, without release()", self.vm.name().as_str());
+        }
     }
 }
 

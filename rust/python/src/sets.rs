@@ -2,7 +2,8 @@
 
 use crate::arrays::{Named, as_array, new_array};
 use crate::counters::AnyCounter;
-use crate::errors::{IntoPyErr, OrRaise, noted};
+use crate::errors::{IntoPyErr, OrRaise, misuse, noted, warn_closed};
+use crate::policy::AnyPolicy;
 use crate::records::{self, AnyNow};
 use crate::restore::describe;
 use guestclock_core::drive::OperationError;
@@ -13,7 +14,7 @@ use guestclock_model::locked::LockedBank;
 use guestclock_model::managed::ManagedBank;
 use guestclock_model::sets::{OpenPauses, SetError, SetReport};
 use numpy::PyArray1;
-use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use pyo3::types::{PyDict, PyList};
@@ -138,6 +139,8 @@ enum State {
 
 /// VMs of a bank that are paused, all from one instant on: what `ClockBank.pause` returns. No vCPU of theirs can run
 /// until `resume`, or until the end of a `with` block.
+///
+/// A pause that is dropped leaves the VMs closed, with a ResourceWarning: checkpoints can be restored into them.
 #[pyclass(frozen, name = "PausedSet", module = "guestclock")]
 pub(crate) struct PyPausedSet {
     sets: Sets,
@@ -154,15 +157,21 @@ impl PyPausedSet {
 impl PyPausedSet {
     /// Ends the pause of all, at one instant: at `now`, or as late as can be. Returns what was done.
     ///
-    /// StalePlan where one of them was restored or removed meanwhile, RuntimeError where it is over already.
-    #[pyo3(signature = (*, now=None))]
-    fn resume(&self, py: Python<'_>, now: Option<AnyNow>) -> PyResult<Py<PySetReport>> {
+    /// `policy` decides instead of the pause's own. Misuse where it is over already, and where one of them was restored
+    /// meanwhile. An error leaves all of them paused: call it again.
+    #[pyo3(signature = (policy=None, *, now=None))]
+    fn resume(&self, py: Python<'_>, policy: Option<AnyPolicy>, now: Option<AnyNow>) -> PyResult<Py<PySetReport>> {
         let mut state = self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
-        let State::Paused(pauses) = &*state else {
-            return Err(PyRuntimeError::new_err("the pause is over: its report is at hand (report)"));
+        let State::Paused(pauses) = &mut *state else {
+            return Err(misuse("the pause is over, and its report is at hand (report): pause() again"));
         };
-        let report = self.sets.with(py, now, |bank, counter| bank.resume(pauses, counter))?;
-        let report = Py::new(py, PySetReport::new(report))?;
+        let own = pauses.policy();
+        if let Some(policy) = policy {
+            pauses.set_policy(policy.policy());
+        }
+        let report = self.sets.with(py, now, |bank, counter| bank.resume(pauses, counter));
+        pauses.set_policy(own);
+        let report = Py::new(py, PySetReport::new(report?))?;
         *state = State::Done(report.clone_ref(py));
         Ok(report)
     }
@@ -172,7 +181,7 @@ impl PyPausedSet {
     fn report(&self, py: Python<'_>) -> PyResult<Py<PySetReport>> {
         match &*self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner) {
             State::Done(report) => Ok(report.clone_ref(py)),
-            State::Paused(_) => Err(PyRuntimeError::new_err("the pause isn't over: there is no report yet")),
+            State::Paused(_) => Err(misuse("the pause isn't over: there is a report after resume()")),
         }
     }
 
@@ -185,8 +194,10 @@ impl PyPausedSet {
         }
     }
 
-    fn __enter__(slf: Py<Self>) -> Py<Self> {
-        slf
+    fn __enter__(slf: Py<Self>, py: Python<'_>) -> PyResult<Py<Self>> {
+        let over =
+            matches!(&*slf.get().state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner), State::Done(_));
+        if over { Err(misuse("the pause is over: pause() again")) } else { Ok(slf) }
     }
 
     fn __exit__(
@@ -197,13 +208,26 @@ impl PyPausedSet {
         _tb: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
         let over = matches!(&*self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner), State::Done(_));
-        if over { Ok(()) } else { self.resume(py, None).map(drop) }
+        if over { Ok(()) } else { self.resume(py, None, None).map(drop) }
     }
 
     fn __repr__(&self, py: Python<'_>) -> String {
         match &*self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner) {
             State::Paused(pauses) => format!("<PausedSet of {} VMs>", pauses.vms().len()),
             State::Done(_) => String::from("<PausedSet, over>"),
+        }
+    }
+}
+
+impl Drop for PyPausedSet {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let State::Paused(pauses) = state
+            && self.sets.bank.holds(pauses)
+        {
+            let vms: Vec<String> = pauses.vms().iter().take(4).map(|vm| vm.0.to_string()).collect();
+            let more = if pauses.vms().len() > 4 { ", ..." } else { "" };
+            warn_closed("a pause of a bank's VMs was dropped without resume()", &(vms.join(", ") + more));
         }
     }
 }

@@ -1,41 +1,23 @@
 //! The steps that pay a guest's backlog back.
 
-use crate::any_vm::AnyVm;
+use crate::any_vm::SharedVm;
 use crate::pages::PyVmClock;
 use crate::records::AnyNow;
 use guestclock_core::restore::Step;
 use guestclock_core::time::HostCount;
 use pyo3::prelude::*;
-use std::sync::Arc;
-
-/// The steps that pay a guest's backlog back, while there is one: the return value of `catch_up`.
-///
-/// A step comes again until it has been applied.
-#[pyclass(frozen, name = "Steps", module = "guestclock")]
-pub(crate) struct PySteps(AnyVm);
-
-impl PySteps {
-    pub(crate) fn new(vm: AnyVm) -> Self {
-        Self(vm)
-    }
-}
-
-#[pymethods]
-impl PySteps {
-    fn __iter__(slf: Py<Self>) -> Py<Self> {
-        slf
-    }
-
-    fn __next__(&self, py: Python<'_>) -> Option<PyStep> {
-        self.0.next_step(py).map(|step| PyStep { vm: Arc::clone(&self.0), step })
-    }
-}
 
 /// A forward step of a guest's counters. Stop all of its vCPUs, `apply` it, and let them go on.
 #[pyclass(frozen, name = "Step", module = "guestclock")]
 pub(crate) struct PyStep {
-    vm: AnyVm,
+    vm: SharedVm,
     step: Step,
+}
+
+impl PyStep {
+    pub(crate) fn new(vm: SharedVm, step: Step) -> Self {
+        Self { vm, step }
+    }
 }
 
 #[pymethods]
@@ -69,17 +51,17 @@ impl PyStep {
         counter.frequency().ticks_to_ns_ceil(left)
     }
 
-    /// Moves the guest's counters forward. All vCPUs have to be stopped meanwhile, else VcpuRunning, and the backlog
-    /// stays as it was.
+    /// Moves the guest's counters forward, once, when the step is due. All vCPUs have to be stopped meanwhile, else
+    /// VcpuRunning, and the backlog stays as it was.
     ///
     /// `page` is the guest's vmclock page, which is brought up to date in the same stop: its clock shows the same time
-    /// before and after, and its disruption marker changes. Returns the remaining ticks. A step that is applied before
-    /// it is due makes the guest's time seem faster than was planned. GuestClockError where there is no backlog (any
-    /// more).
+    /// before and after, and its disruption marker changes. Returns the remaining ticks. Misuse for a step that isn't
+    /// due, for one that was applied already or that a restore has made obsolete, and where there is no backlog
+    /// (NoBacklog).
     #[pyo3(signature = (page=None, *, now=None))]
     fn apply(&self, py: Python<'_>, page: Option<&Bound<'_, PyVmClock>>, now: Option<AnyNow>) -> PyResult<u64> {
         let now = now.map(|now| now.0);
-        let step = || self.vm.step(py, now).map(|made| (made.backlog_ticks - made.ticks, made.ticks));
+        let step = || self.vm.step(py, self.step, now).map(|left| (left, self.step.ticks));
         match page {
             Some(page) => page.get().stepped(step),
             None => step().map(|(left, _)| left),

@@ -1,21 +1,17 @@
 //! The model VM.
 
-use crate::any_vm::GuestVm;
-use crate::arguments::{count, modular, saving};
-use crate::checkpoint::{PyCheckpoint, vm_name};
+use crate::any_vm::AnyVm;
+use crate::arguments::{Vcpu, count, modular};
+use crate::checkpoint::vm_name;
 use crate::counters::{AnyCounter, PyHostCounter};
 use crate::errors::OrRaise;
-use crate::guest::{PyPaused, PyRunning};
-use crate::policy::AnyPolicy;
-use crate::records::{self, AnyCount, AnyNow, AnySyncBound};
-use crate::registers;
-use crate::steps::PySteps;
-use crate::vouching::Asks;
-use guestclock_core::arch::arm64::{Access, Behaviours, El, El2, Encoding, KERNELS, View, Width};
+use crate::records::{self, AnyCount};
+use crate::verbs::PyGuestVm;
+use guestclock_core::arch::arm64::{Access, Behaviours, El, El2, Encoding, KERNELS, Timer, TimerState, View, Width};
 use guestclock_core::checkpoint::{Checkpoint, VmName};
-use guestclock_core::drive::{OpenPause, OpenRestore};
-use guestclock_core::restore::{Plan, Report, Request, Step};
-use guestclock_core::time::{Counter, Offset};
+use guestclock_core::drive::{Condition, OpenPause, OpenRestore, Saving};
+use guestclock_core::restore::{Plan, Report, Request, State, Step};
+use guestclock_core::time::{Counter, HostCount, Offset};
 use guestclock_model::config::{Config, Origin};
 use guestclock_model::locked::{LockedVm, Now};
 use pyo3::exceptions::PyValueError;
@@ -33,13 +29,18 @@ use std::sync::Arc;
 /// the interrupt controller in the VMM. `vhe=False` is a host whose kernel doesn't run at EL2, and so emulates the
 /// guest's physical timer. `arch_width` is for emulators of hardware whose counters have fewer than 64 bits (56 and
 /// more): KVM knows only 64. `name` names the VM in its checkpoints.
-#[pyclass(frozen, name = "ModelVm", module = "guestclock")]
+#[pyclass(frozen, extends = PyGuestVm, name = "ModelVm", module = "guestclock")]
 pub(crate) struct PyModelVm {
+    pub(crate) model: Arc<Model>,
+}
+
+/// A model VM, as its verbs hold it.
+pub(crate) struct Model {
     /// The VM. Frozen, with the lock inside, so that reading a counter needs none.
     pub(crate) live: LockedVm<AnyCounter>,
     counter: Py<PyAny>,
     kernel: &'static str,
-    pub(crate) name: VmName,
+    name: VmName,
 }
 
 /// The exception level and HCR_EL2.TGE of an access.
@@ -99,16 +100,15 @@ impl Guest {
 
 impl PyModelVm {
     /// A VM of a bank, over that counter.
-    pub(crate) fn new_over(live: LockedVm<AnyCounter>, counter: Py<PyAny>, name: VmName) -> Self {
+    pub(crate) fn new_over(live: LockedVm<AnyCounter>, counter: Py<PyAny>, name: VmName) -> PyClassInitializer<Self> {
         let behaviours = live.behaviours();
         let kernel = KERNELS.iter().find(|(_, known)| *known == behaviours).map_or("unknown", |(name, _)| name);
-        Self { live, counter, kernel, name }
+        Self::of(Model { live, counter, kernel, name })
     }
 
-    #[inline]
-    fn view(&self, vcpu: usize, view: View, now: Option<AnyCount>) -> PyResult<u64> {
-        let now = now.map(|now| now.own(self.live.counter())).transpose()?;
-        self.live.count(vcpu, view, now).map(|guest| guest.0).or_raise()
+    fn of(model: Model) -> PyClassInitializer<Self> {
+        let model = Arc::new(model);
+        PyClassInitializer::from(PyGuestVm::new(Arc::clone(&model) as _)).add_subclass(Self { model })
     }
 }
 
@@ -130,7 +130,7 @@ impl PyModelVm {
         vhe: bool,
         arch_width: u8,
         name: &str,
-    ) -> PyResult<Self> {
+    ) -> PyResult<PyClassInitializer<Self>> {
         let name = vm_name(name)?;
         let Guest { kernel, behaviours, config } = Guest::new(kernel, nested, e2h0, irqchip, vhe, arch_width)?;
         let counter = match counter {
@@ -138,54 +138,172 @@ impl PyModelVm {
             None => py.get_type::<PyHostCounter>().call0()?,
         };
         let live = LockedVm::new(counter.extract::<AnyCounter>()?, behaviours, config, vcpus).or_raise()?;
-        Ok(Self { live, counter: counter.unbind(), kernel, name })
-    }
-
-    /// Name of the VM in its checkpoints; empty where nobody named it.
-    #[getter]
-    fn name(&self) -> &str {
-        self.name.as_str()
-    }
-
-    /// Number of vCPUs.
-    #[getter]
-    pub(crate) fn vcpus(&self) -> usize {
-        self.live.vcpus()
-    }
-
-    /// The counter that the guest's counters are offset from.
-    #[getter]
-    pub(crate) fn counter(&self, py: Python<'_>) -> Py<PyAny> {
-        self.counter.clone_ref(py)
-    }
-
-    /// The guest's CNTFRQ_EL0, in Hz.
-    #[getter]
-    pub(crate) fn frequency_hz(&self) -> u64 {
-        self.live.counter().frequency().hz()
-    }
-
-    /// True if the guest has EL2.
-    #[getter]
-    pub(crate) fn nested(&self) -> bool {
-        self.live.config().el2 != El2::Absent
+        Ok(Self::of(Model { live, counter: counter.unbind(), kernel, name }))
     }
 
     /// The kernel whose rules the model follows.
     #[getter]
     fn kernel(&self) -> &'static str {
-        self.kernel
+        self.model.kernel
     }
 
-    /// True if the VM has opted in to one counter offset, for good.
-    #[getter]
-    pub(crate) fn opted_in(&self) -> bool {
+    /// Creates one more vCPU and returns its index.
+    ///
+    /// Unless the VM has opted in, the creation moves every vCPU's CNTVCT_EL0 to 0 and CNTPCT_EL0 to the host's
+    /// (kvm_timer_vcpu_init, arch/arm64/kvm/arch_timer.c).
+    #[pyo3(signature = (*, now=None))]
+    fn create_vcpu(&self, now: Option<u64>) -> PyResult<usize> {
+        self.model.live.create_vcpu(count(now)).or_raise()
+    }
+
+    /// KVM_ARM_VCPU_INIT: turns the vCPU's timers off. The offsets stay.
+    fn init_vcpu(&self, vcpu: Vcpu) -> PyResult<()> {
+        self.model.live.init_vcpu(vcpu.0).or_raise()
+    }
+
+    /// KVM_ARM_SET_COUNTER_OFFSET: see `GuestVm`. `reserved` is the ioctl's second field: EINVAL unless it is 0.
+    #[pyo3(signature = (offset, *, reserved=0))]
+    fn set_counter_offset(&self, offset: &Bound<'_, PyAny>, reserved: u64) -> PyResult<()> {
+        self.model.live.set_counter_offset(Offset(modular(offset, "an offset")?), reserved).or_raise()
+    }
+
+    /// The outcome of an `mrs`, or with `write` an `msr`, at this exception level: "allowed", "trap-to-el1",
+    /// "trap-to-el2" or "undefined".
+    ///
+    /// `tge` is HCR_EL2.TGE of a nested guest, whose EL0 is then its hypervisor's user space.
+    #[pyo3(signature = (vcpu, op0, op1, crn, crm, op2, *, write=false, el=1, tge=false))]
+    fn access(
+        &self,
+        vcpu: Vcpu,
+        op0: u8,
+        op1: u8,
+        crn: u8,
+        crm: u8,
+        op2: u8,
+        write: bool,
+        el: u8,
+        tge: bool,
+    ) -> PyResult<&'static str> {
+        let access =
+            self.model.live.access(vcpu.0, Encoding(op0, op1, crn, crm, op2), write, origin(el, tge)?).or_raise()?;
+        Ok(match access {
+            Access::Allowed(_) => "allowed",
+            Access::TrapToEl1 => "trap-to-el1",
+            Access::TrapToEl2 => "trap-to-el2",
+            Access::Undefined => "undefined",
+        })
+    }
+
+    /// The value that the vCPU's guest reads with `mrs` at exception level `el`, now or when the host's counter reads
+    /// `now`.
+    ///
+    /// SysregTrap where the access traps, and UnknownRegister where it is undefined for the guest.
+    #[pyo3(signature = (vcpu, op0, op1, crn, crm, op2, *, el=1, tge=false, now=None))]
+    fn read_sysreg(
+        &self,
+        vcpu: Vcpu,
+        op0: u8,
+        op1: u8,
+        crn: u8,
+        crm: u8,
+        op2: u8,
+        el: u8,
+        tge: bool,
+        now: Option<u64>,
+    ) -> PyResult<u64> {
+        self.model.live.read_sysreg(vcpu.0, Encoding(op0, op1, crn, crm, op2), origin(el, tge)?, count(now)).or_raise()
+    }
+
+    /// Writes a register as the vCPU's guest does with `msr` at exception level `el`: see `read_sysreg`.
+    #[pyo3(signature = (vcpu, op0, op1, crn, crm, op2, value, *, el=1, tge=false, now=None))]
+    fn write_sysreg(
+        &self,
+        vcpu: Vcpu,
+        op0: u8,
+        op1: u8,
+        crn: u8,
+        crm: u8,
+        op2: u8,
+        value: u64,
+        el: u8,
+        tge: bool,
+        now: Option<u64>,
+    ) -> PyResult<()> {
+        let encoding = Encoding(op0, op1, crn, crm, op2);
+        self.model.live.write_sysreg(vcpu.0, encoding, value, origin(el, tge)?, count(now)).or_raise()
+    }
+
+    /// The host count at which a vCPU that waits in WFI wakes by itself: now, if at once; None if nothing of its own
+    /// will wake it.
+    ///
+    /// `timeout` is the operand of WFIT, a count of the virtual counter.
+    #[pyo3(signature = (vcpu, *, timeout=None, el=1, tge=false, now=None))]
+    fn wfi_wake(&self, vcpu: Vcpu, timeout: Option<u64>, el: u8, tge: bool, now: Option<u64>) -> PyResult<Option<u64>> {
+        self.model.live.wake(vcpu.0, timeout, origin(el, tge)?, count(now)).map(records::deadline).or_raise()
+    }
+
+    /// `kvm_run.s.regs.device_irq_level`: bit 0 the virtual timer's line, bit 1 the physical one's, for an interrupt
+    /// controller in the VMM.
+    #[pyo3(signature = (vcpu, *, now=None))]
+    fn device_irq_level(&self, vcpu: Vcpu, now: Option<u64>) -> PyResult<u64> {
+        self.model.live.device_irq_level(vcpu.0, count(now)).or_raise()
+    }
+
+    /// The interrupt id of a timer, on every vCPU.
+    fn irq(&self, timer: u64) -> PyResult<u8> {
+        self.model.live.irq(timer).or_raise()
+    }
+
+    /// KVM_ARM_VCPU_TIMER_CTRL: gives a timer its interrupt id, 16 to 31, on every vCPU.
+    ///
+    /// KvmError: EINVAL for another id, or without an interrupt controller in the kernel; EBUSY once a vCPU has run;
+    /// ENXIO for a timer that the kernel doesn't know. Two timers with the same id make the first run fail.
+    fn set_irq(&self, timer: u64, irq: i32) -> PyResult<()> {
+        self.model.live.set_irq(timer, irq).or_raise()
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let Model { live, counter, kernel, .. } = &*self.model;
+        let counter = counter.bind(py).repr()?;
+        let owned = if live.opted_in() { ", opted in" } else { "" };
+        Ok(format!("<ModelVm of {} vCPUs over {counter}, Linux {kernel}{owned}>", live.vcpus()))
+    }
+}
+
+impl AnyVm for Model {
+    fn name(&self) -> &VmName {
+        &self.name
+    }
+
+    fn vcpus(&self, _py: Python<'_>) -> usize {
+        self.live.vcpus()
+    }
+
+    fn counter_object(&self, py: Python<'_>) -> Py<PyAny> {
+        self.counter.clone_ref(py)
+    }
+
+    fn counter(&self) -> &dyn Counter {
+        self.live.counter()
+    }
+
+    fn ask(&self, py: Python<'_>) -> PyResult<()> {
+        self.live.counter().ask(py)
+    }
+
+    fn nested(&self, _py: Python<'_>) -> PyResult<bool> {
+        Ok(self.live.config().el2 != El2::Absent)
+    }
+
+    fn opted_in(&self) -> bool {
         self.live.opted_in()
     }
 
-    /// The capabilities for this VM's clocks.
-    #[getter]
-    pub(crate) fn capabilities<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+    fn state(&self, _py: Python<'_>) -> PyResult<State> {
+        self.live.state().or_raise()
+    }
+
+    fn capabilities<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let abilities = self.live.abilities();
         let behaviours = self.live.behaviours();
         let kernel = format!("Linux {}, as modelled", self.kernel);
@@ -209,247 +327,54 @@ impl PyModelVm {
         )
     }
 
-    /// Creates one more vCPU and returns its index.
-    ///
-    /// Unless the VM has opted in, the creation moves every vCPU's CNTVCT_EL0 to 0 and CNTPCT_EL0 to the host's
-    /// (kvm_timer_vcpu_init, arch/arm64/kvm/arch_timer.c).
-    #[pyo3(signature = (*, now=None))]
-    fn create_vcpu(&self, now: Option<u64>) -> PyResult<usize> {
-        self.live.create_vcpu(count(now)).or_raise()
+    fn set_counter_offset(&self, _py: Python<'_>, offset: Offset) -> PyResult<()> {
+        self.live.set_counter_offset(offset, 0).or_raise()
     }
 
-    /// KVM_ARM_VCPU_INIT: turns the vCPU's timers off. The offsets stay.
-    fn init_vcpu(&self, vcpu: usize) -> PyResult<()> {
-        self.live.init_vcpu(vcpu).or_raise()
+    #[inline]
+    fn count(&self, _py: Python<'_>, vcpu: usize, view: View, now: Option<AnyCount>) -> PyResult<u64> {
+        let now = now.map(|now| now.own(self.live.counter())).transpose()?;
+        self.live.count(vcpu, view, now).map(|guest| guest.0).or_raise()
     }
 
-    /// KVM_ARM_SET_COUNTER_OFFSET: one offset for both counters of all vCPUs, in ticks, subtracted from the host's
-    /// count.
-    ///
-    /// There is no way back: from then on counter values that are set are ignored. VcpuRunning (EBUSY) while a vCPU
-    /// runs. `offset` is any integer from -2**63 up to 2**64, taken modulo 2**64. `reserved` is the ioctl's second
-    /// field: EINVAL unless it is 0.
-    #[pyo3(signature = (offset, *, reserved=0))]
-    fn set_counter_offset(&self, offset: &Bound<'_, PyAny>, reserved: u64) -> PyResult<()> {
-        self.live.set_counter_offset(Offset(modular(offset, "an offset")?), reserved).or_raise()
+    fn get_one_reg(&self, _py: Python<'_>, vcpu: usize, reg: u64, now: Option<HostCount>) -> PyResult<u64> {
+        self.live.get_one_reg(vcpu, reg, now).or_raise()
     }
 
-    /// CNTVCT_EL0 as the vCPU's guest reads it, now or when the host's counter reads `now`. Takes no lock.
-    ///
-    /// `now` is a count as the counter's `read` gives it, or a Stamp of the counter.
-    #[pyo3(signature = (vcpu, now=None))]
-    pub(crate) fn cntvct(&self, vcpu: usize, now: Option<AnyCount>) -> PyResult<u64> {
-        self.view(vcpu, View::Virtual, now)
+    fn set_one_reg(&self, _py: Python<'_>, vcpu: usize, reg: u64, value: u64, now: Option<HostCount>) -> PyResult<()> {
+        self.live.set_one_reg(vcpu, reg, value, now).or_raise()
     }
 
-    /// CNTPCT_EL0 as the vCPU's guest reads it, now or when the host's counter reads `now`: see `cntvct`. Takes no
-    /// lock.
-    #[pyo3(signature = (vcpu, now=None))]
-    pub(crate) fn cntpct(&self, vcpu: usize, now: Option<AnyCount>) -> PyResult<u64> {
-        self.view(vcpu, View::Physical, now)
-    }
-
-    /// KVM_GET_ONE_REG: `reg` is a `Reg` or its number.
-    #[pyo3(signature = (vcpu, reg, *, now=None))]
-    fn get_one_reg(&self, vcpu: usize, reg: u64, now: Option<u64>) -> PyResult<u64> {
-        self.live.get_one_reg(vcpu, reg, count(now)).or_raise()
-    }
-
-    /// KVM_SET_ONE_REG. A counter's value moves the whole VM's counter, unless the VM has opted in: then it is ignored.
-    #[pyo3(signature = (vcpu, reg, value, *, now=None))]
-    fn set_one_reg(&self, vcpu: usize, reg: u64, value: &Bound<'_, PyAny>, now: Option<u64>) -> PyResult<()> {
-        self.live.set_one_reg(vcpu, reg, modular(value, "a register's value")?, count(now)).or_raise()
-    }
-
-    /// The timer registers of the vCPU, in KVM_GET_REG_LIST's order.
-    fn reg_list(&self, vcpu: usize) -> PyResult<Vec<u64>> {
+    fn reg_list(&self, _py: Python<'_>, vcpu: usize) -> PyResult<Vec<u64>> {
         self.live.reg_list(vcpu).or_raise()
     }
 
-    /// The outcome of an `mrs`, or with `write` an `msr`, at this exception level: "allowed", "trap-to-el1",
-    /// "trap-to-el2" or "undefined".
-    ///
-    /// `tge` is HCR_EL2.TGE of a nested guest, whose EL0 is then its hypervisor's user space.
-    #[pyo3(signature = (vcpu, op0, op1, crn, crm, op2, *, write=false, el=1, tge=false))]
-    fn access(
-        &self,
-        vcpu: usize,
-        op0: u8,
-        op1: u8,
-        crn: u8,
-        crm: u8,
-        op2: u8,
-        write: bool,
-        el: u8,
-        tge: bool,
-    ) -> PyResult<&'static str> {
-        let access = self.live.access(vcpu, Encoding(op0, op1, crn, crm, op2), write, origin(el, tge)?).or_raise()?;
-        Ok(match access {
-            Access::Allowed(_) => "allowed",
-            Access::TrapToEl1 => "trap-to-el1",
-            Access::TrapToEl2 => "trap-to-el2",
-            Access::Undefined => "undefined",
-        })
+    fn timer(&self, _py: Python<'_>, vcpu: usize, timer: Timer, now: Option<HostCount>) -> PyResult<TimerState> {
+        self.live.timer(vcpu, timer, now).or_raise()
     }
 
-    /// The value that the vCPU's guest reads with `mrs` at exception level `el`, now or when the host's counter reads
-    /// `now`.
-    ///
-    /// SysregTrap where the access traps, and UnknownRegister where it is undefined for the guest.
-    #[pyo3(signature = (vcpu, op0, op1, crn, crm, op2, *, el=1, tge=false, now=None))]
-    fn read_sysreg(
-        &self,
-        vcpu: usize,
-        op0: u8,
-        op1: u8,
-        crn: u8,
-        crm: u8,
-        op2: u8,
-        el: u8,
-        tge: bool,
-        now: Option<u64>,
-    ) -> PyResult<u64> {
-        self.live.read_sysreg(vcpu, Encoding(op0, op1, crn, crm, op2), origin(el, tge)?, count(now)).or_raise()
+    fn next_deadline(&self, _py: Python<'_>, vcpu: usize, now: Option<HostCount>) -> PyResult<u64> {
+        self.live.next_deadline(vcpu, now).or_raise()
     }
 
-    /// Writes a register as the vCPU's guest does with `msr` at exception level `el`: see `read_sysreg`.
-    #[pyo3(signature = (vcpu, op0, op1, crn, crm, op2, value, *, el=1, tge=false, now=None))]
-    fn write_sysreg(
-        &self,
-        vcpu: usize,
-        op0: u8,
-        op1: u8,
-        crn: u8,
-        crm: u8,
-        op2: u8,
-        value: u64,
-        el: u8,
-        tge: bool,
-        now: Option<u64>,
-    ) -> PyResult<()> {
-        let encoding = Encoding(op0, op1, crn, crm, op2);
-        self.live.write_sysreg(vcpu, encoding, value, origin(el, tge)?, count(now)).or_raise()
+    fn enter(&self, _py: Python<'_>, vcpu: usize) -> PyResult<()> {
+        self.live.enter(vcpu).or_raise()
     }
 
-    /// The host count at which a vCPU that waits in WFI wakes by itself: now, if at once; None if nothing of its own
-    /// will wake it.
-    ///
-    /// `timeout` is the operand of WFIT, a count of the virtual counter.
-    #[pyo3(signature = (vcpu, *, timeout=None, el=1, tge=false, now=None))]
-    fn wfi_wake(
-        &self,
-        vcpu: usize,
-        timeout: Option<u64>,
-        el: u8,
-        tge: bool,
-        now: Option<u64>,
-    ) -> PyResult<Option<u64>> {
-        self.live.wake(vcpu, timeout, origin(el, tge)?, count(now)).map(records::deadline).or_raise()
+    fn exit(&self, _py: Python<'_>, vcpu: usize) -> PyResult<()> {
+        self.live.exit(vcpu).or_raise()
     }
 
-    /// `kvm_run.s.regs.device_irq_level`: bit 0 the virtual timer's line, bit 1 the physical one's, for an interrupt
-    /// controller in the VMM.
-    #[pyo3(signature = (vcpu, *, now=None))]
-    fn device_irq_level(&self, vcpu: usize, now: Option<u64>) -> PyResult<u64> {
-        self.live.device_irq_level(vcpu, count(now)).or_raise()
+    fn opt_in(&self, _py: Python<'_>, offset: Option<Offset>) -> PyResult<()> {
+        self.live.opt_in(offset).or_raise()
     }
 
-    /// The interrupt id of a timer, on every vCPU.
-    fn irq(&self, timer: u64) -> PyResult<u8> {
-        self.live.irq(timer).or_raise()
+    fn checkpoint(&self, _py: Python<'_>, saving: &Saving, now: Option<Now>) -> PyResult<Checkpoint> {
+        self.live.checkpoint(now, saving).or_raise()
     }
 
-    /// KVM_ARM_VCPU_TIMER_CTRL: gives a timer its interrupt id, 16 to 31, on every vCPU.
-    ///
-    /// KvmError: EINVAL for another id, or without an interrupt controller in the kernel; EBUSY once a vCPU has run;
-    /// ENXIO for a timer that the kernel doesn't know. Two timers with the same id make the first run fail.
-    fn set_irq(&self, timer: u64, irq: i32) -> PyResult<()> {
-        self.live.set_irq(timer, irq).or_raise()
-    }
-
-    /// One timer as its guest sees it, now or when the host's counter reads `now`.
-    #[pyo3(signature = (vcpu, timer, *, now=None))]
-    pub(crate) fn timer<'py>(
-        &self,
-        py: Python<'py>,
-        vcpu: usize,
-        timer: usize,
-        now: Option<u64>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        records::timer_state(py, self.live.timer(vcpu, registers::timer(timer)?, count(now)).or_raise()?)
-    }
-
-    /// The host count at which the first of the vCPU's timer lines goes high by itself; None if none will.
-    #[pyo3(signature = (vcpu, *, now=None))]
-    pub(crate) fn next_deadline(&self, vcpu: usize, now: Option<u64>) -> PyResult<Option<u64>> {
-        self.live.next_deadline(vcpu, count(now)).map(records::deadline).or_raise()
-    }
-
-    /// A context manager for the time that the vCPU spends in its guest: a VMM wraps KVM_RUN, or its emulator's run, in
-    /// it.
-    ///
-    /// RestoreOpen while a restore or pause isn't finished.
-    fn running(slf: Py<Self>, vcpu: usize) -> PyRunning {
-        PyRunning::new(Arc::new(slf), vcpu)
-    }
-
-    /// Saves the VM's guest time. VcpuRunning (EBUSY) while a vCPU runs.
-    ///
-    /// `now` is the host's count of the checkpoint as the counter's `read` gives it, by default the present one, or a
-    /// whole Stamp, which is host-wide. `stopped_at` is the host's count when the last vCPU left its guest, as `read`
-    /// gave it to a VMM that knows it: ValueError if that lies after the checkpoint. `sync` says how far the wall clock
-    /// may be off: without it, and without one of the counter, the bound is only the kernel's claim. `vmclock_address`
-    /// is the guest-physical address of the vmclock page, and `stolen_time` those of the vCPUs' stolen-time records, one
-    /// a vCPU (None where there is none): they are carried for whoever restores them.
-    #[pyo3(signature = (*, now=None, stopped_at=None, sync=None, vmclock_address=None, stolen_time=None))]
-    fn checkpoint(
-        &self,
-        py: Python<'_>,
-        now: Option<AnyNow>,
-        stopped_at: Option<u64>,
-        sync: Option<AnySyncBound>,
-        vmclock_address: Option<u64>,
-        stolen_time: Option<Vec<Option<u64>>>,
-    ) -> PyResult<PyCheckpoint> {
-        let now = now.map(|now| now.0);
-        let saving = saving(&self.name, stopped_at, sync, vmclock_address, stolen_time)?;
-        if saving.asks(now.as_ref()) {
-            self.live.counter().ask(py)?;
-        }
-        self.live.checkpoint(now, &saving).map(PyCheckpoint::from).or_raise()
-    }
-
-    /// The guest's backlog, in ticks: 0 unless a `CatchUp` is unfinished.
-    #[getter]
-    pub(crate) fn backlog_ticks(&self) -> u64 {
-        self.live.next_step().map_or(0, |step| step.backlog_ticks)
-    }
-
-    /// The steps that pay the backlog back, one after the other, until it is 0.
-    fn catch_up(slf: Py<Self>) -> PySteps {
-        PySteps::new(Arc::new(slf))
-    }
-
-    /// A context manager that keeps the VM from running; at its end the policy decides how much of the pause the guest
-    /// sees.
-    #[pyo3(signature = (policy=None, *, views="preserve"))]
-    fn paused(slf: Py<Self>, policy: Option<AnyPolicy>, views: &str) -> PyResult<PyPaused> {
-        PyPaused::new(Arc::new(slf), policy, views)
-    }
-
-    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        let counter = self.counter.bind(py).repr()?;
-        let owned = if self.opted_in() { ", opted in" } else { "" };
-        Ok(format!("<ModelVm of {} vCPUs over {counter}, Linux {}{owned}>", self.vcpus(), self.kernel))
-    }
-}
-
-impl GuestVm for Py<PyModelVm> {
-    fn plan(&self, py: Python<'_>, checkpoint: &Checkpoint, request: Request, now: Option<Now>) -> PyResult<Plan> {
-        if request.asks(now.as_ref()) {
-            self.get().live.counter().ask(py)?;
-        }
-        self.get().live.plan(checkpoint, request, now).or_raise()
+    fn plan(&self, _py: Python<'_>, checkpoint: &Checkpoint, request: Request, now: Option<Now>) -> PyResult<Plan> {
+        self.live.plan(checkpoint, request, now).or_raise()
     }
 
     fn prepare(
@@ -459,42 +384,42 @@ impl GuestVm for Py<PyModelVm> {
         checkpoint: Arc<Checkpoint>,
         now: Option<Now>,
     ) -> PyResult<OpenRestore> {
-        self.get().live.prepare(plan, checkpoint, now).or_raise()
+        self.live.prepare(plan, checkpoint, now).or_raise()
     }
 
     fn apply(&self, _py: Python<'_>, open: &mut OpenRestore, now: Option<Now>) -> PyResult<()> {
-        self.get().live.apply(open, now).or_raise()
+        self.live.apply(open, now).or_raise()
     }
 
     fn release(&self, _py: Python<'_>, open: &mut OpenRestore, now: Option<Now>) -> PyResult<Report> {
-        self.get().live.release(open, now).or_raise()
+        self.live.release(open, now).or_raise()
+    }
+
+    fn give_up(&self, _py: Python<'_>, open: &mut OpenRestore) -> PyResult<Condition> {
+        self.live.give_up(open).or_raise()
+    }
+
+    fn abandon(&self, open: &OpenRestore) -> bool {
+        self.live.abandon(open)
     }
 
     fn pause(&self, _py: Python<'_>, request: Request) -> PyResult<OpenPause> {
-        self.get().live.pause(request).or_raise()
+        self.live.pause(request).or_raise()
     }
 
     fn resume(&self, _py: Python<'_>, pause: &OpenPause) -> PyResult<Report> {
-        self.get().live.resume(pause).or_raise()
+        self.live.resume(pause).or_raise()
     }
 
-    fn next_step(&self, _py: Python<'_>) -> Option<Step> {
-        self.get().live.next_step()
+    fn holds(&self, pause: &OpenPause) -> bool {
+        self.live.holds(pause)
     }
 
-    fn step(&self, _py: Python<'_>, now: Option<Now>) -> PyResult<Step> {
-        self.get().live.step(now).or_raise()
+    fn next_step(&self, _py: Python<'_>) -> PyResult<Option<Step>> {
+        Ok(self.live.next_step())
     }
 
-    fn counter(&self) -> &dyn Counter {
-        self.get().live.counter()
-    }
-
-    fn enter(&self, _py: Python<'_>, vcpu: usize) -> PyResult<()> {
-        self.get().live.enter(vcpu).or_raise()
-    }
-
-    fn exit(&self, _py: Python<'_>, vcpu: usize) -> PyResult<()> {
-        self.get().live.exit(vcpu).or_raise()
+    fn step(&self, _py: Python<'_>, step: Step, now: Option<Now>) -> PyResult<u64> {
+        self.live.step(step, now).or_raise()
     }
 }

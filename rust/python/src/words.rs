@@ -11,6 +11,8 @@ use guestclock_core::time::ElapsedError;
 use guestclock_linux::kvm::error::KvmError;
 use guestclock_model::bank::{BankError, WentBackwards};
 use guestclock_model::error::VmError;
+use pyo3::prelude::*;
+use pyo3::types::PyType;
 
 /// Policies and diagnostics in Python's terms.
 pub(crate) struct Python;
@@ -80,14 +82,15 @@ pub(crate) fn refusal(refusal: &Refusal) -> String {
         ),
         Refusal::DeadlineMissed { .. } => format!("{refusal}: Advance()"),
         Refusal::OutOfOrder { called } => {
-            format!("{called}() can't come now: a restore is prepare(), apply(), release(), once each")
+            format!("{called}() can't come now: a restore is apply(), then release(), once each")
         }
+        Refusal::Overtaken => format!("{refusal}: restoring(), restore() or pause()"),
         Refusal::NoCounterOffset { needed_by } => format!(
             "counter_offset: {needed_by}{}",
             match needed_by {
                 NeedsCounterOffset::AdoptedView => " (views=\"adopt-virtual\"): use views=\"preserve\"",
                 NeedsCounterOffset::CatchUpPlan => {
-                    ", with set_counter_offset(), or use Freeze() or Advance() instead of CatchUp()"
+                    ", with opt_in(), or use Freeze() or Advance() instead of CatchUp()"
                 }
                 _ => "",
             }
@@ -116,48 +119,43 @@ fn way_out_of(error: &ElapsedError) -> &'static str {
     }
 }
 
-/// State of the VM after a step that failed, and the call to make next.
-pub(crate) fn condition(condition: Condition) -> String {
+/// Name of the VM's state after a step that failed, and the call to make again.
+pub(crate) const fn state_and_retry(condition: Condition) -> (&'static str, &'static str) {
     match condition {
-        Condition::Partial => "the VM isn't restored and must not run: call apply() again, or build it anew".to_owned(),
-        Condition::TimersOnly => {
-            "its timers are restored, its counters aren't, and it must not run: call release() again, \
-                                  or build it anew"
-                .to_owned()
-        }
-        Condition::Paused => {
-            "the VM is still paused, and must not run: leave the pause again (__exit__), or restore a \
-                              checkpoint into it"
-                .to_owned()
-        }
-        _ => condition.to_string(),
+        Condition::Provisional => ("provisional", "restore"),
+        Condition::Partial => ("half-restored", "apply"),
+        Condition::TimersOnly => ("timers-only", "release"),
+        Condition::Paused => ("paused", "resume"),
+        _ => ("as-it-was", "restore"),
     }
 }
 
-/// A register that doesn't read back, and Python's way out.
+/// The reason why a VM stays closed after its restore was given up, and Python's way out; None where it doesn't.
+pub(crate) const fn closed(condition: Condition) -> Option<&'static str> {
+    match condition {
+        Condition::Untouched => None,
+        Condition::Provisional => Some(
+            "the VM has opted in with a provisional offset and stays closed: restore() into it again, or build it anew",
+        ),
+        _ => Some(
+            "some of its registers are restored, so the VM stays closed: restore() into it again, or build it anew",
+        ),
+    }
+}
+
+/// A register that doesn't read back.
 pub(crate) fn read_back(vcpu: usize, register: &str, wrote: u64, read: u64) -> String {
     format!(
         "vCPU {vcpu}: {register} was written as {wrote:#x} and reads {read:#x} (was the vCPU initialised again, or does \
-         the VMM write it too?); {}",
-        condition(Condition::Partial)
+         the VMM write it too?)"
     )
 }
 
 /// A counter that isn't where it was set, and Python's way out.
-pub(crate) fn counter_elsewhere(
-    vcpu: usize,
-    view: View,
-    wanted: u64,
-    found: u64,
-    cause: Cause,
-    left: Condition,
-) -> String {
+pub(crate) fn counter_elsewhere(vcpu: usize, view: View, wanted: u64, found: u64, cause: Cause) -> String {
     let name = count_name(view);
     let way_out = if cause == Cause::Ignored { " (KvmVm(counter_offset=))" } else { "" };
-    format!(
-        "vCPU {vcpu}: {name} is offset by {found}, and {wanted} was set for the VM: {cause}{way_out}; {}",
-        condition(left)
-    )
+    format!("vCPU {vcpu}: {name} is offset by {found}, and {wanted} was set for the VM: {cause}{way_out}")
 }
 
 /// Name of a counter's register.
@@ -180,6 +178,19 @@ pub(crate) fn kvm_error(error: &KvmError) -> String {
         KvmError::NoVgic => format!("{error}: give gic_fd="),
         _ => error.to_string(),
     }
+}
+
+/// The reason why an argument is no policy, and the way out.
+pub(crate) fn no_policy(object: &Bound<'_, PyAny>) -> PyResult<String> {
+    const CALLS: [(&str, &str); 3] =
+        [("freeze", "Freeze()"), ("advance", "Advance()"), ("catchup", "CatchUp(step_ns, interval_ns)")];
+    let name =
+        if let Ok(class) = object.cast::<PyType>() { class.name()?.to_string() } else { object.str()?.to_string() };
+    let plain: String =
+        name.chars().filter(char::is_ascii_alphabetic).map(|letter| letter.to_ascii_lowercase()).collect();
+    let meant = CALLS.iter().find(|(known, _)| *known == plain);
+    let way_out = meant.map_or("Freeze(), Advance() or CatchUp(step_ns, interval_ns)", |(_, call)| call);
+    Ok(format!("{} isn't a policy: give {way_out}", object.repr()?))
 }
 
 /// The reason why a fault makes no sense, and Python's way out.

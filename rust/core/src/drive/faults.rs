@@ -106,11 +106,15 @@ pub enum Step {
     Resume,
     /// A step of a backlog.
     CatchUp,
+    /// The opt-in.
+    OptIn,
+    /// A restore that is given up.
+    GiveUp,
 }
 
 impl Step {
     /// All operations with their names.
-    pub const NAMES: [(&'static str, Self); 8] = [
+    pub const NAMES: [(&'static str, Self); 10] = [
         ("checkpoint", Self::Checkpoint),
         ("plan", Self::Plan),
         ("prepare", Self::Prepare),
@@ -119,6 +123,8 @@ impl Step {
         ("pause", Self::Pause),
         ("resume", Self::Resume),
         ("catch_up", Self::CatchUp),
+        ("opt_in", Self::OptIn),
+        ("give_up", Self::GiveUp),
     ];
 }
 

@@ -2,7 +2,7 @@
 //!
 //! They take no lock: a caller that shares the VM between threads holds the VM's lock.
 
-use crate::arch::arm64::{Registers, View};
+use crate::arch::arm64::{Registers, Role, View};
 use crate::checkpoint::{BuildError, Checkpoint, GuestTime, NotOneVm, SavedVm, VmName};
 use crate::drive::backend::{Backend, retry_busy};
 use crate::drive::capture::{capture, capture_registers};
@@ -10,8 +10,8 @@ use crate::drive::measure::bracket;
 use crate::drive::restore::{Condition, Restore, RestoreError, Stage, at_step};
 use crate::restore::refusal::NeedsCounterOffset;
 use crate::restore::run_state::{RunState, State, Step};
-use crate::restore::{Plan, Refusal, Report, Request, Saved, Target, planning};
-use crate::time::{HostCount, NamespaceTicks, Offset, Stamp, StampCount, SyncBound};
+use crate::restore::{Plan, Policy, Refusal, Report, Request, Saved, Target, planning};
+use crate::time::{HostCount, NamespaceTicks, Offset, OffsetInterval, Stamp, StampCount, SyncBound};
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -56,6 +56,23 @@ pub enum OperationError<E> {
     /// The backlog has no step left to take.
     #[error("the guest is owed nothing: there is no step to make")]
     NoBacklog,
+    /// The step isn't the backlog's next one.
+    #[error("this step was taken already, or a restore has changed the backlog: take the next one")]
+    StepOver,
+    /// The step isn't due.
+    #[error(
+        "the step is due at the count {due}, and the counter reads {now}: wait, since an early step makes the guest's \
+             time faster than was planned"
+    )]
+    StepEarly {
+        /// The count from which on it is due.
+        due: u64,
+        /// The counter's count.
+        now: u64,
+    },
+    /// The VM has opted in before.
+    #[error("the VM has opted in already, for good: a restore moves its clock")]
+    OptedIn,
     /// The claimed stop of the vCPUs is later than the checkpoint.
     #[error("the vCPUs can't have stopped at the count {stopped}: the checkpoint is of {saved}")]
     StoppedLater {
@@ -141,12 +158,14 @@ fn look(step: &str) -> String {
     format!("{step}: looking whether the vCPUs are stopped")
 }
 
-/// A restore under way. The VM stays closed until it is released; a new restore takes over.
+/// A restore under way. The VM stays closed until it is released or given up; a new restore takes over.
 #[derive(Debug)]
 pub struct OpenRestore {
     restore: Restore,
     checkpoint: Arc<Checkpoint>,
     epoch: u64,
+    /// State and epoch of the VM before the restore.
+    before: (State, u64),
 }
 
 /// A pause in place.
@@ -156,6 +175,25 @@ pub struct OpenPause {
     time: GuestTime,
     request: Request,
     epoch: u64,
+}
+
+impl OpenPause {
+    /// Policy for the end of the pause.
+    #[must_use]
+    pub const fn policy(&self) -> Policy {
+        self.request.policy
+    }
+
+    /// Sets another policy for the end of the pause.
+    pub const fn set_policy(&mut self, policy: Policy) {
+        self.request.policy = policy;
+    }
+
+    /// Returns whether the VM is still in this pause.
+    #[must_use]
+    pub fn holds(&self, run_state: &RunState) -> bool {
+        run_state.holds(State::Paused, self.epoch).is_ok()
+    }
 }
 
 /// Operations over a VM's primitive calls. Each takes the VM's backend; the caller holds the VM's lock.
@@ -217,13 +255,77 @@ impl RunState {
                 self.begin_restore();
             }
         })?;
-        Ok(OpenRestore { restore, checkpoint, epoch: self.begin_restore() })
+        let before = (self.state(), self.epoch());
+        Ok(OpenRestore { restore, checkpoint, epoch: self.begin_restore(), before })
+    }
+
+    /// Gives a restore up, and returns the VM's condition.
+    ///
+    /// A VM that had opted in before gets its own offset back, and one to which nothing was written has its own clock
+    /// still: it is open, paused or in an older restore, as it was before. After a first opt-in, and once registers were written, the VM
+    /// stays closed, and can be restored again. So it does after an error. A restore that a newer one has overtaken has
+    /// nothing to give up.
+    pub fn give_up<B: Backend + ?Sized>(&mut self, backend: &mut B, open: &mut OpenRestore) -> Operated<Condition, B> {
+        if self.holds(State::Restoring, open.epoch).is_err() {
+            return Ok(Condition::Untouched);
+        }
+        if open.restore.take_back(backend)? {
+            self.reopen(open.before.0, open.before.1);
+            return Ok(Condition::Untouched);
+        }
+        Ok(match open.restore.stage() {
+            _ if !open.restore.has_begun() => Condition::Provisional,
+            Stage::Prepared => Condition::Partial,
+            _ => Condition::TimersOnly,
+        })
+    }
+
+    /// Gives a restore up without a call on its VM. Returns false where that would take one: the VM stays closed, and
+    /// can be restored again.
+    pub fn abandon(&mut self, open: &OpenRestore) -> bool {
+        if self.holds(State::Restoring, open.epoch).is_err() {
+            return true;
+        }
+        let untouched = open.restore.is_untouched();
+        if untouched {
+            self.reopen(open.before.0, open.before.1);
+        }
+        untouched
+    }
+
+    /// Opts the VM in to one offset for both counters of all its vCPUs, for good, and reads it back from every vCPU.
+    ///
+    /// Without an `offset` the guest's counters begin at 0.
+    pub fn opt_in<B: Backend + ?Sized>(&mut self, backend: &mut B, offset: Option<Offset>) -> Operated<(), B> {
+        self.check_open()?;
+        if backend.vm_offset().is_some() {
+            return Err(OperationError::OptedIn);
+        }
+        if !backend.abilities().counter_offset {
+            return Err(Refusal::NoCounterOffset { needed_by: NeedsCounterOffset::OptIn }.into());
+        }
+        look_at(backend)?;
+        let written = retry_busy(backend, |backend| {
+            let offset = offset.unwrap_or_else(|| Offset(backend.counter().count().0));
+            backend.set_counter_offset(offset).map(|()| offset)
+        });
+        let offset = written.map_err(OperationError::Backend)?;
+        let view = if Registers::of(backend).map_err(OperationError::Backend)?.has(Role::Cntvoff) {
+            View::Physical
+        } else {
+            View::Virtual
+        };
+        let known = OffsetInterval::exact(offset);
+        Restore::check_view(backend, view, known, "opt_in", Condition::Provisional).inspect_err(|_| {
+            self.begin_restore();
+        })?;
+        Ok(())
     }
 
     /// Writes the timers: see [`Restore::apply`].
     pub fn apply<B: Backend + ?Sized>(&self, backend: &mut B, open: &mut OpenRestore) -> Operated<(), B> {
-        self.holds(State::Restoring, open.epoch)?;
         open.restore.expect(Stage::Prepared, "apply")?;
+        self.holds(State::Restoring, open.epoch)?;
         // The vCPUs are looked at again: a read of a running vCPU's register would wait for it.
         backend.stopped().map_err(at_step(Condition::Partial, || look("apply")))?;
         Ok(open.restore.apply(&open.checkpoint.only()?, backend)?)
@@ -231,8 +333,8 @@ impl RunState {
 
     /// Ends the restore, after which the VM's vCPUs may run again: see [`Restore::release`].
     pub fn release<B: Backend + ?Sized>(&mut self, backend: &mut B, open: &mut OpenRestore) -> Operated<Report, B> {
-        self.holds(State::Restoring, open.epoch)?;
         open.restore.expect(Stage::Applied, "release")?;
+        self.holds(State::Restoring, open.epoch)?;
         backend.stopped().map_err(at_step(Condition::TimersOnly, || look("release")))?;
         self.finish(backend, &mut open.restore, Some(&open.checkpoint.only()?))
     }
@@ -260,21 +362,27 @@ impl RunState {
         self.finish(backend, &mut Restore::in_place(plan), None)
     }
 
-    /// Takes the next step of the backlog, with all vCPUs stopped: it lowers the VM-wide offset by the step. A failure
-    /// leaves the backlog as it was.
+    /// Takes a step of the backlog once it is due, with all vCPUs stopped: it lowers the VM-wide offset by the step.
+    /// Returns the remaining ticks. A failure leaves the backlog as it was.
     ///
     /// A late step delays those after it: the time between two steps is never shorter than the interval.
-    pub fn step<B: Backend + ?Sized>(&mut self, backend: &mut B) -> Operated<Step, B> {
+    pub fn step<B: Backend + ?Sized>(&mut self, backend: &mut B, step: Step) -> Operated<u64, B> {
         self.check_open()?;
         let frequency = backend.counter().frequency();
-        let step = self.next_step(frequency).ok_or(OperationError::NoBacklog)?;
+        if self.next_step(frequency).ok_or(OperationError::NoBacklog)? != step {
+            return Err(OperationError::StepOver);
+        }
+        let now = backend.counter().count();
+        if step.due.is_after(now) {
+            return Err(OperationError::StepEarly { due: step.due.0, now: now.0 });
+        }
         look_at(backend)?;
         let offset =
             backend.vm_offset().ok_or(Refusal::NoCounterOffset { needed_by: NeedsCounterOffset::CatchUpStep })?;
         let forward = Offset(offset.0.wrapping_sub(step.ticks));
         retry_busy(backend, |backend| backend.set_counter_offset(forward)).map_err(OperationError::Backend)?;
         self.step_taken(step, backend.counter().count(), frequency);
-        Ok(step)
+        Ok(step.backlog_ticks - step.ticks)
     }
 
     fn capture<B: Backend + ?Sized>(&self, backend: &mut B, registers: &Registers) -> Operated<(Stamp, GuestTime), B> {

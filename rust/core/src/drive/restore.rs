@@ -162,6 +162,10 @@ pub struct Restore {
     plan: Plan,
     stage: Stage,
     provisional: Option<Offset>,
+    /// The VM's own offset before the provisional one, if it had opted in.
+    before: Option<Offset>,
+    /// True once a register may have been written.
+    begun: bool,
     /// Ticks by which each CVAL moves.
     cval_shift: u64,
     writes: Writes,
@@ -178,17 +182,15 @@ impl Restore {
             let look = backend.get_one_reg(vcpu, one_reg_id(Role::Ctl(Timer::Vtimer)));
             look.map_err(at_step(Condition::Untouched, || format!("prepare: looking at vCPU {vcpu}")))?;
         }
-        let mut restore =
-            Self { plan, stage: Stage::Prepared, provisional: None, cval_shift: 0, writes: Writes::default() };
+        let mut restore = Self { stage: Stage::Prepared, before: backend.vm_offset(), ..Self::in_place(plan) };
         if restore.plan.method == Method::Offset {
-            let before = backend.vm_offset();
             let outcome = restore.write_offset(backend, "prepare: the provisional offset", Condition::Untouched)?;
             let offset = outcome.virtual_offset();
             restore.provisional = Some(offset);
             let known = OffsetInterval::exact(offset);
             restore.check_counts(backend, known, "prepare", Condition::Provisional).map_err(|error| {
                 // A VM that had opted in gets its own offset back. A first opt-in is for good.
-                let back = before.map(|before| retry_busy(backend, |backend| backend.set_counter_offset(before)));
+                let back = restore.before.map(|own| retry_busy(backend, |backend| backend.set_counter_offset(own)));
                 if matches!(back, Some(Ok(()))) { error.left_as(Condition::Untouched) } else { error }
             })?;
         }
@@ -198,7 +200,39 @@ impl Restore {
     /// Returns the restore of a VM that stayed where it was: only the counters are to be set.
     #[must_use]
     pub fn in_place(plan: Plan) -> Self {
-        Self { plan, stage: Stage::Applied, provisional: None, cval_shift: 0, writes: Writes::default() }
+        Self {
+            plan,
+            stage: Stage::Applied,
+            provisional: None,
+            before: None,
+            begun: false,
+            cval_shift: 0,
+            writes: Writes::default(),
+        }
+    }
+
+    /// Returns whether nothing was written.
+    #[must_use]
+    pub const fn is_untouched(&self) -> bool {
+        self.provisional.is_none() && !self.begun
+    }
+
+    /// Takes the first step back: a VM that had opted in gets its own offset again, which is read back from every vCPU.
+    ///
+    /// Returns false where there is no way back: a first opt-in is for good, and so are registers that were written.
+    pub fn take_back<B: Backend + ?Sized>(&mut self, backend: &mut B) -> Result<bool, RestoreError<B::Error>> {
+        let own = match (self.provisional, self.before) {
+            _ if self.begun => return Ok(false),
+            (None, _) => return Ok(true),
+            (Some(_), None) => return Ok(false),
+            (Some(_), Some(own)) => own,
+        };
+        let left = Condition::Provisional;
+        let at = |what: &'static str| at_step(left, move || format!("giving up: {what}"));
+        backend.stopped().map_err(at("looking whether the vCPUs are stopped"))?;
+        retry_busy(backend, |backend| backend.set_counter_offset(own)).map_err(at("the VM's own offset"))?;
+        self.check_counts(backend, OffsetInterval::exact(own), "giving up", left)?;
+        Ok(true)
     }
 
     /// Takes the second step. For every vCPU it writes CNTVOFF_EL2, then the timers, CVAL before CTL, and reads each
@@ -214,6 +248,7 @@ impl Restore {
         if self.plan.request.deadlines == Deadlines::Relative {
             self.cval_shift = self.plan.cval_shift(&self.sample(backend));
         }
+        self.begun = true;
         for saved in saved(vm, self.plan.method, self.cval_shift) {
             backend
                 .set_one_reg(saved.vcpu, saved.id, saved.value)
@@ -318,7 +353,7 @@ impl Restore {
         Self::check_view(backend, view, known, step, left)
     }
 
-    fn check_view<B: Backend + ?Sized>(
+    pub(crate) fn check_view<B: Backend + ?Sized>(
         backend: &mut B,
         view: View,
         known: OffsetInterval,
@@ -363,6 +398,16 @@ impl Restore {
     /// Condition of the VM if the release fails after the timers were checked.
     const fn left(&self) -> Condition {
         if self.plan.request.in_place { Condition::Paused } else { Condition::TimersOnly }
+    }
+
+    /// Progress of the restore.
+    pub(crate) const fn stage(&self) -> Stage {
+        self.stage
+    }
+
+    /// Returns whether a register may have been written.
+    pub(crate) const fn has_begun(&self) -> bool {
+        self.begun
     }
 
     /// Refuses a step that is out of order.

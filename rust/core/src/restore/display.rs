@@ -3,6 +3,7 @@
 use crate::arch::arm64::View;
 use crate::guest::Limit;
 use crate::restore::plan::{Outcome, Plan};
+use crate::restore::policy::Rest;
 use crate::restore::report::{Report, Written};
 use crate::restore::words::{Plain, Words, thousandths};
 use crate::time::{Amount, ElapsedBy, ErrorBound, Term};
@@ -20,7 +21,8 @@ fn ticks(plan: &Plan, ticks: u64) -> String {
     format!("{ticks} ticks ({} ns)", plan.frequency().ticks_to_ns(ticks))
 }
 
-fn counters(f: &mut fmt::Formatter<'_>, plan: &Plan, outcome: &Outcome) -> fmt::Result {
+/// Writes the counters of an outcome. The backlog of one that is `planned` grows until the release.
+fn counters(f: &mut fmt::Formatter<'_>, plan: &Plan, outcome: &Outcome, planned: bool) -> fmt::Result {
     let capped = if outcome.capped { ", all that the policy lets through" } else { "" };
     let saved = |view| plan.saved_counter(view).0;
     line(f, "host counter", &format!("{} -> {}", plan.saved_at().count.0, plan.stamped(outcome).0))?;
@@ -29,12 +31,13 @@ fn counters(f: &mut fmt::Formatter<'_>, plan: &Plan, outcome: &Outcome) -> fmt::
     line(f, "guest time added", &format!("{}{capped}", ticks(plan, outcome.added_ticks)))?;
     if let Some(backlog) = plan.backlog(outcome) {
         let frequency = plan.frequency();
+        let at_least = if planned && plan.request.policy.rest() != Rest::Keep { "at least " } else { "" };
         line(f, "backlog", &ticks(plan, backlog.remaining_ticks.get()))?;
         line(
             f,
             "paid back",
             &format!(
-                "in {} steps of {} ns, one every {} ns: done after {} ns, at {} times the speed",
+                "in {at_least}{} steps of {} ns, one every {} ns: done after {} ns, at {} times the speed",
                 backlog.steps(frequency),
                 backlog.step_ns,
                 backlog.interval_ns,
@@ -165,7 +168,7 @@ impl fmt::Display for InWords<'_, Plan> {
         let plan = self.of;
         writeln!(f, "Plan: {} at {} Hz", self.words.policy(&plan.request.policy), plan.frequency().hz())?;
         decisions(f, plan)?;
-        counters(f, plan, &plan.as_of)?;
+        counters(f, plan, &plan.as_of, true)?;
         behind(f, plan, &plan.as_of)?;
         told(f, plan)?;
         overdue(f, plan)?;
@@ -181,7 +184,7 @@ impl fmt::Display for InWords<'_, Report> {
         let known = |seen: Option<u64>| seen.map_or(String::from("not known"), |seen| ticks(plan, seen));
         writeln!(f, "Report: {} at {} Hz", self.words.policy(&plan.request.policy), plan.frequency().hz())?;
         decisions(f, plan)?;
-        counters(f, plan, &report.outcome)?;
+        counters(f, plan, &report.outcome, false)?;
         behind(f, plan, &report.outcome)?;
         match report.written {
             Written::Offset { last, .. } => line(f, "offset", &last.0.to_string())?,

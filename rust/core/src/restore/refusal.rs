@@ -73,6 +73,9 @@ pub enum Refusal {
     /// The target changed after the plan was made.
     #[error("the VM has changed since this plan was made: make a new plan")]
     StalePlan,
+    /// A newer restore or pause has closed the VM.
+    #[error("another restore or pause of this VM came after this one, which is over: begin a new one")]
+    Overtaken,
     /// A step of the restore is out of order.
     #[error("{called} can't come now: a restore is prepare, apply, release, once each")]
     OutOfOrder {
@@ -97,6 +100,8 @@ pub enum NeedsCounterOffset {
     CatchUpPlan,
     /// A step of a backlog, on a VM that hasn't opted in.
     CatchUpStep,
+    /// An opt-in, on a kernel without it.
+    OptIn,
 }
 
 impl fmt::Display for NeedsCounterOffset {
@@ -109,6 +114,10 @@ impl fmt::Display for NeedsCounterOffset {
             Self::CatchUpPlan => {
                 "catching up pays back by moving the VM-wide counter offset, and this VM's counters are set by value: opt in \
                  first"
+            }
+            Self::OptIn => {
+                "this VM has no VM-wide counter offset to opt in to (KVM_CAP_COUNTER_OFFSET, Linux 6.4 and later): its \
+                 counters are restored by value"
             }
             Self::CatchUpStep => "catching up pays back by moving the VM-wide counter offset, and this VM hasn't opted in to one",
         })

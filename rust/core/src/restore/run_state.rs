@@ -95,9 +95,24 @@ impl RunState {
         self.close(State::Restoring)
     }
 
+    /// Epoch of the restore or pause that closed the VM last.
+    #[must_use]
+    pub const fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
     /// Refuses an operation that a newer restore or pause has overtaken.
     pub fn holds(&self, state: State, epoch: u64) -> Result<(), Refusal> {
-        if self.state == state && self.epoch == epoch { Ok(()) } else { Err(Refusal::StalePlan) }
+        if self.state == state && self.epoch == epoch { Ok(()) } else { Err(Refusal::Overtaken) }
+    }
+
+    /// Takes the close of a restore back that was given up: whoever closed the VM before it holds the VM again.
+    ///
+    /// Epochs above the present one belong to restores that were given up, so a number that is used again has one
+    /// owner.
+    pub const fn reopen(&mut self, state: State, epoch: u64) {
+        self.state = state;
+        self.epoch = epoch;
     }
 
     /// Opens the VM: its guest goes on as in `outcome`.

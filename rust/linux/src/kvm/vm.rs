@@ -8,8 +8,8 @@ use guestclock_core::arch::arm64::{
     is_timers, one_reg_id, view_of,
 };
 use guestclock_core::checkpoint::{Checkpoint, Interrupts};
-use guestclock_core::drive::{Backend, OpenPause, OpenRestore, OperationError, Saving, retry_busy};
-use guestclock_core::restore::{Plan, Report, Request, RunState, Step, Written};
+use guestclock_core::drive::{Backend, Condition, OpenPause, OpenRestore, OperationError, Saving, retry_busy};
+use guestclock_core::restore::{self, Plan, Report, Request, RunState, Step, Written};
 use guestclock_core::time::{Counter, GuestCount, HostCount, Offset, OffsetInterval, PublishedOffset};
 use kvm_bindings::KVM_CAP_COUNTER_OFFSET;
 use std::io;
@@ -397,11 +397,7 @@ impl<C: Counter> KvmVm<C> {
         plan: Plan,
         checkpoint: Arc<Checkpoint>,
     ) -> Result<OpenRestore, OperationError<KvmError>> {
-        self.operate(io, |run_state, backend| {
-            let open = run_state.prepare(backend, plan, checkpoint)?;
-            backend.state.by_value = None;
-            Ok(open)
-        })
+        self.operate(io, |run_state, backend| run_state.prepare(backend, plan, checkpoint))
     }
 
     /// See [`RunState::apply`].
@@ -416,6 +412,39 @@ impl<C: Counter> KvmVm<C> {
         open: &mut OpenRestore,
     ) -> Result<Report, OperationError<KvmError>> {
         self.released(io, |run_state, backend| run_state.release(backend, open))
+    }
+
+    /// See [`RunState::give_up`].
+    pub fn give_up(
+        &self,
+        io: &(impl Ioctls + ?Sized),
+        open: &mut OpenRestore,
+    ) -> Result<Condition, OperationError<KvmError>> {
+        self.operate(io, |run_state, backend| run_state.give_up(backend, open))
+    }
+
+    /// See [`RunState::abandon`]. False too where another thread has the VM's lock: this call never waits.
+    pub fn abandon(&self, open: &OpenRestore) -> bool {
+        self.locked.try_lock().is_ok_and(|mut locked| locked.run_state.abandon(open))
+    }
+
+    /// Returns whether the VM is still in this pause, or another thread has the VM's lock: this call never waits.
+    pub fn holds(&self, pause: &OpenPause) -> bool {
+        self.locked.try_lock().map_or(true, |locked| pause.holds(&locked.run_state))
+    }
+
+    /// State of the VM.
+    pub fn state(&self) -> restore::State {
+        self.lock().run_state.state()
+    }
+
+    /// See [`RunState::opt_in`].
+    pub fn opt_in(&self, io: &(impl Ioctls + ?Sized), offset: Option<Offset>) -> Result<(), OperationError<KvmError>> {
+        self.operate(io, |run_state, backend| {
+            run_state.opt_in(backend, offset)?;
+            backend.state.by_value = None;
+            Ok(())
+        })
     }
 
     /// See [`RunState::pause`].
@@ -434,8 +463,8 @@ impl<C: Counter> KvmVm<C> {
     }
 
     /// See [`RunState::step`].
-    pub fn step(&self, io: &(impl Ioctls + ?Sized)) -> Result<Step, OperationError<KvmError>> {
-        self.operate(io, |run_state, backend| run_state.step(backend))
+    pub fn step(&self, io: &(impl Ioctls + ?Sized), step: Step) -> Result<u64, OperationError<KvmError>> {
+        self.operate(io, |run_state, backend| run_state.step(backend, step))
     }
 
     fn released<I: Ioctls + ?Sized>(
