@@ -172,6 +172,9 @@ def test_a_counter_that_counted_through_a_sleep_is_exact() -> None:
         report = advanced(plain, at)
         assert (report.added_ns, report.error_bound_ns, report.elapsed_by) == (4922 * SECOND, 0, "counter")
         assert codes(report) == ["counted-through-sleep"]
+        evidence = report.to_dict()["evidence"]
+        assert isinstance(evidence, dict)
+        assert (evidence["slept_ns"], evidence["was_reset"]) == ([4920 * SECOND] * 2, False)
         assert checkpoint.stamp.slept_ns == 0
 
 

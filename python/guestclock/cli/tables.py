@@ -306,7 +306,11 @@ def _plan(planned: dict[str, Any]) -> list[tuple[str, str]]:
         ("elapsed time by", (planned["elapsed_by"] or "nobody knows").replace("-", " ")),
         (
             "its evidence",
-            ", ".join(f"{name.replace('_', ' ')}: {known[said]}" for name, said in evidence.items() if said in known),
+            ", ".join(
+                f"{name.replace('_', ' ')}: {known[said]}"
+                for name, said in evidence.items()
+                if name[-3:] != "_ns" and said in known
+            ),
         ),
         (
             "",

@@ -14,7 +14,7 @@ use guestclock_core::restore::{
     AtOnce, Deadlines, Diagnostic, MAX_RATE_ERROR_PPB, Outcome, Plan, Repay, Report, Request, Rest, TimerStatus, Views,
     Words, Written, timer_status as status,
 };
-use guestclock_core::time::{Amount, ElapsedBy, ErrorBound, HostCount, Intent, OffsetInterval, Term};
+use guestclock_core::time::{Amount, ElapsedBy, ErrorBound, HostCount, Intent, OffsetInterval, Sleep, Term};
 use guestclock_model::locked::Now;
 use pyo3::conversion::FromPyObjectOwned;
 use pyo3::exceptions::{PyBaseException, PyGeneratorExit, PyTypeError, PyValueError};
@@ -141,6 +141,12 @@ pub(crate) fn describe<'py>(py: Python<'py>, plan: &Plan) -> PyResult<Bound<'py,
     evidence.set_item("went_forward", plan.evidence.forward)?;
     evidence.set_item("was_reset", plan.evidence.reset)?;
     evidence.set_item("slept", plan.evidence.sleep.to_string())?;
+    let slept_ns = match plan.evidence.sleep {
+        Sleep::Absent => Some([0, 0]),
+        Sleep::Grew { least_ns, most_ns } => Some([least_ns, most_ns]),
+        _ => None,
+    };
+    evidence.set_item("slept_ns", slept_ns)?;
     evidence.set_item("disagreement_ns", plan.evidence.disagreement_ns())?;
     evidence.set_item("allowed_ns", plan.evidence.allowed_ns)?;
     fields.set_item("evidence", evidence)?;

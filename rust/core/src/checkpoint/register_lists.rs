@@ -237,8 +237,7 @@ fn one_offset(lists: &[BTreeMap<u64, u64>], frequency: Frequency, width_ticks: u
     let width = spreads.saturating_add(width_ticks).saturating_add(frequency.hz());
     for (vcpu, (virt, phys)) in virt.into_iter().zip(phys).enumerate() {
         if phys.since(virt).cast_signed().unsigned_abs() > width {
-            let (cntvct, cntpct) = (virt.0, phys.0);
-            return Err(InterchangeError::TwoOffsets { vcpu, cntvct, cntpct, width });
+            return Err(InterchangeError::TwoOffsets { vcpu, cntvct: virt.0, cntpct: phys.0, width });
         }
     }
     Ok(())
