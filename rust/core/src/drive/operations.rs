@@ -2,7 +2,7 @@
 //!
 //! They take no lock: a caller that shares the VM between threads holds the VM's lock.
 
-use crate::arch::arm64::{Registers, Role, View};
+use crate::arch::arm64::{Registers, View};
 use crate::checkpoint::{BuildError, Checkpoint, GuestTime, NotOneVm, SavedVm, VmName};
 use crate::drive::backend::{Backend, retry_busy};
 use crate::drive::capture::{capture, capture_registers};
@@ -310,11 +310,8 @@ impl RunState {
             backend.set_counter_offset(offset).map(|()| offset)
         });
         let offset = written.map_err(OperationError::Backend)?;
-        let view = if Registers::of(backend).map_err(OperationError::Backend)?.has(Role::Cntvoff) {
-            View::Physical
-        } else {
-            View::Virtual
-        };
+        // With EL2 the virtual count has CNTVOFF_EL2 in it.
+        let view = if backend.nested() { View::Physical } else { View::Virtual };
         let known = OffsetInterval::exact(offset);
         Restore::check_view(backend, view, known, "opt_in", Condition::Provisional).inspect_err(|_| {
             self.begin_restore();
