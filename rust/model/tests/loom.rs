@@ -68,6 +68,10 @@ fn is_stale<T>(result: &Result<T, LockedError>) -> bool {
     matches!(result, Err(LockedError::Restore(RestoreError::Refused(Refusal::StalePlan))))
 }
 
+fn is_overtaken<T>(result: &Result<T, LockedError>) -> bool {
+    matches!(result, Err(LockedError::Restore(RestoreError::Refused(Refusal::Overtaken))))
+}
+
 fn is_running<T>(result: &Result<T, LockedError>) -> bool {
     matches!(result, Err(LockedError::Backend(VmError::Running { .. })))
 }
@@ -315,7 +319,8 @@ fn of_two_restores_the_newer_one_is_finished() {
                 vm.apply(&mut open, None)?;
                 vm.release(&mut open, None)
             })();
-            assert!(result.is_ok() || is_stale(&result), "{result:?}");
+            // The other one came between the plan and the close, or after the close.
+            assert!(result.is_ok() || is_stale(&result) || is_overtaken(&result), "{result:?}");
             assert!(!entered || result.is_err(), "a vCPU ran while this restore was open");
             result.is_ok()
         };
