@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import os
+import struct
 import subprocess
 import sys
 import threading
-import time
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import keystone
@@ -213,40 +211,80 @@ def test_fast_mode_refreshes_istatus_for_a_guest_that_polls() -> None:
     assert guest.x(1) == 0b111
 
 
-class Forgetful:
-    """An engine whose timeouts come to nothing, as where Unicorn's timer is done before the run has begun."""
+class ListReader:
+    """A guest that follows a ring of pointers, each by the register that it came in: done twice, a load skips one."""
 
-    def __init__(self, uc: Any) -> None:
-        self._uc = uc
+    LENGTH = 1_000
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._uc, name)
+    def __init__(self) -> None:
+        self.guest = Guest("follow:\n ldr x0, [x0]\n add x1, x1, #1\n b follow", mode="fast")
+        ring = [DATA + 8 * ((number + 1) % self.LENGTH) for number in range(self.LENGTH)]
+        self.guest.uc.mem_write(DATA, struct.pack(f"<{self.LENGTH}Q", *ring))
+        self.guest.uc.reg_write(arm64_const.UC_ARM64_REG_X0, DATA)
 
-    def emu_start(self, begin: int, until: int, timeout: int, count: int) -> None:
-        assert (timeout > 0, count) == (True, 0)
-        self._uc.emu_start(begin, until)
+    def assert_nothing_was_skipped(self) -> None:
+        loads = self.guest.x(1) + (self.guest.pc == CODE + 4)
+        assert self.guest.x(0) == DATA + 8 * (loads % self.LENGTH)
 
 
-def test_a_stop_that_unicorn_loses_is_made_again() -> None:
-    guest = Guest("spin: b spin", mode="fast")
-    guest.timer._uc = Forgetful(guest.uc)
-    for _ in range(3):
-        assert guest.timer.run_until(deadline=guest.counter.read() + 60_000) == Stop(Reason.DEADLINE)
-    # In a child too, which has none of its parent's threads.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of what is tested here.
-        child = os.fork()
-    if not child:
-        status = 1
-        try:
-            status = guest.timer.run_until(deadline=guest.counter.read() + 60_000) != Stop(Reason.DEADLINE)
-        finally:
-            os._exit(status)
-    assert os.waitpid(child, 0)[1] == 0
-    # Also where the thread that sees to it has ended, since nothing ran.
-    while any(thread.name == "guestclock-unicorn" for thread in threading.enumerate()):
-        time.sleep(0.01)
-    assert guest.timer.run_until(deadline=guest.counter.read() + 60_000) == Stop(Reason.DEADLINE)
+def test_no_load_is_done_twice_at_a_slices_end() -> None:
+    reader = ListReader()
+    for _ in range(50):
+        stop = reader.guest.timer.run_until(deadline=reader.guest.counter.read() + 6_250, slice_us=20)
+        assert stop == Stop(Reason.DEADLINE)
+        reader.assert_nothing_was_skipped()
+
+
+def test_no_load_is_done_twice_where_another_thread_stops_the_guest() -> None:
+    reader = ListReader()
+    for _ in range(20):
+        caller = threading.Timer(0.001, reader.guest.timer.stop)
+        caller.start()
+        assert reader.guest.timer.run_until() == Stop(Reason.REQUESTED)
+        caller.join()
+        reader.assert_nothing_was_skipped()
+
+
+def test_a_slice_of_slow_instructions_ends_in_a_hook() -> None:
+    guest = Guest("poll:\n mrs x0, cntpct_el0\n b poll", mode="fast")
+    guest.timer._pace = 10**12, 1
+    assert guest.timer.run_until(deadline=guest.counter.read() + 6_250) == Stop(Reason.DEADLINE)
+
+
+def test_no_block_is_done_twice_in_a_loop_of_the_vmms_own() -> None:
+    """Another thread of it stops the guest, at any instruction of the blocks that follow a trapped read."""
+    guest = Guest(
+        """
+        mrs  x5, cntpct_el0         // trapped
+        again:
+        add  x1, x1, #1
+        b    other
+        other:
+        add  x2, x2, #1
+        b    again
+        """,
+        mode="fast",
+    )
+    over = threading.Event()
+
+    def stop_again_and_again() -> None:
+        while not over.wait(0.000_1):
+            guest.uc.emu_stop()
+
+    stopper = threading.Thread(target=stop_again_and_again)
+    stopper.start()
+    try:
+        for _ in range(50):
+            guest.timer.sync()
+            with guest.vm.running(0):
+                guest.uc.emu_start(CODE, 0xFFFF_FFFF_FFFF_FFF0)
+            guest.timer.check()
+            ahead = guest.x(1) - guest.x(2)
+            assert ahead == (guest.pc in (CODE + 8, CODE + 12))
+            guest.uc.reg_write(arm64_const.UC_ARM64_REG_X1, guest.x(2))
+    finally:
+        over.set()
+        stopper.join()
 
 
 ALARM = """

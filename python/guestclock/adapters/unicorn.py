@@ -7,10 +7,7 @@ taking an interrupt by hand. `docs/unicorn.md` says register by register what ea
 from __future__ import annotations
 
 import enum
-import os
-import threading
 import time
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -25,7 +22,7 @@ from guestclock.adapters import _a64
 from guestclock.errors import CapabilityMissing, GuestClockError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from guestclock import ModelVm
 
@@ -117,59 +114,8 @@ class _Exit(enum.Enum):
     UNMASKED = enum.auto()
     WFI = enum.auto()
     HVC = enum.auto()
+    RECALLED = enum.auto()
     FAILED = enum.auto()
-
-
-class _Watch:
-    """Stops a run of the emulator that goes on long after its end.
-
-    Unicorn's `timeout` stops a run once, from a thread of its own. On a busy host that thread may come before the run
-    has begun: then the stop is lost, and nothing else would end the run. One thread watches all engines, and ends when
-    none runs.
-    """
-
-    EVERY_S: Final = 0.05
-    PATIENCE_NS: Final = 20_000_000
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._runs: dict[int, tuple[Engine, int]] = {}
-        self._thread: threading.Thread | None = None
-        # A fork leaves the thread behind, and the lock as it was.
-        os.register_at_fork(after_in_child=self._forget)
-
-    def _forget(self) -> None:
-        self._lock, self._runs, self._thread = threading.Lock(), {}, None
-
-    @contextmanager
-    def over(self, uc: Engine, timeout_us: int) -> Iterator[None]:
-        """Watches a run that is to end after `timeout_us`."""
-        with self._lock:
-            self._runs[id(uc)] = uc, time.monotonic_ns() + 1_000 * timeout_us + self.PATIENCE_NS
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._watch, name="guestclock-unicorn", daemon=True)
-                self._thread.start()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._runs.pop(id(uc), None)
-
-    def _watch(self) -> None:
-        while True:
-            time.sleep(self.EVERY_S)
-            with self._lock:
-                if not self._runs:
-                    self._thread = None
-                    return
-                now = time.monotonic_ns()
-                for uc, end in self._runs.values():
-                    if now > end:
-                        with suppress(UcError):
-                            uc.emu_stop()
-
-
-_WATCH: Final = _Watch()
 
 
 def setup(uc: Engine, mode: Mode) -> None:
@@ -261,6 +207,8 @@ class UnicornTimer:
         self._stop_requested = False
         self._delivered = False
         self._slice_end: int | None = None
+        # Instructions of the last whole slice in fast mode, and the ticks that it took.
+        self._pace = 1, 1
         self._count_hook: int | None = None
         self._step: Callable[[int], None] | None = None
         # Of the slice that runs: instructions before the block that runs, that block's address and length, and how
@@ -294,6 +242,7 @@ class UnicornTimer:
             return False
         try:
             uc.reg_write(register, self._read(encoding))
+            self._look_up()
         except BaseException as error:  # noqa: BLE001 - kept for check()
             self._fail(error)
         return True
@@ -308,6 +257,7 @@ class UnicornTimer:
             return False
         try:
             self._write(encoding, cp.val)
+            self._look_up()
         except BaseException as error:  # noqa: BLE001 - kept for check()
             self._fail(error)
         return True
@@ -320,10 +270,12 @@ class UnicornTimer:
         ever.
         """
         try:
-            return self._exception(uc, intno)
+            handled = self._exception(uc, intno)
+            self._look_up()
         except BaseException as error:  # noqa: BLE001 - kept for check()
             self._fail(error)
             return True
+        return handled
 
     def check(self) -> None:
         """Raises the exception that a callback caught, if any. Call it after each `emu_start` of your own."""
@@ -381,8 +333,8 @@ class UnicornTimer:
 
     def stop(self) -> None:
         """Makes `run_until` come back, within a slice or a tenth of a second of WFI. From any thread or callback."""
+        # Not by emu_stop(): see _run_for().
         self._stop_requested = True
-        self._uc.emu_stop()
 
     def detach(self) -> None:
         """Removes the hooks. Unicorn's registers stay as they are."""
@@ -421,7 +373,8 @@ class UnicornTimer:
         step: called with the number of instructions that were executed since it was last called (exact mode): before
             each access to a counter or timer is answered, before `on_hvc`, and after each slice. By default a
             `ManualCounter` advances by a tick for each instruction, and other counters need no help.
-        slice_instructions, slice_us: the longest run of the emulator, in exact and in fast mode; at least 1.
+        slice_instructions, slice_us: the longest run of the emulator, in exact and in fast mode; at least 1. Fast mode
+            takes the microseconds for instructions, at the pace of its last slice.
         coarse: with `step`, don't count instructions within a slice. Code without accesses runs much faster, and time
             stands still in a slice: a guest that polls sees it late by up to a slice, and a slice that the guest ends
             early, by WFI, HVC or a timer write, counts as one instruction.
@@ -505,10 +458,10 @@ class UnicornTimer:
         # Where instructions make the time, the slice ends at the deadline's very instruction.
         count = most if step is None or pause is None else max(min(most, pause), 1)
         self._before_block = self._block_length = self._told = 0
-        self._run(count=count)
+        self._run(count)
         if step is None:
             return
-        whole = self._exit is _Exit.SLICE and not self._stop_requested
+        whole = self._exit is _Exit.SLICE
         if self._step is None:
             # Unicorn doesn't say how far a slice got that ended early. Time must go on all the same.
             step(count if whole else 1)
@@ -527,21 +480,29 @@ class UnicornTimer:
         return self._before_block + min((pc - self._block_at & _U64) // 4, self._block_length)
 
     def _run_for(self, pause: int | None, most_us: int) -> None:
+        # Instructions bound the slice, not Unicorn's `timeout`. That stops the guest from another thread, as emu_stop()
+        # from there does: Unicorn 2.1.4 may then have done an instruction's load, and does it again in the next run. A
+        # guest that follows a list by `ldr x0, [x0]` would miss an element.
         self.sync()
-        due_us = most_us if pause is None else max(min(most_us, -(-pause * 1_000_000 // UNICORN_HZ)), 1)
-        self._slice_end = self._vm.counter.read() + due_us * UNICORN_HZ // 1_000_000 & _U64
+        most = most_us * UNICORN_HZ // 1_000_000
+        ticks = max(most if pause is None else min(most, pause), 1)
+        instructions, took = self._pace
+        count = max(ticks * instructions // took, 1)
+        begin = self._vm.counter.read()
+        self._slice_end = begin + ticks & _U64
         try:
-            with _WATCH.over(self._uc, due_us):
-                self._run(timeout=due_us)
+            self._run(count)
         finally:
             self._slice_end = None
+        if self._exit is _Exit.SLICE:
+            self._pace = count, max(self._vm.counter.read() - begin & _U64, 1)
 
-    def _run(self, *, timeout: int = 0, count: int = 0) -> None:
+    def _run(self, count: int) -> None:
         self._exit = _Exit.SLICE
         pc = self._uc.reg_read(arm64_const.UC_ARM64_REG_PC)
         with self._vm.running(self._vcpu):
             try:
-                self._uc.emu_start(pc, _NOWHERE, timeout=timeout, count=count)
+                self._uc.emu_start(pc, _NOWHERE, count=count)
             finally:
                 self.check()
 
@@ -627,8 +588,7 @@ class UnicornTimer:
             return False
         word = self._fetch(pc)
         if word == _a64.WFI:
-            uc.reg_write(arm64_const.UC_ARM64_REG_PC, pc + 4)
-            self._leave_block()
+            self._skip(pc)
             self._leave(_Exit.WFI)
             return True
         move = _a64.sysreg_move(word)
@@ -638,9 +598,15 @@ class UnicornTimer:
             uc.reg_write(_GENERAL[move.rt], self._read(move.encoding))
         else:
             self._write(move.encoding, uc.reg_read(_GENERAL[move.rt]))
-        uc.reg_write(arm64_const.UC_ARM64_REG_PC, pc + 4)
-        self._leave_block()
+        self._skip(pc)
         return True
+
+    def _skip(self, pc: int) -> None:
+        """Goes on behind the instruction at `pc`, which has been done for the guest."""
+        # By reg_write(), Unicorn 2.1.4 wouldn't know where the guest is when another thread stops it later in this run,
+        # and would execute blocks twice. Here no thread does, but one of a VMM with its own loop may.
+        self._uc.reg_write_batch([(arm64_const.UC_ARM64_REG_PC, pc + 4)])
+        self._leave_block()
 
     def _tick(self) -> None:
         """Lets time go on to the instruction that is being executed."""
@@ -675,6 +641,12 @@ class UnicornTimer:
         # A hook is called before Unicorn looks at permissions, so the ModelVm has to check them.
         pstate: int = self._uc.reg_read(arm64_const.UC_ARM64_REG_PSTATE)
         return _a64.exception_level(pstate)
+
+    def _look_up(self) -> None:
+        """Ends the run in a hook if `stop()` was called, or if fast mode's slice takes longer than it should."""
+        late = self._slice_end is not None and _ticks_left(self._slice_end, self._vm.counter.read()) == 0
+        if self._exit is _Exit.SLICE and (late or self._stop_requested):
+            self._leave(_Exit.RECALLED)
 
     def _leave(self, exit_: _Exit) -> None:
         self._exit = exit_
