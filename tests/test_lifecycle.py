@@ -31,7 +31,7 @@ from guestclock.errors import (
     VcpuRunning,
 )
 from guestclock.types import OptionKeywords
-from vms import busy, host, owned, state
+from vms import busy, host, owned, state, texts
 
 PAUSE = 1000
 
@@ -282,8 +282,8 @@ def test_giving_up_can_fail_and_the_vm_stays_closed(nth: int) -> None:
     saved = model.checkpoint()
     plain = FaultyVm(model, [])
     with plain.restoring(saved):
-        entered = len(plain.calls)
-    assert plain.calls[entered:] == [
+        entered = len(texts(plain))
+    assert texts(plain)[entered:] == [
         "stopped",
         "set_counter_offset",
         "get_one_reg 0 TIMER_CNT",
@@ -421,7 +421,7 @@ def test_a_restore_in_one_call_gives_up_what_it_can(kind: Kind) -> None:
     saved, model, restored = rig(kind)
     before = state(model)
     vm = FaultyVm(model, [Fault("apply", delay_ticks=0, errno=None, step_realtime_ns=1)])
-    calls = len(vm.calls)
+    calls = len(texts(vm))
     vm = FaultyVm(model, [Fault("stopped", nth=2, times=1, errno=errno.EBUSY)])
     with pytest.raises(Interrupted) as caught:
         vm.restore(saved, Advance())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from guestclock import ManualCounter, ModelVm, Reg, Timer, sysreg
+from guestclock import ManualCounter, ModelVm, Reg, Timer, TracedVm, sysreg
 from guestclock.errors import UnknownRegister, VcpuRunning
 
 HZ = 62_500_000
@@ -30,6 +30,11 @@ def host(
 ) -> ManualCounter:
     """The counter of a host: of one boot, unless another boot id is given, or None for a random one."""
     return ManualCounter(count, frequency_hz=hz, realtime_ns=realtime_ns, boot_id=boot_id)
+
+
+def texts(vm: TracedVm) -> list[str]:
+    """The calls of a VM that is traced."""
+    return [str(call) for call in vm.calls]
 
 
 def owned(counter: ManualCounter, vcpus: int = 2, cntvct: int = 1000, **options: Any) -> ModelVm:

@@ -36,6 +36,7 @@ from guestclock._core import (
     SetReport,
     Step,
     StolenTime,
+    TracedVm,
     VmClock,
     VmClockUpdate,
     __version__,
@@ -108,6 +109,7 @@ from guestclock.types import (
     SyncBound,
     TimerState,
     TimerStatus,
+    TracedCall,
     Views,
 )
 
@@ -201,6 +203,8 @@ __all__ = [
     "TimerStatus",
     "TooLarge",
     "TopologyMismatch",
+    "TracedCall",
+    "TracedVm",
     "UnknownRegister",
     "UnknownState",
     "UnsupportedArch",

@@ -45,6 +45,7 @@ from guestclock.types import (
     SyncBound,
     TimerState,
     TimerStatus,
+    TracedCall,
     Views,
 )
 
@@ -562,13 +563,22 @@ class KvmVm(GuestVm):
     def irq(self, timer: int) -> int: ...
     def pending_latches(self) -> list[int]: ...
 
+@disjoint_base
+class TracedVm(GuestVm):
+    def __new__(cls, vm: ModelVm | KvmVm, *, most_calls: int = 4096) -> Self: ...
+    @property
+    def vm(self) -> ModelVm | KvmVm: ...
+    @property
+    def calls(self) -> list[TracedCall]: ...
+    @property
+    def dropped(self) -> int: ...
+    def clear(self) -> None: ...
+
 @final
-class FaultyVm(GuestVm):
-    def __new__(cls, vm: ModelVm, faults: Iterable[Fault], *, busy_retries: int = 0) -> Self: ...
-    @property
-    def vm(self) -> ModelVm: ...
-    @property
-    def calls(self) -> list[str]: ...
+class FaultyVm(TracedVm):
+    def __new__(
+        cls, vm: ModelVm | KvmVm, faults: Iterable[Fault], *, busy_retries: int = 0, most_calls: int = 4096
+    ) -> Self: ...
 
 @final
 class Running:

@@ -345,21 +345,54 @@ class Fault:
     """What a `FaultyVm` does to one of its calls, or to some: see docs/faults.md."""
 
     on: str | None = field(default=None, kw_only=False)
-    """Which calls: None for any; one as `FaultyVm.calls` has it ("set_one_reg 0 TIMER_CVAL"), or its beginning, for
-    all that begin so ("set_one_reg"). Or a step, before whose first call it comes: opt_in, checkpoint, plan, prepare
+    """Which calls: None for any; one as a `TracedCall` is shown ("set_one_reg 0 TIMER_CVAL"), or its beginning, for all
+    that begin so ("set_one_reg"). Or a step, before whose first call it comes: opt_in, checkpoint, plan, prepare
     (entering the block of `restoring`), apply, release, give_up, pause, resume or catch_up."""
     nth: int = 0
-    """How many of those calls are passed first: with `on=None`, an index into `FaultyVm.calls`."""
+    """How many of those calls are passed first: with `on=None`, an index into `TracedVm.calls`."""
     times: int | None = 1
     """At how many of them in a row it happens; None for all from there on."""
     errno: int | None = None
     """What the call answers, without being made. Not for a step."""
+    dropped: bool = False
+    """The write answers success, without being made. Only for set_one_reg and set_counter_offset."""
+    flipped: int = 0
+    """Bits of a register that are read wrongly. Only for get_one_reg."""
     delay_ticks: int = 0
     """By how much the VM's `ManualCounter` moves on before the call."""
     step_realtime_ns: int = 0
     """By how much the wall clock of the VM's `ManualCounter` is stepped before the call, in nanoseconds."""
     crash: bool = False
     """The process that holds the VM is gone: neither the call nor any later one is made (`Crashed`)."""
+
+
+class TracedCall(NamedTuple):
+    """One primitive call that a `TracedVm` has recorded, and its answer. As text it is the call."""
+
+    vm: str
+    """The VM's name."""
+    verb: str | None
+    """The operation that it was made for: opt_in, checkpoint, plan, prepare (entering the block of `restoring`), apply,
+    release, give_up, pause, resume or catch_up; None for a call of the VMM's own."""
+    text: str
+    """The call: "set_counter_offset", "set_one_reg 0 TIMER_CVAL"."""
+    operation: str
+    """Its kind: reg_list, stopped, get_one_reg, set_one_reg, set_counter_offset or interrupts. On KVM each is an ioctl,
+    but for stopped (two on the VM's descriptor, or one on the vGIC's) and interrupts (one a timer)."""
+    vcpu: int | None
+    reg: int | None
+    """KVM's id of the register."""
+    value: int | None
+    """What was written or read: a register's value, an offset, or the number of registers listed; None for neither."""
+    errno: int
+    """What the call answered: 0 for success."""
+    began_ns: int
+    """When, in nanoseconds of CLOCK_MONOTONIC."""
+    took_ns: int
+    """How long, in nanoseconds."""
+
+    def __str__(self) -> str:
+        return self.text
 
 
 class Added(IntEnum):

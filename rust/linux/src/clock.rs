@@ -25,6 +25,12 @@ impl Reading {
     }
 }
 
+/// CLOCK_MONOTONIC in nanoseconds: for timing what a program does, not for a guest's time.
+#[must_use]
+pub fn monotonic_ns() -> u64 {
+    monotonic().unsigned_ns()
+}
+
 pub(crate) fn monotonic() -> Reading {
     read(ClockId::Monotonic)
 }

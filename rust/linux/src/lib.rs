@@ -24,7 +24,7 @@ compile_error!(
 );
 
 pub mod alarm;
-mod clock;
+pub mod clock;
 pub mod clock_state;
 #[cfg(target_arch = "aarch64")]
 mod cntvct;

@@ -2,7 +2,7 @@
 
 use guestclock_core::arch::arm64::{Behaviours, CtlReadback, El2, ListOrder, Role, Timer, View, one_reg_id};
 use guestclock_core::checkpoint::Checkpoint;
-use guestclock_core::drive::{Condition, OperationError, RestoreError, Saving};
+use guestclock_core::drive::{Condition, Errno, OperationError, RestoreError, Saving};
 use guestclock_core::restore::{Diagnostic, Method, Policy, Refusal, Request, Views, Written};
 use guestclock_core::time::{Counter, Elapsed, Frequency, HostCount, Offset};
 use guestclock_linux::kvm::error::KvmError;

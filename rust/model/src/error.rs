@@ -2,6 +2,7 @@
 
 use crate::config::MAX_VCPUS;
 use guestclock_core::arch::arm64::{Encoding, IrqError, Sysreg, Timer};
+use guestclock_core::drive::Errno;
 
 /// Refusal of the model, as KVM would answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -76,6 +77,22 @@ pub enum VmError {
     /// The kernel doesn't have the offset ioctl (EINVAL).
     #[error("this kernel has no KVM_CAP_COUNTER_OFFSET (Linux 6.4 and later have): set the counters by value instead")]
     NoCounterOffset,
+}
+
+// The generic errno numbers, the same on every architecture of Linux.
+const ENOENT: i32 = 2;
+const EBUSY: i32 = 16;
+const EINVAL: i32 = 22;
+
+impl Errno for VmError {
+    fn errno(&self) -> i32 {
+        match self {
+            Self::Running { .. } => EBUSY,
+            Self::NoSuchOneReg { .. } | Self::NoSuchTimer { .. } | Self::NoSuchSysreg { .. } => ENOENT,
+            Self::Irq(error) => error.errno(),
+            _ => EINVAL,
+        }
+    }
 }
 
 fn name(encoding: Encoding) -> String {

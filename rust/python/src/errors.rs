@@ -4,7 +4,7 @@ use crate::words::{self, count_name};
 use core::fmt::Display;
 use guestclock_core::arch::arm64::{Role, one_reg_id};
 use guestclock_core::checkpoint::codec::WireError;
-use guestclock_core::drive::{CallKind, Condition, FaultyError, OperationError, RestoreError};
+use guestclock_core::drive::{CallKind, Condition, Errno, FaultyError, OperationError, RestoreError};
 use guestclock_core::restore::Refusal;
 use guestclock_core::time::ElapsedError;
 use guestclock_core::time::elapsed::UnknownElapsed;
@@ -23,7 +23,6 @@ use std::ffi::CString;
 // The generic errno numbers, the same on every architecture of Linux.
 const ENOENT: i32 = 2;
 const EBUSY: i32 = 16;
-const EINVAL: i32 = 22;
 
 /// An instance of `guestclock.errors.<class>` with these fields.
 pub(crate) fn typed(class: &str, message: &str, fields: impl FnOnce(&Bound<'_, PyDict>) -> PyResult<()>) -> PyErr {
@@ -138,6 +137,11 @@ pub(crate) fn noted(error: PyErr, handle: i64) -> PyErr {
 pub(crate) trait IntoPyErr {
     /// The exception.
     fn into_pyerr(self) -> PyErr;
+
+    /// Returns whether nobody is left who could make another call on the VM.
+    fn is_the_end(&self) -> bool {
+        false
+    }
 }
 
 /// `?` on results with such errors.
@@ -180,32 +184,31 @@ impl IntoPyErr for AlarmError {
 impl IntoPyErr for VmError {
     #[cold]
     fn into_pyerr(self) -> PyErr {
-        let message = words::vm_error(&self);
+        let (message, errno) = (words::vm_error(&self), self.errno());
         match self {
             Self::NoSuchVcpu { .. } => PyIndexError::new_err(message),
             Self::FrequencyTooHigh { .. } => PyValueError::new_err(message),
             Self::Running { vcpu } => typed("VcpuRunning", &message, |fields| {
-                fields.set_item("errno", EBUSY)?;
+                fields.set_item("errno", errno)?;
                 fields.set_item("vcpu", vcpu)
             }),
             Self::NoSuchOneReg { id } => typed("UnknownRegister", &message, |fields| {
-                fields.set_item("errno", ENOENT)?;
+                fields.set_item("errno", errno)?;
                 fields.set_item("reg", id)
             }),
             Self::Trap { encoding, to } => typed("SysregTrap", &message, |fields| {
                 fields.set_item("reg", encoding.one_reg_id())?;
                 fields.set_item("to_el", to)
             }),
-            Self::Irq(error) => typed("KvmError", &message, |fields| fields.set_item("errno", error.errno())),
             Self::NoSuchTimer { timer } => typed("UnknownRegister", &message, |fields| {
-                fields.set_item("errno", ENOENT)?;
+                fields.set_item("errno", errno)?;
                 fields.set_item("reg", one_reg_id(Role::Cval(timer)))
             }),
             Self::NoSuchSysreg { encoding, .. } => typed("UnknownRegister", &message, |fields| {
-                fields.set_item("errno", ENOENT)?;
+                fields.set_item("errno", errno)?;
                 fields.set_item("reg", encoding.one_reg_id())
             }),
-            _ => typed("KvmError", &message, |fields| fields.set_item("errno", EINVAL)),
+            _ => typed("KvmError", &message, |fields| fields.set_item("errno", errno)),
         }
     }
 }
@@ -324,6 +327,10 @@ impl<E: IntoPyErr + Display> IntoPyErr for FaultyError<E> {
             _ => typed("GuestClockError", &message, |_| Ok(())),
         }
     }
+
+    fn is_the_end(&self) -> bool {
+        matches!(self, Self::Crashed)
+    }
 }
 
 impl<E: IntoPyErr + Display> IntoPyErr for OperationError<E> {
@@ -332,6 +339,7 @@ impl<E: IntoPyErr + Display> IntoPyErr for OperationError<E> {
         match self {
             Self::Backend(error) => error.into_pyerr(),
             Self::Restore(RestoreError::Refused(refusal)) => refusal.into_pyerr(),
+            Self::Restore(RestoreError::Backend { error, .. }) if error.is_the_end() => error.into_pyerr(),
             Self::Restore(RestoreError::Backend { step, error, left }) => {
                 let message = format!("{step}: {error}");
                 let cause = error.into_pyerr();

@@ -1,6 +1,6 @@
 //! A VM on KVM.
 
-use crate::any_vm::AnyVm;
+use crate::any_vm::{Handle, Operable};
 use crate::arguments::modular;
 use crate::checkpoint::vm_name;
 use crate::counters::PyHostCounter;
@@ -10,9 +10,9 @@ use crate::registers;
 use crate::verbs::PyGuestVm;
 use crate::vouching::Vouching;
 use guestclock_core::arch::arm64::{CtlReadback, ListOrder, Timer, TimerState, View};
-use guestclock_core::checkpoint::{Checkpoint, VmName};
-use guestclock_core::drive::{Condition, OpenPause, OpenRestore, Saving};
-use guestclock_core::restore::{Plan, Report, Request, State, Step};
+use guestclock_core::checkpoint::VmName;
+use guestclock_core::drive::{Backend, OpenPause, OpenRestore, OperationError, Verb};
+use guestclock_core::restore::{RunState, State, Step};
 use guestclock_core::time::{Counter, HostCount, Offset};
 use guestclock_linux::counter::{HostCounter, Source};
 use guestclock_linux::kvm::cpu;
@@ -105,11 +105,11 @@ impl Numbers {
 /// where this isn't arm64.
 #[pyclass(frozen, extends = PyGuestVm, name = "KvmVm", module = "guestclock")]
 pub(crate) struct PyKvmVm {
-    kvm: Arc<Kvm>,
+    pub(crate) kvm: Arc<Kvm>,
 }
 
 /// A VM on KVM, as its verbs hold it.
-struct Kvm {
+pub(crate) struct Kvm {
     vm: KvmVm<Vouching<HostCounter>>,
     counter: Py<PyHostCounter>,
     vm_fd: Descriptor,
@@ -263,7 +263,7 @@ fn only_now<T>(now: Option<T>) -> PyResult<()> {
     }
 }
 
-impl AnyVm for Kvm {
+impl Handle for Kvm {
     fn name(&self) -> &VmName {
         &self.name
     }
@@ -376,55 +376,8 @@ impl AnyVm for Kvm {
         Ok(())
     }
 
-    fn opt_in(&self, py: Python<'_>, offset: Option<Offset>) -> PyResult<()> {
-        self.with(py, |vm, fds| vm.opt_in(fds, offset))
-    }
-
-    fn checkpoint(&self, py: Python<'_>, saving: &Saving, now: Option<Now>) -> PyResult<Checkpoint> {
-        only_now(now)?;
-        self.with(py, |vm, fds| vm.checkpoint(fds, saving))
-    }
-
-    fn plan(&self, py: Python<'_>, checkpoint: &Checkpoint, request: Request, now: Option<Now>) -> PyResult<Plan> {
-        only_now(now)?;
-        self.with(py, |vm, fds| vm.plan(fds, checkpoint, request))
-    }
-
-    fn prepare(
-        &self,
-        py: Python<'_>,
-        plan: Plan,
-        checkpoint: Arc<Checkpoint>,
-        now: Option<Now>,
-    ) -> PyResult<OpenRestore> {
-        only_now(now)?;
-        self.with(py, |vm, fds| vm.prepare(fds, plan, checkpoint))
-    }
-
-    fn apply(&self, py: Python<'_>, open: &mut OpenRestore, now: Option<Now>) -> PyResult<()> {
-        only_now(now)?;
-        self.with(py, |vm, fds| vm.apply(fds, open))
-    }
-
-    fn release(&self, py: Python<'_>, open: &mut OpenRestore, now: Option<Now>) -> PyResult<Report> {
-        only_now(now)?;
-        self.with(py, |vm, fds| vm.release(fds, open))
-    }
-
-    fn give_up(&self, py: Python<'_>, open: &mut OpenRestore) -> PyResult<Condition> {
-        self.with(py, |vm, fds| vm.give_up(fds, open))
-    }
-
     fn abandon(&self, open: &OpenRestore) -> bool {
         self.vm.abandon(open)
-    }
-
-    fn pause(&self, py: Python<'_>, request: Request) -> PyResult<OpenPause> {
-        self.with(py, |vm, fds| vm.pause(fds, request))
-    }
-
-    fn resume(&self, py: Python<'_>, pause: &OpenPause) -> PyResult<Report> {
-        self.with(py, |vm, fds| vm.resume(fds, pause))
     }
 
     fn holds(&self, pause: &OpenPause) -> bool {
@@ -434,9 +387,19 @@ impl AnyVm for Kvm {
     fn next_step(&self, py: Python<'_>) -> PyResult<Option<Step>> {
         Ok(py.detach(|| self.vm.next_step()))
     }
+}
 
-    fn step(&self, py: Python<'_>, step: Step, now: Option<Now>) -> PyResult<u64> {
+impl Operable for Kvm {
+    type Error = KvmError;
+
+    fn operate<T: Send>(
+        &self,
+        py: Python<'_>,
+        _verb: Option<Verb>,
+        now: Option<Now>,
+        work: impl FnOnce(&mut RunState, &mut dyn Backend<Error = KvmError>) -> T + Send,
+    ) -> PyResult<T> {
         only_now(now)?;
-        self.with(py, |vm, fds| vm.step(fds, step))
+        self.with(py, |vm, fds| vm.operate(fds, |run_state, vm| Ok::<_, OperationError<KvmError>>(work(run_state, vm))))
     }
 }

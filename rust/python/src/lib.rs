@@ -10,6 +10,7 @@ mod alarm;
 mod alarms;
 mod any_vm;
 mod arguments;
+mod around;
 mod arrays;
 mod bank;
 mod checkpoint;
@@ -30,6 +31,7 @@ mod registers;
 mod restore;
 mod sets;
 mod steps;
+mod trace;
 mod verbs;
 mod vm;
 mod vouching;
@@ -75,6 +77,8 @@ mod _core {
     use super::sets::{PyPausedSet, PySetReport};
     #[pymodule_export]
     use super::steps::PyStep;
+    #[pymodule_export]
+    use super::trace::PyTracedVm;
     #[pymodule_export]
     use super::verbs::PyGuestVm;
     #[pymodule_export]

@@ -3,6 +3,7 @@
 use crate::words;
 use guestclock_core::arch::arm64::{CTL_ISTATUS, Timer, TimerState};
 use guestclock_core::checkpoint::{Backlog, Reading};
+use guestclock_core::drive::{TracedCall, Verb};
 use guestclock_core::restore::{Diagnostic, LatchMismatch, TimerStatus, Words};
 use guestclock_core::time::{
     BootTime, Counter, Frequency, GuestCount, HostCount, Leap, NO_DEADLINE, Quality, SourceName, Stamp, StampCount,
@@ -40,6 +41,7 @@ static TIMER_STATE: Class = Class::new("TimerState");
 static TIMER_OUTLOOK: Class = Class::new("TimerStatus");
 static LATCH_MISMATCH: Class = Class::new("LatchMismatch");
 static SUPPORT: Class = Class::new("Support");
+static TRACED_CALL: Class = Class::new("TracedCall");
 static LINES: Class = Class::new("Lines");
 static CHANGES: Class = Class::new("Changes");
 static EXPIRED: Class = Class::new("Expired");
@@ -305,6 +307,13 @@ pub(crate) fn timer_state(py: Python<'_>, state: TimerState) -> PyResult<Bound<'
         state.line,
         deadline(state.deadline),
     ))
+}
+
+/// `types.TracedCall`.
+pub(crate) fn traced_call<'py>(py: Python<'py>, vm: &str, traced: &TracedCall) -> PyResult<Bound<'py, PyAny>> {
+    let TracedCall { verb, call, value, errno, began_ns, took_ns } = *traced;
+    let (verb, operation, text) = (verb.map(Verb::name), call.kind.name(), call.to_string());
+    TRACED_CALL.get(py)?.call1((vm, verb, text, operation, call.vcpu, call.reg, value, errno, began_ns, took_ns))
 }
 
 /// `registers.Timer`, each in its number's place.

@@ -1,6 +1,6 @@
 //! The model VM.
 
-use crate::any_vm::AnyVm;
+use crate::any_vm::{Handle, Operable};
 use crate::arguments::{Vcpu, count, modular};
 use crate::checkpoint::vm_name;
 use crate::counters::{AnyCounter, PyHostCounter};
@@ -8,12 +8,13 @@ use crate::errors::OrRaise;
 use crate::records::{self, AnyCount};
 use crate::verbs::PyGuestVm;
 use guestclock_core::arch::arm64::{Access, Behaviours, El, El2, Encoding, KERNELS, Timer, TimerState, View, Width};
-use guestclock_core::checkpoint::{Checkpoint, VmName};
-use guestclock_core::drive::{Condition, OpenPause, OpenRestore, Saving};
-use guestclock_core::restore::{Plan, Report, Request, State, Step};
+use guestclock_core::checkpoint::VmName;
+use guestclock_core::drive::{Backend, OpenPause, OpenRestore, Verb};
+use guestclock_core::restore::{RunState, State, Step};
 use guestclock_core::time::{Counter, HostCount, Offset};
 use guestclock_model::config::{Config, Origin};
-use guestclock_model::locked::{LockedVm, Now};
+use guestclock_model::error::VmError;
+use guestclock_model::locked::{LockedError, LockedVm, Now};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use std::sync::Arc;
@@ -270,7 +271,7 @@ impl PyModelVm {
     }
 }
 
-impl AnyVm for Model {
+impl Handle for Model {
     fn name(&self) -> &VmName {
         &self.name
     }
@@ -365,50 +366,8 @@ impl AnyVm for Model {
         self.live.exit(vcpu).or_raise()
     }
 
-    fn opt_in(&self, _py: Python<'_>, offset: Option<Offset>) -> PyResult<()> {
-        self.live.opt_in(offset).or_raise()
-    }
-
-    fn checkpoint(&self, _py: Python<'_>, saving: &Saving, now: Option<Now>) -> PyResult<Checkpoint> {
-        self.live.checkpoint(now, saving).or_raise()
-    }
-
-    fn plan(&self, _py: Python<'_>, checkpoint: &Checkpoint, request: Request, now: Option<Now>) -> PyResult<Plan> {
-        self.live.plan(checkpoint, request, now).or_raise()
-    }
-
-    fn prepare(
-        &self,
-        _py: Python<'_>,
-        plan: Plan,
-        checkpoint: Arc<Checkpoint>,
-        now: Option<Now>,
-    ) -> PyResult<OpenRestore> {
-        self.live.prepare(plan, checkpoint, now).or_raise()
-    }
-
-    fn apply(&self, _py: Python<'_>, open: &mut OpenRestore, now: Option<Now>) -> PyResult<()> {
-        self.live.apply(open, now).or_raise()
-    }
-
-    fn release(&self, _py: Python<'_>, open: &mut OpenRestore, now: Option<Now>) -> PyResult<Report> {
-        self.live.release(open, now).or_raise()
-    }
-
-    fn give_up(&self, _py: Python<'_>, open: &mut OpenRestore) -> PyResult<Condition> {
-        self.live.give_up(open).or_raise()
-    }
-
     fn abandon(&self, open: &OpenRestore) -> bool {
         self.live.abandon(open)
-    }
-
-    fn pause(&self, _py: Python<'_>, request: Request) -> PyResult<OpenPause> {
-        self.live.pause(request).or_raise()
-    }
-
-    fn resume(&self, _py: Python<'_>, pause: &OpenPause) -> PyResult<Report> {
-        self.live.resume(pause).or_raise()
     }
 
     fn holds(&self, pause: &OpenPause) -> bool {
@@ -418,8 +377,18 @@ impl AnyVm for Model {
     fn next_step(&self, _py: Python<'_>) -> PyResult<Option<Step>> {
         Ok(self.live.next_step())
     }
+}
 
-    fn step(&self, _py: Python<'_>, step: Step, now: Option<Now>) -> PyResult<u64> {
-        self.live.step(step, now).or_raise()
+impl Operable for Model {
+    type Error = VmError;
+
+    fn operate<T: Send>(
+        &self,
+        _py: Python<'_>,
+        _verb: Option<Verb>,
+        now: Option<Now>,
+        work: impl FnOnce(&mut RunState, &mut dyn Backend<Error = VmError>) -> T + Send,
+    ) -> PyResult<T> {
+        self.live.operate(now, |run_state, vm| Ok::<_, LockedError>(work(run_state, vm))).or_raise()
     }
 }

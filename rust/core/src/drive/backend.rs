@@ -3,7 +3,7 @@
 use crate::arch::Abilities;
 use crate::arch::arm64::Registers;
 use crate::checkpoint::Interrupts;
-use crate::restore::Target;
+use crate::restore::{Target, Written};
 use crate::time::{Counter, Offset};
 use alloc::vec::Vec;
 
@@ -33,7 +33,8 @@ pub trait Backend {
     /// The VM-wide offset, if this VM has opted in and the offset is known. KVM has no call that reads it.
     fn vm_offset(&self) -> Option<Offset>;
 
-    /// Interrupt ids of the timers that the guest has (KVM_ARM_VCPU_TIMER_CTRL); `None` where nobody can be asked.
+    /// Interrupt ids of the timers that the guest has (KVM_ARM_VCPU_TIMER_CTRL); `None` where nobody can be asked. A
+    /// kernel that answers an error doesn't tell either.
     fn interrupts(&mut self, _registers: &Registers) -> Result<Option<Interrupts>, Self::Error> {
         Ok(None)
     }
@@ -41,8 +42,8 @@ pub trait Backend {
     /// A number that changes whenever the VM's state does.
     fn generation(&self) -> u64;
 
-    /// Checks that all vCPUs are stopped, as far as that shows without waiting for one. The error names the one that
-    /// runs.
+    /// Looks once whether all vCPUs are stopped, as far as that shows without waiting for one: see [`await_stopped`].
+    /// The error names the one that runs.
     fn stopped(&mut self) -> Result<(), Self::Error>;
 
     /// KVM_GET_ONE_REG.
@@ -59,6 +60,15 @@ pub trait Backend {
     fn retries(&mut self, _error: &Self::Error, _attempt: u32) -> bool {
         false
     }
+
+    /// Takes note of a restore that has ended, or of a pause.
+    fn restored(&mut self, _written: Written) {}
+}
+
+/// Looks whether all vCPUs are stopped, for as long as the backend [`retries`](Backend::retries) its error: a thread that
+/// is in an ioctl on a vCPU is soon out.
+pub fn await_stopped<B: Backend + ?Sized>(backend: &mut B) -> Result<(), B::Error> {
+    retry_busy(backend, Backend::stopped)
 }
 
 /// Repeats a call for as long as the backend [`retries`](Backend::retries) its error.

@@ -28,7 +28,8 @@ pub fn capture<B: Backend + ?Sized>(backend: &mut B, registers: &Registers) -> R
         // A kernel without the physical counter's registers can't have moved it: it is the host's.
         None => (measure(backend, View::Virtual)?, OffsetInterval::exact(Offset(0))),
     };
-    let interrupts = backend.interrupts(registers)?;
+    // Nothing else depends on them, and not every VMM can tell.
+    let interrupts = backend.interrupts(registers).unwrap_or_default();
     let vcpus = u16::try_from(backend.vcpus()).unwrap_or(MAX_VM_VCPUS + 1);
     // Every counter of a VM has a frequency.
     let frequency_hz = NonZeroU32::new(backend.cntfrq_hz()).unwrap_or(NonZeroU32::MIN);

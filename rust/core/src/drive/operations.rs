@@ -4,7 +4,7 @@
 
 use crate::arch::arm64::{Registers, View};
 use crate::checkpoint::{BuildError, Checkpoint, GuestTime, NotOneVm, SavedVm, VmName};
-use crate::drive::backend::{Backend, retry_busy};
+use crate::drive::backend::{Backend, await_stopped, retry_busy};
 use crate::drive::capture::{capture, capture_registers};
 use crate::drive::measure::bracket;
 use crate::drive::restore::{Condition, Restore, RestoreError, Stage, at_step};
@@ -140,7 +140,7 @@ impl Saving {
 
 /// Looks whether all vCPUs are stopped, and whether the VM has the offset that is remembered. Nothing is written.
 fn look_at<B: Backend + ?Sized>(backend: &mut B) -> Operated<(), B> {
-    backend.stopped().map_err(OperationError::Backend)?;
+    await_stopped(backend).map_err(OperationError::Backend)?;
     let Some(remembered) = backend.vm_offset().filter(|_| backend.vcpus() > 0) else { return Ok(()) };
     // Both counters: the physical one of a VM that never opted in is the host's, so a small offset would pass for its.
     let views: &[View] = if backend.nested() { &[View::Physical] } else { &[View::Virtual, View::Physical] };
@@ -324,7 +324,7 @@ impl RunState {
         open.restore.expect(Stage::Prepared, "apply")?;
         self.holds(State::Restoring, open.epoch)?;
         // The vCPUs are looked at again: a read of a running vCPU's register would wait for it.
-        backend.stopped().map_err(at_step(Condition::Partial, || look("apply")))?;
+        await_stopped(backend).map_err(at_step(Condition::Partial, || look("apply")))?;
         Ok(open.restore.apply(&open.checkpoint.only()?, backend)?)
     }
 
@@ -332,7 +332,7 @@ impl RunState {
     pub fn release<B: Backend + ?Sized>(&mut self, backend: &mut B, open: &mut OpenRestore) -> Operated<Report, B> {
         open.restore.expect(Stage::Applied, "release")?;
         self.holds(State::Restoring, open.epoch)?;
-        backend.stopped().map_err(at_step(Condition::TimersOnly, || look("release")))?;
+        await_stopped(backend).map_err(at_step(Condition::TimersOnly, || look("release")))?;
         self.finish(backend, &mut open.restore, Some(&open.checkpoint.only()?))
     }
 
@@ -396,6 +396,7 @@ impl RunState {
         let tolerance = backend.counter().frequency().hz() / BY_VALUE_TOLERANCE;
         let report = restore.release(vm, tolerance, backend)?;
         self.open(&report.plan, &report.outcome);
+        backend.restored(report.written);
         Ok(report)
     }
 }

@@ -6,7 +6,7 @@
 
 use crate::arch::arm64::{CTL_ENABLE, CTL_IMASK, Role, Sysreg, Timer, View, one_reg_id, timer};
 use crate::checkpoint::{Held, SavedTimer, SavedVm, Values};
-use crate::drive::backend::{Backend, retry_busy};
+use crate::drive::backend::{Backend, await_stopped, retry_busy};
 use crate::drive::measure::{bracket, set_offset_by_value};
 use crate::restore::{Behind, Deadlines, Method, Outcome, Plan, Refusal, Report, Writes, Written, planning};
 use crate::time::{ErrorBound, Offset, OffsetInterval};
@@ -229,7 +229,7 @@ impl Restore {
         };
         let left = Condition::Provisional;
         let at = |what: &'static str| at_step(left, move || format!("giving up: {what}"));
-        backend.stopped().map_err(at("looking whether the vCPUs are stopped"))?;
+        await_stopped(backend).map_err(at("looking whether the vCPUs are stopped"))?;
         retry_busy(backend, |backend| backend.set_counter_offset(own)).map_err(at("the VM's own offset"))?;
         self.check_counts(backend, OffsetInterval::exact(own), "giving up", left)?;
         Ok(true)

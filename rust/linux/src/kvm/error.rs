@@ -1,5 +1,6 @@
 //! KVM's refusals, and the way out of each.
 
+use guestclock_core::drive::Errno;
 use guestclock_core::time::HostCount;
 use std::io;
 
@@ -90,17 +91,6 @@ pub enum KvmError {
 }
 
 impl KvmError {
-    /// The errno of this error, as KVM would answer it.
-    #[must_use]
-    pub const fn errno(&self) -> i32 {
-        match self {
-            Self::Running { .. } | Self::Busy { .. } => libc::EBUSY,
-            Self::NoSuchOneReg { .. } => libc::ENOENT,
-            Self::Call { errno, .. } => *errno,
-            _ => libc::EINVAL,
-        }
-    }
-
     /// The error that `call` answered.
     #[must_use]
     pub fn of(call: &'static str, error: &io::Error) -> Self {
@@ -109,7 +99,19 @@ impl KvmError {
     }
 }
 
+impl Errno for KvmError {
+    fn errno(&self) -> i32 {
+        match self {
+            Self::Running { .. } | Self::Busy { .. } => libc::EBUSY,
+            Self::NoSuchOneReg { .. } => libc::ENOENT,
+            Self::Call { errno, .. } => *errno,
+            _ => libc::EINVAL,
+        }
+    }
+}
+
 pub(crate) const SET_COUNTER_OFFSET: &str = "KVM_ARM_SET_COUNTER_OFFSET";
+pub(crate) const TIMER_IRQ: &str = "KVM_GET_DEVICE_ATTR of KVM_ARM_VCPU_TIMER_CTRL";
 pub(crate) const GET_REDISTRIBUTOR: &str = "KVM_GET_DEVICE_ATTR of the vGIC's redistributor";
 
 /// Meaning of an errno on the descriptors of a VM and its vCPUs (virt/kvm/kvm_main.c, arch/arm64/kvm/arm.c and

@@ -1,6 +1,6 @@
 //! A VM on KVM: the same operations as the model's, over ioctls.
 
-use crate::kvm::error::{GET_REDISTRIBUTOR, KvmError, SET_COUNTER_OFFSET};
+use crate::kvm::error::{GET_REDISTRIBUTOR, KvmError, SET_COUNTER_OFFSET, TIMER_IRQ};
 use crate::kvm::ioctls::Ioctls;
 use guestclock_core::arch::Abilities;
 use guestclock_core::arch::arm64::{
@@ -8,7 +8,9 @@ use guestclock_core::arch::arm64::{
     is_timers, one_reg_id, view_of,
 };
 use guestclock_core::checkpoint::{Checkpoint, Interrupts};
-use guestclock_core::drive::{Backend, Condition, OpenPause, OpenRestore, OperationError, Saving, retry_busy};
+use guestclock_core::drive::{
+    Backend, Condition, OpenPause, OpenRestore, OperationError, Saving, await_stopped, retry_busy,
+};
 use guestclock_core::restore::{self, Plan, Report, Request, RunState, Step, Written};
 use guestclock_core::time::{Counter, GuestCount, HostCount, Offset, OffsetInterval, PublishedOffset};
 use kvm_bindings::KVM_CAP_COUNTER_OFFSET;
@@ -299,7 +301,7 @@ impl<C: Counter> KvmVm<C> {
         }
         self.ask(io, |backend| {
             // Reading MPIDR_EL1 would wait for a vCPU that runs.
-            backend.stopped()?;
+            await_stopped(backend)?;
             (0..io.vcpus())
                 .map(|vcpu| {
                     let attr = redistributor_attr(backend.get_one_reg(vcpu, MPIDR_EL1)?, GICR_ISPENDR0);
@@ -317,7 +319,7 @@ impl<C: Counter> KvmVm<C> {
         self.ask(io, |backend| {
             backend.is_stopped(0)?;
             let answer = io.timer_irq(0, timer as u64).ok_or(KvmError::NoTimerIrq)?;
-            answer.map_err(|error| KvmError::of("KVM_GET_DEVICE_ATTR of KVM_ARM_VCPU_TIMER_CTRL", &error))
+            answer.map_err(|error| KvmError::of(TIMER_IRQ, &error))
         })
     }
 
@@ -411,7 +413,7 @@ impl<C: Counter> KvmVm<C> {
         io: &(impl Ioctls + ?Sized),
         open: &mut OpenRestore,
     ) -> Result<Report, OperationError<KvmError>> {
-        self.released(io, |run_state, backend| run_state.release(backend, open))
+        self.operate(io, |run_state, backend| run_state.release(backend, open))
     }
 
     /// See [`RunState::give_up`].
@@ -440,11 +442,7 @@ impl<C: Counter> KvmVm<C> {
 
     /// See [`RunState::opt_in`].
     pub fn opt_in(&self, io: &(impl Ioctls + ?Sized), offset: Option<Offset>) -> Result<(), OperationError<KvmError>> {
-        self.operate(io, |run_state, backend| {
-            run_state.opt_in(backend, offset)?;
-            backend.state.by_value = None;
-            Ok(())
-        })
+        self.operate(io, |run_state, backend| run_state.opt_in(backend, offset))
     }
 
     /// See [`RunState::pause`].
@@ -454,7 +452,7 @@ impl<C: Counter> KvmVm<C> {
 
     /// See [`RunState::resume`].
     pub fn resume(&self, io: &(impl Ioctls + ?Sized), pause: &OpenPause) -> Result<Report, OperationError<KvmError>> {
-        self.released(io, |run_state, backend| run_state.resume(backend, pause))
+        self.operate(io, |run_state, backend| run_state.resume(backend, pause))
     }
 
     /// See [`RunState::next_step`].
@@ -467,23 +465,14 @@ impl<C: Counter> KvmVm<C> {
         self.operate(io, |run_state, backend| run_state.step(backend, step))
     }
 
-    fn released<I: Ioctls + ?Sized>(
+    /// Runs `work` under the VM's lock, on its primitive calls.
+    ///
+    /// The error type of `work` is its own: a backend around this one may fail for other reasons.
+    pub fn operate<I: Ioctls + ?Sized, T, E>(
         &self,
         io: &I,
-        work: impl FnOnce(&mut RunState, &mut Kvm<'_, I, C>) -> Result<Report, OperationError<KvmError>>,
-    ) -> Result<Report, OperationError<KvmError>> {
-        self.operate(io, |run_state, backend| {
-            let report = work(run_state, backend)?;
-            backend.state.by_value = matches!(report.written, Written::ByValue { .. }).then_some(report.written);
-            Ok(report)
-        })
-    }
-
-    fn operate<I: Ioctls + ?Sized, T>(
-        &self,
-        io: &I,
-        work: impl FnOnce(&mut RunState, &mut Kvm<'_, I, C>) -> Result<T, OperationError<KvmError>>,
-    ) -> Result<T, OperationError<KvmError>> {
+        work: impl FnOnce(&mut RunState, &mut dyn Backend<Error = KvmError>) -> Result<T, OperationError<E>>,
+    ) -> Result<T, OperationError<E>> {
         let Locked { run_state, state } = &mut *self.lock();
         work(run_state, &mut self.backend(io, state))
     }
@@ -502,6 +491,8 @@ impl<C: Counter> KvmVm<C> {
 
     fn own(&self, state: &mut State, offset: Offset) {
         state.generation += 1;
+        // KVM ignores counts that are set from now on.
+        state.by_value = None;
         self.opted_in.get_or_init(|| PublishedOffset::new(offset)).publish(offset);
     }
 
@@ -609,16 +600,13 @@ impl<I: Ioctls + ?Sized, C: Counter> Backend for Kvm<'_, I, C> {
         self.vm.opted_in.get().map(PublishedOffset::offset)
     }
 
-    /// Asks for the ids of the timers that the guest has. A kernel or VMM that doesn't tell leaves them unknown.
     fn interrupts(&mut self, registers: &Registers) -> Result<Option<Interrupts>, KvmError> {
         self.is_stopped(0)?;
         let nested = registers.timers().filter(|timer| matches!(timer, Timer::Hvtimer | Timer::Hptimer));
         let mut ids = [0; 4];
         for timer in [Timer::Vtimer, Timer::Ptimer].into_iter().chain(nested) {
-            match self.io.timer_irq(0, timer as u64) {
-                Some(Ok(id)) => ids[timer.index()] = id.cast_unsigned(),
-                Some(Err(_)) | None => return Ok(None),
-            }
+            let Some(id) = self.io.timer_irq(0, timer as u64) else { return Ok(None) };
+            ids[timer.index()] = id.map_err(|error| KvmError::of(TIMER_IRQ, &error))?.cast_unsigned();
         }
         Ok(Some(Interrupts(ids)))
     }
@@ -632,15 +620,12 @@ impl<I: Ioctls + ?Sized, C: Counter> Backend for Kvm<'_, I, C> {
     /// registers can be had only with every vCPU stopped. Otherwise the caller vouches. Nothing is written.
     fn stopped(&mut self) -> Result<(), KvmError> {
         self.nobody_runs()?;
-        retry_busy(self, |kvm| {
-            let offered = kvm.vm.counter_offset;
-            let looked = offered.then(|| kvm.io.look()).flatten();
-            let (call, answer) = match looked {
-                Some(answer) => ("KVM_CREATE_DEVICE, as a look", Some(answer)),
-                None => ("KVM_GET_DEVICE_ATTR of the vGIC's distributor", kvm.io.distributor()),
-            };
-            answer.unwrap_or(Ok(())).map_err(|error| kvm.on_vm(call, &error))
-        })
+        let looked = self.vm.counter_offset.then(|| self.io.look()).flatten();
+        let (call, answer) = match looked {
+            Some(answer) => ("KVM_CREATE_DEVICE, as a look", Some(answer)),
+            None => ("KVM_GET_DEVICE_ATTR of the vGIC's distributor", self.io.distributor()),
+        };
+        answer.unwrap_or(Ok(())).map_err(|error| self.on_vm(call, &error))
     }
 
     fn get_one_reg(&mut self, vcpu: usize, id: u64) -> Result<u64, KvmError> {
@@ -676,6 +661,10 @@ impl<I: Ioctls + ?Sized, C: Counter> Backend for Kvm<'_, I, C> {
             std::thread::yield_now();
         }
         waits
+    }
+
+    fn restored(&mut self, written: Written) {
+        self.state.by_value = matches!(written, Written::ByValue { .. }).then_some(written);
     }
 }
 
