@@ -4,7 +4,7 @@ use crate::arch::Abilities;
 use crate::arch::arm64::Registers;
 use crate::checkpoint::Interrupts;
 use crate::restore::{Target, Written};
-use crate::time::{Counter, Offset};
+use crate::time::{Counter, Frequency, NamespaceTicks, Offset};
 use alloc::vec::Vec;
 
 /// A VM whose guest time can be saved and restored. All vCPUs are stopped during any of these calls.
@@ -93,17 +93,55 @@ impl Registers {
     }
 }
 
+/// Facts of a VM that take no call, as an operation begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Facts {
+    /// See [`Backend::vcpus`].
+    pub vcpus: usize,
+    /// See [`Backend::cntfrq_hz`].
+    pub cntfrq_hz: u32,
+    /// Frequency of the counter.
+    pub frequency: Frequency,
+    /// Ticks by which the counter's own counts differ from a stamp's.
+    pub namespace_ticks: NamespaceTicks,
+    /// See [`Backend::abilities`].
+    pub abilities: Abilities,
+    /// See [`Backend::nested`].
+    pub nested: bool,
+    /// See [`Backend::vm_offset`].
+    pub vm_offset: Option<Offset>,
+    /// See [`Backend::generation`].
+    pub generation: u64,
+}
+
+impl Facts {
+    /// Returns the facts of the backend's VM as it is now.
+    pub fn of<B: Backend + ?Sized>(backend: &B) -> Self {
+        let counter = backend.counter();
+        Self {
+            vcpus: backend.vcpus(),
+            cntfrq_hz: backend.cntfrq_hz(),
+            frequency: counter.frequency(),
+            namespace_ticks: counter.namespace_ticks(),
+            abilities: backend.abilities(),
+            nested: backend.nested(),
+            vm_offset: backend.vm_offset(),
+            generation: backend.generation(),
+        }
+    }
+
+    /// Returns the VM as the target of a restore.
+    #[must_use]
+    pub const fn target(&self, registers: Registers) -> Target {
+        let Self { vcpus, cntfrq_hz, namespace_ticks, abilities, vm_offset, generation, .. } = *self;
+        Target { vcpus, registers, cntfrq_hz, abilities, opted_in: vm_offset.is_some(), namespace_ticks, generation }
+    }
+}
+
 impl Target {
     /// Returns the backend's VM as it is now.
     pub fn of<B: Backend + ?Sized>(backend: &mut B) -> Result<Self, B::Error> {
-        Ok(Self {
-            vcpus: backend.vcpus(),
-            registers: Registers::of(backend)?,
-            cntfrq_hz: backend.cntfrq_hz(),
-            abilities: backend.abilities(),
-            opted_in: backend.vm_offset().is_some(),
-            namespace_ticks: backend.counter().namespace_ticks(),
-            generation: backend.generation(),
-        })
+        let registers = Registers::of(backend)?;
+        Ok(Facts::of(backend).target(registers))
     }
 }

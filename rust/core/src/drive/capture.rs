@@ -3,7 +3,8 @@
 use crate::arch::RegId;
 use crate::arch::arm64::{Registers, Role, View};
 use crate::checkpoint::{GuestTime, MAX_VM_VCPUS};
-use crate::drive::backend::Backend;
+use crate::drive::backend::Facts;
+use crate::drive::machine::{Failed, Io};
 use crate::drive::measure::measure;
 use crate::time::{Offset, OffsetInterval, Stamp};
 use alloc::vec::Vec;
@@ -14,31 +15,30 @@ use core::num::NonZeroU32;
 /// The counters of a VM that has opted in are computed from its offset, and exact. Otherwise they are read, and as
 /// uncertain as the reads' brackets are wide ([`OffsetInterval::best`]). In a guest with EL2 the two counters have one
 /// offset, and differ by CNTVOFF_EL2, which is saved for each vCPU.
-pub fn capture<B: Backend + ?Sized>(backend: &mut B, registers: &Registers) -> Result<(Stamp, GuestTime), B::Error> {
-    let opted_in = backend.vm_offset();
-    let (virt, phys) = match opted_in {
+pub async fn capture<E>(io: &Io<'_, E>, facts: &Facts, registers: &Registers) -> Result<(Stamp, GuestTime), Failed<E>> {
+    let (virt, phys) = match facts.vm_offset {
         Some(offset) => (OffsetInterval::exact(offset), OffsetInterval::exact(offset)),
         None if registers.has(Role::Cntvoff) => {
-            let both = measure(backend, View::Physical)?;
+            let both = measure(io, View::Physical).await?;
             (both, both)
         }
         None if registers.has(Role::Count(View::Physical)) => {
-            (measure(backend, View::Virtual)?, measure(backend, View::Physical)?)
+            (measure(io, View::Virtual).await?, measure(io, View::Physical).await?)
         }
         // A kernel without the physical counter's registers can't have moved it: it is the host's.
-        None => (measure(backend, View::Virtual)?, OffsetInterval::exact(Offset(0))),
+        None => (measure(io, View::Virtual).await?, OffsetInterval::exact(Offset(0))),
     };
     // Nothing else depends on them, and not every VMM can tell.
-    let interrupts = backend.interrupts(registers).unwrap_or_default();
-    let vcpus = u16::try_from(backend.vcpus()).unwrap_or(MAX_VM_VCPUS + 1);
+    let interrupts = io.interrupts(registers).await.unwrap_or_default();
+    let vcpus = u16::try_from(facts.vcpus).unwrap_or(MAX_VM_VCPUS + 1);
     // Every counter of a VM has a frequency.
-    let frequency_hz = NonZeroU32::new(backend.cntfrq_hz()).unwrap_or(NonZeroU32::MIN);
+    let frequency_hz = NonZeroU32::new(facts.cntfrq_hz).unwrap_or(NonZeroU32::MIN);
     // Last, so that as little guest time as possible lies after it.
-    let stamp = backend.counter().stamp();
-    let now = stamp.count.own(backend.counter().namespace_ticks());
+    let stamp = io.stamp().await?;
+    let now = stamp.count.own(facts.namespace_ticks);
     let timeline = now.guest(virt.best());
     let time = GuestTime {
-        opted_in: opted_in.is_some(),
+        opted_in: facts.vm_offset.is_some(),
         virtual_width_ticks: virt.width,
         physical_displacement_ticks: now.guest(phys.best()).since(timeline),
         physical_width_ticks: phys.width,
@@ -49,13 +49,10 @@ pub fn capture<B: Backend + ?Sized>(backend: &mut B, registers: &Registers) -> R
 }
 
 /// Returns the registers that a checkpoint holds, each with one value a vCPU.
-pub fn capture_registers<B: Backend + ?Sized>(
-    backend: &mut B,
-    registers: &Registers,
-) -> Result<Vec<(RegId, Vec<u64>)>, B::Error> {
-    let column = |id: RegId| {
-        let values = (0..backend.vcpus()).map(|vcpu| backend.get_one_reg(vcpu, id.0)).collect::<Result<Vec<_>, _>>();
-        values.map(|values| (id, values))
-    };
-    registers.saved().into_iter().map(column).collect()
+pub async fn capture_registers<E>(io: &Io<'_, E>, registers: &Registers) -> Result<Vec<(RegId, Vec<u64>)>, Failed<E>> {
+    let mut columns = Vec::new();
+    for id in registers.saved() {
+        columns.push((id, io.read(id.0).await?));
+    }
+    Ok(columns)
 }

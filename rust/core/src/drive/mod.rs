@@ -1,21 +1,25 @@
-//! Saves, restores and pauses over a VM's primitive calls: the trait of those calls, retry, and what stands around them,
-//! a trace or faults on purpose.
+//! Saves, restores and pauses as machines, and a VM's primitive calls to drive them by: the trait of those calls, retry,
+//! and what stands around them, a trace or faults on purpose.
 
 pub mod around;
 pub mod backend;
 pub mod call;
 pub mod capture;
+pub mod driver;
 pub mod faults;
+pub mod machine;
 pub mod measure;
 pub mod operations;
 pub mod restore;
 pub mod trace;
 
 pub use around::{Answer, Around, Surrounded};
-pub use backend::{Backend, await_stopped, retry_busy};
+pub use backend::{Backend, Facts, await_stopped, retry_busy};
 pub use call::{Call, CallKind, Verb};
 pub use capture::{capture, capture_registers};
+pub use driver::{carry_out, drive};
 pub use faults::{Fault, Faults, FaultyError, On};
+pub use machine::{Block, Done, Failed, Io, Machine, Op, SavedRegister, What};
 pub use operations::{OpenPause, OpenRestore, Operated, OperationError, Saving};
 pub use restore::{Cause, Condition, Restore, RestoreError, set_counters};
 pub use trace::{Errno, Trace, TracedCall};

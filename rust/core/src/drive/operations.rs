@@ -4,14 +4,16 @@
 
 use crate::arch::arm64::{Registers, View};
 use crate::checkpoint::{BuildError, Checkpoint, GuestTime, NotOneVm, SavedVm, VmName};
-use crate::drive::backend::{Backend, await_stopped, retry_busy};
+use crate::drive::backend::{Backend, Facts};
 use crate::drive::capture::{capture, capture_registers};
-use crate::drive::measure::bracket;
+use crate::drive::driver::drive;
+use crate::drive::machine::{Failed, Io, What};
 use crate::drive::restore::{Condition, Restore, RestoreError, Stage, at_step};
 use crate::restore::refusal::NeedsCounterOffset;
 use crate::restore::run_state::{RunState, State, Step};
-use crate::restore::{Plan, Policy, Refusal, Report, Request, Saved, Target, planning};
-use crate::time::{HostCount, NamespaceTicks, Offset, OffsetInterval, Stamp, StampCount, SyncBound};
+use crate::restore::{Late, Plan, Policy, Refusal, Report, Request, Saved, planning};
+use crate::time::{GuestCount, HostCount, NamespaceTicks, Offset, OffsetInterval, Stamp, StampCount, SyncBound};
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -91,11 +93,24 @@ pub enum OperationError<E> {
     },
 }
 
+impl<E> From<Failed<E>> for OperationError<E> {
+    /// The failure of a step that reads.
+    fn from(failed: Failed<E>) -> Self {
+        match failed {
+            Failed::Call(error) | Failed::Register { error, .. } => Self::Backend(error),
+            differs @ Failed::Differs { .. } => Self::Restore(at_step(Condition::Partial, String::new)(differs)),
+        }
+    }
+}
+
 impl<E> From<Refusal> for OperationError<E> {
     fn from(refusal: Refusal) -> Self {
         Self::Restore(refusal.into())
     }
 }
+
+/// Result of an operation by a machine.
+pub type By<T, E> = Result<T, OperationError<E>>;
 
 /// Result of an operation on a backend.
 pub type Operated<T, B> = Result<T, OperationError<<B as Backend>::Error>>;
@@ -139,13 +154,13 @@ impl Saving {
 }
 
 /// Looks whether all vCPUs are stopped, and whether the VM has the offset that is remembered. Nothing is written.
-fn look_at<B: Backend + ?Sized>(backend: &mut B) -> Operated<(), B> {
-    await_stopped(backend).map_err(OperationError::Backend)?;
-    let Some(remembered) = backend.vm_offset().filter(|_| backend.vcpus() > 0) else { return Ok(()) };
+async fn look_at<E>(io: &Io<'_, E>, facts: &Facts) -> Result<(), OperationError<E>> {
+    io.look().await?;
+    let Some(remembered) = facts.vm_offset.filter(|_| facts.vcpus > 0) else { return Ok(()) };
     // Both counters: the physical one of a VM that never opted in is the host's, so a small offset would pass for its.
-    let views: &[View] = if backend.nested() { &[View::Physical] } else { &[View::Virtual, View::Physical] };
+    let views: &[View] = if facts.nested { &[View::Physical] } else { &[View::Virtual, View::Physical] };
     for view in views {
-        let read = bracket(backend, 0, *view).map_err(OperationError::Backend)?;
+        let read = io.bracket(0, *view).await?;
         if !read.contains(remembered) {
             return Err(OperationError::OffsetElsewhere { remembered: remembered.0, found: read.low.0 });
         }
@@ -196,7 +211,8 @@ impl OpenPause {
     }
 }
 
-/// Operations over a VM's primitive calls. Each takes the VM's backend; the caller holds the VM's lock.
+/// Operations by machines: each asks for its steps over [`Io`], and takes the VM's [`Facts`] as they are at its beginning.
+/// The caller holds the VM's lock until the machine has ended.
 impl RunState {
     /// Refuses a VM whose restore or pause isn't finished.
     pub fn check_open<E>(&self) -> Result<(), OperationError<E>> {
@@ -208,48 +224,51 @@ impl RunState {
         if self.state() == State::Restoring { Err(OperationError::Closed) } else { Ok(()) }
     }
 
-    /// Saves the VM's guest time. Refused while a vCPU runs or a restore isn't finished.
-    pub fn checkpoint<B: Backend + ?Sized>(&self, backend: &mut B, saving: &Saving) -> Operated<Checkpoint, B> {
+    /// The machine of [`checkpoint`](Self::checkpoint).
+    pub async fn checkpointing<E>(&self, io: &Io<'_, E>, facts: &Facts, saving: &Saving) -> By<Checkpoint, E> {
         self.check_whole()?;
-        look_at(backend)?;
-        if backend.vcpus() == 0 {
+        look_at(io, facts).await?;
+        if facts.vcpus == 0 {
             return Err(BuildError::NoVcpus { name: saving.name.as_str().into() }.into());
         }
-        let list = Registers::of(backend).map_err(OperationError::Backend)?;
-        let registers = capture_registers(backend, &list).map_err(OperationError::Backend)?;
-        let (stamp, time) = self.capture(backend, &list)?;
+        let list = io.list().await?;
+        let registers = capture_registers(io, &list).await?;
+        let (stamp, time) = self.capture(io, facts, &list).await?;
         let time = GuestTime {
-            stopped_at: Saving::stopped_before(saving.stopped_at, &stamp, backend.counter().namespace_ticks())?,
+            stopped_at: Saving::stopped_before(saving.stopped_at, &stamp, facts.namespace_ticks)?,
             vmclock_address: saving.vmclock_address,
             ..time
         };
         Ok(Checkpoint::of_one(saving.vouched(stamp), &saving.name, &time, &registers, &saving.stolen_time)?)
     }
 
-    /// Plans the restore of a checkpoint into this VM.
-    pub fn plan<B: Backend + ?Sized>(
+    /// The machine of [`plan`](Self::plan).
+    pub async fn making_plan<E>(
         &self,
-        backend: &mut B,
+        io: &Io<'_, E>,
+        facts: &Facts,
         checkpoint: &Checkpoint,
         request: Request,
-    ) -> Operated<Plan, B> {
+    ) -> By<Box<Plan>, E> {
         // Reading registers would wait for a vCPU that runs.
-        look_at(backend)?;
-        let target = Target::of(backend).map_err(OperationError::Backend)?;
+        look_at(io, facts).await?;
+        let target = facts.target(io.list().await?);
         let vm = checkpoint.only()?;
-        Ok(planning::plan(&Saved::from(&vm), &target, backend.counter().stamp(), request)?)
+        let stamp = io.stamp().await?;
+        Ok(Box::new(planning::plan(&Saved::from(&vm), &target, stamp, request)?))
     }
 
-    /// Begins a restore: see [`Restore::prepare`]. No vCPU can run until the release.
-    pub fn prepare<B: Backend + ?Sized>(
+    /// The machine of [`prepare`](Self::prepare).
+    pub async fn preparing<E>(
         &mut self,
-        backend: &mut B,
-        plan: Plan,
+        io: &Io<'_, E>,
+        facts: &Facts,
+        plan: Box<Plan>,
         checkpoint: Arc<Checkpoint>,
-    ) -> Operated<OpenRestore, B> {
+    ) -> By<OpenRestore, E> {
         checkpoint.only()?;
-        look_at(backend)?;
-        let restore = Restore::prepare(plan, backend).inspect_err(|error| {
+        look_at(io, facts).await?;
+        let restore = Restore::preparing(io, plan, facts).await.inspect_err(|error| {
             // Its clock is at a provisional offset: no vCPU may run with that.
             if error.left() == Condition::Provisional {
                 self.begin_restore();
@@ -259,17 +278,12 @@ impl RunState {
         Ok(OpenRestore { restore, checkpoint, epoch: self.begin_restore(), before })
     }
 
-    /// Gives a restore up, and returns the VM's condition.
-    ///
-    /// A VM that had opted in before gets its own offset back, and one to which nothing was written has its own clock
-    /// still: it is open, paused or in an older restore, as it was before. After a first opt-in, and once registers were written, the VM
-    /// stays closed, and can be restored again. So it does after an error. A restore that a newer one has overtaken has
-    /// nothing to give up.
-    pub fn give_up<B: Backend + ?Sized>(&mut self, backend: &mut B, open: &mut OpenRestore) -> Operated<Condition, B> {
+    /// The machine of [`give_up`](Self::give_up).
+    pub async fn giving_up<E>(&mut self, io: &Io<'_, E>, open: &mut OpenRestore) -> By<Condition, E> {
         if self.holds(State::Restoring, open.epoch).is_err() {
             return Ok(Condition::Untouched);
         }
-        if open.restore.take_back(backend)? {
+        if open.restore.taking_back(io).await? {
             self.reopen(open.before.0, open.before.1);
             return Ok(Condition::Untouched);
         }
@@ -293,70 +307,187 @@ impl RunState {
         untouched
     }
 
-    /// Opts the VM in to one offset for both counters of all its vCPUs, for good, and reads it back from every vCPU.
-    ///
-    /// Without an `offset` the guest's counters begin at 0.
-    pub fn opt_in<B: Backend + ?Sized>(&mut self, backend: &mut B, offset: Option<Offset>) -> Operated<(), B> {
+    /// The machine of [`opt_in`](Self::opt_in).
+    pub async fn opting_in<E>(&mut self, io: &Io<'_, E>, facts: &Facts, offset: Option<Offset>) -> By<(), E> {
         self.check_open()?;
-        if backend.vm_offset().is_some() {
+        if facts.vm_offset.is_some() {
             return Err(OperationError::OptedIn);
         }
-        if !backend.abilities().counter_offset {
+        if !facts.abilities.counter_offset {
             return Err(Refusal::NoCounterOffset { needed_by: NeedsCounterOffset::OptIn }.into());
         }
-        look_at(backend)?;
-        let written = retry_busy(backend, |backend| {
-            let offset = offset.unwrap_or_else(|| Offset(backend.counter().count().0));
-            backend.set_counter_offset(offset).map(|()| offset)
-        });
-        let offset = written.map_err(OperationError::Backend)?;
+        look_at(io, facts).await?;
+        let offset = match offset {
+            Some(offset) => io.set_offset(offset).await.map(|()| offset)?,
+            None => io.set_late(What::VmOffset, Late::at_rest(GuestCount(0))).await.map(|now| Offset(now.0))?,
+        };
         // With EL2 the virtual count has CNTVOFF_EL2 in it.
-        let view = if backend.nested() { View::Physical } else { View::Virtual };
+        let view = if facts.nested { View::Physical } else { View::Virtual };
         let known = OffsetInterval::exact(offset);
-        Restore::check_view(backend, view, known, "opt_in", Condition::Provisional).inspect_err(|_| {
+        let checked = Restore::check_view(io, facts.vcpus, view, known, "opt_in", Condition::Provisional).await;
+        checked.inspect_err(|_| {
             self.begin_restore();
         })?;
         Ok(())
     }
 
-    /// Writes the timers: see [`Restore::apply`].
-    pub fn apply<B: Backend + ?Sized>(&self, backend: &mut B, open: &mut OpenRestore) -> Operated<(), B> {
+    /// The machine of [`apply`](Self::apply).
+    pub async fn applying<'a, E>(&self, io: &Io<'a, E>, open: &'a mut OpenRestore) -> By<(), E> {
         open.restore.expect(Stage::Prepared, "apply")?;
         self.holds(State::Restoring, open.epoch)?;
         // The vCPUs are looked at again: a read of a running vCPU's register would wait for it.
-        await_stopped(backend).map_err(at_step(Condition::Partial, || look("apply")))?;
-        Ok(open.restore.apply(&open.checkpoint.only()?, backend)?)
+        io.look().await.map_err(at_step(Condition::Partial, || look("apply")))?;
+        let OpenRestore { restore, checkpoint, .. } = open;
+        Ok(restore.applying(io, &checkpoint.only()?).await?)
+    }
+
+    /// The machine of [`release`](Self::release).
+    pub async fn releasing<'a, E>(
+        &mut self,
+        io: &Io<'a, E>,
+        facts: &Facts,
+        open: &'a mut OpenRestore,
+    ) -> By<Box<Report>, E> {
+        open.restore.expect(Stage::Applied, "release")?;
+        self.holds(State::Restoring, open.epoch)?;
+        io.look().await.map_err(at_step(Condition::TimersOnly, || look("release")))?;
+        let OpenRestore { restore, checkpoint, .. } = open;
+        self.finishing(io, facts, restore, Some(&checkpoint.only()?)).await
+    }
+
+    /// The machine of [`pause`](Self::pause).
+    pub async fn pausing<E>(&mut self, io: &Io<'_, E>, facts: &Facts, request: Request) -> By<OpenPause, E> {
+        self.check_open()?;
+        look_at(io, facts).await?;
+        let registers = io.list().await?;
+        let (stamp, time) = self.capture(io, facts, &registers).await?;
+        let request = Request { elapsed: None, in_place: true, ..request };
+        // A refusal that would come at the resume comes now, while the VM can still go on without the pause.
+        planning::plan(&Saved::in_place(stamp, time), &facts.target(registers), stamp, request)?;
+        Ok(OpenPause { stamp, time, request, epoch: self.begin_pause() })
+    }
+
+    /// The machine of [`resume`](Self::resume).
+    pub async fn resuming<E>(&mut self, io: &Io<'_, E>, facts: &Facts, pause: &OpenPause) -> By<Box<Report>, E> {
+        self.holds(State::Paused, pause.epoch)?;
+        let at = |what: &'static str| at_step(Condition::Paused, move || format!("resume: {what}"));
+        let target = facts.target(io.list().await.map_err(at("what the VM is"))?);
+        let stamp = io.stamp().await.map_err(at("a stamp"))?;
+        let saved = Saved::in_place(pause.stamp, pause.time);
+        let plan = Box::new(planning::plan(&saved, &target, stamp, pause.request)?);
+        self.finishing(io, facts, &mut Restore::in_place(plan, facts.vcpus), None).await
+    }
+
+    /// The machine of [`step`](Self::step).
+    pub async fn stepping<E>(&mut self, io: &Io<'_, E>, facts: &Facts, step: Step) -> By<u64, E> {
+        self.check_open()?;
+        let frequency = facts.frequency;
+        if self.next_step(frequency).ok_or(OperationError::NoBacklog)? != step {
+            return Err(OperationError::StepOver);
+        }
+        let now = io.sample().await?;
+        if step.due.is_after(now) {
+            return Err(OperationError::StepEarly { due: step.due.0, now: now.0 });
+        }
+        look_at(io, facts).await?;
+        let offset = facts.vm_offset.ok_or(Refusal::NoCounterOffset { needed_by: NeedsCounterOffset::CatchUpStep })?;
+        io.set_offset(Offset(offset.0.wrapping_sub(step.ticks))).await?;
+        self.step_taken(step, io.sample().await?, frequency);
+        Ok(step.backlog_ticks - step.ticks)
+    }
+
+    async fn capture<E>(&self, io: &Io<'_, E>, facts: &Facts, registers: &Registers) -> By<(Stamp, GuestTime), E> {
+        let (stamp, time) = capture(io, facts, registers).await?;
+        Ok((stamp, GuestTime { backlog: self.backlog(), ..time }))
+    }
+
+    async fn finishing<'a, E>(
+        &mut self,
+        io: &Io<'a, E>,
+        facts: &Facts,
+        restore: &mut Restore,
+        vm: Option<&SavedVm<'a>>,
+    ) -> By<Box<Report>, E> {
+        let tolerance = facts.frequency.hz() / BY_VALUE_TOLERANCE;
+        let report = restore.releasing(io, vm, tolerance).await?;
+        self.open(&report.plan, &report.outcome);
+        Ok(report)
+    }
+}
+
+/// The same operations on a VM's primitive calls, to their end. The caller holds the VM's lock.
+impl RunState {
+    /// Saves the VM's guest time. Refused while a vCPU runs or a restore isn't finished.
+    pub fn checkpoint<B: Backend + ?Sized>(&self, backend: &mut B, saving: &Saving) -> Operated<Checkpoint, B> {
+        let facts = Facts::of(backend);
+        drive(backend, async |io| self.checkpointing(&io, &facts, saving).await)
+    }
+
+    /// Plans the restore of a checkpoint into this VM.
+    pub fn plan<B: Backend + ?Sized>(
+        &self,
+        backend: &mut B,
+        checkpoint: &Checkpoint,
+        request: Request,
+    ) -> Operated<Plan, B> {
+        let facts = Facts::of(backend);
+        drive(backend, async |io| self.making_plan(&io, &facts, checkpoint, request).await).map(|plan| *plan)
+    }
+
+    /// Begins a restore: see [`Restore::prepare`]. No vCPU can run until the release.
+    pub fn prepare<B: Backend + ?Sized>(
+        &mut self,
+        backend: &mut B,
+        plan: Plan,
+        checkpoint: Arc<Checkpoint>,
+    ) -> Operated<OpenRestore, B> {
+        let (facts, plan) = (Facts::of(backend), Box::new(plan));
+        drive(backend, async |io| self.preparing(&io, &facts, plan, checkpoint).await)
+    }
+
+    /// Gives a restore up, and returns the VM's condition.
+    ///
+    /// A VM that had opted in before gets its own offset back, and one to which nothing was written has its own clock
+    /// still: it is open, paused or in an older restore, as it was before. After a first opt-in, and once registers were
+    /// written, the VM stays closed, and can be restored again. So it does after an error. A restore that a newer one has
+    /// overtaken has nothing to give up.
+    pub fn give_up<B: Backend + ?Sized>(&mut self, backend: &mut B, open: &mut OpenRestore) -> Operated<Condition, B> {
+        drive(backend, async |io| self.giving_up(&io, open).await)
+    }
+
+    /// Opts the VM in to one offset for both counters of all its vCPUs, for good, and reads it back from every vCPU.
+    ///
+    /// Without an `offset` the guest's counters begin at 0.
+    pub fn opt_in<B: Backend + ?Sized>(&mut self, backend: &mut B, offset: Option<Offset>) -> Operated<(), B> {
+        let facts = Facts::of(backend);
+        drive(backend, async |io| self.opting_in(&io, &facts, offset).await)
+    }
+
+    /// Writes the timers: see [`Restore::apply`].
+    pub fn apply<B: Backend + ?Sized>(&self, backend: &mut B, open: &mut OpenRestore) -> Operated<(), B> {
+        drive(backend, async |io| self.applying(&io, open).await)
     }
 
     /// Ends the restore, after which the VM's vCPUs may run again: see [`Restore::release`].
     pub fn release<B: Backend + ?Sized>(&mut self, backend: &mut B, open: &mut OpenRestore) -> Operated<Report, B> {
-        open.restore.expect(Stage::Applied, "release")?;
-        self.holds(State::Restoring, open.epoch)?;
-        await_stopped(backend).map_err(at_step(Condition::TimersOnly, || look("release")))?;
-        self.finish(backend, &mut open.restore, Some(&open.checkpoint.only()?))
+        let facts = Facts::of(backend);
+        let report = drive(backend, async |io| self.releasing(&io, &facts, open).await)?;
+        backend.restored(report.written);
+        Ok(*report)
     }
 
     /// Pauses the VM in place: no vCPU can run until [`resume`](Self::resume).
     pub fn pause<B: Backend + ?Sized>(&mut self, backend: &mut B, request: Request) -> Operated<OpenPause, B> {
-        self.check_open()?;
-        look_at(backend)?;
-        let registers = Registers::of(backend).map_err(OperationError::Backend)?;
-        let (stamp, time) = self.capture(backend, &registers)?;
-        let request = Request { elapsed: None, in_place: true, ..request };
-        // A refusal that would come at the resume comes now, while the VM can still go on without the pause.
-        let target = Target::of(backend).map_err(OperationError::Backend)?;
-        planning::plan(&Saved::in_place(stamp, time), &target, stamp, request)?;
-        Ok(OpenPause { stamp, time, request, epoch: self.begin_pause() })
+        let facts = Facts::of(backend);
+        drive(backend, async |io| self.pausing(&io, &facts, request).await)
     }
 
     /// Ends a pause under its policy, with the plan and report of a restore. The timers have stayed in place.
     pub fn resume<B: Backend + ?Sized>(&mut self, backend: &mut B, pause: &OpenPause) -> Operated<Report, B> {
-        self.holds(State::Paused, pause.epoch)?;
-        let target =
-            Target::of(backend).map_err(at_step(Condition::Paused, || String::from("resume: what the VM is")))?;
-        let saved = Saved::in_place(pause.stamp, pause.time);
-        let plan = planning::plan(&saved, &target, backend.counter().stamp(), pause.request)?;
-        self.finish(backend, &mut Restore::in_place(plan), None)
+        let facts = Facts::of(backend);
+        let report = drive(backend, async |io| self.resuming(&io, &facts, pause).await)?;
+        backend.restored(report.written);
+        Ok(*report)
     }
 
     /// Takes a step of the backlog once it is due, with all vCPUs stopped: it lowers the VM-wide offset by the step.
@@ -364,39 +495,7 @@ impl RunState {
     ///
     /// A late step delays those after it: the time between two steps is never shorter than the interval.
     pub fn step<B: Backend + ?Sized>(&mut self, backend: &mut B, step: Step) -> Operated<u64, B> {
-        self.check_open()?;
-        let frequency = backend.counter().frequency();
-        if self.next_step(frequency).ok_or(OperationError::NoBacklog)? != step {
-            return Err(OperationError::StepOver);
-        }
-        let now = backend.counter().count();
-        if step.due.is_after(now) {
-            return Err(OperationError::StepEarly { due: step.due.0, now: now.0 });
-        }
-        look_at(backend)?;
-        let offset =
-            backend.vm_offset().ok_or(Refusal::NoCounterOffset { needed_by: NeedsCounterOffset::CatchUpStep })?;
-        let forward = Offset(offset.0.wrapping_sub(step.ticks));
-        retry_busy(backend, |backend| backend.set_counter_offset(forward)).map_err(OperationError::Backend)?;
-        self.step_taken(step, backend.counter().count(), frequency);
-        Ok(step.backlog_ticks - step.ticks)
-    }
-
-    fn capture<B: Backend + ?Sized>(&self, backend: &mut B, registers: &Registers) -> Operated<(Stamp, GuestTime), B> {
-        let (stamp, time) = capture(backend, registers).map_err(OperationError::Backend)?;
-        Ok((stamp, GuestTime { backlog: self.backlog(), ..time }))
-    }
-
-    fn finish<B: Backend + ?Sized>(
-        &mut self,
-        backend: &mut B,
-        restore: &mut Restore,
-        vm: Option<&SavedVm<'_>>,
-    ) -> Operated<Report, B> {
-        let tolerance = backend.counter().frequency().hz() / BY_VALUE_TOLERANCE;
-        let report = restore.release(vm, tolerance, backend)?;
-        self.open(&report.plan, &report.outcome);
-        backend.restored(report.written);
-        Ok(report)
+        let facts = Facts::of(backend);
+        drive(backend, async |io| self.stepping(&io, &facts, step).await)
     }
 }

@@ -1,15 +1,18 @@
-//! Plan -> report: the three steps of a restore, on any backend.
+//! Plan -> report: the three steps of a restore, each a machine.
 //!
 //! `prepare` writes a provisional offset, so that counter values which the VMM replays have no effect and vCPUs created
 //! late do no harm. `apply` writes the timers and reads them back. `release` takes the last sample and writes the final
 //! offset, as the last act before the guest runs.
 
-use crate::arch::arm64::{CTL_ENABLE, CTL_IMASK, Role, Sysreg, Timer, View, one_reg_id, timer};
-use crate::checkpoint::{Held, SavedTimer, SavedVm, Values};
-use crate::drive::backend::{Backend, await_stopped, retry_busy};
-use crate::drive::measure::{bracket, set_offset_by_value};
+use crate::arch::arm64::{Role, Timer, View, one_reg_id};
+use crate::checkpoint::SavedVm;
+use crate::drive::backend::{Backend, Facts};
+use crate::drive::driver::drive;
+use crate::drive::machine::{Block, Failed, Io, What, register_name};
+use crate::drive::measure::set_offset_by_value;
 use crate::restore::{Behind, Deadlines, Method, Outcome, Plan, Refusal, Report, Writes, Written, planning};
 use crate::time::{ErrorBound, Offset, OffsetInterval};
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use core::fmt;
@@ -144,8 +147,22 @@ impl<E> RestoreError<E> {
     }
 }
 
-pub(crate) fn at_step<E>(left: Condition, step: impl FnOnce() -> String) -> impl FnOnce(E) -> RestoreError<E> {
-    move |error| RestoreError::Backend { step: step(), error, left }
+/// Describes the failure of a step of the machine: of a call on a register by the register's name.
+pub(crate) fn at_step<E>(left: Condition, step: impl FnOnce() -> String) -> impl FnOnce(Failed<E>) -> RestoreError<E> {
+    move |failed| match failed {
+        Failed::Call(error) => RestoreError::Backend { step: step(), error, left },
+        Failed::Register { vcpu, id, reading, error } => {
+            let back = if reading { " back" } else { "" };
+            let step = format!("{}: vCPU {vcpu}, {}{back}", step(), register_name(id));
+            RestoreError::Backend { step, error, left }
+        }
+        Failed::Differs { register, read } => RestoreError::ReadBack {
+            vcpu: register.vcpu,
+            register: register_name(register.id),
+            wrote: register.value,
+            read,
+        },
+    }
 }
 
 /// Progress of a restore.
@@ -159,7 +176,9 @@ pub(crate) enum Stage {
 /// A restore under way.
 #[derive(Clone, Debug)]
 pub struct Restore {
-    plan: Plan,
+    /// Boxed, as a report is on its way: a machine holds what it returns, once a layer.
+    plan: Box<Plan>,
+    vcpus: usize,
     stage: Stage,
     provisional: Option<Offset>,
     /// The VM's own offset before the provisional one, if it had opted in.
@@ -174,34 +193,47 @@ pub struct Restore {
 impl Restore {
     /// Takes the first step: opts in with a provisional offset, if the plan uses one.
     pub fn prepare<B: Backend + ?Sized>(plan: Plan, backend: &mut B) -> Result<Self, RestoreError<B::Error>> {
-        if backend.generation() != plan.generation {
+        let (facts, plan) = (Facts::of(backend), Box::new(plan));
+        drive(backend, async |io| Self::preparing(&io, plan, &facts).await)
+    }
+
+    /// The machine of [`prepare`](Self::prepare).
+    pub async fn preparing<E>(io: &Io<'_, E>, plan: Box<Plan>, facts: &Facts) -> Result<Self, RestoreError<E>> {
+        if facts.generation != plan.generation {
             return Err(Refusal::StalePlan.into());
         }
-        for vcpu in 0..backend.vcpus() {
-            // A vCPU that isn't initialised shows here, while nothing is written.
-            let look = backend.get_one_reg(vcpu, one_reg_id(Role::Ctl(Timer::Vtimer)));
-            look.map_err(at_step(Condition::Untouched, || format!("prepare: looking at vCPU {vcpu}")))?;
-        }
-        let mut restore = Self { stage: Stage::Prepared, before: backend.vm_offset(), ..Self::in_place(plan) };
+        // A vCPU that isn't initialised shows here, while nothing is written.
+        io.read(one_reg_id(Role::Ctl(Timer::Vtimer))).await.map_err(|failed| match failed {
+            Failed::Register { vcpu, error, .. } => {
+                let step = format!("prepare: looking at vCPU {vcpu}");
+                RestoreError::Backend { step, error, left: Condition::Untouched }
+            }
+            failed => at_step(Condition::Untouched, || String::from("prepare: looking at the vCPUs"))(failed),
+        })?;
+        let mut restore = Self { stage: Stage::Prepared, before: facts.vm_offset, ..Self::in_place(plan, facts.vcpus) };
         if restore.plan.method == Method::Offset {
-            let outcome = restore.write_offset(backend, "prepare: the provisional offset", Condition::Untouched)?;
+            let outcome = restore.write_offset(io, "prepare: the provisional offset", Condition::Untouched).await?;
             let offset = outcome.virtual_offset();
             restore.provisional = Some(offset);
             let known = OffsetInterval::exact(offset);
-            restore.check_counts(backend, known, "prepare", Condition::Provisional).map_err(|error| {
+            if let Err(error) = restore.check_counts(io, known, "prepare", Condition::Provisional).await {
                 // A VM that had opted in gets its own offset back. A first opt-in is for good.
-                let back = restore.before.map(|own| retry_busy(backend, |backend| backend.set_counter_offset(own)));
-                if matches!(back, Some(Ok(()))) { error.left_as(Condition::Untouched) } else { error }
-            })?;
+                let back = match restore.before {
+                    Some(own) => io.set_offset(own).await.is_ok(),
+                    None => false,
+                };
+                return Err(if back { error.left_as(Condition::Untouched) } else { error });
+            }
         }
         Ok(restore)
     }
 
     /// Returns the restore of a VM that stayed where it was: only the counters are to be set.
     #[must_use]
-    pub fn in_place(plan: Plan) -> Self {
+    pub fn in_place(plan: Box<Plan>, vcpus: usize) -> Self {
         Self {
             plan,
+            vcpus,
             stage: Stage::Applied,
             provisional: None,
             before: None,
@@ -220,7 +252,7 @@ impl Restore {
     /// Takes the first step back: a VM that had opted in gets its own offset again, which is read back from every vCPU.
     ///
     /// Returns false where there is no way back: a first opt-in is for good, and so are registers that were written.
-    pub fn take_back<B: Backend + ?Sized>(&mut self, backend: &mut B) -> Result<bool, RestoreError<B::Error>> {
+    pub async fn taking_back<E>(&mut self, io: &Io<'_, E>) -> Result<bool, RestoreError<E>> {
         let own = match (self.provisional, self.before) {
             _ if self.begun => return Ok(false),
             (None, _) => return Ok(true),
@@ -229,9 +261,9 @@ impl Restore {
         };
         let left = Condition::Provisional;
         let at = |what: &'static str| at_step(left, move || format!("giving up: {what}"));
-        await_stopped(backend).map_err(at("looking whether the vCPUs are stopped"))?;
-        retry_busy(backend, |backend| backend.set_counter_offset(own)).map_err(at("the VM's own offset"))?;
-        self.check_counts(backend, OffsetInterval::exact(own), "giving up", left)?;
+        io.look().await.map_err(at("looking whether the vCPUs are stopped"))?;
+        io.set_offset(own).await.map_err(at("the VM's own offset"))?;
+        self.check_counts(io, OffsetInterval::exact(own), "giving up", left).await?;
         Ok(true)
     }
 
@@ -244,23 +276,32 @@ impl Restore {
         vm: &SavedVm<'_>,
         backend: &mut B,
     ) -> Result<(), RestoreError<B::Error>> {
+        drive(backend, async |io| self.applying(&io, vm).await)
+    }
+
+    /// The machine of [`apply`](Self::apply).
+    pub async fn applying<'a, E>(&mut self, io: &Io<'a, E>, vm: &SavedVm<'a>) -> Result<(), RestoreError<E>> {
         self.expect(Stage::Prepared, "apply")?;
+        let failed = at_step(Condition::Partial, || String::from("apply"));
         if self.plan.request.deadlines == Deadlines::Relative {
-            self.cval_shift = self.plan.cval_shift(&self.sample(backend));
+            let now = io.sample().await.map_err(at_step(Condition::Partial, || String::from("apply: a sample")))?;
+            self.cval_shift = self.plan.cval_shift(&self.plan.at(now));
         }
         self.begun = true;
-        for saved in saved(vm, self.plan.method, self.cval_shift) {
-            backend
-                .set_one_reg(saved.vcpu, saved.id, saved.value)
-                .map_err(at_step(Condition::Partial, || format!("apply: {saved}")))?;
-            self.writes.registers += 1;
-            saved.check(backend, "apply")?;
-        }
+        let block = self.block(vm);
+        let written = io.write(block.clone()).await;
+        self.writes.registers += block.written(&written) as u64;
+        written.map_err(failed)?;
         if let Some(offset) = self.provisional {
-            self.check_counts(backend, OffsetInterval::exact(offset), "apply", Condition::Partial)?;
+            self.check_counts(io, OffsetInterval::exact(offset), "apply", Condition::Partial).await?;
         }
         self.stage = Stage::Applied;
         Ok(())
+    }
+
+    /// Returns the registers as this restore writes them.
+    fn block<'a>(&self, vm: &SavedVm<'a>) -> Block<'a> {
+        Block { vm: vm.clone(), method: self.plan.method, cval_shift: self.cval_shift }
     }
 
     /// Takes the last step: checks that the timers are still as they were written, samples the counter, sets the
@@ -274,33 +315,52 @@ impl Restore {
         tolerance: u64,
         backend: &mut B,
     ) -> Result<Report, RestoreError<B::Error>> {
+        drive(backend, async |io| self.releasing(&io, vm, tolerance).await).map(|report| *report)
+    }
+
+    /// The machine of [`release`](Self::release).
+    pub async fn releasing<'a, E>(
+        &mut self,
+        io: &Io<'a, E>,
+        vm: Option<&SavedVm<'a>>,
+        tolerance: u64,
+    ) -> Result<Box<Report>, RestoreError<E>> {
         self.expect(Stage::Applied, "release")?;
-        for saved in vm.iter().flat_map(|vm| saved(vm, self.plan.method, self.cval_shift)) {
+        if let Some(vm) = vm {
             // The checks come before the last sample, since the guest sees every tick after that.
-            saved.check(backend, "release").inspect_err(|_| self.stage = Stage::Prepared)?;
+            let checked = io.read_back(self.block(vm)).await;
+            checked.map_err(at_step(Condition::Partial, || String::from("release"))).inspect_err(|_| {
+                self.stage = Stage::Prepared;
+            })?;
         }
+        let left = self.left();
         if !self.plan.request.in_place {
             // The host may have slept since the plan. A pause's plan is made at its end.
-            planning::look_again(&mut self.plan, backend.counter().stamp());
+            let stamp = io.stamp().await.map_err(at_step(left, || String::from("release: a stamp")))?;
+            planning::look_again(&mut self.plan, stamp);
         }
         let (outcome, written, by_value_ticks) = if self.plan.method == Method::Offset {
-            let outcome = self.write_offset(backend, "release: the final offset", self.left())?;
-            self.check_counts(backend, OffsetInterval::exact(outcome.virtual_offset()), "release", self.left())?;
+            let outcome = self.write_offset(io, "release: the final offset", left).await?;
+            self.check_counts(io, OffsetInterval::exact(outcome.virtual_offset()), "release", left).await?;
             (outcome, Written::Offset { provisional: self.provisional, last: outcome.virtual_offset() }, 0)
         } else {
-            let outcome = self.sample(backend);
-            let left = self.left();
-            let set = set_by_value(&self.plan, &outcome, tolerance, &mut self.writes.registers, backend);
-            let set = set.map_err(|(view, source)| {
-                at_step(left, || format!("release: the {} counter by value", name(view)))(source)
+            let now = io.sample().await.map_err(at_step(left, || String::from("release: a sample")))?;
+            let outcome = self.plan.at(now);
+            let set = set_by_value(io, &self.plan, &outcome, tolerance, &mut self.writes.registers).await;
+            let set = set.map_err(|(view, failed)| match failed.error() {
+                Some(error) => {
+                    let step = format!("release: the {} counter by value", name(view));
+                    RestoreError::Backend { step, error, left }
+                }
+                None => unreachable!("a counter's value isn't read back as it was written"),
             })?;
-            self.check_by_value(backend, &outcome, &set)?;
+            self.check_by_value(io, &outcome, &set).await?;
             (outcome, Written::ByValue { virt: set.virt, phys: set.phys }, set.farthest)
         };
         self.stage = Stage::Released;
         let before = vm.and_then(|vm| Some(vm.stamp().count.since(vm.stopped_at()?)));
-        Ok(Report {
-            plan: self.plan.clone(),
+        Ok(Box::new(Report {
+            plan: Plan::clone(&self.plan),
             bound: ErrorBound { by_value_ticks, ..outcome.bound },
             cval_shift: self.cval_shift,
             outcome: Outcome {
@@ -313,27 +373,17 @@ impl Restore {
             writes: self.writes,
             stopped_before_ticks: before,
             after_release_ticks: None,
-        })
+        }))
     }
 
-    /// Returns the counters that the guest has to have now.
-    fn sample<B: Backend + ?Sized>(&self, backend: &B) -> Outcome {
-        self.plan.at(backend.counter().count())
-    }
-
-    /// Writes the offset of the latest sample, which each attempt takes anew.
-    fn write_offset<B: Backend + ?Sized>(
+    /// Writes the offset of the latest sample.
+    async fn write_offset<E>(
         &mut self,
-        backend: &mut B,
+        io: &Io<'_, E>,
         step: &str,
         left: Condition,
-    ) -> Result<Outcome, RestoreError<B::Error>> {
-        let late = self.plan.late;
-        let written = retry_busy(backend, |backend| {
-            // Under Freeze the guest sees every tick from here on.
-            let now = backend.counter().count();
-            backend.set_counter_offset(late.offset_at(now)).map(|()| now)
-        });
+    ) -> Result<Outcome, RestoreError<E>> {
+        let written = io.set_late(What::VmOffset, self.plan.late).await;
         let now = written.map_err(at_step(left, || String::from(step)))?;
         self.writes.offsets += 1;
         Ok(self.plan.at(now))
@@ -341,28 +391,29 @@ impl Restore {
 
     /// Checks by a bracketed read on every vCPU that its counter may have an offset of this interval: another VM's vCPU
     /// hasn't.
-    fn check_counts<B: Backend + ?Sized>(
+    async fn check_counts<E>(
         &self,
-        backend: &mut B,
+        io: &Io<'_, E>,
         known: OffsetInterval,
         step: &str,
         left: Condition,
-    ) -> Result<(), RestoreError<B::Error>> {
+    ) -> Result<(), RestoreError<E>> {
         // With EL2 CNTVOFF_EL2 is subtracted from the virtual count, so the physical one is read.
         let view = if self.plan.nested { View::Physical } else { View::Virtual };
-        Self::check_view(backend, view, known, step, left)
+        Self::check_view(io, self.vcpus, view, known, step, left).await
     }
 
-    pub(crate) fn check_view<B: Backend + ?Sized>(
-        backend: &mut B,
+    pub(crate) async fn check_view<E>(
+        io: &Io<'_, E>,
+        vcpus: usize,
         view: View,
         known: OffsetInterval,
         step: &str,
         left: Condition,
-    ) -> Result<(), RestoreError<B::Error>> {
-        for vcpu in 0..backend.vcpus() {
-            let read = bracket(backend, vcpu, view)
-                .map_err(at_step(left, || format!("{step}: reading the counter of vCPU {vcpu} back")))?;
+    ) -> Result<(), RestoreError<E>> {
+        for vcpu in 0..vcpus {
+            let read = io.bracket(vcpu, view).await;
+            let read = read.map_err(at_step(left, || format!("{step}: reading the counter of vCPU {vcpu} back")))?;
             if known.intersect(read).is_none() {
                 let (wanted, found, cause) = (known.low.0, read.low.0, Cause::OtherVm);
                 return Err(RestoreError::CounterElsewhere { vcpu, view, wanted, found, cause, left });
@@ -372,12 +423,7 @@ impl Restore {
     }
 
     /// Checks that counters which were set by value have moved, and on every vCPU.
-    fn check_by_value<B: Backend + ?Sized>(
-        &self,
-        backend: &mut B,
-        outcome: &Outcome,
-        set: &ByValue,
-    ) -> Result<(), RestoreError<B::Error>> {
+    async fn check_by_value<E>(&self, io: &Io<'_, E>, outcome: &Outcome, set: &ByValue) -> Result<(), RestoreError<E>> {
         let left = self.left();
         let virt = (View::Virtual, Some(set.virt), outcome.virtual_offset());
         let views = [(View::Physical, set.phys, outcome.physical_offset()), virt];
@@ -389,7 +435,7 @@ impl Restore {
             }
             // With EL2 one offset serves both, and the virtual count has CNTVOFF_EL2 in it.
             if !(self.plan.nested && view == View::Virtual) {
-                Self::check_view(backend, view, known, "release", left)?;
+                Self::check_view(io, self.vcpus, view, known, "release", left).await?;
             }
         }
         Ok(())
@@ -418,10 +464,11 @@ impl Restore {
 
 /// Sets both counters for the instant of `outcome`, by the plan's method.
 pub fn set_counters<B: Backend + ?Sized>(plan: &Plan, outcome: &Outcome, backend: &mut B) -> Result<(), B::Error> {
-    match plan.method {
-        Method::Offset => backend.set_counter_offset(outcome.virtual_offset()),
-        _ => set_by_value(plan, outcome, 0, &mut 0, backend).map(drop).map_err(|(_, source)| source),
+    if plan.method == Method::Offset {
+        return backend.set_counter_offset(outcome.virtual_offset());
     }
+    let set = drive(backend, async |io| set_by_value(&io, plan, outcome, 0, &mut 0).await);
+    set.map(drop).or_else(|(_, failed)| failed.error().map_or(Ok(()), Err))
 }
 
 /// Offsets of counters that were set by value.
@@ -435,91 +482,32 @@ struct ByValue {
 }
 
 /// Sets the counters one after the other.
-fn set_by_value<B: Backend + ?Sized>(
+async fn set_by_value<E>(
+    io: &Io<'_, E>,
     plan: &Plan,
     outcome: &Outcome,
     tolerance: u64,
     writes: &mut u64,
-    backend: &mut B,
-) -> Result<ByValue, (View, B::Error)> {
+) -> Result<ByValue, (View, Failed<E>)> {
     let mut ignored = None;
-    let mut by_value = |view, wanted| {
-        let set = set_offset_by_value(backend, view, wanted, tolerance, writes).map_err(|source| (view, source))?;
+    let (wanted, virt) = (outcome.physical_offset(), outcome.virtual_offset());
+    let mut by_value = async |view, wanted| {
+        let set = set_offset_by_value(io, view, wanted, outcome.count, tolerance, writes).await;
+        let set = set.map_err(|failed| (view, failed))?;
         ignored = ignored.or(set.ignored.then_some(view));
         Ok(set.known)
     };
-    let (wanted, virt) = (outcome.physical_offset(), outcome.virtual_offset());
     let phys = match plan.method {
         Method::VirtualOnly => None,
-        _ => Some(by_value(View::Physical, wanted)?),
+        _ => Some(by_value(View::Physical, wanted).await?),
     };
     // Where the guest has EL2, setting the physical count has moved both.
     let virt_known = match phys {
         Some(both) if plan.nested => both,
-        _ => by_value(View::Virtual, virt)?,
+        _ => by_value(View::Virtual, virt).await?,
     };
     let farthest = virt_known.farthest(virt).max(phys.map_or(0, |known| known.farthest(wanted)));
     Ok(ByValue { virt: virt_known, phys, farthest, ignored })
-}
-
-/// A saved register.
-struct SavedRegister {
-    vcpu: usize,
-    id: u64,
-    value: u64,
-    /// Bits that have to read back.
-    seen: u64,
-}
-
-/// Returns a column of registers that have to read back in full.
-fn whole(id: u64, values: Values<'_>) -> impl Iterator<Item = SavedRegister> {
-    let vcpus = 0..values.len();
-    vcpus.filter_map(move |vcpu| Some(SavedRegister { vcpu, id, value: values.get(vcpu)?, seen: u64::MAX }))
-}
-
-/// Returns the registers of each vCPU of a VM, in the order in which they are written.
-fn saved<'a>(vm: &SavedVm<'a>, method: Method, cval_shift: u64) -> impl Iterator<Item = SavedRegister> + use<'a> {
-    let cntvoff = vm.register(Held::Cntvoff).into_iter().flat_map(|values| whole(one_reg_id(Role::Cntvoff), values));
-    let others = vm.others().flat_map(|(id, values)| whole(id, values));
-    let timers = vm
-        .timers()
-        .filter(move |saved| method != Method::VirtualOnly || saved.timer != Timer::Ptimer)
-        .flat_map(move |SavedTimer { timer, cval, ctl }| {
-            let vcpus = 0..cval.len();
-            vcpus.flat_map(move |vcpu| {
-                let (cval, ctl) = (cval.get(vcpu).unwrap_or_default(), ctl.get(vcpu).unwrap_or_default());
-                let register = |role, value, seen| SavedRegister { vcpu, id: one_reg_id(role), value, seen };
-                [
-                    register(Role::Cval(timer), timer::moved_cval(cval, cval_shift), u64::MAX),
-                    // The guest owns no other bits of CTL: ISTATUS is computed, and the rest are gone at the first run.
-                    register(Role::Ctl(timer), ctl, CTL_ENABLE | CTL_IMASK),
-                ]
-            })
-        });
-    cntvoff.chain(others).chain(timers)
-}
-
-impl SavedRegister {
-    fn register(&self) -> &'static str {
-        Sysreg::with_one_reg_id(self.id).map_or("a register unknown to guestclock", |row| row.name)
-    }
-
-    /// Checks that the register reads back as it was saved, in the bits that have to.
-    fn check<B: Backend + ?Sized>(&self, backend: &mut B, step: &str) -> Result<(), RestoreError<B::Error>> {
-        let read = backend
-            .get_one_reg(self.vcpu, self.id)
-            .map_err(at_step(Condition::Partial, || format!("{step}: {self} back")))?;
-        if (read ^ self.value) & self.seen == 0 {
-            return Ok(());
-        }
-        Err(RestoreError::ReadBack { vcpu: self.vcpu, register: self.register(), wrote: self.value, read })
-    }
-}
-
-impl fmt::Display for SavedRegister {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "vCPU {}, {}", self.vcpu, self.register())
-    }
 }
 
 const fn name(view: View) -> &'static str {

@@ -36,11 +36,30 @@ impl Late {
         self.missed_at(now).min(self.cap)
     }
 
+    /// Returns the guest's counter when the host's reads `now`.
+    #[must_use]
+    #[inline]
+    pub fn guest_at(&self, now: HostCount) -> GuestCount {
+        self.saved.after(wrapped(self.added_at(now)))
+    }
+
     /// Returns the offset by which the guest's counter goes on from `now`.
     #[must_use]
     #[inline]
     pub fn offset_at(&self, now: HostCount) -> Offset {
-        Offset::between(now, self.saved.after(wrapped(self.added_at(now))))
+        Offset::between(now, self.guest_at(now))
+    }
+
+    /// The counter of a guest that has this offset at every count from `anchor` on.
+    #[must_use]
+    pub const fn of_offset(offset: Offset, anchor: HostCount) -> Self {
+        Self { anchor, missed: 0, cap: u128::MAX, saved: anchor.guest(offset) }
+    }
+
+    /// The counter of a guest that stands at this count, whenever it goes on.
+    #[must_use]
+    pub const fn at_rest(saved: GuestCount) -> Self {
+        Self { anchor: HostCount(0), missed: 0, cap: 0, saved }
     }
 }
 

@@ -1,0 +1,79 @@
+//! The driver of a machine over a VM's primitive calls: loops over a block's registers.
+
+use crate::arch::arm64::{Registers, View, count_reg};
+use crate::drive::backend::{Backend, await_stopped, retry_busy};
+use crate::drive::machine::{Answer, Block, Done, Failed, Io, Machine, Op, SavedRegister, What};
+use crate::time::{GuestCount, OffsetInterval};
+use core::future::Future;
+
+/// Runs an operation to its end.
+///
+/// # Panics
+/// Never: each step gets the answer that it asks for, and a machine without a next step has ended.
+pub fn drive<'a, B, T: 'a, F>(backend: &mut B, begin: impl FnOnce(Io<'a, B::Error>) -> F) -> T
+where
+    B: Backend + ?Sized,
+    B::Error: 'a,
+    F: Future<Output = T> + 'a,
+{
+    let mut machine = Machine::new(begin);
+    while let Some(op) = machine.next() {
+        machine.done(carry_out(&op, backend));
+    }
+    machine.end().expect("a machine that asks for nothing has ended")
+}
+
+/// Carries out a step.
+pub fn carry_out<B: Backend + ?Sized>(op: &Op<'_>, backend: &mut B) -> Answer<B::Error> {
+    match op {
+        Op::Look => await_stopped(backend).map(|()| Done::Ok).map_err(Failed::Call),
+        Op::Sample => Ok(Done::Count(backend.counter().count())),
+        Op::Stamp => Ok(Done::Stamp(backend.counter().stamp())),
+        Op::List => Registers::of(backend).map(Done::List).map_err(Failed::Call),
+        Op::Interrupts(registers) => backend.interrupts(registers).map(Done::Interrupts).map_err(Failed::Call),
+        Op::Read { id } => {
+            let values = (0..backend.vcpus()).map(|vcpu| read(backend, vcpu, *id));
+            values.collect::<Result<_, _>>().map(Done::Values)
+        }
+        Op::Write(block) => each(block, |register| {
+            let SavedRegister { vcpu, id, value, .. } = register;
+            let written = backend.set_one_reg(vcpu, id, value);
+            written.map_err(|error| Failed::Register { vcpu, id, reading: false, error })?;
+            register.check(read(backend, vcpu, id)?)
+        }),
+        Op::ReadBack(block) => each(block, |register| register.check(read(backend, register.vcpu, register.id)?)),
+        Op::Bracket { vcpu, view } => bracket(backend, *vcpu, *view).map(Done::Bracket).map_err(Failed::Call),
+        Op::SetOffset(offset) => {
+            let written = retry_busy(backend, |backend| backend.set_counter_offset(*offset));
+            written.map(|()| Done::Ok).map_err(Failed::Call)
+        }
+        Op::SetLate(What::VmOffset, late) => {
+            let written = retry_busy(backend, |backend| {
+                // Under Freeze the guest sees every tick from here on.
+                let now = backend.counter().count();
+                backend.set_counter_offset(late.offset_at(now)).map(|()| now)
+            });
+            written.map(Done::Count).map_err(Failed::Call)
+        }
+        Op::SetLate(What::Count(view), late) => {
+            let now = backend.counter().count();
+            let written = backend.set_one_reg(0, count_reg(*view), late.guest_at(now).0);
+            written.map(|()| Done::Count(now)).map_err(Failed::Call)
+        }
+    }
+}
+
+fn each<E>(block: &Block<'_>, step: impl FnMut(SavedRegister) -> Result<(), Failed<E>>) -> Answer<E> {
+    block.registers().try_for_each(step).map(|()| Done::Ok)
+}
+
+fn read<B: Backend + ?Sized>(backend: &mut B, vcpu: usize, id: u64) -> Result<u64, Failed<B::Error>> {
+    backend.get_one_reg(vcpu, id).map_err(|error| Failed::Register { vcpu, id, reading: true, error })
+}
+
+/// Reads a count of a vCPU between two reads of the host's counter.
+fn bracket<B: Backend + ?Sized>(backend: &mut B, vcpu: usize, view: View) -> Result<OffsetInterval, B::Error> {
+    let before = backend.counter().count();
+    let guest = GuestCount(backend.get_one_reg(vcpu, count_reg(view))?);
+    Ok(OffsetInterval::bracketed(before, guest, backend.counter().count()))
+}

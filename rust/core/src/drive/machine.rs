@@ -1,0 +1,368 @@
+//! Machines: operations of guestclock that ask for one step at a time, and do no I/O themselves.
+//!
+//! A machine is an async function over [`Io`] that nobody polls but [`Machine`], so that a sequence with its errors reads
+//! from top to bottom, and whoever has the VM's descriptors carries the steps out: [`drive`](crate::drive::drive) over a
+//! [`Backend`](crate::drive::Backend), or a VMM whose vCPU threads own them.
+
+use crate::arch::arm64::{CTL_ENABLE, CTL_IMASK, Registers, Role, Sysreg, Timer, View, one_reg_id, timer};
+use crate::checkpoint::{Held, Interrupts, SavedTimer, SavedVm, Values};
+use crate::restore::{Late, Method};
+use crate::time::{HostCount, Offset, OffsetInterval, Stamp};
+use alloc::boxed::Box;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::cell::RefCell;
+use core::fmt;
+use core::future::{Future, poll_fn};
+use core::pin::Pin;
+use core::task::{Context, Poll, Waker};
+
+/// Step that a machine asks for.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Op<'a> {
+    /// Look whether all vCPUs are stopped. EBUSY is waited out for as long as the driver's budget lasts.
+    Look,
+    /// Read the counter: [`Done::Count`].
+    Sample,
+    /// Take a stamp of the counter: [`Done::Stamp`].
+    Stamp,
+    /// List the registers of vCPU 0: [`Done::List`].
+    List,
+    /// Ask for the interrupt ids of these timers: [`Done::Interrupts`].
+    Interrupts(Registers),
+    /// Read a register of every vCPU: [`Done::Values`].
+    Read {
+        /// KVM's id of the register.
+        id: u64,
+    },
+    /// Write these registers, each row's in their order, and read each back.
+    Write(Block<'a>),
+    /// Read these registers back.
+    ReadBack(Block<'a>),
+    /// Read a counter of a vCPU between two reads of the host's: [`Done::Bracket`].
+    Bracket {
+        /// The vCPU.
+        vcpu: usize,
+        /// The counter.
+        view: View,
+    },
+    /// Set the VM-wide offset to a value that is known beforehand. EBUSY is waited out.
+    SetOffset(Offset),
+    /// Sample the counter, and set what follows from the sample, as late as can be: [`Done::Count`], the sample. After
+    /// EBUSY the sample is taken anew.
+    SetLate(What, Late),
+}
+
+/// Written from one sample.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum What {
+    /// The VM-wide offset.
+    VmOffset,
+    /// A counter's value, on vCPU 0, which moves it on all.
+    Count(View),
+}
+
+/// Answer to a step that was carried out.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Done {
+    /// Nothing to tell.
+    Ok,
+    /// A count of the host's counter.
+    Count(HostCount),
+    /// A stamp.
+    Stamp(Stamp),
+    /// The registers of vCPU 0.
+    List(Registers),
+    /// Interrupt ids of the timers; `None` where nobody can be asked.
+    Interrupts(Option<Interrupts>),
+    /// A register's values, one a vCPU.
+    Values(Vec<u64>),
+    /// The offset that a bracketed read allows.
+    Bracket(OffsetInterval),
+}
+
+/// Failure of a step.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Failed<E> {
+    /// A call on the VM failed, or on a vCPU that the step names.
+    Call(E),
+    /// A call on a register failed. What came before it in its block was done.
+    Register {
+        /// The vCPU.
+        vcpu: usize,
+        /// KVM's id of the register.
+        id: u64,
+        /// True for a read.
+        reading: bool,
+        /// The reason.
+        error: E,
+    },
+    /// A register reads back another value than was written.
+    Differs {
+        /// The register, with the value that was written.
+        register: SavedRegister,
+        /// The value read back.
+        read: u64,
+    },
+}
+
+impl<E> Failed<E> {
+    /// Returns the reason of a failed call; a register that differs isn't one.
+    pub(crate) fn error(self) -> Option<E> {
+        match self {
+            Self::Call(error) | Self::Register { error, .. } => Some(error),
+            Self::Differs { .. } => None,
+        }
+    }
+}
+
+/// Answer of a driver.
+pub type Answer<E> = Result<Done, Failed<E>>;
+
+/// The timers' registers of a saved VM, as a restore writes them: rows are vCPUs.
+#[derive(Clone, Debug)]
+pub struct Block<'a> {
+    pub(crate) vm: SavedVm<'a>,
+    pub(crate) method: Method,
+    /// Ticks by which each CVAL moves.
+    pub(crate) cval_shift: u64,
+}
+
+impl<'a> Block<'a> {
+    /// The registers, in the order in which they are written: CNTVOFF_EL2, those that nobody knows, then each timer's
+    /// CVAL before its CTL.
+    pub fn registers(&self) -> impl Iterator<Item = SavedRegister> + use<'a> {
+        let Self { vm, method, cval_shift } = self.clone();
+        let cntvoff =
+            vm.register(Held::Cntvoff).into_iter().flat_map(|values| whole(one_reg_id(Role::Cntvoff), values));
+        let others = vm.others().flat_map(|(id, values)| whole(id, values));
+        let timers = vm
+            .timers()
+            .filter(move |saved| method != Method::VirtualOnly || saved.timer != Timer::Ptimer)
+            .flat_map(move |SavedTimer { timer, cval, ctl }| {
+                let vcpus = 0..cval.len();
+                vcpus.flat_map(move |vcpu| {
+                    let (cval, ctl) = (cval.get(vcpu).unwrap_or_default(), ctl.get(vcpu).unwrap_or_default());
+                    let register = |role, value, seen| SavedRegister { vcpu, id: one_reg_id(role), value, seen };
+                    [
+                        register(Role::Cval(timer), timer::moved_cval(cval, cval_shift), u64::MAX),
+                        // The guest owns no other bits of CTL: ISTATUS is computed, and the rest are gone at the first
+                        // run.
+                        register(Role::Ctl(timer), ctl, CTL_ENABLE | CTL_IMASK),
+                    ]
+                })
+            });
+        cntvoff.chain(others).chain(timers)
+    }
+
+    /// Number of registers that were written, by the answer to [`Op::Write`].
+    pub(crate) fn written<E>(&self, answer: &Result<(), Failed<E>>) -> usize {
+        let place = |vcpu, id| self.registers().position(|register| (register.vcpu, register.id) == (vcpu, id));
+        match answer {
+            Ok(()) => self.registers().count(),
+            Err(Failed::Call(_)) => 0,
+            Err(Failed::Register { vcpu, id, reading, .. }) => place(*vcpu, *id).unwrap_or(0) + usize::from(*reading),
+            Err(Failed::Differs { register, .. }) => place(register.vcpu, register.id).unwrap_or(0) + 1,
+        }
+    }
+
+    /// The registers of one vCPU, in their order: for a driver that hands each row to the thread of its vCPU.
+    pub fn row(&self, vcpu: usize) -> impl Iterator<Item = SavedRegister> + use<'a> {
+        self.registers().filter(move |register| register.vcpu == vcpu)
+    }
+}
+
+/// Returns a column of registers that have to read back in full.
+fn whole(id: u64, values: Values<'_>) -> impl Iterator<Item = SavedRegister> {
+    let vcpus = 0..values.len();
+    vcpus.filter_map(move |vcpu| Some(SavedRegister { vcpu, id, value: values.get(vcpu)?, seen: u64::MAX }))
+}
+
+/// A register of a block, and the value that it is to have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SavedRegister {
+    /// The vCPU.
+    pub vcpu: usize,
+    /// KVM's id of the register.
+    pub id: u64,
+    /// The value.
+    pub value: u64,
+    /// Bits that have to read back.
+    pub seen: u64,
+}
+
+impl SavedRegister {
+    /// Returns the failure, if the register reads back another value in the bits that have to.
+    pub const fn check<E>(self, read: u64) -> Result<(), Failed<E>> {
+        if (read ^ self.value) & self.seen == 0 { Ok(()) } else { Err(Failed::Differs { register: self, read }) }
+    }
+}
+
+/// Returns the name of a register for messages.
+pub(crate) fn register_name(id: u64) -> &'static str {
+    Sysreg::with_one_reg_id(id).map_or("a register unknown to guestclock", |row| row.name)
+}
+
+/// The step that is asked for, and its answer.
+struct Slot<'a, E> {
+    op: Option<Op<'a>>,
+    answer: Option<Answer<E>>,
+}
+
+/// The machine's end of its steps.
+pub struct Io<'a, E> {
+    slot: Rc<RefCell<Slot<'a, E>>>,
+}
+
+impl<E> fmt::Debug for Io<'_, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Io").finish_non_exhaustive()
+    }
+}
+
+impl<E> Clone for Io<'_, E> {
+    fn clone(&self) -> Self {
+        Self { slot: Rc::clone(&self.slot) }
+    }
+}
+
+impl<'a, E> Io<'a, E> {
+    /// Asks for a step, and goes on with its answer.
+    pub(crate) async fn ask(&self, op: Op<'a>) -> Answer<E> {
+        self.slot.borrow_mut().op = Some(op);
+        poll_fn(|_| {
+            let slot = &mut *self.slot.borrow_mut();
+            slot.answer.take().map_or(Poll::Pending, |answer| {
+                slot.op = None;
+                Poll::Ready(answer)
+            })
+        })
+        .await
+    }
+
+    pub(crate) async fn look(&self) -> Result<(), Failed<E>> {
+        self.ask(Op::Look).await.map(drop)
+    }
+
+    pub(crate) async fn write(&self, block: Block<'a>) -> Result<(), Failed<E>> {
+        self.ask(Op::Write(block)).await.map(drop)
+    }
+
+    pub(crate) async fn read_back(&self, block: Block<'a>) -> Result<(), Failed<E>> {
+        self.ask(Op::ReadBack(block)).await.map(drop)
+    }
+
+    pub(crate) async fn set_offset(&self, offset: Offset) -> Result<(), Failed<E>> {
+        self.ask(Op::SetOffset(offset)).await.map(drop)
+    }
+
+    /// Returns the sample that the value followed from.
+    pub(crate) async fn set_late(&self, what: What, late: Late) -> Result<HostCount, Failed<E>> {
+        let Done::Count(count) = self.ask(Op::SetLate(what, late)).await? else { wrong_answer() };
+        Ok(count)
+    }
+
+    pub(crate) async fn sample(&self) -> Result<HostCount, Failed<E>> {
+        let Done::Count(count) = self.ask(Op::Sample).await? else { wrong_answer() };
+        Ok(count)
+    }
+
+    pub(crate) async fn stamp(&self) -> Result<Stamp, Failed<E>> {
+        let Done::Stamp(stamp) = self.ask(Op::Stamp).await? else { wrong_answer() };
+        Ok(stamp)
+    }
+
+    pub(crate) async fn list(&self) -> Result<Registers, Failed<E>> {
+        let Done::List(registers) = self.ask(Op::List).await? else { wrong_answer() };
+        Ok(registers)
+    }
+
+    pub(crate) async fn interrupts(&self, registers: &Registers) -> Result<Option<Interrupts>, Failed<E>> {
+        let Done::Interrupts(ids) = self.ask(Op::Interrupts(registers.clone())).await? else { wrong_answer() };
+        Ok(ids)
+    }
+
+    pub(crate) async fn read(&self, id: u64) -> Result<Vec<u64>, Failed<E>> {
+        let Done::Values(values) = self.ask(Op::Read { id }).await? else { wrong_answer() };
+        Ok(values)
+    }
+
+    pub(crate) async fn bracket(&self, vcpu: usize, view: View) -> Result<OffsetInterval, Failed<E>> {
+        let Done::Bracket(interval) = self.ask(Op::Bracket { vcpu, view }).await? else { wrong_answer() };
+        Ok(interval)
+    }
+}
+
+/// A driver's mistake, which no VM and no file can cause.
+fn wrong_answer() -> ! {
+    panic!("the driver answers a step with what it wasn't asked for")
+}
+
+/// An operation under way: an iterator of the steps that it asks for, each of which is answered before the next.
+///
+/// A step that is answered with something else than it asks for makes the next one panic: that is the driver's mistake.
+///
+/// ```
+/// use guestclock_core::arch::arm64::{Registers, Role, Timer, one_reg_id};
+/// use guestclock_core::drive::{Done, Machine, Op, capture_registers};
+///
+/// let ctl = one_reg_id(Role::Ctl(Timer::Vtimer));
+/// let registers = Registers::from(vec![ctl]);
+/// let mut machine = Machine::<(), _>::new(|io| async move { capture_registers(&io, &registers).await });
+/// while let Some(op) = machine.next() {
+///     // A driver has the VM's descriptors. This one makes an answer up.
+///     assert!(matches!(op, Op::Read { .. }));
+///     machine.done(Ok(Done::Values(vec![1, 3])));
+/// }
+/// let captured = machine.end().expect("it has ended").unwrap();
+/// assert_eq!(captured[0].1, [1, 3]);
+/// ```
+pub struct Machine<'a, E, T> {
+    run: Pin<Box<dyn Future<Output = T> + 'a>>,
+    slot: Rc<RefCell<Slot<'a, E>>>,
+    end: Option<T>,
+}
+
+impl<E, T> fmt::Debug for Machine<'_, E, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Machine").field("ended", &self.end.is_some()).finish_non_exhaustive()
+    }
+}
+
+impl<'a, E: 'a, T: 'a> Machine<'a, E, T> {
+    /// Makes a machine of an async function.
+    pub fn new<F: Future<Output = T> + 'a>(begin: impl FnOnce(Io<'a, E>) -> F) -> Self {
+        let slot = Rc::new(RefCell::new(Slot { op: None, answer: None }));
+        Self { run: Box::pin(begin(Io { slot: Rc::clone(&slot) })), slot, end: None }
+    }
+
+    /// Answers the step that was asked for last.
+    pub fn done(&mut self, answer: Answer<E>) {
+        self.slot.borrow_mut().answer = Some(answer);
+    }
+
+    /// Returns the result; `None` before the end.
+    pub fn end(self) -> Option<T> {
+        self.end
+    }
+}
+
+impl<'a, E, T> Iterator for Machine<'a, E, T> {
+    type Item = Op<'a>;
+
+    /// Returns the next step; the same again, if it hasn't been answered; `None` at the end.
+    fn next(&mut self) -> Option<Op<'a>> {
+        if self.end.is_some() {
+            return None;
+        }
+        match self.run.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(end) => {
+                self.end = Some(end);
+                None
+            }
+            Poll::Pending => self.slot.borrow().op.clone(),
+        }
+    }
+}
