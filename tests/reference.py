@@ -7,8 +7,7 @@ shares nothing with guestclock but the numbering of the timers.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import date, timedelta
-from typing import Any, Literal
+from typing import Literal
 
 VIRTUAL, PHYSICAL = 0, 1
 """The two counters."""
@@ -372,105 +371,3 @@ class ReferenceVm:
             vcpu.cval[timer] = u64(self.count(index, self.view(timer), now) + signed32(value))
         else:
             vcpu.ctl[timer] = value & (ENABLE | IMASK)
-
-
-# Which clock is believed.
-
-NS_PER_S = 10**9
-YEAR_NS = 366 * 86_400 * NS_PER_S
-
-
-class ClockTable:
-    """The table of evidence, between two stamps and the bounds that somebody vouches for.
-
-    Written from the table in docs/time-model.md. A stamp is whatever has its attributes; so are a bound and a word.
-    """
-
-    def __init__(self, there: Any, here: Any, there_sync: Any, here_sync: Any) -> None:
-        self.there, self.here, self.syncs = there, here, (there_sync, here_sync)
-        self.ticks = (here.count - there.count + 2**63) % 2**64 - 2**63
-        self.counted_ns = abs(self.ticks) * NS_PER_S // here.frequency_hz * (1 if self.ticks >= 0 else -1)
-        tai = there.tai_offset_s is not None and here.tai_offset_s is not None
-        self.wall_ns = here.realtime_ns - there.realtime_ns
-        self.wall_ns += (here.tai_offset_s - there.tai_offset_s) * NS_PER_S if tai else 0
-        self.bounds = [self.bound(stamp, sync) for stamp, sync in zip((there, here), self.syncs, strict=True)]
-        first = there.realtime_ns - there.width_ns - (self.bounds[0] or 0)
-        last = here.realtime_ns + here.width_ns + (self.bounds[1] or 0) + NS_PER_S
-        self.leap = not tai and self.month(first) != self.month(last)
-        known = there.boottime_ns is not None and here.boottime_ns is not None
-        self.boot_ns = here.boottime_ns - there.boottime_ns if known else None
-        self.widths = there.slept_width_ns + here.slept_width_ns if known else 0
-
-    @staticmethod
-    def bound(stamp: Any, sync: Any) -> int | None:
-        """What is vouched for, or else claimed, of one wall clock."""
-        if sync is not None:
-            error: int = sync.max_error_ns - (-sync.age_ns * sync.holdover_ppb // NS_PER_S)
-            return error
-        if stamp.synchronized and stamp.max_error_ns is not None and stamp.max_error_ns < 16 * NS_PER_S:
-            claimed: int = stamp.max_error_ns
-            return claimed
-        return None
-
-    @staticmethod
-    def month(ns: int) -> tuple[int, int]:
-        """Year and month of an instant by UTC."""
-        day = date(1970, 1, 1) + timedelta(days=ns // (86_400 * NS_PER_S))
-        return day.year, day.month
-
-    def slept(self) -> tuple[int, int] | None:
-        """How long the host slept in between, at least and at most; None where nobody knows."""
-        if self.boot_ns is None:
-            return None
-        least = self.here.slept_ns - self.there.slept_ns - self.there.slept_width_ns
-        return least, self.here.slept_ns - self.there.slept_ns + self.here.slept_width_ns
-
-    def lasted(self, ns: int) -> bool:
-        """Whether the counter may have counted that time: within both brackets and 500 ppm."""
-        within: bool = abs(self.counted_ns - ns) <= 2 + self.widths + max(abs(ns), abs(self.counted_ns)) // 2000
-        return within
-
-    def believed(self, word: Any, *, capped: bool) -> tuple[str, int | None, int | None]:
-        """Source of the elapsed time, in ticks, and its error; or the refusal."""
-        hz = self.here.frequency_hz
-        if word is not None and word.by == "given":
-            return "given", word.ns * hz // NS_PER_S, -(-word.error_ns * hz // NS_PER_S) + 1
-        if word is not None and word.by == "counter":
-            return ("counter", self.ticks, 0) if self.ticks >= 0 else ("ClockWentBackwards", None, None)
-        one = self.there.boot_id is not None and self.there.boot_id == self.here.boot_id
-        one = one and self.there.source == self.here.source and not self.here.source.endswith("_local")
-        if word is not None or not one:
-            return self.by_wall_clocks(word, capped=capped)
-        slept = self.slept()
-        awake = slept is None or slept[0] <= 0 <= slept[1]
-        grew = slept is not None and slept[0] > 0
-        if self.ticks >= 0 and (awake or (grew and self.lasted(self.boot_ns or 0))):
-            allowed = 2 + self.there.width_ns + self.here.width_ns + sum(bound or 0 for bound in self.bounds)
-            allowed += NS_PER_S * self.leap + abs(self.wall_ns) // 2000
-            if None not in self.syncs and abs(self.counted_ns - self.wall_ns) > allowed:
-                return "ClocksDisagree", None, None
-            hidden = grew and slept is not None and self.lasted((self.boot_ns or 0) - slept[0])
-            return "counter", self.ticks, -(-slept[1] * hz // NS_PER_S) if hidden and slept else 0
-        if None not in self.syncs:
-            by_both = self.by_wall_clocks(None, capped=capped)
-            if by_both[1] is not None:
-                return by_both
-        if self.boot_ns is None or self.boot_ns < 0:
-            return "ClockWentBackwards", None, None
-        error_ns = self.widths + NS_PER_S - (-self.boot_ns // 2000)
-        return "boot-time", self.boot_ns * hz // NS_PER_S, -(-error_ns * hz // NS_PER_S) + 1
-
-    def by_wall_clocks(self, word: Any, *, capped: bool) -> tuple[str, int | None, int | None]:
-        hz = self.here.frequency_hz
-        error_ns = word.error_ns if word is not None else None
-        longest = word.refuse_over_ns if word is not None and word.refuse_over_ns is not None else YEAR_NS
-        if error_ns is None:
-            if None in self.bounds or self.leap:
-                return "ElapsedUnknown", None, None
-            error_ns = sum(bound or 0 for bound in self.bounds)
-        if self.wall_ns < 0:
-            return "ClockWentBackwards", None, None
-        if self.wall_ns > longest and not capped:
-            return "ElapsedTooLong", None, None
-        error_ns += self.there.width_ns + self.here.width_ns
-        return "wall-clocks", self.wall_ns * hz // NS_PER_S, -(-error_ns * hz // NS_PER_S) + 1

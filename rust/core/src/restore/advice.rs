@@ -8,7 +8,7 @@ use crate::restore::plan::{Method, Plan};
 use crate::restore::policy::{Repay, Rest, Views};
 use crate::restore::saved::Saved;
 use crate::restore::target::Target;
-use crate::time::{Elapsed, ElapsedBy, Evidence, Intent, Offset, Quality, Sleep, evidence};
+use crate::time::{Elapsed, ElapsedBy, Evidence, Intent, Offset, Quality, Sleep, Stamp, evidence};
 use alloc::vec::Vec;
 
 /// Largest step that a Linux guest is likely to tolerate: half of a soft lockup's threshold.
@@ -26,13 +26,22 @@ pub(crate) fn assumptions(plan: &Plan, saved: &Saved<'_>) -> Vec<Diagnostic> {
     let Some(by) = plan.elapsed_by().filter(|_| !plan.request.policy.is_freeze()) else { return assumptions };
     assumptions.extend(of_a_clock(by));
     let word = plan.request.elapsed;
+    if by != ElapsedBy::Counter && !plan.request.in_place {
+        // From the plan to the release the counter here counts, and another clock where the host sleeps.
+        assumptions.push(Diagnostic::NominalRateHere);
+        if plan.sample.boot_time.is_none() {
+            assumptions.push(Diagnostic::NotSlept);
+        }
+    }
     match by {
         ElapsedBy::Counter => {
-            assumptions.push(match word {
-                Some(_) => Diagnostic::SameCounter,
-                None if plan.request.in_place => Diagnostic::OneCounter,
-                None => Diagnostic::SameBoot,
-            });
+            match word {
+                Some(_) => assumptions.push(Diagnostic::SameCounter),
+                None if plan.request.in_place => {
+                    assumptions.extend([Diagnostic::OneCounter, Diagnostic::HostNotSuspended]);
+                }
+                None => assumptions.push(Diagnostic::SameBoot),
+            }
             if word.is_none() && plan.evidence.sleep == Sleep::Unknown {
                 assumptions.push(Diagnostic::NotSlept);
             }
@@ -40,10 +49,7 @@ pub(crate) fn assumptions(plan: &Plan, saved: &Saved<'_>) -> Vec<Diagnostic> {
         ElapsedBy::WallClocks => {
             match word {
                 Some(Elapsed::ByWallClocks { error_ns: Some(_), .. }) => assumptions.push(Diagnostic::WallClocksAgree),
-                _ => assumptions.extend(
-                    [(Side::Saved, plan.saved_at()), (Side::Here, &plan.sample)]
-                        .map(|(side, stamp)| Diagnostic::WallClockWithin { side, bound: stamp.vouched() }),
-                ),
+                _ => assumptions.extend(of_wall_clocks((Side::Saved, plan.saved_at()), &plan.sample)),
             }
             assumptions.push(Diagnostic::NotSmeared);
             if evidence::leap_may_lie_between(plan.saved_at(), &plan.sample) {
@@ -55,10 +61,28 @@ pub(crate) fn assumptions(plan: &Plan, saved: &Saved<'_>) -> Vec<Diagnostic> {
     assumptions
 }
 
+/// Assumptions about both wall clocks of a time that was taken from them.
+fn of_wall_clocks(saved: (Side, &Stamp), here: &Stamp) -> impl Iterator<Item = Diagnostic> {
+    [saved, (Side::Here, here)]
+        .map(|(side, stamp)| Diagnostic::WallClockWithin { side, bound: stamp.vouched() })
+        .into_iter()
+}
+
+/// Assumptions that a clock needs from the plan's sample to a later stamp of this host.
+pub(crate) fn from_the_plan(plan: &Plan, by: ElapsedBy, here: &Stamp) -> Vec<Diagnostic> {
+    let mut assumptions = of_a_clock(by);
+    if by == ElapsedBy::WallClocks {
+        assumptions.extend(of_wall_clocks((Side::Here, &plan.sample), here));
+        assumptions.push(Diagnostic::NotSmeared);
+    }
+    assumptions.retain(|assumption| !plan.assumptions.contains(assumption));
+    assumptions
+}
+
 /// Assumptions that a clock needs wherever it is asked.
-pub(crate) fn of_a_clock(by: ElapsedBy) -> Vec<Diagnostic> {
+fn of_a_clock(by: ElapsedBy) -> Vec<Diagnostic> {
     match by {
-        ElapsedBy::Given => [Diagnostic::ElapsedGiven, Diagnostic::NominalRateHere].into(),
+        ElapsedBy::Given => [Diagnostic::ElapsedGiven].into(),
         ElapsedBy::BootTime => [Diagnostic::BootTimeCountedSleep].into(),
         ElapsedBy::Counter | ElapsedBy::WallClocks => Vec::new(),
     }

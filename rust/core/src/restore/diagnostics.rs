@@ -28,13 +28,16 @@ pub enum Diagnostic {
     CountersStoodStill,
     /// The elapsed time is the caller's.
     ElapsedGiven,
-    /// The counter here is assumed to run at its nominal frequency from the plan to the release.
+    /// The counter here is assumed to count from the plan to the release, at its nominal frequency within 500 ppm.
     NominalRateHere,
-    /// The counter is one object of this process, which has counted all the time.
+    /// The counter is one object of this process.
     OneCounter,
+    /// That object has counted all the time: nothing stopped this host without its kernel's knowing.
+    HostNotSuspended,
     /// The counter is the checkpoint's by the caller's word, and has counted all the time.
     SameCounter,
-    /// The counter is the checkpoint's by the boot id: neither this host nor a copy of it was itself suspended.
+    /// The counter is the checkpoint's by the boot id, and has counted all the time: neither this host nor a copy of it
+    /// was itself suspended.
     SameBoot,
     /// The host is assumed not to have slept: a stamp doesn't say how long it did.
     NotSlept,

@@ -116,7 +116,9 @@ pub(crate) fn look_again(plan: &mut Plan, here: Stamp) {
     }
     plan.elapsed = plan.elapsed.map(|elapsed| Believed { passed: then(elapsed.passed), ..elapsed });
     if by != ElapsedBy::Counter {
-        plan.assumptions.extend(advice::of_a_clock(by));
+        if !plan.request.policy.is_freeze() {
+            plan.assumptions.extend(advice::from_the_plan(plan, by, &here));
+        }
         plan.sample = Stamp { sync: here.sync.or(plan.sample.sync), ..here };
         plan.late = plan.late();
     }

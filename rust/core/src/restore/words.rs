@@ -72,6 +72,7 @@ impl Diagnostic {
             Self::ElapsedGiven => "elapsed-given",
             Self::NominalRateHere => "nominal-rate-here",
             Self::OneCounter => "one-counter",
+            Self::HostNotSuspended => "host-not-suspended",
             Self::SameCounter => "same-counter",
             Self::SameBoot => "same-boot",
             Self::NotSlept => "not-slept",
@@ -126,17 +127,22 @@ impl fmt::Display for Diagnostic {
             }
             Self::ElapsedGiven => f.write_str("the elapsed time is as the caller says, within the assumed error"),
             Self::NominalRateHere => {
-                f.write_str("the counter here runs at its nominal frequency from the plan to the release")
+                f.write_str("the counter here counts from the plan to the release, within 500 ppm of its frequency")
             }
-            Self::OneCounter => f.write_str("it is one counter, of this process, and it has counted all the time"),
+            Self::OneCounter => f.write_str("it is one counter, of this process"),
+            Self::HostNotSuspended => f.write_str(
+                "the counter has counted all the time: no hypervisor suspended this host, and it had no sleep that its \
+                 kernel didn't count",
+            ),
             Self::SameCounter => f.write_str("it is the same counter, as the caller says, and it has counted all the time"),
             Self::SameBoot => f.write_str(
-                "the boot id shows the same counter: neither this host nor a copy of it was itself suspended or restored by \
-                 a hypervisor",
+                "the boot id shows the same counter, and it has counted all the time: neither this host nor a copy of it \
+                 was itself suspended or restored by a hypervisor",
             ),
             Self::NotSlept => f.write_str("the host didn't sleep: a stamp doesn't say how long it did"),
             Self::BootTimeCountedSleep => {
-                f.write_str("the kernel's boot time counted the host's sleep, which was one, within a second")
+                f.write_str("the kernel's boot time counted the host's sleep, which was one, within a second, and nothing else \
+                             stopped it")
             }
             Self::NoVcpuLater => f.write_str(
                 "no vCPU is created from now on: KVM_CREATE_VCPU undoes counters that were set by value",

@@ -2,7 +2,7 @@
 //! the table of evidence that chooses between the clocks.
 
 use crate::time::bound::ErrorBound;
-use crate::time::evidence::{Evidence, RATE_TOLERANCE_PPM, leap_may_lie_between};
+use crate::time::evidence::{Evidence, RATE_TOLERANCE_PPM, SLEEP_ERROR_NS, leap_may_lie_between};
 use crate::time::frequency::{Frequency, NS_PER_S};
 use crate::time::stamp::Stamp;
 use crate::time::wall_clock::{SyncBound, Unvouched};
@@ -14,10 +14,6 @@ use core::fmt;
 /// The longest time that is believed of two wall clocks unless the caller decides: 366 days. A host whose clock was
 /// never set is years off.
 pub const MAX_ELAPSED_NS: u64 = 366 * 86_400 * NS_PER_S;
-
-/// Error of one sleep's length, in nanoseconds: real-time clocks count whole seconds (`timekeeping_inject_sleeptime64`
-/// and `rtc_resume`; the kernel keeps the errors of many sleeps from adding up, `timekeeping_suspend`).
-pub const SLEEP_ERROR_NS: u64 = NS_PER_S;
 
 /// The caller's word on the time that has passed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -324,12 +320,13 @@ impl Between<'_> {
     }
 
     /// Returns the time by the kernel's boot time, which counts sleeps. Its bound has the widths of both reads, the
-    /// resolution of a sleep, and what the kernel may have slewed its clock by.
+    /// resolution of a sleep, and what the kernel may have slewed its clock by: most where it made it slow, and so read
+    /// less of it than passed.
     fn boot_time(&self) -> Result<Believed, ElapsedError> {
         let boot_ns = self.evidence.boot_ns.ok_or_else(|| self.went_backwards(HostClock::Counter))?;
         let elapsed_ns = u64::try_from(boot_ns).map_err(|_| self.went_backwards(HostClock::BootTime))?;
         let width = |stamp: &Stamp| stamp.boot_time.map_or(0, |boot_time| boot_time.width_ns);
-        let slew_ns = (u128::from(elapsed_ns) * RATE_TOLERANCE_PPM).div_ceil(1_000_000);
+        let slew_ns = (u128::from(elapsed_ns) * RATE_TOLERANCE_PPM).div_ceil(1_000_000 - RATE_TOLERANCE_PPM);
         let bound = ErrorBound {
             rounding_ticks: 1,
             saved_bracket_ns: width(self.saved),

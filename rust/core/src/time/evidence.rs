@@ -9,6 +9,10 @@ use core::fmt;
 /// include/linux/timex.h).
 pub const RATE_TOLERANCE_PPM: u128 = 500;
 
+/// Error of one sleep's length, in nanoseconds: real-time clocks count whole seconds (`timekeeping_inject_sleeptime64`
+/// and `rtc_resume`; the kernel keeps the errors of many sleeps from adding up, `timekeeping_suspend`).
+pub const SLEEP_ERROR_NS: u64 = NS_PER_S;
+
 const MILLION: u128 = 1_000_000;
 
 /// Sleep of a host between two stamps of one boot, by the kernel's own sum of its sleeps.
@@ -153,14 +157,14 @@ impl Evidence {
     }
 
     /// Longest sleep through which the counter may have stood still although it counted on, in nanoseconds: one that is
-    /// no longer than what the rate may account for.
+    /// no longer than what the rate may account for, and what the kernel may have taken it for too little.
     #[must_use]
     pub(crate) fn hidden_sleep_ns(&self, widths_ns: u128) -> u64 {
         match (self.sleep, self.boot_ns) {
             (Sleep::Grew { least_ns, most_ns }, Some(boot_ns))
                 if self.fits(boot_ns - i128::from(least_ns), widths_ns) =>
             {
-                most_ns
+                most_ns.saturating_add(SLEEP_ERROR_NS)
             }
             _ => 0,
         }
