@@ -117,7 +117,7 @@ mutants: $(CARGO_MUTANTS)/bin/cargo-mutants ## Plants wrong rules in the core, w
 		$(MUTATE) --iterate $(addprefix --cargo-arg=,$(SECOND_ROUND)); fi
 
 .PHONY: study
-study: $(NATIVE) ## 100 000 simulated migrations and every corner: no error exceeds its bound (docs/study.md); or SEED=n
+study: $(NATIVE) ## 200 000 simulated migrations and every corner, lying hosts too: no error exceeds its bound (docs/study.md); or SEED=n
 	$(LAB) study --seed $(or $(SEED),1) --plot out/guestclock-study.svg
 
 .PHONY: accuracy

@@ -30,7 +30,9 @@ class LieAbout(StrEnum):
 @app.command()
 def study_command(
     *,
-    migrations: Annotated[int, typer.Option(min=0, help="How many random migrations.")] = 100_000,
+    migrations: Annotated[
+        int, typer.Option(min=0, help="How many random migrations, and as many with unlucky hosts.")
+    ] = 100_000,
     seed: Annotated[int, typer.Option(help="What they are drawn from: the same seed draws the same.")] = 1,
     as_json: Annotated[bool, JSON] = False,
     plot: Annotated[Path | None, typer.Option(help="Where the picture goes: .svg or .png.", show_default=False)] = None,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fractions import Fraction
 
     from study.corners import Key
+    from study.luck_figures import UnluckyRecord
     from study.migration import Judged, Migration
 
 LOOSEST_TICKS: Final = 2
@@ -91,6 +92,8 @@ class Document(TypedDict):
     findings: int
     first_findings: list[FindingRecord]
     classes: list[ClassRecord]
+    unlucky: UnluckyRecord
+    """Those with unlucky and lying hosts: `study.luck_figures`."""
 
 
 @dataclass
@@ -151,7 +154,9 @@ class Figures:
         if judged.margin < worst.margin:
             of.worst[key] = judged
 
-    def document(self, schema: str, *, seed: int, migrations: int, lie: LieRecord | None) -> Document:
+    def document(
+        self, schema: str, *, seed: int, migrations: int, lie: LieRecord | None, unlucky: UnluckyRecord
+    ) -> Document:
         """Return the document. Only now is known how loose each bound is."""
         for of in self._classes.values():
             for key, judged in of.worst.items():
@@ -163,10 +168,11 @@ class Figures:
             "migrations": migrations,
             "corners": sum(of.corners for of in self._classes.values()),
             "lie": lie,
-            "ok": not self._findings,
+            "ok": not self._findings and not unlucky["findings"],
             "findings": self._findings,
             "first_findings": self._first,
             "classes": [_record(basis, of) for basis, of in self._classes.items()],
+            "unlucky": unlucky,
         }
 
     def _find(self, what: str, judged: Judged, which: str) -> None:

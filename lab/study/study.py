@@ -1,4 +1,4 @@
-"""Run the study: random migrations and every corner, each through the real library and judged."""
+"""Run the study: random migrations, unlucky hosts and every corner, each through the real library and judged."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Final
 
 from guestclock.progress import progress as progressing
+from study import luck, outcome
 from study.corners import FREQUENCIES, corners
 from study.figures import Figures
 from study.lies import ABOUT, Lie
+from study.luck_figures import LuckFigures
 from study.migration import judge
 from study.worlds import draw
 
@@ -31,9 +33,9 @@ def run(
     frequencies: tuple[int, ...] = FREQUENCIES,
     progress: bool = False,
 ) -> Document:
-    """Judge random migrations and all corners, and return the document (`study.figures`).
+    """Judge random migrations, as many with unlucky and lying hosts, and all corners. Returns the document.
 
-    migrations, seed: how many are drawn, and from what; the same two draw the same.
+    migrations, seed: how many are drawn of either kind, and from what; the same two draw the same.
     lie: the factor by which the target's hosts exceed what they declare; 1 for none.
     lie_about: what they lie about. Of "counter" any factor but 1 says that two machines have one counter.
     frequencies: those of the corners, in Hz.
@@ -51,8 +53,8 @@ def run(
         msg = f"lie_about is {lie_about!r}, and not one of {', '.join(ABOUT)}"
         raise ValueError(msg)
     told = Lie(Fraction(lie), lie_about)
-    figures = Figures()
-    with progressing(migrations, shown=progress) as tell:
+    figures, of_luck = Figures(), LuckFigures()
+    with progressing(2 * migrations, shown=progress) as tell:
         tell("corners", 0)
         for key, corner in corners(told, frequencies):
             figures.add_corner(key, judge(corner))
@@ -61,10 +63,14 @@ def run(
             for number in numbers:
                 migration = draw(seed, number, told)
                 figures.add(number, migration, judge(migration))
-            tell("migrations", len(numbers))
+            for number in numbers:
+                unlucky = luck.draw(seed, number)
+                of_luck.add(number, unlucky, outcome.judge(unlucky))
+            tell("migrations", 2 * len(numbers))
     return figures.document(
         SCHEMA,
         seed=seed,
         migrations=migrations,
         lie=None if told.factor == 1 else {"about": told.about, "factor": str(told.factor)},
+        unlucky=of_luck.record(),
     )

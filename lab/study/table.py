@@ -12,6 +12,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from study.figures import Document
+    from study.luck_figures import UnluckyRecord
 
 _PIPE_COLUMNS = 150
 
@@ -51,6 +52,7 @@ def print_table(document: Document) -> None:
         )
     console.print(table)
     _print_refusals(console, document)
+    _print_luck(console, document["unlucky"])
     for finding in document["first_findings"]:
         off = f"off by {_mticks(finding['error_mticks'])} ticks where {finding['bound_ticks']} are stated"
         console.print(
@@ -61,6 +63,42 @@ def print_table(document: Document) -> None:
         console.print(f"and {left:,} more")
     if document["ok"]:
         console.print(Text("No error exceeds its bound, and no bound its worst corner by over 2 ticks.", style="green"))
+
+
+def _print_luck(console: Console, record: UnluckyRecord) -> None:
+    """Print the outcomes by row of evidence, and the premises that were broken."""
+    title = f"{record['number']:,} with unlucky and lying hosts, {record['pauses']:,} of them pauses"
+    rows = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    rows.add_column("evidence")
+    for heading in ("proved", "assumed", "of both,\nwarned of", "refused"):
+        rows.add_column(heading, justify="right")
+    rows.add_column("by")
+    for row in record["rows"]:
+        refused = row["refused"]
+        rows.add_row(
+            row["title"],
+            f"{row['proved']:,}",
+            f"{row['assumed']:,}",
+            f"{row['warned']:,}",
+            f"{sum(refused.values()):,}",
+            ", ".join(f"{name} {number:,}" for name, number in refused.items()),
+        )
+    console.print(rows)
+    premises = Table(title="Premises broken on purpose", title_justify="left", box=box.SIMPLE_HEAD)
+    premises.add_column("premise")
+    for heading in ("broken", "refused", "warned of", "listed as\nassumed", "no matter", "beyond\nthe bound"):
+        premises.add_column(heading, justify="right")
+    for premise in record["premises"]:
+        counts = (premise[key] for key in ("broken", "refused", "warned", "listed", "harmless", "beyond"))
+        premises.add_row(premise["title"], *(f"{count:,}" for count in counts))
+    console.print(premises)
+    luck = ", ".join(f"{name} {number:,}" for name, number in record["events"].items())
+    console.print(f"Luck: {luck or 'none'}; in {record['honest']:,} no premise is broken")
+    for finding in record["first_findings"]:
+        console.print(Text.assemble(("unlucky: ", "bold red"), finding))
+    left = record["findings"] - len(record["first_findings"])
+    if left:
+        console.print(f"and {left:,} more")
 
 
 def _print_refusals(console: Console, document: Document) -> None:
