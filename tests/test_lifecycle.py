@@ -538,7 +538,7 @@ def test_a_common_mistake_gets_one_sentence(policy: Any, sentence: str) -> None:
 
 
 def test_the_other_mistakes() -> None:
-    with pytest.raises(TypeError, match="5 isn't a counter: give a HostCounter"):
+    with pytest.raises(TypeError, match="5 isn't a counter, since it has no frequency_hz: give a HostCounter"):
         ModelVm(counter=5)  # type: ignore[arg-type]
     with pytest.raises(OverflowError, match="-1 isn't a time of a policy"):
         Advance(-1)

@@ -63,7 +63,8 @@ def moves_by_itself(counter: Counter) -> bool:
     """Returns whether the counter moves without being moved by hand."""
     while isinstance(counter, ScaledCounter):
         counter = counter.counter
-    return not isinstance(counter, ManualCounter)
+    by_itself: bool = getattr(counter, "moves_by_itself", True)
+    return by_itself and not isinstance(counter, ManualCounter)
 
 
 def _clamped(ns: int, *, least: int) -> int:

@@ -21,7 +21,31 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Counter: TypeAlias = HostCounter | MonotonicCounter | ManualCounter | ScaledCounter
+
+class CounterObject(Protocol):
+    """An object that a `ModelVm`, a `ClockBank` or a `ScaledCounter` takes for a counter.
+
+    Each call that needs a sample takes one, before it takes any lock of guestclock's, and the counter stands still for
+    the call. An attribute `moves_by_itself = False` says that nobody is to wait for it. A `DeadlineAlarm` and a `KvmVm`
+    take native counters only.
+    """
+
+    @property
+    def source(self) -> str:
+        """Name of the counter, for messages."""
+
+    @property
+    def frequency_hz(self) -> int:
+        """Ticks a second: constant."""
+
+    def read(self) -> int:
+        """Return the count now, below 2**64."""
+
+    def stamp(self) -> "Stamp":
+        """Return the count with the host's clocks, at the same frequency."""
+
+
+Counter: TypeAlias = HostCounter | MonotonicCounter | ManualCounter | ScaledCounter | CounterObject
 """Whatever a `ModelVm` can run over."""
 
 Policy: TypeAlias = Freeze | Advance | CatchUp

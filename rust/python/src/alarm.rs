@@ -158,7 +158,15 @@ impl PyDeadlineAlarm {
         let counter = counter.map_or_else(|| source.getattr(intern!(py, "counter")), Ok)?;
         let moved_by_hand = counters::alarms(&counter);
         let alarm = if moved_by_hand.is_some() { Alarm::event()? } else { Alarm::timer()? };
-        let hint = Arc::new(Hint { counter: Box::new(counter.extract::<AnyCounter>()?), alarm });
+        let over = counter.extract::<AnyCounter>()?;
+        if over.is_foreign() {
+            return Err(PyTypeError::new_err(format!(
+                "{} is a Python object, and nothing tells an alarm when it gets there: a DeadlineAlarm takes a HostCounter, \
+                 MonotonicCounter, ManualCounter or ScaledCounter",
+                counter.repr()?
+            )));
+        }
+        let hint = Arc::new(Hint { counter: Box::new(over), alarm });
         let known_to: Vec<_> = moved_by_hand.into_iter().chain(alarms(&source)).collect();
         for alarms in &known_to {
             alarms.add(&hint);

@@ -1,6 +1,7 @@
 //! A VM of any kind: what can be asked of it, and its verbs, by one implementation over its primitive calls.
 
 use crate::errors::{IntoPyErr, OrRaise};
+use crate::foreign::Sampled;
 use crate::records::AnyCount;
 use core::fmt::Display;
 use guestclock_core::arch::arm64::{Timer, TimerState, View};
@@ -25,6 +26,9 @@ pub(crate) trait Handle: Send + Sync {
 
     /// Asks whoever vouches for the counter's wall clock, before a stamp is taken. Called with no lock held.
     fn ask(&self, py: Python<'_>) -> PyResult<()>;
+
+    /// Reads a Python counter before a call that needs its count, which is called with no lock held.
+    fn sampled(&self, py: Python<'_>, now: Option<HostCount>) -> PyResult<Sampled>;
 
     fn nested(&self, py: Python<'_>) -> PyResult<bool>;
 

@@ -3,6 +3,7 @@
 use crate::alarms::Alarms;
 use crate::any_vm::{Handle, Operable};
 use crate::errors::{IntoPyErr, OrRaise};
+use crate::foreign::Sampled;
 use crate::records::AnyCount;
 use core::fmt::Display;
 use guestclock_core::arch::arm64::{Timer, TimerState, View};
@@ -102,6 +103,10 @@ where
 
     fn ask(&self, py: Python<'_>) -> PyResult<()> {
         self.vm.ask(py)
+    }
+
+    fn sampled(&self, py: Python<'_>, now: Option<HostCount>) -> PyResult<Sampled> {
+        self.vm.sampled(py, now)
     }
 
     fn nested(&self, py: Python<'_>) -> PyResult<bool> {

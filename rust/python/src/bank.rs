@@ -6,6 +6,7 @@ use crate::checkpoint::{PyCheckpoint, vm_name};
 use crate::columns::chosen_isa;
 use crate::counters::{AnyCounter, PyHostCounter, PyScaledCounter};
 use crate::errors::{IntoPyErr, OrRaise, noted};
+use crate::foreign::Sampled;
 use crate::policy::AnyPolicy;
 use crate::records::{self, AnyNow, AnySyncBound};
 use crate::restore::Wishes;
@@ -118,6 +119,11 @@ impl PyClockBank {
         about(py, rows, || self.bank.ask(ask))
     }
 
+    /// Reads a Python counter before the bank's lock is taken.
+    fn sampled(&self, py: Python<'_>, now: Option<u64>) -> PyResult<Sampled> {
+        self.counter.sampled(py, now.map(HostCount))
+    }
+
     fn now(&self, now: Option<u64>) -> HostCount {
         now.map_or_else(|| self.counter.count(), HostCount)
     }
@@ -132,6 +138,7 @@ impl PyClockBank {
         now: Option<u64>,
         work: impl FnOnce(&Bank, HostCount, &Selection) + Send,
     ) -> PyResult<bool> {
+        let _sample = self.sampled(py, now)?;
         let done = self.ask(py, if into_out { 0 } else { rows }, |bank| {
             if chosen.rows(bank) != rows {
                 return Ok(false);
@@ -487,6 +494,7 @@ impl PyClockBank {
     ) -> PyResult<Bound<'py, PyArray1<u64>>> {
         let vms = vms.map(|vms| handles(&vms, "vms")).transpose()?;
         let rows = self.bank.look(Bank::vcpus);
+        let _sample = self.sampled(py, now)?;
         let deadlines = self.ask(py, rows, |bank| {
             let mut deadlines = vec![NO_DEADLINE; vms.as_ref().map_or(bank.len(), Vec::len)];
             bank.next_deadlines_of_vms(self.now(now), vms.as_deref(), &mut deadlines).map(|()| deadlines)
@@ -501,8 +509,9 @@ impl PyClockBank {
     /// written again or an offset change of their VM puts them into the future, and those of a VM that is paused or being
     /// restored, until it goes on.
     #[pyo3(signature = (now=None))]
-    fn next_deadline(&self, now: Option<u64>) -> u64 {
-        self.bank.ask(|bank| bank.next_deadline(self.now(now)))
+    fn next_deadline(&self, py: Python<'_>, now: Option<u64>) -> PyResult<u64> {
+        let _sample = self.sampled(py, now)?;
+        Ok(self.bank.ask(|bank| bank.next_deadline(self.now(now))))
     }
 
     /// The timers whose lines have gone high: `Expired`, of their vCPUs (int64), timers (uint8) and deadlines (uint64),
@@ -515,6 +524,7 @@ impl PyClockBank {
     #[pyo3(signature = (now=None))]
     fn expire<'py>(&self, py: Python<'py>, now: Option<u64>) -> PyResult<Bound<'py, PyAny>> {
         let pending = self.bank.look(Bank::pending);
+        let _sample = self.sampled(py, now)?;
         let fired = self.ask(py, pending, |bank| bank.expire(self.now(now)));
         let vcpus = as_array(py, fired.iter().map(|fired| fired.vcpu));
         let timers = numbers(py, fired.iter().map(|fired| fired.timer));
@@ -527,6 +537,7 @@ impl PyClockBank {
     #[pyo3(signature = (now=None))]
     fn changes<'py>(&self, py: Python<'py>, now: Option<u64>) -> PyResult<Bound<'py, PyAny>> {
         let rows = self.bank.look(Bank::vcpus);
+        let _sample = self.sampled(py, now)?;
         let changes = self.ask(py, rows, |bank| bank.changes(self.now(now)));
         let vcpus = as_array(py, changes.iter().map(|change| change.vcpu));
         let timers = numbers(py, changes.iter().map(|change| change.timer));
@@ -669,6 +680,7 @@ impl PyClockBank {
     ) -> PyResult<Vec<Handle>> {
         let hz = frequency_hz.unwrap_or_else(|| self.frequency_hz());
         let frequency = Frequency::new(hz).ok_or_else(|| PyValueError::new_err("frequency_hz must be at least 1"))?;
+        let _sample = self.sampled(py, now)?;
         let add = || self.bank.with(|bank| bank.add_many(vms, vcpus, frequency, behaviours, config, self.now(now)));
         let added = about(py, vms, add);
         added.or_raise()

@@ -2,14 +2,16 @@
 
 use crate::alarms::Alarms;
 use crate::errors::OrRaise;
+use crate::foreign::{ForeignCounter, Sampled};
 use crate::records;
 use crate::vouching::Vouching;
 use guestclock_core::time::{Counter, Frequency, HostCount, NamespaceTicks, Stamp};
 use guestclock_linux::counter::HostCounter;
 use guestclock_linux::monotonic::MonotonicCounter;
+use guestclock_model::locked::Now;
 use guestclock_model::manual::{ManualCounter, Meanwhile};
 use guestclock_model::scaled::ScaledCounter;
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use std::sync::Arc;
 
@@ -295,13 +297,15 @@ impl PyScaledCounter {
     }
 
     /// The count now.
-    fn read(&self) -> u64 {
-        self.scaled.count().0
+    fn read(&self, py: Python<'_>) -> PyResult<u64> {
+        let _sample = self.scaled.inner().sampled(py, None)?;
+        Ok(self.scaled.count().0)
     }
 
     /// The count and the wall clock together.
     fn stamp<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         self.scaled.inner().ask(py)?;
+        let _sample = self.scaled.inner().stamped(py, None)?;
         records::stamp(py, &self.scaled.stamp())
     }
 
@@ -311,8 +315,9 @@ impl PyScaledCounter {
     /// None where the inner counter wraps first. A count that has passed gives an inner count that has passed. A
     /// counter that is faster than the inner one wraps more often, and then this is about its present pass, as
     /// deadlines are.
-    fn inner_count(&self, count: u64) -> Option<u64> {
-        self.scaled.inner_count(HostCount(count)).map(|count| count.0)
+    fn inner_count(&self, py: Python<'_>, count: u64) -> PyResult<Option<u64>> {
+        let _sample = self.scaled.inner().sampled(py, None)?;
+        Ok(self.scaled.inner_count(HostCount(count)).map(|count| count.0))
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
@@ -339,6 +344,8 @@ pub(crate) enum AnyCounter {
     Manual(Arc<ManualCounter>),
     /// Another one of these at a frequency of its own.
     Scaled(Arc<ScaledCounter<AnyCounter>>),
+    /// One that a Python object is.
+    Foreign(Arc<ForeignCounter>),
 }
 
 impl<'py> FromPyObject<'_, 'py> for AnyCounter {
@@ -351,14 +358,10 @@ impl<'py> FromPyObject<'_, 'py> for AnyCounter {
             Ok(Self::Monotonic(counter.get().0.clone()))
         } else if let Ok(counter) = object.cast::<PyScaledCounter>() {
             Ok(Self::Scaled(Arc::clone(&counter.get().scaled)))
-        } else {
-            let Ok(counter) = object.cast::<PyManualCounter>() else {
-                return Err(PyTypeError::new_err(format!(
-                    "{} isn't a counter: give a HostCounter, MonotonicCounter, ManualCounter or ScaledCounter",
-                    object.repr()?
-                )));
-            };
+        } else if let Ok(counter) = object.cast::<PyManualCounter>() {
             Ok(Self::Manual(Arc::clone(&counter.get().counter)))
+        } else {
+            ForeignCounter::new(&object).map(|counter| Self::Foreign(Arc::new(counter)))
         }
     }
 }
@@ -369,8 +372,36 @@ impl AnyCounter {
         match self {
             Self::Host(counter) => counter.ask(py),
             Self::Monotonic(counter) => counter.ask(py),
-            Self::Manual(_) => Ok(()),
+            Self::Manual(_) | Self::Foreign(_) => Ok(()),
             Self::Scaled(counter) => counter.inner().ask(py),
+        }
+    }
+
+    /// Returns whether a Python object is behind it.
+    pub(crate) fn is_foreign(&self) -> bool {
+        match self {
+            Self::Foreign(_) => true,
+            Self::Scaled(counter) => counter.inner().is_foreign(),
+            _ => false,
+        }
+    }
+
+    /// Reads a Python counter for a call that needs a count, unless one is injected. Called with no lock held: until the
+    /// result is dropped, that counter stands still.
+    pub(crate) fn sampled(&self, py: Python<'_>, now: Option<HostCount>) -> PyResult<Sampled> {
+        match self {
+            Self::Foreign(counter) if now.is_none() => counter.sample_count(py),
+            Self::Scaled(counter) => counter.inner().sampled(py, now),
+            _ => Ok(Sampled::NOT),
+        }
+    }
+
+    /// Takes a Python counter's stamp for a call that needs one, unless one is injected: see `sampled`.
+    pub(crate) fn stamped(&self, py: Python<'_>, now: Option<&Now>) -> PyResult<Sampled> {
+        match self {
+            Self::Foreign(counter) if !matches!(now, Some(Now::Stamp(_))) => counter.sample_stamp(py),
+            Self::Scaled(counter) => counter.inner().stamped(py, now),
+            _ => Ok(Sampled::NOT),
         }
     }
 }
@@ -382,6 +413,7 @@ impl Counter for AnyCounter {
             Self::Monotonic(counter) => counter.frequency(),
             Self::Manual(counter) => counter.frequency(),
             Self::Scaled(counter) => counter.frequency(),
+            Self::Foreign(counter) => counter.frequency(),
         }
     }
 
@@ -392,6 +424,7 @@ impl Counter for AnyCounter {
             Self::Monotonic(counter) => counter.count(),
             Self::Manual(counter) => counter.count(),
             Self::Scaled(counter) => counter.count(),
+            Self::Foreign(counter) => counter.count(),
         }
     }
 
@@ -401,6 +434,7 @@ impl Counter for AnyCounter {
             Self::Monotonic(counter) => counter.stamp(),
             Self::Manual(counter) => counter.stamp(),
             Self::Scaled(counter) => counter.stamp(),
+            Self::Foreign(counter) => counter.stamp(),
         }
     }
     fn namespace_ticks(&self) -> NamespaceTicks {
@@ -409,6 +443,7 @@ impl Counter for AnyCounter {
             Self::Monotonic(counter) => counter.namespace_ticks(),
             Self::Manual(counter) => counter.namespace_ticks(),
             Self::Scaled(counter) => counter.namespace_ticks(),
+            Self::Foreign(counter) => counter.namespace_ticks(),
         }
     }
 }

@@ -7,8 +7,9 @@ use pyo3::types::PyDict;
 
 /// Cost of a read of `counter`, in ns: the least of several batches, for people to look at.
 #[pyfunction]
-pub(crate) fn read_cost_ns(counter: AnyCounter) -> u64 {
-    guestclock_linux::read_cost::read_cost_ns(&counter)
+pub(crate) fn read_cost_ns(py: Python<'_>, counter: AnyCounter) -> PyResult<u64> {
+    let _sample = counter.sampled(py, None)?;
+    Ok(guestclock_linux::read_cost::read_cost_ns(&counter))
 }
 
 /// KVM's offer on this host: "arch", "api_version", and a `Support` each for "device", "counter_offset", "el2" and

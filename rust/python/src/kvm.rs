@@ -5,6 +5,7 @@ use crate::arguments::modular;
 use crate::checkpoint::vm_name;
 use crate::counters::PyHostCounter;
 use crate::errors::{IntoPyErr, OrRaise, typed};
+use crate::foreign::Sampled;
 use crate::records::{self, AnyCount};
 use crate::registers;
 use crate::verbs::PyGuestVm;
@@ -282,6 +283,10 @@ impl Handle for Kvm {
 
     fn ask(&self, py: Python<'_>) -> PyResult<()> {
         self.counter.get().0.ask(py)
+    }
+
+    fn sampled(&self, _py: Python<'_>, _now: Option<HostCount>) -> PyResult<Sampled> {
+        Ok(Sampled::NOT)
     }
 
     fn nested(&self, py: Python<'_>) -> PyResult<bool> {

@@ -20,6 +20,7 @@ mod deadline;
 mod elapsed;
 mod errors;
 mod faulty;
+mod foreign;
 mod guest;
 mod host;
 mod interchange;

@@ -34,7 +34,9 @@ impl Sets {
         now: Option<AnyNow>,
         work: impl FnOnce(&mut ManagedBank, &dyn Counter) -> Result<T, SetError> + Send,
     ) -> PyResult<T> {
-        let instant = now.map(|now| now.0.instant::<VmError>(&self.counter)).transpose().or_raise()?;
+        let now = now.map(|now| now.0);
+        let _sample = self.counter.stamped(py, now.as_ref())?;
+        let instant = now.map(|now| now.instant::<VmError>(&self.counter)).transpose().or_raise()?;
         let done = py.detach(|| match instant {
             None => self.bank.with(|bank| work(bank, &self.counter)),
             Some(instant) => self.bank.with(|bank| work(bank, &instant)),

@@ -44,11 +44,12 @@ impl PyStep {
     ///
     /// `now` is a count of the VM's counter, by default the present one.
     #[pyo3(signature = (*, now=None))]
-    fn wait_ns(&self, now: Option<u64>) -> u128 {
-        let counter = self.vm.counter();
-        let now = now.map_or_else(|| counter.count(), HostCount);
+    fn wait_ns(&self, py: Python<'_>, now: Option<u64>) -> PyResult<u128> {
+        let (counter, now) = (self.vm.counter(), now.map(HostCount));
+        let _sample = self.vm.sampled(py, now)?;
+        let now = now.unwrap_or_else(|| counter.count());
         let left = if self.step.due.is_after(now) { self.step.due.since(now) } else { 0 };
-        counter.frequency().ticks_to_ns_ceil(left)
+        Ok(counter.frequency().ticks_to_ns_ceil(left))
     }
 
     /// Moves the guest's counters forward, once, when the step is due. All vCPUs have to be stopped meanwhile, else

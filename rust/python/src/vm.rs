@@ -5,6 +5,7 @@ use crate::arguments::{Vcpu, count, modular};
 use crate::checkpoint::vm_name;
 use crate::counters::{AnyCounter, PyHostCounter};
 use crate::errors::OrRaise;
+use crate::foreign::Sampled;
 use crate::records::{self, AnyCount};
 use crate::verbs::PyGuestVm;
 use guestclock_core::arch::arm64::{Access, Behaviours, El, El2, Encoding, KERNELS, Timer, TimerState, View, Width};
@@ -22,7 +23,8 @@ use std::sync::Arc;
 /// A model of a KVM guest's clocks: vCPUs and their timers over one counter.
 ///
 /// The model follows the rules of KVM in the kernel named by `kernel` ("6.1", "6.12" or "7.3"; by default "6.12", or
-/// "7.3" for a nested guest). `counter` is the host's by default. The guest's CNTFRQ_EL0 is the counter's frequency.
+/// "7.3" for a nested guest). `counter` is the host's by default, and may be any object with `frequency_hz`, `read()` and
+/// `stamp()`, which each call that needs a sample asks once, before it takes a lock. The guest's CNTFRQ_EL0 is the counter's frequency.
 /// Safe to use from many threads.
 ///
 /// `nested=True` gives the guest EL2 (KVM_ARM_VCPU_HAS_EL2): a CNTVOFF_EL2 on each vCPU, and two more timers; with
@@ -138,7 +140,9 @@ impl PyModelVm {
             Some(counter) => counter,
             None => py.get_type::<PyHostCounter>().call0()?,
         };
-        let live = LockedVm::new(counter.extract::<AnyCounter>()?, behaviours, config, vcpus).or_raise()?;
+        let over = counter.extract::<AnyCounter>()?;
+        let _sample = over.sampled(py, None)?;
+        let live = LockedVm::new(over.clone(), behaviours, config, vcpus).or_raise()?;
         Ok(Self::of(Model { live, counter: counter.unbind(), kernel, name }))
     }
 
@@ -153,7 +157,8 @@ impl PyModelVm {
     /// Unless the VM has opted in, the creation moves every vCPU's CNTVCT_EL0 to 0 and CNTPCT_EL0 to the host's
     /// (kvm_timer_vcpu_init, arch/arm64/kvm/arch_timer.c).
     #[pyo3(signature = (*, now=None))]
-    fn create_vcpu(&self, now: Option<u64>) -> PyResult<usize> {
+    fn create_vcpu(&self, py: Python<'_>, now: Option<u64>) -> PyResult<usize> {
+        let _sample = self.model.live.counter().sampled(py, count(now))?;
         self.model.live.create_vcpu(count(now)).or_raise()
     }
 
@@ -202,6 +207,7 @@ impl PyModelVm {
     #[pyo3(signature = (vcpu, op0, op1, crn, crm, op2, *, el=1, tge=false, now=None))]
     fn read_sysreg(
         &self,
+        py: Python<'_>,
         vcpu: Vcpu,
         op0: u8,
         op1: u8,
@@ -212,6 +218,7 @@ impl PyModelVm {
         tge: bool,
         now: Option<u64>,
     ) -> PyResult<u64> {
+        let _sample = self.model.live.counter().sampled(py, count(now))?;
         self.model.live.read_sysreg(vcpu.0, Encoding(op0, op1, crn, crm, op2), origin(el, tge)?, count(now)).or_raise()
     }
 
@@ -219,6 +226,7 @@ impl PyModelVm {
     #[pyo3(signature = (vcpu, op0, op1, crn, crm, op2, value, *, el=1, tge=false, now=None))]
     fn write_sysreg(
         &self,
+        py: Python<'_>,
         vcpu: Vcpu,
         op0: u8,
         op1: u8,
@@ -231,6 +239,7 @@ impl PyModelVm {
         now: Option<u64>,
     ) -> PyResult<()> {
         let encoding = Encoding(op0, op1, crn, crm, op2);
+        let _sample = self.model.live.counter().sampled(py, count(now))?;
         self.model.live.write_sysreg(vcpu.0, encoding, value, origin(el, tge)?, count(now)).or_raise()
     }
 
@@ -239,14 +248,24 @@ impl PyModelVm {
     ///
     /// `timeout` is the operand of WFIT, a count of the virtual counter.
     #[pyo3(signature = (vcpu, *, timeout=None, el=1, tge=false, now=None))]
-    fn wfi_wake(&self, vcpu: Vcpu, timeout: Option<u64>, el: u8, tge: bool, now: Option<u64>) -> PyResult<Option<u64>> {
+    fn wfi_wake(
+        &self,
+        py: Python<'_>,
+        vcpu: Vcpu,
+        timeout: Option<u64>,
+        el: u8,
+        tge: bool,
+        now: Option<u64>,
+    ) -> PyResult<Option<u64>> {
+        let _sample = self.model.live.counter().sampled(py, count(now))?;
         self.model.live.wake(vcpu.0, timeout, origin(el, tge)?, count(now)).map(records::deadline).or_raise()
     }
 
     /// `kvm_run.s.regs.device_irq_level`: bit 0 the virtual timer's line, bit 1 the physical one's, for an interrupt
     /// controller in the VMM.
     #[pyo3(signature = (vcpu, *, now=None))]
-    fn device_irq_level(&self, vcpu: Vcpu, now: Option<u64>) -> PyResult<u64> {
+    fn device_irq_level(&self, py: Python<'_>, vcpu: Vcpu, now: Option<u64>) -> PyResult<u64> {
+        let _sample = self.model.live.counter().sampled(py, count(now))?;
         self.model.live.device_irq_level(vcpu.0, count(now)).or_raise()
     }
 
@@ -292,6 +311,10 @@ impl Handle for Model {
         self.live.counter().ask(py)
     }
 
+    fn sampled(&self, py: Python<'_>, now: Option<HostCount>) -> PyResult<Sampled> {
+        self.live.counter().sampled(py, now)
+    }
+
     fn nested(&self, _py: Python<'_>) -> PyResult<bool> {
         Ok(self.live.config().el2 != El2::Absent)
     }
@@ -328,21 +351,25 @@ impl Handle for Model {
         )
     }
 
-    fn set_counter_offset(&self, _py: Python<'_>, offset: Offset) -> PyResult<()> {
+    fn set_counter_offset(&self, py: Python<'_>, offset: Offset) -> PyResult<()> {
+        let _sample = self.live.counter().sampled(py, None)?;
         self.live.set_counter_offset(offset, 0).or_raise()
     }
 
     #[inline]
-    fn count(&self, _py: Python<'_>, vcpu: usize, view: View, now: Option<AnyCount>) -> PyResult<u64> {
+    fn count(&self, py: Python<'_>, vcpu: usize, view: View, now: Option<AnyCount>) -> PyResult<u64> {
         let now = now.map(|now| now.own(self.live.counter())).transpose()?;
+        let _sample = self.live.counter().sampled(py, now)?;
         self.live.count(vcpu, view, now).map(|guest| guest.0).or_raise()
     }
 
-    fn get_one_reg(&self, _py: Python<'_>, vcpu: usize, reg: u64, now: Option<HostCount>) -> PyResult<u64> {
+    fn get_one_reg(&self, py: Python<'_>, vcpu: usize, reg: u64, now: Option<HostCount>) -> PyResult<u64> {
+        let _sample = self.live.counter().sampled(py, now)?;
         self.live.get_one_reg(vcpu, reg, now).or_raise()
     }
 
-    fn set_one_reg(&self, _py: Python<'_>, vcpu: usize, reg: u64, value: u64, now: Option<HostCount>) -> PyResult<()> {
+    fn set_one_reg(&self, py: Python<'_>, vcpu: usize, reg: u64, value: u64, now: Option<HostCount>) -> PyResult<()> {
+        let _sample = self.live.counter().sampled(py, now)?;
         self.live.set_one_reg(vcpu, reg, value, now).or_raise()
     }
 
@@ -350,11 +377,13 @@ impl Handle for Model {
         self.live.reg_list(vcpu).or_raise()
     }
 
-    fn timer(&self, _py: Python<'_>, vcpu: usize, timer: Timer, now: Option<HostCount>) -> PyResult<TimerState> {
+    fn timer(&self, py: Python<'_>, vcpu: usize, timer: Timer, now: Option<HostCount>) -> PyResult<TimerState> {
+        let _sample = self.live.counter().sampled(py, now)?;
         self.live.timer(vcpu, timer, now).or_raise()
     }
 
-    fn next_deadline(&self, _py: Python<'_>, vcpu: usize, now: Option<HostCount>) -> PyResult<u64> {
+    fn next_deadline(&self, py: Python<'_>, vcpu: usize, now: Option<HostCount>) -> PyResult<u64> {
+        let _sample = self.live.counter().sampled(py, now)?;
         self.live.next_deadline(vcpu, now).or_raise()
     }
 
@@ -362,7 +391,8 @@ impl Handle for Model {
         self.live.enter(vcpu).or_raise()
     }
 
-    fn exit(&self, _py: Python<'_>, vcpu: usize) -> PyResult<()> {
+    fn exit(&self, py: Python<'_>, vcpu: usize) -> PyResult<()> {
+        let _sample = self.live.counter().sampled(py, None)?;
         self.live.exit(vcpu).or_raise()
     }
 
@@ -384,11 +414,12 @@ impl Operable for Model {
 
     fn operate<T: Send>(
         &self,
-        _py: Python<'_>,
+        py: Python<'_>,
         _verb: Option<Verb>,
         now: Option<Now>,
         work: impl FnOnce(&mut RunState, &mut dyn Backend<Error = VmError>) -> T + Send,
     ) -> PyResult<T> {
+        let _sample = self.live.counter().stamped(py, now.as_ref())?;
         self.live.operate(now, |run_state, vm| Ok::<_, LockedError>(work(run_state, vm))).or_raise()
     }
 }

@@ -1,0 +1,146 @@
+"""Counters for tests of a VMM: one that records the samples of a run, and one that gives them out again.
+
+A guest under Unicorn in exact mode, or a `ModelVm` in a test, sees nothing of real time except by its counter. So a
+live run over a `RecordingCounter` runs again over its `replay()`, the same to the last bit.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, TypeAlias
+
+from guestclock.errors import Misuse
+from guestclock.pacing import moves_by_itself
+from guestclock.types import Stamp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from guestclock.types import Counter
+
+Sample: TypeAlias = int | Stamp
+"""Result of a `read()` or of a `stamp()`."""
+
+__all__ = ["RecordingCounter", "ReplayCounter", "Sample"]
+
+
+class RecordingCounter:
+    """A counter that keeps each sample which it gives out, in order. Safe to use from many threads."""
+
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
+        self._samples: list[Sample] = []
+        # A sample is taken and kept in one go, or two threads' samples might change places.
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<RecordingCounter of {self._counter!r}, {len(self._samples)} samples>"
+
+    @property
+    def counter(self) -> Counter:
+        """The counter that is recorded."""
+        return self._counter
+
+    @property
+    def source(self) -> str:
+        """The source of its stamps."""
+        return self._counter.source
+
+    @property
+    def frequency_hz(self) -> int:
+        """Ticks a second."""
+        return self._counter.frequency_hz
+
+    @property
+    def moves_by_itself(self) -> bool:
+        """False where the recorded counter is moved by hand: then nothing waits for it."""
+        return moves_by_itself(self._counter)
+
+    def read(self) -> int:
+        """Read the counter, and keep the count."""
+        with self._lock:
+            count = self._counter.read()
+            self._samples.append(count)
+        return count
+
+    def stamp(self) -> Stamp:
+        """Take a stamp, and keep it."""
+        with self._lock:
+            stamp = self._counter.stamp()
+            self._samples.append(stamp)
+        return stamp
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """The samples so far, in order: ints and `Stamp`s, which pickle."""
+        with self._lock:
+            return tuple(self._samples)
+
+    def replay(self) -> ReplayCounter:
+        """Return a counter that gives out the samples so far."""
+        return ReplayCounter(self.samples, frequency_hz=self.frequency_hz, source=self.source)
+
+
+class ReplayCounter:
+    """A counter that gives out recorded samples, each once, in order.
+
+    Misuse where the run asks for more than there are, or for a count where a stamp was recorded: then it isn't the run
+    that was recorded.
+    """
+
+    moves_by_itself = False
+    """Nothing waits for it: it goes on with each sample."""
+
+    def __init__(self, samples: Iterable[Sample], *, frequency_hz: int, source: str = "replay") -> None:
+        self._samples = tuple(samples)
+        self._frequency_hz = frequency_hz
+        self._source = source
+        self._next = 0
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<ReplayCounter of {len(self._samples)} samples, {self.left} left>"
+
+    @property
+    def source(self) -> str:
+        """Name of the counter that was recorded."""
+        return self._source
+
+    @property
+    def frequency_hz(self) -> int:
+        """Ticks a second."""
+        return self._frequency_hz
+
+    @property
+    def left(self) -> int:
+        """Number of samples that weren't given out yet."""
+        return len(self._samples) - self._next
+
+    def read(self) -> int:
+        """Return the next sample, which has to be a count."""
+        with self._lock:
+            sample = self._peek("read()")
+            if isinstance(sample, Stamp):
+                raise self._diverged("read()", "a stamp")
+            self._next += 1
+        return sample
+
+    def stamp(self) -> Stamp:
+        """Return the next sample, which has to be a stamp."""
+        with self._lock:
+            sample = self._peek("stamp()")
+            if not isinstance(sample, Stamp):
+                raise self._diverged("stamp()", "a count")
+            self._next += 1
+        return sample
+
+    def _peek(self, called: str) -> Sample:
+        if self._next == len(self._samples):
+            raise self._diverged(called, "nothing more")
+        return self._samples[self._next]
+
+    def _diverged(self, called: str, recorded: str) -> Misuse:
+        return Misuse(
+            f"the run calls {called} where {recorded} was recorded, after {self._next} samples: it isn't the run that "
+            "was recorded"
+        )
