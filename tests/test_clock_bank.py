@@ -29,6 +29,7 @@ from guestclock import (
     KvmError,
     ManualCounter,
     Misuse,
+    ModelVm,
     Reg,
     RestoreOpen,
     ScaledCounter,
@@ -446,6 +447,41 @@ class TestSets:
         assert bank.cntvct()[::2].tolist() == [count + 1100 for count in at_stop]
         bank.restore(common, Freeze())
         assert bank.cntvct()[::2].tolist() == [count + 40 for count in at_stop]
+
+    @pytest.mark.parametrize("policy", [Freeze(), Advance(), Advance(max_ns=1000), CatchUp(10**6, 10**7)])
+    def test_a_report_of_many_says_of_each_what_its_own_says(
+        self, counter: ManualCounter, policy: Freeze | Advance | CatchUp
+    ) -> None:
+        bank = ClockBank(counter)
+        vms = bank.add_many(3, 2)
+        bank.set_offsets(vms, np.array([0, 1, 2], np.uint64))
+        stops = np.array([0, 5, 40], np.uint64) + np.uint64(counter.read())
+        counter.advance(100)
+        checkpoint = bank.checkpoint(stopped_at=stops)
+        counter.advance(10**6)
+        report = bank.restore(checkpoint, policy)
+        alone = [ModelVm(2, counter=counter) for _ in vms]
+        for vm in alone:
+            vm.opt_in()
+        own = [vm.restore(one, policy) for vm, one in zip(alone, checkpoint, strict=True)]
+        assert report.behind_ns is not None
+        assert report.behind_ns.tolist() == [each.behind_ns for each in own]
+        assert report.behind_error_ns is not None
+        assert report.behind_error_ns.tolist() == [each.behind_error_ns for each in own]
+        assert report.assumptions == own[0].assumptions
+        assert {each.ground for each in report.assumptions} == ({"assumed"} if policy != Freeze() else set())
+        # A pause knows it by its own counter; on another host nobody does.
+        paused = bank.pause(policy)
+        counter.advance(7)
+        ended = paused.resume()
+        assert [(it.code, it.ground) for it in ended.assumptions] == [
+            ("one-counter", "proved"),
+            ("host-not-suspended", "assumed"),
+        ][: 2 * (policy != Freeze())]
+        elsewhere = ClockBank(ManualCounter(5, frequency_hz=counter.frequency_hz))
+        elsewhere.add_many(3, 2)
+        unknown = elsewhere.restore(checkpoint, Freeze())
+        assert (unknown.behind_ns, unknown.behind_error_ns) == (None, None)
 
     def test_stops_that_cannot_be_are_refused(self, bank: ClockBank, counter: ManualCounter) -> None:
         now = counter.read()

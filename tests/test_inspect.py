@@ -90,7 +90,9 @@ def record(vcpu: int, timer: str, state: str, ctl: int, cval: int, remaining: in
 
 def test_an_inspection_says_it_all(saved: Checkpoint) -> None:
     ahead = record(0, "vtimer", "armed", 1, 1000 + HZ, HZ)
+    assert [lack["code"] for lack in inspection.inspect(saved)["lacks"]] == ["no-bound", "no-tai"]
     assert inspection.inspect(saved) == {
+        "lacks": [{"code": lack.code, "text": lack.text} for lack in saved.lacks],
         "schema": "guestclock.inspect/1",
         "size_bytes": len(saved.to_bytes()),
         "stamp": {
@@ -495,6 +497,8 @@ def test_people_read_the_facts(saved: Checkpoint, journey: list[Checkpoint], tmp
     for fact in ("web-1", "vtimer 27, ptimer 30", "at 0x40000000", "1 record, the first at 0x40001000"):
         assert fact in said
     assert re.search(r"last vCPU stopped +7 ticks, 112 ns before", said)
+    assert re.search(r"lacks +the wall clock has no bound", said)
+    assert re.search(r"lacks +TAI - UTC isn't known", said), said
     said = run("plot", path, other, "--out", tmp_path / "line.svg").output
     assert re.search(r"a\[b\] +other +8 s +3 s +5 s +3 ns +paused", said)
 

@@ -167,7 +167,13 @@ def test_a_bank_goes_over_a_python_counter() -> None:
         vcpus = bank.vcpus()
         bank.set_timers(0, vcpus, np.full(len(vcpus), 2**63, dtype=np.uint64), np.ones(len(vcpus), dtype=np.uint8))
         bank.set_timers(0, vcpus[:1], np.array([5], dtype=np.uint64), np.ones(1, dtype=np.uint8))
-        seen: list[Any] = [bank.cntvct(), bank.counts(), bank.next_deadlines(), bank.next_deadlines_of_vms(), *bank.evaluate()]
+        seen: list[Any] = [
+            bank.cntvct(),
+            bank.counts(),
+            bank.next_deadlines(),
+            bank.next_deadlines_of_vms(),
+            *bank.evaluate(),
+        ]
         seen += [*bank.expire(), *bank.changes(), bank.next_deadline(), bank.vm(one).cntvct(0), bank.cntpct()]
         checkpoint = bank.checkpoint(vms)
         seen.append(checkpoint.to_bytes())

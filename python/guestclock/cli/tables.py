@@ -44,6 +44,7 @@ def print_inspection(document: Inspection) -> None:
         rows.append(("taken", "nobody knows when: it can be restored under Freeze() alone"))
     else:
         rows += _stamp(stamp)
+        rows += [("lacks", lack["text"]) for lack in document["lacks"]]
     rows.append(("size", _plural(document["size_bytes"], "byte")))
     rows += [("register", f"{reg}, which this version doesn't know") for reg in (one["other_registers"] if one else ())]
     rows += [("key", f"{key!r}, which this version doesn't know") for key in document["unknown"]]

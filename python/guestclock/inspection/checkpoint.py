@@ -59,6 +59,8 @@ class Inspection(TypedDict):
     vcpus: int
     """Number of all VMs' vCPUs."""
     vms: list[VmRecord]
+    lacks: list[dict[str, Any]]
+    """Evidence that the stamp lacks and a later `Advance` elsewhere would go by: code and text."""
     unknown: list[str]
     """Keys of the file that this version doesn't know."""
 
@@ -72,6 +74,7 @@ def inspect(checkpoint: Checkpoint) -> Inspection:
         "stamp": stamp(checkpoint),
         "vcpus": sum(vm["vcpus"] for vm in vms),
         "vms": vms,
+        "lacks": [{"code": lack.code, "text": lack.text} for lack in checkpoint.lacks],
         "unknown": checkpoint.unknown,
     }
 

@@ -7,8 +7,8 @@ use crate::policy::AnyPolicy;
 use crate::records::{self, AnyNow};
 use crate::restore::describe;
 use guestclock_core::drive::OperationError;
-use guestclock_core::restore::{Diagnostic, Plan};
-use guestclock_core::time::Counter;
+use guestclock_core::restore::{Behind, Diagnostic, Plan};
+use guestclock_core::time::{Counter, Frequency};
 use guestclock_model::error::VmError;
 use guestclock_model::locked::LockedBank;
 use guestclock_model::managed::ManagedBank;
@@ -57,6 +57,29 @@ impl PySetReport {
     fn of_plans<'py, T: Named>(&self, py: Python<'py>, value: impl Fn(&Plan) -> T) -> Bound<'py, PyArray1<T>> {
         let values: Vec<T> = self.0.plans.iter().map(value).collect();
         new_array(py, self.0.plan_of.iter().map(|plan| values[*plan as usize]))
+    }
+
+    fn of_behind<'py>(
+        &self,
+        py: Python<'py>,
+        value: impl Fn(&Behind, Frequency) -> u64,
+    ) -> Option<Bound<'py, PyArray1<u64>>> {
+        let of = |plan: &Plan| plan.as_of.behind.map(|behind| value(&behind, plan.frequency()));
+        self.0
+            .plans
+            .iter()
+            .all(|plan| plan.as_of.behind.is_some())
+            .then(|| self.of_plans(py, |plan| of(plan).unwrap_or(0)))
+    }
+
+    fn each_once(&self, of: impl Fn(&Plan) -> &Vec<Diagnostic>) -> Vec<Diagnostic> {
+        let mut all: Vec<Diagnostic> = Vec::new();
+        for diagnostic in self.0.plans.iter().flat_map(of) {
+            if !all.contains(diagnostic) {
+                all.push(diagnostic.clone());
+            }
+        }
+        all
     }
 }
 
@@ -112,16 +135,29 @@ impl PySetReport {
         PyList::new(py, plans)
     }
 
+    /// Time by which each guest's wall clock falls behind, in nanoseconds (uint64): what it has missed and isn't given at
+    /// once. None where nobody knows it of one of them.
+    #[getter]
+    fn behind_ns<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyArray1<u64>>> {
+        self.of_behind(py, Behind::ns)
+    }
+
+    /// Largest error of each of `behind_ns`, in nanoseconds (uint64); None where `behind_ns` is.
+    #[getter]
+    fn behind_error_ns<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyArray1<u64>>> {
+        self.of_behind(py, Behind::error_ns)
+    }
+
     /// Warnings of the plans, each once: a list of `Diagnostic`.
     #[getter]
     fn warnings<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        let mut warnings: Vec<Diagnostic> = Vec::new();
-        for warning in self.0.plans.iter().flat_map(|plan| &plan.warnings) {
-            if !warnings.contains(warning) {
-                warnings.push(warning.clone());
-            }
-        }
-        records::diagnostics(py, &warnings, false)
+        records::diagnostics(py, &self.each_once(|plan| &plan.warnings), false)
+    }
+
+    /// Assumptions that the error bounds hold under, each once: a list of `Diagnostic`, proved or assumed.
+    #[getter]
+    fn assumptions<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        records::diagnostics(py, &self.each_once(|plan| &plan.assumptions), true)
     }
 
     /// How many VMs.
