@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from golden import make
-from guestclock import Advance, Checkpoint, Elapsed, Freeze, ModelVm, MonotonicCounter, Reg, Timer
+from guestclock import Advance, Checkpoint, Elapsed, Fault, FaultyVm, Freeze, ModelVm, MonotonicCounter, Reg, Timer
 from guestclock.errors import (
     CapabilityMissing,
     ClockWentBackwards,
@@ -572,6 +572,21 @@ def test_what_the_guest_sees_at_both_ends_is_known_from_a_vmm_that_knows() -> No
     assert report.resumed_at(counter.advance(9)).to_dict()["after_release_ticks"] == 9
     with pytest.raises(ValueError, match="can't have resumed"):
         report.resumed_at(report.released_at - 1)
+
+
+def test_a_report_has_the_count_of_its_return() -> None:
+    at = host()
+    vm = FaultyVm(ModelVm(1, counter=at), [Fault("set_counter_offset", nth=2, delay_ticks=77)])
+    vm.opt_in()
+    checkpoint = vm.checkpoint()
+    report = vm.restore(checkpoint)
+    assert report.returned_at - report.released_at == 77
+    assert report.returned_at == at.read()
+    assert report.to_dict()["returned_at"] == report.returned_at
+    assert "until the return" in str(report)
+    with vm.pause() as pause:
+        at.advance(5)
+    assert pause.report.returned_at == pause.report.released_at == at.read()
 
 
 @given(now=u64s, cntvct=u64s)

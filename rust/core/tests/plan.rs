@@ -517,6 +517,7 @@ fn a_report_learns_when_the_guest_went_on() {
         bound: made.as_of.bound,
         cval_shift: 0,
         stopped_before_ticks: None,
+        returned_at: HostCount(1300),
         after_release_ticks: None,
         plan: made,
     };

@@ -600,6 +600,13 @@ impl PyReport {
         self.report.outcome.count.0
     }
 
+    /// The host's count at the end of the call that released, once all was read back. Under `Freeze` the guest sees what
+    /// passes from `released_at` to there, and what comes until it is entered (`resumed_at`).
+    #[getter]
+    fn returned_at(&self) -> u64 {
+        self.report.returned_at.0
+    }
+
     /// The guest's virtual counter at the last sample.
     #[getter]
     fn cntvct(&self) -> u64 {
@@ -777,6 +784,7 @@ impl PyReport {
         fields.set_item("written", written)?;
         fields.set_item("cval_shift_ticks", report.cval_shift)?;
         fields.set_item("stopped_before_ticks", report.stopped_before_ticks)?;
+        fields.set_item("returned_at", report.returned_at.0)?;
         fields.set_item("after_release_ticks", report.after_release_ticks)?;
         Ok(fields)
     }

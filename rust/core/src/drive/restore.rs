@@ -357,6 +357,7 @@ impl Restore {
             self.check_by_value(io, &outcome, &set).await?;
             (outcome, Written::ByValue { virt: set.virt, phys: set.phys }, set.farthest)
         };
+        let returned_at = io.sample().await.map_err(at_step(left, || String::from("release: its end")))?;
         self.stage = Stage::Released;
         let before = vm.and_then(|vm| Some(vm.stamp().count.since(vm.stopped_at()?)));
         Ok(Box::new(Report {
@@ -372,6 +373,7 @@ impl Restore {
             written,
             writes: self.writes,
             stopped_before_ticks: before,
+            returned_at,
             after_release_ticks: None,
         }))
     }

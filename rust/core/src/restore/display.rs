@@ -206,6 +206,7 @@ impl fmt::Display for InWords<'_, Report> {
             "stopped",
             stopped.as_deref().unwrap_or("not known: the guest sees what passed before the checkpoint"),
         )?;
+        line(f, "until the return", &ticks(plan, report.returned_at.since(report.outcome.count)))?;
         line(f, "seen after", &known(report.after_release_ticks))?;
         advice(f, plan, self.words)
     }

@@ -49,6 +49,9 @@ pub struct Report {
     /// Guest ticks between the last guest exit and the checkpoint's sample; `None` if not known. If they are known, they
     /// count as passed, and the guest goes on from its exit; otherwise the guest sees them.
     pub stopped_before_ticks: Option<u64>,
+    /// The host's count once the release's last look was done. Under `Freeze` the guest sees what passes from the last
+    /// sample to there, and whatever comes until it is entered.
+    pub returned_at: HostCount,
     /// Guest ticks between the last sample and the first guest entry, which the guest sees; `None` if not known.
     pub after_release_ticks: Option<u64>,
 }
