@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/accuracy.md"
 BEGIN, END = "<!-- made by `make accuracy` -->", "<!-- end -->"
-MEASURE = "PYTHONPATH=lab:examples python3 -m accuracy.measure"
+MEASURE = "PYTHONPATH=lab python3 -m accuracy.measure"
 
 
 def measured(leg: str) -> str:
@@ -25,7 +25,7 @@ def measured(leg: str) -> str:
     with tempfile.TemporaryDirectory(prefix="guestclock-") as name:
         if platform.machine() == "aarch64":
             command = [sys.executable, "-m", "accuracy.measure"]
-            path = os.environ | {"PYTHONPATH": "lab:examples"}
+            path = os.environ | {"PYTHONPATH": "lab"}
             done = subprocess.run(command, cwd=ROOT, env=path, stdout=subprocess.PIPE, text=True, check=True)
             return f"Linux {platform.release()} on {platform.machine()}:\n\n{done.stdout}"
         inside = f"{MEASURE} >/out/table && uname -r >/out/kernel"
