@@ -59,6 +59,8 @@ from guestclock.errors import (
     DeadlineMissed,
     ElapsedTooLong,
     ElapsedUnknown,
+    FleetInterrupted,
+    FleetRefused,
     FrequencyMismatch,
     GuestClockError,
     Interrupted,
@@ -66,6 +68,7 @@ from guestclock.errors import (
     KvmError,
     Malformed,
     Misuse,
+    NamesDiffer,
     NoBacklog,
     NotACheckpoint,
     NotSynchronised,
@@ -84,6 +87,7 @@ from guestclock.errors import (
     UnsupportedVersion,
     VcpuRunning,
 )
+from guestclock.fleet import Fleet, FleetPause, FleetPlan, FleetReport, FleetRestore
 from guestclock.registers import Reg, Timer
 from guestclock.types import (
     Added,
@@ -152,6 +156,13 @@ __all__ = [
     "Expired",
     "Fault",
     "FaultyVm",
+    "Fleet",
+    "FleetInterrupted",
+    "FleetPause",
+    "FleetPlan",
+    "FleetRefused",
+    "FleetReport",
+    "FleetRestore",
     "Freeze",
     "FrequencyMismatch",
     "GuestClockError",
@@ -170,6 +181,7 @@ __all__ = [
     "Misuse",
     "ModelVm",
     "MonotonicCounter",
+    "NamesDiffer",
     "NoBacklog",
     "NotACheckpoint",
     "NotSynchronised",

@@ -589,6 +589,12 @@ fn text_array<'py, 'a>(py: Python<'py>, text: impl Iterator<Item = &'a str>) -> 
     PyModule::import(py, "numpy")?.getattr("array")?.call1((list, "U"))
 }
 
+/// The name, where it can name a VM in a checkpoint; else a ValueError.
+#[pyfunction]
+pub(crate) fn _vm_name(name: &str) -> PyResult<&str> {
+    vm_name(name).map(|_| name)
+}
+
 /// The checksum of checkpoints, for the benchmarks to compare with.
 #[pyfunction]
 pub(crate) fn _crc32c(data: &[u8]) -> u32 {
