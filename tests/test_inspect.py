@@ -20,7 +20,19 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from golden import make
-from guestclock import Advance, CatchUp, Checkpoint, ClockBank, Elapsed, Freeze, ModelVm, Reg, SyncBound, inspection
+from guestclock import (
+    Advance,
+    CatchUp,
+    Checkpoint,
+    ClockBank,
+    Elapsed,
+    Fleet,
+    Freeze,
+    ModelVm,
+    Reg,
+    SyncBound,
+    inspection,
+)
 from guestclock.cli.app import app
 from guestclock.inspection.words import duration, instant
 from test_cli import guestclock_command
@@ -610,7 +622,7 @@ def test_a_dry_run_of_a_vm_over_a_scaled_counter() -> None:
     """A bank's stamp is of its own counter, and the VM's frequency is made from it."""
     bank = ClockBank(host())
     bank.add(1, frequency_hz=24_000_000)
-    (checkpoint,) = bank.checkpoint()
+    (checkpoint,) = Fleet(bank).checkpoint()
     target = inspection.target(checkpoint, elapsed_ns=SECOND)
     planned = inspection.dry_run(checkpoint, target, policy=Advance())["plan"]
     assert planned

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, TypeVar
 
 from guestclock._core import (
     Advance,
     Checkpoint,
+    ClockBank,
     Freeze,
     GuestVm,
     Plan,
@@ -29,9 +31,10 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self, Unpack
 
+    import numpy as np
     from numpy.typing import NDArray
 
-    from guestclock._core import Pause, Step
+    from guestclock._core import Pause, Step, _PausedSet, _SetReport
     from guestclock.types import OptionKeywords, Options, Policy, Stamp, SyncBound, Views
 
 _Made = TypeVar("_Made")
@@ -52,18 +55,23 @@ class Fleet(Mapping[str, GuestVm]):
     A mapping in the order that it was given in, which is the order of all work. `only`, wherever it is taken, is an
     iterable of names, each once: the VMs that the call is about, by default all.
 
+    `Fleet(bank)` takes a `ClockBank` whole, with the VMs that it has now. `names` names them in the order of
+    `bank.vms()`; without it each is named by the digits of its handle. Its checkpoints, restores and pauses are passes
+    over columns: of all VMs at one instant, and of all of them or none.
+
     ValueError for a name that no checkpoint can store (at most 64 bytes of UTF-8, no control characters), and where two
-    names are given to one VM; TypeError for what isn't a `GuestVm`.
+    VMs have one name, or one VM two; TypeError for what isn't a `GuestVm`.
     """
 
-    def __init__(self, vms: Mapping[str, GuestVm]) -> None:
-        self._vms = {_vm_name(name): vm for name, vm in vms.items()}
-        names: dict[int, str] = {}
-        for name, vm in self._vms.items():
-            if not isinstance(vm, GuestVm):
-                raise TypeError(f"the VM {name!r} is a {type(vm).__name__}, and a fleet is of GuestVms")
-            if (other := names.setdefault(id(vm), name)) != name:
-                raise ValueError(f"{other!r} and {name!r} are one VM: give it one name")
+    def __init__(self, vms: Mapping[str, GuestVm] | ClockBank, *, names: Sequence[str] | None = None) -> None:
+        self._bank: _OfBank | None = None
+        self._vms: Mapping[str, GuestVm]
+        if isinstance(vms, ClockBank):
+            self._vms = self._bank = _OfBank(vms, names)
+        elif names is not None:
+            raise TypeError("names= is for a bank's VMs: a mapping has its keys")
+        else:
+            self._vms = _checked(vms)
 
     def __getitem__(self, name: str) -> GuestVm:
         return self._vms[name]
@@ -98,11 +106,14 @@ class Fleet(Mapping[str, GuestVm]):
         The error of a VM (VcpuRunning, RestoreOpen, KvmError) has a note that names it. ValueError where the VMs'
         counters aren't shown to be one; NamesDiffer for a name that the fleet hasn't got.
         """
+        addresses, records = vmclock_address or {}, stolen_time or {}
+        for given in (stopped_at, addresses, records):
+            if isinstance(given, Mapping):
+                self._chosen(given)
+        if self._bank is not None and not addresses and not records:
+            return self._bank.checkpoint(self._some(only), stopped_at, now, sync)
         names = self._chosen(only)
         stops = stopped_at if isinstance(stopped_at, Mapping) else dict.fromkeys(names, stopped_at)
-        addresses, records = vmclock_address or {}, stolen_time or {}
-        for given in (stops, addresses, records):
-            self._chosen(given)
         saved = []
         for name in names:
             with _Noted(name):
@@ -159,8 +170,20 @@ class Fleet(Mapping[str, GuestVm]):
         FleetRefused, before anything is written, where a VM is refused: `only=plan.accepted` restores the others. All
         VMs are closed before the first write; then each step is made for all of them. A VM that fails is given up, and
         named in a FleetInterrupted once the call is over: the others finish, or with `on_failure="stop"` those that
-        aren't released yet are given up too.
+        aren't released yet are given up too. A bank's VMs are restored for one instant, all of them or none.
         """
+        if self._bank is not None:
+            _checked_word(on_failure)
+            saved = None if only is None and by == "name" else self._matched(checkpoint, only, by)
+            if saved is None and not self._bank.has_just(checkpoint):
+                saved = self._matched(checkpoint, only, by)
+            try:
+                return self._bank.restore(checkpoint, saved, policy, options, now, keywords)
+            except FAILURES as error:
+                planned = self.plan(checkpoint, policy, only=only, by=by, options=options, now=now, **keywords)
+                if planned.refused:
+                    raise _refused(planned.accepted, planned.refused) from error
+                raise
         opened = self.restoring(
             checkpoint, policy, only=only, by=by, on_failure=on_failure, options=options, now=now, **keywords
         )
@@ -185,20 +208,14 @@ class Fleet(Mapping[str, GuestVm]):
         The call plans, and raises FleetRefused. Entering the block closes all VMs, then makes each one's first step.
         Leaving it without `release()` gives all of them up: see `GuestVm.restoring`.
         """
-        if on_failure not in ("finish", "stop"):
-            raise ValueError(f"no on_failure={on_failure!r}: finish or stop")
+        _checked_word(on_failure)
         saved = self._matched(checkpoint, only, by)
         made, refused = _each(
             saved,
             lambda name: self[name].restoring(saved[name], policy, options=options, now=now, **keywords),
         )
         if refused:
-            raise FleetRefused(
-                f"{len(refused)} of {len(saved)} VMs are refused, and nothing was written ({_first(refused)}): "
-                "restore the others with only=, or mend these",
-                accepted=list(made),
-                refused=refused,
-            )
+            raise _refused(list(made), refused)
         plans = {name: restore.plan for name, restore in made.items()}
         return FleetRestore(FleetPlan(policy or Freeze(), list(saved), plans, {}), made, on_failure)
 
@@ -207,13 +224,16 @@ class Fleet(Mapping[str, GuestVm]):
     ) -> FleetPause:
         """Pauses the VMs in place: none of their vCPUs can run until `resume()`, or the end of the `with` block.
 
-        Each is paused from its own sample on. Where one can't be paused (VcpuRunning, RestoreOpen, a Refused), its
-        error has a note that names it, and those before it go on as if they hadn't been paused; one that has a backlog
-        keeps it, and doesn't get the time that the call took.
+        Each is paused from its own sample on; a bank's VMs all at one instant, or none. Where one can't be paused
+        (VcpuRunning, RestoreOpen, a Refused), its error has a note that names it, and those before it go on as if they
+        hadn't been paused; one that has a backlog keeps it, and doesn't get the time that the call took.
         """
+        if self._bank is not None:
+            return self._bank.pause(self._some(only), policy, views)
+        names = self._chosen(only)
         paused: dict[str, Pause] = {}
         try:
-            for name in self._chosen(only):
+            for name in names:
                 with _Noted(name):
                     paused[name] = self[name].pause(policy, views=views)
         except BaseException:
@@ -231,6 +251,10 @@ class Fleet(Mapping[str, GuestVm]):
         `GuestVm.catch_up` does, for the VM whose step is due first.
         """
         return fleet_steps({name: self[name] for name in self._chosen(only)}, sleep)
+
+    def _some(self, only: Iterable[str] | None) -> list[str] | None:
+        """The names to work on, in the fleet's order; None for all."""
+        return None if only is None else self._chosen(only)
 
     def _chosen(self, only: Iterable[str] | None) -> list[str]:
         """The names to work on, in the fleet's order."""
@@ -514,6 +538,157 @@ class FleetPause:
         return f"<FleetPause of {_some(self._pauses)}>"
 
 
+class _OfBank(Mapping[str, GuestVm]):
+    """The VMs of a bank by their names. A view of a VM is made anew each time, so that none is kept."""
+
+    def __init__(self, bank: ClockBank, names: Sequence[str] | None) -> None:
+        self._bank = bank
+        self._vms = bank.vms()
+        handles: list[int] = self._vms.tolist()
+        self._digits = names is None
+        if names is None:
+            names = list(map(str, handles))
+        if len(names) != len(handles):
+            raise ValueError(f"{len(names)} names are given for {len(handles)} VMs: give one for each, in their order")
+        if equal := _equal(names):
+            raise ValueError(f"given to two VMs: {_some(equal)}")
+        self._handles = dict(zip(map(_vm_name, names), handles, strict=True))
+
+    def __getitem__(self, name: str) -> GuestVm:
+        return self._bank.vm(self._handles[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._handles)
+
+    def __len__(self) -> int:
+        return len(self._handles)
+
+    def has_just(self, checkpoint: Checkpoint) -> bool:
+        """Returns whether the checkpoint can only be of all these VMs, each named by its handle, or of others."""
+        import numpy as np
+
+        return self._digits and len(checkpoint) == len(self) and np.array_equal(self._bank.vms(), self._vms)
+
+    def checkpoint(
+        self,
+        names: list[str] | None,
+        stopped_at: int | Mapping[str, int] | None,
+        now: int | Stamp | None,
+        sync: SyncBound | None,
+    ) -> Checkpoint:
+        """Saves VMs at one instant: all without `names`. A VM whose stop isn't given has stopped at it."""
+        import numpy as np
+
+        stops: int | NDArray[np.uint64] | None
+        if isinstance(stopped_at, Mapping):
+            counts = [stopped_at.get(name) for name in (self if names is None else names)]
+            if None in counts and now is None:
+                now = self._bank.counter.read()
+            if None in counts and not isinstance(now, int):
+                raise ValueError("stopped_at= of some VMs of a bank goes with a count as now=, or with none")
+            stops = np.array([now if count is None else count for count in counts], np.uint64)
+        else:
+            stops = stopped_at
+        # The bank makes digits of its handles by itself.
+        given = list(self) if names is None and not self._digits else names
+        return self._bank._checkpoint(  # noqa: SLF001 - the native half of this class
+            self._array(names), names=given, now=now, stopped_at=stops, sync=sync
+        )
+
+    def restore(
+        self,
+        checkpoint: Checkpoint,
+        saved: Mapping[str, Checkpoint] | None,
+        policy: Policy | None,
+        options: Options | None,
+        now: int | Stamp | None,
+        keywords: OptionKeywords,
+    ) -> FleetReport:
+        """Restores all VMs of the checkpoint, or those of `saved`, by one pass: all of them or none."""
+        handles = None
+        if saved is not None:
+            if not saved:
+                return FleetReport({})
+            if len(saved) < len(checkpoint):
+                checkpoint = Checkpoint.join(list(saved.values()))
+            into = {one.name: name for name, one in saved.items()}
+            handles = self._array(into[name] for name in checkpoint.names)
+        done = self._bank._restore(  # noqa: SLF001 - the native half of this class
+            checkpoint, policy, vms=handles, options=options, now=now, **keywords
+        )
+        return _BankReport(done, self._handles)
+
+    def pause(self, names: list[str] | None, policy: Policy | None, views: Views) -> FleetPause:
+        """Pauses VMs at one instant, all of them or none: all without `names`."""
+        paused = self._bank._pause(policy, vms=self._array(names), views=views)  # noqa: SLF001 - as above
+        return _BankPause(paused, self._handles if names is None else names, self._handles)
+
+    def _array(self, names: Iterable[str] | None) -> NDArray[np.int64]:
+        import numpy as np
+
+        if names is None:
+            return self._vms
+        return np.array([self._handles[name] for name in names], np.int64)
+
+
+class _BankReport(FleetReport):
+    """A report each VM of a bank: columns, from which each VM's own is made when it is asked for."""
+
+    def __init__(self, done: _SetReport, handles: Mapping[str, int]) -> None:
+        super().__init__({})
+        self._done = done
+        self._handles = handles
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        rows = {handle: row for row, handle in enumerate(self._done.vms.tolist())}
+        return {name: rows[handle] for name, handle in self._handles.items() if handle in rows}
+
+    def __getitem__(self, name: str) -> Report:
+        return self._done.report(self._rows[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._done)
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """The columns of `FleetReport.columns`, without a report each VM."""
+        order = list(self._rows.values())
+        columns: dict[str, Sequence[Any]] = {"name": list(self._rows)}
+        for name, values in self._done.columns().items():
+            columns[name] = [values[row] for row in order]
+        return {name: _column(columns[name], kind) for name, kind in _REPORT_COLUMNS.items()}
+
+
+class _BankPause(FleetPause):
+    """VMs of a bank that are paused from one instant on: all of them go on together, or none."""
+
+    def __init__(self, paused: _PausedSet, names: Iterable[str], handles: Mapping[str, int]) -> None:
+        super().__init__({})
+        self._paused = paused
+        self._names = names
+        self._handles = handles
+        self._report: FleetReport | None = None
+
+    @property
+    def report(self) -> FleetReport:
+        """The report of the pause's end. Misuse before it."""
+        if self._report is None:
+            raise Misuse("the pause isn't over: there is a report after resume()")
+        return self._report
+
+    def resume(self, policy: Policy | None = None) -> FleetReport:
+        """Ends the pause of all, at one instant. An error leaves all of them paused: call it again."""
+        self._report = _BankReport(self._paused.resume(policy), self._handles)
+        self._over = True
+        return self._report
+
+    def __repr__(self) -> str:
+        return f"<FleetPause of {_some(self._names)}>"
+
+
 class _Noted:
     """A block about one VM: an exception that leaves it gets a note that names the VM."""
 
@@ -528,6 +703,31 @@ class _Noted:
     ) -> None:
         if exc is not None:
             exc.add_note(f"VM {self._name!r} of the fleet")
+
+
+def _checked(vms: Mapping[str, GuestVm]) -> dict[str, GuestVm]:
+    """Returns the VMs, if each is one, and has one name."""
+    names: dict[int, str] = {}
+    for name, vm in vms.items():
+        if not isinstance(vm, GuestVm):
+            raise TypeError(f"the VM {name!r} is a {type(vm).__name__}, and a fleet is of GuestVms")
+        if (other := names.setdefault(id(vm), name)) != name:
+            raise ValueError(f"{other!r} and {name!r} are one VM: give it one name")
+    return {_vm_name(name): vm for name, vm in vms.items()}
+
+
+def _checked_word(on_failure: str) -> None:
+    if on_failure not in ("finish", "stop"):
+        raise ValueError(f"no on_failure={on_failure!r}: finish or stop")
+
+
+def _refused(accepted: list[str], refused: dict[str, Exception]) -> FleetRefused:
+    return FleetRefused(
+        f"{len(refused)} of {len(accepted) + len(refused)} VMs are refused, and nothing was written "
+        f"({_first(refused)}): restore the others with only=, or mend these",
+        accepted=accepted,
+        refused=refused,
+    )
 
 
 def _each(names: Iterable[str], make: Callable[[str], _Made]) -> tuple[dict[str, _Made], dict[str, Exception]]:
@@ -630,16 +830,16 @@ _REPORT_COLUMNS: Final = {
 
 
 def _columns(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, str]) -> dict[str, NDArray[Any]]:
+    return {column: _column([row.get(column) for row in rows], kind) for column, kind in kinds.items()}
+
+
+def _column(values: Sequence[Any], kind: str) -> NDArray[Any]:
+    """Returns an array of this dtype, and a masked one where a number is None."""
     import numpy as np
 
-    columns: dict[str, NDArray[Any]] = {}
-    for column, kind in kinds.items():
-        values = [row.get(column) for row in rows]
-        missing = [value is None for value in values]
-        filled = [("" if kind == "U" else 0) if value is None else value for value in values]
-        if kind == "uint64":
-            filled = [min(value, 2**64 - 1) for value in filled]
-        array: NDArray[Any] = np.array(filled, kind)
-        masked = kind == "uint64" and any(missing)
-        columns[column] = np.ma.MaskedArray(array, missing) if masked else array
-    return columns
+    missing = [value is None for value in values]
+    filled = [("" if kind == "U" else 0) if value is None else value for value in values]
+    if kind == "uint64":
+        filled = [min(value, 2**64 - 1) for value in filled]
+    array: NDArray[Any] = np.array(filled, kind)
+    return np.ma.MaskedArray(array, missing) if kind == "uint64" and any(missing) else array

@@ -533,14 +533,10 @@ impl PyClockBank {
         records::changes(py, vcpus, timers, new_array(py, changes.iter().map(|change| change.level)))
     }
 
-    /// Saves VMs at one instant: the VMs with the handles `vms` (int64), or all. VcpuRunning (EBUSY) while a vCPU of
-    /// any of them runs.
-    ///
-    /// `names` names the VMs, in the order of `vms`: text, each once, by default the digits of their handles.
-    /// `stopped_at` is the host's count when the last vCPU left its guest: one for all VMs, or one for each (uint64).
-    /// See `ModelVm.checkpoint` for the other arguments.
+    /// `Fleet.checkpoint` for a bank: all VMs with the handles `vms` (int64) at one instant, named `names` in the order of
+    /// `vms`, by default by the digits of their handles. `stopped_at` is one count, or one for each (uint64).
     #[pyo3(signature = (vms=None, *, names=None, now=None, stopped_at=None, sync=None))]
-    fn checkpoint(
+    fn _checkpoint(
         &self,
         py: Python<'_>,
         vms: Option<Bound<'_, PyAny>>,
@@ -571,14 +567,12 @@ impl PyClockBank {
         checkpoint.map(PyCheckpoint::from)
     }
 
-    /// Restores a checkpoint into VMs of the same shapes: their timers, CNTVOFF_EL2 and both counters, all for one
-    /// instant, and all VMs or none. The guests may run when the call returns.
+    /// `Fleet.restore` for a bank: all VMs for one instant, or none. `vms` is a handle for each VM of the checkpoint, in
+    /// its order (int64), by default the handles that are their names.
     ///
-    /// `vms` is a handle for each VM of the checkpoint, in its order (int64), by default the handles that are their
-    /// names. VMs that are alike share a plan. See `GuestVm.plan` for the other arguments; a refusal for one VM
-    /// refuses all, with a note that names the VM.
+    /// VMs that are alike share a plan. A refusal for one VM refuses all, with a note that names the VM.
     #[pyo3(signature = (checkpoint, policy=None, *, vms=None, options=None, now=None, **keywords))]
-    fn restore(
+    fn _restore(
         &self,
         py: Python<'_>,
         checkpoint: &Bound<'_, PyCheckpoint>,
@@ -599,24 +593,21 @@ impl PyClockBank {
         };
         self.sets()
             .with(py, now, |bank, counter| bank.restore(checkpoint, &vms, counter, request))
-            .map(PySetReport::new)
+            .map(|set| PySetReport::restored(set, Arc::clone(checkpoint)))
     }
 
-    /// Pauses VMs in place, all at one instant: the VMs with the handles `vms` (int64), or all. None of their vCPUs can
-    /// run until `resume` of the returned pause, or the end of its `with` block; then the policy decides how much of
-    /// the pause the guests see.
-    #[pyo3(signature = (policy=None, *, vms=None, views="preserve", now=None))]
-    fn pause(
+    /// `Fleet.pause` for a bank: all VMs with the handles `vms` (int64), at one instant, or none.
+    #[pyo3(signature = (policy=None, *, vms=None, views="preserve"))]
+    fn _pause(
         &self,
         py: Python<'_>,
         policy: Option<AnyPolicy>,
         vms: Option<Bound<'_, PyAny>>,
         views: &str,
-        now: Option<AnyNow>,
     ) -> PyResult<PyPausedSet> {
         let vms = self.vms_or_all(vms.as_ref())?;
         let request = Wishes::of_views(views).request(policy)?;
-        let pauses = self.sets().with(py, now, |bank, counter| bank.pause(&vms, counter, request))?;
+        let pauses = self.sets().with(py, None, |bank, counter| bank.pause(&vms, counter, request))?;
         Ok(PyPausedSet::new(self.sets(), pauses))
     }
 

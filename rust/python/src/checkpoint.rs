@@ -31,7 +31,7 @@ use std::{fs, io};
 ///
 /// A sequence of its VMs: `x["web-1"]`, `x[0]` and `x[:2]` are checkpoints too. VMs with the same registers stand
 /// together, in the order of their names, shorter ones first. The attributes of a VM work where there is exactly one;
-/// `columns()` and `vcpu_columns()` have those of all. Made by `checkpoint()` of a VM or a bank, `load` or
+/// `columns()` and `vcpu_columns()` have those of all. Made by `checkpoint()` of a VM or a fleet, `load` or
 /// `from_bytes`. Equal checkpoints have equal bytes.
 #[pyclass(frozen, eq, name = "Checkpoint", module = "guestclock")]
 #[derive(PartialEq)]

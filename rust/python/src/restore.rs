@@ -626,6 +626,11 @@ impl PyReport {
         Self { report, checkpoint: None }
     }
 
+    /// The report of a restore of this checkpoint of one VM, or of a pause.
+    pub(crate) const fn of(report: Report, checkpoint: Option<Arc<Checkpoint>>) -> Self {
+        Self { report, checkpoint }
+    }
+
     fn statuses(&self) -> impl Iterator<Item = TimerStatus> {
         let restored = |vm: SavedVm<'_>| {
             let statuses = self.report.plan.timers_at(&vm, &self.report.outcome, self.report.cval_shift);
