@@ -122,7 +122,7 @@ def test_a_kvm_error_is_an_oserror_with_its_errno(kind: type[KvmError]) -> None:
             },
         ),
         (Interrupted, {"FleetInterrupted", "ReadBackMismatch"}),
-        (Misuse, {"NoBacklog", "OutOfOrder"}),
+        (Misuse, {"NoBacklog", "NoSuchVm", "OutOfOrder"}),
         (KvmError, {"VcpuRunning", "UnknownRegister"}),
     ],
 )

@@ -271,6 +271,10 @@ class AlarmInUse(GuestClockError):
     """A `DeadlineAlarm` has a consumer already, and takes no second one."""
 
 
+class NoSuchVm(Misuse, IndexError):
+    """The VM was removed from its bank, or the handle is none of the bank's."""
+
+
 class NoBacklog(Misuse):
     """The guest has no backlog, so there is no step to make."""
 

@@ -5,7 +5,7 @@ use crate::arrays::{Column, Named, as_array, column, extent, new_array, output, 
 use crate::checkpoint::{PyCheckpoint, vm_name};
 use crate::columns::chosen_isa;
 use crate::counters::{AnyCounter, PyHostCounter, PyScaledCounter};
-use crate::errors::{IntoPyErr, OrRaise, noted};
+use crate::errors::{IntoPyErr, OrRaise, noted, typed};
 use crate::policy::AnyPolicy;
 use crate::records::{self, AnyNow, AnySyncBound};
 use crate::restore::Wishes;
@@ -20,7 +20,7 @@ use guestclock_model::bank::{Bank, BankError, Handle, Selection};
 use guestclock_model::locked::{LockedBank, LockedVm};
 use guestclock_model::sets::{SetSaving, handle_named};
 use numpy::{PyArray1, PyArrayDyn};
-use pyo3::exceptions::{PyIndexError, PyOverflowError, PyValueError};
+use pyo3::exceptions::{PyOverflowError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::ops::Range;
@@ -693,7 +693,7 @@ impl IntoPyErr for BankError {
     fn into_pyerr(self) -> PyErr {
         let message = words::bank_error(&self);
         match self {
-            Self::NoSuchVm { .. } | Self::NoSuchVcpu { .. } => PyIndexError::new_err(message),
+            Self::NoSuchVm { .. } | Self::NoSuchVcpu { .. } => typed("NoSuchVm", &message, |_| Ok(())),
             Self::OfVm { handle, error } => noted(error.into_pyerr(), handle),
             Self::Vm(error) => error.into_pyerr(),
             _ => PyValueError::new_err(message),

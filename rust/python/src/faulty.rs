@@ -179,7 +179,7 @@ impl AnyVm for FaultyModel {
         self.model.name()
     }
 
-    fn vcpus(&self, py: Python<'_>) -> usize {
+    fn vcpus(&self, py: Python<'_>) -> PyResult<usize> {
         self.model.vcpus(py)
     }
 
@@ -199,7 +199,7 @@ impl AnyVm for FaultyModel {
         self.model.nested(py)
     }
 
-    fn opted_in(&self) -> bool {
+    fn opted_in(&self) -> PyResult<bool> {
         self.model.opted_in()
     }
 

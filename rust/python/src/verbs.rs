@@ -58,7 +58,7 @@ impl PyGuestVm {
 
     /// Number of vCPUs.
     #[getter]
-    fn vcpus(&self, py: Python<'_>) -> usize {
+    fn vcpus(&self, py: Python<'_>) -> PyResult<usize> {
         self.vm.vcpus(py)
     }
 
@@ -82,7 +82,7 @@ impl PyGuestVm {
 
     /// True if the VM has opted in to one counter offset, for good, as far as guestclock knows.
     #[getter]
-    fn opted_in(&self) -> bool {
+    fn opted_in(&self) -> PyResult<bool> {
         self.vm.opted_in()
     }
 
