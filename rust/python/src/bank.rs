@@ -122,8 +122,9 @@ impl PyClockBank {
         now.map_or_else(|| self.counter.count(), HostCount)
     }
 
-    /// Works on the selected vCPUs at one instant, and returns false if there aren't `rows` of them any more: the
-    /// arrays were made outside of the bank's lock, and the bank may have grown since.
+    /// Works on the selected vCPUs at one instant. Returns false, for the caller to begin again, if there aren't `rows` of
+    /// them any more, since the arrays were made outside of the bank's lock; and if another thread has the bank, with
+    /// `into_out`.
     fn at_once(
         &self,
         py: Python<'_>,
@@ -132,14 +133,16 @@ impl PyClockBank {
         now: Option<u64>,
         work: impl FnOnce(&Bank, HostCount, &Selection) + Send,
     ) -> PyResult<bool> {
-        let done = self.ask(py, if into_out { 0 } else { rows }, |bank| {
+        let once = |bank: &mut Bank| {
             if chosen.rows(bank) != rows {
                 return Ok(false);
             }
             let selection = chosen.selection(bank)?;
             work(bank, self.now(now), &selection);
             Ok::<bool, BankError>(true)
-        });
+        };
+        // Waiting would give up the GIL, and let others write to the caller's array meanwhile.
+        let done = if into_out { self.bank.try_ask(once).unwrap_or(Ok(false)) } else { self.ask(py, rows, once) };
         done.or_raise()
     }
 
@@ -190,6 +193,7 @@ impl PyClockBank {
         let counter = counter_object.extract::<AnyCounter>()?;
         let (isa, bank) = (chosen_isa(py)?, Arc::new(LockedBank::new(counter.frequency(), el2)));
         bank.with(|bank| bank.bank_mut().set_isa(isa));
+        bank.on_wait(without_the_gil);
         let alarms = Arc::<Alarms>::default();
         let told = Arc::clone(&alarms);
         bank.on_change(move |bank| told.changed(|now| bank.ask(|bank| bank.next_deadline(now))));
@@ -676,6 +680,13 @@ impl PyClockBank {
             Some(vms) => vm_handles(vms),
             None => Ok(self.bank.look(|bank| bank.handles().collect())),
         }
+    }
+}
+
+/// Blocks without the GIL: another thread may hold the bank for milliseconds.
+fn without_the_gil(block: &(dyn Fn() + Sync)) {
+    if Python::try_attach(|py| py.detach(block)).is_none() {
+        block();
     }
 }
 
