@@ -17,7 +17,7 @@ from guestclock import Advance, Checkpoint, Fleet, Freeze
 from guestclock.payload import image
 from kvm_vmm import DOORBELL, GIC_DISTRIBUTOR, GIC_REDISTRIBUTORS, PC, RAM, ROUND, VCPUS, Vmm
 
-VMS = 8
+VMS = 32
 BY_VALUE = ("vm-5", "vm-6")
 """VMs that never opt in."""
 ROUNDS = 2
