@@ -20,6 +20,7 @@ from guestclock import (
     CatchUp,
     Checkpoint,
     Elapsed,
+    Fleet,
     Freeze,
     ManualCounter,
     ModelVm,
@@ -39,11 +40,14 @@ from guestclock.errors import (
     DeadlineMissed,
     ElapsedTooLong,
     ElapsedUnknown,
+    FleetRefused,
     FrequencyMismatch,
     GuestClockError,
     KvmError,
     Misuse,
+    NamesDiffer,
     NoBacklog,
+    NoSuchVm,
     NotACheckpoint,
     OutOfOrder,
     Refused,
@@ -480,6 +484,7 @@ PLAN_ROWS: list[Row] = [
     ("no policy", STOPPED, lambda s: s.vm.plan(checkpoint(), ANYTHING), TypeError, None),
     ("no word", STOPPED, lambda s: s.vm.plan(checkpoint(), elapsed=ANYTHING), TypeError, None),
     ("restore of another frequency", STOPPED, lambda s: s.vm.restore(checkpoint(hz=1)), FrequencyMismatch, None),
+    ("restore of another name", STOPPED, lambda s: Fleet({"other": s.vm}).restore(checkpoint()), NamesDiffer, None),
     ("restore, running", RUNNING, lambda s: s.vm.restore(checkpoint()), VcpuRunning, errno.EBUSY),
     ("restore too far", STOPPED, lambda s: s.vm.restore(checkpoint(), now=TOO_FAR), OverflowError, None),
 ]
@@ -567,10 +572,13 @@ def test_a_shared_interrupt_keeps_the_vcpu_out_and_can_be_mended() -> None:
 
 def test_every_refusal_and_every_errno_is_in_the_table() -> None:
     raised = {kind for _, _, _, kind, _ in [*VM_ROWS, *PLAN_ROWS, *STEP_ROWS] if issubclass(kind, GuestClockError)}
-    # No offset of the model's is set elsewhere.
+    # No offset of the model's is set elsewhere, a fleet's refusal is those of its VMs (test_fleet.py), and this
+    # VM is in no bank that it could be removed from (test_clock_bank.py).
     assert raised >= {*Refused.__subclasses__(), *KvmError.__subclasses__(), *Misuse.__subclasses__()} - {
         CountersMoved,
+        FleetRefused,
         NoBacklog,
+        NoSuchVm,
     }
 
 

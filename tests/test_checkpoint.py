@@ -27,6 +27,7 @@ from guestclock import (
     Deadlines,
     Elapsed,
     FaultyVm,
+    Fleet,
     Freeze,
     ManualCounter,
     ModelVm,
@@ -318,7 +319,7 @@ def test_a_vms_name_is_its_checkpoints(name: str) -> None:
     assert listed.name == name
     bank = ClockBank(host())
     bank.add()
-    assert bank.checkpoint(names=[name]).names == [name]
+    assert Fleet(bank, names=[name]).checkpoint().names == [name]
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
@@ -330,7 +331,9 @@ def test_a_name_can_be_printed(name: str) -> None:
     for make_it in (
         lambda: ModelVm(1, counter=host(), name=name),
         lambda: Checkpoint.from_one_regs(saved.to_one_regs(), frequency_hz=HZ, host=stamp, name=name),
-        lambda: bank.checkpoint(names=[name]),
+        lambda: Fleet(bank, names=[name]),
+        lambda: Fleet({name: ModelVm(1, counter=host())}),
+        lambda: ModelVm(1, counter=host()).checkpoint(name=name),
     ):
         with pytest.raises(ValueError, match="can't name a VM") as caught:
             make_it()
@@ -408,8 +411,8 @@ def test_a_joined_vm_of_another_frequency() -> None:
     counter = host()
     bank = ClockBank(counter)
     bank.add(1, frequency_hz=24_000_000)
-    (handle,) = bank.vms()
-    own = bank.checkpoint(names=["slow"])
+    slow = Fleet(bank, names=["slow"])
+    own = slow.checkpoint()
     counter.advance(12_345)
     joined = Checkpoint.join([own, owned(counter, name="last").checkpoint()])
     assert joined["slow"].cntvct == bank.cntvct()[0]
@@ -417,7 +420,7 @@ def test_a_joined_vm_of_another_frequency() -> None:
     for policy, missed in ((Freeze(), 0), (Advance(), HZ + 12_346)):
         counts = []
         for saved in (own, joined["slow"]):
-            bank.restore(saved, policy, vms=np.array([handle]))
+            slow.restore(saved, policy)
             counts.append(int(bank.cntvct()[0]))
         assert counts[0] == counts[1]
         assert abs(counts[0] - own.cntvct - missed * 24_000_000 // HZ) <= 1

@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -24,13 +25,20 @@ from guestclock import (
     ClockWentBackwards,
     CounterSkew,
     DeadlineAlarm,
+    Fleet,
+    FleetRefused,
+    FleetReport,
     Freeze,
     FrequencyMismatch,
     KvmError,
     ManualCounter,
     Misuse,
     ModelVm,
+    NamesDiffer,
+    NoSuchVm,
+    Policy,
     Reg,
+    Report,
     RestoreOpen,
     ScaledCounter,
     Timer,
@@ -186,21 +194,56 @@ class TestHandles:
 
     def test_a_removed_vm_is_gone(self, bank: ClockBank) -> None:
         gone = int(bank.vms()[0])
-        view = bank.vm(gone)
+        view, fleet = bank.vm(gone), Fleet(bank)
+        checkpoint, one = view.checkpoint(), np.array([gone])
+        restoring, pause = view.restoring(checkpoint), fleet.pause(only=[str(gone)])
+        saved = fleet.checkpoint()
         left = bank.vcpus()[2:].tolist()
         bank.remove(gone)
         assert bank.vcpus().tolist() == left
-        for look in (
-            lambda: view.cntvct(0),
-            lambda: view.timer(0, 0),
-            lambda: bank.vm(gone),
-            lambda: bank.remove(gone),
-        ):
-            with pytest.raises((IndexError, KvmError)):
-                look()
-        assert view.vcpus == 0
+        zero, off = np.zeros(1, np.uint64), np.zeros(1, np.uint8)
+        looks: dict[str, Callable[[], object]] = {
+            "vm": lambda: bank.vm(gone),
+            "remove": lambda: bank.remove(gone),
+            "select": lambda: bank.cntvct(select=one),
+            "a vCPU's handle": lambda: bank.cntvct(select=one + 1),
+            "set_offsets": lambda: bank.set_offsets(one, zero),
+            "set_timers": lambda: bank.set_timers(0, one, zero, off),
+            "next_deadlines_of_vms": lambda: bank.next_deadlines_of_vms(vms=one),
+            "fleet": lambda: fleet[str(gone)],
+            "fleet.checkpoint": fleet.checkpoint,
+            "fleet.restore": lambda: fleet.restore(saved),
+            "fleet.plan": lambda: fleet.plan(saved),
+            "fleet.pause": fleet.pause,
+            "fleet's resume": pause.resume,
+            "cntvct": lambda: view.cntvct(0),
+            "cntpct": lambda: view.cntpct(0),
+            "vcpus": lambda: view.vcpus,
+            "state": lambda: view.state,
+            "opted_in": lambda: view.opted_in,
+            "backlog_ticks": lambda: view.backlog_ticks,
+            "next_step": view.next_step,
+            "checkpoint": view.checkpoint,
+            "plan": lambda: view.plan(checkpoint),
+            "restore": lambda: view.restore(checkpoint),
+            "enter": restoring.__enter__,
+            "pause": view.pause,
+            "opt_in": view.opt_in,
+            "set_counter_offset": lambda: view.set_counter_offset(5),
+            "running": lambda: view.running(0).__enter__(),
+            "get_one_reg": lambda: view.get_one_reg(0, Reg.TIMER_CVAL),
+            "set_one_reg": lambda: view.set_one_reg(0, Reg.TIMER_CVAL, 1),
+            "reg_list": lambda: view.reg_list(0),
+            "timer": lambda: view.timer(0, 0),
+            "next_deadline": lambda: view.next_deadline(0),
+            "irq": lambda: view.irq(0),
+            "create_vcpu": view.create_vcpu,
+        }
+        for name, look in looks.items():
+            with pytest.raises(NoSuchVm, match="removed"):
+                pytest.fail(f"{name}: {look()!r}")
         with pytest.raises(IndexError, match=str(gone)):
-            bank.cntvct(select=np.array([gone]))
+            bank.cntvct(select=one)
 
     def test_a_view_goes_with_its_last_reader(self, counter: ManualCounter) -> None:
         bank = ClockBank(counter)
@@ -219,11 +262,11 @@ class TestHandles:
         assert [view.cntvct(1) for view in views] == (counter.read() - offsets).tolist()
         assert kept.cntvct(0) == views[0].cntvct(0)
         bank.remove(np.array(vms[:2]))
-        with pytest.raises(IndexError, match="the VM has 0"):
+        with pytest.raises(NoSuchVm, match="removed"):
             kept.cntvct(0)
         again = bank.add_many(2, 1)
         assert bank.vm(int(again[0])).cntvct(0) == 0
-        with pytest.raises(IndexError, match="the VM has 0"):
+        with pytest.raises(NoSuchVm, match="removed"):
             views[1].cntvct(0)
 
     def test_all_are_removed_or_none(self, bank: ClockBank) -> None:
@@ -252,7 +295,7 @@ def test_an_empty_bank(counter: ManualCounter) -> None:
     assert bank.cntvct().shape == (0,)
     assert bank.evaluate().line.shape == (2, 0)
     assert [column.size for column in bank.expire()] == [0, 0, 0]
-    assert len(bank.checkpoint()) == 0
+    assert len(Fleet(bank)) == 0
     assert repr(bank) == f"<ClockBank of 0 VMs with 0 vCPUs over {counter!r}>"
 
 
@@ -396,17 +439,28 @@ def test_many_rows_are_computed_beside_other_threads(counter: ManualCounter) -> 
     assert all(set(np.unique(counts).tolist()) for counts in wrong)
 
 
+def said(report: Report) -> dict[str, Any]:
+    """All of a report but the writes, which a bank makes as columns."""
+    fields = report.to_dict()
+    return {
+        name: value for name, value in fields.items() if name not in ("written", "offset_writes", "register_writes")
+    }
+
+
 class TestSets:
+    """A bank's VMs together: `Fleet(bank)`."""
+
     def test_there_and_back_in_one_blob(self, bank: ClockBank, counter: ManualCounter) -> None:
-        blob = bank.checkpoint().to_bytes()
+        blob = Fleet(bank).checkpoint().to_bytes()
         before, lines = bank.counts(), bank.evaluate()
         at = counter.read()
         counter.advance(10**9)
-        report = bank.restore(Checkpoint.from_bytes(blob))
-        assert report.count == counter.read()
-        assert len(report) == 5
-        assert sorted(report.vms.tolist()) == bank.vms().tolist()
-        assert report.added_ticks.tolist() == [0] * 5
+        report = Fleet(bank).restore(Checkpoint.from_bytes(blob))
+        columns = report.columns()
+        # Each in ticks of its own counter.
+        assert columns["released_at"].tolist() == [bank.vm(int(name)).counter.read() for name in report]
+        assert list(report) == columns["name"].tolist() == [str(vm) for vm in bank.vms()]
+        assert columns["added_ticks"].tolist() == [0] * 5
         assert bank.counts().tolist() == before.tolist()
         after = bank.evaluate()
         assert after.line.tolist() == lines.line.tolist()
@@ -417,80 +471,85 @@ class TestSets:
 
     def test_each_is_what_its_own_checkpoint_is(self, bank: ClockBank) -> None:
         handles = bank.vms().tolist()
-        checkpoint = bank.checkpoint()
+        checkpoint = Fleet(bank).checkpoint()
         assert sorted(map(int, checkpoint.names)) == handles
         for vm in handles:
             one, alone = checkpoint[str(vm)], bank.vm(vm).checkpoint()
             assert one.to_dict()["groups"] == alone.to_dict()["groups"]
             # The bank's counter is the stamp's, and the VM's own is made from it.
             assert (one == alone) == (alone.frequency_hz == bank.frequency_hz)
-        named = bank.checkpoint(bank.vms()[::-1], names=["e", "d", "c", "b", "a"])
+        named = Fleet(bank, names=["a", "b", "c", "d", "e"]).checkpoint()
         assert sorted(named.names) == ["a", "b", "c", "d", "e"]
         for name, vm in zip("abcde", handles, strict=True):
             assert named[name].to_one_regs() == checkpoint[str(vm)].to_one_regs()
 
     def test_each_goes_on_from_its_own_stop(self, counter: ManualCounter) -> None:
         bank = ClockBank(counter)
-        vms = bank.add_many(3, 2)
-        bank.set_offsets(vms, np.array([0, 1, 2], np.uint64))
+        bank.set_offsets(bank.add_many(3, 2), np.array([0, 1, 2], np.uint64))
+        fleet = Fleet(bank, names=["a", "b", "c"])
         at_stop = bank.cntvct()[::2].tolist()
-        stops = np.array([0, 5, 40], np.uint64) + np.uint64(counter.read())
+        stops = {name: counter.read() + ran for name, ran in (("a", 0), ("b", 5), ("c", 40))}
         counter.advance(100)
-        each = bank.checkpoint(stopped_at=stops)
-        assert each.columns()["stopped_at_count"].tolist() == stops.tolist()
-        common = bank.checkpoint(stopped_at=int(stops[2]))
-        assert common.columns()["stopped_at_count"].tolist() == [int(stops[2])] * 3
+        each = fleet.checkpoint(stopped_at=stops)
+        assert each.columns()["stopped_at_count"].tolist() == list(stops.values())
+        common = fleet.checkpoint(stopped_at=stops["c"])
+        assert common.columns()["stopped_at_count"].tolist() == [stops["c"]] * 3
+        some = fleet.checkpoint(stopped_at={"b": stops["b"]})
+        assert some.columns()["stopped_at_count"].tolist() == [counter.read(), stops["b"], counter.read()]
         counter.advance(1000)
-        assert bank.restore(each, Freeze()).added_ticks.tolist() == [0, 0, 0]
+        assert fleet.restore(each, Freeze()).columns()["added_ticks"].tolist() == [0, 0, 0]
         assert bank.cntvct()[::2].tolist() == [at_stop[0], at_stop[1] + 5, at_stop[2] + 40]
-        assert bank.restore(each, Advance()).added_ticks.tolist() == [1100, 1095, 1060]
+        assert fleet.restore(each, Advance()).columns()["added_ticks"].tolist() == [1100, 1095, 1060]
         assert bank.cntvct()[::2].tolist() == [count + 1100 for count in at_stop]
-        bank.restore(common, Freeze())
+        fleet.restore(common, Freeze())
         assert bank.cntvct()[::2].tolist() == [count + 40 for count in at_stop]
+        fleet.restore(some, Freeze())
+        assert bank.cntvct()[::2].tolist() == [at_stop[0] + 100, at_stop[1] + 5, at_stop[2] + 100]
 
     @pytest.mark.parametrize("policy", [Freeze(), Advance(), Advance(max_ns=1000), CatchUp(10**6, 10**7)])
     def test_a_report_of_many_says_of_each_what_its_own_says(
         self, counter: ManualCounter, policy: Freeze | Advance | CatchUp
     ) -> None:
+        names = ["a", "b", "c"]
         bank = ClockBank(counter)
-        vms = bank.add_many(3, 2)
-        bank.set_offsets(vms, np.array([0, 1, 2], np.uint64))
-        stops = np.array([0, 5, 40], np.uint64) + np.uint64(counter.read())
+        bank.set_offsets(bank.add_many(3, 2), np.array([0, 1, 2], np.uint64))
+        fleet = Fleet(bank, names=names)
+        stops = {name: counter.read() + ran for name, ran in zip(names, (0, 5, 40), strict=True)}
         counter.advance(100)
-        checkpoint = bank.checkpoint(stopped_at=stops)
+        checkpoint = fleet.checkpoint(stopped_at=stops)
         counter.advance(10**6)
-        report = bank.restore(checkpoint, policy)
-        alone = [ModelVm(2, counter=counter) for _ in vms]
+        report = fleet.restore(checkpoint, policy)
+        alone = [ModelVm(2, counter=counter) for _ in names]
         for vm in alone:
             vm.opt_in()
         own = [vm.restore(one, policy) for vm, one in zip(alone, checkpoint, strict=True)]
-        assert report.behind_ns is not None
-        assert report.behind_ns.tolist() == [each.behind_ns for each in own]
-        assert report.behind_error_ns is not None
-        assert report.behind_error_ns.tolist() == [each.behind_error_ns for each in own]
-        assert report.assumptions == own[0].assumptions
-        assert {each.ground for each in report.assumptions} == ({"assumed"} if policy != Freeze() else set())
+        columns = report.columns()
+        assert list(columns["behind_ns"]) == [each.behind_ns for each in own]
+        assert list(columns["behind_error_ns"]) == [each.behind_error_ns for each in own]
+        assert [report[name].returned_at for name in names] == [each.returned_at for each in own]
+        assert report["c"].assumptions == own[2].assumptions
+        assert {each.ground for each in report["a"].assumptions} == ({"assumed"} if policy != Freeze() else set())
         # A pause knows it by its own counter; on another host nobody does.
-        paused = bank.pause(policy)
-        counter.advance(7)
-        ended = paused.resume()
-        assert [(it.code, it.ground) for it in ended.assumptions] == [
+        with fleet.pause(policy) as paused:
+            counter.advance(7)
+        assert paused.report is not None
+        assert [(it.code, it.ground) for it in paused.report["a"].assumptions] == [
             ("one-counter", "proved"),
             ("host-not-suspended", "assumed"),
         ][: 2 * (policy != Freeze())]
         elsewhere = ClockBank(ManualCounter(5, frequency_hz=counter.frequency_hz))
         elsewhere.add_many(3, 2)
-        unknown = elsewhere.restore(checkpoint, Freeze())
-        assert (unknown.behind_ns, unknown.behind_error_ns) == (None, None)
+        unknown = Fleet(elsewhere, names=names).restore(checkpoint, Freeze()).columns()
+        assert unknown["behind_ns"].tolist() == unknown["behind_error_ns"].tolist() == [None] * 3
 
     def test_stops_that_cannot_be_are_refused(self, bank: ClockBank, counter: ManualCounter) -> None:
-        now = counter.read()
-        with pytest.raises(ValueError, match="2 are given for 5 VMs"):
-            bank.checkpoint(stopped_at=np.array([now, now], np.uint64))
+        now, fleet = counter.read(), Fleet(bank)
         with pytest.raises(ValueError, match="can't have stopped at the count"):
-            bank.checkpoint(stopped_at=now + 1)
-        with pytest.raises(TypeError):
-            bank.checkpoint(stopped_at=np.array([now] * 5))
+            fleet.checkpoint(stopped_at=now + 1)
+        with pytest.raises(NamesDiffer):
+            fleet.checkpoint(stopped_at={"web": now})
+        with pytest.raises(ValueError, match="goes with a count"):
+            fleet.checkpoint(stopped_at={next(iter(fleet)): now}, now=counter.stamp())
 
     @pytest.mark.parametrize("policy", [Freeze(), Advance(), Advance(max_ns=1000), CatchUp(10**6, 10**7)])
     def test_paused_together(self, counter: ManualCounter, policy: Freeze | Advance | CatchUp) -> None:
@@ -500,61 +559,148 @@ class TestSets:
         alone = ClockBank(counter)
         one = alone.add(2)
         alone.set_offsets(np.array([one]), np.array([2], np.uint64))
-        with bank.pause(policy) as pause, alone.vm(one).pause(policy):
+        with Fleet(bank).pause(policy) as pause, alone.vm(one).pause(policy) as own:
             with pytest.raises(RestoreOpen), bank.vm(int(vms[0])).running(0):
                 pass
+            with pytest.raises(Misuse):
+                pause.report  # noqa: B018 - its getter raises
             counter.advance(10**6)
-        assert pause.report.count == counter.read()
         assert bank.cntvct()[2] == alone.cntvct()[0]
         assert bank.vm(int(vms[1])).backlog_ticks == alone.vm(one).backlog_ticks
-        assert [plan["method"] for plan in pause.report.plans] == ["offset"]
+        assert said(pause.report[str(vms[1])]) == said(own.report)
         with bank.vm(int(vms[0])).running(0):
             pass
         with pytest.raises(Misuse, match="over"):
             pause.resume()
 
-    def test_a_part_of_the_vms_at_injected_instants(self, bank: ClockBank, counter: ManualCounter) -> None:
-        vms, now = bank.vms(), counter.read()
-        pause = bank.pause(Advance(), vms=vms[1:3], now=now + 10)
-        assert pause.vms.tolist() == vms[1:3].tolist()
-        report = pause.resume(now=now + 510)
-        assert report.added_ticks.tolist() == [500, 500]
+    def test_a_part_of_the_vms(self, bank: ClockBank, counter: ManualCounter) -> None:
+        vms = bank.vms()
+        pause = Fleet(bank).pause(Advance(), only=[str(vms[2]), str(vms[1])])
+        assert [bank.vm(vm).state for vm in vms.tolist()] == ["open", "paused", "paused", "open", "open"]
+        counter.advance(500)
+        report = pause.resume()
+        assert list(report) == [str(vms[1]), str(vms[2])]
+        assert report.columns()["added_ticks"].tolist() == [500, 500]
         assert bank.offsets(select=vms[1:3]).tolist() == [[1000, 2**64 - 7]] * 2
 
     def test_what_is_refused_for_one_is_refused_for_all(self, bank: ClockBank, counter: ManualCounter) -> None:
-        vms = bank.vms()
-        checkpoints = bank.checkpoint(vms[:3])
-        with pytest.raises(TopologyMismatch) as refused:
-            bank.restore(checkpoints, vms=vms[[0, 1, 4]])
-        assert refused.value.__notes__ == [f"VM {vms[4]} of the bank"]
-        with pytest.raises(ValueError, match="2 are given for 3 VMs"):
-            bank.restore(checkpoints, vms=vms[:2])
-        before = bank.counts().tolist()
-        with pytest.raises(CounterSkew):
-            bank.restore(checkpoints, views="refuse")
-        assert bank.counts().tolist() == before
+        vms, names = bank.vms(), ["a", "b", "c", "d", "e"]
+        fleet = Fleet(bank, names=names)
+        checkpoint = fleet.checkpoint(only=["a", "b", "c"])
+        # One of another shape, under a name that was saved.
+        others = Fleet({"a": fleet["a"], "b": fleet["b"], "c": fleet["d"]})
+        for wrong in (Fleet(bank, names=["a", "b", "d", "c", "e"]), others):
+            before = bank.counts().tolist()
+            with pytest.raises(FleetRefused) as refused:
+                wrong.restore(checkpoint, only=["a", "b", "c"])
+            assert refused.value.accepted == ["a", "b"]
+            assert {name: type(error) for name, error in refused.value.refused.items()} == {"c": TopologyMismatch}
+            assert bank.counts().tolist() == before
+        with pytest.raises(FleetRefused) as refused:
+            fleet.restore(checkpoint, only=["a", "b", "c"], views="refuse")
+        assert {type(error) for error in refused.value.refused.values()} == {CounterSkew}
         other = ClockBank(counter)
-        scaled = other.add_many(3, 2, frequency_hz=10**9)
-        with pytest.raises(FrequencyMismatch):
-            other.restore(checkpoints, vms=scaled)
-        with bank.vm(int(vms[2])).running(0), pytest.raises(VcpuRunning):
-            bank.checkpoint()
-        with pytest.raises(ValueError, match=r'two VMs.*"a"'):
-            bank.checkpoint(vms[:2], names=["a", "a"])
-        with pytest.raises(ValueError, match=r'two VMs.*"a"'):
-            # Their registers differ, so that they stand in two groups.
-            bank.checkpoint(vms[2:4], names=["a", "a"])
-        with pytest.raises(ValueError, match="1 are given for 2 VMs"):
-            bank.checkpoint(vms[:2], names=["a"])
+        other.add_many(3, 2, frequency_hz=10**9)
+        with pytest.raises(FleetRefused) as refused:
+            Fleet(other, names=["a", "b", "c"]).restore(checkpoint)
+        assert {type(error) for error in refused.value.refused.values()} == {FrequencyMismatch}
+        with bank.vm(int(vms[2])).running(0):
+            for call in (fleet.checkpoint, fleet.pause):
+                with pytest.raises(VcpuRunning) as running:
+                    call()
+                assert running.value.__notes__ == [f"VM {vms[2]} of the bank"]
+            with pytest.raises(FleetRefused) as refused:
+                fleet.restore(checkpoint, only=["a", "b", "c"])
+            assert list(refused.value.refused) == ["c"]
+        with pytest.raises(ValueError, match="given to two VMs: 'a'"):
+            Fleet(bank, names=["a", "b", "a", "c", "d"])
+        with pytest.raises(ValueError, match="1 names are given for 5 VMs"):
+            Fleet(bank, names=["a"])
         with pytest.raises(ValueError, match="control characters"):
-            bank.checkpoint(vms[:2], names=["a", "b\n"])
-        with pytest.raises(ValueError, match='"web" isn\'t named by a handle'):
-            bank.restore(bank.checkpoint(vms[:1], names=["web"]))
-        bank.restore(bank.checkpoint(vms[:1], names=["web"]), vms=vms[:1])
+            Fleet(bank, names=["a", "b\n", "c", "d", "e"])
+        with pytest.raises(TypeError, match="names= is for a bank"):
+            Fleet({"a": fleet["a"]}, names=["a"])
+        with pytest.raises(NamesDiffer):
+            Fleet(bank).restore(checkpoint)
+        with pytest.raises(ValueError, match="no on_failure"):
+            fleet.restore(checkpoint, on_failure="hope")  # type: ignore[arg-type]
         empty = bank.add(0)
         with pytest.raises(ValueError, match="no vCPUs"):
-            bank.checkpoint()
+            Fleet(bank).checkpoint()
         bank.remove(empty)
+
+    def test_by_names_and_by_position(self, bank: ClockBank, counter: ManualCounter) -> None:
+        """In any order of the handles, each guest gets its own clock."""
+        fleet = Fleet(bank, names=["a", "b", "c", "d", "e"])
+        alike = fleet.checkpoint(only=["c", "b"])
+        counts = {name: fleet[name].cntvct(0) for name in "bc"}
+        counter.advance(50)
+        other = ClockBank(counter)
+        other.add_many(2, 2)
+        cases: list[tuple[Fleet, Literal["name", "position"], dict[str, str]]] = [
+            (Fleet(other, names=["c", "b"]), "name", {"c": "c", "b": "b"}),
+            (Fleet(other, names=["x", "y"]), "position", {"x": "b", "y": "c"}),
+        ]
+        for target, by, into in cases:
+            report = target.restore(alike, by=by)
+            assert {name: one.cntvct for name, one in report.items()} == {x: counts[of] for x, of in into.items()}
+            assert {name: target[name].cntvct(1) for name in into} == {x: counts[of] for x, of in into.items()}
+        assert len(Fleet(ClockBank(counter)).restore(alike, only=[])) == 0
+        every, before = fleet.checkpoint(), bank.cntvct().tolist()
+        counter.advance(50)
+        assert list(fleet.restore(every, only=["d", "a"])) == ["a", "d"]
+        # Two vCPUs each, and the third and fourth handles are of "b".
+        assert bank.cntvct().tolist()[:4] == [*before[:2], before[2] + 50, before[3] + 50]
+
+    def test_a_fleet_of_a_bank_is_of_the_vms_that_it_had(self, bank: ClockBank) -> None:
+        fleet = Fleet(bank)
+        checkpoint = fleet.checkpoint()
+        handle = bank.add(2)
+        assert len(fleet) == 5
+        assert list(fleet.restore(checkpoint)) == list(fleet)
+        bank.remove(handle)
+        gone = int(next(iter(fleet)))
+        bank.remove(gone)
+        bank.add(2)
+        with pytest.raises(IndexError, match=str(gone)):
+            fleet.restore(checkpoint)
+        with pytest.raises(NamesDiffer):
+            fleet.restore(Fleet(bank).checkpoint())
+
+    @pytest.mark.parametrize("policy", [Freeze(), Advance(), Advance(max_ns=1000)])
+    def test_a_report_each_is_what_its_own_restore_says(self, counter: ManualCounter, policy: Policy) -> None:
+        kinds: list[dict[str, Any]] = [{}, {"nested": True}, {"kernel": "6.1"}, {"frequency_hz": 24_000_000}]
+        banks = [ClockBank(counter, timers=4) for _ in range(2)]
+        for one in banks:
+            for kind in kinds:
+                for vm in one.add_many(2, 2, **kind).tolist():
+                    if "kernel" not in kind:
+                        one.vm(vm).set_counter_offset(vm % 1000)
+                    for vcpu in range(2):
+                        one.vm(vm).set_one_reg(vcpu, Reg.TIMER_CVAL, 2**40 + vm)
+                        one.vm(vm).set_one_reg(vcpu, Reg.TIMER_CTL, 1)
+        names = [f"vm-{number}" for number in range(8)]
+        fleet, alone = (Fleet(one, names=names) for one in banks)
+        stops = {name: counter.read() + number for number, name in enumerate(names)}
+        counter.advance(100)
+        checkpoint = fleet.checkpoint(stopped_at=stops)
+        counter.advance(10**6)
+        report = fleet.restore(checkpoint, policy, timers="relative")
+        for name, vm in alone.items():
+            own = vm.restore(checkpoint[name], policy, timers="relative")
+            assert said(report[name]) == said(own), name
+            assert report[name].timers() == own.timers()
+            assert str(report[name]).splitlines()[0] == str(own).splitlines()[0]
+        assert banks[0].counts().tolist() == banks[1].counts().tolist()
+        columns = report.columns()
+        rows = FleetReport(dict(report)).columns()
+        assert list(columns) == list(rows)
+        for column, values in rows.items():
+            assert values.tolist() == columns[column].tolist(), column
+            assert values.dtype.kind == columns[column].dtype.kind
+        with pytest.raises(KeyError):
+            report["vm-8"]
+        assert (len(report), list(report)) == (8, names)
 
     @pytest.mark.parametrize("policy", [Freeze(), Advance(), Advance(max_ns=1000), CatchUp(10**6, 10**7)])
     @pytest.mark.parametrize("asked", ["before", "in the pause"])
@@ -574,7 +720,7 @@ class TestSets:
         bank.set_timers(Timer.VTIMER, vcpus, cval, np.ones(8, np.uint8))
         alarm = DeadlineAlarm(bank)
         one = bank.vm(int(vms[2]))
-        with bank.pause(policy, vms=vms[:2]) as pause, one.pause(policy):
+        with Fleet(bank).pause(policy, only=map(str, vms[:2])) as pause, one.pause(policy):
             counter.advance(10_000)
             # The fourth VM goes on.
             assert alarm.expire().vcpus.tolist() == vcpus[6:].tolist()
@@ -584,7 +730,7 @@ class TestSets:
             # A timer that is set in the pause waits as the others do.
             bank.set_timers(Timer.VTIMER, vcpus[:1], np.array([50], np.uint64), np.ones(1, np.uint8))
         before = {(int(vcpus[0]), Timer.PTIMER)} if asked == "in the pause" else set()
-        assert pause.report.count == counter.read()
+        assert {report.released_at for report in pause.report.values()} == {counter.read()}
         given = []
         for _ in range(3):
             expired = alarm.expire()
@@ -615,32 +761,32 @@ class TestSets:
         assert bank.expire().vcpus.tolist() == bank.vcpus().tolist()
 
     def test_a_restore_ends_a_pause(self, bank: ClockBank) -> None:
-        checkpoints = bank.checkpoint()
-        pause = bank.pause()
-        bank.restore(checkpoints)
+        checkpoints = Fleet(bank).checkpoint()
+        pause = Fleet(bank).pause()
+        Fleet(bank).restore(checkpoints)
         with pytest.raises(Misuse, match="came after"):
             pause.resume()
 
     def test_a_pause_may_end_by_another_policy(self, bank: ClockBank, counter: ManualCounter) -> None:
         before = bank.cntvct().tolist()
-        pause = bank.pause()
+        pause = Fleet(bank).pause()
         counter.advance(500)
         with pytest.raises(CapabilityMissing):
             pause.resume(CatchUp(1, 1))
         # The last VM has a frequency of its own.
-        assert pause.resume(Advance()).added_ticks.tolist() == [500, 500, 500, 500, 192]
+        assert pause.resume(Advance()).columns()["added_ticks"].tolist() == [500, 500, 500, 500, 192]
         assert bank.cntvct()[:8].tolist() == [count + 500 for count in before[:8]]
-        with pytest.raises(Misuse), pause:
-            pass
+        with pytest.raises(Misuse):
+            pause.resume()
 
     def test_a_pause_that_is_dropped_warns_and_leaves_its_vms_closed(self, bank: ClockBank) -> None:
-        vms, checkpoints = bank.vms(), bank.checkpoint()
-        dropping = [bank.pause(vms=vms[:2])]
+        vms, checkpoints = bank.vms(), Fleet(bank).checkpoint()
+        dropping = [Fleet(bank).pause(only=map(str, vms[:2]))]
         with pytest.warns(ResourceWarning, match=f'VM "{vms[0]}, {vms[1]}": a pause of a bank'):
             dropping.clear()
         with pytest.raises(RestoreOpen), bank.vm(int(vms[0])).running(0):
             pass
-        bank.restore(checkpoints)
+        Fleet(bank).restore(checkpoints)
         with bank.vm(int(vms[0])).running(0):
             pass
 

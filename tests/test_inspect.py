@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 import subprocess
@@ -18,7 +20,19 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from golden import make
-from guestclock import Advance, CatchUp, Checkpoint, ClockBank, Elapsed, Freeze, ModelVm, Reg, SyncBound, inspection
+from guestclock import (
+    Advance,
+    CatchUp,
+    Checkpoint,
+    ClockBank,
+    Elapsed,
+    Fleet,
+    Freeze,
+    ModelVm,
+    Reg,
+    SyncBound,
+    inspection,
+)
 from guestclock.cli.app import app
 from guestclock.inspection.words import duration, instant
 from test_cli import guestclock_command
@@ -568,11 +582,51 @@ def test_one_of_many_is_chosen_by_name(many: Checkpoint, tmp_path: Path) -> None
     assert run("inspect", unnamed, "--vm", "").exit_code == 0
 
 
+def rows(done: Result) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(done.stdout)))
+
+
+def test_a_plan_of_many_is_a_row_each(many: Checkpoint, tmp_path: Path) -> None:
+    """In one file, or in a folder with a file each: the same numbers."""
+    (tmp_path / "folder").mkdir()
+    for one in many:
+        one.save(tmp_path / "folder" / one.name)
+    whole = save(many, tmp_path / "whole")
+    for policy, code in (("freeze", 0), ("advance", 0)):
+        arguments = ("--policy", policy, "--elapsed-ns", str(3 * SECOND), "--csv")
+        one_file, folder = run("plan", whole, *arguments), run("plan", str(tmp_path / "folder"), *arguments)
+        assert (one_file.exit_code, folder.exit_code, one_file.stderr) == (code, code, "")
+        assert rows(one_file) == rows(folder)
+        assert [row["name"] for row in rows(folder)] == many.names
+        assert {row["added_ticks"] for row in rows(folder) if row["name"] != "web-2"} == {
+            "0" if policy == "freeze" else str(3 * HZ)
+        }
+        assert {(row["accepted"], row["evidence"]) for row in rows(folder)} == {("true", "given")}
+    web_1 = run("plan", whole, "--vm", "web-1", "--policy", "advance", "--elapsed-ns", str(3 * SECOND), "--csv")
+    (row,) = rows(web_1)
+    assert (row["overdue"], row["refused"]) == ("1", "")
+    refused = run("plan", whole, "--policy", "advance", "--frequency-hz", str(HZ + 1), "--elapsed-ns", "5", "--csv")
+    assert refused.exit_code == 1
+    assert {row["refused"] for row in rows(refused)} == {"FrequencyMismatch"}
+    assert {(row["accepted"], row["added_ticks"]) for row in rows(refused)} == {("false", "")}
+    both = run("plan", whole, "--policy", "freeze", "--csv", "--json")
+    assert (both.exit_code, both.stdout) == (2, "")
+    assert "or a row each with --csv" in run("plan", whole, "--policy", "freeze").stderr
+
+
+def test_a_folder_that_cannot_be_read_says_which_file(many: Checkpoint, tmp_path: Path) -> None:
+    many.save(tmp_path / "good")
+    (tmp_path / "notes").write_text("not one")
+    done = run("plan", str(tmp_path), "--policy", "freeze", "--csv")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert 'in the folder\'s "notes"' in done.stderr
+
+
 def test_a_dry_run_of_a_vm_over_a_scaled_counter() -> None:
     """A bank's stamp is of its own counter, and the VM's frequency is made from it."""
     bank = ClockBank(host())
     bank.add(1, frequency_hz=24_000_000)
-    (checkpoint,) = bank.checkpoint()
+    (checkpoint,) = Fleet(bank).checkpoint()
     target = inspection.target(checkpoint, elapsed_ns=SECOND)
     planned = inspection.dry_run(checkpoint, target, policy=Advance())["plan"]
     assert planned

@@ -17,7 +17,7 @@ PAGES = [
     ROOT / "README.md",
     *(
         ROOT / "docs" / f"{name}.md"
-        for name in ("bank", "event-loop", "faults", "pages", "policies", "restore", "unicorn")
+        for name in ("bank", "event-loop", "faults", "fleet", "pages", "policies", "restore", "unicorn")
     ),
 ]
 

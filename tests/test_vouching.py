@@ -14,6 +14,7 @@ from guestclock import (
     ClockBank,
     Elapsed,
     ElapsedUnknown,
+    Fleet,
     Freeze,
     HostCounter,
     ModelVm,
@@ -155,12 +156,13 @@ def test_it_is_asked_where_the_answer_is_of_use() -> None:
     assert asked() == 0
     bank = ClockBank(counter)
     bank.add(1)
-    checkpoints = bank.checkpoint()
+    fleet = Fleet(bank)
+    checkpoints = fleet.checkpoint()
     assert asked() == 1
     assert checkpoints.stamp.sync is not None
-    bank.restore(checkpoints, Advance(), elapsed=Elapsed.by_wall_clocks())
+    fleet.restore(checkpoints, Advance(), elapsed=Elapsed.by_wall_clocks())
     assert asked() == 1
-    bank.restore(checkpoints)
+    fleet.restore(checkpoints)
     assert asked() == 0
 
 

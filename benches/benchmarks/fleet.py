@@ -30,7 +30,8 @@ class Fleet:
 
         self.timers = (Timer.VTIMER, Timer.PTIMER, Timer.HVTIMER, Timer.HPTIMER)[:timers]
         self.vcpus = vcpus
-        self.bank = ClockBank(ManualCounter(BEGIN, frequency_hz=10**9), timers=timers)
+        self.host = ManualCounter(BEGIN, frequency_hz=10**9)
+        self.bank = ClockBank(self.host, timers=timers)
         in_a_vm = min(vcpus, in_a_vm)
         vms = self.bank.add_many(vcpus // in_a_vm, in_a_vm, nested=timers == 4)
         chance = np.random.default_rng(20261122)
@@ -74,7 +75,11 @@ class LiveUpdate:
     def __init__(self, vcpus: int) -> None:
         import numpy as np
 
-        self.source, self.target = (Fleet(vcpus, 2, in_a_vm=2).bank for _ in range(2))
+        from guestclock import Fleet as NamedVms
+
+        here, there = (Fleet(vcpus, 2, in_a_vm=2) for _ in range(2))
+        self.source, self.target = here.bank, there.bank
+        self.hosts, self.vms, self.into = (here.host, there.host), NamedVms(here.bank), NamedVms(there.bank)
         self.now = BEGIN
         # Time that goes on leaves the offsets as they were.
         offsets, at = self.source.offsets(), self.now + self.BLACKOUT
@@ -90,20 +95,23 @@ class LiveUpdate:
         now = self.now
         clock = time.perf_counter_ns
         begin = clock()
-        pause = self.source.pause(now=now)
+        pause = self.vms.pause()
         paused = clock()
-        checkpoints = self.source.checkpoint(now=now)
+        checkpoints = self.vms.checkpoint()
         taken = clock()
         data = checkpoints.to_bytes()
         encoded = clock()
         checkpoints = type(checkpoints).from_bytes(data)
+        self.hosts[1].advance(self.BLACKOUT)
         decoded = clock()
-        self.target.restore(checkpoints, Advance(), elapsed=Elapsed.by_counter(), now=now + self.BLACKOUT)
+        self.into.restore(checkpoints, Advance(), elapsed=Elapsed.by_counter())
         restored = clock()
         self.target.next_deadlines_of_vms(now + self.BLACKOUT)
         stamps = (begin, paused, taken, encoded, decoded, restored, clock())
         self.now += 2 * self.BLACKOUT
-        pause.resume(now=self.now)
+        for host in self.hosts:
+            host.advance(self.now - host.read())
+        pause.resume()
         return [end - start for start, end in itertools.pairwise(stamps)]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 import baselines
 from benchmarks import fleet, saved
+from guestclock import Fleet
 from measure import Side, Sides
 
 
@@ -107,7 +108,7 @@ def crc() -> baselines.Crc:
 def encoding(vcpus: int, *, beside_copy: bool = False) -> Sides:
     """Checkpoints of VMs with two vCPUs each as bytes: beside pickle of the columns, or a copy; and a checksum."""
     some, checksum = fleet.Fleet(vcpus, 2, in_a_vm=2), crc()
-    checkpoints, columns = some.bank.checkpoint(now=fleet.BEGIN), some.plain()
+    checkpoints, columns = Fleet(some.bank).checkpoint(now=fleet.BEGIN), some.plain()
     data = checkpoints.to_bytes()
     sibling = Side("pickle, CRC", lambda: baselines.pickled(columns, checksum))
     if beside_copy:
@@ -118,7 +119,7 @@ def encoding(vcpus: int, *, beside_copy: bool = False) -> Sides:
 def decoding(vcpus: int, *, beside_copy: bool = False) -> Sides:
     """The same back."""
     some, checksum = fleet.Fleet(vcpus, 2, in_a_vm=2), crc()
-    checkpoints, columns = some.bank.checkpoint(now=fleet.BEGIN), some.plain()
+    checkpoints, columns = Fleet(some.bank).checkpoint(now=fleet.BEGIN), some.plain()
     data, decode = checkpoints.to_bytes(), type(checkpoints).from_bytes
     if decode(data).to_bytes() != data:
         raise AssertionError("checkpoints aren't what their bytes are")

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from benchmarks import fleet
+from guestclock import Fleet
 from measure import Figure, at_most
 
 VCPUS = 8192
 
 
 def encoded(timers: Literal[2, 4], in_a_vm: int) -> float:
-    size = len(fleet.Fleet(VCPUS, timers, in_a_vm).bank.checkpoint(now=fleet.BEGIN).to_bytes())
+    size = len(Fleet(fleet.Fleet(VCPUS, timers, in_a_vm).bank).checkpoint(now=fleet.BEGIN).to_bytes())
     return size / VCPUS
 
 

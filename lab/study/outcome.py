@@ -13,18 +13,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from guestclock import Advance, CatchUp, Checkpoint, ClockBank, Freeze, ManualCounter, ModelVm, Reg
+from guestclock import Advance, CatchUp, Checkpoint, ClockBank, Fleet, Freeze, ManualCounter, ModelVm, Reg
 from guestclock.errors import Refused
 from guestclock.inspection.words import signed
 from study.evidence import ROWS, Belief, ClockTable
 from study.hosts import SECOND
 
 if TYPE_CHECKING:
-    from guestclock import Policy
+    from guestclock import Policy, Stamp
     from study.life import Taken
     from study.luck import Unlucky
 
@@ -162,20 +162,35 @@ def _checkpoint(drawn: Unlucky) -> Checkpoint:
     )
 
 
+class _At:
+    """A counter that reads what a stamp says."""
+
+    source: Final = "a stamp"
+
+    def __init__(self, stamp: Stamp) -> None:
+        self.now, self.frequency_hz = stamp, stamp.frequency_hz
+
+    def read(self) -> int:
+        return self.now.count
+
+    def stamp(self) -> Stamp:
+        return self.now
+
+
 def _paused(drawn: Unlucky) -> _Told:
-    stamp, here = drawn.saved.stamp, drawn.steps[0].stamp
-    bank = ClockBank(ManualCounter(frequency_hz=stamp.frequency_hz))
+    host = _At(drawn.saved.stamp)
+    bank = ClockBank(host)
     vms = bank.add_many(1)
-    bank.set_offsets(vms, np.array([(stamp.count - drawn.guest) % 2**64], dtype=np.uint64))
-    report = bank.pause(drawn.policy, now=stamp).resume(now=here)
-    shown = bank.counts(here.count).tolist()
-    plan: dict[str, Any] = report.plans[0]
+    bank.set_offsets(vms, np.array([(host.read() - drawn.guest) % 2**64], dtype=np.uint64))
+    pause = Fleet(bank).pause(drawn.policy)
+    host.now = drawn.steps[0].stamp
+    (report,) = pause.resume().values()
     return _Told(
-        frozenset(np.ravel(shown).tolist()),
-        bank.vm(int(vms[0])).backlog_ticks,
-        int(report.error_bound_ticks[0]),
+        frozenset(np.ravel(bank.counts()).tolist()),
+        report.backlog_ticks,
+        report.error_bound_ticks,
         frozenset(warning.code for warning in report.warnings) & OF_CLOCKS,
-        frozenset(fact["code"] for fact in plan["assumptions"] if fact["ground"] == "assumed"),
+        frozenset(fact.code for fact in report.assumptions if fact.ground == "assumed"),
     )
 
 

@@ -94,8 +94,8 @@ async def catch_up(
     counter that is moved by hand, without `sleep`, at the first step that isn't due or wasn't applied. A task that is
     cancelled here leaves the backlog as it is, and a later `catch_up` goes on with it.
     """
-    for ns_or_step in rhythm(vm, waits=sleep is not None or moves_by_itself(vm.counter)):
+    for ns_or_step in rhythm({vm.name: vm}, waits=sleep is not None or moves_by_itself(vm.counter)):
         if isinstance(ns_or_step, int):
             await (sleep or asyncio.sleep)(ns_or_step / NS_PER_S)
         else:
-            yield ns_or_step
+            yield ns_or_step[1]

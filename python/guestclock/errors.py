@@ -8,7 +8,12 @@ IndexError and OverflowError.
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from guestclock._core import Report
 
 
 class GuestClockError(Exception):
@@ -169,6 +174,28 @@ class RestoreOpen(Refused):
     """A restore or pause of this VM isn't finished, so none of its vCPUs may run yet."""
 
 
+class NamesDiffer(Refused):
+    """The names of a fleet, of a checkpoint and of the call don't match."""
+
+    missing: list[str]
+    """VMs of the fleet that the checkpoint hasn't got."""
+    extra: list[str]
+    """VMs of the checkpoint that the fleet hasn't got."""
+    unknown: list[str]
+    """Names in the call that the fleet hasn't got."""
+    equal: list[str]
+    """Names that the call gives twice."""
+
+
+class FleetRefused(Refused):
+    """Some VMs of a fleet can't be restored so. Nothing was written to any VM."""
+
+    accepted: list[str]
+    """VMs that can be: for `only=`."""
+    refused: dict[str, Exception]
+    """The error of each of the others."""
+
+
 class CapabilityMissing(Refused):
     """The backend or host lacks a capability that the call needs."""
 
@@ -181,6 +208,7 @@ _STATES = {
     "half-restored": "some of the VM's registers are restored, and it must not run",
     "timers-only": "the VM's timers are restored, its counters aren't, and it must not run",
     "paused": "the VM is still paused, and must not run",
+    "partly": "`failed` has the error of each of these, and the others are done",
 }
 
 
@@ -189,7 +217,7 @@ class Interrupted(GuestClockError):
 
     state: str
     """State of the VM: "as-it-was", or "provisional", "half-restored", "timers-only" or "paused", in which its vCPUs
-    can't run."""
+    can't run; of a fleet "partly"."""
     step: str
     """The step that failed. Everything before it was done."""
     retry: str
@@ -208,6 +236,23 @@ class ReadBackMismatch(Interrupted):
     read: int
 
 
+class FleetInterrupted(Interrupted):
+    """Some VMs of a fleet weren't restored, or are still paused. The others are done, and may run."""
+
+    failed: dict[str, Exception]
+    """The error of each VM that isn't done. It says the state of the VM."""
+
+    @property
+    def reports(self) -> Mapping[str, Report]:
+        """The report of each VM that is done. A copy by pickle has none."""
+        found: Mapping[str, Report] = self.__dict__.get("_reports", {})
+        return found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        fields = {name: value for name, value in self.__dict__.items() if name not in {"message", "_reports"}}
+        return _rebuild, (type(self), self.message, fields)
+
+
 class Misuse(GuestClockError):
     """A call that can't come now: out of order, too early, or a second time. It changed nothing."""
 
@@ -224,6 +269,10 @@ class Crashed(GuestClockError):
 
 class AlarmInUse(GuestClockError):
     """A `DeadlineAlarm` has a consumer already, and takes no second one."""
+
+
+class NoSuchVm(Misuse, IndexError):
+    """The VM was removed from its bank, or the handle is none of the bank's."""
 
 
 class NoBacklog(Misuse):

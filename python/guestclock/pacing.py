@@ -1,4 +1,4 @@
-"""Steps of a catch-up at the right times: the rule of `GuestVm.catch_up` and of `guestclock.aio.catch_up`."""
+"""Steps of a catch-up at the right times: the rule of `catch_up` of a VM, of a fleet, and of `guestclock.aio`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from guestclock._core import ManualCounter, ScaledCounter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from guestclock import Counter, GuestVm, Step
 
@@ -22,41 +22,59 @@ BACK_OFF_NS: Final = 10 * LEAST_NS
 
 
 def steps(vm: GuestVm, sleep: Callable[[float], object] | None) -> Iterator[Step]:
-    """Yields the steps of the VM's backlog, each when it is due: the result of `vm.catch_up(sleep=sleep)`.
+    """Yields the steps of the VM's backlog, each when it is due: the result of `vm.catch_up(sleep=sleep)`."""
+    return (step for _, step in fleet_steps({vm.name: vm}, sleep))
+
+
+def fleet_steps(vms: Mapping[str, GuestVm], sleep: Callable[[float], object] | None) -> Iterator[tuple[str, Step]]:
+    """Yields the steps of the VMs' backlogs, each when it is due, with its VM's name.
 
     A sleep ends at a signal, as `time.sleep` does.
     """
-    for ns_or_step in rhythm(vm, waits=sleep is not None or moves_by_itself(vm.counter)):
+    waits = sleep is not None or all(moves_by_itself(vm.counter) for vm in vms.values())
+    for ns_or_step in rhythm(vms, waits=waits):
         if isinstance(ns_or_step, int):
             (sleep or time.sleep)(ns_or_step / NS_PER_S)
         else:
             yield ns_or_step
 
 
-def rhythm(vm: GuestVm, *, waits: bool) -> Iterator[int | Step]:
-    """Yields the next action: a sleep, in nanoseconds, or a step that is due.
+def rhythm(vms: Mapping[str, GuestVm], *, waits: bool) -> Iterator[int | tuple[str, Step]]:
+    """Yields the next action: a sleep, in nanoseconds, or a step that is due and its VM's name.
 
-    The wait is computed again after each sleep: a restore may have changed the backlog. A sleep lasts 1 ms at least and
-    1 s at most, and there is one between any two steps. A step that wasn't applied comes again after 10 ms at least.
-    Without `waits` there is no sleep, and the first step that isn't due, or wasn't applied, ends the iteration.
+    The wait is computed again after each sleep: a restore may have changed a backlog. A sleep lasts 1 ms at least and
+    1 s at most, and there is one between any two steps of a VM. A step that wasn't applied comes again after 10 ms at
+    least. Without `waits` there is no sleep, and the iteration ends where no VM has a step that is due and new.
     """
-    given = None
-    while (step := vm.next_step()) is not None:
-        left_ns = step.wait_ns()
-        this = (step.due_at, step.backlog_ticks)
-        if not waits:
-            if left_ns > 0 or this == given:
-                return
-            given = this
-            yield step
-        elif given is not None:
-            yield _clamped(left_ns, least=BACK_OFF_NS if this == given else LEAST_NS)
-            given = None
-        elif left_ns > 0:
-            yield _clamped(left_ns, least=LEAST_NS)
+    given: dict[str, tuple[int, int]] = {}
+    held: dict[str, int] = {}
+    while True:
+        first: tuple[int, str, Step] | None = None
+        for name, vm in vms.items():
+            if (step := vm.next_step()) is None:
+                continue
+            this = (step.due_at, step.backlog_ticks)
+            last, left_ns = given.get(name), step.wait_ns()
+            if not waits:
+                if left_ns > 0 or this == last:
+                    continue
+                left_ns = 0
+            elif last is not None:
+                held[name] = BACK_OFF_NS if this == last else LEAST_NS
+                del given[name]
+            left_ns = max(left_ns, held.get(name, 0))
+            if first is None or left_ns < first[0]:
+                first = left_ns, name, step
+        if first is None:
+            return
+        left_ns, name, step = first
+        if left_ns > 0:
+            slept_ns = min(max(left_ns, LEAST_NS), MOST_NS)
+            yield slept_ns
+            held = {name: ns - slept_ns for name, ns in held.items() if ns > slept_ns}
         else:
-            given = this
-            yield step
+            given[name] = step.due_at, step.backlog_ticks
+            yield name, step
 
 
 def moves_by_itself(counter: Counter) -> bool:
@@ -65,7 +83,3 @@ def moves_by_itself(counter: Counter) -> bool:
         counter = counter.counter
     by_itself: bool = getattr(counter, "moves_by_itself", True)
     return by_itself and not isinstance(counter, ManualCounter)
-
-
-def _clamped(ns: int, *, least: int) -> int:
-    return min(max(ns, least), MOST_NS)

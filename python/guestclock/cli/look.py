@@ -12,14 +12,14 @@ from typing import Annotated
 
 import typer
 
-from guestclock import Advance, CatchUp, Checkpoint, Elapsed, Freeze, SyncBound, inspection, sync
+from guestclock import Advance, CatchUp, Checkpoint, Elapsed, Fleet, Freeze, Options, SyncBound, inspection, sync
 from guestclock.cli import needs, tables
-from guestclock.cli.shared import JSON, fail, show
-from guestclock.errors import InvalidFile, KvmError, NotSynchronised
+from guestclock.cli.shared import JSON, fail, print_csv, show
+from guestclock.errors import KvmError, NotSynchronised
 
 app = typer.Typer()
 
-_File = Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint.", show_default=False)]
+_File = Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint, or a folder of them.", show_default=False)]
 _Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Checkpoints.", show_default=False)]
 _Vm = Annotated[str | None, typer.Option("--vm", metavar="NAME", help="The VM of this name, of a checkpoint of many.")]
 _Json = Annotated[bool, JSON]
@@ -123,33 +123,42 @@ def plan_command(
             "time that has passed, unless --elapsed-by says otherwise.",
         ),
     ] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Of any number of VMs: print a row each, as CSV.")] = False,
     as_json: _Json = False,
 ) -> None:
     """Shows what a restore would do. A dry run, into a model VM over this host's counter: nothing is restored.
 
     With --frequency-hz or --elapsed-ns the target's counter is another, as described. Exits 1 for a refusal.
     """
+    if as_csv and as_json:
+        fail("--csv and --json are two forms of one answer: give one of them")
     wanted = _policy(policy, max_ns, (step_ns, interval_ns, at_once_ns, within_ns))
-    word = _elapsed(elapsed_by, elapsed_ns, error_ns, refuse_over_ns)
-    checkpoint = _load_one(file, vm)
-    try:
-        target = inspection.target(checkpoint, frequency_hz=frequency_hz, elapsed_ns=elapsed_ns, kernel=kernel)
-    except (ValueError, OverflowError, KvmError) as error:
-        fail(f"there can't be such a target: {error}")
-    document = inspection.dry_run(
-        checkpoint,
-        target,
-        policy=wanted,
+    options = Options(
         views=views.value,
-        elapsed=word,
+        elapsed=_elapsed(elapsed_by, elapsed_ns, error_ns, refuse_over_ns),
         sync=_sync(max_error_ns, chrony=chrony),
         rate_error_ppb=rate_error_ppb,
         timers=timers.value,
         intent=intent.value if intent else None,
         strict=strict,
     )
-    show(document, tables.print_dry_run, as_json=as_json)
-    if document["refused"]:
+    checkpoint = _load(file, vm) if as_csv else _load_one(file, vm, "choose one with --vm, or a row each with --csv")
+    try:
+        targets = {
+            one.name: inspection.target(one, frequency_hz=frequency_hz, elapsed_ns=elapsed_ns, kernel=kernel)
+            for one in checkpoint
+        }
+    except (ValueError, OverflowError, KvmError) as error:
+        fail(f"there can't be such a target: {error}")
+    if as_csv:
+        planned = Fleet(targets).plan(checkpoint, wanted, options=options)
+        print_csv(planned.columns())
+        refused = bool(planned.refused)
+    else:
+        document = inspection.dry_run(checkpoint, targets[checkpoint.name], policy=wanted, options=options)
+        show(document, tables.print_dry_run, as_json=as_json)
+        refused = document["refused"] is not None
+    if refused:
         raise typer.Exit(1)
 
 
@@ -252,8 +261,9 @@ def plot_command(
 def _load(file: Path, vm: str | None) -> Checkpoint:
     try:
         checkpoint = Checkpoint.load(file)
-    except (InvalidFile, OSError) as error:
-        fail(f"{file}: {error}")
+    except (OSError, ValueError) as error:
+        where = "".join(f", {note}" for note in getattr(error, "__notes__", ()))
+        fail(f"{file}{where}: {error}")
     if vm is None:
         return checkpoint
     if vm not in checkpoint:
@@ -261,8 +271,8 @@ def _load(file: Path, vm: str | None) -> Checkpoint:
     return checkpoint[vm]
 
 
-def _load_one(file: Path, vm: str | None) -> Checkpoint:
+def _load_one(file: Path, vm: str | None, way_out: str = "choose one with --vm") -> Checkpoint:
     checkpoint = _load(file, vm)
     if len(checkpoint) != 1:
-        fail(f"{file}: the checkpoint is of {len(checkpoint)} VMs: choose one with --vm")
+        fail(f"{file}: the checkpoint is of {len(checkpoint)} VMs: {way_out}")
     return checkpoint

@@ -12,7 +12,7 @@ from guestclock.inspection.words import NS_PER_S
 
 if TYPE_CHECKING:
     from guestclock._core import Checkpoint
-    from guestclock.types import OptionKeywords, Policy
+    from guestclock.types import OptionKeywords, Options, Policy
 
 
 class Target(TypedDict):
@@ -83,7 +83,14 @@ def target(
     return model_like(checkpoint, counter, kernel=kernel)
 
 
-def dry_run(checkpoint: Checkpoint, vm: ModelVm, *, policy: Policy, **options: Unpack[OptionKeywords]) -> DryRun:
+def dry_run(
+    checkpoint: Checkpoint,
+    vm: ModelVm,
+    *,
+    policy: Policy,
+    options: Options | None = None,
+    **keywords: Unpack[OptionKeywords],
+) -> DryRun:
     """Return what `vm.plan` says, or why it refuses: the arguments are its own."""
     document: DryRun = {
         "schema": "guestclock.plan/1",
@@ -100,7 +107,7 @@ def dry_run(checkpoint: Checkpoint, vm: ModelVm, *, policy: Policy, **options: U
         "timers": [],
     }
     try:
-        intended = vm.plan(checkpoint, policy, **options)
+        intended = vm.plan(checkpoint, policy, options=options, **keywords)
     except Refused as error:
         facts = {name: value for name, value in vars(error).items() if name not in {"message", "__notes__"}}
         document["refused"] = {"error": type(error).__name__, "message": str(error), "facts": facts}

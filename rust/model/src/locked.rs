@@ -19,7 +19,7 @@ use guestclock_core::drive::{Backend, Condition, OpenPause, OpenRestore, Operati
 use guestclock_core::restore::{Plan, Report, Request, RunState, State, Step};
 use guestclock_core::time::{Counter, Frequency, GuestCount, HostCount, Instant, Offset, Stamp};
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, PoisonError, TryLockError, Weak};
 
 /// An injected instant.
 #[derive(Clone, Debug)]
@@ -112,9 +112,11 @@ impl Locked {
 pub struct LockedBank {
     locked: Mutex<Locked>,
     on_change: OnceLock<OnChange>,
+    on_wait: OnceLock<OnWait>,
 }
 
 type OnChange = Box<dyn Fn(&LockedBank) + Send + Sync>;
+type OnWait = fn(&(dyn Fn() + Sync));
 
 impl core::fmt::Debug for LockedBank {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
@@ -126,7 +128,7 @@ impl From<Bank> for LockedBank {
     /// Every VM is open.
     fn from(bank: Bank) -> Self {
         let locked = Mutex::new(Locked::new(ManagedBank::from(bank)));
-        Self { locked, on_change: OnceLock::new() }
+        Self { locked, on_change: OnceLock::new(), on_wait: OnceLock::new() }
     }
 }
 
@@ -141,6 +143,12 @@ impl LockedBank {
     /// except `expire`. Only the first callback counts.
     pub fn on_change(&self, tell: impl Fn(&Self) + Send + Sync + 'static) {
         let _ = self.on_change.set(Box::new(tell));
+    }
+
+    /// Sets the function by which a thread waits for the bank. It is given a function that blocks until the bank is free,
+    /// and can give up another lock for as long. Only the first one counts.
+    pub fn on_wait(&self, wait: fn(&(dyn Fn() + Sync))) {
+        let _ = self.on_wait.set(wait);
     }
 
     fn changed(&self) {
@@ -166,6 +174,15 @@ impl LockedBank {
         ask(self.lock().bank.bank_mut())
     }
 
+    /// Runs a query like [`ask`](Self::ask), or returns `None` where that would wait for the bank.
+    pub fn try_ask<T>(&self, ask: impl FnOnce(&mut Bank) -> T) -> Option<T> {
+        match self.locked.try_lock() {
+            Ok(mut locked) => Some(ask(locked.bank.bank_mut())),
+            Err(TryLockError::Poisoned(error)) => Some(ask(error.into_inner().bank.bank_mut())),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
     /// Memory of the bank in bytes: that of [`ManagedBank::bytes`], and of the offsets that [`LockedVm`]s read.
     pub fn bytes(&self) -> usize {
         self.lock().bytes()
@@ -183,7 +200,16 @@ impl LockedBank {
 
     fn lock(&self) -> MutexGuard<'_, Locked> {
         // A panic under the lock leaves no rule half applied: each is checked before it is written.
-        self.locked.lock().unwrap_or_else(PoisonError::into_inner)
+        let block = || self.locked.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(wait) = self.on_wait.get() else { return block() };
+        loop {
+            match self.locked.try_lock() {
+                Ok(locked) => return locked,
+                Err(TryLockError::Poisoned(error)) => return error.into_inner(),
+                // A guard can't be handed out of the wait, so the lock is taken again after it.
+                Err(TryLockError::WouldBlock) => wait(&|| drop(block())),
+            }
+        }
     }
 }
 

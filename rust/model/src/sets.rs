@@ -16,8 +16,10 @@ use guestclock_core::checkpoint::{
     Backlog, BuildError, Checkpoint, GroupBuilder, GuestTime, Held, Name, SavedVm, VmName,
 };
 use guestclock_core::drive::{OperationError, Saving, set_counters};
-use guestclock_core::restore::{Method, Outcome, Plan, Policy, Refusal, Request, Saved, State, Target, planning};
-use guestclock_core::time::{Counter, HostCount, Instant, Ratio, Stamp, SyncBound};
+use guestclock_core::restore::{
+    Method, Outcome, Plan, Policy, Refusal, Report, Request, Saved, State, Target, Writes, Written, planning,
+};
+use guestclock_core::time::{Counter, Frequency, HostCount, Instant, OffsetInterval, Ratio, Stamp, SyncBound};
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 
@@ -66,6 +68,10 @@ fn of_vm<E: Into<OperationError<VmError>>>(vm: Handle) -> impl Fn(E) -> SetError
 pub struct SetReport {
     /// The instant that all counters were set for, by the bank's counter.
     pub count: HostCount,
+    /// The counter's count once all counters were set.
+    pub returned_at: HostCount,
+    /// Frequency of the bank's counter.
+    pub frequency: Frequency,
     /// The VMs.
     pub vms: Vec<Handle>,
     /// The virtual counter of each at the instant.
@@ -74,10 +80,50 @@ pub struct SetReport {
     pub cntpct: Vec<u64>,
     /// The guest time that was added to each, in ticks, modulo 2^64.
     pub added_ticks: Vec<u64>,
-    /// Plans, each for VMs that are alike.
+    /// Plans, each for VMs that are alike, and made for the first of them.
     pub plans: Vec<Plan>,
+    /// Target of each plan.
+    pub targets: Vec<Target>,
     /// Place of each VM's plan among the plans.
     pub plan_of: Vec<u32>,
+}
+
+impl SetReport {
+    /// Returns the outcome of each plan: of the first of its VMs.
+    pub fn outcomes(&self) -> impl Iterator<Item = Outcome> {
+        self.plans.iter().map(|plan| plan.at(Ratio::new(self.frequency, plan.frequency()).at(self.count)))
+    }
+
+    /// Returns the report of the VM at this row: what a restore of it alone would have said, except for the writes,
+    /// which were copies of columns. `saved` is the guest time that it went on from.
+    ///
+    /// No refusal comes here that wouldn't have come before the restore.
+    pub fn report(&self, row: usize, saved: &Saved<'_>) -> Result<Report, Refusal> {
+        let case = self.plan_of[row] as usize;
+        let shared = &self.plans[case];
+        let plan = planning::plan(saved, &self.targets[case], shared.sample, shared.request)?;
+        let outcome = plan.at(Ratio::new(self.frequency, plan.frequency()).at(self.count));
+        let exact = OffsetInterval::exact;
+        let written = match plan.method {
+            Method::Offset => Written::Offset { provisional: None, last: outcome.virtual_offset() },
+            _ => Written::ByValue {
+                virt: exact(outcome.virtual_offset()),
+                phys: (plan.method == Method::ByValue).then(|| exact(outcome.physical_offset())),
+            },
+        };
+        let vm = saved.vm.as_ref();
+        Ok(Report {
+            cval_shift: plan.cval_shift(&outcome),
+            bound: outcome.bound,
+            outcome,
+            written,
+            writes: Writes::default(),
+            stopped_before_ticks: vm.and_then(|vm| Some(vm.stamp().count.since(vm.stopped_at()?))),
+            returned_at: Ratio::new(self.frequency, plan.frequency()).at(self.returned_at),
+            after_release_ticks: None,
+            plan,
+        })
+    }
 }
 
 /// Facts about a checkpoint that the bank doesn't know.
@@ -119,6 +165,13 @@ impl OpenPauses {
         self.request.policy = policy;
     }
 
+    /// Guest time of the VM at this row when it was paused.
+    #[must_use]
+    pub fn saved(&self, row: usize) -> Saved<'_> {
+        let time = self.times[row];
+        Saved::in_place(Ratio::new(self.stamp.frequency, time.frequency()).stamp(self.stamp), time)
+    }
+
     fn pairs(&self) -> impl Iterator<Item = Pair<'_>> {
         self.vms.iter().zip(&self.times).map(|(vm, time)| Pair { vm: *vm, from: Basis::InPlace(time) })
     }
@@ -127,6 +180,7 @@ impl OpenPauses {
 /// The cases of a restore: a plan for VMs that are alike.
 struct Cases {
     plans: Vec<Plan>,
+    targets: Vec<Target>,
     plan_of: Vec<u32>,
 }
 
@@ -305,7 +359,7 @@ impl ManagedBank {
         let mut known: BTreeMap<Alike, usize> = BTreeMap::new();
         // Most VMs are as the one before.
         let mut last: Option<(Alike, usize)> = None;
-        let mut cases = Cases { plans: Vec::new(), plan_of: Vec::new() };
+        let mut cases = Cases { plans: Vec::new(), targets: Vec::new(), plan_of: Vec::new() };
         for Pair { vm, from } in pairs {
             let time = from.time();
             let view = self.bank.vm(vm)?;
@@ -339,7 +393,9 @@ impl ManagedBank {
                         Saved::in_place(ratio.stamp(*saved), **time)
                     }
                 };
-                cases.plans.push(self.plan(vm, &saved, &sample, request).map_err(of_vm(vm))?);
+                let (plan, target) = self.plan(vm, &saved, &sample, request).map_err(of_vm(vm))?;
+                cases.plans.push(plan);
+                cases.targets.push(target);
                 known.insert(alike, cases.plans.len() - 1);
                 cases.plans.len() - 1
             };
@@ -349,25 +405,25 @@ impl ManagedBank {
         Ok(cases)
     }
 
-    /// Plans the restore of one VM, as of this instant of the bank's counter.
+    /// Plans the restore of one VM, as of this instant of the bank's counter. Returns what it was planned for, too.
     fn plan(
         &mut self,
         vm: Handle,
         saved: &Saved<'_>,
         sample: &Instant,
         request: Request,
-    ) -> Result<Plan, OperationError<VmError>> {
+    ) -> Result<(Plan, Target), OperationError<VmError>> {
         let here = self.bank.domain_of(vm.slot()).ratio.instant(sample);
         let mut vm = ModelVm::view(&mut self.bank, vm.slot());
         let target = Target::of(&mut Model { vm: &mut vm, counter: &here }).map_err(OperationError::Backend)?;
-        Ok(planning::plan(saved, &target, here.stamp, request)?)
+        Ok((planning::plan(saved, &target, here.stamp, request)?, target))
     }
 
     /// Writes what was planned, which nothing can refuse any more but the clocks themselves.
     fn apply<'a>(
         &mut self,
         pairs: impl Iterator<Item = Pair<'a>>,
-        Cases { plans, plan_of }: Cases,
+        Cases { plans, targets, plan_of }: Cases,
         counter: &dyn Counter,
     ) -> Result<SetReport, SetError> {
         // As late as can be: under Freeze every tick after it is seen by the guests.
@@ -380,11 +436,14 @@ impl ManagedBank {
         let vms = plan_of.len();
         let mut report = SetReport {
             count,
+            returned_at: count,
+            frequency,
             vms: Vec::with_capacity(vms),
             cntvct: Vec::with_capacity(vms),
             cntpct: Vec::with_capacity(vms),
             added_ticks: Vec::with_capacity(vms),
             plans,
+            targets,
             plan_of,
         };
         for (Pair { vm: handle, from }, case) in pairs.zip(&report.plan_of) {
@@ -405,6 +464,7 @@ impl ManagedBank {
             report.cntpct.push(outcome.cntpct.0);
             report.added_ticks.push(outcome.added_ticks);
         }
+        report.returned_at = counter.count();
         Ok(report)
     }
 }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 pub(crate) trait Handle: Send + Sync {
     fn name(&self) -> &VmName;
 
-    fn vcpus(&self, py: Python<'_>) -> usize;
+    fn vcpus(&self, py: Python<'_>) -> PyResult<usize>;
 
     /// The counter, as Python has it.
     fn counter_object(&self, py: Python<'_>) -> Py<PyAny>;
@@ -32,7 +32,7 @@ pub(crate) trait Handle: Send + Sync {
 
     fn nested(&self, py: Python<'_>) -> PyResult<bool>;
 
-    fn opted_in(&self) -> bool;
+    fn opted_in(&self) -> PyResult<bool>;
 
     fn state(&self, py: Python<'_>) -> PyResult<State>;
 

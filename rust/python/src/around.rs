@@ -89,7 +89,7 @@ where
         self.vm.name()
     }
 
-    fn vcpus(&self, py: Python<'_>) -> usize {
+    fn vcpus(&self, py: Python<'_>) -> PyResult<usize> {
         self.vm.vcpus(py)
     }
 
@@ -113,7 +113,7 @@ where
         self.vm.nested(py)
     }
 
-    fn opted_in(&self) -> bool {
+    fn opted_in(&self) -> PyResult<bool> {
         self.vm.opted_in()
     }
 

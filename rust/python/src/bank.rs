@@ -5,7 +5,7 @@ use crate::arrays::{Column, Named, as_array, column, extent, new_array, output, 
 use crate::checkpoint::{PyCheckpoint, vm_name};
 use crate::columns::chosen_isa;
 use crate::counters::{AnyCounter, PyHostCounter, PyScaledCounter};
-use crate::errors::{IntoPyErr, OrRaise, noted};
+use crate::errors::{IntoPyErr, OrRaise, noted, typed};
 use crate::foreign::Sampled;
 use crate::policy::AnyPolicy;
 use crate::records::{self, AnyNow, AnySyncBound};
@@ -21,7 +21,7 @@ use guestclock_model::bank::{Bank, BankError, Handle, Selection};
 use guestclock_model::locked::{LockedBank, LockedVm};
 use guestclock_model::sets::{SetSaving, handle_named};
 use numpy::{PyArray1, PyArrayDyn};
-use pyo3::exceptions::{PyIndexError, PyOverflowError, PyValueError};
+use pyo3::exceptions::{PyOverflowError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::ops::Range;
@@ -128,8 +128,9 @@ impl PyClockBank {
         now.map_or_else(|| self.counter.count(), HostCount)
     }
 
-    /// Works on the selected vCPUs at one instant, and returns false if there aren't `rows` of them any more: the
-    /// arrays were made outside of the bank's lock, and the bank may have grown since.
+    /// Works on the selected vCPUs at one instant. Returns false, for the caller to begin again, if there aren't `rows` of
+    /// them any more, since the arrays were made outside of the bank's lock; and if another thread has the bank, with
+    /// `into_out`.
     fn at_once(
         &self,
         py: Python<'_>,
@@ -139,14 +140,16 @@ impl PyClockBank {
         work: impl FnOnce(&Bank, HostCount, &Selection) + Send,
     ) -> PyResult<bool> {
         let _sample = self.sampled(py, now)?;
-        let done = self.ask(py, if into_out { 0 } else { rows }, |bank| {
+        let once = |bank: &mut Bank| {
             if chosen.rows(bank) != rows {
                 return Ok(false);
             }
             let selection = chosen.selection(bank)?;
             work(bank, self.now(now), &selection);
             Ok::<bool, BankError>(true)
-        });
+        };
+        // Waiting would give up the GIL, and let others write to the caller's array meanwhile.
+        let done = if into_out { self.bank.try_ask(once).unwrap_or(Ok(false)) } else { self.ask(py, rows, once) };
         done.or_raise()
     }
 
@@ -197,6 +200,7 @@ impl PyClockBank {
         let counter = counter_object.extract::<AnyCounter>()?;
         let (isa, bank) = (chosen_isa(py)?, Arc::new(LockedBank::new(counter.frequency(), el2)));
         bank.with(|bank| bank.bank_mut().set_isa(isa));
+        bank.on_wait(without_the_gil);
         let alarms = Arc::<Alarms>::default();
         let told = Arc::clone(&alarms);
         bank.on_change(move |bank| told.changed(|now| bank.ask(|bank| bank.next_deadline(now))));
@@ -544,14 +548,10 @@ impl PyClockBank {
         records::changes(py, vcpus, timers, new_array(py, changes.iter().map(|change| change.level)))
     }
 
-    /// Saves VMs at one instant: the VMs with the handles `vms` (int64), or all. VcpuRunning (EBUSY) while a vCPU of
-    /// any of them runs.
-    ///
-    /// `names` names the VMs, in the order of `vms`: text, each once, by default the digits of their handles.
-    /// `stopped_at` is the host's count when the last vCPU left its guest: one for all VMs, or one for each (uint64).
-    /// See `ModelVm.checkpoint` for the other arguments.
+    /// `Fleet.checkpoint` for a bank: all VMs with the handles `vms` (int64) at one instant, named `names` in the order of
+    /// `vms`, by default by the digits of their handles. `stopped_at` is one count, or one for each (uint64).
     #[pyo3(signature = (vms=None, *, names=None, now=None, stopped_at=None, sync=None))]
-    fn checkpoint(
+    fn _checkpoint(
         &self,
         py: Python<'_>,
         vms: Option<Bound<'_, PyAny>>,
@@ -582,14 +582,12 @@ impl PyClockBank {
         checkpoint.map(PyCheckpoint::from)
     }
 
-    /// Restores a checkpoint into VMs of the same shapes: their timers, CNTVOFF_EL2 and both counters, all for one
-    /// instant, and all VMs or none. The guests may run when the call returns.
+    /// `Fleet.restore` for a bank: all VMs for one instant, or none. `vms` is a handle for each VM of the checkpoint, in
+    /// its order (int64), by default the handles that are their names.
     ///
-    /// `vms` is a handle for each VM of the checkpoint, in its order (int64), by default the handles that are their
-    /// names. VMs that are alike share a plan. See `GuestVm.plan` for the other arguments; a refusal for one VM
-    /// refuses all, with a note that names the VM.
+    /// VMs that are alike share a plan. A refusal for one VM refuses all, with a note that names the VM.
     #[pyo3(signature = (checkpoint, policy=None, *, vms=None, options=None, now=None, **keywords))]
-    fn restore(
+    fn _restore(
         &self,
         py: Python<'_>,
         checkpoint: &Bound<'_, PyCheckpoint>,
@@ -610,24 +608,21 @@ impl PyClockBank {
         };
         self.sets()
             .with(py, now, |bank, counter| bank.restore(checkpoint, &vms, counter, request))
-            .map(PySetReport::new)
+            .map(|set| PySetReport::restored(set, Arc::clone(checkpoint)))
     }
 
-    /// Pauses VMs in place, all at one instant: the VMs with the handles `vms` (int64), or all. None of their vCPUs can
-    /// run until `resume` of the returned pause, or the end of its `with` block; then the policy decides how much of
-    /// the pause the guests see.
-    #[pyo3(signature = (policy=None, *, vms=None, views="preserve", now=None))]
-    fn pause(
+    /// `Fleet.pause` for a bank: all VMs with the handles `vms` (int64), at one instant, or none.
+    #[pyo3(signature = (policy=None, *, vms=None, views="preserve"))]
+    fn _pause(
         &self,
         py: Python<'_>,
         policy: Option<AnyPolicy>,
         vms: Option<Bound<'_, PyAny>>,
         views: &str,
-        now: Option<AnyNow>,
     ) -> PyResult<PyPausedSet> {
         let vms = self.vms_or_all(vms.as_ref())?;
         let request = Wishes::of_views(views).request(policy)?;
-        let pauses = self.sets().with(py, now, |bank, counter| bank.pause(&vms, counter, request))?;
+        let pauses = self.sets().with(py, None, |bank, counter| bank.pause(&vms, counter, request))?;
         Ok(PyPausedSet::new(self.sets(), pauses))
     }
 
@@ -700,6 +695,13 @@ impl PyClockBank {
     }
 }
 
+/// Blocks without the GIL: another thread may hold the bank for milliseconds.
+fn without_the_gil(block: &(dyn Fn() + Sync)) {
+    if Python::try_attach(|py| py.detach(block)).is_none() {
+        block();
+    }
+}
+
 /// Does `work`, without the GIL where it is about many rows.
 fn about<T: Send>(py: Python<'_>, rows: usize, work: impl FnOnce() -> T + Send) -> T {
     if rows < RELEASE_GIL_FROM { work() } else { py.detach(work) }
@@ -714,7 +716,7 @@ impl IntoPyErr for BankError {
     fn into_pyerr(self) -> PyErr {
         let message = words::bank_error(&self);
         match self {
-            Self::NoSuchVm { .. } | Self::NoSuchVcpu { .. } => PyIndexError::new_err(message),
+            Self::NoSuchVm { .. } | Self::NoSuchVcpu { .. } => typed("NoSuchVm", &message, |_| Ok(())),
             Self::OfVm { handle, error } => noted(error.into_pyerr(), handle),
             Self::Vm(error) => error.into_pyerr(),
             _ => PyValueError::new_err(message),

@@ -10,8 +10,8 @@ use guestclock_core::arch::arm64::Timer;
 use guestclock_core::checkpoint::codec::{self, Key, MAX_BYTES, Plain, WireError};
 use guestclock_core::checkpoint::fields::{ADDRESS, Field};
 use guestclock_core::checkpoint::{
-    Checkpoint, Held, Interrupts, Known, NotOneVm, Reading, SavedVm, Sparse, Values, VmColumn, VmName,
-    register_lists as interchange,
+    BuildError, Checkpoint, Held, Interrupts, JoinError, Known, NotOneVm, Reading, SavedVm, Sparse, Values, VmColumn,
+    VmName, register_lists as interchange,
 };
 use guestclock_core::restore::timer_status as status;
 use guestclock_core::time::Offset;
@@ -22,14 +22,16 @@ use pyo3::exceptions::{PyIndexError, PyKeyError, PyOverflowError, PyTypeError, P
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PySlice, PyString, PyType};
 use std::num::NonZeroU32;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::{fs, io};
 
 /// The guest time of any number of VMs at one instant: a value that can be saved, sent and restored.
 ///
 /// A sequence of its VMs: `x["web-1"]`, `x[0]` and `x[:2]` are checkpoints too. VMs with the same registers stand
 /// together, in the order of their names, shorter ones first. The attributes of a VM work where there is exactly one;
-/// `columns()` and `vcpu_columns()` have those of all. Made by `checkpoint()` of a VM or a bank, `load` or
+/// `columns()` and `vcpu_columns()` have those of all. Made by `checkpoint()` of a VM or a fleet, `load` or
 /// `from_bytes`. Equal checkpoints have equal bytes.
 #[pyclass(frozen, eq, name = "Checkpoint", module = "guestclock")]
 #[derive(PartialEq)]
@@ -77,6 +79,47 @@ fn decoded(py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<Checkpoint> {
 fn loaded(path: &Path) -> PyResult<Checkpoint> {
     // One byte more than is allowed, so that the codec sees what is too large.
     codec::decode(&file::read_at_most(path, MAX_BYTES + 1)?).or_raise()
+}
+
+/// Returns the checkpoints in a folder's files as one. An error has a note that names the files it is about.
+fn joined(folder: &Path) -> PyResult<Checkpoint> {
+    let mut files = fs::read_dir(folder)?
+        .map(|entry| Ok(entry?.path()))
+        .filter(|file| file.as_ref().is_ok_and(|file| file.is_file() && !is_hidden(file)) || file.is_err())
+        .collect::<io::Result<Vec<PathBuf>>>()?;
+    files.sort_unstable();
+    if files.is_empty() {
+        return Err(PyValueError::new_err(format!("the folder {} has no files", folder.display())));
+    }
+    let parts = files.iter().map(|file| loaded(file).map_err(|error| about(error, &[file])));
+    let parts = parts.collect::<PyResult<Vec<Checkpoint>>>()?;
+    Checkpoint::join(&parts.iter().collect::<Vec<_>>()).map_err(|error| {
+        let in_files = parts.iter().zip(&files);
+        let involved = match &error {
+            JoinError::OtherCounter { first, second, .. } => vec![&files[*first], &files[*second]],
+            JoinError::UnknownKey { index, .. } => vec![&files[*index]],
+            JoinError::Build(BuildError::SameName { name }) => {
+                in_files.filter(|(part, _)| part.find(name).is_some()).map(|(_, file)| file).collect()
+            }
+            _ => Vec::new(),
+        };
+        about(PyValueError::new_err(error.to_string()), &involved)
+    })
+}
+
+/// Returns whether a file is passed over in a folder, as a temporary one of an interrupted save is.
+fn is_hidden(file: &Path) -> bool {
+    file.file_name().is_some_and(|name| name.as_bytes().starts_with(b"."))
+}
+
+/// The error, with a note that names files.
+fn about(error: PyErr, files: &[&PathBuf]) -> PyErr {
+    let names: Vec<String> =
+        files.iter().map(|file| format!("{:?}", file.file_name().unwrap_or_default().to_string_lossy())).collect();
+    Python::attach(|py| {
+        let note = error.value(py).call_method1("add_note", (format!("in the folder's {}", names.join(" and ")),));
+        note.err().unwrap_or(error)
+    })
 }
 
 /// Plain values as Python's own, for JSON: bytes as hexadecimal digits.
@@ -545,10 +588,15 @@ impl PyCheckpoint {
         Ok(file::write_atomically(&path, &codec::encode(&self.0))?)
     }
 
-    /// The checkpoint in a file.
+    /// The checkpoint in a file; or those in all files of a folder, joined (see `join`), as many processes that saved
+    /// one VM each have left them.
+    ///
+    /// Files whose names begin with a dot are passed over, and so are folders. Every other file has to be a checkpoint;
+    /// an error has a note that names the files it is about.
     #[classmethod]
     fn load(_cls: &Bound<'_, PyType>, path: PathBuf) -> PyResult<Self> {
-        loaded(&path).map(Self::from)
+        let checkpoint = if path.is_dir() { joined(&path) } else { loaded(&path) };
+        checkpoint.map(Self::from)
     }
 
     fn __repr__(&self) -> String {
@@ -587,6 +635,12 @@ pub(crate) fn vm_name(name: &str) -> PyResult<VmName> {
 fn text_array<'py, 'a>(py: Python<'py>, text: impl Iterator<Item = &'a str>) -> PyResult<Bound<'py, PyAny>> {
     let list = PyList::new(py, text.collect::<Vec<_>>())?;
     PyModule::import(py, "numpy")?.getattr("array")?.call1((list, "U"))
+}
+
+/// The name, where it can name a VM in a checkpoint; else a ValueError.
+#[pyfunction]
+pub(crate) fn _vm_name(name: &str) -> PyResult<&str> {
+    vm_name(name).map(|_| name)
 }
 
 /// The checksum of checkpoints, for the benchmarks to compare with.

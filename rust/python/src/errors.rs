@@ -186,6 +186,7 @@ impl IntoPyErr for VmError {
     fn into_pyerr(self) -> PyErr {
         let (message, errno) = (words::vm_error(&self), self.errno());
         match self {
+            Self::Removed => typed("NoSuchVm", &message, |_| Ok(())),
             Self::NoSuchVcpu { .. } => PyIndexError::new_err(message),
             Self::FrequencyTooHigh { .. } => PyValueError::new_err(message),
             Self::Running { vcpu } => typed("VcpuRunning", &message, |fields| {
@@ -374,6 +375,7 @@ impl<E: IntoPyErr + Display> IntoPyErr for OperationError<E> {
             Self::Closed => typed("RestoreOpen", &message, |_| Ok(())),
             Self::StepOver | Self::StepEarly { .. } | Self::OptedIn => misuse(&message),
             Self::NoBacklog => typed("NoBacklog", &message, |_| Ok(())),
+            Self::Removed => typed("NoSuchVm", &message, |_| Ok(())),
             Self::OffsetElsewhere { .. } => {
                 typed("CountersMoved", &message, |fields| fields.set_item("view", "physical"))
             }

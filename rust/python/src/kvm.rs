@@ -149,6 +149,11 @@ impl Kvm {
         py.detach(|| work(&self.vm, &fds)).or_raise()
     }
 
+    /// Number of vCPUs.
+    fn number(&self, py: Python<'_>) -> usize {
+        self.vcpu_fds.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     fn probed(&self, py: Python<'_>) -> PyResult<Probed> {
         self.with(py, |vm, fds| vm.probed(fds))
     }
@@ -251,8 +256,8 @@ impl PyKvmVm {
     }
 
     fn __repr__(&self, py: Python<'_>) -> String {
-        let owned = if self.kvm.opted_in() { ", opted in" } else { "" };
-        format!("<KvmVm of {} vCPUs{owned}>", self.kvm.vcpus(py))
+        let owned = if self.kvm.vm.has_opted_in() { ", opted in" } else { "" };
+        format!("<KvmVm of {} vCPUs{owned}>", self.kvm.number(py))
     }
 }
 
@@ -269,8 +274,8 @@ impl Handle for Kvm {
         &self.name
     }
 
-    fn vcpus(&self, py: Python<'_>) -> usize {
-        self.vcpu_fds.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner).len()
+    fn vcpus(&self, py: Python<'_>) -> PyResult<usize> {
+        Ok(self.number(py))
     }
 
     fn counter_object(&self, py: Python<'_>) -> Py<PyAny> {
@@ -293,8 +298,8 @@ impl Handle for Kvm {
         Ok(self.probed(py)?.nested)
     }
 
-    fn opted_in(&self) -> bool {
-        self.vm.has_opted_in()
+    fn opted_in(&self) -> PyResult<bool> {
+        Ok(self.vm.has_opted_in())
     }
 
     fn state(&self, py: Python<'_>) -> PyResult<State> {
@@ -343,7 +348,7 @@ impl Handle for Kvm {
         let now = now.map(|now| now.own(self.vm.counter())).transpose()?;
         match self.vm.count_by_offset(view, now) {
             // Without looking at the descriptors: no ioctl is made on them.
-            Some(guest) if vcpu < self.vcpus(py) => Ok(guest.0),
+            Some(guest) if vcpu < self.number(py) => Ok(guest.0),
             _ => self.with(py, |vm, fds| vm.count(fds, vcpu, view, now)).map(|guest| guest.0),
         }
     }

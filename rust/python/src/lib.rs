@@ -47,7 +47,7 @@ mod _core {
     #[pymodule_export]
     use super::bank::PyClockBank;
     #[pymodule_export]
-    use super::checkpoint::{_crc32c, PyCheckpoint};
+    use super::checkpoint::{_crc32c, _vm_name, PyCheckpoint};
     #[pymodule_export]
     use super::columns::{isa, ns_to_ticks, recompute, ticks_to_ns};
     #[pymodule_export]
@@ -73,7 +73,7 @@ mod _core {
     #[pymodule_export]
     use super::registers::{reg_id, sysreg};
     #[pymodule_export]
-    use super::restore::{PyPlan, PyReport, PyRestore};
+    use super::restore::{_close, PyPlan, PyReport, PyRestore};
     #[pymodule_export]
     use super::sets::{PyPausedSet, PySetReport};
     #[pymodule_export]

@@ -11,8 +11,8 @@ use guestclock_core::arch::arm64::{IrqIds, View};
 use guestclock_core::checkpoint::{Checkpoint, Interrupts, SavedVm};
 use guestclock_core::drive::{Condition, OpenRestore};
 use guestclock_core::restore::{
-    AtOnce, Deadlines, Diagnostic, MAX_RATE_ERROR_PPB, Outcome, Plan, Repay, Report, Request, Rest, TimerStatus, Views,
-    Words, Written, timer_status as status,
+    AtOnce, Deadlines, Diagnostic, MAX_RATE_ERROR_PPB, Method, Outcome, Plan, Repay, Report, Request, Rest,
+    TimerStatus, Views, Words, Written, timer_status as status,
 };
 use guestclock_core::time::{Amount, ElapsedBy, ErrorBound, HostCount, Intent, OffsetInterval, Sleep, Term};
 use guestclock_model::locked::Now;
@@ -21,6 +21,7 @@ use pyo3::exceptions::{PyBaseException, PyGeneratorExit, PyTypeError, PyValueErr
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use pyo3::types::{PyDict, PyList};
+use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The choices of a caller besides the policy: the attributes of `types.Options`.
@@ -379,8 +380,10 @@ impl PyPlan {
 enum Progress {
     /// Nothing was written.
     Planned,
-    /// Between the first step and the last.
-    Open(Box<OpenRestore>),
+    /// The VM is closed for this restore, and nothing was written: a restore of many closes all VMs before it writes.
+    Closed(Box<OpenRestore>),
+    /// Between the first step and the last. The second is what had closed the VM before.
+    Open(Box<OpenRestore>, Option<Box<OpenRestore>>),
     /// Released, with this report.
     Released(Py<PyReport>),
     /// Given up.
@@ -427,19 +430,45 @@ impl PyRestore {
         })
     }
 
-    fn prepare(&self, py: Python<'_>) -> PyResult<()> {
+    /// Closes the VM as the first step does, and writes nothing.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
         let mut progress = self.lock(py);
         if !matches!(*progress, Progress::Planned) {
             return Err(misuse("a restore is entered once: call restoring() again"));
         }
-        let open = self.vm.prepare(py, self.plan.clone(), Arc::clone(&self.checkpoint), self.now.clone())?;
-        *progress = Progress::Open(Box::new(open));
+        // The first step of a restore by value looks, closes the VM, and writes nothing.
+        let mut plan = self.plan.clone();
+        plan.method = Method::ByValue;
+        let closed = self.vm.prepare(py, plan, Arc::clone(&self.checkpoint), self.now.clone())?;
+        *progress = Progress::Closed(Box::new(closed));
         Ok(())
+    }
+
+    fn prepare(&self, py: Python<'_>) -> PyResult<()> {
+        let mut progress = self.lock(py);
+        if !matches!(*progress, Progress::Planned | Progress::Closed(_)) {
+            return Err(misuse("a restore is entered once: call restoring() again"));
+        }
+        let open = self.vm.prepare(py, self.plan.clone(), Arc::clone(&self.checkpoint), self.now.clone())?;
+        let before = match mem::replace(&mut *progress, Progress::GivenUp) {
+            Progress::Closed(closed) => Some(closed),
+            _ => None,
+        };
+        *progress = Progress::Open(Box::new(open), before);
+        Ok(())
+    }
+
+    /// Hands a VM that was only closed back to whoever held it before. Nothing is written.
+    fn reopen(&self, py: Python<'_>, closed: &mut OpenRestore) {
+        if !self.vm.abandon(closed) {
+            // Another thread had the VM's lock. There is nothing to take back, so this can't fail for the VM's sake.
+            let _ = self.vm.give_up(py, closed);
+        }
     }
 
     fn step_apply(&self, py: Python<'_>, now: Option<Now>) -> PyResult<()> {
         match &mut *self.lock(py) {
-            Progress::Open(open) => self.vm.apply(py, open, now),
+            Progress::Open(open, _) => self.vm.apply(py, open, now),
             other => Err(out_of_turn("apply", other)),
         }
     }
@@ -447,7 +476,7 @@ impl PyRestore {
     fn step_release(&self, py: Python<'_>, now: Option<Now>) -> PyResult<Py<PyReport>> {
         let mut progress = self.lock(py);
         let report = match &mut *progress {
-            Progress::Open(open) => self.vm.release(py, open, now)?,
+            Progress::Open(open, _) => self.vm.release(py, open, now)?,
             other => return Err(out_of_turn("release", other)),
         };
         let report = Py::new(py, PyReport { report, checkpoint: Some(Arc::clone(&self.checkpoint)) })?;
@@ -459,10 +488,23 @@ impl PyRestore {
     fn give_up(&self, py: Python<'_>, error: Option<&Bound<'_, PyBaseException>>) -> PyResult<()> {
         let left = {
             let mut progress = self.lock(py);
-            let Progress::Open(open) = &mut *progress else { return Ok(()) };
-            let left = self.vm.give_up(py, open);
-            *progress = Progress::GivenUp;
-            left
+            match mem::replace(&mut *progress, Progress::GivenUp) {
+                Progress::Open(mut open, before) => {
+                    let left = self.vm.give_up(py, &mut open);
+                    if let (Ok(Condition::Untouched), Some(mut closed)) = (&left, before) {
+                        self.reopen(py, &mut closed);
+                    }
+                    left
+                }
+                Progress::Closed(mut closed) => {
+                    self.reopen(py, &mut closed);
+                    return Ok(());
+                }
+                other => {
+                    *progress = other;
+                    return Ok(());
+                }
+            }
         };
         let (left, failure) = match left {
             Ok(left) => (left, None),
@@ -475,7 +517,9 @@ impl PyRestore {
 /// Misuse of a step that can't come now.
 fn out_of_turn(called: &'static str, progress: &Progress) -> PyErr {
     match progress {
-        Progress::Planned => misuse(&format!("{called}() comes inside the block: with vm.restoring(...) as r")),
+        Progress::Planned | Progress::Closed(_) => {
+            misuse(&format!("{called}() comes inside the block: with vm.restoring(...) as r"))
+        }
         Progress::Released(_) => misuse(&format!(
             "{called}() can't come now: release() has ended this restore, and `report` has what it did"
         )),
@@ -538,7 +582,8 @@ impl PyRestore {
     fn __repr__(&self, py: Python<'_>) -> String {
         let progress = match &*self.lock(py) {
             Progress::Planned => "planned",
-            Progress::Open(_) => "open",
+            Progress::Closed(_) => "closed",
+            Progress::Open(..) => "open",
             Progress::Released(_) => "released",
             Progress::GivenUp => "given up",
         };
@@ -549,12 +594,22 @@ impl PyRestore {
 impl Drop for PyRestore {
     fn drop(&mut self) {
         let progress = self.progress.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Progress::Open(open) = progress
-            && !self.vm.abandon(open)
-        {
+        let reopened = match progress {
+            Progress::Open(open, None) | Progress::Closed(open) => self.vm.abandon(open),
+            Progress::Open(open, Some(closed)) => self.vm.abandon(open) && self.vm.abandon(closed),
+            Progress::Planned | Progress::Released(_) | Progress::GivenUp => true,
+        };
+        if !reopened {
             warn_closed("a restore was dropped outside of its block, without release()", self.vm.name().as_str());
         }
     }
+}
+
+/// Closes a restore's VM before its block is entered, and writes nothing: `guestclock.fleet` closes all of its VMs before
+/// it enters the first.
+#[pyfunction]
+pub(crate) fn _close(py: Python<'_>, restore: &Bound<'_, PyRestore>) -> PyResult<()> {
+    restore.get().close(py)
 }
 
 /// A report of a restore or a pause. `print` it, or take `to_dict()`.
@@ -569,6 +624,11 @@ impl PyReport {
     /// The report of a pause.
     pub(crate) const fn in_place(report: Report) -> Self {
         Self { report, checkpoint: None }
+    }
+
+    /// The report of a restore of this checkpoint of one VM, or of a pause.
+    pub(crate) const fn of(report: Report, checkpoint: Option<Arc<Checkpoint>>) -> Self {
+        Self { report, checkpoint }
     }
 
     fn statuses(&self) -> impl Iterator<Item = TimerStatus> {

@@ -2,7 +2,7 @@
 
 use crate::any_vm::SharedVm;
 use crate::arguments::{Vcpu, count, modular, saving};
-use crate::checkpoint::PyCheckpoint;
+use crate::checkpoint::{PyCheckpoint, vm_name};
 use crate::guest::{PyPause, PyRunning};
 use crate::policy::AnyPolicy;
 use crate::records::{self, AnyCount, AnyNow, AnySyncBound};
@@ -58,7 +58,7 @@ impl PyGuestVm {
 
     /// Number of vCPUs.
     #[getter]
-    fn vcpus(&self, py: Python<'_>) -> usize {
+    fn vcpus(&self, py: Python<'_>) -> PyResult<usize> {
         self.vm.vcpus(py)
     }
 
@@ -82,7 +82,7 @@ impl PyGuestVm {
 
     /// True if the VM has opted in to one counter offset, for good, as far as guestclock knows.
     #[getter]
-    fn opted_in(&self) -> bool {
+    fn opted_in(&self) -> PyResult<bool> {
         self.vm.opted_in()
     }
 
@@ -192,11 +192,13 @@ impl PyGuestVm {
     /// gave it to a VMM that knows it: ValueError if that lies after the checkpoint. `sync` says how far the wall clock
     /// may be off: without it, and without one of the counter, the bound is only the kernel's claim. `vmclock_address`
     /// is the guest-physical address of the vmclock page, and `stolen_time` those of the vCPUs' stolen-time records, one
-    /// a vCPU (None where there is none): they are carried for whoever restores them.
-    #[pyo3(signature = (*, now=None, stopped_at=None, sync=None, vmclock_address=None, stolen_time=None))]
+    /// a vCPU (None where there is none): they are carried for whoever restores them. `name` names the VM in this
+    /// checkpoint instead of its own name.
+    #[pyo3(signature = (*, name=None, now=None, stopped_at=None, sync=None, vmclock_address=None, stolen_time=None))]
     fn checkpoint(
         &self,
         py: Python<'_>,
+        name: Option<&str>,
         now: Option<AnyNow>,
         stopped_at: Option<u64>,
         sync: Option<AnySyncBound>,
@@ -204,7 +206,9 @@ impl PyGuestVm {
         stolen_time: Option<Vec<Option<u64>>>,
     ) -> PyResult<PyCheckpoint> {
         let now = now.map(|now| now.0);
-        let saving = saving(self.vm.name(), stopped_at, sync, vmclock_address, stolen_time)?;
+        let name = name.map(vm_name).transpose()?;
+        let saving =
+            saving(name.as_ref().unwrap_or_else(|| self.vm.name()), stopped_at, sync, vmclock_address, stolen_time)?;
         if saving.asks(now.as_ref()) {
             self.vm.ask(py)?;
         }

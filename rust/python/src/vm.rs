@@ -295,8 +295,9 @@ impl Handle for Model {
         &self.name
     }
 
-    fn vcpus(&self, _py: Python<'_>) -> usize {
-        self.live.vcpus()
+    fn vcpus(&self, _py: Python<'_>) -> PyResult<usize> {
+        self.live.state().or_raise()?;
+        Ok(self.live.vcpus())
     }
 
     fn counter_object(&self, py: Python<'_>) -> Py<PyAny> {
@@ -319,8 +320,9 @@ impl Handle for Model {
         Ok(self.live.config().el2 != El2::Absent)
     }
 
-    fn opted_in(&self) -> bool {
-        self.live.opted_in()
+    fn opted_in(&self) -> PyResult<bool> {
+        self.live.state().or_raise()?;
+        Ok(self.live.opted_in())
     }
 
     fn state(&self, _py: Python<'_>) -> PyResult<State> {
@@ -360,7 +362,12 @@ impl Handle for Model {
     fn count(&self, py: Python<'_>, vcpu: usize, view: View, now: Option<AnyCount>) -> PyResult<u64> {
         let now = now.map(|now| now.own(self.live.counter())).transpose()?;
         let _sample = self.live.counter().sampled(py, now)?;
-        self.live.count(vcpu, view, now).map(|guest| guest.0).or_raise()
+        let guest = self.live.count(vcpu, view, now);
+        if guest.is_err() {
+            // A VM that was removed has no vCPU left.
+            self.live.state().or_raise()?;
+        }
+        guest.map(|guest| guest.0).or_raise()
     }
 
     fn get_one_reg(&self, py: Python<'_>, vcpu: usize, reg: u64, now: Option<HostCount>) -> PyResult<u64> {
@@ -405,6 +412,7 @@ impl Handle for Model {
     }
 
     fn next_step(&self, _py: Python<'_>) -> PyResult<Option<Step>> {
+        self.live.state().or_raise()?;
         Ok(self.live.next_step())
     }
 }
