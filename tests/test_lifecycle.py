@@ -12,7 +12,7 @@ import gc
 import pickle
 import signal
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, get_type_hints
 
@@ -108,6 +108,14 @@ def raised(vm: GuestVm, saved: Checkpoint, steps: list[str]) -> None:
         for step in steps:
             getattr(r, step)()
         raise Left
+
+
+@pytest.fixture(autouse=True)
+def interrupts() -> Iterator[None]:
+    """SIGINT raises, even where whoever started the tests in the background has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def interrupted(vm: GuestVm, saved: Checkpoint, steps: list[str]) -> None:
