@@ -1,10 +1,10 @@
 //! A restore driven by a VMM whose vCPU threads own their descriptors: one message a row, and no call from any other thread.
 
-use guestclock_core::arch::arm64::{Behaviours, Registers, Role, Timer, View, count_reg, one_reg_id};
+use guestclock_core::arch::arm64::{Behaviours, Registers, Role, Timer, View, one_reg_id};
 use guestclock_core::checkpoint::{Checkpoint, GuestTime};
-use guestclock_core::drive::{Block, Done, Facts, Failed, Io, Machine, Op, SavedRegister, Saving, What};
+use guestclock_core::drive::{Block, Bracket, Done, Facts, Failed, Io, Machine, Op, SavedRegister, Saving, What};
 use guestclock_core::restore::{Late, Policy, Request, RunState, State};
-use guestclock_core::time::{Counter, Frequency, GuestCount, HostCount, Offset, OffsetInterval};
+use guestclock_core::time::{Counter, Frequency, HostCount, Offset};
 use guestclock_model::backend::abilities;
 use guestclock_model::config::Config;
 use guestclock_model::error::VmError;
@@ -23,8 +23,8 @@ enum Message {
     Write(Vec<SavedRegister>),
     ReadBack(Vec<SavedRegister>),
     Read(u64),
-    Bracket(View),
-    Count(View, Late),
+    Bracket(u64),
+    Count(u64, Late),
     List,
 }
 
@@ -63,14 +63,14 @@ fn answer(vm: &Vm, vcpu: usize, message: Message) -> Answer {
         })?,
         Message::ReadBack(row) => row.into_iter().try_for_each(check)?,
         Message::Read(id) => return Ok(Done::Values(vec![read(id)?])),
-        Message::Bracket(view) => {
+        Message::Bracket(id) => {
             let before = vm.counter().count();
-            let guest = GuestCount(read(count_reg(view))?);
-            return Ok(Done::Bracket(OffsetInterval::bracketed(before, guest, vm.counter().count())));
+            let value = read(id)?;
+            return Ok(Done::Bracket(Bracket { before, value, after: vm.counter().count() }));
         }
-        Message::Count(view, late) => {
+        Message::Count(id, late) => {
             let now = vm.counter().count();
-            vm.set_one_reg(vcpu, count_reg(view), late.guest_at(now).0, None).map_err(Failed::Call)?;
+            vm.set_one_reg(vcpu, id, late.guest_at(now).0, None).map_err(Failed::Call)?;
             return Ok(Done::Count(now));
         }
         Message::List => return Ok(Done::List(Registers::from(vm.reg_list(vcpu).map_err(Failed::Call)?))),
@@ -150,14 +150,14 @@ impl Vmm {
             }
             Op::Write(block) => self.rows(&block, Message::Write),
             Op::ReadBack(block) => self.rows(&block, Message::ReadBack),
-            Op::Bracket { vcpu, view } => self.ask(vcpu, Message::Bracket(view)),
+            Op::Bracket { vcpu, id } => self.ask(vcpu, Message::Bracket(id)),
             Op::SetOffset(offset) => self.vm.set_counter_offset(offset, 0).map(|()| Done::Ok).map_err(Failed::Call),
             Op::SetLate(What::VmOffset, late) => {
                 let now = self.vm.counter().count();
                 let written = self.vm.set_counter_offset(late.offset_at(now), 0);
                 written.map(|()| Done::Count(now)).map_err(Failed::Call)
             }
-            Op::SetLate(What::Count(view), late) => self.ask(0, Message::Count(view, late)),
+            Op::SetLate(What::Count { id }, late) => self.ask(0, Message::Count(id, late)),
             _ => unreachable!("arm64 asks for nothing else"),
         }
     }

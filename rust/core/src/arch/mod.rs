@@ -5,6 +5,8 @@
 pub mod arm64;
 pub mod capabilities;
 pub mod reg_id;
+#[doc(hidden)]
+pub mod x86_64;
 
 pub use capabilities::Abilities;
 pub use reg_id::RegId;

@@ -1,15 +1,15 @@
 //! The driver of a machine over a VM's primitive calls: loops over a block's registers.
 
-use crate::arch::arm64::{Registers, View, count_reg};
+use crate::arch::arm64::Registers;
 use crate::drive::backend::{Backend, await_stopped, retry_busy};
-use crate::drive::machine::{Answer, Block, Done, Failed, Io, Machine, Op, SavedRegister, What};
-use crate::time::{GuestCount, OffsetInterval};
+use crate::drive::machine::{Answer, Block, Bracket, Done, Failed, Io, Machine, Op, SavedRegister, What};
 use core::future::Future;
 
 /// Runs an operation to its end.
 ///
 /// # Panics
-/// Never: each step gets the answer that it asks for, and a machine without a next step has ended.
+/// At a step that no operation on arm64 asks for: see [`carry_out`]. Otherwise never: each step gets the answer that it
+/// asks for, and a machine without a next step has ended.
 pub fn drive<'a, B, T: 'a, F>(backend: &mut B, begin: impl FnOnce(Io<'a, B::Error>) -> F) -> T
 where
     B: Backend + ?Sized,
@@ -24,6 +24,9 @@ where
 }
 
 /// Carries out a step.
+///
+/// # Panics
+/// At a step of another architecture: a [`Backend`] has one offset for a VM, and no clock beside its counters.
 pub fn carry_out<B: Backend + ?Sized>(op: &Op<'_>, backend: &mut B) -> Answer<B::Error> {
     match op {
         Op::Look => await_stopped(backend).map(|()| Done::Ok).map_err(Failed::Call),
@@ -42,7 +45,7 @@ pub fn carry_out<B: Backend + ?Sized>(op: &Op<'_>, backend: &mut B) -> Answer<B:
             register.check(read(backend, vcpu, id)?)
         }),
         Op::ReadBack(block) => each(block, |register| register.check(read(backend, register.vcpu, register.id)?)),
-        Op::Bracket { vcpu, view } => bracket(backend, *vcpu, *view).map(Done::Bracket).map_err(Failed::Call),
+        Op::Bracket { vcpu, id } => bracket(backend, *vcpu, *id).map(Done::Bracket).map_err(Failed::Call),
         Op::SetOffset(offset) => {
             let written = retry_busy(backend, |backend| backend.set_counter_offset(*offset));
             written.map(|()| Done::Ok).map_err(Failed::Call)
@@ -55,10 +58,13 @@ pub fn carry_out<B: Backend + ?Sized>(op: &Op<'_>, backend: &mut B) -> Answer<B:
             });
             written.map(Done::Count).map_err(Failed::Call)
         }
-        Op::SetLate(What::Count(view), late) => {
+        Op::SetLate(What::Count { id }, late) => {
             let now = backend.counter().count();
-            let written = backend.set_one_reg(0, count_reg(*view), late.guest_at(now).0);
+            let written = backend.set_one_reg(0, *id, late.guest_at(now).0);
             written.map(|()| Done::Count(now)).map_err(Failed::Call)
+        }
+        Op::SetLate(What::VcpuOffsets { .. }, _) | Op::SetClock { .. } => {
+            unreachable!("arm64 has one offset for a VM, and no clock beside its counters")
         }
     }
 }
@@ -72,8 +78,8 @@ fn read<B: Backend + ?Sized>(backend: &mut B, vcpu: usize, id: u64) -> Result<u6
 }
 
 /// Reads a count of a vCPU between two reads of the host's counter.
-fn bracket<B: Backend + ?Sized>(backend: &mut B, vcpu: usize, view: View) -> Result<OffsetInterval, B::Error> {
+fn bracket<B: Backend + ?Sized>(backend: &mut B, vcpu: usize, id: u64) -> Result<Bracket, B::Error> {
     let before = backend.counter().count();
-    let guest = GuestCount(backend.get_one_reg(vcpu, count_reg(view))?);
-    Ok(OffsetInterval::bracketed(before, guest, backend.counter().count()))
+    let value = backend.get_one_reg(vcpu, id)?;
+    Ok(Bracket { before, value, after: backend.counter().count() })
 }

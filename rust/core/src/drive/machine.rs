@@ -4,10 +4,10 @@
 //! from top to bottom, and whoever has the VM's descriptors carries the steps out: [`drive`](crate::drive::drive) over a
 //! [`Backend`](crate::drive::Backend), or a VMM whose vCPU threads own them.
 
-use crate::arch::arm64::{CTL_ENABLE, CTL_IMASK, Registers, Role, Sysreg, Timer, View, one_reg_id, timer};
+use crate::arch::arm64::{CTL_ENABLE, CTL_IMASK, Registers, Role, Sysreg, Timer, View, count_reg, one_reg_id, timer};
 use crate::checkpoint::{Held, Interrupts, SavedTimer, SavedVm, Values};
 use crate::restore::{Late, Method};
-use crate::time::{HostCount, Offset, OffsetInterval, Stamp};
+use crate::time::{GuestCount, HostCount, Offset, OffsetInterval, Stamp};
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -33,35 +33,69 @@ pub enum Op<'a> {
     Interrupts(Registers),
     /// Read a register of every vCPU: [`Done::Values`].
     Read {
-        /// KVM's id of the register.
+        /// Id of the register.
         id: u64,
     },
     /// Write these registers, each row's in their order, and read each back.
     Write(Block<'a>),
     /// Read these registers back.
     ReadBack(Block<'a>),
-    /// Read a counter of a vCPU between two reads of the host's: [`Done::Bracket`].
+    /// Read a clock between two reads of the host's counter: [`Done::Bracket`].
     Bracket {
-        /// The vCPU.
+        /// The vCPU to read it on. A clock of the VM is asked for on vCPU 0.
         vcpu: usize,
-        /// The counter.
-        view: View,
+        /// Id of the clock's register.
+        id: u64,
     },
     /// Set the VM-wide offset to a value that is known beforehand. EBUSY is waited out.
     SetOffset(Offset),
+    /// Set a clock of the VM to a value, once. It isn't read back: it runs.
+    SetClock {
+        /// Id of the clock.
+        id: u64,
+        /// The value, in the clock's own unit.
+        value: u64,
+    },
     /// Sample the counter, and set what follows from the sample, as late as can be: [`Done::Count`], the sample. After
     /// EBUSY the sample is taken anew.
-    SetLate(What, Late),
+    SetLate(What<'a>, Late),
 }
 
 /// Written from one sample.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
-pub enum What {
+pub enum What<'a> {
     /// The VM-wide offset.
     VmOffset,
+    /// The offset of every vCPU. The driver writes it with the architecture's sign.
+    VcpuOffsets {
+        /// Ticks by which each vCPU's counter is ahead of the VM's.
+        displacements: &'a [u64],
+    },
     /// A counter's value, on vCPU 0, which moves it on all.
-    Count(View),
+    Count {
+        /// Id of the counter's register.
+        id: u64,
+    },
+}
+
+/// Value of a clock, read between two reads of the host's counter.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Bracket {
+    /// The host's count before the read.
+    pub before: HostCount,
+    /// The value.
+    pub value: u64,
+    /// The host's count after the read: the same as before it, where the kernel tells the count of the read itself.
+    pub after: HostCount,
+}
+
+impl Bracket {
+    /// Returns the interval of the offset, for the value of a counter.
+    #[must_use]
+    pub const fn offset(self) -> OffsetInterval {
+        OffsetInterval::bracketed(self.before, GuestCount(self.value), self.after)
+    }
 }
 
 /// Answer to a step that was carried out.
@@ -79,8 +113,8 @@ pub enum Done {
     Interrupts(Option<Interrupts>),
     /// A register's values, one a vCPU.
     Values(Vec<u64>),
-    /// The offset that a bracketed read allows.
-    Bracket(OffsetInterval),
+    /// A clock's value.
+    Bracket(Bracket),
 }
 
 /// Failure of a step.
@@ -92,7 +126,7 @@ pub enum Failed<E> {
     Register {
         /// The vCPU.
         vcpu: usize,
-        /// KVM's id of the register.
+        /// Id of the register.
         id: u64,
         /// True for a read.
         reading: bool,
@@ -121,20 +155,29 @@ impl<E> Failed<E> {
 /// Answer of a driver.
 pub type Answer<E> = Result<Done, Failed<E>>;
 
-/// The timers' registers of a saved VM, as a restore writes them: rows are vCPUs.
+/// Registers with their values, as a restore writes them: rows are vCPUs.
 #[derive(Clone, Debug)]
-pub struct Block<'a> {
-    pub(crate) vm: SavedVm<'a>,
-    pub(crate) method: Method,
-    /// Ticks by which each CVAL moves.
-    pub(crate) cval_shift: u64,
+pub struct Block<'a>(Rows<'a>);
+
+#[derive(Clone, Debug)]
+enum Rows<'a> {
+    Timers(Timers<'a>),
+    Listed(Rc<[SavedRegister]>),
 }
 
-impl<'a> Block<'a> {
-    /// The registers, in the order in which they are written: CNTVOFF_EL2, those that nobody knows, then each timer's
-    /// CVAL before its CTL.
-    pub fn registers(&self) -> impl Iterator<Item = SavedRegister> + use<'a> {
-        let Self { vm, method, cval_shift } = self.clone();
+/// The timers' registers of a saved VM on arm64.
+#[derive(Clone, Debug)]
+struct Timers<'a> {
+    vm: SavedVm<'a>,
+    method: Method,
+    /// Ticks by which each CVAL moves.
+    cval_shift: u64,
+}
+
+impl<'a> Timers<'a> {
+    /// CNTVOFF_EL2, those that nobody knows, then each timer's CVAL before its CTL.
+    fn registers(self) -> impl Iterator<Item = SavedRegister> + use<'a> {
+        let Self { vm, method, cval_shift } = self;
         let cntvoff =
             vm.register(Held::Cntvoff).into_iter().flat_map(|values| whole(one_reg_id(Role::Cntvoff), values));
         let others = vm.others().flat_map(|(id, values)| whole(id, values));
@@ -155,6 +198,28 @@ impl<'a> Block<'a> {
                 })
             });
         cntvoff.chain(others).chain(timers)
+    }
+}
+
+impl<'a> Block<'a> {
+    /// Makes the block of a saved VM's timers on arm64; each CVAL moves by `cval_shift` ticks.
+    pub(crate) const fn timers(vm: SavedVm<'a>, method: Method, cval_shift: u64) -> Self {
+        Self(Rows::Timers(Timers { vm, method, cval_shift }))
+    }
+
+    /// Makes a block of these registers, in their order.
+    pub(crate) fn listed(registers: impl IntoIterator<Item = SavedRegister>) -> Self {
+        Self(Rows::Listed(registers.into_iter().collect()))
+    }
+
+    /// The registers, in the order in which they are written.
+    pub fn registers(&self) -> impl Iterator<Item = SavedRegister> + use<'a> {
+        let (timers, listed) = match &self.0 {
+            Rows::Timers(timers) => (Some(timers.clone().registers()), None),
+            Rows::Listed(listed) => (None, Some(Rc::clone(listed))),
+        };
+        let listed = listed.into_iter().flat_map(|listed| (0..listed.len()).map(move |at| listed[at]));
+        timers.into_iter().flatten().chain(listed)
     }
 
     /// Number of registers that were written, by the answer to [`Op::Write`].
@@ -185,7 +250,7 @@ fn whole(id: u64, values: Values<'_>) -> impl Iterator<Item = SavedRegister> {
 pub struct SavedRegister {
     /// The vCPU.
     pub vcpu: usize,
-    /// KVM's id of the register.
+    /// Id of the register: on arm64 KVM's own for ONE_REG, on x86-64 an index of an MSR or an id of its own.
     pub id: u64,
     /// The value.
     pub value: u64,
@@ -259,9 +324,13 @@ impl<'a, E> Io<'a, E> {
     }
 
     /// Returns the sample that the value followed from.
-    pub(crate) async fn set_late(&self, what: What, late: Late) -> Result<HostCount, Failed<E>> {
+    pub(crate) async fn set_late(&self, what: What<'a>, late: Late) -> Result<HostCount, Failed<E>> {
         let Done::Count(count) = self.ask(Op::SetLate(what, late)).await? else { wrong_answer() };
         Ok(count)
+    }
+
+    pub(crate) async fn set_clock(&self, id: u64, value: u64) -> Result<(), Failed<E>> {
+        self.ask(Op::SetClock { id, value }).await.map(drop)
     }
 
     pub(crate) async fn sample(&self) -> Result<HostCount, Failed<E>> {
@@ -290,8 +359,12 @@ impl<'a, E> Io<'a, E> {
     }
 
     pub(crate) async fn bracket(&self, vcpu: usize, view: View) -> Result<OffsetInterval, Failed<E>> {
-        let Done::Bracket(interval) = self.ask(Op::Bracket { vcpu, view }).await? else { wrong_answer() };
-        Ok(interval)
+        Ok(self.clock(vcpu, count_reg(view)).await?.offset())
+    }
+
+    pub(crate) async fn clock(&self, vcpu: usize, id: u64) -> Result<Bracket, Failed<E>> {
+        let Done::Bracket(bracket) = self.ask(Op::Bracket { vcpu, id }).await? else { wrong_answer() };
+        Ok(bracket)
     }
 }
 

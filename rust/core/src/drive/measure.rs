@@ -3,7 +3,7 @@
 //! This serves a VM that never opted in: Linux before 6.4, and every VM whose VMM doesn't call
 //! `KVM_ARM_SET_COUNTER_OFFSET`.
 
-use crate::arch::arm64::View;
+use crate::arch::arm64::{View, count_reg};
 use crate::drive::machine::{Failed, Io, What};
 use crate::restore::Late;
 use crate::time::{HostCount, Offset, OffsetInterval};
@@ -60,7 +60,7 @@ pub(crate) async fn set_offset_by_value<E>(
             break;
         }
         let late = Late::of_offset(Offset(wanted.0.wrapping_sub(lead)), anchor);
-        io.set_late(What::Count(view), late).await?;
+        io.set_late(What::Count { id: count_reg(view) }, late).await?;
         *writes += 1;
         known = measure(io, view).await?;
         // The kernel subtracts from a later count than ours, so the offset comes out too large by the delay.

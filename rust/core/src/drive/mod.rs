@@ -12,6 +12,8 @@ pub mod measure;
 pub mod operations;
 pub mod restore;
 pub mod trace;
+#[doc(hidden)]
+pub mod x86_64;
 
 pub use around::{Answer, Around, Surrounded};
 pub use backend::{Backend, Facts, await_stopped, retry_busy};
@@ -19,7 +21,7 @@ pub use call::{Call, CallKind, Verb};
 pub use capture::{capture, capture_registers};
 pub use driver::{carry_out, drive};
 pub use faults::{Fault, Faults, FaultyError, On};
-pub use machine::{Block, Done, Failed, Io, Machine, Op, SavedRegister, What};
+pub use machine::{Block, Bracket, Done, Failed, Io, Machine, Op, SavedRegister, What};
 pub use operations::{OpenPause, OpenRestore, Operated, OperationError, Saving};
 pub use restore::{Cause, Condition, Restore, RestoreError, set_counters};
 pub use trace::{Errno, Trace, TracedCall};

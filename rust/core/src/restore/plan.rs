@@ -208,11 +208,7 @@ impl Plan {
     /// Returns the closed form of the virtual counter from the plan's sample on.
     pub(super) fn late(&self) -> Late {
         let missed = self.missed_with(&self.passed);
-        let cap = match self.request.policy.at_once() {
-            AtOnce::Nothing => 0,
-            AtOnce::UpTo(max_ns) => self.frequency.ns_to_ticks(max_ns),
-            AtOnce::All => u128::MAX,
-        };
+        let cap = self.request.policy.at_once().cap(self.frequency);
         Late { anchor: self.sample.count.own(self.namespace_ticks), missed, cap, saved: self.saved.cntvct }
     }
 

@@ -1,6 +1,6 @@
 //! Policies, and the other choices that a caller makes for a restore.
 
-use crate::time::{Elapsed, GuestCount, Intent, SyncBound};
+use crate::time::{Elapsed, Frequency, GuestCount, Intent, SyncBound};
 use core::num::NonZeroU64;
 
 /// Guest time that a restore gives at once, of the time that the guest missed.
@@ -12,6 +12,18 @@ pub enum AtOnce {
     UpTo(u64),
     /// All of it.
     All,
+}
+
+impl AtOnce {
+    /// The most ticks of this frequency that are given at once.
+    #[must_use]
+    pub const fn cap(self, frequency: Frequency) -> u128 {
+        match self {
+            Self::Nothing => 0,
+            Self::UpTo(max_ns) => frequency.ns_to_ticks(max_ns),
+            Self::All => u128::MAX,
+        }
+    }
 }
 
 /// Treatment of the missed time that isn't given at once.
