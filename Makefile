@@ -78,7 +78,7 @@ test-python: $(NATIVE) ## The Python suite
 	$(PY) -m pytest
 
 .PHONY: kvm-test
-kvm-test: $(VENV)/.tools $(if $(filter aarch64,$(shell uname -m)),$(NATIVE)) | cargo ## Real KVM, on arm64 kernels booted here: all legs, or LEGS="6.12 nested" (docs/testbed.md)
+kvm-test: $(VENV)/.tools $(if $(filter aarch64,$(shell uname -m)),$(NATIVE)) | cargo ## Real KVM, on kernels booted here: all legs, or LEGS="6.12 nested" (docs/testbed.md)
 	$(LAB) testbed test $(LEGS) $(if $(SEED),--seed $(SEED))
 
 .PHONY: kvm-repeat

@@ -43,6 +43,28 @@ def test_a_leg_is_green_only_if_tests_passed(
     assert str(outcome) == f"LEG 6.12: {verdict[0]} passed, {verdict[1]} failed"
 
 
+@pytest.mark.parametrize(
+    ("said", "status", "verdict"),
+    [
+        ("test result: ok. 4 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 3.34s", 0, (4, 0)),
+        ("test result: FAILED. 3 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out", 101, (3, 1)),
+        ("test result: ok. 0 passed; 0 failed; 4 ignored; 0 measured; 0 filtered out", 0, (0, 1)),
+        ("test result: ok. 4 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out", 125, (4, 1)),
+        ("[   12.345678] Kernel panic - not syncing", 125, (0, 1)),
+        ("", 0, (0, 1)),
+    ],
+)
+def test_a_leg_without_python_is_judged_by_its_console(
+    said: str,
+    status: int,
+    verdict: tuple[int, int],
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "console.log").write_text(f"\nrunning 4 tests\n{said}\n\n")
+    outcome = suite.judged("x86", tmp_path, status)
+    assert (outcome.passed, outcome.failed) == verdict
+
+
 def test_what_is_half_made_is_not_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GUESTCLOCK_CACHE", str(tmp_path / "cache"))
 

@@ -1,4 +1,4 @@
-"""Boots arm64 kernels with a real /dev/kvm on any x86 machine, and runs the suite or a command in them."""
+"""Boots kernels with a real /dev/kvm on any x86 machine, and runs the suite or a command in them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from testbed import cache, machine, suite, wheel
+from testbed import cache, machine, program, suite, wheel
 from testbed.image import TREE
 from testbed.legs import LEGS
 from testbed.say import give_up, note, say
@@ -38,14 +38,16 @@ def main() -> int:
 
     chosen = parser.parse_args()
     if chosen.command == "boot":
-        built = wheel.found(DIST)
-        if not built:
+        leg = LEGS[chosen.leg]
+        built = wheel.found(DIST) if leg.architecture.python else None
+        if leg.architecture.python and not built:
             note("no aarch64 wheel in dist/ (make wheel-aarch64 builds it): a machine without guestclock")
         return machine.boot(
-            LEGS[chosen.leg],
+            leg,
             chosen.arguments,
             show=show,
             wheel=built,
+            program=None if leg.architecture.python else program.build(),
             out=chosen.out,
             icount=chosen.icount,
             timeout_s=chosen.timeout,

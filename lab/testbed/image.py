@@ -1,4 +1,4 @@
-"""The files that a machine starts with: Debian's Python for arm64, and what the tests import."""
+"""The files that a machine starts with: a shell, and on arm64 Debian's Python, and what the tests import."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from testbed import cache, roots
 from testbed.archive import Writer
 from testbed.debian import Archive
 from testbed.say import note
 
+if TYPE_CHECKING:
+    from testbed.legs import Architecture
+
 TREE = Path(__file__).resolve().parent.parent.parent
 
-GUEST_PACKAGES = ("python3.11:arm64", "libstdc++6:arm64", "busybox-static:arm64")
+SHELL = "busybox-static"
+PYTHON = ("python3.11", "libstdc++6")
 WHEELS = ("numpy", "pytest", "pytest-timeout", "hypothesis", "typing-extensions", "rich", "typer")
 """Imports of the tests, the examples and the command line; their versions are those of requirements-dev.txt."""
 
@@ -35,11 +40,12 @@ COPIED = ("pyproject.toml", "tests", "examples", "lab")
 """Parts of the work tree that are in the machine."""
 
 
-def base() -> Path:
-    """The archive of what is the same at every boot: Python, what the tests import, a shell, and the first program."""
+def base(wanted: Architecture) -> Path:
+    """The archive of what is the same at every boot: a shell, the first program's folders, and what Python needs."""
     archive = Archive("bookworm")
-    packages = [p for p in archive.plan(*GUEST_PACKAGES) if p.architecture != "amd64"]
-    constraints = pins()
+    names = [f"{name}:{wanted.debian}" for name in (*(PYTHON if wanted.python else ()), SHELL)]
+    packages = [p for p in archive.plan(*names) if p.architecture in {wanted.debian, "all"}]
+    constraints = pins() if wanted.python else []
 
     def fill(place: Path) -> None:
         files = place / "files"
@@ -48,34 +54,41 @@ def base() -> Path:
         for name in UNUSED:
             if (files / name).is_dir():
                 cache.remove(files / name)
-        (files / "usr/bin/python3").symlink_to("python3.11")
-        for name in ("proc", "sys", "dev", "tmp", "out", "root", "bin", "sbin"):
+        for name in ("proc", "sys", "dev", "etc", "tmp", "out", "root", "bin", "sbin"):
             (files / name).mkdir(exist_ok=True)
-        packed = place / "wheels"
-        (place / "pins.txt").write_text("\n".join(constraints))
-        note("fetching the machine's Python packages")
-        subprocess.run(
-            [
-                *(sys.executable, "-m", "pip", "download", "--quiet", "--dest", packed),
-                *("--constraint", place / "pins.txt", "--only-binary=:all:", "--python-version=3.11"),
-                *("--platform=manylinux_2_28_aarch64", "--platform=manylinux2014_aarch64"),
-                *WHEELS,
-            ],
-            check=True,
-        )
-        for wheel in sorted(packed.glob("*.whl")):
-            install(wheel, files)
-        for tests in sorted((files / PACKAGES).rglob("tests"), reverse=True):
-            cache.remove(tests)
-        compiled(files)
+        if wanted.python:
+            _add_python(place, files, constraints)
         with (place / "base.cpio").open("wb") as out:
             writer = Writer(out)
             writer.tree(files)
             writer.close()
         cache.remove(files)
-        cache.remove(packed)
 
-    return cache.made("base", cache.key(Path(__file__).read_text(), packages, constraints), fill) / "base.cpio"
+    key = cache.key(Path(__file__).read_text(), packages, constraints)
+    return cache.made("base", key, fill) / "base.cpio"
+
+
+def _add_python(place: Path, files: Path, constraints: list[str]) -> None:
+    """Give Python its usual name, and what the tests import; `place` is for files on the way."""
+    (files / "usr/bin/python3").symlink_to("python3.11")
+    packed = place / "wheels"
+    (place / "pins.txt").write_text("\n".join(constraints))
+    note("fetching the machine's Python packages")
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "pip", "download", "--quiet", "--dest", packed),
+            *("--constraint", place / "pins.txt", "--only-binary=:all:", "--python-version=3.11"),
+            *("--platform=manylinux_2_28_aarch64", "--platform=manylinux2014_aarch64"),
+            *WHEELS,
+        ],
+        check=True,
+    )
+    for wheel in sorted(packed.glob("*.whl")):
+        install(wheel, files)
+    for tests in sorted((files / PACKAGES).rglob("tests"), reverse=True):
+        cache.remove(tests)
+    compiled(files)
+    cache.remove(packed)
 
 
 def pins() -> list[str]:

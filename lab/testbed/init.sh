@@ -17,6 +17,8 @@ ip link set lo up
 # Of an installation that is always the same one, as its files are.
 echo 0c9a1d5e6b7f4832a1b0c2d3e4f50617 >/etc/machine-id
 . /testbed/environment
+# Where the kernel hasn't KVM built in.
+for module in $TESTBED_MODULES; do insmod "/$module.ko"; done
 
 cd /work
 timeout -k 5 "$TESTBED_LIMIT_S" sh /testbed/command
@@ -25,7 +27,7 @@ status=$?
 if [ "$status" -ge 128 ] && [ "$(cut -d. -f1 /proc/uptime)" -ge "$TESTBED_LIMIT_S" ]; then status=124; fi
 echo "$status" >/testbed/status
 
-stty raw -echo </dev/ttyAMA1
-tar -c -z -C / testbed/status out >/dev/ttyAMA1
+stty raw -echo <"$TESTBED_FILES"
+tar -c -z -C / testbed/status out >"$TESTBED_FILES"
 echo 0 >/proc/sys/kernel/printk
 poweroff -f

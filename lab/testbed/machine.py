@@ -1,4 +1,4 @@
-"""An emulated arm64 machine that boots a real kernel with a working /dev/kvm, runs one command, and ends."""
+"""An emulated machine that boots a real kernel with a working /dev/kvm, runs one command, and ends."""
 
 from __future__ import annotations
 
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from testbed.legs import Leg
-
-EMULATOR = ("qemu-system-arm", "base-files")
 
 REPEATABLE = ("-icount", "shift=1,sleep=off", "-rtc", "base=2024-01-01T00:00:00,clock=vm", "-seed", "1")
 """One processor whose clock counts its instructions: the same command prints the same bytes."""
@@ -48,9 +46,10 @@ class Parts:
 def parts(leg: Leg) -> Parts:
     """The parts of the leg's machine; what the cache hasn't got is fetched."""
     roots.check()
+    wanted = leg.architecture
     # One emulator for all legs, so that only the kernel differs. The newest, since no older one runs the nested leg.
-    emulator = roots.root("emulator", Archive("trixie"), *EMULATOR, backports=True)
-    return Parts(emulator, kernel.fetched(leg), image.base())
+    emulator = roots.root("emulator", Archive("trixie"), *wanted.emulator, backports=True)
+    return Parts(emulator, kernel.fetched(leg, emulator), image.base(wanted))
 
 
 def boot(
@@ -59,6 +58,7 @@ def boot(
     *,
     show: Callable[[bytes], None],
     wheel: Path | None = None,
+    program: Path | None = None,
     out: Path | None = None,
     icount: bool = False,
     timeout_s: int = 600,
@@ -67,19 +67,27 @@ def boot(
 
     `show` gets each line of the console as it is written. What the command leaves in /out is in the folder `out`
     afterwards, also if the command failed or didn't end in time. The machine has the caller's variables GUESTCLOCK_*,
-    and the leg's name as GUESTCLOCK_LEG.
+    and the leg's name as GUESTCLOCK_LEG; and /program, where one is given.
     """
-    machine = parts(leg)
+    machine, wanted = parts(leg), leg.architecture
     with tempfile.TemporaryDirectory(prefix="guestclock-") as scratch:
         handed_over, initrd = Path(scratch, "out.tar.gz"), Path(scratch, "initrd")
         variables = {name: value for name, value in os.environ.items() if name.startswith("GUESTCLOCK_")}
         variables.pop("GUESTCLOCK_CACHE", None)
         variables |= {"GUESTCLOCK_LEG": leg.name, "GUESTCLOCK_OUT": "/out", "TESTBED_LIMIT_S": str(timeout_s)}
+        variables |= {"TESTBED_FILES": f"/dev/{wanted.files}", "TESTBED_MODULES": " ".join(wanted.modules)}
         with initrd.open("wb") as joined:
             with machine.base.open("rb") as base:
                 shutil.copyfileobj(base, joined, 1 << 20)
             writer = Writer(joined)
-            _work_tree(writer, wheel, Path(scratch, "tree"))
+            if wanted.python:
+                _work_tree(writer, wheel, Path(scratch, "tree"))
+            else:
+                writer.add("work", stat.S_IFDIR | 0o755)
+            if program:
+                writer.add("program", stat.S_IFREG | 0o755, program.read_bytes())
+            for module in wanted.modules:
+                writer.add(f"{module}.ko", stat.S_IFREG | 0o644, (machine.kernel / f"{module}.ko").read_bytes())
             exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
             writer.files({"testbed/environment": exports, "testbed/command": shlex.join(arguments) + "\n"})
             writer.add("init", stat.S_IFREG | 0o755, Path(__file__).with_name("init.sh").read_bytes())
@@ -107,17 +115,18 @@ def boot(
 
 def _emulated(machine: Parts, leg: Leg, *, initrd: Path, handed_over: Path, icount: bool) -> list[str]:
     """The emulator's command line."""
-    append = ["console=ttyAMA0", "panic=-1", "quiet", leg.arguments, "nokaslr" if icount else ""]
+    wanted = leg.architecture
+    append = [f"console={wanted.console}", "panic=-1", "quiet", leg.arguments, "nokaslr" if icount else ""]
     return roots.command(
-        *(machine.emulator, "/usr/bin/qemu-system-aarch64"),
-        *("-machine", "virt,virtualization=on,gic-version=3", "-cpu", leg.cpu),
+        *(machine.emulator, f"/usr/bin/{wanted.program}"),
+        *(*wanted.machine, "-cpu", leg.cpu),
         *("-smp", "1" if icount else "2", "-m", "1G", "-no-reboot", "-nic", "none"),
         # The console, and another serial line for the files: what a guest writes there is written at once, by the
         # processor that writes it. A disk's or a port's writes would come when the host gets round to them, and no run
         # of counted instructions would be like the one before.
         *("-display", "none", "-monitor", "none"),
         *("-serial", "file:/dev/stdout", "-serial", f"file:{roots.inside(handed_over)}"),
-        *("-kernel", roots.inside(machine.kernel), "-initrd", roots.inside(initrd)),
+        *("-kernel", roots.inside(machine.kernel / "kernel"), "-initrd", roots.inside(initrd)),
         *("-append", " ".join(filter(None, append))),
         *(REPEATABLE if icount else ()),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import secrets
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, BinaryIO
 
-from testbed import cache, machine, wheel
+from testbed import cache, machine, program, wheel
 from testbed.image import TREE
 from testbed.legs import LEGS, Leg
 from testbed.say import say
@@ -28,6 +29,12 @@ TESTS = ("tests/test_backends.py", "tests/kvm")
 
 PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "--color=no", "--override-ini=timeout=300", *TESTS)
 """An emulated processor takes its time: a test may take longer there than elsewhere."""
+
+PROGRAM = ("/program", "--ignored", "--test-threads=1", "--show-output")
+"""The tests of a machine without Python. Elsewhere they are ignored."""
+
+COUNTS = re.compile(r"^test result: .*? (\d+) passed; (\d+) failed; (\d+) ignored;", re.MULTILINE)
+"""The last line of a test program in Rust."""
 
 OUT = TREE / "out" / "kvm"
 """Files of the legs: their console, pytest's report, what was probed, and whatever the tests write."""
@@ -56,11 +63,13 @@ def run(names: Iterable[str], *, seed: int | None, jobs: int, timeout_s: int) ->
         outcomes = [_native()]
     else:
         legs = [LEGS[name] for name in names]
-        built = wheel.build(TREE / "dist")
+        built = wheel.build(TREE / "dist") if any(leg.architecture.python for leg in legs) else None
+        tests = program.build() if not all(leg.architecture.python for leg in legs) else None
         for leg in legs:
             machine.parts(leg)
         with ThreadPoolExecutor(jobs) as pool:
-            outcomes = list(pool.map(lambda leg: _leg(leg, built, timeout_s, prefixed=min(jobs, len(legs)) > 1), legs))
+            prefixed = min(jobs, len(legs)) > 1
+            outcomes = list(pool.map(lambda leg: _leg(leg, built, tests, timeout_s, prefixed=prefixed), legs))
     say(f"{sum(o.passed for o in outcomes)} passed, {sum(o.failed for o in outcomes)} failed")
     return 1 if any(o.failed for o in outcomes) else 0
 
@@ -70,15 +79,17 @@ def native() -> bool:
     return platform.machine() == "aarch64" and Path("/dev/kvm").exists()
 
 
-def _leg(leg: Leg, built: Path, timeout_s: int, *, prefixed: bool) -> Outcome:
+def _leg(leg: Leg, built: Path | None, tests: Path | None, timeout_s: int, *, prefixed: bool) -> Outcome:
     """Run the suite in the leg's machine."""
     out = _emptied(OUT / leg.name)
+    python = leg.architecture.python
     with (out / "console.log").open("wb") as log:
         status = machine.boot(
             leg,
-            ["python3", *PYTEST, "--junit-xml=/out/junit.xml"],
+            ["python3", *PYTEST, "--junit-xml=/out/junit.xml"] if python else [*PROGRAM],
             show=_console(log, f"[{leg.name}] " if prefixed else ""),
-            wheel=built,
+            wheel=built if python else None,
+            program=None if python else tests,
             out=out,
             timeout_s=timeout_s,
         )
@@ -98,7 +109,7 @@ def judged(leg: str, out: Path, status: int) -> Outcome:
     probed = out / "probed.json"
     for name, value in json.loads(probed.read_text()).items() if probed.is_file() else ():
         say(f"{leg}: {name}: {value}")
-    passed, failed, skipped = _counted(out / "junit.xml")
+    passed, failed, skipped = _counted(out)
     if status not in {0, 1}:
         say(f"{leg}: the suite ended with status {status}")
     if skipped:
@@ -112,8 +123,15 @@ def judged(leg: str, out: Path, status: int) -> Outcome:
     return outcome
 
 
-def _counted(report: Path) -> tuple[int, int, int]:
-    """Numbers of tests passed, failed and skipped, by pytest's report. A test that failed twice counts once."""
+def _counted(out: Path) -> tuple[int, int, int]:
+    """Numbers of tests passed, failed and skipped, by pytest's report, or by what a program in Rust has said.
+
+    A test that failed twice counts once.
+    """
+    report, console = out / "junit.xml", out / "console.log"
+    if not report.is_file() and console.is_file():
+        told = COUNTS.findall(console.read_text(errors="replace"))
+        return sum(int(t[0]) for t in told), sum(int(t[1]) for t in told), sum(int(t[2]) for t in told)
     verdicts: dict[tuple[str, str], str] = {}
     if report.is_file():
         for case in ET.parse(report).getroot().iter("testcase"):  # noqa: S314
