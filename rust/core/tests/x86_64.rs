@@ -149,11 +149,7 @@ impl Vm {
     where
         F: Future<Output = T> + 'a,
     {
-        let mut machine = Machine::new(begin);
-        while let Some(op) = machine.next() {
-            machine.done(self.carry_out(op));
-        }
-        machine.end().unwrap()
+        Machine::new(begin).run(|op| self.carry_out(op))
     }
 
     fn save(&mut self) -> Result<SavedClocks, ClocksError<&'static str>> {

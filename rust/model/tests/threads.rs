@@ -166,11 +166,7 @@ impl Vmm {
     where
         F: Future<Output = T> + 'a,
     {
-        let mut machine = Machine::new(begin);
-        while let Some(op) = machine.next() {
-            machine.done(self.carry_out(op));
-        }
-        machine.end().unwrap()
+        Machine::new(begin).run(|op| self.carry_out(op))
     }
 }
 

@@ -16,11 +16,7 @@ where
     B::Error: 'a,
     F: Future<Output = T> + 'a,
 {
-    let mut machine = Machine::new(begin);
-    while let Some(op) = machine.next() {
-        machine.done(carry_out(&op, backend));
-    }
-    machine.end().expect("a machine that asks for nothing has ended")
+    Machine::new(begin).run(|op| carry_out(&op, backend))
 }
 
 /// Carries out a step.

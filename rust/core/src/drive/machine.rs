@@ -411,6 +411,17 @@ impl<'a, E: 'a, T: 'a> Machine<'a, E, T> {
         Self { run: Box::pin(begin(Io { slot: Rc::clone(&slot) })), slot, end: None }
     }
 
+    /// Runs to the end with a driver that carries each step out at once.
+    ///
+    /// # Panics
+    /// Where the driver answers a step with something else than it asks for.
+    pub fn run(mut self, mut carry_out: impl FnMut(Op<'a>) -> Answer<E>) -> T {
+        while let Some(op) = self.next() {
+            self.done(carry_out(op));
+        }
+        self.end.expect("a machine that asks for nothing has ended")
+    }
+
     /// Answers the step that was asked for last.
     pub fn done(&mut self, answer: Answer<E>) {
         self.slot.borrow_mut().answer = Some(answer);
