@@ -78,8 +78,9 @@ test-python: $(NATIVE) ## The Python suite
 	$(PY) -m pytest
 
 .PHONY: kvm-test
-kvm-test: $(VENV)/.tools $(if $(filter aarch64,$(shell uname -m)),$(NATIVE)) | cargo ## Real KVM, on kernels booted here: all legs, or LEGS="6.12 nested" (docs/testbed.md)
+kvm-test: $(NATIVE) | cargo ## Real KVM, on kernels booted here: all legs, or LEGS="6.12 nested" (docs/testbed.md)
 	$(LAB) testbed test $(LEGS) $(if $(SEED),--seed $(SEED))
+	$(if $(LEGS),,$(PY) -m pytest tests/test_stopped_machine.py)
 
 .PHONY: kvm-repeat
 kvm-repeat: $(VENV)/.tools ## Counted instructions: one seed, two machines, the same trace byte for byte (docs/differential.md)
