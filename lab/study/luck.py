@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from guestclock import Advance, CatchUp, Elapsed, Freeze, SyncBound
 from study.corners import FREQUENCIES
+from study.dice import Drawing
 from study.hosts import PPB, SECOND, Oscillator
 from study.life import LEAP, Life, WallClock
 
@@ -80,7 +81,7 @@ def draw(seed: int, number: int) -> Unlucky:
 
 
 @dataclass
-class _Luck:
+class _Luck(Drawing):
     """One migration in the making."""
 
     dice: random.Random
@@ -362,17 +363,6 @@ class _Luck:
             error_ns = dice.choice((-1, 1)) * dice.randint(bound_ns + 1, 3 * bound_ns)
             self._break("wall-clock", {"wall-clock-within"})
         return replace(clock, error_ns=error_ns)
-
-    def _log(self, most: int, least: int = 0) -> int:
-        """From `least` to `most`: each power of two as likely as the next, and the ends more so."""
-        ends = self.dice.random()
-        if ends < 1 / 20:
-            return least if ends < 1 / 40 else most
-        return max(least, self.dice.randint(0, most >> self.dice.randrange(most.bit_length())))
-
-    def _within(self, most: int) -> int:
-        """Anything from -most to most; the ends every other time."""
-        return self.dice.choice((-most, most)) if self.dice.random() < 1 / 2 else self.dice.randint(-most, most)
 
     def _id(self) -> str:
         return f"{self.dice.getrandbits(128):032x}"

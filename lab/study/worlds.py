@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from guestclock import Advance, CatchUp, Elapsed, Freeze
 from study.corners import FREQUENCIES
+from study.dice import Drawing
 from study.hosts import PPB, RATE_PPB, SECOND, Host, LeapSecond, Oscillator
 from study.lies import TRUTH
 from study.migration import Migration
@@ -36,7 +37,7 @@ def draw(seed: int, number: int, lie: Lie = TRUTH) -> Migration:
     return _Draw(random.Random(f"{seed}/{number}"), lie).migration()  # noqa: S311 - nothing is kept secret
 
 
-class _Draw:
+class _Draw(Drawing):
     """One migration in the making."""
 
     def __init__(self, dice: random.Random, lie: Lie) -> None:
@@ -75,17 +76,6 @@ class _Draw:
         if self.dice.random() < 9 / 10:
             return self.dice.choice(FREQUENCIES)
         return self.dice.randint(1_000_000, 1_200_000_000)
-
-    def _log(self, most: int, least: int = 0) -> int:
-        """From `least` to `most`: each power of two as likely as the next, and the ends more so."""
-        ends = self.dice.random()
-        if ends < 1 / 20:
-            return least if ends < 1 / 40 else most
-        return max(least, self.dice.randint(0, most >> self.dice.randrange(most.bit_length())))
-
-    def _within(self, most: int) -> int:
-        """Anything from -most to most; the ends every other time, since that is where a bound is broken."""
-        return self.dice.choice((-most, most)) if self.dice.random() < 1 / 2 else self.dice.randint(-most, most)
 
     def _rate(self) -> int:
         return self._within(RATE_PPB) if self.dice.random() < 1 / 5 else self.dice.randint(-100_000, 100_000)
