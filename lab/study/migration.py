@@ -24,6 +24,8 @@ from guestclock.inspection.words import signed
 from study.hosts import SECOND
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from guestclock import Policy, Stamp
     from study.hosts import Host
 
@@ -134,8 +136,15 @@ def _checkpoint(migration: Migration) -> Checkpoint:
 
 def _read(migration: Migration, stamp: Stamp) -> Checkpoint:
     """Return the checkpoint of a guest whose VMM has read its counters, some time before or after the stamp."""
-    virtual, physical = ((migration.guest + error) % 2**64 for error in migration.misread)
-    registers: dict[int, int] = {
+    width_ticks = migration.width_ticks or 0
+    registers = as_read(migration.guest, migration.misread)
+    return Checkpoint.from_one_regs([registers], frequency_hz=stamp.frequency_hz, host=stamp, width_ticks=width_ticks)
+
+
+def as_read(guest: int, misread: Iterable[int]) -> dict[int, int]:
+    """Return the registers that a VMM has read, with the errors of its reads of the two counters."""
+    virtual, physical = ((guest + error) % 2**64 for error in misread)
+    return {
         Reg.TIMER_CVAL: 0,
         Reg.TIMER_CTL: 0,
         Reg.PTIMER_CVAL: 0,
@@ -143,8 +152,6 @@ def _read(migration: Migration, stamp: Stamp) -> Checkpoint:
         Reg.TIMER_CNT: virtual,
         Reg.PTIMER_CNT: physical,
     }
-    width_ticks = migration.width_ticks or 0
-    return Checkpoint.from_one_regs([registers], frequency_hz=stamp.frequency_hz, host=stamp, width_ticks=width_ticks)
 
 
 def _basis(migration: Migration, *, same_counter: bool) -> str:

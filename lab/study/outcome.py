@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from guestclock import Advance, CatchUp, Checkpoint, ClockBank, Fleet, Freeze, ManualCounter, ModelVm, Reg
+from guestclock import Advance, CatchUp, Checkpoint, ClockBank, Fleet, Freeze, ManualCounter, ModelVm
 from guestclock.errors import Refused
 from guestclock.inspection.words import signed
 from study.evidence import ROWS, Belief, ClockTable
 from study.hosts import SECOND
+from study.migration import as_read
 
 if TYPE_CHECKING:
     from guestclock import Policy, Stamp
@@ -148,15 +149,7 @@ def _checkpoint(drawn: Unlucky) -> Checkpoint:
         vm = ModelVm(1, counter=ManualCounter(frequency_hz=stamp.frequency_hz))
         vm.opt_in(offset=(stamp.count - drawn.guest) % 2**64)
         return vm.checkpoint(now=stamp)
-    virtual, physical = ((drawn.guest + error) % 2**64 for error in drawn.misread)
-    registers: dict[int, int] = {
-        Reg.TIMER_CVAL: 0,
-        Reg.TIMER_CTL: 0,
-        Reg.PTIMER_CVAL: 0,
-        Reg.PTIMER_CTL: 0,
-        Reg.TIMER_CNT: virtual,
-        Reg.PTIMER_CNT: physical,
-    }
+    registers = as_read(drawn.guest, drawn.misread)
     return Checkpoint.from_one_regs(
         [registers], frequency_hz=stamp.frequency_hz, host=stamp, width_ticks=drawn.width_ticks
     )

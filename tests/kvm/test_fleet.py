@@ -32,15 +32,6 @@ def vmm(*arguments: str | Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def both() -> bool:
-    """Whether this kernel can set both counters."""
-    machine = kvm_vmm.Machine(0, gic=False)
-    capability = machine.check_extension(kvm_vmm.KVM_CAP_COUNTER_OFFSET)
-    machine.close()
-    return capability == 1
-
-
-@pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The guests that one process has saved, for others to restore."""
     made = tmp_path_factory.mktemp("host")

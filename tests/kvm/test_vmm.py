@@ -34,15 +34,6 @@ FAULT_TICKS = 62_500_000
 
 
 @pytest.fixture(scope="module")
-def both() -> bool:
-    """Whether this kernel can set both counters: before 6.4 there is no offset to set, and no way to CNTPCT."""
-    machine = kvm_vmm.Machine(0, gic=False)
-    capability = machine.check_extension(kvm_vmm.KVM_CAP_COUNTER_OFFSET)
-    machine.close()
-    return capability == 1
-
-
-@pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A guest that one process has saved, for others to restore."""
     directory = tmp_path_factory.mktemp("vm")

@@ -644,8 +644,10 @@ class UnicornTimer:
 
     def _look_up(self) -> None:
         """Ends the run in a hook if `stop()` was called, or if fast mode's slice takes longer than it should."""
-        late = self._slice_end is not None and _ticks_left(self._slice_end, self._vm.counter.read()) == 0
-        if self._exit is _Exit.SLICE and (late or self._stop_requested):
+        if self._exit is not _Exit.SLICE:
+            return
+        end = self._slice_end
+        if self._stop_requested or (end is not None and _ticks_left(end, self._vm.counter.read()) == 0):
             self._leave(_Exit.RECALLED)
 
     def _leave(self, exit_: _Exit) -> None:

@@ -24,7 +24,8 @@ use std::sync::Arc;
 ///
 /// The model follows the rules of KVM in the kernel named by `kernel` ("6.1", "6.12" or "7.3"; by default "6.12", or
 /// "7.3" for a nested guest). `counter` is the host's by default, and may be any object with `frequency_hz`, `read()` and
-/// `stamp()`, which each call that needs a sample asks once, before it takes a lock. The guest's CNTFRQ_EL0 is the counter's frequency.
+/// `stamp()`, which each call that needs a sample asks once, before it takes a lock. The guest's CNTFRQ_EL0 is the
+/// counter's frequency.
 /// Safe to use from many threads.
 ///
 /// `nested=True` gives the guest EL2 (KVM_ARM_VCPU_HAS_EL2): a CNTVOFF_EL2 on each vCPU, and two more timers; with

@@ -268,7 +268,7 @@ impl RunState {
     ) -> By<OpenRestore, E> {
         checkpoint.only()?;
         look_at(io, facts).await?;
-        let restore = Restore::preparing(io, plan, facts).await.inspect_err(|error| {
+        let restore = Restore::preparing(io, facts, plan).await.inspect_err(|error| {
             // Its clock is at a provisional offset: no vCPU may run with that.
             if error.left() == Condition::Provisional {
                 self.begin_restore();

@@ -194,11 +194,11 @@ impl Restore {
     /// Takes the first step: opts in with a provisional offset, if the plan uses one.
     pub fn prepare<B: Backend + ?Sized>(plan: Plan, backend: &mut B) -> Result<Self, RestoreError<B::Error>> {
         let (facts, plan) = (Facts::of(backend), Box::new(plan));
-        drive(backend, async |io| Self::preparing(&io, plan, &facts).await)
+        drive(backend, async |io| Self::preparing(&io, &facts, plan).await)
     }
 
     /// The machine of [`prepare`](Self::prepare).
-    pub async fn preparing<E>(io: &Io<'_, E>, plan: Box<Plan>, facts: &Facts) -> Result<Self, RestoreError<E>> {
+    pub async fn preparing<E>(io: &Io<'_, E>, facts: &Facts, plan: Box<Plan>) -> Result<Self, RestoreError<E>> {
         if facts.generation != plan.generation {
             return Err(Refusal::StalePlan.into());
         }

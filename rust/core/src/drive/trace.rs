@@ -4,19 +4,12 @@ use crate::drive::around::{Answer, Around};
 use crate::drive::backend::Backend;
 use crate::drive::call::{Call, Verb};
 use alloc::vec::Vec;
-use core::convert::Infallible;
 use core::fmt;
 
 /// Error that the kernel could have answered.
 pub trait Errno {
     /// Returns the errno, as KVM would answer it.
     fn errno(&self) -> i32;
-}
-
-impl Errno for Infallible {
-    fn errno(&self) -> i32 {
-        match *self {}
-    }
 }
 
 /// A call that was made, and its answer.
@@ -121,7 +114,14 @@ impl<E: Errno> Around<E> for Trace {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use core::convert::Infallible;
     use core::sync::atomic::{AtomicU64, Ordering};
+
+    impl Errno for Infallible {
+        fn errno(&self) -> i32 {
+            match *self {}
+        }
+    }
 
     fn clock() -> u64 {
         static NOW: AtomicU64 = AtomicU64::new(0);
