@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from guestclock import ModelVm, Reg, sysreg
+from guestclock import ModelVm, Reg
 from guestclock.adapters.unicorn import UnicornTimer
 from guestclock.demo import unicorn_vmm as vmm
+from guestclock.model import sysreg
 
 MS = vmm.HZ // 1_000
 CNTVOFF = sysreg("CNTVOFF_EL2")

@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from guestclock import FaultyVm, GuestVm, HostCounter, KvmVm, ModelVm
+from guestclock import HostCounter, KvmVm, ModelVm
+from guestclock.testing import FaultyVm
+from guestclock.types import GuestVm
 
 if TYPE_CHECKING:
     from kvm_vmm import Machine

@@ -22,22 +22,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from guestclock import (
-    Advance,
-    CatchUp,
-    Counter,
-    DeadlineAlarm,
-    DeadlineQueue,
-    Freeze,
-    HostCounter,
-    ManualCounter,
-    ModelVm,
-    MonotonicCounter,
-    ScaledCounter,
-    Step,
-    aio,
-)
+from guestclock import Advance, CatchUp, Freeze, HostCounter, ManualCounter, ModelVm, MonotonicCounter, aio
 from guestclock.errors import AlarmInUse, CapabilityMissing, RestoreOpen, VcpuRunning
+from guestclock.model import DeadlineAlarm, DeadlineQueue, ScaledCounter
+from guestclock.types import Counter, Step
 from vms import NS, SECOND, host, owned
 
 MS = 10**6

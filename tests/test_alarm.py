@@ -22,25 +22,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from guestclock import (
-    Advance,
-    AlarmInUse,
-    ClockBank,
-    DeadlineAlarm,
-    DeadlineQueue,
-    Fault,
-    FaultyVm,
-    Fleet,
-    HostCounter,
-    Lateness,
-    ManualCounter,
-    ModelVm,
-    MonotonicCounter,
-    Reg,
-    ScaledCounter,
-    Timer,
-)
-from guestclock.types import Counter
+from guestclock import Advance, Fleet, HostCounter, ManualCounter, ModelVm, MonotonicCounter, Reg, Timer
+from guestclock.errors import AlarmInUse
+from guestclock.model import ClockBank, DeadlineAlarm, DeadlineQueue, ScaledCounter
+from guestclock.testing import Fault, FaultyVm
+from guestclock.types import Counter, Lateness
 
 SECOND = 10**9
 NO_DEADLINE = 2**64 - 1
@@ -607,7 +593,8 @@ def test_no_descriptor_left_loses_nothing() -> None:
     script = """
 import resource
 import sys
-from guestclock import ClockBank, DeadlineAlarm, DeadlineQueue, ManualCounter, ModelVm
+from guestclock import ManualCounter, ModelVm
+from guestclock.model import ClockBank, DeadlineAlarm, DeadlineQueue
 
 def without_descriptors(call):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -29,7 +29,6 @@ from guestclock import (
     Restore,
     SyncBound,
     Timer,
-    sysreg,
 )
 from guestclock.errors import (
     CapabilityMissing,
@@ -59,6 +58,7 @@ from guestclock.errors import (
     UnknownState,
     VcpuRunning,
 )
+from guestclock.model import sysreg
 from vms import HZ, SECOND, START_NS, busy, host, owned, state
 
 ANYTHING: Any = object()

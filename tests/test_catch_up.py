@@ -10,20 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestclock import (
-    Advance,
-    CatchUp,
-    Checkpoint,
-    ClockEquation,
-    Elapsed,
-    Freeze,
-    ManualCounter,
-    ModelVm,
-    Reg,
-    Step,
-    Timer,
-    VmClock,
-)
+from guestclock import Advance, CatchUp, Checkpoint, Elapsed, Freeze, ManualCounter, ModelVm, Reg, Timer
 from guestclock.errors import (
     CapabilityMissing,
     CounterSkew,
@@ -33,6 +20,8 @@ from guestclock.errors import (
     RestoreOpen,
     VcpuRunning,
 )
+from guestclock.guest import ClockEquation, VmClock
+from guestclock.types import Step
 from vms import HZ, NS, SECOND, host, owned, state
 
 SLOWLY = CatchUp(step_ns=SECOND // 2, interval_ns=SECOND)

@@ -18,25 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from golden import make
-from guestclock import (
-    Advance,
-    Backlog,
-    CatchUp,
-    Checkpoint,
-    ClockBank,
-    Deadlines,
-    Elapsed,
-    FaultyVm,
-    Fleet,
-    Freeze,
-    ManualCounter,
-    ModelVm,
-    Policy,
-    Reg,
-    ScaledCounter,
-    Timer,
-)
+from guestclock import Advance, CatchUp, Checkpoint, Elapsed, Fleet, Freeze, ManualCounter, ModelVm, Reg, Timer
 from guestclock.errors import NotACheckpoint, TooLarge
+from guestclock.model import ClockBank, ScaledCounter
+from guestclock.testing import FaultyVm
+from guestclock.types import Backlog, Deadlines, Policy
 from vms import HZ, NS, SECOND, START_NS, busy, host, owned
 
 CATCH_UP = CatchUp(10**6, 10**7)

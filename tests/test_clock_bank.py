@@ -15,40 +15,44 @@ import pytest
 from numpy.typing import NDArray
 
 from guestclock import (
-    NO_DEADLINE,
-    Added,
     Advance,
-    CapabilityMissing,
     CatchUp,
     Checkpoint,
-    ClockBank,
-    ClockWentBackwards,
-    CounterSkew,
-    DeadlineAlarm,
     Fleet,
-    FleetRefused,
-    FleetReport,
     Freeze,
-    FrequencyMismatch,
-    KvmError,
     ManualCounter,
-    Misuse,
     ModelVm,
-    NamesDiffer,
-    NoSuchVm,
-    Policy,
     Reg,
     Report,
-    RestoreOpen,
-    ScaledCounter,
     Timer,
+    VcpuRunning,
+)
+from guestclock.errors import (
+    CapabilityMissing,
+    ClockWentBackwards,
+    CounterSkew,
+    FleetRefused,
+    FrequencyMismatch,
+    KvmError,
+    Misuse,
+    NamesDiffer,
+    NoSuchVm,
+    RestoreOpen,
     TopologyMismatch,
     UnknownRegister,
-    VcpuRunning,
+)
+from guestclock.fleet import FleetReport
+from guestclock.model import (
+    NO_DEADLINE,
+    Added,
+    ClockBank,
+    DeadlineAlarm,
+    ScaledCounter,
     ns_to_ticks,
     recompute_offsets,
     ticks_to_ns,
 )
+from guestclock.types import Policy
 
 START = 10**6
 
@@ -845,7 +849,7 @@ class TestColumns:
     def test_the_instruction_set_can_be_forced(self) -> None:
         for name, code in (("baseline", 0), ("z80", 1)):
             ran = subprocess.run(
-                [sys.executable, "-c", "import guestclock; print(guestclock.isa())"],
+                [sys.executable, "-c", "import guestclock; print(guestclock.model.isa())"],
                 env={**os.environ, "GUESTCLOCK_ISA": name},
                 capture_output=True,
                 text=True,

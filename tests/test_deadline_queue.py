@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from numpy.typing import NDArray
 
-from guestclock import DeadlineQueue, ManualCounter, ModelVm, Reg
+from guestclock import ManualCounter, ModelVm, Reg
+from guestclock.model import DeadlineQueue
 
 SIZE = 2**64
 NO_DEADLINE = SIZE - 1

@@ -17,19 +17,19 @@ from guestclock import (
     Advance,
     CatchUp,
     Checkpoint,
-    ClockBank,
     Elapsed,
     Fleet,
     Freeze,
     HostCounter,
     ManualCounter,
     ModelVm,
-    Reading,
     Reg,
     Stamp,
     SyncBound,
 )
 from guestclock.errors import ClocksDisagree, ClockWentBackwards, ElapsedUnknown, FrequencyMismatch, Refused
+from guestclock.model import ClockBank
+from guestclock.types import Reading
 from study.evidence import ClockTable
 from vms import HZ, NS, SECOND, START_NS, host, owned
 

@@ -21,16 +21,12 @@ from guestclock import (
     CatchUp,
     Checkpoint,
     Elapsed,
-    Fault,
-    FaultyVm,
     Freeze,
     HostCounter,
     ManualCounter,
     ModelVm,
-    Policy,
     Reg,
     Report,
-    Step,
     Timer,
 )
 from guestclock.errors import (
@@ -42,6 +38,8 @@ from guestclock.errors import (
     UnknownRegister,
     VcpuRunning,
 )
+from guestclock.testing import Fault, FaultyVm
+from guestclock.types import Policy, Step
 from vms import NS, SECOND, busy, host, owned, state, texts
 
 ERRNOS = [errno.EBUSY, errno.EINVAL, errno.ENOENT, errno.EIO]

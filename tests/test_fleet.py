@@ -16,18 +16,13 @@ from guestclock import (
     Advance,
     CatchUp,
     Checkpoint,
-    Fault,
-    FaultyVm,
     Fleet,
     Freeze,
-    GuestVm,
     ManualCounter,
     ModelVm,
     Options,
-    Policy,
     Reg,
     Report,
-    Step,
     SyncBound,
 )
 from guestclock.errors import (
@@ -46,6 +41,8 @@ from guestclock.errors import (
     TopologyMismatch,
     VcpuRunning,
 )
+from guestclock.testing import Fault, FaultyVm
+from guestclock.types import GuestVm, Policy, Step
 from vms import HZ, SECOND, busy, host, owned, state, texts
 
 PAUSE = 3 * HZ

@@ -20,21 +20,10 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from golden import make
-from guestclock import (
-    Advance,
-    CatchUp,
-    Checkpoint,
-    ClockBank,
-    Elapsed,
-    Fleet,
-    Freeze,
-    ModelVm,
-    Reg,
-    SyncBound,
-    inspection,
-)
+from guestclock import Advance, CatchUp, Checkpoint, Elapsed, Fleet, Freeze, ModelVm, Reg, SyncBound, inspection
 from guestclock.cli.app import app
 from guestclock.inspection.words import duration, instant
+from guestclock.model import ClockBank
 from test_cli import guestclock_command
 from vms import HZ, NS, SECOND, START_NS, host, owned
 

@@ -18,7 +18,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from guestclock import Advance, CatchUp, Checkpoint, Fault, FaultyVm, Freeze, GuestVm, ManualCounter, ModelVm, Options
+from guestclock import Advance, CatchUp, Checkpoint, Freeze, ManualCounter, ModelVm, Options
 from guestclock.errors import (
     CapabilityMissing,
     GuestClockError,
@@ -30,7 +30,8 @@ from guestclock.errors import (
     RestoreOpen,
     VcpuRunning,
 )
-from guestclock.types import OptionKeywords
+from guestclock.testing import Fault, FaultyVm
+from guestclock.types import GuestVm, OptionKeywords
 from vms import busy, host, owned, state, texts
 
 PAUSE = 1000

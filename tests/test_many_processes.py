@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from guestclock import Advance, Checkpoint, Fleet, Freeze, HostCounter, ManualCounter, ModelVm, Policy, Stamp
+from guestclock import Advance, Checkpoint, Fleet, Freeze, HostCounter, ManualCounter, ModelVm, Stamp
 from guestclock.errors import Corrupt, NotACheckpoint
+from guestclock.types import Policy
 from vms import host, owned
 
 PROCESSES = 16

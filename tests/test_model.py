@@ -11,8 +11,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from guestclock import ManualCounter, ModelVm, sysreg
+from guestclock import ManualCounter, ModelVm
 from guestclock.errors import KvmError, SysregTrap, UnknownRegister, VcpuRunning
+from guestclock.model import sysreg
 from reference import (
     CNT,
     CNTHCTL,

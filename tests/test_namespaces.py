@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from guestclock import Advance, Checkpoint, Freeze, HostCounter, ManualCounter, ModelVm, ScaledCounter, Stamp, doctor
+from guestclock import Advance, Checkpoint, Freeze, HostCounter, ManualCounter, ModelVm, Stamp, doctor
+from guestclock.model import ScaledCounter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +27,7 @@ COUNTERS = """
 from dataclasses import asdict
 import json, sys
 from guestclock import *
-from guestclock.types import *
+from guestclock.model import *
 def counter(name):
     return {
         "raw": lambda: HostCounter(source="clock_monotonic_raw"),

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from golden import make
-from guestclock import Advance, Checkpoint, Freeze, ManualCounter, ModelVm, Reg, Timer, sysreg
+from guestclock import Advance, Checkpoint, Freeze, ManualCounter, ModelVm, Reg, Timer
 from guestclock.errors import KvmError, TopologyMismatch, UnknownRegister, UnknownState
+from guestclock.model import sysreg
 
 START = 10**12
 u64s = st.integers(0, 2**64 - 1)

@@ -10,8 +10,9 @@ import errno
 
 import pytest
 
-from guestclock import ManualCounter, ModelVm, Reg, _core, sysreg
+from guestclock import ManualCounter, ModelVm, Reg, _core
 from guestclock.errors import KvmError, UnknownRegister, VcpuRunning
+from guestclock.model import sysreg
 
 KERNELS = ("6.1", "6.12", "7.3")
 WITH_OFFSET = ("6.12", "7.3")

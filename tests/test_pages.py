@@ -21,20 +21,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestclock import (
-    Advance,
-    ClockEquation,
-    Freeze,
-    ManualCounter,
-    ModelVm,
-    Policy,
-    Report,
-    Stamp,
-    StolenTime,
-    VmClock,
-    VmClockUpdate,
-    clock_settime,
-)
+from guestclock import Advance, Freeze, ManualCounter, ModelVm, Report, Stamp
+from guestclock.guest import ClockEquation, StolenTime, VmClock, VmClockUpdate, clock_settime
+from guestclock.types import Policy
 
 HZ = 62_500_000
 NS_PER_S = 1_000_000_000

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from golden import make
-from guestclock import Advance, Checkpoint, Elapsed, Fault, FaultyVm, Freeze, ModelVm, MonotonicCounter, Reg, Timer
+from guestclock import Advance, Checkpoint, Elapsed, Freeze, ModelVm, MonotonicCounter, Reg, Timer
 from guestclock.errors import (
     CapabilityMissing,
     ClockWentBackwards,
@@ -28,6 +28,7 @@ from guestclock.errors import (
     TopologyMismatch,
     VcpuRunning,
 )
+from guestclock.testing import Fault, FaultyVm
 from vms import HZ, NS, SECOND, START_NS, host, owned, state
 
 u64s = st.integers(0, 2**64 - 1)

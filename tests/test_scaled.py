@@ -13,14 +13,14 @@ from guestclock import (
     Checkpoint,
     Elapsed,
     Freeze,
-    FrequencyMismatch,
     HostCounter,
     ManualCounter,
     ModelVm,
     MonotonicCounter,
-    ScaledCounter,
     Timer,
 )
+from guestclock.errors import FrequencyMismatch
+from guestclock.model import ScaledCounter
 from guestclock.registers import Reg
 
 GUEST_HZ = 24_000_000

@@ -10,30 +10,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
-from guestclock import (
-    Advance,
-    CatchUp,
-    Checkpoint,
-    Elapsed,
-    Fault,
-    FaultyVm,
-    Freeze,
-    HostCounter,
-    ManualCounter,
-    ModelVm,
-    Reg,
-    selftest,
-)
+from guestclock import Advance, CatchUp, Checkpoint, Elapsed, Freeze, HostCounter, ManualCounter, ModelVm, Reg, selftest
 from guestclock.cli.app import app
 from guestclock.selftest import accuracy
 from guestclock.selftest.accuracy import DELAYS_MS, POLICIES, VCPUS, Row, restored, rows
+from guestclock.testing import Fault, FaultyVm
 from vms import HZ, SECOND, host
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
-    from guestclock import GuestVm, Report
+    from guestclock import Report
+    from guestclock.types import GuestVm
 
 OFFSET, BY_VALUE = "offset", "by value"
 TICK_MS = HZ // 1000

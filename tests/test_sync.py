@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import guestclock
-from guestclock import NotSynchronised, SyncBound, sync
+from guestclock import SyncBound, sync
+from guestclock.errors import NotSynchronised
 from guestclock.sync import chrony, clockbound
 
 NS = 10**9

@@ -16,10 +16,6 @@ from guestclock import (
     Advance,
     CatchUp,
     Checkpoint,
-    ClockBank,
-    DeadlineAlarm,
-    Fault,
-    FaultyVm,
     Fleet,
     Freeze,
     HostCounter,
@@ -28,23 +24,22 @@ from guestclock import (
     ModelVm,
     MonotonicCounter,
     Reg,
-    ScaledCounter,
     Stamp,
     Timer,
-    sysreg,
 )
 from guestclock.adapters import _a64
 from guestclock.adapters.unicorn import Reason, attach
 from guestclock.errors import Misuse, VcpuRunning
+from guestclock.model import ClockBank, DeadlineAlarm, ScaledCounter, sysreg
 from guestclock.pacing import moves_by_itself
-from guestclock.testing import RecordingCounter, ReplayCounter
+from guestclock.testing import Fault, FaultyVm, RecordingCounter, ReplayCounter
 from test_unicorn_adapter import CODE, DATA, IRQ_FROM_EL1, STACK_EL1, VECTORS, assemble
 from vms import HZ, SECOND, host
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from guestclock import Counter
+    from guestclock.types import Counter
 
 
 class Plain:

@@ -6,19 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestclock import (
-    Advance,
-    Checkpoint,
-    Elapsed,
-    Freeze,
-    LatchMismatch,
-    ModelVm,
-    Policy,
-    Reg,
-    Report,
-    Timer,
-    TimerStatus,
-)
+from guestclock import Advance, Checkpoint, Elapsed, Freeze, ModelVm, Reg, Report, Timer
+from guestclock.types import LatchMismatch, Policy, TimerStatus
 from vms import HZ, SECOND, TIMER_REGS, host, owned
 
 KERNELS = ["6.1", "6.12", "7.3"]

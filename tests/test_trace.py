@@ -8,19 +8,10 @@ from typing import Any
 
 import pytest
 
-from guestclock import (
-    Advance,
-    CatchUp,
-    Fault,
-    FaultyVm,
-    Freeze,
-    ManualCounter,
-    ModelVm,
-    Reg,
-    TracedCall,
-    TracedVm,
-)
+from guestclock import Advance, CatchUp, Freeze, ManualCounter, ModelVm, Reg
 from guestclock.errors import Interrupted, KvmError, ReadBackMismatch
+from guestclock.testing import Fault, FaultyVm, TracedVm
+from guestclock.types import TracedCall
 from vms import HZ, host, owned
 
 

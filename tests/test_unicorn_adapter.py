@@ -10,10 +10,11 @@ import keystone
 import pytest
 from unicorn import UC_ARCH_ARM64, UC_MODE_ARM, Uc, UcError, arm64_const, unicorn_const
 
-from guestclock import HostCounter, ManualCounter, ModelVm, MonotonicCounter, Timer, sysreg
+from guestclock import HostCounter, ManualCounter, ModelVm, MonotonicCounter, Timer
 from guestclock.adapters import _a64
 from guestclock.adapters.unicorn import Mode, Reason, Stop, UnhandledException, UnicornTimer, attach
 from guestclock.errors import CapabilityMissing, RestoreOpen, SysregTrap
+from guestclock.model import sysreg
 
 if TYPE_CHECKING:
     from collections.abc import Callable

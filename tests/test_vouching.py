@@ -9,22 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from guestclock import (
-    Advance,
-    ClockBank,
-    Elapsed,
-    ElapsedUnknown,
-    Fleet,
-    Freeze,
-    HostCounter,
-    ModelVm,
-    MonotonicCounter,
-    NotSynchronised,
-    Plan,
-    Report,
-    ScaledCounter,
-    SyncBound,
-)
+from guestclock import Advance, Elapsed, Fleet, Freeze, HostCounter, ModelVm, MonotonicCounter, Plan, Report, SyncBound
+from guestclock.errors import ElapsedUnknown, NotSynchronised
+from guestclock.model import ClockBank, ScaledCounter
 
 if TYPE_CHECKING:
     from collections.abc import Callable

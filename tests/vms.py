@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from guestclock import ManualCounter, ModelVm, Reg, Timer, TracedVm, sysreg
+from guestclock import ManualCounter, ModelVm, Reg, Timer
 from guestclock.errors import UnknownRegister, VcpuRunning
+from guestclock.model import sysreg
+from guestclock.testing import TracedVm
 
 HZ = 62_500_000
 NS = 16

@@ -26,7 +26,8 @@ class Fleet:
     def __init__(self, vcpus: int, timers: Literal[2, 4] = 4, in_a_vm: int = IN_A_VM) -> None:
         import numpy as np
 
-        from guestclock import ClockBank, ManualCounter, Timer
+        from guestclock import ManualCounter, Timer
+        from guestclock.model import ClockBank
 
         self.timers = (Timer.VTIMER, Timer.PTIMER, Timer.HVTIMER, Timer.HPTIMER)[:timers]
         self.vcpus = vcpus

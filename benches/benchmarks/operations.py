@@ -87,7 +87,7 @@ def conversion(rows: int, *, to_ns: bool) -> Sides:
 
     columns = saved.Columns(rows)
     numpy, hz, out = baselines.Conversion(columns.frequency_hz), columns.frequency_hz, np.empty(rows, np.uint64)
-    ours = guestclock.ticks_to_ns if to_ns else guestclock.ns_to_ticks
+    ours = guestclock.model.ticks_to_ns if to_ns else guestclock.model.ns_to_ticks
     theirs = numpy.ticks_to_ns if to_ns else numpy.ns_to_ticks
     expected = np.empty(rows, np.uint64)
     theirs(columns.guest, expected)

@@ -21,7 +21,7 @@ class Columns:
     def __init__(self, vms: int) -> None:
         import numpy as np
 
-        from guestclock import recompute_offsets
+        from guestclock.model import recompute_offsets
 
         self.recompute_offsets = recompute_offsets
         chance = np.random.default_rng(20261122)

@@ -57,7 +57,7 @@ class Queue:
     def __init__(self, work: Work, vm: int = 8) -> None:
         import numpy as np
 
-        from guestclock import DeadlineQueue
+        from guestclock.model import DeadlineQueue
 
         self.work, self.turn, self.now, self.count = work, 0, work.begin, np.array(work.begin, np.uint64)
         self.queue = DeadlineQueue()

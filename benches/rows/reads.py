@@ -12,7 +12,7 @@ from measure import NotHere, Ratio, Side, Sides, at_most
 REGISTER: Literal["cntvct_el0", "tsc"] = "cntvct_el0" if platform.machine() == "aarch64" else "tsc"
 
 
-def beside_monotonic_ns(call: str, counter: guestclock.Counter) -> Sides:
+def beside_monotonic_ns(call: str, counter: guestclock.types.Counter) -> Sides:
     vm = guestclock.ModelVm(vcpus=4, counter=counter)
     vm.set_counter_offset(12345)
     now = counter.read()

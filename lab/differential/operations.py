@@ -6,7 +6,8 @@ import errno
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
-from guestclock import Reg, sysreg
+from guestclock import Reg
+from guestclock.model import sysreg
 
 WORD = 2**64
 NAMES = {int(reg): reg.name for reg in Reg}

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from differential.operations import WORD, Answer, Kind, Operation, Refused
-from guestclock import ManualCounter, ModelVm, sysreg
+from guestclock import ManualCounter, ModelVm
 from guestclock.errors import KvmError
+from guestclock.model import sysreg
 
 if TYPE_CHECKING:
-    from guestclock import Running
+    from guestclock.types import Running
 
 SAMPLED = sysreg("CNTVCT_EL0"), sysreg("CNTPCT_EL0")
 """Registers that a spinning guest reads, at EL1."""

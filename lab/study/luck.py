@@ -21,7 +21,7 @@ from study.life import LEAP, Life, WallClock
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from guestclock import Policy
+    from guestclock.types import Policy
     from study.life import Meanwhile, Taken
 
 _DAY_NS: Final = 86_400 * SECOND

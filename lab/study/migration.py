@@ -26,7 +26,8 @@ from study.hosts import SECOND
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from guestclock import Policy, Stamp
+    from guestclock import Stamp
+    from guestclock.types import Policy
     from study.hosts import Host
 
 STEPPED: Final = "wall-clock-contradicts"

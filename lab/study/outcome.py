@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from guestclock import Advance, CatchUp, Checkpoint, ClockBank, Fleet, Freeze, ManualCounter, ModelVm
+from guestclock import Advance, CatchUp, Checkpoint, Fleet, Freeze, ManualCounter, ModelVm
 from guestclock.errors import Refused
 from guestclock.inspection.words import signed
+from guestclock.model import ClockBank
 from study.evidence import ROWS, Belief, ClockTable
 from study.hosts import SECOND
 from study.migration import as_read
 
 if TYPE_CHECKING:
-    from guestclock import Policy, Stamp
+    from guestclock import Stamp
+    from guestclock.types import Policy
     from study.life import Taken
     from study.luck import Unlucky
 

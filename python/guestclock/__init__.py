@@ -2,120 +2,62 @@
 
 A `ModelVm` models the Arm generic timer of a virtual machine over a host counter. `ModelVm.checkpoint` saves the VM's
 guest time as a portable value, `ModelVm.plan` says what a restore would do, and `ModelVm.restore` does it; `KvmVm` has
-the same verbs. Counts are ticks, times are integer nanoseconds, and nothing here is a float.
+the same verbs, and `Fleet` has them for many VMs. Counts are ticks, and times are integer nanoseconds: no float.
+
+The rooms, each an attribute that is imported when it is first used:
+
+- `errors`: every error, in families.
+- `types`: the records that calls return, the objects that verbs return, and the aliases for annotations.
+- `kvm`: a probe of this host's KVM.
+- `model`: many VMs as columns, deadlines and the alarm that waits for them, arithmetic on arrays.
+- `guest`: pages that tell a guest about its time.
+- `sync`: bounds of the host's wall clock, from chrony or ClockBound.
+- `aio`: steps and deadlines in an asyncio event loop.
+- `testing`: VMs with faults, traced VMs, counters that record a run and replay it.
+- `inspection`: checkpoints as records, differences and timelines.
+- `adapters`: `adapters.unicorn` puts a VM's time into an emulated guest; it needs the extra `unicorn`.
 """
 
+import importlib
 import warnings
+from typing import TYPE_CHECKING, Final
 
 from guestclock._core import (
     DEBUG_BUILD,
-    NO_DEADLINE,
     Advance,
     CatchUp,
     Checkpoint,
-    ClockBank,
-    ClockEquation,
-    DeadlineAlarm,
-    DeadlineQueue,
     Elapsed,
-    FaultyVm,
     Freeze,
-    GuestVm,
     HostCounter,
     KvmVm,
     ManualCounter,
     ModelVm,
     MonotonicCounter,
-    Pause,
     Plan,
     Report,
     Restore,
-    Running,
-    ScaledCounter,
-    Step,
-    StolenTime,
-    TracedVm,
-    VmClock,
-    VmClockUpdate,
     __version__,
-    clock_settime,
-    isa,
-    ns_to_ticks,
-    recompute_offsets,
-    reg_id,
-    sysreg,
-    ticks_to_ns,
 )
-from guestclock.errors import (
-    AlarmInUse,
-    CapabilityMissing,
-    ClocksDisagree,
-    ClockWentBackwards,
-    Corrupt,
-    CounterSkew,
-    CountersMoved,
-    Crashed,
-    DeadlineMissed,
-    ElapsedTooLong,
-    ElapsedUnknown,
-    FleetInterrupted,
-    FleetRefused,
-    FrequencyMismatch,
-    GuestClockError,
-    Interrupted,
-    InvalidFile,
-    KvmError,
-    Malformed,
-    Misuse,
-    NamesDiffer,
-    NoBacklog,
-    NoSuchVm,
-    NotACheckpoint,
-    NotSynchronised,
-    OutOfOrder,
-    ReadBackMismatch,
-    Refused,
-    RestoreOpen,
-    StalePlan,
-    SysregTrap,
-    TooLarge,
-    TopologyMismatch,
-    UnknownRegister,
-    UnknownState,
-    UnsupportedArch,
-    UnsupportedFeature,
-    UnsupportedVersion,
-    VcpuRunning,
-)
-from guestclock.fleet import Fleet, FleetPause, FleetPlan, FleetReport, FleetRestore
+from guestclock.errors import GuestClockError, Interrupted, Refused, VcpuRunning
+from guestclock.fleet import Fleet
 from guestclock.registers import Reg, Timer
-from guestclock.types import (
-    Added,
-    Backlog,
-    Capabilities,
-    Changes,
-    Counter,
-    CounterObject,
-    Deadlines,
-    DeadlineSource,
-    Diagnostic,
-    Expired,
-    Fault,
-    Intent,
-    LatchMismatch,
-    Lateness,
-    Lines,
-    Options,
-    Policy,
-    Reading,
-    Stamp,
-    Support,
-    SyncBound,
-    TimerState,
-    TimerStatus,
-    TracedCall,
-    Views,
-)
+from guestclock.types import Options, Stamp, SyncBound
+from guestclock.units import MS, S
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from guestclock import adapters as adapters
+    from guestclock import aio as aio
+    from guestclock import errors as errors
+    from guestclock import guest as guest
+    from guestclock import inspection as inspection
+    from guestclock import kvm as kvm
+    from guestclock import model as model
+    from guestclock import sync as sync
+    from guestclock import testing as testing
+    from guestclock import types as types
 
 if DEBUG_BUILD:
     warnings.warn(
@@ -126,112 +68,53 @@ if DEBUG_BUILD:
     )
 
 __all__ = [
-    "DEBUG_BUILD",
-    "NO_DEADLINE",
-    "Added",
+    "MS",
     "Advance",
-    "AlarmInUse",
-    "Backlog",
-    "Capabilities",
-    "CapabilityMissing",
     "CatchUp",
-    "Changes",
     "Checkpoint",
-    "ClockBank",
-    "ClockEquation",
-    "ClockWentBackwards",
-    "ClocksDisagree",
-    "Corrupt",
-    "Counter",
-    "CounterObject",
-    "CounterSkew",
-    "CountersMoved",
-    "Crashed",
-    "DeadlineAlarm",
-    "DeadlineMissed",
-    "DeadlineQueue",
-    "DeadlineSource",
-    "Deadlines",
-    "Diagnostic",
     "Elapsed",
-    "ElapsedTooLong",
-    "ElapsedUnknown",
-    "Expired",
-    "Fault",
-    "FaultyVm",
     "Fleet",
-    "FleetInterrupted",
-    "FleetPause",
-    "FleetPlan",
-    "FleetRefused",
-    "FleetReport",
-    "FleetRestore",
     "Freeze",
-    "FrequencyMismatch",
     "GuestClockError",
-    "GuestVm",
     "HostCounter",
-    "Intent",
     "Interrupted",
-    "InvalidFile",
-    "KvmError",
     "KvmVm",
-    "LatchMismatch",
-    "Lateness",
-    "Lines",
-    "Malformed",
     "ManualCounter",
-    "Misuse",
     "ModelVm",
     "MonotonicCounter",
-    "NamesDiffer",
-    "NoBacklog",
-    "NoSuchVm",
-    "NotACheckpoint",
-    "NotSynchronised",
     "Options",
-    "OutOfOrder",
-    "Pause",
     "Plan",
-    "Policy",
-    "ReadBackMismatch",
-    "Reading",
     "Refused",
     "Reg",
     "Report",
     "Restore",
-    "RestoreOpen",
-    "Running",
-    "ScaledCounter",
-    "StalePlan",
+    "S",
     "Stamp",
-    "Step",
-    "StolenTime",
-    "Support",
     "SyncBound",
-    "SysregTrap",
     "Timer",
-    "TimerState",
-    "TimerStatus",
-    "TooLarge",
-    "TopologyMismatch",
-    "TracedCall",
-    "TracedVm",
-    "UnknownRegister",
-    "UnknownState",
-    "UnsupportedArch",
-    "UnsupportedFeature",
-    "UnsupportedVersion",
     "VcpuRunning",
-    "Views",
-    "VmClock",
-    "VmClockUpdate",
     "__version__",
-    "clock_settime",
-    "isa",
-    "ns_to_ticks",
-    "recompute_offsets",
-    "reg_id",
-    "sysreg",
-    "ticks_to_ns",
 ]
+
+_ROOMS: Final = (
+    "adapters",
+    "aio",
+    "errors",
+    "guest",
+    "inspection",
+    "kvm",
+    "model",
+    "sync",
+    "testing",
+    "types",
+)
+
+
+def __getattr__(name: str) -> "ModuleType":
+    if name in _ROOMS:
+        return importlib.import_module(f"guestclock.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_ROOMS})

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from typing_extensions import Buffer, Unpack, disjoint_base
 
 from guestclock.registers import Timer
+from guestclock.testing import Fault
 from guestclock.types import (
     Backlog,
     Capabilities,
@@ -31,7 +32,6 @@ from guestclock.types import (
     DeadlineSource,
     Diagnostic,
     Expired,
-    Fault,
     Intent,
     LatchMismatch,
     Lateness,

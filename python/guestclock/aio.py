@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from guestclock._core import _claim, _release
 from guestclock.errors import CapabilityMissing
-from guestclock.pacing import NS_PER_S, moves_by_itself, rhythm
+from guestclock.pacing import moves_by_itself, rhythm
+from guestclock.units import S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
     from typing import Self
 
-    from guestclock import DeadlineAlarm, GuestVm, Step
+    from guestclock.model import DeadlineAlarm
+    from guestclock.types import GuestVm, Step
 
 _Expired_co = TypeVar("_Expired_co", bound=tuple[object, ...], covariant=True)
 
@@ -96,6 +98,6 @@ async def catch_up(
     """
     for ns_or_step in rhythm({vm.name: vm}, waits=sleep is not None or moves_by_itself(vm.counter)):
         if isinstance(ns_or_step, int):
-            await (sleep or asyncio.sleep)(ns_or_step / NS_PER_S)
+            await (sleep or asyncio.sleep)(ns_or_step / S)
         else:
             yield ns_or_step[1]

@@ -6,16 +6,16 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from guestclock._core import ManualCounter, ScaledCounter
+from guestclock.units import S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from guestclock import Counter, GuestVm, Step
+    from guestclock.types import Counter, GuestVm, Step
 
-NS_PER_S: Final = 10**9
 LEAST_NS: Final = 10**6
 """The shortest sleep: no interval is so short that waiting for it becomes a busy loop."""
-MOST_NS: Final = NS_PER_S
+MOST_NS: Final = S
 """The longest sleep before the counter is read again: a sleep goes by another clock, which may be slewed or stop."""
 BACK_OFF_NS: Final = 10 * LEAST_NS
 """The shortest time until a step that wasn't applied comes again: each try stops all vCPUs."""
@@ -34,7 +34,7 @@ def fleet_steps(vms: Mapping[str, GuestVm], sleep: Callable[[float], object] | N
     waits = sleep is not None or all(moves_by_itself(vm.counter) for vm in vms.values())
     for ns_or_step in rhythm(vms, waits=waits):
         if isinstance(ns_or_step, int):
-            (sleep or time.sleep)(ns_or_step / NS_PER_S)
+            (sleep or time.sleep)(ns_or_step / S)
         else:
             yield ns_or_step
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_NS_PER_S = 1_000_000_000
+from guestclock.units import S
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,4 +60,4 @@ def expected_shift(
 
 
 def _ticks(ns: int, frequency_hz: int) -> int:
-    return ns * frequency_hz // _NS_PER_S
+    return ns * frequency_hz // S

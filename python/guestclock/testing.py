@@ -7,8 +7,10 @@ live run over a `RecordingCounter` runs again over its `replay()`, the same to t
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
+from guestclock._core import FaultyVm, TracedVm
 from guestclock.errors import Misuse
 from guestclock.pacing import moves_by_itself
 from guestclock.types import Stamp
@@ -21,7 +23,33 @@ if TYPE_CHECKING:
 Sample: TypeAlias = int | Stamp
 """Result of a `read()` or of a `stamp()`."""
 
-__all__ = ["RecordingCounter", "ReplayCounter", "Sample"]
+__all__ = ["Fault", "FaultyVm", "RecordingCounter", "ReplayCounter", "Sample", "TracedVm"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """Fault in one call of a `FaultyVm`, or in some: see docs/faults.md."""
+
+    on: str | None = field(default=None, kw_only=False)
+    """Calls that it is in: None for any; one as a `TracedCall` is shown ("set_one_reg 0 TIMER_CVAL"), or its beginning, for all
+    that begin so ("set_one_reg"). Or a step, before whose first call it comes: opt_in, checkpoint, plan, prepare
+    (entering the block of `restoring`), apply, release, give_up, pause, resume or catch_up."""
+    nth: int = 0
+    """Number of those calls that pass first: with `on=None`, an index into `TracedVm.calls`."""
+    times: int | None = 1
+    """Number of them in a row that it is in; None for all from there on."""
+    errno: int | None = None
+    """Answer of the call, which isn't made. Not for a step."""
+    dropped: bool = False
+    """The write answers success, without being made. Only for set_one_reg and set_counter_offset."""
+    flipped: int = 0
+    """Bits of a register that are read wrongly. Only for get_one_reg."""
+    delay_ticks: int = 0
+    """Ticks by which the VM's `ManualCounter` moves on before the call."""
+    step_realtime_ns: int = 0
+    """Step of the wall clock of the VM's `ManualCounter` before the call, in nanoseconds."""
+    crash: bool = False
+    """The process that holds the VM is gone: neither the call nor any later one is made (`Crashed`)."""
 
 
 class RecordingCounter:

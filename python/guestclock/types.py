@@ -1,7 +1,6 @@
-"""Small immutable records that the native module returns or takes, and names for what it takes."""
+"""Records that calls return, objects that verbs return (`Pause`, `Step`, `Running`), and aliases for annotations."""
 
-from dataclasses import dataclass, field
-from enum import IntEnum
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, TypedDict, TypeVar
 
 from guestclock._core import (
@@ -9,13 +8,45 @@ from guestclock._core import (
     CatchUp,
     Elapsed,
     Freeze,
+    GuestVm,
     HostCounter,
     ManualCounter,
     MonotonicCounter,
+    Pause,
+    Running,
     ScaledCounter,
+    Step,
     _vouched,
 )
 from guestclock.registers import Timer
+
+__all__ = [
+    "Backlog",
+    "Capabilities",
+    "Changes",
+    "Counter",
+    "CounterObject",
+    "DeadlineSource",
+    "Deadlines",
+    "Diagnostic",
+    "Expired",
+    "GuestVm",
+    "Intent",
+    "LatchMismatch",
+    "Lateness",
+    "Lines",
+    "OptionKeywords",
+    "Pause",
+    "Policy",
+    "Reading",
+    "Running",
+    "Step",
+    "Support",
+    "TimerState",
+    "TimerStatus",
+    "TracedCall",
+    "Views",
+]
 
 if TYPE_CHECKING:
     import numpy as np
@@ -364,32 +395,6 @@ class Reading:
     """Time between the two reads, in nanoseconds, at most."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fault:
-    """What a `FaultyVm` does to one of its calls, or to some: see docs/faults.md."""
-
-    on: str | None = field(default=None, kw_only=False)
-    """Which calls: None for any; one as a `TracedCall` is shown ("set_one_reg 0 TIMER_CVAL"), or its beginning, for all
-    that begin so ("set_one_reg"). Or a step, before whose first call it comes: opt_in, checkpoint, plan, prepare
-    (entering the block of `restoring`), apply, release, give_up, pause, resume or catch_up."""
-    nth: int = 0
-    """How many of those calls are passed first: with `on=None`, an index into `TracedVm.calls`."""
-    times: int | None = 1
-    """At how many of them in a row it happens; None for all from there on."""
-    errno: int | None = None
-    """What the call answers, without being made. Not for a step."""
-    dropped: bool = False
-    """The write answers success, without being made. Only for set_one_reg and set_counter_offset."""
-    flipped: int = 0
-    """Bits of a register that are read wrongly. Only for get_one_reg."""
-    delay_ticks: int = 0
-    """By how much the VM's `ManualCounter` moves on before the call."""
-    step_realtime_ns: int = 0
-    """By how much the wall clock of the VM's `ManualCounter` is stepped before the call, in nanoseconds."""
-    crash: bool = False
-    """The process that holds the VM is gone: neither the call nor any later one is made (`Crashed`)."""
-
-
 class TracedCall(NamedTuple):
     """One primitive call that a `TracedVm` has recorded, and its answer. As text it is the call."""
 
@@ -417,21 +422,6 @@ class TracedCall(NamedTuple):
 
     def __str__(self) -> str:
         return self.text
-
-
-class Added(IntEnum):
-    """What `recompute_offsets` adds to a guest's counter."""
-
-    NOTHING = 0
-    """Nothing: `Freeze`, and `CatchUp`, which owes it."""
-    COUNTED = 1
-    """The ticks since the checkpoint, on the same counter: `Advance`."""
-    COUNTED_UP_TO = 2
-    """The same, at most `max_ns`."""
-    ELAPSED = 3
-    """`elapsed_ns`, which two wall clocks or the caller said: `Advance` on another counter."""
-    ELAPSED_UP_TO = 4
-    """The same, at most `max_ns`."""
 
 
 class Lines(NamedTuple):

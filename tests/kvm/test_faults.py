@@ -8,8 +8,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from guestclock import Checkpoint, Fault, FaultyVm, KvmVm, ManualCounter, ModelVm, Reg, TracedVm
+from guestclock import Checkpoint, KvmVm, ManualCounter, ModelVm, Reg
 from guestclock.errors import Crashed, Interrupted, KvmError, ReadBackMismatch
+from guestclock.testing import Fault, FaultyVm, TracedVm
 from kvm_vmm import Machine
 from vms import texts
 

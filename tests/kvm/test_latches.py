@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from guestclock import Freeze, KvmVm, LatchMismatch, Reg, Timer
+from guestclock import Freeze, KvmVm, Reg, Timer
 from guestclock.errors import CapabilityMissing, VcpuRunning
 from guestclock.payload import Doorbell, Kind, Record, image
+from guestclock.types import LatchMismatch
 from kvm.spinning import spinning
 from kvm_vmm import (
     DOORBELL,

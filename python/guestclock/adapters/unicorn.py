@@ -17,9 +17,10 @@ except ImportError as missing:
     _HOW = "guestclock.adapters.unicorn needs Unicorn: pip install 'guestclock[unicorn]'"
     raise ImportError(_HOW, name=missing.name) from missing
 
-from guestclock import ManualCounter, MonotonicCounter, Timer, sysreg
+from guestclock import ManualCounter, MonotonicCounter, Timer
 from guestclock.adapters import _a64
 from guestclock.errors import CapabilityMissing, GuestClockError
+from guestclock.model import sysreg
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +38,6 @@ UNICORN_HZ: Final = 62_500_000
 """The rate of Unicorn's own counter: CLOCK_MONOTONIC in nanoseconds // 16. Writing CNTFRQ_EL0 doesn't change it."""
 
 _U64: Final = (1 << 64) - 1
-_NS_PER_S: Final = 1_000_000_000
 _NOWHERE: Final = 0xFFFF_FFFF_FFFF_FFF0
 """An `until` that is never reached: reaching one under trapped WFI raises a spurious trap."""
 

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from guestclock.units import S
+
 if TYPE_CHECKING:
     from guestclock.payload import Verdict
-
-_NS_PER_S = 1_000_000_000
 
 
 def print_verdict(verdict: Verdict) -> None:
@@ -76,4 +76,4 @@ def _range(ticks: tuple[int, int], hz: int) -> str:
 
 
 def _us(ticks: int, hz: int) -> str:
-    return f"{ticks * _NS_PER_S // hz // 1_000:,}" if hz else ""
+    return f"{ticks * S // hz // 1_000:,}" if hz else ""

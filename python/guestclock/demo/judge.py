@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from guestclock.payload import Kind, Log, Record, VcpuLog, check_log, deviations
+from guestclock.units import S
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +27,6 @@ WIDEST_NS: Final = 5_000_000
 LONGEST_NS: Final = {"unicorn": 250_000_000, "kvm": 900_000_000}
 """The longest that a release or a step may take, by backend: for more a busy host, or an emulated one, is no excuse."""
 
-_NS_PER_S: Final = 1_000_000_000
 _BY_VALUE: Final = {"gap": 1, "vcpu-skew": 2, "view-skew": 2}
 """The findings that the stated error of a restore by value excuses, and how often: two things may be off apart."""
 
@@ -159,4 +159,4 @@ def _most(gap: GapFigures) -> int:
 
 
 def _ns(ticks: int, frequency_hz: int) -> int:
-    return ticks * _NS_PER_S // frequency_hz
+    return ticks * S // frequency_hz

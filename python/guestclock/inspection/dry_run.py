@@ -8,7 +8,7 @@ from guestclock._core import HostCounter, ManualCounter, ModelVm, ScaledCounter
 from guestclock.errors import Refused
 from guestclock.inspection.checkpoint import stamp
 from guestclock.inspection.timers import TimerRecord, model_like, timers
-from guestclock.inspection.words import NS_PER_S
+from guestclock.units import S
 
 if TYPE_CHECKING:
     from guestclock._core import Checkpoint
@@ -74,7 +74,7 @@ def target(
         hz = frequency_hz or saved.frequency_hz
         if elapsed_ns is None:
             elapsed_ns = now_ns - saved.realtime_ns
-        count = (saved.count + elapsed_ns * hz // NS_PER_S) % 2**64
+        count = (saved.count + elapsed_ns * hz // S) % 2**64
         # The host that is described is the checkpoint's own, as far as a counter can be.
         boot_id = saved.boot_id if saved.source == "manual" else None
         counter = ManualCounter(count, frequency_hz=hz, realtime_ns=saved.realtime_ns + elapsed_ns, boot_id=boot_id)

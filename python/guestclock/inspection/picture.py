@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from matplotlib.figure import Figure
 
-from guestclock.inspection.words import NS_PER_S, duration
+from guestclock.inspection.words import duration
+from guestclock.units import S
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 _LINE: Final = "#0072b2"
 _HIDDEN: Final = "#d55e00"
 _GREY: Final = "#444444"
-_SCALES: Final = ((86_400 * NS_PER_S, "days"), (3_600 * NS_PER_S, "hours"), (60 * NS_PER_S, "minutes"))
+_SCALES: Final = ((86_400 * S, "days"), (3_600 * S, "hours"), (60 * S, "minutes"))
 
 
 def draw(document: Timeline, path: str | PathLike[str]) -> None:
@@ -30,7 +31,7 @@ def draw(document: Timeline, path: str | PathLike[str]) -> None:
     points, stretches = document["points"], document["stretches"]
     longest = max(abs(point[clock]) for point in points for clock in ("host_ns", "guest_ns"))
     # Three of the larger unit are read better than thousands of the smaller.
-    size, unit = next(((size, unit) for size, unit in _SCALES if longest >= 3 * size), (NS_PER_S, "seconds"))
+    size, unit = next(((size, unit) for size, unit in _SCALES if longest >= 3 * size), (S, "seconds"))
     figure = Figure(figsize=(10, 6), layout="constrained")
     axes = figure.add_subplot()
     for stretch, one, other in zip(stretches, points, points[1:], strict=False):

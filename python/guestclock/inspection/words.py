@@ -5,16 +5,17 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Final
 
-NS_PER_S: Final = 1_000_000_000
+from guestclock.units import S
+
 _LONG: Final = (("y", 31_557_600), ("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 """In seconds; a year is a Julian one."""
-_SHORT: Final = (("s", NS_PER_S), ("ms", 1_000_000), ("µs", 1_000), ("ns", 1))
+_SHORT: Final = (("s", S), ("ms", 1_000_000), ("µs", 1_000), ("ns", 1))
 """In nanoseconds."""
 
 
 def to_ns(ticks: int, frequency_hz: int) -> int:
     """Return the nanoseconds that `ticks` last, either way, rounded towards zero."""
-    ns = abs(ticks) * NS_PER_S // frequency_hz
+    ns = abs(ticks) * S // frequency_hz
     return -ns if ticks < 0 else ns
 
 
@@ -27,7 +28,7 @@ def duration(ns: int) -> str:
     """Say how long, to about three digits or two units, rounded down: "1.5 s", "62.5 µs", "2 min 3 s", "-16 ns"."""
     if ns < 0:
         return f"-{duration(-ns)}"
-    seconds = ns // NS_PER_S
+    seconds = ns // S
     if seconds < 60:
         unit, size = next(((unit, size) for unit, size in _SHORT if ns >= size), _SHORT[-1])
         thousandths = f"{ns % size * 1000 // size:03}".rstrip("0")
@@ -43,7 +44,7 @@ def duration(ns: int) -> str:
 
 def instant(realtime_ns: int) -> str:
     """Say when, by UTC: "2025-06-15 15:06:40.000000001 UTC"; as nanoseconds where no calendar has it."""
-    seconds, ns = divmod(realtime_ns, NS_PER_S)
+    seconds, ns = divmod(realtime_ns, S)
     try:
         return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}.{ns:09} UTC"
     except (ValueError, OverflowError, OSError):

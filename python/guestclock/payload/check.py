@@ -17,6 +17,7 @@ from guestclock.inspection.words import signed
 from guestclock.payload.layout import Kind
 from guestclock.payload.verdict import Finding, FindingKind, GapFigures, Host, Looks, Skew, VcpuFigures, Verdict
 from guestclock.promise import Interval, expected_shift
+from guestclock.units import S
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -27,7 +28,6 @@ VIEWS: Final = ("cntvct", "cntpct")
 GRACE_NS: Final = 1_000_000_000
 """The longest that an interrupt may be late or a guest silent, where nothing bounds it better."""
 
-_NS_PER_S: Final = 1_000_000_000
 _SPECIAL: Final = 1020
 """The first of the interrupt ids that are no interrupt's (Arm IHI 0069); a late alarm may leave one behind."""
 _CONDITION: Final = 0b101
@@ -102,7 +102,7 @@ class _Judge:
         return ((number, vcpu) for number, vcpu in enumerate(self.log.vcpus) if vcpu is not None)
 
     def grace_ticks(self, frequency_hz: int) -> int:
-        return self.grace_ns * (self.host.frequency_hz if self.host else frequency_hz) // _NS_PER_S
+        return self.grace_ns * (self.host.frequency_hz if self.host else frequency_hz) // S
 
     def offset(self, view: str, number: int, vcpu: int) -> Interval | None:
         """The offset of a vCPU's counter in a stretch: as promised, or where nothing is, as it was seen to be."""

@@ -35,7 +35,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// One consumer takes the expired timers: a second one at the same time gets AlarmInUse. The alarm is a context manager
 /// that owns the descriptor and closes it; using it after that raises ValueError. OSError where the kernel has no
 /// descriptor left.
-#[pyclass(frozen, generic, name = "DeadlineAlarm", module = "guestclock")]
+#[pyclass(frozen, generic, name = "DeadlineAlarm", module = "guestclock.model")]
 pub(crate) struct PyDeadlineAlarm {
     source: Py<PyAny>,
     counter: Py<PyAny>,

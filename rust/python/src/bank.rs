@@ -45,7 +45,7 @@ const RELEASE_GIL_FROM: usize = 8192;
 /// a new array. Inputs may be strided; they are copied. All arguments are checked before anything is written: TypeError for another dtype,
 /// ValueError for a shape or an overlap, IndexError for a handle that the bank hasn't got. Safe to use from many
 /// threads.
-#[pyclass(frozen, name = "ClockBank", module = "guestclock")]
+#[pyclass(frozen, name = "ClockBank", module = "guestclock.model")]
 pub(crate) struct PyClockBank {
     bank: Arc<LockedBank>,
     counter: AnyCounter,

@@ -67,7 +67,7 @@ pub(crate) struct PyManualCounter {
 /// `read` gives; `inner_count` leads back to the inner counter's. The stamp is the inner counter's, wider by a tick of
 /// this one unless the frequency is a whole multiple. Where the inner counter wraps at 2^64 this one jumps, unless it
 /// is a whole multiple.
-#[pyclass(frozen, name = "ScaledCounter", module = "guestclock")]
+#[pyclass(frozen, name = "ScaledCounter", module = "guestclock.model")]
 pub(crate) struct PyScaledCounter {
     scaled: Arc<ScaledCounter<AnyCounter>>,
     inner: Py<PyAny>,

@@ -33,7 +33,7 @@ const FIRING: usize = 128;
 /// `set_offsets`; counts in arrays are uint64. Arrays are one-dimensional and may be strided; they are copied, and
 /// refused as a whole before anything changes: TypeError for another dtype, ValueError for lengths that differ,
 /// IndexError for a timer or a group that the queue hasn't got.
-#[pyclass(frozen, name = "DeadlineQueue", module = "guestclock")]
+#[pyclass(frozen, name = "DeadlineQueue", module = "guestclock.model")]
 pub(crate) struct PyDeadlineQueue {
     // A call for many timers works on the queue without the GIL.
     queue: Mutex<DeadlineQueue>,

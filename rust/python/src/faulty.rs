@@ -47,7 +47,7 @@ fn fault(object: &Bound<'_, PyAny>, movable: bool) -> PyResult<Fault> {
 /// repeated after an injected EBUSY: `KvmVm` repeats them for `busy_timeout_ms`.
 ///
 /// After a crash every operation raises Crashed. `vm` can still be looked at.
-#[pyclass(frozen, extends = PyTracedVm, name = "FaultyVm", module = "guestclock")]
+#[pyclass(frozen, extends = PyTracedVm, name = "FaultyVm", module = "guestclock.testing")]
 pub(crate) struct PyFaultyVm {
     faults: Arc<Mutex<Faults>>,
 }

@@ -10,7 +10,7 @@ use pyo3::sync::MutexExt;
 use std::sync::{Mutex, PoisonError};
 
 /// The time that a vCPU spends in its guest.
-#[pyclass(frozen, name = "Running", module = "guestclock")]
+#[pyclass(frozen, name = "Running", module = "guestclock.types")]
 pub(crate) struct PyRunning {
     vm: SharedVm,
     vcpu: usize,
@@ -47,7 +47,7 @@ enum State {
 /// A pause in place: what `pause` of a VM returns. No vCPU can run until `resume`, or until the end of a `with` block.
 ///
 /// A pause that is dropped leaves the VM closed, with a ResourceWarning: a checkpoint can be restored into it.
-#[pyclass(frozen, name = "Pause", module = "guestclock")]
+#[pyclass(frozen, name = "Pause", module = "guestclock.types")]
 pub(crate) struct PyPause {
     vm: SharedVm,
     /// Waited for as a restore's lock is (`restore.rs`).

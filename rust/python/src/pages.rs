@@ -68,7 +68,7 @@ fn time_type_name(time_type: TimeType) -> &'static str {
 /// `memory` is writable and in one piece (an mmap, a memoryview). The record is at a multiple of 64 bytes and has
 /// revision and attributes 0, else ValueError. Use it only while the vCPU is stopped: KVM writes the record itself when
 /// it loads the vCPU.
-#[pyclass(frozen, name = "StolenTime", module = "guestclock")]
+#[pyclass(frozen, name = "StolenTime", module = "guestclock.guest")]
 pub(crate) struct PyStolenTime {
     memory: Buffer,
     offset: usize,
@@ -122,7 +122,7 @@ impl PyStolenTime {
 /// False overrides the stamp), a leap second is being inserted, TAI isn't known and `time_type` is "tai", the wall
 /// clock was stepped in the window, the counter is no faster than 1 Hz. A smeared clock can't be detected: don't make
 /// an equation from one.
-#[pyclass(frozen, eq, name = "ClockEquation", module = "guestclock")]
+#[pyclass(frozen, eq, name = "ClockEquation", module = "guestclock.guest")]
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct PyClockEquation(Equation);
 
@@ -208,7 +208,7 @@ struct State {
 /// of `memory`. `VmClock.create` makes a new one.
 ///
 /// `memory` is writable and in one piece, and the page at a multiple of 8 bytes, else ValueError.
-#[pyclass(frozen, name = "VmClock", module = "guestclock")]
+#[pyclass(frozen, name = "VmClock", module = "guestclock.guest")]
 pub(crate) struct PyVmClock {
     memory: Buffer,
     offset: usize,
@@ -351,7 +351,7 @@ impl PyVmClock {
 ///
 /// An exception in the block leaves the page "unreliable", without an equation and with a new disruption marker, and
 /// `seq_count` even: a guest doesn't wait for the page, and has no clock from it.
-#[pyclass(frozen, name = "VmClockUpdate", module = "guestclock")]
+#[pyclass(frozen, name = "VmClockUpdate", module = "guestclock.guest")]
 pub(crate) struct PyVmClockUpdate {
     page: Py<PyVmClock>,
     disrupted: bool,

@@ -8,7 +8,7 @@ use guestclock_core::time::HostCount;
 use pyo3::prelude::*;
 
 /// A forward step of a guest's counters. Stop all of its vCPUs, `apply` it, and let them go on.
-#[pyclass(frozen, name = "Step", module = "guestclock")]
+#[pyclass(frozen, name = "Step", module = "guestclock.types")]
 pub(crate) struct PyStep {
     vm: SharedVm,
     step: Step,

@@ -22,7 +22,7 @@ const MOST_CALLS: usize = 1 << 20;
 /// It is a `GuestVm`: `vm` is a `ModelVm` or a `KvmVm`, and its verbs are the same. The record is a ring of the latest
 /// `most_calls` (1 to 1 048 576), allocated here: nothing is while calls are made. `vm` itself has no part in it, so
 /// that whoever doesn't trace pays nothing.
-#[pyclass(frozen, subclass, extends = PyGuestVm, name = "TracedVm", module = "guestclock")]
+#[pyclass(frozen, subclass, extends = PyGuestVm, name = "TracedVm", module = "guestclock.testing")]
 pub(crate) struct PyTracedVm {
     vm: Py<PyGuestVm>,
     trace: Arc<Mutex<Trace>>,

@@ -22,7 +22,7 @@ use std::sync::Arc;
 ///
 /// Code written for it runs on each. `now=` injects an instant of a model's counter: ValueError on KVM, whose time is
 /// the host's.
-#[pyclass(frozen, subclass, name = "GuestVm", module = "guestclock")]
+#[pyclass(frozen, subclass, name = "GuestVm", module = "guestclock.types")]
 pub(crate) struct PyGuestVm {
     pub(crate) vm: SharedVm,
 }
