@@ -61,7 +61,7 @@ def test_an_error_survives_a_copy(kind: type[GuestClockError], again: Callable[[
     got = again(error)
     assert type(got) is kind
     more = "; the VM is still paused, and must not run: call resume() again" if issubclass(kind, Interrupted) else ""
-    assert str(got) == str(error) == f"the message{more}"
+    assert str(got) == str(error) == f"the message{more} [{kind.code}]"
     assert got.__dict__ == error.__dict__
     for name, value in fields.items():
         assert getattr(got, name) == value

@@ -216,7 +216,7 @@ def check_the_error(error: Failed, number: int, nth: int, call: str) -> None:
         assert isinstance(error.__cause__, KvmError)
         error = error.__cause__
     assert error.errno == number
-    assert str(error) == f"{call}: errno {number}, injected at call {nth}"
+    assert str(error) == f"{call}: errno {number}, injected at call {nth} [{error.code}]"
     expected: type[KvmError] = KvmError
     if number == errno.EBUSY and call in MADE_AGAIN:
         expected = VcpuRunning
@@ -409,7 +409,7 @@ def test_every_call_of_a_pause_can_fail_and_it_is_begun_or_ended_again(case: Cas
                 pass
             assert isinstance(error, Interrupted)
             assert (error.state, error.retry) == ("paused", "resume")
-            assert str(error).endswith("the VM is still paused, and must not run: call resume() again")
+            assert str(error).endswith("the VM is still paused, and must not run: call resume() again [interrupted]")
         else:
             assert state(under(faulty)) == state(before)
             assert not notes(error)

@@ -441,7 +441,7 @@ def test_a_restore_in_one_call_gives_up_what_it_can(kind: Kind) -> None:
     if kind.goes_back:
         # Found out before a register was written, and its own offset is back.
         assert (caught.value.state, state(model), may_run(vm)) == ("as-it-was", before, True)
-        assert str(caught.value).endswith("the VM is as it was: call restore() again")
+        assert str(caught.value).endswith("the VM is as it was: call restore() again [interrupted]")
     else:
         assert (caught.value.state, may_run(vm)) == ("provisional", False)
     vm.restore(saved, Advance())
@@ -458,7 +458,7 @@ def test_an_interruption_that_leaves_the_block_says_the_state_after_it() -> None
         except Interrupted as error:
             assert (error.state, error.retry) == ("half-restored", "apply")
             assert str(error).endswith(
-                "some of the VM's registers are restored, and it must not run: call apply() again"
+                "some of the VM's registers are restored, and it must not run: call apply() again [interrupted]"
             )
             raise
     assert (caught.value.state, caught.value.retry) == ("half-restored", "restore")

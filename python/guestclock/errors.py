@@ -8,6 +8,7 @@ IndexError and OverflowError.
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,8 +20,16 @@ if TYPE_CHECKING:
 class GuestClockError(Exception):
     """The root of guestclock's own errors.
 
-    `fields` become attributes: the numbers of both sides, for a program to act on. The message states them for people.
+    `fields` become attributes: the numbers of both sides, for a program to act on. The message states them for people,
+    and ends with the class's `code`, which has its place in docs/refused.md.
     """
+
+    code = "guest-clock-error"
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if cls.__module__.startswith("guestclock."):
+            cls.code = re.sub(r"\B(?=[A-Z])", "-", cls.__name__).lower()
 
     def __init__(self, message: str, **fields: Any) -> None:
         super().__init__(message)
@@ -32,7 +41,7 @@ class GuestClockError(Exception):
         return _rebuild, (type(self), self.message, fields)
 
     def __str__(self) -> str:
-        return self.message
+        return f"{self.message} [{self.code}]"
 
 
 def _rebuild(cls: type[GuestClockError], message: str, fields: dict[str, Any]) -> GuestClockError:
@@ -224,7 +233,7 @@ class Interrupted(GuestClockError):
     """The call to make again: "apply", "release", "resume", or "restore" for a new restore."""
 
     def __str__(self) -> str:
-        return f"{self.message}; {_STATES.get(self.state, self.state)}: call {self.retry}() again"
+        return f"{self.message}; {_STATES.get(self.state, self.state)}: call {self.retry}() again [{self.code}]"
 
 
 class ReadBackMismatch(Interrupted):

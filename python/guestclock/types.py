@@ -110,15 +110,15 @@ class Diagnostic:
     """A fact about a plan, a report or a checkpoint: a warning, an assumption, or something that can't be had."""
 
     code: str
-    """Its name for programs, such as "same-boot": docs/restore.md lists them."""
+    """Name for programs, such as "same-boot": docs/refused.md has a place for each."""
     text: str
     """The sentence."""
     ground: Literal["proved", "assumed"] | None = None
     """Ground of an assumption: what was looked at proves it, or nothing does; None for any other fact."""
 
     def __str__(self) -> str:
-        """For people."""
-        return self.text
+        """The sentence and the code."""
+        return f"{self.text} [{self.code}]"
 
 
 @dataclass(frozen=True, slots=True)

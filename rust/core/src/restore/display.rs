@@ -123,13 +123,14 @@ fn advice(f: &mut fmt::Formatter<'_>, plan: &Plan, words: &dyn Words) -> fmt::Re
         line(f, "rate step", &format!("{sign}{size} ppm: the counters run at another rate here"))?;
     }
     for fact in &plan.assumptions {
-        line(f, "provided that", &format!("{} ({})", words.diagnostic(fact), fact.ground().name()))?;
+        let (sentence, ground) = (words.diagnostic(fact), fact.ground().name());
+        line(f, "provided that", &format!("{sentence} ({ground}) [{}]", fact.code()))?;
     }
     for (label, facts) in
         [("can't be kept", &plan.unsupported), ("slower", &plan.degraded), ("warning", &plan.warnings)]
     {
         for fact in facts {
-            line(f, label, &words.diagnostic(fact))?;
+            line(f, label, &format!("{} [{}]", words.diagnostic(fact), fact.code()))?;
         }
     }
     Ok(())
