@@ -169,11 +169,15 @@ types: $(NATIVE) ## mypy strict, and the native module against its stub
 	$(PY) -m mypy $(PYTHON_CODE)
 	$(PY) -m mypy.stubtest guestclock._core --mypy-config-file pyproject.toml --allowlist tests/stubtest-allowlist.txt
 
+.PHONY: site
+site: $(NATIVE) ## The documentation as web pages in out/site, built offline; a warning is an error
+	$(PY) -m sphinx --fail-on-warning --keep-going --quiet --jobs auto docs out/site
+
 .PHONY: docs
-docs: $(NATIVE) ## Builds the Rust docs; runs the README's and the Rust docs' examples; follows every link inside the repo
+docs: site ## The site and the Rust docs; runs every page's and the Rust docs' examples; follows every link inside the repo
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 	cargo test --doc --workspace --exclude guestclock-python --locked
-	$(PY) -m pytest tests/test_readme.py tests/test_links.py
+	$(PY) -m pytest tests/test_docs.py tests/test_codes.py tests/test_links.py
 
 .PHONY: ci
 ci: ## All that CI runs

@@ -36,7 +36,7 @@ UNUSED = (
 )
 """Folders that nobody reads in the machine, and that would be copied at every boot."""
 
-COPIED = ("pyproject.toml", "tests", "examples", "lab")
+COPIED = ("pyproject.toml", "tests", "examples", "lab", "docs")
 """Parts of the work tree that are in the machine."""
 
 
