@@ -423,7 +423,7 @@ def test_a_late_deadline_is_met_by_steps() -> None:
 def test_the_page_shows_the_same_time_before_and_after_a_step() -> None:
     counter, vm = owing(HZ)
     memory = mmap.mmap(-1, mmap.PAGESIZE)
-    page = VmClock.create(memory)
+    page = VmClock.create(memory, tai_offset_s=None)
     here = replace(counter.stamp(), synchronized=True)
     equation = ClockEquation(here, cntvct=vm.cntvct(0), max_error_ns=10, rate_max_error_ppb=50_000)
     with page.update() as update:
@@ -448,15 +448,15 @@ def test_the_page_shows_the_same_time_before_and_after_a_step() -> None:
     assert fields() == (seq + 4, marker + 1, value + step.ticks, rest)
     assert (page.disruption_marker, page.status) == (marker + 1, "synchronized")
     # A page without a clock has only its marker.
-    bare = VmClock.create(memory, 1024, size=112)
+    bare = VmClock.create(memory, 1024, tai_offset_s=None, size=112)
     due(vm).apply(bare)
-    assert (bare.disruption_marker, bare.status) == (1, "unknown")
+    assert (bare.disruption_marker, bare.status) == (1, "unreliable")
     assert memory[1024 + 40 : 1024 + 48] == bytes(8)
 
 
 def test_no_step_within_an_update_of_its_page() -> None:
     _, vm = owing(HZ)
-    page = VmClock.create(mmap.mmap(-1, mmap.PAGESIZE))
+    page = VmClock.create(mmap.mmap(-1, mmap.PAGESIZE), tai_offset_s=None)
     with page.update(), pytest.raises(RuntimeError, match="open already"):
         due(vm).apply(page)
     assert vm.backlog_ticks == HZ

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestclock import Advance, Freeze, ManualCounter, ModelVm, Report, Stamp
+from guestclock import Advance, Freeze, ManualCounter, ModelVm, Report, Stamp, SyncBound
 from guestclock.guest import ClockEquation, StolenTime, VmClock, VmClockUpdate, clock_settime
 from guestclock.types import Policy
 
@@ -143,7 +143,7 @@ def test_memory_has_to_be_writable_and_stays_while_it_is_used(memory: mmap.mmap)
     with pytest.raises(ValueError, match="writable"):
         StolenTime(memoryview(memory).toreadonly())
     with pytest.raises(ValueError, match="in one piece"):
-        VmClock.create(memoryview(memory)[::2])
+        VmClock.create(memoryview(memory)[::2], tai_offset_s=None)
     record = StolenTime(memory)
     with pytest.raises(BufferError):
         memory.close()
@@ -153,36 +153,91 @@ def test_memory_has_to_be_writable_and_stays_while_it_is_used(memory: mmap.mmap)
 # The page's layout.
 
 
+@pytest.mark.parametrize("tai_offset_s", [None, 37])
 @pytest.mark.parametrize("counter", [None, "arm-vcnt"])
 @pytest.mark.parametrize("time_type", ["utc", "tai"])
 def test_a_new_page_by_the_kernels_header(
-    memory: mmap.mmap, counter: Literal["arm-vcnt"] | None, time_type: Literal["utc", "tai"]
+    memory: mmap.mmap,
+    counter: Literal["arm-vcnt"] | None,
+    time_type: Literal["utc", "tai"],
+    tai_offset_s: int | None,
 ) -> None:
     memory[:] = b"\xa5" * len(memory)
     page = VmClock.create(
-        memory, 4096, counter=counter, time_type=time_type, disruption_marker=3, vm_generation=4, notification=True
+        memory,
+        4096,
+        tai_offset_s=tai_offset_s,
+        counter=counter,
+        time_type=time_type,
+        disruption_marker=3,
+        vm_generation=4,
+        notification=True,
     )
     read = fields(memory[4096:])
     seq_count = read.pop("seq_count")
     assert seq_count % 2 == 0
+    flags = ["VM_GEN_COUNTER_PRESENT", "NOTIFICATION_PRESENT"]
     assert read == dict.fromkeys(read, 0) | {
         "magic": constant("MAGIC"),
         "size": 4096,
         "version": 1,
         "counter_id": constant("COUNTER_ARM_VCNT" if counter else "COUNTER_INVALID"),
         "time_type": constant("TIME_UTC" if time_type == "utc" else "TIME_TAI"),
-        "flags": constant("FLAG_VM_GEN_COUNTER_PRESENT") | constant("FLAG_NOTIFICATION_PRESENT"),
-        "clock_status": constant("STATUS_UNKNOWN"),
+        "flags": sum(constant(f"FLAG_{flag}") for flag in flags + ["TAI_OFFSET_VALID"] * (tai_offset_s is not None)),
+        "clock_status": constant("STATUS_UNRELIABLE" if counter else "STATUS_UNKNOWN"),
+        "tai_offset_sec": -(tai_offset_s or 0),
         "disruption_marker": 3,
         "vm_generation_counter": 4,
     }
-    assert (page.status, page.disruption_marker, page.vm_generation) == ("unknown", 3, 4)
+    assert (page.disruption_marker, page.vm_generation) == (3, 4)
+    assert page.status == ("unreliable" if counter else "unknown")
     assert memory[4096 + 112 :] == b"\xa5" * (len(memory) - 4096 - 112)
     assert memory[:4096] == b"\xa5" * 4096
 
 
+@pytest.mark.parametrize("seconds", [-(2**15) - 1, 2**15, 2**31 - 1, -(2**31)])
+def test_a_new_page_refuses_a_tai_offset_that_does_not_fit(memory: mmap.mmap, seconds: int) -> None:
+    with pytest.raises(ValueError, match=f"{seconds} s doesn't fit"):
+        VmClock.create(memory, tai_offset_s=seconds)
+    assert memory[:] == bytes(len(memory))
+
+
+def test_a_pages_tai_offset_stays_until_an_equation_has_another(memory: mmap.mmap) -> None:
+    """A driver that found it at its probe goes on by it: with 0 instead its clock would be 37 s off."""
+    page, here = VmClock.create(memory, tai_offset_s=37), known(host())
+    assert here.tai_offset_s is None
+
+    def offset() -> int | None:
+        read = fields(memory[:])
+        return -read["tai_offset_sec"] if read["flags"] & constant("FLAG_TAI_OFFSET_VALID") else None
+
+    with page.update() as update:
+        update.clock(ClockEquation(here, cntvct=5))
+    assert (page.status, offset()) == ("synchronized", 37)
+    with page.update("clone"):
+        pass
+    assert (page.status, offset()) == ("unreliable", 37)
+    with pytest.raises(KeyError), page.update():
+        raise KeyError
+    assert offset() == 37
+    with page.update() as update:
+        update.clock(ClockEquation(replace(here, tai_offset_s=38), cntvct=5))
+    assert offset() == 38
+
+
+def test_whoever_vouches_for_the_clock_may_know_tai_better_than_the_kernel(memory: mmap.mmap) -> None:
+    sync = SyncBound(max_error_ns=10, tai_offset_s=36)
+    for kernels in (None, 37):
+        clock = ClockEquation(replace(known(host()), tai_offset_s=kernels, sync=sync), cntvct=0, time_type="tai")
+        assert clock.time_ns(0) == NOW_NS + 36 * NS_PER_S
+        page = VmClock.create(memory, tai_offset_s=None, time_type="tai")
+        with page.update() as update:
+            update.clock(clock)
+        assert fields(memory[:])["tai_offset_sec"] == -36
+
+
 def test_every_field_of_a_page_with_a_clock(memory: mmap.mmap) -> None:
-    page = VmClock.create(memory, time_type="tai")
+    page = VmClock.create(memory, tai_offset_s=None, time_type="tai")
     here = known(host(), tai_offset_s=37, leap="insert", width_ns=100)
     clock = ClockEquation(
         here,
@@ -219,17 +274,17 @@ def test_every_field_of_a_page_with_a_clock(memory: mmap.mmap) -> None:
 def test_a_page_has_to_fit_and_to_be_aligned(memory: mmap.mmap) -> None:
     for offset in (1, 4, 7):
         with pytest.raises(ValueError, match="multiple of 8"):
-            VmClock.create(memory, offset, size=112)
+            VmClock.create(memory, offset, tai_offset_s=None, size=112)
     with pytest.raises(ValueError, match="doesn't fit"):
-        VmClock.create(memory, len(memory) - 104, size=112)
+        VmClock.create(memory, len(memory) - 104, tai_offset_s=None, size=112)
     for size in (0, 111, len(memory) + 1):
         with pytest.raises(ValueError, match=f"region of {size} bytes"):
-            VmClock.create(memory, size=size)
+            VmClock.create(memory, tai_offset_s=None, size=size)
     assert memory[:] == bytes(len(memory))
     with pytest.raises(ValueError, match="no vmclock page"):
         VmClock(memory)
-    VmClock.create(memory, len(memory) - 112, size=112)
-    assert VmClock(memory, len(memory) - 112).status == "unknown"
+    VmClock.create(memory, len(memory) - 112, tai_offset_s=None, size=112)
+    assert VmClock(memory, len(memory) - 112).status == "unreliable"
 
 
 # The equation.
@@ -245,7 +300,7 @@ def test_a_guest_reads_the_hosts_time(memory: mmap.mmap, age_s: int, hz: int, po
     checkpoint = source.checkpoint()
     counter.advance(7 * hz)
     vm = ModelVm(counter=counter)
-    page = VmClock.create(memory)
+    page = VmClock.create(memory, tai_offset_s=None)
     with page.update("snapshot") as update:
         vm.restore(checkpoint, policy)
         here = known(counter)
@@ -275,7 +330,7 @@ def test_a_measured_rate_is_the_hosts_own(memory: mmap.mmap) -> None:
     counter.step_realtime(2_000_000)
     here = known(counter, width_ns=40)
     clock = ClockEquation(here, cntvct=77, since=since, max_error_ns=450, rate_max_error_ppb=5)
-    page = VmClock.create(memory)
+    page = VmClock.create(memory, tai_offset_s=None)
     with page.update() as update:
         update.clock(clock)
     time, bound = read_vmclock(fields(memory[:]), 77 + 60 * HZ)
@@ -296,7 +351,7 @@ def test_the_truth_stays_within_the_bound(hz: int, pause_ns: int, age: int, rate
     counter = ManualCounter(10**6, frequency_hz=hz, realtime_ns=NOW_NS + pause_ns)
     clock = ClockEquation(known(counter), cntvct=0, max_error_ns=0, rate_max_error_ppb=abs(rate_ppb))
     memory = mmap.mmap(-1, mmap.PAGESIZE)
-    page = VmClock.create(memory)
+    page = VmClock.create(memory, tai_offset_s=None)
     with page.update() as update:
         update.clock(clock)
     time, bound = read_vmclock(fields(memory[:]), age)
@@ -309,7 +364,7 @@ def test_the_truth_stays_within_the_bound(hz: int, pause_ns: int, age: int, rate
 
 
 def test_nothing_is_claimed_that_nobody_vouched_for(memory: mmap.mmap) -> None:
-    page = VmClock.create(memory)
+    page = VmClock.create(memory, tai_offset_s=None)
     clock = ClockEquation(known(host()), cntvct=1)
     assert clock.max_error_ns_at(0) is None
     with page.update() as update:
@@ -358,7 +413,7 @@ def test_a_rate_over_a_step_is_refused() -> None:
 
 
 def test_readers_wait_while_an_update_is_open(memory: mmap.mmap) -> None:
-    page = VmClock.create(memory)
+    page = VmClock.create(memory, tai_offset_s=None)
     before = fields(memory[:])
     with page.update("snapshot") as update:
         update.clock(equation(host()))
@@ -396,7 +451,7 @@ def test_readers_wait_while_an_update_is_open(memory: mmap.mmap) -> None:
 def test_what_the_guest_is_told_by_intent(
     memory: mmap.mmap, intent: str | None, disrupted: bool | None, marker: int, generation: int
 ) -> None:
-    page = VmClock.create(memory, disruption_marker=2**64 - 1, vm_generation=10)
+    page = VmClock.create(memory, tai_offset_s=None, disruption_marker=2**64 - 1, vm_generation=10)
     with page.update() as update:
         update.clock(equation(host()))
     with page.update(intent, disrupted=disrupted):  # type: ignore[arg-type]
@@ -410,7 +465,7 @@ def test_what_the_guest_is_told_by_intent(
 
 
 def test_intents_that_are_none(memory: mmap.mmap) -> None:
-    page = VmClock.create(memory)
+    page = VmClock.create(memory, tai_offset_s=None)
     with pytest.raises(ValueError, match="another host"):
         page.update("live-migration", disrupted=False)
     with pytest.raises(ValueError, match=", ".join(INTENTS)):
@@ -419,7 +474,7 @@ def test_intents_that_are_none(memory: mmap.mmap) -> None:
 
 @pytest.mark.parametrize("intent", [None, *INTENTS])
 def test_an_update_that_fails_leaves_no_clock(memory: mmap.mmap, intent: str | None) -> None:
-    page = VmClock.create(memory)
+    page = VmClock.create(memory, tai_offset_s=None)
     with page.update() as update:
         update.clock(equation(host()))
     good = fields(memory[:])
@@ -445,7 +500,7 @@ def test_an_update_that_fails_leaves_no_clock(memory: mmap.mmap, intent: str | N
 
 
 def test_a_host_that_is_not_synchronised_takes_the_clock_away(memory: mmap.mmap) -> None:
-    page = VmClock.create(memory)
+    page = VmClock.create(memory, tai_offset_s=None)
     with page.update() as update:
         update.clock(equation(host()))
     with page.update() as update:
@@ -456,7 +511,7 @@ def test_a_host_that_is_not_synchronised_takes_the_clock_away(memory: mmap.mmap)
 
 
 def test_a_page_without_a_counter_gets_no_clock(memory: mmap.mmap) -> None:
-    page = VmClock.create(memory, counter=None)
+    page = VmClock.create(memory, tai_offset_s=None, counter=None)
     with page.update("live-migration") as update, pytest.raises(ValueError, match="counter=None"):
         update.clock(equation(host()))
     assert (page.status, page.disruption_marker) == ("unknown", 1)
@@ -464,7 +519,7 @@ def test_a_page_without_a_counter_gets_no_clock(memory: mmap.mmap) -> None:
 
 
 def test_a_page_keeps_its_type_of_time(memory: mmap.mmap) -> None:
-    page = VmClock.create(memory, time_type="tai")
+    page = VmClock.create(memory, tai_offset_s=None, time_type="tai")
     with page.update() as update, pytest.raises(ValueError, match="the page's time is tai"):
         update.clock(equation(host()))
 
@@ -477,7 +532,7 @@ def moved(page: VmClock, last: int, first: int, step_ns: int, counter: ManualCou
 
 
 def test_monotonic_is_claimed_only_where_it_holds(memory: mmap.mmap) -> None:
-    page, counter = VmClock.create(memory), host()
+    page, counter = VmClock.create(memory, tai_offset_s=None), host()
     flag = constant("FLAG_TIME_MONOTONIC")
 
     def claimed() -> bool:
@@ -504,7 +559,7 @@ def test_monotonic_is_claimed_only_where_it_holds(memory: mmap.mmap) -> None:
 
 
 def test_a_page_goes_on_where_it_was_saved(memory: mmap.mmap) -> None:
-    page, counter = VmClock.create(memory, disruption_marker=5), host()
+    page, counter = VmClock.create(memory, tai_offset_s=None, disruption_marker=5), host()
     with page.update() as update:
         update.clock(equation(counter))
     with mmap.mmap(-1, len(memory)) as copy:
@@ -519,7 +574,7 @@ def test_a_page_goes_on_where_it_was_saved(memory: mmap.mmap) -> None:
 
 
 def test_a_page_that_was_saved_in_an_update_is_closed_by_the_next(memory: mmap.mmap) -> None:
-    page, counter = VmClock.create(memory), host()
+    page, counter = VmClock.create(memory, tai_offset_s=None), host()
     with page.update() as update:
         update.clock(equation(counter))
     struct.pack_into("<I", memory, 12, 2**32 - 1)
@@ -532,7 +587,7 @@ def test_a_page_that_was_saved_in_an_update_is_closed_by_the_next(memory: mmap.m
 
 
 def test_what_a_guest_writes_into_its_page_does_no_harm(memory: mmap.mmap) -> None:
-    page = VmClock.create(memory)
+    page = VmClock.create(memory, tai_offset_s=None)
     with page.update() as update:
         update.clock(equation(host()))
     good = fields(memory[:])
@@ -545,7 +600,7 @@ def test_what_a_guest_writes_into_its_page_does_no_harm(memory: mmap.mmap) -> No
 
 
 def test_a_guest_cannot_keep_an_update_open(memory: mmap.mmap) -> None:
-    page = VmClock.create(memory)
+    page = VmClock.create(memory, tai_offset_s=None)
     with page.update() as update:
         update.clock(equation(host()))
         good = fields(memory[:])
@@ -561,7 +616,7 @@ def test_a_guest_cannot_keep_an_update_open(memory: mmap.mmap) -> None:
 
 
 def test_an_update_that_nobody_closes_closes_itself(memory: mmap.mmap) -> None:
-    page = VmClock.create(memory)
+    page = VmClock.create(memory, tai_offset_s=None)
     with page.update() as update:
         update.clock(equation(host()))
     before = fields(memory[:])
@@ -601,7 +656,7 @@ def test_every_page_that_a_reader_accepts_was_written_whole() -> None:
     fd = os.memfd_create("page")
     os.ftruncate(fd, 4096)
     memory = mmap.mmap(fd, 4096)
-    page, counter = VmClock.create(memory), host()
+    page, counter = VmClock.create(memory, tai_offset_s=None), host()
     written = {memory[16:112]}
     reader = subprocess.Popen(
         [sys.executable, "-c", READER, str(fd), str(rounds)], stdout=subprocess.PIPE, pass_fds=[fd], text=True
@@ -650,7 +705,7 @@ def test_a_time_that_cannot_be_set_is_refused() -> None:
 
 
 def test_reprs_say_what_they_are(memory: mmap.mmap) -> None:
-    page = VmClock.create(memory)
+    page = VmClock.create(memory, tai_offset_s=None)
     assert repr(page) == "<VmClock at 0x0, unknown>"
     assert repr(StolenTime(memory, 4096)) == "<StolenTime at 0x1000>"
     assert repr(equation(host())).startswith("<ClockEquation utc from 5000, 0x")

@@ -686,6 +686,7 @@ class VmClock:
         memory: Buffer,
         offset: int = 0,
         *,
+        tai_offset_s: int | None,
         size: int = 4096,
         counter: Literal["arm-vcnt"] | None = "arm-vcnt",
         time_type: Literal["utc", "tai"] = "utc",

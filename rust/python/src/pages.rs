@@ -5,7 +5,7 @@ use crate::records::{AnyStamp, named};
 use crate::words;
 use core::ptr::NonNull;
 use guestclock_core::guest::vmclock::{
-    Body, CounterId, Declared, Equation, EquationError, Header, Status, TimeType, realtime_at,
+    Body, CounterId, Declared, Equation, EquationError, Header, Status, TimeType, realtime_at, utc_minus_tai,
 };
 use guestclock_core::time::{GuestCount, Intent};
 use guestclock_linux::pages::{Memory, PageError, StolenTime, VmClock};
@@ -253,10 +253,7 @@ impl PyVmClock {
 
     /// Status of a page without a clock.
     fn no_clock(&self) -> Status {
-        match self.header.counter {
-            CounterId::ArmVcnt => Status::Unreliable,
-            CounterId::Invalid => Status::Unknown,
-        }
+        self.header.counter.without_clock()
     }
 }
 
@@ -278,15 +275,21 @@ impl PyVmClock {
     ///
     /// `counter`, "arm-vcnt" or None for a page that will never have a clock, and `time_type`, "utc" or "tai", are
     /// constant for the device's life. With `notification` the guest expects an interrupt after each update: the VMM
-    /// has to raise it. The page has no clock until an update gives it one.
+    /// has to raise it.
+    ///
+    /// The page has no clock until an update gives it one, and is "unreliable" until then, which Linux's driver refuses;
+    /// "unknown" if it has no counter. `tai_offset_s` is TAI - UTC in seconds, which `stamp().tai_offset_s` of a host's
+    /// counter has where the kernel knows it; None where nobody does. A driver of Linux 7.3 or newer decides by it, once
+    /// and for all when it finds the device, whether a page of "utc" has a clock.
     #[staticmethod]
     #[pyo3(signature = (
-        memory, offset=0, *, size=4096, counter="arm-vcnt", time_type="utc", disruption_marker=0, vm_generation=0,
-        notification=false
+        memory, offset=0, *, tai_offset_s, size=4096, counter="arm-vcnt", time_type="utc", disruption_marker=0,
+        vm_generation=0, notification=false
     ))]
     fn create(
         memory: &Bound<'_, PyAny>,
         offset: usize,
+        tai_offset_s: Option<i32>,
         size: u32,
         counter: Option<&str>,
         time_type: &str,
@@ -300,7 +303,11 @@ impl PyVmClock {
         };
         let header = Header { size, counter, time_type: named("time_type", time_type, &TIME_TYPES)? };
         let memory = Buffer::new(memory)?;
-        let body = Body::new(disruption_marker, vm_generation, notification);
+        let mut body = Body::new(disruption_marker, vm_generation, notification);
+        body.without_clock(header.counter.without_clock());
+        if let Some(seconds) = tai_offset_s {
+            body.set_utc_minus_tai(utc_minus_tai(seconds).or_raise()?);
+        }
         VmClock::create(memory.memory(), offset, header, &body).or_raise()?;
         let state = Mutex::new(State { body, forgotten: false, updating: false });
         Ok(Self { memory, offset, header, state })
@@ -378,7 +385,8 @@ impl PyVmClockUpdate {
             body.without_clock(page.no_clock());
         }
         shared.shared().end(&body);
-        state.forgotten = body.status() == Status::Unreliable;
+        let had_one = state.forgotten || state.body.status().is_valid();
+        state.forgotten = had_one && !body.status().is_valid();
         state.body = body;
         state.updating = false;
         Ok(())

@@ -8,12 +8,8 @@ use crate::guest::vmclock::layout::{
 use crate::time::GuestCount;
 
 /// Flags that a new equation sets or clears.
-const OF_AN_EQUATION: u64 = TAI_OFFSET_VALID
-    | PERIOD_ESTERROR_VALID
-    | PERIOD_MAXERROR_VALID
-    | TIME_ESTERROR_VALID
-    | TIME_MAXERROR_VALID
-    | TIME_MONOTONIC;
+const OF_AN_EQUATION: u64 =
+    PERIOD_ESTERROR_VALID | PERIOD_MAXERROR_VALID | TIME_ESTERROR_VALID | TIME_MAXERROR_VALID | TIME_MONOTONIC;
 
 /// Content of the page after `seq_count`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -102,11 +98,30 @@ impl Body {
         self.0[VM_GENERATION] = self.0[VM_GENERATION].wrapping_add(1);
     }
 
-    /// Removes the clock. The whole equation is 0, so that a guest that ignores the status reads a clock that stands
+    /// Gives the page UTC - TAI in seconds, which stays until an equation has another.
+    ///
+    /// From 7.3 on, Linux's driver decides at its probe, for the device's life, whether a page of UTC has a clock: by
+    /// TAI_OFFSET_VALID ("ptp: ptp_vmclock: return TAI not UTC", 562f59fe3291). So a page has it from its creation on.
+    pub fn set_utc_minus_tai(&mut self, seconds: i16) {
+        let [.., status, clock, _, _, leap, shift] = self.0[STATUS_TO_SHIFT].to_le_bytes();
+        let [low, high] = seconds.to_le_bytes();
+        self.0[STATUS_TO_SHIFT] = u64::from_le_bytes([0, 0, status, clock, low, high, leap, shift]);
+        self.0[FLAGS] |= TAI_OFFSET_VALID;
+    }
+
+    /// Writes the word that begins with the status, and leaves UTC - TAI in it.
+    ///
+    /// The smearing hint stays 0: this time isn't smeared, and the other clocks around the guest aren't known here.
+    fn set_status(&mut self, status: Status, leap_indicator: u8, shift: u8) {
+        let [_, _, _, _, low, high, _, _] = self.0[STATUS_TO_SHIFT].to_le_bytes();
+        self.0[STATUS_TO_SHIFT] = u64::from_le_bytes([0, 0, status.code(), 0, low, high, leap_indicator, shift]);
+    }
+
+    /// Removes the clock, and leaves UTC - TAI. The whole equation is 0, so that a guest that ignores the status reads a clock that stands
     /// still in 1970, not one that is nearly right.
     pub fn without_clock(&mut self, status: Status) {
         self.0[FLAGS] &= !OF_AN_EQUATION;
-        self.0[STATUS_TO_SHIFT] = u64::from_le_bytes([0, 0, status.code(), 0, 0, 0, 0, 0]);
+        self.set_status(status, 0, 0);
         self.0[COUNTER_VALUE..=TIME_MAXERROR].fill(0);
     }
 
@@ -130,12 +145,11 @@ impl Body {
         self.0[PERIOD_MAXERROR] = claim(equation.rate_max_error, PERIOD_MAXERROR_VALID);
         self.0[TIME_ESTERROR] = claim(equation.est_error_ns, TIME_ESTERROR_VALID);
         self.0[TIME_MAXERROR] = claim(equation.max_error_ns, TIME_MAXERROR_VALID);
-        claim(equation.utc_minus_tai_s.map(|_| 0), TAI_OFFSET_VALID);
         self.0[FLAGS] = flags | if monotonic { TIME_MONOTONIC } else { 0 };
-        let [tai_low, tai_high] = equation.utc_minus_tai_s.unwrap_or(0).to_le_bytes();
-        let (leap, shift) = (equation.leap_indicator, equation.period.shift);
-        // The smearing hint stays 0: this time isn't smeared, and the other clocks around the guest aren't known here.
-        self.0[STATUS_TO_SHIFT] = u64::from_le_bytes([0, 0, status.code(), 0, tai_low, tai_high, leap, shift]);
+        self.set_status(status, equation.leap_indicator, equation.period.shift);
+        if let Some(seconds) = equation.utc_minus_tai_s {
+            self.set_utc_minus_tai(seconds);
+        }
         self.0[COUNTER_VALUE] = equation.counter_value.0;
         self.0[PERIOD] = equation.period.frac;
         self.0[TIME_SEC] = equation.time.sec;

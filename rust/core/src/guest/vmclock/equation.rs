@@ -245,19 +245,15 @@ impl Equation {
             return Err(EquationError::InLeapSecond);
         }
         let realtime_ns = here.realtime_ns;
+        // Who vouches for the clock may know TAI better than the kernel.
+        let tai_offset_s = vouched.and_then(|sync| sync.tai_offset_s).or(here.tai_offset_s);
         let ahead_s = match time_type {
             TimeType::Utc => 0,
-            TimeType::Tai => here.tai_offset_s.ok_or(EquationError::TaiUnknown)?,
+            TimeType::Tai => tai_offset_s.ok_or(EquationError::TaiUnknown)?,
         };
         let ns = i128::from(realtime_ns) + i128::from(ahead_s) * i128::from(NS_PER_S);
         let ns = u64::try_from(ns).map_err(|_| EquationError::BeforeEpoch { realtime_ns })?;
-        let utc_minus_tai_s = match here.tai_offset_s {
-            None => None,
-            Some(seconds) => {
-                let there = seconds.checked_neg().and_then(|seconds| i16::try_from(seconds).ok());
-                Some(there.ok_or(EquationError::TaiOutOfRange { seconds })?)
-            }
-        };
+        let utc_minus_tai_s = tai_offset_s.map(utc_minus_tai).transpose()?;
         let window = Window::new(since, here)?;
         let period =
             Period::new(window.ns, window.ticks).ok_or(EquationError::Period { ns: window.ns, ticks: window.ticks })?;
@@ -306,6 +302,12 @@ impl Equation {
         let ns = seconds * u128::from(NS_PER_S) + ((frac * u128::from(NS_PER_S)) >> 64) + 1;
         Some(u128::from(self.max_error_ns?) + ns + 1)
     }
+}
+
+/// UTC - TAI as the page has it, of TAI - UTC in seconds.
+pub fn utc_minus_tai(tai_offset_s: i32) -> Result<i16, EquationError> {
+    let there = tai_offset_s.checked_neg().and_then(|seconds| i16::try_from(seconds).ok());
+    there.ok_or(EquationError::TaiOutOfRange { seconds: tai_offset_s })
 }
 
 /// Window over which the rate is measured: `ns` nanoseconds in `ticks` ticks.

@@ -60,6 +60,17 @@ pub enum CounterId {
     Invalid,
 }
 
+impl CounterId {
+    /// Status of a page with this counter that has no clock: the one that Linux's driver refuses, if it may have one.
+    #[must_use]
+    pub const fn without_clock(self) -> Status {
+        match self {
+            Self::ArmVcnt => Status::Unreliable,
+            Self::Invalid => Status::Unknown,
+        }
+    }
+}
+
 /// Time scale of the page's time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TimeType {

@@ -28,7 +28,7 @@ pub mod layout;
 pub mod writer;
 
 pub use body::Body;
-pub use equation::{Declared, Equation, EquationError, Period, Time, realtime_at};
+pub use equation::{Declared, Equation, EquationError, Period, Time, realtime_at, utc_minus_tai};
 pub use layout::{
     ALIGNMENT, BODY, CounterId, Header, IDENTITY, MAGIC, MAGIC_AND_SIZE, SEQ_COUNT, SIZE, Status, TIME_MAXERROR_VALID,
     TimeType, WORDS,
