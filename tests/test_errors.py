@@ -121,7 +121,7 @@ def test_a_kvm_error_is_an_oserror_with_its_errno(kind: type[KvmError]) -> None:
                 "VcpuRunning",
             },
         ),
-        (Interrupted, {"FleetInterrupted", "ReadBackMismatch"}),
+        (Interrupted, {"FleetInterrupted", "InterruptsOff", "ReadBackMismatch"}),
         (Misuse, {"NoBacklog", "NoSuchVm", "OutOfOrder"}),
         (KvmError, {"VcpuRunning", "UnknownRegister"}),
     ],

@@ -245,6 +245,18 @@ class ReadBackMismatch(Interrupted):
     read: int
 
 
+class InterruptsOff(Interrupted):
+    """A timer's line is high, and the vGIC's distributor is off: KVM would lose the interrupt for good.
+
+    Restore GICD_CTLR first, the redistributors after it, and call release() again. Where the guest itself had it off when
+    it was saved, give the `KvmVm` no `gic_fd`: then nobody looks.
+    """
+
+    vcpu: int
+    timer: str
+    """Name of the timer: "vtimer" or "ptimer"."""
+
+
 class FleetInterrupted(Interrupted):
     """Some VMs of a fleet weren't restored, or are still paused. The others are done, and may run."""
 

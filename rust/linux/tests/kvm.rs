@@ -47,6 +47,8 @@ struct Kernel<'a> {
     gic: bool,
     /// The errno of every redistributor's register: a GICv2's.
     redistributor_errno: Cell<Option<i32>>,
+    /// GICD_CTLR.
+    ctlr: Cell<u32>,
     /// A vCPU that KVM_ARM_VCPU_INIT wasn't called on.
     bare: Cell<Option<usize>>,
     /// The errno of every offset: a protected VM's.
@@ -80,6 +82,8 @@ impl<'a> Kernel<'a> {
             vgic: false,
             gic: false,
             redistributor_errno: Cell::new(None),
+            // On: EnableGrp1, ARE_NS and DS.
+            ctlr: Cell::new(0x52),
             bare: Cell::new(None),
             offset_errno: Cell::new(None),
             offset_lost: Cell::new(false),
@@ -187,10 +191,10 @@ impl Ioctls for Kernel<'_> {
         })
     }
 
-    fn distributor(&self) -> Option<io::Result<()>> {
+    fn distributor(&self) -> Option<io::Result<u32>> {
         self.gic.then(|| {
             self.called(Call::Distributor)?;
-            self.all_stopped()
+            self.all_stopped().map(|()| self.ctlr.get())
         })
     }
 
@@ -302,6 +306,41 @@ fn the_budget_of_a_restore() {
             assert_eq!(sets, 4);
         }
         assert_eq!((report.writes.offsets, report.writes.registers), (2, 8));
+    }
+}
+
+/// KVM queues no interrupt while the distributor is off, and afterwards sees no change of the line.
+#[test]
+fn a_release_refuses_a_distributor_that_is_off_while_a_line_is_high() {
+    let host = counter();
+    let source = Kernel::plain(&host);
+    let vm = source.open();
+    vm.set_counter_offset(&source, Offset(400)).unwrap();
+    vm.set_one_reg(&source, 1, one_reg_id(CTL), 1).unwrap();
+    let high = Arc::new(vm.checkpoint(&source, &Saving::default()).unwrap());
+    let off = 0x50;
+    for (saved, gic, ctlr, refused) in [
+        (Arc::clone(&high), true, off, true),
+        (Arc::clone(&high), true, 0x52, false),
+        (high, false, off, false),
+        (saved(&host), true, off, false),
+    ] {
+        let target = Kernel { gic, ..Kernel::plain(&host) };
+        let vm = target.open();
+        let plan = vm.plan(&target, &saved, freeze()).unwrap();
+        let mut restore = vm.prepare(&target, plan, saved).unwrap();
+        vm.apply(&target, &mut restore).unwrap();
+        target.ctlr.set(ctlr);
+        let released = vm.release(&target, &mut restore);
+        assert_eq!(released.is_err(), refused, "{ctlr:#x}");
+        if let Err(error) = released {
+            let OperationError::Restore(error) = error else { panic!("{error}") };
+            assert_eq!(error, RestoreError::InterruptsOff { vcpu: 1, timer: Timer::Vtimer });
+            assert_eq!(error.left(), Condition::TimersOnly);
+            // The VMM has restored the register since.
+            target.ctlr.set(0x52);
+            vm.release(&target, &mut restore).unwrap();
+        }
     }
 }
 

@@ -372,6 +372,13 @@ impl<E: IntoPyErr + Display> IntoPyErr for OperationError<E> {
                     fields.set_item("read", found)
                 })
             }
+            Self::Restore(RestoreError::InterruptsOff { vcpu, timer }) => {
+                let message = words::interrupts_off(vcpu, timer);
+                interrupted("InterruptsOff", &message, "the interrupt controller", Condition::TimersOnly, |fields| {
+                    fields.set_item("vcpu", vcpu)?;
+                    fields.set_item("timer", timer.name())
+                })
+            }
             Self::Closed => typed("RestoreOpen", &message, |_| Ok(())),
             Self::StepOver | Self::StepEarly { .. } | Self::OptedIn => misuse(&message),
             Self::NoBacklog => typed("NoBacklog", &message, |_| Ok(())),

@@ -1,7 +1,7 @@
 //! Sentences that name Python's classes, keywords and calls: the way out of a refusal, and texts about a caller's
 //! choice.
 
-use guestclock_core::arch::arm64::{Role, Sysreg, View};
+use guestclock_core::arch::arm64::{Role, Sysreg, Timer, View};
 use guestclock_core::drive::faults::ScriptError;
 use guestclock_core::drive::{Cause, Condition};
 use guestclock_core::guest::vmclock::EquationError;
@@ -148,6 +148,16 @@ pub(crate) fn read_back(vcpu: usize, register: &str, wrote: u64, read: u64) -> S
     format!(
         "vCPU {vcpu}: {register} was written as {wrote:#x} and reads {read:#x} (was the vCPU initialised again, or does \
          the VMM write it too?)"
+    )
+}
+
+/// An interrupt controller that is off, and Python's way out.
+pub(crate) fn interrupts_off(vcpu: usize, timer: Timer) -> String {
+    format!(
+        "vCPU {vcpu}: the {} timer's line is high, and the vGIC's distributor is off (GICD_CTLR), so KVM would lose the \
+         interrupt for good. Restore GICD_CTLR first, and the redistributors after it. If the guest itself had it off: \
+         KvmVm without gic_fd",
+        timer.name()
     )
 }
 

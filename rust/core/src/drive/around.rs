@@ -62,6 +62,12 @@ impl Answer for Option<Interrupts> {
     }
 }
 
+impl Answer for Option<bool> {
+    fn value(&self) -> Option<u64> {
+        self.map(u64::from)
+    }
+}
+
 /// Whatever stands around each primitive call.
 pub trait Around<E> {
     /// Error of a call, as those above see it.
@@ -130,6 +136,10 @@ impl<E, W: Around<E>> Backend for Surrounded<'_, E, W> {
 
     fn interrupts(&mut self, registers: &Registers) -> Result<Option<Interrupts>, W::Error> {
         self.around.call(Call::on_vm(CallKind::Interrupts), None, || self.backend.interrupts(registers))
+    }
+
+    fn forwards(&mut self) -> Result<Option<bool>, W::Error> {
+        self.around.call(Call::on_vm(CallKind::Forwards), None, || self.backend.forwards())
     }
 
     fn generation(&self) -> u64 {

@@ -39,6 +39,11 @@ pub trait Backend {
         Ok(None)
     }
 
+    /// Returns whether the VM's interrupt controller forwards interrupts; `None` where nobody can be asked.
+    fn forwards(&mut self) -> Result<Option<bool>, Self::Error> {
+        Ok(None)
+    }
+
     /// A number that changes whenever the VM's state does.
     fn generation(&self) -> u64;
 

@@ -19,17 +19,20 @@ pub enum CallKind {
     SetCounterOffset,
     /// KVM_GET_DEVICE_ATTR of KVM_ARM_VCPU_TIMER_CTRL, for each of the guest's timers.
     Interrupts,
+    /// KVM_GET_DEVICE_ATTR of a vGICv3's GICD_CTLR: whether it forwards interrupts.
+    Forwards,
 }
 
 impl CallKind {
     /// All kinds with their names.
-    pub const NAMES: [(&'static str, Self); 6] = [
+    pub const NAMES: [(&'static str, Self); 7] = [
         ("reg_list", Self::RegList),
         ("stopped", Self::Stopped),
         ("get_one_reg", Self::GetOneReg),
         ("set_one_reg", Self::SetOneReg),
         ("set_counter_offset", Self::SetCounterOffset),
         ("interrupts", Self::Interrupts),
+        ("forwards", Self::Forwards),
     ];
 
     /// Returns the name.
@@ -74,7 +77,7 @@ impl Call {
         let kind = words.next()?;
         let (_, kind) = *CallKind::NAMES.iter().find(|(name, _)| *name == kind)?;
         let (vcpu, reg) = match kind {
-            CallKind::Stopped | CallKind::SetCounterOffset | CallKind::Interrupts => (None, None),
+            CallKind::Stopped | CallKind::SetCounterOffset | CallKind::Interrupts | CallKind::Forwards => (None, None),
             CallKind::RegList => (words.next(), None),
             CallKind::GetOneReg | CallKind::SetOneReg => (words.next(), words.next()),
         };
@@ -171,6 +174,7 @@ mod tests {
             "set_one_reg 0 0x603000000013e730",
             "set_counter_offset",
             "interrupts",
+            "forwards",
         ] {
             assert_eq!(Call::named(place).map(|call| call.to_string()).as_deref(), Some(place));
         }

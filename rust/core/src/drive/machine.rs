@@ -31,6 +31,8 @@ pub enum Op<'a> {
     List,
     /// Ask for the interrupt ids of these timers: [`Done::Interrupts`].
     Interrupts(Registers),
+    /// Ask whether the interrupt controller forwards interrupts: [`Done::Forwards`].
+    Forwards,
     /// Read a register of every vCPU: [`Done::Values`].
     Read {
         /// Id of the register.
@@ -111,6 +113,8 @@ pub enum Done {
     List(Registers),
     /// Interrupt ids of the timers; `None` where nobody can be asked.
     Interrupts(Option<Interrupts>),
+    /// Whether interrupts are forwarded; `None` where nobody can be asked.
+    Forwards(Option<bool>),
     /// A register's values, one a vCPU.
     Values(Vec<u64>),
     /// A clock's value.
@@ -351,6 +355,11 @@ impl<'a, E> Io<'a, E> {
     pub(crate) async fn interrupts(&self, registers: &Registers) -> Result<Option<Interrupts>, Failed<E>> {
         let Done::Interrupts(ids) = self.ask(Op::Interrupts(registers.clone())).await? else { wrong_answer() };
         Ok(ids)
+    }
+
+    pub(crate) async fn forwards(&self) -> Result<Option<bool>, Failed<E>> {
+        let Done::Forwards(forwards) = self.ask(Op::Forwards).await? else { wrong_answer() };
+        Ok(forwards)
     }
 
     pub(crate) async fn read(&self, id: u64) -> Result<Vec<u64>, Failed<E>> {

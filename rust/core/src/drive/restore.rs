@@ -10,7 +10,9 @@ use crate::drive::backend::{Backend, Facts};
 use crate::drive::driver::drive;
 use crate::drive::machine::{Block, Failed, Io, What, register_name};
 use crate::drive::measure::set_offset_by_value;
-use crate::restore::{Behind, Deadlines, Method, Outcome, Plan, Refusal, Report, Writes, Written, planning};
+use crate::restore::{
+    Behind, Deadlines, Method, Outcome, Plan, Refusal, Report, TimerStatus, Writes, Written, planning,
+};
 use crate::time::{ErrorBound, Offset, OffsetInterval};
 use alloc::boxed::Box;
 use alloc::format;
@@ -68,6 +70,19 @@ pub enum RestoreError<E> {
         cause: Cause,
         /// The VM's condition afterwards.
         left: Condition,
+    },
+    /// The interrupt controller is off while a timer's line is high.
+    #[error(
+        "vCPU {vcpu}: the {} timer's line is high, and the interrupt controller forwards nothing (GICD_CTLR): KVM would \
+         lose the interrupt for good. Restore GICD_CTLR first, the redistributors after it, and release again; {}",
+        timer.name(),
+        Condition::TimersOnly
+    )]
+    InterruptsOff {
+        /// The vCPU.
+        vcpu: usize,
+        /// The timer.
+        timer: Timer,
     },
 }
 
@@ -132,6 +147,7 @@ impl<E> RestoreError<E> {
         match self {
             Self::Refused(_) => Condition::Untouched,
             Self::ReadBack { .. } => Condition::Partial,
+            Self::InterruptsOff { .. } => Condition::TimersOnly,
             Self::Backend { left, .. } | Self::CounterElsewhere { left, .. } => *left,
         }
     }
@@ -332,6 +348,7 @@ impl Restore {
             checked.map_err(at_step(Condition::Partial, || String::from("release"))).inspect_err(|_| {
                 self.stage = Stage::Prepared;
             })?;
+            self.check_forwards(io, vm).await?;
         }
         let left = self.left();
         if !self.plan.request.in_place {
@@ -376,6 +393,22 @@ impl Restore {
             returned_at,
             after_release_ticks: None,
         }))
+    }
+
+    /// Checks that the interrupt controller forwards the interrupt of a timer whose line is high.
+    ///
+    /// KVM queues an interrupt when its line rises, and not while the distributor is off; afterwards it sees no change
+    /// any more, and the vCPU sleeps for ever (`vgic_queue_irq_unlock` and `kvm_vgic_inject_irq`,
+    /// arch/arm64/kvm/vgic/vgic.c; seen on 6.12 and 7.3).
+    async fn check_forwards<E>(&self, io: &Io<'_, E>, vm: &SavedVm<'_>) -> Result<(), RestoreError<E>> {
+        let at = |what: &'static str| at_step(Condition::TimersOnly, move || format!("release: {what}"));
+        let now = self.plan.at(io.sample().await.map_err(at("a sample"))?);
+        let mut high = self.plan.timers_at(vm, &now, self.cval_shift).filter(|status| status.line);
+        let Some(TimerStatus { vcpu, timer, .. }) = high.next() else { return Ok(()) };
+        match io.forwards().await.map_err(at("the interrupt controller"))? {
+            Some(false) => Err(RestoreError::InterruptsOff { vcpu, timer }),
+            Some(true) | None => Ok(()),
+        }
     }
 
     /// Writes the offset of the latest sample.

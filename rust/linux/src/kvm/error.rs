@@ -112,6 +112,7 @@ impl Errno for KvmError {
 
 pub(crate) const SET_COUNTER_OFFSET: &str = "KVM_ARM_SET_COUNTER_OFFSET";
 pub(crate) const TIMER_IRQ: &str = "KVM_GET_DEVICE_ATTR of KVM_ARM_VCPU_TIMER_CTRL";
+pub(crate) const GET_DISTRIBUTOR: &str = "KVM_GET_DEVICE_ATTR of the vGIC's distributor";
 pub(crate) const GET_REDISTRIBUTOR: &str = "KVM_GET_DEVICE_ATTR of the vGIC's redistributor";
 
 /// Meaning of an errno on the descriptors of a VM and its vCPUs (virt/kvm/kvm_main.c, arch/arm64/kvm/arm.c and

@@ -158,9 +158,9 @@ impl Ioctls for Fds<'_> {
             .find_map(|type_| self.look_by(type_))
     }
 
-    fn distributor(&self) -> Option<io::Result<()>> {
+    fn distributor(&self) -> Option<io::Result<u32>> {
         let fd = self.gic.filter(|fd| descriptor::is_vgic_v3(*fd))?;
-        Some(word(fd, KVM_DEV_ARM_VGIC_GRP_DIST_REGS, GICD_CTLR).map(drop))
+        Some(word(fd, KVM_DEV_ARM_VGIC_GRP_DIST_REGS, GICD_CTLR))
     }
 
     fn redistributor(&self, attr: u64) -> Option<io::Result<u32>> {

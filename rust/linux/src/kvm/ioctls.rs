@@ -113,7 +113,7 @@ pub trait Ioctls {
 
     /// KVM_GET_DEVICE_ATTR of GICD_CTLR on a vGICv3's descriptor, which answers EBUSY while any vCPU runs; `None` where
     /// there is no such descriptor. Of a vGICv2 the same call would initialise the vGIC.
-    fn distributor(&self) -> Option<io::Result<()>> {
+    fn distributor(&self) -> Option<io::Result<u32>> {
         None
     }
 

@@ -1,6 +1,6 @@
 //! A VM on KVM: the same operations as the model's, over ioctls.
 
-use crate::kvm::error::{GET_REDISTRIBUTOR, KvmError, SET_COUNTER_OFFSET, TIMER_IRQ};
+use crate::kvm::error::{GET_DISTRIBUTOR, GET_REDISTRIBUTOR, KvmError, SET_COUNTER_OFFSET, TIMER_IRQ};
 use crate::kvm::ioctls::Ioctls;
 use guestclock_core::arch::Abilities;
 use guestclock_core::arch::arm64::{
@@ -20,6 +20,10 @@ use std::time::{Duration, Instant};
 
 /// KVM's register id of a vCPU's affinity.
 const MPIDR_EL1: u64 = Encoding(3, 0, 0, 0, 5).one_reg_id();
+
+/// GICD_CTLR.EnableGrp1, by which a vGICv3 keeps whether it forwards interrupts at all (Arm IHI 0069, GICD_CTLR with DS
+/// set; `vgic_mmio_read_v3_misc`, arch/arm64/kvm/vgic/vgic-mmio-v3.c).
+const GICD_CTLR_ENABLE_GRP1: u32 = 1 << 1;
 
 /// The pending latches of SGIs and PPIs, in the second 64 KiB frame of a redistributor (Arm IHI 0069, GICR_ISPENDR0).
 const GICR_ISPENDR0: u32 = 0x1_0200;
@@ -611,6 +615,12 @@ impl<I: Ioctls + ?Sized, C: Counter> Backend for Kvm<'_, I, C> {
         Ok(Some(Interrupts(ids)))
     }
 
+    fn forwards(&mut self) -> Result<Option<bool>, KvmError> {
+        let answer = self.io.distributor().transpose();
+        let ctlr = answer.map_err(|error| self.on_vm(GET_DISTRIBUTOR, &error))?;
+        Ok(ctlr.map(|ctlr| ctlr & GICD_CTLR_ENABLE_GRP1 != 0))
+    }
+
     fn generation(&self) -> u64 {
         // Both only grow, so their sum changes with each.
         self.state.generation + self.io.vcpus() as u64
@@ -623,7 +633,7 @@ impl<I: Ioctls + ?Sized, C: Counter> Backend for Kvm<'_, I, C> {
         let looked = self.vm.counter_offset.then(|| self.io.look()).flatten();
         let (call, answer) = match looked {
             Some(answer) => ("KVM_CREATE_DEVICE, as a look", Some(answer)),
-            None => ("KVM_GET_DEVICE_ATTR of the vGIC's distributor", self.io.distributor()),
+            None => (GET_DISTRIBUTOR, self.io.distributor().map(|answer| answer.map(drop))),
         };
         answer.unwrap_or(Ok(())).map_err(|error| self.on_vm(call, &error))
     }
