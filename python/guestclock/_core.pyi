@@ -32,6 +32,7 @@ from guestclock.types import (
     DeadlineSource,
     Diagnostic,
     Expired,
+    GuestLimit,
     Intent,
     LatchMismatch,
     Lateness,
@@ -736,6 +737,12 @@ class Plan:
     def behind_ns(self) -> int | None: ...
     @property
     def behind_error_ns(self) -> int | None: ...
+    @property
+    def jump_ns(self) -> int: ...
+    @property
+    def limits(self) -> list[GuestLimit]: ...
+    @property
+    def throttled_ns(self) -> int | None: ...
     @property
     def warnings(self) -> list[Diagnostic]: ...
     @property

@@ -30,11 +30,13 @@ __all__ = [
     "Deadlines",
     "Diagnostic",
     "Expired",
+    "GuestLimit",
     "GuestVm",
     "Intent",
     "LatchMismatch",
     "Lateness",
     "Lines",
+    "LinuxGuest",
     "OptionKeywords",
     "Pause",
     "Policy",
@@ -254,6 +256,22 @@ class LatchMismatch(NamedTuple):
     """The latch: without the line, the guest takes one interrupt that no timer accounts for."""
 
 
+class GuestLimit(NamedTuple):
+    """Length of a jump from which a Linux guest feels it (docs/limits.md), and whether the plan's jump is as long."""
+
+    name: str
+    """Effect of the jump: "soft lockup", "RCU stall", "hung task", "softdog", "timekeeping overflow", "sched_clock
+    wrap"."""
+    earliest_ns: int
+    """The shortest jump that can have the effect, in nanoseconds."""
+    at_ns: int
+    """The length from which the guest's last look at its clock no longer matters, in nanoseconds."""
+    of: str
+    """Guests that have the effect: "a busy vCPU", "a guest with a grace period under way"."""
+    reached: Literal["not crossed", "possible", "certain"]
+    """Whether the plan's jump has the effect; "certain" for the guests of `of` alone."""
+
+
 @dataclass(frozen=True, slots=True)
 class SyncBound:
     """How far the host's wall clock may be from UTC, and who says so.
@@ -343,6 +361,27 @@ class Stamp:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LinuxGuest:
+    """Settings of a Linux guest that decide how it takes a jump of its clock; the defaults are the kernel's.
+
+    A plan's limits follow from them (docs/limits.md). 0 says that a detector is off.
+    """
+
+    watchdog_thresh_s: int = 10
+    """kernel.watchdog_thresh, in seconds: a soft lockup is reported after twice as long."""
+    rcu_stall_s: int = 21
+    """rcupdate.rcu_cpu_stall_timeout, in seconds."""
+    hung_task_s: int = 120
+    """kernel.hung_task_timeout_secs, in seconds."""
+    softdog_s: tuple[int, int] | None = None
+    """A watchdog that resets the guest by a timer of the guest's own clock: its timeout, and the longest time between
+    two feedings, in seconds. systemd feeds after half of the timeout."""
+    cpu_max_us: tuple[int, int] | None = None
+    """The tightest CPU quota of the guest's cgroups, as cpu.max has it: CPU time in each period, and the period, in
+    microseconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """A restore's choices besides the policy, as one value: the keywords of `plan`, `restore` and `restoring`.
 
@@ -356,6 +395,7 @@ class Options:
     rate_error_ppb: int = 0
     timers: Deadlines = "absolute"
     intent: Intent | None = None
+    guest: LinuxGuest | None = None
     strict: bool = False
 
 
@@ -368,6 +408,7 @@ class OptionKeywords(TypedDict, total=False):
     rate_error_ppb: int
     timers: Deadlines
     intent: Intent | None
+    guest: LinuxGuest | None
     strict: bool
 
 

@@ -340,10 +340,18 @@ def _plan(planned: dict[str, Any]) -> list[tuple[str, str]]:
         ]
     if planned["jump_ns"]:
         rows.append(("jumps at once by", duration(planned["jump_ns"])))
-        rows += [
-            ("", f"{limit['name']} of a Linux guest, from {duration(limit['at_ns'])}: {limit['reached']}")
-            for limit in planned["limits"]
-        ]
+        rows.append(("", "a Linux guest charges it to the task that ran on each vCPU, which then waits as long"))
+        if planned["throttled_ns"] is not None:
+            rows.append(("", f"its CPU quota throttles that task for up to {duration(planned['throttled_ns'])}"))
+        for limit in planned["limits"]:
+            certain = limit["reached"] == "certain"
+            of = "" if limit["reached"] == "not crossed" else f" for {limit['of']}"
+            start = duration(limit["at_ns" if certain else "earliest_ns"])
+            rows.append(("", f"{limit['name']} of a Linux guest, from {start}: {limit['reached']}{of}"))
+        if steps := planned["in_steps"]:
+            step, interval = duration(steps["step_ns"]), duration(steps["interval_ns"])
+            back = f"{step} at a time, one every {interval}: {duration(steps['duration_ns'])}"
+            rows.append(("", f"by catch-up, instead, it would be {back}"))
     rows.append(("error bound", _ticks(planned["error_bound_ticks"], hz)))
     for term in planned["error_bound_terms"]:
         ticks, ns = term.get("ticks", 0), term.get("ns", 0)

@@ -1,9 +1,12 @@
 //! The small records of `guestclock.types`.
 
 use crate::words;
+use core::num::NonZeroU64;
+
 use guestclock_core::arch::arm64::{CTL_ISTATUS, Timer, TimerState};
 use guestclock_core::checkpoint::{Backlog, Reading};
 use guestclock_core::drive::{TracedCall, Verb};
+use guestclock_core::guest::{CpuQuota, Limit, LinuxGuest, Reached, Softdog};
 use guestclock_core::restore::{Diagnostic, LatchMismatch, TimerStatus, Words};
 use guestclock_core::time::{
     BootTime, Counter, Frequency, GuestCount, HostCount, Leap, NO_DEADLINE, Quality, SourceName, Stamp, StampCount,
@@ -40,6 +43,7 @@ static READING: Class = Class::new("Reading");
 static TIMER_STATE: Class = Class::new("TimerState");
 static TIMER_OUTLOOK: Class = Class::new("TimerStatus");
 static LATCH_MISMATCH: Class = Class::new("LatchMismatch");
+static GUEST_LIMIT: Class = Class::new("GuestLimit");
 static SUPPORT: Class = Class::new("Support");
 static TRACED_CALL: Class = Class::new("TracedCall");
 static LINES: Class = Class::new("Lines");
@@ -143,6 +147,30 @@ impl AnySyncBound {
         let Self { max_error_ns, age_ns, holdover_ppb, quality, tai_offset_s } = self;
         let quality = named("quality", &quality, &Quality::NAMES)?;
         Ok(SyncBound { max_error_ns, age_ns, holdover_ppb, quality, tai_offset_s })
+    }
+}
+
+/// `types.LinuxGuest` as an argument: whatever has its attributes.
+#[derive(FromPyObject)]
+pub(crate) struct AnyLinuxGuest {
+    watchdog_thresh_s: u32,
+    rcu_stall_s: u32,
+    hung_task_s: u32,
+    softdog_s: Option<(u32, u32)>,
+    cpu_max_us: Option<(NonZeroU64, NonZeroU64)>,
+}
+
+impl AnyLinuxGuest {
+    /// The core's.
+    pub(crate) fn guest(self) -> LinuxGuest {
+        let Self { watchdog_thresh_s, rcu_stall_s, hung_task_s, softdog_s, cpu_max_us } = self;
+        LinuxGuest {
+            watchdog_thresh_s,
+            rcu_stall_s,
+            hung_task_s,
+            softdog: softdog_s.map(|(timeout_s, fed_every_s)| Softdog { timeout_s, fed_every_s }),
+            cpu_quota: cpu_max_us.map(|(quota_us, period_us)| CpuQuota { quota_us, period_us }),
+        }
     }
 }
 
@@ -351,6 +379,18 @@ pub(crate) fn latch_mismatches(
     let (class, timers, list) = (LATCH_MISMATCH.get(py)?, timers(py)?, PyList::empty(py));
     for found in mismatches {
         list.append(class.call1((found.vcpu, &timers[found.timer.index()], found.irq, found.line, found.pending))?)?;
+    }
+    Ok(list)
+}
+
+/// A list of `types.GuestLimit`.
+pub(crate) fn guest_limits(
+    py: Python<'_>,
+    limits: impl Iterator<Item = (Limit, Reached)>,
+) -> PyResult<Bound<'_, PyList>> {
+    let (class, list) = (GUEST_LIMIT.get(py)?, PyList::empty(py));
+    for (Limit { name, earliest_ns, at_ns, of, .. }, reached) in limits {
+        list.append(class.call1((name, earliest_ns, at_ns, of, reached.name()))?)?;
     }
     Ok(list)
 }

@@ -4,12 +4,13 @@ use crate::any_vm::SharedVm;
 use crate::elapsed::PyElapsed;
 use crate::errors::{OrRaise, given_up, misuse, warn_closed};
 use crate::policy::{AnyPolicy, to_python};
-use crate::records::{self, AnyNow, AnySyncBound, named};
+use crate::records::{self, AnyLinuxGuest, AnyNow, AnySyncBound, named};
 use crate::words;
 
 use guestclock_core::arch::arm64::{IrqIds, View};
 use guestclock_core::checkpoint::{Checkpoint, Interrupts, SavedVm};
 use guestclock_core::drive::{Condition, OpenRestore};
+use guestclock_core::guest::InSteps;
 use guestclock_core::restore::{
     AtOnce, Deadlines, Diagnostic, MAX_RATE_ERROR_PPB, Method, Outcome, Plan, Repay, Report, Request, Rest,
     TimerStatus, Views, Words, Written, timer_status as status,
@@ -32,6 +33,7 @@ pub(crate) struct Wishes {
     rate_error_ppb: u32,
     timers: String,
     intent: Option<String>,
+    guest: Option<AnyLinuxGuest>,
     strict: bool,
 }
 
@@ -62,6 +64,7 @@ impl Wishes {
             rate_error_ppb: field(&options, "rate_error_ppb")?,
             timers: field(&options, "timers")?,
             intent: field(&options, "intent")?,
+            guest: field(&options, "guest")?,
             strict: field(&options, "strict")?,
         })
     }
@@ -75,6 +78,7 @@ impl Wishes {
             rate_error_ppb: 0,
             timers: String::from("absolute"),
             intent: None,
+            guest: None,
             strict: false,
         }
     }
@@ -94,6 +98,7 @@ impl Wishes {
             rate_error_ppb: self.rate_error_ppb,
             deadlines: named("timers", &self.timers, &Deadlines::NAMES)?,
             intent: self.intent.map(|name| named("intent", &name, &Intent::NAMES)).transpose()?,
+            guest: self.guest.map(AnyLinuxGuest::guest).unwrap_or_default(),
             strict: self.strict,
             in_place: false,
         })
@@ -153,12 +158,22 @@ pub(crate) fn describe<'py>(py: Python<'py>, plan: &Plan) -> PyResult<Bound<'py,
     fields.set_item("evidence", evidence)?;
     fields.set_item("rate_step_ppb", plan.rate_step_ppb)?;
     fields.set_item("jump_ns", plan.jump_ns())?;
+    fields.set_item("throttled_ns", plan.throttled_ns())?;
+    let in_steps = plan.in_steps().map(|InSteps { step_ns, interval_ns, duration_ns }| {
+        let steps = PyDict::new(py);
+        steps.set_item("step_ns", step_ns)?;
+        steps.set_item("interval_ns", interval_ns)?;
+        steps.set_item("duration_ns", duration_ns)?;
+        PyResult::Ok(steps)
+    });
+    fields.set_item("in_steps", in_steps.transpose()?)?;
     let limits = PyList::empty(py);
     for (limit, reached) in plan.limits() {
         let row = PyDict::new(py);
         row.set_item("name", limit.name)?;
-        row.set_item("at_ns", limit.at_ns)?;
         row.set_item("earliest_ns", limit.earliest_ns)?;
+        row.set_item("at_ns", limit.at_ns)?;
+        row.set_item("of", limit.of)?;
         row.set_item("reached", reached.name())?;
         limits.append(row)?;
     }
@@ -285,6 +300,26 @@ impl PyPlan {
     #[getter]
     fn behind_error_ns(&self) -> Option<u64> {
         self.plan.as_of.behind.map(|behind| behind.error_ns(self.plan.frequency()))
+    }
+
+    /// Time by which the guest's clock jumps at once, in nanoseconds: the added time, or the longest step of a backlog. A
+    /// Linux guest charges it to the task that ran on each vCPU.
+    #[getter]
+    fn jump_ns(&self) -> u128 {
+        self.plan.jump_ns()
+    }
+
+    /// Limits of a Linux guest with the settings `guest`, and whether that jump crosses them: a list of `GuestLimit`.
+    #[getter]
+    fn limits<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        records::guest_limits(py, self.plan.limits())
+    }
+
+    /// Longest time for which the CPU quota of `guest` throttles a group whose task ran at the pause, in nanoseconds: the
+    /// kernel takes the jump for CPU time. None for a guest without a quota.
+    #[getter]
+    fn throttled_ns(&self) -> Option<u128> {
+        self.plan.throttled_ns()
     }
 
     /// Warnings to read before going on: a list of `Diagnostic`.

@@ -221,7 +221,8 @@ impl PyGuestVm {
     /// decides what becomes of two counters that differ: "preserve" sets each by value, "adopt-virtual" gives both the
     /// virtual counter's offset, "refuse" raises CounterSkew. `timers="relative"` keeps each timer's remaining time,
     /// instead of its deadline. `intent` is the reason of the restore: "live-migration", "live-update", "snapshot" or
-    /// "clone". `strict` refuses a checkpoint with something that this version doesn't know; otherwise the plan warns
+    /// "clone". `guest` says which settings of a Linux guest differ from the kernel's defaults, so that the plan knows what
+    /// a jump does to it. `strict` refuses a checkpoint with something that this version doesn't know; otherwise the plan warns
     /// of it.
     ///
     /// `elapsed` is the caller's word on the time that has passed, an `Elapsed`; without it the evidence of both stamps

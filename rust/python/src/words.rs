@@ -5,8 +5,9 @@ use guestclock_core::arch::arm64::{Role, Sysreg, Timer, View};
 use guestclock_core::drive::faults::ScriptError;
 use guestclock_core::drive::{Cause, Condition};
 use guestclock_core::guest::vmclock::EquationError;
+use guestclock_core::guest::{SUGGESTED_INTERVAL_NS, SUGGESTED_STEP_NS};
 use guestclock_core::restore::refusal::{NeedsCounterOffset, Refusal, Skew};
-use guestclock_core::restore::{AtOnce, Diagnostic, MAX_RATE_ERROR_PPB, Policy, Repay, Rest, SUGGESTED_STEP_NS, Words};
+use guestclock_core::restore::{AtOnce, Diagnostic, MAX_RATE_ERROR_PPB, Policy, Repay, Rest, Words};
 use guestclock_core::time::ElapsedError;
 use guestclock_linux::kvm::error::KvmError;
 use guestclock_model::bank::{BankError, WentBackwards};
@@ -35,8 +36,8 @@ impl Words for Python {
     fn diagnostic(&self, diagnostic: &Diagnostic) -> String {
         match diagnostic {
             Diagnostic::LargeJump { .. } => format!(
-                "{diagnostic}. Pay it back in steps: CatchUp(step_ns={SUGGESTED_STEP_NS}, interval_ns={})",
-                2 * SUGGESTED_STEP_NS
+                "{diagnostic}. Give it in steps: \
+                 CatchUp(step_ns={SUGGESTED_STEP_NS}, interval_ns={SUGGESTED_INTERVAL_NS})"
             ),
             Diagnostic::WallClockContradicts { .. } => {
                 format!("{diagnostic}. If the counter stood still: elapsed=Elapsed.by_wall_clocks(error_ns=)")

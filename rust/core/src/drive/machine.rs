@@ -113,7 +113,7 @@ pub enum Done {
     List(Registers),
     /// Interrupt ids of the timers; `None` where nobody can be asked.
     Interrupts(Option<Interrupts>),
-    /// Whether interrupts are forwarded; `None` where nobody can be asked.
+    /// True if interrupts are forwarded; `None` where nobody can be asked.
     Forwards(Option<bool>),
     /// A register's values, one a vCPU.
     Values(Vec<u64>),

@@ -1,59 +1,105 @@
-//! Effects of a forward jump of the counter on a Linux guest on arm64: the lengths from which it feels the jump, and
-//! the reasons.
+//! Effects of a forward jump of the counter on a Linux guest on arm64: the lengths from which it feels the jump, the
+//! reasons, and its scheduler's account of it.
 //!
-//! `docs/limits.md` describes the effects, kernel by kernel. Three of the limits are the kernel's settings, at their
-//! defaults. Two follow from the kernel's conversion of counts into nanoseconds, `(count * mult) >> shift` in 64 bits,
-//! and so from the counter's frequency.
+//! `docs/limits.md` describes the effects, kernel by kernel. Most of the limits are the guest's settings, at the
+//! kernel's defaults unless the caller knows better. Two follow from the kernel's conversion of counts into nanoseconds,
+//! `(count * mult) >> shift` in 64 bits, and so from the counter's frequency.
 
 use crate::time::{Frequency, NS_PER_S};
+use alloc::vec::Vec;
+use core::num::NonZeroU64;
+
+/// Settings of a Linux guest that decide how it takes a jump. The default is the kernel's, without a software watchdog
+/// and without a CPU quota.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct LinuxGuest {
+    /// `kernel.watchdog_thresh` in seconds: half of a soft lockup's threshold; 0 where the detector is off.
+    pub watchdog_thresh_s: u32,
+    /// `rcupdate.rcu_cpu_stall_timeout` in seconds; 0 where stalls are suppressed.
+    pub rcu_stall_s: u32,
+    /// `kernel.hung_task_timeout_secs` in seconds; 0 where the detector is off.
+    pub hung_task_s: u32,
+    /// The guest's software watchdog, where it has one.
+    pub softdog: Option<Softdog>,
+    /// The shortest CPU quota of the guest's cgroups (`cpu.max`), where they have one.
+    pub cpu_quota: Option<CpuQuota>,
+}
+
+/// Watchdog of a guest that resets it by a timer of its own clock (drivers/watchdog/softdog.c).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Softdog {
+    /// Time after which it resets the guest, in seconds.
+    pub timeout_s: u32,
+    /// Longest time between two feedings, in seconds. systemd feeds after half of the timeout.
+    pub fed_every_s: u32,
+}
+
+/// Quota of a cgroup: CPU time in each period (`cpu.max`, Documentation/admin-guide/cgroup-v2.rst).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct CpuQuota {
+    /// CPU time that the group gets in a period, in microseconds.
+    pub quota_us: NonZeroU64,
+    /// The period, in microseconds.
+    pub period_us: NonZeroU64,
+}
+
+impl Default for LinuxGuest {
+    fn default() -> Self {
+        Self { watchdog_thresh_s: 10, rcu_stall_s: 21, hung_task_s: 120, softdog: None, cpu_quota: None }
+    }
+}
 
 /// Length of a forward jump from which a guest feels it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Limit {
     /// Effect of the jump.
     pub name: &'static str,
-    /// The threshold in nanoseconds, counted from the guest's last read of its clock. A threshold in ticks is rounded
-    /// up: the ticks pass within that time, and not within a nanosecond less.
-    pub at_ns: u64,
-    /// The shortest jump that can reach the limit, rounded down: the guest may already have counted some time between
-    /// its last read of the clock and its stop.
+    /// The shortest jump that can have the effect, in nanoseconds, rounded down: the guest may already have counted some
+    /// time between its last read of the clock and its stop.
     pub earliest_ns: u64,
+    /// The length from which the guest's last read of its clock no longer matters, in nanoseconds. A length in ticks is
+    /// rounded up: the ticks pass within that time, and not within a nanosecond less.
+    pub at_ns: u64,
+    /// Guests that have the effect: all of these from `at_ns` on where it is `certain`, and none but these.
+    pub of: &'static str,
+    /// True if every guest of that kind has the effect, from `at_ns` on.
+    pub certain: bool,
 }
 
 /// Relation of a jump to a limit.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum Reached {
-    /// The jump doesn't reach the limit.
+    /// The jump doesn't have the effect.
     No,
-    /// The jump reaches the limit if the guest's last read of its clock was long enough ago.
-    Perhaps,
-    /// The jump reaches the limit.
-    Yes,
+    /// The jump can have the effect.
+    Possible,
+    /// The jump has the effect on every guest of the limit's kind.
+    Certain,
 }
 
 impl Reached {
-    /// Name of the relation.
+    /// Name of the relation: "not crossed", "possible" or "certain".
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::No => "not crossed",
-            Self::Perhaps => "perhaps crossed",
-            Self::Yes => "crossed",
+            Self::Possible => "possible",
+            Self::Certain => "certain",
         }
     }
 }
 
 impl Limit {
-    /// Returns whether a jump of `jump_ns` nanoseconds reaches the limit.
+    /// Returns whether a jump of `jump_ns` nanoseconds has the effect.
     #[must_use]
     pub fn reached_by(&self, jump_ns: u128) -> Reached {
-        if jump_ns >= self.at_ns.into() {
-            Reached::Yes
-        } else if jump_ns >= self.earliest_ns.into() {
-            Reached::Perhaps
-        } else {
+        if jump_ns < self.earliest_ns.into() {
             Reached::No
+        } else if self.certain && jump_ns >= self.at_ns.into() {
+            Reached::Certain
+        } else {
+            Reached::Possible
         }
     }
 }
@@ -67,61 +113,125 @@ const SCHED_CLOCK_RANGE_S: u64 = 3600;
 /// Most that NTP may add to `mult`, in percent (`clocksource_max_adjustment`, kernel/time/clocksource.c).
 const MAX_ADJUSTMENT: u64 = 11;
 
-/// Threshold of a soft lockup: twice `watchdog_thresh`, which is 10 (`get_softlockup_thresh`, kernel/watchdog.c).
-const SOFT_LOCKUP_S: u64 = 20;
-
-/// Sample period of the watchdog: a fifth of the threshold (`set_sample_period` in the same file).
-const SAMPLE_PERIOD_NS: u64 = SOFT_LOCKUP_S / 5 * NS_PER_S;
-
-/// Length of the watchdog's second: 2^30 ns (`get_timestamp` in the same file).
+/// Length of the watchdog's second: 2^30 ns (`get_timestamp`, kernel/watchdog.c).
 const WATCHDOG_SECOND_NS: u64 = 1 << 30;
 
-/// Timeout of an RCU stall: CONFIG_RCU_CPU_STALL_TIMEOUT (kernel/rcu/Kconfig.debug).
-const RCU_STALL_S: u64 = 21;
+impl LinuxGuest {
+    /// Returns the limits of the guest, whose counter has this frequency.
+    ///
+    /// They hold for a healthy guest: an RCU grace period that has already lasted, or a task that is already blocked, is
+    /// nearer to its limit by that time. A guest's CNTFRQ_EL0 has 32 bits, and a higher frequency counts as 2^32 - 1 Hz.
+    ///
+    /// ```
+    /// use guestclock_core::guest::LinuxGuest;
+    /// use guestclock_core::time::Frequency;
+    /// let limits = LinuxGuest::default().limits(Frequency::new(24_000_000).unwrap());
+    /// assert_eq!((limits[0].name, limits[0].at_ns), ("soft lockup", 21 << 30));
+    /// assert_eq!(limits[4].at_ns, 8_796_093_055_792);
+    /// ```
+    #[must_use]
+    pub fn limits(&self, frequency: Frequency) -> Vec<Limit> {
+        let hz = frequency.cntfrq().unwrap_or(u32::MAX);
+        let clocksource = Conversion::of_clocksource(hz);
+        let sched_clock = Conversion::new(hz, SCHED_CLOCK_RANGE_S);
+        let setting = |name, s: u32, of| {
+            let ns = u64::from(s) * NS_PER_S;
+            (s != 0).then_some(Limit { name, earliest_ns: ns, at_ns: ns, of, certain: false })
+        };
+        [
+            self.soft_lockup(),
+            setting("RCU stall", self.rcu_stall_s, "a guest with a grace period under way"),
+            setting("hung task", self.hung_task_s, "a guest with a task in uninterruptible sleep"),
+            self.softdog.map(Softdog::limit),
+            Some(Limit {
+                name: "timekeeping overflow",
+                // The most that NTP may have added to `mult`, less the longest sleep that the kernel allows its tick.
+                earliest_ns: clocksource.ns(clocksource.max_cycles(MAX_ADJUSTMENT))
+                    - clocksource.max_idle_ns(MAX_ADJUSTMENT),
+                at_ns: clocksource.overflow_ns(),
+                of: "a guest that reads its clock before its first tick, by a kernel before 6.10 or by the vDSO",
+                certain: false,
+            }),
+            Some(Limit {
+                name: "sched_clock wrap",
+                // The kernel advances sched_clock's epoch each time half of its range has passed.
+                earliest_ns: sched_clock.overflow_ns() - sched_clock.max_idle_ns(0),
+                at_ns: sched_clock.overflow_ns(),
+                of: "every guest",
+                certain: true,
+            }),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
 
-/// Timeout of a hung task: CONFIG_DEFAULT_HUNG_TASK_TIMEOUT (lib/Kconfig.debug).
-const HUNG_TASK_S: u64 = 120;
+    /// Returns the limit of the soft lockup detector (kernel/watchdog.c).
+    ///
+    /// It reports where more of the watchdog's seconds have begun since a task last touched it than twice the threshold
+    /// (`get_softlockup_thresh`), and looks once in a fifth of that (`set_sample_period`), so that the last touch may be
+    /// a sample period old at the stop. From one second more on, the jump alone is enough. A vCPU that was idle without
+    /// a tick has touched it when it leaves idle (`tick_nohz_update_jiffies`).
+    fn soft_lockup(&self) -> Option<Limit> {
+        let seconds = 2 * u64::from(self.watchdog_thresh_s);
+        (seconds != 0).then(|| Limit {
+            name: "soft lockup",
+            earliest_ns: seconds * WATCHDOG_SECOND_NS + 1 - seconds * (NS_PER_S / 5),
+            at_ns: (seconds + 1) * WATCHDOG_SECOND_NS,
+            of: "a busy vCPU",
+            certain: true,
+        })
+    }
 
-/// Returns the limits of a guest whose counter has this frequency.
-///
-/// They hold for a healthy guest: an RCU grace period that has already lasted, or a task that is already blocked, is
-/// nearer to its limit by that time. A guest's CNTFRQ_EL0 has 32 bits, and a higher frequency counts as 2^32 - 1 Hz.
-///
-/// ```
-/// use guestclock_core::guest::limits;
-/// use guestclock_core::time::Frequency;
-/// let [soft_lockup, .., sched_clock] = limits(Frequency::new(24_000_000).unwrap());
-/// assert_eq!(soft_lockup.at_ns, 20_000_000_000);
-/// assert_eq!(sched_clock.at_ns, 8_796_093_055_792);
-/// ```
-#[must_use]
-pub fn limits(frequency: Frequency) -> [Limit; 5] {
-    let hz = frequency.cntfrq().unwrap_or(u32::MAX);
-    let clocksource = Conversion::of_clocksource(hz);
-    let sched_clock = Conversion::new(hz, SCHED_CLOCK_RANGE_S);
-    let setting = |name, s| Limit { name, at_ns: s * NS_PER_S, earliest_ns: s * NS_PER_S };
-    [
+    /// Returns the longest time for which the quota's group is throttled, in nanoseconds, where the task that ran on one
+    /// vCPU during the jump is the group's: the kernel charges it the jump, and the group pays it back from the quotas
+    /// of later periods. `None` without a quota.
+    #[must_use]
+    pub fn throttled_ns(&self, jump_ns: u128) -> Option<u128> {
+        let CpuQuota { quota_us, period_us } = self.cpu_quota?;
+        let periods = jump_ns.div_ceil(1000).div_ceil(quota_us.get().into());
+        Some(periods.saturating_mul(period_us.get().into()).saturating_mul(1000))
+    }
+}
+
+/// Steps suggested instead of a jump. A busy Linux guest answered a shell within 0.3 s while such steps were made.
+pub const SUGGESTED_STEP_NS: u64 = 400_000_000;
+
+/// Interval of the suggested steps.
+pub const SUGGESTED_INTERVAL_NS: u64 = NS_PER_S;
+
+/// A jump made in steps instead, as `CatchUp` does.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct InSteps {
+    /// Length of a step, in nanoseconds: the most that a task is charged at a time.
+    pub step_ns: u64,
+    /// Time between two steps, in nanoseconds.
+    pub interval_ns: u64,
+    /// Time until the last step, in nanoseconds.
+    pub duration_ns: u128,
+}
+
+impl InSteps {
+    /// Returns the suggested steps for a jump of `jump_ns` nanoseconds; `None` for one that is no longer than a step.
+    #[must_use]
+    pub fn of(jump_ns: u128) -> Option<Self> {
+        let (step_ns, interval_ns) = (SUGGESTED_STEP_NS, SUGGESTED_INTERVAL_NS);
+        let duration_ns = jump_ns.div_ceil(step_ns.into()).saturating_mul(interval_ns.into());
+        (jump_ns > step_ns.into()).then_some(Self { step_ns, interval_ns, duration_ns })
+    }
+}
+
+impl Softdog {
+    fn limit(self) -> Limit {
+        let left_s = self.timeout_s.saturating_sub(self.fed_every_s);
         Limit {
-            // More than 20 of the watchdog's seconds, less the sample period that may already have passed.
-            earliest_ns: SOFT_LOCKUP_S * WATCHDOG_SECOND_NS + 1 - SAMPLE_PERIOD_NS,
-            ..setting("soft lockup", SOFT_LOCKUP_S)
-        },
-        setting("RCU stall", RCU_STALL_S),
-        setting("hung task", HUNG_TASK_S),
-        Limit {
-            name: "timekeeping overflow",
-            at_ns: clocksource.overflow_ns(),
-            // The most that NTP may have added to `mult`, less the longest sleep that the kernel allows its tick.
-            earliest_ns: clocksource.ns(clocksource.max_cycles(MAX_ADJUSTMENT))
-                - clocksource.max_idle_ns(MAX_ADJUSTMENT),
-        },
-        Limit {
-            name: "sched_clock wrap",
-            at_ns: sched_clock.overflow_ns(),
-            // The kernel advances sched_clock's epoch each time half of its range has passed.
-            earliest_ns: sched_clock.overflow_ns() - sched_clock.max_idle_ns(0),
-        },
-    ]
+            name: "softdog",
+            earliest_ns: u64::from(left_s) * NS_PER_S,
+            at_ns: u64::from(self.timeout_s) * NS_PER_S,
+            of: "a guest that has armed it",
+            certain: true,
+        }
+    }
 }
 
 /// Conversion of counts into nanoseconds as the kernel does it: `(count * mult) >> shift`.
@@ -190,7 +300,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn of(hz: u64) -> [Limit; 5] {
-        limits(Frequency::new(hz).unwrap())
+        LinuxGuest::default().limits(Frequency::new(hz).unwrap()).try_into().unwrap()
     }
 
     /// Kernels print these at boot, in logs that people have published: `max_cycles` and `max_idle_ns` of
@@ -256,26 +366,68 @@ mod tests {
     #[test]
     fn settings_are_the_kernels_at_any_frequency() {
         let [soft_lockup, rcu, hung, ..] = of(1);
-        assert_eq!((soft_lockup.at_ns, soft_lockup.earliest_ns), (20_000_000_000, 17_474_836_481));
-        assert_eq!((rcu.at_ns, hung.at_ns), (21_000_000_000, 120_000_000_000));
+        assert_eq!((soft_lockup.at_ns, soft_lockup.earliest_ns), (22_548_578_304, 17_474_836_481));
+        assert_eq!((rcu.earliest_ns, hung.earliest_ns), (21_000_000_000, 120_000_000_000));
         let names: [String; 5] = of(1).map(|limit| limit.name.to_string());
         assert_eq!(names, ["soft lockup", "RCU stall", "hung task", "timekeeping overflow", "sched_clock wrap"]);
     }
 
-    /// The watchdog to the nanosecond: no jump below the earliest fires, and the earliest can.
+    /// The watchdog to the nanosecond: no jump below the earliest fires, the earliest can, and the limit always does.
     #[test]
     fn the_soft_lockup_may_come_a_sample_period_early() {
-        let fires =
-            |touched: u64, jump: u64, age: u64| ((touched + age + jump) >> 30) > (touched >> 30) + SOFT_LOCKUP_S;
-        let earliest = of(1)[0].earliest_ns;
-        // The watchdog was touched at the very end of one of its seconds, and the guest stopped just before the next
-        // sample.
-        let touched = (5 << 30) - 1;
-        assert!(fires(touched, earliest, SAMPLE_PERIOD_NS));
-        assert!(!fires(touched, earliest - 1, SAMPLE_PERIOD_NS));
-        // From 21 of the watchdog's seconds on it always fires.
-        assert!(fires(5 << 30, 21 << 30, 0));
-        assert!(!fires(5 << 30, (21 << 30) - 1, 0));
+        for thresh in [1, 10, 30, 60] {
+            let fires = |touched: u64, jump: u64, age: u64| (touched + age + jump) >> 30 > (touched >> 30) + 2 * thresh;
+            let guest = LinuxGuest { watchdog_thresh_s: u32::try_from(thresh).unwrap(), ..LinuxGuest::default() };
+            let Limit { earliest_ns, at_ns, .. } = guest.limits(Frequency::new(1).unwrap())[0];
+            let sample_period_ns = 2 * thresh * NS_PER_S / 5;
+            // The watchdog was touched at the very end of one of its seconds, and the guest stopped just before the
+            // next sample.
+            let touched = (5 << 30) - 1;
+            assert!(fires(touched, earliest_ns, sample_period_ns));
+            assert!(!fires(touched, earliest_ns - 1, sample_period_ns));
+            // It was touched at the very beginning of one, just before the stop.
+            assert!(fires(5 << 30, at_ns, 0));
+            assert!(!fires(5 << 30, at_ns - 1, 0));
+        }
+    }
+
+    #[test]
+    fn detectors_that_are_off_have_no_limit() {
+        let off = LinuxGuest { watchdog_thresh_s: 0, rcu_stall_s: 0, hung_task_s: 0, ..LinuxGuest::default() };
+        let names = off.limits(Frequency::new(1).unwrap()).iter().map(|limit| limit.name).collect::<Vec<_>>();
+        assert_eq!(names, ["timekeeping overflow", "sched_clock wrap"]);
+    }
+
+    #[test]
+    fn a_watchdog_resets_the_guest_between_what_may_be_left_and_its_timeout() {
+        let softdog = Some(Softdog { timeout_s: 60, fed_every_s: 30 });
+        let limits = LinuxGuest { softdog, ..LinuxGuest::default() }.limits(Frequency::new(1).unwrap());
+        let reached = |jump_s: u128| limits[3].reached_by(jump_s * u128::from(NS_PER_S)).name();
+        assert_eq!((limits[3].name, limits.len()), ("softdog", 6));
+        assert_eq!([29, 30, 59, 60].map(reached), ["not crossed", "possible", "possible", "certain"]);
+    }
+
+    #[test]
+    fn only_what_depends_on_the_jump_alone_is_certain() {
+        let reached = of(62_500_000).map(|limit| limit.reached_by(u128::MAX).name());
+        assert_eq!(reached, ["certain", "possible", "possible", "possible", "certain"]);
+    }
+
+    /// One busy loop in a group of `cpu.max 50000 100000` was throttled for 9.88 s after a jump of 5 s.
+    #[test]
+    fn a_quota_is_paid_back_from_later_periods() {
+        let [quota_us, period_us] = [50_000, 100_000].map(|us| NonZeroU64::new(us).unwrap());
+        let guest = LinuxGuest { cpu_quota: Some(CpuQuota { quota_us, period_us }), ..LinuxGuest::default() };
+        assert_eq!(guest.throttled_ns(5_000_000_000), Some(10_000_000_000));
+        assert_eq!((guest.throttled_ns(0), guest.throttled_ns(1)), (Some(0), Some(100_000_000)));
+        assert_eq!(LinuxGuest::default().throttled_ns(5_000_000_000), None);
+    }
+
+    #[test]
+    fn steps_take_an_interval_each() {
+        assert_eq!(InSteps::of(SUGGESTED_STEP_NS.into()), None);
+        let steps = InSteps::of(u128::from(SUGGESTED_STEP_NS) + 1).unwrap();
+        assert_eq!((steps.step_ns, steps.duration_ns), (SUGGESTED_STEP_NS, 2 * u128::from(SUGGESTED_INTERVAL_NS)));
     }
 
     #[test]
@@ -292,7 +444,7 @@ mod tests {
         #[test]
         fn overflows_at_the_limit_and_not_below(hz in frequencies()) {
             let frequency = Frequency::new(hz.into()).unwrap();
-            let [.., timekeeping, sched_clock] = limits(frequency);
+            let [.., timekeeping, sched_clock] = of(hz.into());
             for (limit, conversion) in [
                 (timekeeping, Conversion::of_clocksource(hz)),
                 (sched_clock, Conversion::new(hz, SCHED_CLOCK_RANGE_S)),
@@ -313,7 +465,7 @@ mod tests {
         fn an_adjusted_clock_holds_until_the_earliest(hz in frequencies()) {
             let conversion = Conversion::of_clocksource(hz);
             let frequency = Frequency::new(hz.into()).unwrap();
-            let longest = limits(frequency)[3].earliest_ns + conversion.max_idle_ns(MAX_ADJUSTMENT);
+            let longest = of(hz.into())[3].earliest_ns + conversion.max_idle_ns(MAX_ADJUSTMENT);
             let mult = conversion.mult + conversion.adjustment(MAX_ADJUSTMENT);
             prop_assert!(u32::try_from(mult).is_ok());
             prop_assert!(frequency.ns_to_ticks(longest) * u128::from(mult) <= u128::from(u64::MAX));

@@ -4,4 +4,4 @@ pub mod linux;
 pub mod pvtime;
 pub mod vmclock;
 
-pub use linux::{Limit, Reached, limits};
+pub use linux::{CpuQuota, InSteps, Limit, LinuxGuest, Reached, SUGGESTED_INTERVAL_NS, SUGGESTED_STEP_NS, Softdog};

@@ -8,11 +8,8 @@ use crate::restore::plan::{Method, Plan};
 use crate::restore::policy::{Repay, Rest, Views};
 use crate::restore::saved::Saved;
 use crate::restore::target::Target;
-use crate::time::{Elapsed, ElapsedBy, Evidence, Intent, Offset, Quality, Sleep, Stamp, evidence};
+use crate::time::{Elapsed, ElapsedBy, Evidence, Intent, NS_PER_S, Offset, Quality, Sleep, Stamp, evidence};
 use alloc::vec::Vec;
-
-/// Largest step that a Linux guest is likely to tolerate: half of a soft lockup's threshold.
-const LARGE_STEP_NS: u64 = 10_000_000_000;
 
 /// Assumptions of the error bound.
 pub(crate) fn assumptions(plan: &Plan, saved: &Saved<'_>) -> Vec<Diagnostic> {
@@ -204,7 +201,9 @@ fn of_the_backlog(plan: &Plan) -> Vec<Diagnostic> {
     if let Rest::Repay(Repay { within_ns, .. }) = plan.request.policy.rest() {
         warnings.extend(plan.missed(within_ns).map(Diagnostic::BacklogLate));
     }
-    if backlog.step_ns.get() >= LARGE_STEP_NS {
+    // Half of a soft lockup's threshold: a guest that has been busy for the other half is reported.
+    let large_ns = u64::from(plan.request.guest.watchdog_thresh_s) * NS_PER_S;
+    if large_ns != 0 && backlog.step_ns.get() >= large_ns {
         warnings.push(Diagnostic::LargeStep { step_ns: backlog.step_ns.get() });
     }
     let rate_permille = backlog.rate_permille();

@@ -7,9 +7,6 @@ use crate::restore::refusal::Refusal;
 use crate::time::{ElapsedBy, Sleep, SyncBound, Unvouched};
 use alloc::vec::Vec;
 
-/// Step suggested instead of a large jump: a quarter of a soft lockup's threshold.
-pub const SUGGESTED_STEP_NS: u64 = 5_000_000_000;
-
 /// One of the two instants of a plan.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]

@@ -1,7 +1,7 @@
 //! Plans and reports for people: one fact a line.
 
 use crate::arch::arm64::View;
-use crate::guest::Limit;
+use crate::guest::{InSteps, Reached};
 use crate::restore::plan::{Outcome, Plan};
 use crate::restore::policy::Rest;
 use crate::restore::report::{Report, Written};
@@ -61,11 +61,31 @@ fn limits(f: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
         return Ok(());
     }
     line(f, "jumps at once by", &format!("{} ns", plan.jump_ns()))?;
-    for (limit, reached) in plan.limits() {
-        let Limit { name, at_ns, .. } = limit;
-        line(f, "  a Linux guest's", &format!("{name}, from {at_ns} ns: {}", reached.name()))?;
+    let linux = |f: &mut fmt::Formatter<'_>, value: &str| line(f, "  a Linux guest's", value);
+    linux(
+        f,
+        &format!(
+            "scheduler: charges {} ns to the task that ran, which waits until the others there have had as much",
+            plan.jump_ns()
+        ),
+    )?;
+    if let Some(ns) = plan.throttled_ns() {
+        linux(f, &format!("CPU quota: throttles that task's group for up to {ns} ns"))?;
     }
-    Ok(())
+    for (limit, reached) in plan.limits() {
+        let (from, of) = match reached {
+            Reached::No => (limit.earliest_ns, String::new()),
+            Reached::Possible => (limit.earliest_ns, format!(" for {}", limit.of)),
+            Reached::Certain => (limit.at_ns, format!(" for {}", limit.of)),
+        };
+        linux(f, &format!("{}, from {from} ns: {}{of}", limit.name, reached.name()))?;
+    }
+    let Some(InSteps { step_ns, interval_ns, duration_ns }) = plan.in_steps() else { return Ok(()) };
+    line(
+        f,
+        "  CatchUp instead",
+        &format!("charges {step_ns} ns at a time, once in {interval_ns} ns: done after {duration_ns} ns"),
+    )
 }
 
 fn bound(f: &mut fmt::Formatter<'_>, plan: &Plan, bound: &ErrorBound) -> fmt::Result {

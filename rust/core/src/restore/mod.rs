@@ -15,7 +15,7 @@ pub mod target;
 pub mod timer_status;
 pub mod words;
 
-pub use diagnostics::{Diagnostic, SUGGESTED_STEP_NS, Side};
+pub use diagnostics::{Diagnostic, Side};
 pub use late::Late;
 pub use plan::{Behind, Method, Outcome, Plan};
 pub use planning::{plan, same_topology};

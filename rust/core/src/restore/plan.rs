@@ -2,7 +2,7 @@
 
 use crate::arch::arm64::{Offsets, Timer, View};
 use crate::checkpoint::{Backlog, SavedVm};
-use crate::guest::{Limit, Reached, limits};
+use crate::guest::{InSteps, Limit, Reached};
 use crate::restore::diagnostics::Diagnostic;
 use crate::restore::late::{self, Late};
 use crate::restore::policy::{AtOnce, Deadlines, Repay, Request, Rest};
@@ -334,7 +334,21 @@ impl Plan {
     /// Returns the limits of a Linux guest, and whether that jump reaches them.
     pub fn limits(&self) -> impl Iterator<Item = (Limit, Reached)> {
         let jump_ns = self.jump_ns();
-        limits(self.frequency).into_iter().map(move |limit| (limit, limit.reached_by(jump_ns)))
+        self.request.guest.limits(self.frequency).into_iter().map(move |limit| (limit, limit.reached_by(jump_ns)))
+    }
+
+    /// Returns the longest time for which the guest's CPU quota throttles a group whose task ran at the pause, in
+    /// nanoseconds; `None` for a guest without a quota.
+    #[must_use]
+    pub fn throttled_ns(&self) -> Option<u128> {
+        self.request.guest.throttled_ns(self.jump_ns())
+    }
+
+    /// Returns the steps in which the guest could be given the added time instead; `None` where it is given in steps
+    /// already, or is no longer than one.
+    #[must_use]
+    pub fn in_steps(&self) -> Option<InSteps> {
+        InSteps::of(self.frequency.ticks_to_ns_ceil(self.as_of.added_ticks))
     }
 
     /// The counters' frequency.

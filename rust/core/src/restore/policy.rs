@@ -1,5 +1,6 @@
 //! Policies, and the other choices that a caller makes for a restore.
 
+use crate::guest::LinuxGuest;
 use crate::time::{Elapsed, Frequency, GuestCount, Intent, SyncBound};
 use core::num::NonZeroU64;
 
@@ -183,6 +184,8 @@ pub struct Request {
     pub deadlines: Deadlines,
     /// Reason for the restore, if the caller gives one.
     pub intent: Option<Intent>,
+    /// Settings of the guest that decide how it takes a jump.
+    pub guest: LinuxGuest,
     /// True to refuse a checkpoint that has something this version doesn't know, instead of warning of it.
     pub strict: bool,
     /// True if the VM stays where it was: it isn't opted in anew, unless `views` asks for it.

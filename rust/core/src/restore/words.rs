@@ -219,7 +219,8 @@ impl Diagnostic {
                 let names: Vec<_> = limits.iter().map(|limit| limit.name).collect();
                 write!(
                     f,
-                    "the guest's time jumps by {jump_ns} ns at once, which a Linux guest may take for: {} (docs/limits.md)",
+                    "the guest's time jumps by {jump_ns} ns at once, which a Linux guest may take for: {} (docs/limits.md). \
+                     It charges them to the task that ran on each vCPU, which then waits as long",
                     names.join(", ")
                 )
             }
