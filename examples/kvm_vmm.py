@@ -120,16 +120,17 @@ class Machine:
     nested: the vCPUs have EL2.
     gic: with a vGICv3 in the kernel, for these vCPUs: KVM creates no vCPU after it. Or call `add_gic` later.
     features: further KVM_ARM_VCPU_* bits.
+    ram: the guest's memory, which the machine closes; anonymous memory of 2 MiB if there is none.
     """
 
     def __init__(
-        self, vcpus: int = 2, *, nested: bool = False, gic: bool = True, ram_size: int = 0x20_0000, features: int = 0
+        self, vcpus: int = 2, *, nested: bool = False, gic: bool = True, features: int = 0, ram: mmap.mmap | None = None
     ) -> None:
         self.features = KVM_ARM_VCPU_PSCI_0_2 | (KVM_ARM_VCPU_HAS_EL2 if nested else 0) | features
         self.vcpu_fds: list[int] = []
         self.gic_fd: int | None = None
         self._runs: list[mmap.mmap] = []
-        self.ram = mmap.mmap(-1, ram_size)
+        self.ram = mmap.mmap(-1, 0x20_0000) if ram is None else ram
         self.kvm_fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
         try:
             # A VM has addresses of 40 bits unless it is asked for less, as on hosts that haven't got so many.
@@ -141,7 +142,7 @@ class Machine:
         try:
             self._run_size = fcntl.ioctl(self.kvm_fd, KVM_GET_VCPU_MMAP_SIZE, 0)
             start = ctypes.addressof(ctypes.c_char.from_buffer(self.ram))
-            region = struct.pack("=2I3Q", 0, 0, RAM, ram_size, start)
+            region = struct.pack("=2I3Q", 0, 0, RAM, len(self.ram), start)
             fcntl.ioctl(self.vm_fd, KVM_SET_USER_MEMORY_REGION, region)
             for _ in range(vcpus):
                 self.create_vcpu()
@@ -229,6 +230,10 @@ class Machine:
             address, data, size, is_write = struct.unpack_from("=QQI?", run, _MMIO)
             return Exit(reason, address, data % (1 << 8 * size), is_write)
 
+    def answer(self, vcpu: int, value: int) -> None:
+        """Gives the guest what it loads from no memory, after an exit for that. The next `run` finishes the load."""
+        struct.pack_into("=Q", self._runs[vcpu], _MMIO + 8, value)
+
     def kick(self, vcpu: int) -> None:
         """Makes the vCPU's `run` return KVM_EXIT_INTR: at its next entry, or at once when its thread gets a signal."""
         self._runs[vcpu][_IMMEDIATE_EXIT] = 1
@@ -306,7 +311,7 @@ ICC: Final = [
 ]
 
 
-def _instruction(word: int) -> Any:
+def instruction(word: int) -> Any:
     """Returns a function of these instructions: ISB; `word`, an MRS to x0; RET."""
     # From a file, so that the kernel keeps the instruction cache right.
     fd = os.memfd_create("counter")
@@ -325,9 +330,9 @@ class Vmm:
     """One virtual machine: KVM's machine, guestclock's `KvmVm` over it, its payload, and the VMM's own readings."""
 
     def __init__(self) -> None:
-        self.host_ticks = _instruction(0xD53B_E040)  # CNTVCT_EL0
+        self.host_ticks = instruction(0xD53B_E040)  # CNTVCT_EL0
         """The host's counter as the VMM reads it by itself."""
-        self.host_hz: int = _instruction(0xD53B_E000)()  # CNTFRQ_EL0
+        self.host_hz: int = instruction(0xD53B_E000)()  # CNTFRQ_EL0
         # Create and initialise the vCPUs; then the vGIC, and the timers' interrupts, which need it.
         self.machine = Machine(VCPUS)
         for timer, intid in ((Timer.VTIMER, 27), (Timer.PTIMER, 30)):
