@@ -78,12 +78,12 @@ test-python: $(NATIVE) ## The Python suite
 	$(PY) -m pytest
 
 .PHONY: kvm-test
-kvm-test: $(NATIVE) | cargo ## Real KVM, on kernels booted here: all legs, or LEGS="6.12 nested" (docs/testbed.md)
+kvm-test: $(NATIVE) | cargo ## Real KVM, on kernels booted here: all legs, or LEGS="6.12 nested" (lab/README.md)
 	$(LAB) testbed test $(LEGS) $(if $(SEED),--seed $(SEED))
 	$(if $(LEGS),,$(PY) -m pytest tests/test_stopped_machine.py)
 
 .PHONY: kvm-repeat
-kvm-repeat: $(VENV)/.tools ## Counted instructions: one seed, two machines, the same trace byte for byte (docs/differential.md)
+kvm-repeat: $(VENV)/.tools ## Counted instructions: one seed, two machines, the same trace byte for byte (lab/README.md)
 	for run in 1 2; do $(LAB) testbed boot 6.12 --icount --out out/kvm/repeat-$$run -- \
 		env PYTHONPATH=lab:examples python3 -m differential take repeated --seed $(or $(SEED),1) --sequences 40; done
 	cmp out/kvm/repeat-1/repeated.jsonl.gz out/kvm/repeat-2/repeated.jsonl.gz && echo "the same bytes"
@@ -122,7 +122,7 @@ study: $(NATIVE) ## 200 000 simulated migrations and every corner, lying hosts t
 	$(LAB) study --seed $(or $(SEED),1) --plot out/guestclock-study.svg
 
 .PHONY: accuracy
-accuracy: wheel-aarch64 ## Where a guest's clock is after a restore, as it reads it itself: the table in docs/accuracy.md
+accuracy: wheel-aarch64 ## Where a guest's clock is after a restore, as it reads it itself: the table in out/accuracy.md
 	$(LAB) accuracy
 
 .PHONY: kvm-boot
@@ -185,7 +185,7 @@ ci: ## All that CI runs
 
 ##@ Measure it
 .PHONY: bench
-bench: $(NATIVE) ## Every target of docs/performance.md, as ratios of one run: all, or ONLY=text ISA=avx2 WRITE=page
+bench: $(NATIVE) ## Every target of the costs, as ratios of one run: all, or ONLY=text ISA=avx2 WRITE=file
 	$(PY) benches/ratios.py $(if $(ONLY),--only "$(ONLY)") $(if $(ISA),--isa $(ISA)) $(if $(WRITE),--write $(WRITE))
 
 .PHONY: bench-compare

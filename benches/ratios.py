@@ -1,6 +1,6 @@
 """One table of what guestclock's calls cost beside their siblings, from one run.
 
-    python benches/ratios.py [--only TEXT] [--isa SET] [--json] [--write PAGE]
+    python benches/ratios.py [--only TEXT] [--isa SET] [--json] [--write FILE]
 
 A figure is the median of interleaved rounds, and the ratio is taken per round. What depends on the instruction set is
 measured with each one that the CPU has, in a process of its own. Prints, and never fails for being slow.
@@ -30,7 +30,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--isa", choices=this_machine.ISAS, help="this instruction set alone")
     parser.add_argument("--quick", action="store_true", help="only see that it runs: 3 rounds of 1 ms")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the tables into this page, between its marks")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the tables to this file")
     parser.add_argument("--only-by-isa", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.quick:

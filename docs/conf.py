@@ -3,6 +3,8 @@
 import re
 from importlib.metadata import version as installed
 
+from pygments.lexers.special import TextLexer
+
 project = "guestclock"
 author = copyright = "The guestclock developers"  # noqa: A001 - Sphinx's name
 release = version = installed("guestclock")
@@ -57,4 +59,5 @@ def marked(text):
 
 def setup(app):
     """Called by Sphinx."""
+    app.add_lexer("cbor-diag", TextLexer)
     app.connect("autodoc-process-docstring", plain)

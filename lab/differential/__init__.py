@@ -1,1 +1,1 @@
-"""The model and a kernel side by side: docs/differential.md says what is compared, and how."""
+"""The model and a kernel side by side: lab/README.md says what is compared, and how."""

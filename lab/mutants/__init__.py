@@ -1,1 +1,1 @@
-"""Wrong rules of the model, each of which the traces of real kernels have to contradict: docs/differential.md."""
+"""Wrong rules of the model, each of which the traces of real kernels have to contradict: lab/README.md."""

@@ -4,7 +4,7 @@
     PYTHONPATH=lab python -m mutants [NAME...] --check
 
 The wrong rules are in mutants.toml; NAME picks some of them. A mutant is caught where the model diverges from a trace
-(docs/differential.md). `--check` only sees that each still applies to this tree. Exits 1 if one survives, or can't be
+(lab/README.md). `--check` only sees that each still applies to this tree. Exits 1 if one survives, or can't be
 judged.
 """
 

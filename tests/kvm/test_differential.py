@@ -1,4 +1,4 @@
-"""The model against this kernel, by random sequences of operations: docs/differential.md."""
+"""The model against this kernel, by random sequences of operations: lab/README.md."""
 
 from __future__ import annotations
 
