@@ -303,22 +303,6 @@ fn each_golden_file_is_read_and_written_again() {
 }
 
 #[test]
-fn the_worked_example_of_the_specification_is_a_checkpoint() {
-    let page = fs::read_to_string(root().join("docs/checkpoint-format.md")).unwrap();
-    let (_, block) = page.split_once("```hex\n").unwrap();
-    let (block, _) = block.split_once("```").unwrap();
-    let digits: String =
-        block.lines().filter_map(|line| line.split('#').next()).collect::<String>().split_whitespace().collect();
-    let bytes: Vec<u8> = digits
-        .as_bytes()
-        .chunks(2)
-        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
-        .collect();
-    assert_eq!(decode(&bytes), Ok(bare().made()));
-    assert_eq!(bytes, golden("bare"));
-}
-
-#[test]
 fn a_vm_of_a_golden_file_is_found_by_its_name() {
     let checkpoint = host_mixed().made();
     assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["a", "dns", "zürich", "b"]);
