@@ -12,7 +12,9 @@ use guestclock_linux::pages::{Memory, PageError, StolenTime, VmClock};
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyOverflowError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
+use std::time::Duration;
 
 impl IntoPyErr for PageError {
     #[cold]
@@ -201,8 +203,12 @@ struct State {
     body: Body,
     /// True if a guest may have had a clock that nobody knows any more.
     forgotten: bool,
-    updating: bool,
+    /// The thread that has an update open.
+    updating: Option<ThreadId>,
 }
+
+/// Longest wait for another thread's update. Linux's driver waits for 100 ms too (drivers/ptp/ptp_vmclock.c).
+const LONGEST_UPDATE: Duration = Duration::from_millis(100);
 
 /// A vmclock page (Linux's linux/vmclock-abi.h) that is in the guest's memory already, as after a restore, at `offset`
 /// of `memory`. `VmClock.create` makes a new one.
@@ -215,31 +221,52 @@ pub(crate) struct PyVmClock {
     header: Header,
     /// Locked for a moment at a time: no Python code runs under it.
     state: Mutex<State>,
+    /// Notified where an update is closed.
+    closed: Condvar,
 }
 
 impl PyVmClock {
+    fn made(memory: Buffer, offset: usize, header: Header, body: Body, forgotten: bool) -> Self {
+        let state = Mutex::new(State { body, forgotten, updating: None });
+        Self { memory, offset, header, state, closed: Condvar::new() }
+    }
+
+    /// Opens an update, once another thread's is closed, and returns the body as it is.
+    fn open(&self, py: Python<'_>) -> PyResult<Body> {
+        let me = thread::current().id();
+        let opened = py.detach(|| {
+            let theirs = |state: &mut State| state.updating.is_some_and(|thread| thread != me);
+            let waited = self.closed.wait_timeout_while(self.state(), LONGEST_UPDATE, theirs);
+            let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            state.updating.is_none().then(|| {
+                state.updating = Some(me);
+                state.body
+            })
+        });
+        opened.ok_or_else(updating)
+    }
+
+    /// Closes the update that is open, and leaves this body.
+    fn shut(&self, body: Body) {
+        let mut state = self.state();
+        state.body = body;
+        state.updating = None;
+        self.closed.notify_all();
+    }
+
     /// Makes `change` to the guest's counter while `seq_count` is odd, then moves the page's clock by the ticks that
     /// `change` returns. If `change` fails, the page stays as it was.
-    pub(crate) fn stepped<T>(&self, change: impl FnOnce() -> PyResult<(T, u64)>) -> PyResult<T> {
+    pub(crate) fn stepped<T>(&self, py: Python<'_>, change: impl FnOnce() -> PyResult<(T, u64)>) -> PyResult<T> {
         let page = self.page()?;
         // No other update comes in between: not even from `change`, which may give up the interpreter's lock.
-        let mut body = {
-            let mut state = self.state();
-            if state.updating {
-                return Err(updating());
-            }
-            state.updating = true;
-            state.body
-        };
+        let mut body = self.open(py)?;
         page.shared().begin();
         let changed = change();
         if let Ok((_, ticks)) = changed {
             body.step(ticks);
         }
         page.shared().end(&body);
-        let mut state = self.state();
-        state.body = body;
-        state.updating = false;
+        self.shut(body);
         changed.map(|(changed, _)| changed)
     }
 
@@ -266,8 +293,7 @@ impl PyVmClock {
         let (page, header) = VmClock::at(memory.memory(), offset).or_raise()?;
         let (body, whole) = page.shared().load();
         let forgotten = !whole || body.status() == Status::Unreliable;
-        let state = Mutex::new(State { body, forgotten, updating: false });
-        Ok(Self { memory, offset, header, state })
+        Ok(Self::made(memory, offset, header, body, forgotten))
     }
 
     /// Makes a page, before the guest runs. `size` is the size of the region that the guest is informed of, in bytes,
@@ -309,8 +335,7 @@ impl PyVmClock {
             body.set_utc_minus_tai(utc_minus_tai(seconds).or_raise()?);
         }
         VmClock::create(memory.memory(), offset, header, &body).or_raise()?;
-        let state = Mutex::new(State { body, forgotten: false, updating: false });
-        Ok(Self { memory, offset, header, state })
+        Ok(Self::made(memory, offset, header, body, false))
     }
 
     /// The marker that changes when the guest's counter is disrupted.
@@ -325,10 +350,23 @@ impl PyVmClock {
         self.state().body.vm_generation()
     }
 
+    /// "utc" or "tai".
+    #[getter]
+    fn time_type(&self) -> &'static str {
+        time_type_name(self.header.time_type)
+    }
+
     /// "unknown", "synchronized", "freerunning" or "unreliable".
     #[getter]
     fn status(&self) -> &'static str {
         self.state().body.status().name()
+    }
+
+    /// The guest's CNTVCT_EL0 at which the page's clock begins, in ticks; None for a page without a clock. The clock's age
+    /// is the guest's count less this.
+    #[getter]
+    fn counter_value(&self) -> Option<u64> {
+        self.state().body.counter_value().map(|count| count.0)
     }
 
     /// A context manager in which `seq_count` is odd: the guest's readers wait, and see none of the changes until the
@@ -387,8 +425,8 @@ impl PyVmClockUpdate {
         shared.shared().end(&body);
         let had_one = state.forgotten || state.body.status().is_valid();
         state.forgotten = had_one && !body.status().is_valid();
-        state.body = body;
-        state.updating = false;
+        drop(state);
+        page.shut(body);
         Ok(())
     }
 }
@@ -404,7 +442,9 @@ impl Drop for PyVmClockUpdate {
 }
 
 fn updating() -> PyErr {
-    PyRuntimeError::new_err("an update of this vmclock page is open already")
+    PyRuntimeError::new_err(
+        "an update of this vmclock page is open already, in this thread or for 100 ms in another: end its `with` block",
+    )
 }
 
 fn not_open() -> PyErr {
@@ -417,12 +457,7 @@ impl PyVmClockUpdate {
         let this = slf.get();
         let page = this.page.get();
         let shared = page.page()?;
-        let mut state = page.state();
-        if state.updating {
-            return Err(updating());
-        }
-        state.updating = true;
-        let mut body = state.body;
+        let mut body = page.open(slf.py())?;
         if this.copy {
             body.new_generation();
         }
@@ -432,7 +467,6 @@ impl PyVmClockUpdate {
         }
         *this.draft() = Some(body);
         shared.shared().begin();
-        drop(state);
         Ok(slf)
     }
 

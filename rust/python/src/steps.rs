@@ -64,7 +64,7 @@ impl PyStep {
         let now = now.map(|now| now.0);
         let step = || self.vm.step(py, self.step, now).map(|left| (left, self.step.ticks));
         match page {
-            Some(page) => page.get().stepped(step),
+            Some(page) => page.get().stepped(py, step),
             None => step().map(|(left, _)| left),
         }
     }

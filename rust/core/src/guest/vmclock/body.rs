@@ -76,6 +76,12 @@ impl Body {
         Status::ALL.into_iter().find(|status| status.code() == code).unwrap_or(Status::Unreliable)
     }
 
+    /// The count at which the page's clock begins; `None` if the page has no clock.
+    #[must_use]
+    pub fn counter_value(&self) -> Option<GuestCount> {
+        self.status().is_valid().then_some(GuestCount(self.0[COUNTER_VALUE]))
+    }
+
     /// The time that a guest computes at this count, as Linux's driver does; `None` if the page has no clock.
     #[must_use]
     pub fn time_at(&self, count: GuestCount) -> Option<Time> {
