@@ -454,7 +454,7 @@ def save(directory: Path, rounds: int) -> None:
     # A restore goes on from the stop, however long after it the checkpoint is taken.
     checkpoint = vmm.vm.checkpoint(stopped_at=vmm.stopped_at)
     directory.mkdir(parents=True, exist_ok=True)
-    checkpoint.save(directory / "time.guestclock")
+    checkpoint.save(directory / "guest.time")
     (directory / "memory.bin").write_bytes(vmm.machine.ram)
     vcpus = [
         {
@@ -475,7 +475,7 @@ def save(directory: Path, rounds: int) -> None:
 def restore(directory: Path, policy: Freeze | Advance, rounds: int, *, plant_fault_ticks: int, verbose: bool) -> None:
     """Restores the guest in this process, lets it go on, and writes down what both sides saw."""
     state = json.loads((directory / "vm.json").read_text())["vcpus"]
-    checkpoint = Checkpoint.load(directory / "time.guestclock")
+    checkpoint = Checkpoint.load(directory / "guest.time")
     vmm = Vmm()
     with vmm.vm.restoring(checkpoint, policy) as opened:
         vmm.machine.ram[:] = (directory / "memory.bin").read_bytes()

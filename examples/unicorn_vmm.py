@@ -362,7 +362,7 @@ def save(directory: Path, mode: Mode, kept: Kept, rounds: int) -> None:
         timers = [vmm.timers(number) for number in range(VCPUS)]
     else:
         # A restore goes on from the stop, however long after it the checkpoint is taken.
-        vmm.vm.checkpoint(now=vmm.now(), stopped_at=vmm.stopped_at).save(directory / "time.guestclock")
+        vmm.vm.checkpoint(now=vmm.now(), stopped_at=vmm.stopped_at).save(directory / "guest.time")
     (directory / "memory.bin").write_bytes(vmm.ram)
     state = {
         "mode": mode,
@@ -388,7 +388,7 @@ def restore(directory: Path, policy: Policy, rounds: int, *, load_ms: int, verbo
         now = host_ticks()
         released_at, facts = [now, now], {}
     else:
-        checkpoint = Checkpoint.load(directory / "time.guestclock")
+        checkpoint = Checkpoint.load(directory / "guest.time")
         with vmm.vm.restoring(checkpoint, policy, now=vmm.now()) as opened:
             load(vmm, directory, state, load_ms)
             opened.apply(now=vmm.now())

@@ -52,7 +52,7 @@ def vmm(command: str, directory: Path, *options: str) -> subprocess.CompletedPro
 
 
 def restore(saved: Path, into: Path, row: RowRecord, *options: str) -> subprocess.CompletedProcess[str]:
-    for name in ("vm.json", "memory.bin", "time.guestclock"):
+    for name in ("vm.json", "memory.bin", "guest.time"):
         (into / name).write_bytes((saved / name).read_bytes())
     cap = [] if row["max_ns"] is None else ["--max-ns", str(row["max_ns"])]
     return vmm("restore", into, "--policy", row["policy"], *cap, *options)

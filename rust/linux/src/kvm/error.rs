@@ -32,8 +32,9 @@ pub enum KvmError {
     },
     /// KVM has answered EBUSY to every try.
     #[error(
-        "{call} has answered EBUSY for {waited_ms} ms: a vCPU is in KVM_RUN, or another thread is in an ioctl on one. Stop \
-         every vCPU, and whatever reads their registers, and try again"
+        "{call} has answered EBUSY for {waited_ms} ms: a vCPU is in KVM_RUN, or another thread is in an ioctl on one{}. Stop \
+         every vCPU, and whatever reads their registers, and try again",
+        if *call == GET_DISTRIBUTOR { ", or the vGIC isn't initialised (KVM_DEV_ARM_VGIC_CTRL_INIT)" } else { "" }
     )]
     Busy {
         /// Name of the ioctl.
@@ -126,7 +127,7 @@ fn hint(call: &str, errno: i32) -> &'static str {
         libc::EPERM => ". The vCPU isn't complete: KVM_ARM_VCPU_FINALIZE comes first, or the VM is protected",
         libc::EBADF => ". The descriptor is closed: guestclock borrows it, so it has to stay open",
         libc::EINVAL if call == SET_COUNTER_OFFSET => {
-            ". KVM lets nobody move a protected VM's counters: its guest keeps the host's, and can't be restored"
+            ". KVM answers so where the VM is protected: nobody can move its counters, so its guest can't be restored"
         }
         libc::ENXIO if call == GET_REDISTRIBUTOR => ". It isn't a GICv3: a GICv2 has no redistributors to read",
         _ => "",
