@@ -15,8 +15,9 @@ RUST := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.loc
 PYTHON_CODE := python/guestclock tests examples benches lab tools
 # What the legs of kvm-test left.
 TRACES = $(or $(wildcard out/kvm/*/*.jsonl.gz),$(error there are no traces in out/kvm: make kvm-test leaves them))
-# asv keeps what it knows of the machine in the home folder. It builds nothing here, so another home does.
-ASV := HOME=$(abspath benches/.asv) $(abspath $(PY)) -m asv
+ASV := cd benches && $(abspath $(PY)) -m asv
+# Some benchmarks, by a pattern of their names.
+BENCHMARKS = $(if $(ONLY),--bench '$(ONLY)')
 # The one tool that isn't a Python package, in a folder of its version.
 CARGO_MUTANTS := target/cargo-mutants-27.1.0
 # Benchmarks of 64 vCPUs or 1000 timers, and those without a size.
@@ -188,23 +189,29 @@ ci: ## All that CI runs
 bench: $(NATIVE) ## Every target of the costs, as ratios of one run: all, or ONLY=text ISA=avx2 WRITE=file
 	$(PY) benches/ratios.py $(if $(ONLY),--only "$(ONLY)") $(if $(ISA),--isa $(ISA)) $(if $(WRITE),--write $(WRITE))
 
-.PHONY: bench-compare
-bench-compare: $(NATIVE) ## The same rows, this work tree over another commit: make bench-compare BASE=main
-	$(PY) benches/compare.py $(or $(BASE),$(error name a commit: make bench-compare BASE=main)) \
-		$(if $(HEAD),--head $(HEAD)) $(if $(ONLY),--only "$(ONLY)")
-
-.PHONY: bench-plot
-bench-plot: $(NATIVE) ## How costs grow with the number of vCPUs and timers: out/performance-growth.svg, and docs/
-	$(PY) benches/growth.py docs/performance-growth.svg
-
+# What a changed tree takes is stored under no commit.
 .PHONY: bench-asv
-bench-asv: $(NATIVE) ## The asv suite against this build
-	cd benches && $(ASV) machine --yes && $(ASV) run --python=same --show-stderr
+bench-asv: $(NATIVE) ## The asv suite against this build, stored under its commit and published: all, or ONLY=pattern
+	$(ASV) machine --yes
+	$(ASV) run --python=same --show-stderr $(BENCHMARKS) \
+		$$(git diff --quiet HEAD && echo --set-commit-hash $$(git rev-parse HEAD) || echo --dry-run)
+	$(ASV) publish
+
+# Each commit is built in an environment of asv's own. What cargo made for one serves the next, as asv empties its tree.
+.PHONY: bench-track
+bench-track: $(VENV)/.tools | cargo ## The asv suite across commits, each built for release; stored, published, compared: RANGE=A..B, all or ONLY=pattern
+	@[[ "$(RANGE)" == ?*..?* ]] || { echo "name two commits: make bench-track RANGE=main~5..main" >&2; exit 1; }
+	$(ASV) machine --yes
+	(git rev-parse $(firstword $(subst .., ,$(RANGE))); git rev-list --reverse $(RANGE)) | \
+		(export CARGO_TARGET_DIR=$(abspath benches/.asv/target); $(ASV) run --show-stderr $(BENCHMARKS) HASHFILE:-)
+	$(ASV) publish
+	$(ASV) compare $(subst .., ,$(RANGE))
+	@echo "The pages: $(abspath benches/.asv/html/index.html) (asv preview serves them)"
 
 .PHONY: bench-smoke
 bench-smoke: $(NATIVE) ## Proves that the benchmarks run; judges nothing
-	cd benches && $(ASV) machine --yes >/dev/null && \
-		$(ASV) run --python=same --quick --dry-run --show-stderr --bench '$(SMALL)'
+	$(ASV) machine --yes >/dev/null
+	$(ASV) run --python=same --quick --dry-run --show-stderr --bench '$(SMALL)'
 	$(PY) benches/ratios.py --quick
 
 .PHONY: instructions

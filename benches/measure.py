@@ -67,7 +67,7 @@ class Target:
 
 
 def at_most(value: float) -> Target:
-    """A cost, of the subject over the sibling's; or a plain figure."""
+    """A cost, of the subject over the sibling's."""
     return Target(at_least=False, value=value)
 
 
@@ -119,23 +119,8 @@ class Ratio:
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
-    """A row with figures of its own, without a sibling: name and value each."""
-
-    name: str
-    make: Callable[[int, int], Mapping[str, Sequence[float]]]
-    """Takes the number of rounds and the nanoseconds of one; returns the values of all rounds, for each figure."""
-    unit: str
-    target: Target | None = None
-    by_isa: bool = False
-
-
-Row = Ratio | Figure
-
-
-@dataclass(frozen=True, slots=True)
 class Result:
-    """One line of the table. Costs are in ns a call; the figure is a ratio, or in `unit`."""
+    """One line of the table. Costs are in ns a call; the figure is a ratio."""
 
     name: str
     isa: str | None
@@ -189,32 +174,13 @@ def middle_half(values: Sequence[float]) -> tuple[float, float]:
     return low, high
 
 
-def measure(row: Row, *, isa: str, rounds: int, round_ns: int) -> list[Result]:
-    """The lines of a row."""
+def measure(row: Ratio, *, isa: str, rounds: int, round_ns: int) -> Result:
+    """The line of a row."""
     used = isa if row.by_isa else None
     try:
-        if isinstance(row, Figure):
-            with of_this_build():
-                figures = row.make(rounds, round_ns)
-            return [_figure(row, used, isa, label, values) for label, values in figures.items()]
-        return [_ratio(row, used, isa, rounds, round_ns)]
+        return _ratio(row, used, isa, rounds, round_ns)
     except NotHere as reason:
-        unit = row.unit if isinstance(row, Figure) else "x"
-        return [Result(row.name, used, target=wording(row.target, isa, unit), not_here=str(reason))]
-
-
-def _figure(row: Figure, used: str | None, isa: str, label: str, values: Sequence[float]) -> Result:
-    figure = statistics.median(values)
-    return Result(
-        name=row.name,
-        isa=used,
-        subject=label,
-        figure=figure,
-        middle_half=middle_half(values) if len(values) > 1 else None,
-        unit=row.unit,
-        target=wording(row.target, isa, row.unit),
-        met=met(row.target, isa, figure, None),
-    )
+        return Result(row.name, used, target=wording(row.target, isa), not_here=str(reason))
 
 
 def _ratio(row: Ratio, used: str | None, isa: str, rounds: int, round_ns: int) -> Result:
@@ -253,11 +219,11 @@ def _ratio(row: Ratio, used: str | None, isa: str, rounds: int, round_ns: int) -
     )
 
 
-def wording(target: Target | None, isa: str, unit: str = "x") -> str:
+def wording(target: Target | None, isa: str) -> str:
     """A target as the table has it."""
     if target is None or (value := target.here(isa)) is None:
         return ""
-    ratio = f"{'>=' if target.at_least else '<='} {value:g}{' x' if unit == 'x' else ''}"
+    ratio = f"{'>=' if target.at_least else '<='} {value:g} x"
     return ratio if target.bandwidth is None else f"{ratio}, or >= {target.bandwidth:.0%} of bandwidth"
 
 

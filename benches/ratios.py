@@ -46,12 +46,7 @@ def measured_here(chosen: argparse.Namespace) -> list[Result]:
         if wanted and (row.by_isa or not chosen.only_by_isa):
             if sys.stderr.isatty():
                 print(f"{isa}: {row.name}", file=sys.stderr)
-            results += measure(
-                row,
-                isa=isa,
-                rounds=max(chosen.rounds, 2),
-                round_ns=chosen.round_ms * 1_000_000,
-            )
+            results.append(measure(row, isa=isa, rounds=max(chosen.rounds, 2), round_ns=chosen.round_ms * 1_000_000))
     return results
 
 

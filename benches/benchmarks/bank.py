@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 from measure import NotHere, Side, of_this_build
 
 from . import fleet
@@ -91,3 +93,18 @@ class LiveUpdate:
 
     def time_update(self, vcpus: int) -> None:
         self.update.take()
+
+
+class LiveUpdatePhases:
+    """The phases of that update. KVM's ioctls would come on top: 2 a VM, and 4 a vCPU."""
+
+    params = (fleet.VCPUS[1:], fleet.LiveUpdate.PHASES)
+    param_names = ("vcpus", "phase")
+    unit = "ns"
+
+    def setup(self, vcpus: int, phase: str) -> None:
+        self.update = fleet.LiveUpdate(vcpus)
+
+    def track_phase(self, vcpus: int, phase: str) -> float:
+        taken = [self.update.take() for _ in range(21)]
+        return statistics.median(phases[fleet.LiveUpdate.PHASES.index(phase)] for phases in taken)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from measure import Row
-from rows import bank, checkpoints, queue, reads, sizes, update
+from measure import Ratio
+from rows import bank, checkpoints, queue, reads
 
-ROWS: tuple[Row, ...] = (
+ROWS: tuple[Ratio, ...] = (
     *reads.ROWS,
     *bank.ROWS,
     *queue.ROWS,
     *checkpoints.ROWS,
-    *sizes.ROWS,
-    *update.ROWS,
 )

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
 
 from benchmarks import steady
-from measure import Figure, Ratio, Side, Sides, at_least, at_most, costs
+from measure import Ratio, Side, Sides, at_least, at_most
 
 HUNDRED_K, MILLION = 100_000, 1_000_000
 work = functools.cache(steady.Work)
@@ -29,13 +28,7 @@ def grown() -> Sides:
     return Sides(step("queue, 1 M pending", queue(MILLION)), step("queue, 1 k", queue(1000)))
 
 
-def per_timer(rounds: int, round_ns: int) -> Mapping[str, Sequence[float]]:
-    [taken] = costs([step("queue", queue(HUNDRED_K))], rounds=rounds, round_ns=round_ns)
-    return {"queue, a timer that a step is about": [ns / steady.TOUCHED for ns in taken]}
-
-
 ROWS = (
-    Figure("deadline queue, 100 k pending", per_timer, "ns", at_most(60)),
     Ratio(
         "deadline queue beside heapq, 100 k",
         lambda: beside(steady.Heap, HUNDRED_K),
