@@ -253,7 +253,8 @@ class LatchMismatch(NamedTuple):
     line: bool
     """The level that the line has to have."""
     pending: bool
-    """The latch: without the line, the guest takes one interrupt that no timer accounts for."""
+    """The latch: without the line, the guest takes one interrupt that no timer accounts for; the line without the latch
+    is one that an interrupt controller in user space has to raise."""
 
 
 class GuestLimit(NamedTuple):

@@ -820,22 +820,23 @@ impl PyReport {
         records::timer_outlooks(py, self.statuses())
     }
 
-    /// The timers' interrupts whose pending latch doesn't match the line at the release: a list of `LatchMismatch`.
+    /// The timers' interrupts whose pending latch will do harm, by the lines at the release: a list of `LatchMismatch`.
     ///
     /// `pending` is each vCPU's GICR_ISPENDR0 as KVM_DEV_ARM_VGIC_GRP_REDIST_REGS reads it, 32 bits: from a saved vGIC,
     /// or from `KvmVm.pending_latches()`. The interrupt ids are those of `irqs`, of the checkpoint, or the default ones
     /// (27, 30, 28 and 26), in this order. Pending without the line is one interrupt that no timer accounts for. The
-    /// line without pending is how KVM keeps a timer that is due: it raises the line itself when the vCPU is next
-    /// loaded (`kvm_timer_vcpu_load`, arch/arm64/kvm/arch_timer.c), but an interrupt controller in user space has to do
-    /// it.
+    /// line without pending is how KVM keeps a timer that is due, and isn't listed: KVM raises the line itself when the
+    /// vCPU is next loaded (`kvm_timer_vcpu_load`, arch/arm64/kvm/arch_timer.c). With `userspace_gic` it is listed too:
+    /// there the VMM has to raise it.
     ///
     /// ValueError if there aren't as many words as vCPUs, and for an id that isn't a PPI.
-    #[pyo3(signature = (pending, *, irqs=None))]
+    #[pyo3(signature = (pending, *, irqs=None, userspace_gic=false))]
     fn latch_mismatches<'py>(
         &self,
         py: Python<'py>,
         pending: Vec<u32>,
         irqs: Option<Bound<'py, PyDict>>,
+        userspace_gic: bool,
     ) -> PyResult<Bound<'py, PyList>> {
         let vcpus = self.checkpoint.as_ref().map_or(pending.len(), |checkpoint| checkpoint.vcpus());
         if pending.len() != vcpus {
@@ -854,7 +855,8 @@ impl PyReport {
             let set = ids.set(timer.extract()?, id.extract()?, true);
             set.map_err(|error| PyValueError::new_err(format!("irqs: {error}")))?;
         }
-        records::latch_mismatches(py, status::latch_mismatches(self.statuses(), &pending, &ids))
+        let mismatches = status::latch_mismatches(self.statuses(), &pending, &ids);
+        records::latch_mismatches(py, mismatches.filter(|found| userspace_gic || found.pending))
     }
 
     /// All fields as plain Python values, for JSON.
