@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from testbed import cache, suite
+from testbed.image import TREE
+from testbed.legs import LEGS
 
 CASES = {
     "passed": '<testcase classname="a" name="one"/>',
@@ -85,3 +87,11 @@ def test_what_is_half_made_is_not_in_the_cache(tmp_path: Path, monkeypatch: pyte
     assert sorted(path.name for path in made.iterdir()) == ["first", "second"]
     assert cache.made("kind", "key", fail) == made
     assert sorted(path.name for path in cache.folder().iterdir()) == ["kind-key", "kind.lock"]
+
+
+def test_a_short_run_has_the_whole_suite_once_and_every_leg() -> None:
+    commands = {name: suite.suite_of(leg, short=True) for name, leg in LEGS.items() if leg.architecture.python}
+    assert {name for name, command in commands.items() if set(suite.TESTS) <= set(command)} == {suite.WHOLE}
+    assert all(set(suite.SHORT) <= set(command) for name, command in commands.items() if name != suite.WHOLE)
+    assert all((TREE / test).is_file() for test in suite.SHORT)
+    assert all(suite.suite_of(leg, short=False) == commands[suite.WHOLE] for leg in LEGS.values())

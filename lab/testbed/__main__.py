@@ -30,6 +30,7 @@ def main() -> int:
     test = commands.add_parser("test", help="run the suite on some legs, or on all")
     test.add_argument("legs", nargs="*", metavar="LEG", help=f"any of {', '.join(LEGS)}")
     test.add_argument("--seed", type=int, help="the seed of an earlier run (default: a fresh one)")
+    test.add_argument("--short", action="store_true", help=f"the whole suite on {suite.WHOLE}, what differs on others")
     test.add_argument("--jobs", type=int, default=2, help="how many machines at a time (default: 2)")
     test.add_argument("--timeout", type=int, default=600, metavar="SECONDS", help="what a leg may take (default: 600)")
 
@@ -56,7 +57,9 @@ def main() -> int:
         unknown = sorted(set(chosen.legs) - set(LEGS))
         if unknown:
             test.error(f"no leg is called {', '.join(unknown)}; there are {', '.join(LEGS)}")
-        return suite.run(chosen.legs or LEGS, seed=chosen.seed, jobs=chosen.jobs, timeout_s=chosen.timeout)
+        return suite.run(
+            chosen.legs or LEGS, seed=chosen.seed, jobs=chosen.jobs, timeout_s=chosen.timeout, short=chosen.short
+        )
     if chosen.command == "cache":
         say(cache.described())
         return 0

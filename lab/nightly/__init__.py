@@ -1,0 +1,1 @@
+"""A night: every part that is too long for a submission, and one result file of all."""

@@ -1,0 +1,73 @@
+"""A night's result file says what became of each part, and counts what its log counts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from nightly import __main__ as nightly
+from nightly.counts import counts
+from nightly.parts import Part
+
+
+@pytest.mark.parametrize(
+    ("log", "found"),
+    [
+        ("==== 1 failed, 347 passed, 2 skipped in 93.10s (0:01:33) ====\n", {"failed": 1, "passed": 347, "skipped": 2}),
+        ("3 passed in 0.01s\nand\n4 passed in 0.02s\n", {"passed": 7}),
+        ("test result: ok. 12 passed; 0 failed; 3 ignored; 0 measured\n", {"passed": 12, "failed": 0, "ignored": 3}),
+        ("LEG 6.1: 292 passed, 0 failed\n[6.1] 292 passed in 3s\n", {"6.1 passed": 292, "6.1 failed": 0}),
+        ("7 caught, 1 survived, 2 not judged\n", {"caught": 7, "survived": 1, "not": 2}),
+        ("20 mutants tested in 3m: 1 missed, 19 caught\n", {"mutants": 20, "missed": 1, "caught": 19}),
+        ("stat::number_of_executed_units: 100000000\n", {"number_of_executed_units": 100_000_000}),
+        ("200,000 random migrations, seed 1, and 5,184 corners\n", {"random": 200_000, "corners": 5184}),
+        ("count: racing reads = 1000000000\ncount: failures = 0\n", {"racing reads": 10**9, "failures": 0}),
+        ("it had 3 passed over\n", {}),
+    ],
+)
+def test_a_log_is_counted(log: str, found: dict[str, int]) -> None:
+    assert counts(log) == found
+
+
+PRINTS = "print('count: things = 3')"
+
+
+@pytest.mark.parametrize(
+    ("program", "limit_s", "outcome"),
+    [
+        (PRINTS, 60, "passed"),
+        (f"{PRINTS}; raise SystemExit(3)", 60, "failed"),
+        (f"import time; {PRINTS}; import sys; sys.stdout.flush(); time.sleep(600)", 3, "out of time"),
+    ],
+)
+def test_a_part_ends_as_its_program_does(program: str, limit_s: int, outcome: str, tmp_path: Path) -> None:
+    told = nightly.run(Part("part", (sys.executable, "-c", program), limit_s), tmp_path)
+    assert told["outcome"] == outcome
+    assert outcome == "out of time" or told["counts"] == {"things": 3}
+    assert (tmp_path / told["log"]).is_file()
+
+
+def test_the_result_file_has_each_part_and_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = (Part("good", (sys.executable, "-c", PRINTS)), Part("bad", (sys.executable, "-c", "raise SystemExit(1)")))
+    monkeypatch.setattr(nightly, "PARTS", parts)
+    monkeypatch.setattr(nightly, "said", lambda *command: "" if "status" in command else " ".join(command))
+    for only, status in (((), 1), (("--only", "good"), 0)):
+        monkeypatch.setattr(sys, "argv", ["nightly", "--out", str(tmp_path), *only])
+        assert nightly.main() == status
+        document = json.loads((tmp_path / "result.json").read_text())
+        assert document["commit"] == "git rev-parse HEAD"
+        assert document["ok"] == (status == 0)
+        assert document["all_parts"] == (not only)
+        outcomes = [(part["name"], part["outcome"]) for part in document["parts"]]
+        assert outcomes == [("good", "passed"), ("bad", "failed")][: 1 if only else 2]
+
+
+def test_a_changed_tree_is_no_commits_night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nightly, "PARTS", (Part("good", (sys.executable, "-c", PRINTS)),))
+    monkeypatch.setattr(nightly, "said", lambda *_: "M README.md")
+    monkeypatch.setattr(sys, "argv", ["nightly", "--out", str(tmp_path)])
+    assert nightly.main() == 1
+    assert json.loads((tmp_path / "result.json").read_text())["changed_files"] == ["M README.md"]
