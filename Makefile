@@ -124,6 +124,10 @@ mutants: $(CARGO_MUTANTS)/bin/cargo-mutants ## Plants wrong rules in the core, w
 study: $(NATIVE) ## 200 000 simulated migrations and every corner, lying hosts too: no error exceeds its bound (docs/study.md); or SEED=n
 	$(LAB) study --seed $(or $(SEED),1) --plot out/guestclock-study.svg
 
+.PHONY: streams
+streams: $(NATIVE) ## A migration stream of a real QEMU as QEMU prints it, and its guest's log: tests/golden/snapshots
+	$(LAB) streams
+
 .PHONY: accuracy
 accuracy: wheel-aarch64 ## Where a guest's clock is after a restore, as it reads it itself: the table in out/accuracy.md
 	$(LAB) accuracy

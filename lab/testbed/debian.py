@@ -107,6 +107,22 @@ class Archive:
         finally:
             cache.remove(scratch)
 
+    def source(self, package: str, member: str) -> Path:
+        """One file of the package's own source, by its path in it."""
+        with cache.locked("apt"):
+            self._update()
+
+        def fill(place: Path) -> None:
+            note(f"fetching the source of {package} of {self.release}")
+            with cache.locked("apt"):
+                self._apt("source", "--tar-only", "--download-only", package, capture=False, cwd=place)
+            (archive,) = place.glob("*.orig.tar.*")
+            extract = ("tar", "--extract", "--strip-components=1", "--wildcards", f"*/{member}", "--file", archive.name)
+            subprocess.run(extract, check=True, cwd=place)
+            archive.unlink()
+
+        return cache.made("source", cache.key(self.release, package, member), fill) / member
+
     def _update(self) -> None:
         """Fetch the package lists, unless they are there and fresh."""
         stamp = self.place / "updated"
@@ -137,6 +153,7 @@ class Archive:
         main, security = mirrors()
         keys = f"[signed-by={KEYS}] " if KEYS.is_file() else ""
         lines = [f"deb {keys}{main} {suite} main" for suite in (self.release, f"{self.release}-backports")]
+        lines.append(f"deb-src {keys}{main} {self.release} main")
         if security:
             lines.append(f"deb {keys}{security} {self.release}-security main")
         return "\n".join(lines) + "\n"

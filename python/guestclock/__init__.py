@@ -15,6 +15,7 @@ The rooms, each an attribute that is imported when it is first used:
 - `aio`: steps and deadlines in an asyncio event loop.
 - `testing`: VMs with faults, traced VMs, counters that record a run and replay it.
 - `inspection`: checkpoints as records, differences and timelines.
+- `snapshots`: saved guest time in other VMMs' files.
 - `adapters`: `adapters.unicorn` puts a VM's time into an emulated guest; it needs the extra `unicorn`.
 """
 
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from guestclock import inspection as inspection
     from guestclock import kvm as kvm
     from guestclock import model as model
+    from guestclock import snapshots as snapshots
     from guestclock import sync as sync
     from guestclock import testing as testing
     from guestclock import types as types
@@ -104,6 +106,7 @@ _ROOMS: Final = (
     "inspection",
     "kvm",
     "model",
+    "snapshots",
     "sync",
     "testing",
     "types",

@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import typer
 
+from guestclock._core import _speak_flags
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import NDArray
+
+_UNITS: Final = {
+    "ns": 1,
+    "us": 1_000,
+    "µs": 1_000,
+    "ms": 1_000_000,
+    "s": 1_000_000_000,
+    "min": 60_000_000_000,
+    "h": 3_600_000_000_000,
+    "d": 86_400_000_000_000,
+}
+_DURATION: Final = re.compile(rf"(\d{{1,20}})(?:\.(\d{{1,9}}))?({'|'.join(_UNITS)})", re.ASCII)
+_MOST_NS: Final = 2**64 - 1
 
 JSON = typer.Option("--json", help="Print one JSON document instead of a table.")
 
@@ -36,6 +53,30 @@ def print_csv(columns: Mapping[str, NDArray[Any]]) -> None:
     rows.writerow(columns)
     for row in zip(*(array.tolist() for array in columns.values()), strict=True):
         rows.writerow(str(value).lower() if isinstance(value, bool) else value for value in row)
+
+
+def duration_ns(text: str | int) -> int:
+    """Returns the nanoseconds of a time such as "30s", "1.5ms" or "2min": whole, at most 2**64 - 1, and with a unit."""
+    if isinstance(text, int):
+        return text
+    found = _DURATION.fullmatch(text)
+    if found is None:
+        raise typer.BadParameter(f"a time is a number with a unit, {', '.join(_UNITS)}: 30s, 1.5ms")
+    whole, part, unit = found.groups("")
+    ns, rest = divmod(int(whole + part) * _UNITS[unit], int("1" + "0" * len(part)))
+    if rest or ns > _MOST_NS:
+        raise typer.BadParameter("a time is of whole nanoseconds, at most 2**64 - 1")
+    return ns
+
+
+@contextmanager
+def flags() -> Iterator[None]:
+    """Makes messages of this block name flags as the way out, instead of Python's keywords."""
+    before = _speak_flags(True)  # noqa: FBT003 - the native module's
+    try:
+        yield
+    finally:
+        _speak_flags(before)
 
 
 def fail(message: object, *, status: int = 2) -> NoReturn:

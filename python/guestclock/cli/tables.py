@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from guestclock.inspection.words import duration, to_ns
+from guestclock.inspection.words import duration, instant, to_ns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         Difference,
         DryRun,
         Inspection,
+        Recognised,
         Timeline,
         TimerRecord,
         Verification,
@@ -40,8 +41,13 @@ def print_inspection(document: Inspection) -> None:
     one = vms[0] if len(vms) == 1 else None
     rows = [] if one else [("guests", f"{_plural(len(vms), 'VM')}, {_plural(document['vcpus'], 'vCPU')}")]
     rows += _guest(one, stamp) if one else []
+    rows = _recognised(document["snapshot"]) + rows if document["snapshot"] else rows
     if stamp is None:
-        rows.append(("taken", "nobody knows when: it can be restored under Freeze() alone"))
+        read = one["reading"] if one else None
+        if read is None:
+            rows.append(("taken", "nobody knows when: --policy freeze needs no more, and another the --elapsed time"))
+        else:
+            rows.append(("count and wall clock", f"{read['count']:,} at {instant(read['realtime_ns'])}"))
     else:
         rows += _stamp(stamp)
         rows += [("lacks", lack["text"]) for lack in document["lacks"]]
@@ -57,6 +63,14 @@ def print_inspection(document: Inspection) -> None:
     if first is not None:
         when = f"in {duration(first['remaining_ns'])}, by the {first['timer']} of vCPU {first['vcpu']}"
         console.print(Text(f"The next interrupt is due {when}."))
+
+
+def _recognised(snapshot: Recognised) -> list[tuple[str, str]]:
+    ids = {"kvm": "by KVM's ids", "arm": "by Arm's encodings, as they stand"}
+    rows = [("recognised", f"{snapshot['format']}, registers {ids.get(snapshot['ids'] or '', 'unnamed')}")]
+    rows += [("lacks", lack["text"]) for lack in snapshot["lacks"]]
+    rows += [("left out", f"{reg}, which reads 0 and this version doesn't know") for reg in snapshot["left_out"]]
+    return rows
 
 
 def _guest(vm: VmRecord, stamp: dict[str, Any] | None) -> list[tuple[str, str]]:

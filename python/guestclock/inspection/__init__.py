@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from guestclock.inspection.checkpoint import Inspection, VmRecord, inspect
+from guestclock.inspection.checkpoint import Inspection, Recognised, VmRecord, inspect
 from guestclock.inspection.difference import Difference, VmDifference, diff
-from guestclock.inspection.dry_run import DryRun, dry_run, target
+from guestclock.inspection.dry_run import DryRun, dry_run, plan_each, target
 from guestclock.inspection.intact import Verification, verify
 from guestclock.inspection.timeline import Timeline, timeline
 from guestclock.inspection.timers import TimerRecord, timers
@@ -24,6 +24,7 @@ __all__ = [
     "Difference",
     "DryRun",
     "Inspection",
+    "Recognised",
     "Timeline",
     "TimerRecord",
     "Verification",
@@ -33,6 +34,7 @@ __all__ = [
     "draw",
     "dry_run",
     "inspect",
+    "plan_each",
     "target",
     "timeline",
     "timers",

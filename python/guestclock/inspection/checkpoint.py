@@ -11,6 +11,7 @@ from guestclock.inspection.words import instant
 
 if TYPE_CHECKING:
     from guestclock._core import Checkpoint
+    from guestclock.snapshots import Snapshot
 
 
 class VmRecord(TypedDict):
@@ -35,6 +36,8 @@ class VmRecord(TypedDict):
     """Ticks of the host's counter from the last vCPU's exit to the checkpoint, where the VMM knew them."""
     backlog: dict[str, int] | None
     """Fields of `Backlog`."""
+    reading: dict[str, int] | None
+    """Fields of `Reading`: a count and the wall clock of an instant other than the registers'."""
     interrupts: dict[str, int] | None
     """Interrupt ids by the timers' names."""
     vmclock_address: int | None
@@ -48,10 +51,24 @@ class VmRecord(TypedDict):
     """Timer registers that this version doesn't know, by their KVM ids in hexadecimal."""
 
 
+class Recognised(TypedDict):
+    """Result of recognising another VMM's file."""
+
+    format: str
+    """Fields of `Snapshot`."""
+    ids: str | None
+    left_out: list[str]
+    """In hexadecimal."""
+    lacks: list[dict[str, Any]]
+    """Fields of each `Lack`."""
+
+
 class Inspection(TypedDict):
     """`guestclock.inspect/1`."""
 
     schema: str
+    snapshot: Recognised | None
+    """None of a checkpoint's own file."""
     size_bytes: int
     stamp: dict[str, Any] | None
     """The fields of `Stamp`, and `realtime` in words; of the two ids only whether they are there. None where the host
@@ -65,17 +82,27 @@ class Inspection(TypedDict):
     """Keys of the file that this version doesn't know."""
 
 
-def inspect(checkpoint: Checkpoint) -> Inspection:
-    """Return all that a checkpoint says, and what follows from it."""
+def inspect(checkpoint: Checkpoint, snapshot: Snapshot | None = None) -> Inspection:
+    """Return all that a checkpoint says, and what follows from it. `snapshot` is another VMM's that it was made of."""
     vms = [_vm(vm) for vm in checkpoint]
     return {
         "schema": "guestclock.inspect/1",
+        "snapshot": None if snapshot is None else _recognised(snapshot),
         "size_bytes": checkpoint.nbytes,
         "stamp": stamp(checkpoint),
         "vcpus": sum(vm["vcpus"] for vm in vms),
         "vms": vms,
         "lacks": [{"code": lack.code, "text": lack.text} for lack in checkpoint.lacks],
         "unknown": checkpoint.unknown,
+    }
+
+
+def _recognised(snapshot: Snapshot) -> Recognised:
+    return {
+        "format": snapshot.format,
+        "ids": snapshot.ids,
+        "left_out": [f"{reg:#018x}" for reg in snapshot.left_out],
+        "lacks": [{"name": lack.name, "text": lack.text, "needed": lack.needed} for lack in snapshot.lacks],
     }
 
 
@@ -96,6 +123,7 @@ def _vm(vm: Checkpoint) -> VmRecord:
         "physical_width_ticks": vm.physical_width_ticks,
         "stopped_before_ticks": None if stopped_at is None else (vm.stamp.count - stopped_at) % 2**64,
         "backlog": None if vm.backlog is None else asdict(vm.backlog),
+        "reading": None if vm.reading is None else asdict(vm.reading),
         "interrupts": None if interrupts is None else {timer.name.lower(): irq for timer, irq in interrupts.items()},
         "vmclock_address": vm.vmclock_address,
         "stolen_time": vm.stolen_time,

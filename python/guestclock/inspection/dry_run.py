@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from guestclock._core import HostCounter, ManualCounter, ModelVm, ScaledCounter
 from guestclock.errors import Refused
+from guestclock.fleet import FAILURES, FleetPlan
 from guestclock.inspection.checkpoint import stamp
 from guestclock.inspection.timers import TimerRecord, model_like, timers
 from guestclock.units import S
 
 if TYPE_CHECKING:
-    from guestclock._core import Checkpoint
+    from collections.abc import Mapping
+
+    from guestclock._core import Checkpoint, Plan
     from guestclock.types import OptionKeywords, Options, Policy
 
 
@@ -61,10 +64,11 @@ def target(
 
     It runs over this host's counter; or, given one of the two, over a counter of `frequency_hz` (by default the
     checkpoint's, with the guest's frequency made from it) on a host whose clocks went on for `elapsed_ns` since the
-    checkpoint, by default until now by this host's wall clock. `kernel` is as `ModelVm` has it. ValueError,
+    checkpoint, by default until now by this host's wall clock. For a checkpoint of an unknown host, as another VMM's
+    snapshot is, it runs over such a counter in any case. `kernel` is as `ModelVm` has it. ValueError,
     OverflowError or KvmError where there can't be such a VM.
     """
-    if frequency_hz is None and elapsed_ns is None:
+    if frequency_hz is None and elapsed_ns is None and stamp(checkpoint) is not None:
         return model_like(checkpoint, HostCounter(), kernel=kernel)
     saved, now_ns = checkpoint.stamp, HostCounter().stamp().realtime_ns
     if stamp(checkpoint) is None:
@@ -81,6 +85,20 @@ def target(
     if frequency_hz is None and counter.frequency_hz != checkpoint.frequency_hz:
         return model_like(checkpoint, ScaledCounter(counter, frequency_hz=checkpoint.frequency_hz), kernel=kernel)
     return model_like(checkpoint, counter, kernel=kernel)
+
+
+def plan_each(
+    saved: Mapping[str, Checkpoint], vms: Mapping[str, ModelVm], *, policy: Policy, options: Options | None = None
+) -> FleetPlan:
+    """Return the plan of each VM's checkpoint into the model VM of its name: of one host or of many."""
+    planned: dict[str, Plan] = {}
+    refused: dict[str, Exception] = {}
+    for name, checkpoint in saved.items():
+        try:
+            planned[name] = vms[name].plan(checkpoint, policy, options=options)
+        except FAILURES as error:
+            refused[name] = error
+    return FleetPlan(policy, list(saved), planned, refused)
 
 
 def dry_run(

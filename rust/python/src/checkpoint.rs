@@ -4,17 +4,17 @@ use crate::arguments::modular;
 use crate::arrays::{new_array, ready};
 use crate::errors::{IntoPyErr, OrRaise};
 use crate::interchange::timer_regs;
-use crate::records::{self, AnyReading, AnyStamp};
+use crate::records::{self, AnyReading, AnyStamp, named};
 use crate::registers;
 use guestclock_core::arch::arm64::Timer;
 use guestclock_core::checkpoint::codec::{self, Key, MAX_BYTES, Plain, WireError};
 use guestclock_core::checkpoint::fields::{ADDRESS, Field};
 use guestclock_core::checkpoint::{
-    BuildError, Checkpoint, Held, Interrupts, JoinError, Known, NotOneVm, Reading, SavedVm, Sparse, Values, VmColumn,
-    VmName, register_lists as interchange,
+    BuildError, Checkpoint, Held, Ids, Interrupts, JoinError, Known, NotOneVm, Reading, SavedVm, Sparse, Values,
+    VmColumn, VmName, register_lists as interchange,
 };
 use guestclock_core::restore::timer_status as status;
-use guestclock_core::time::Offset;
+use guestclock_core::time::{GuestCount, Offset};
 use guestclock_linux::file;
 use numpy::PyArray1;
 use pyo3::buffer::PyBuffer;
@@ -524,9 +524,17 @@ impl PyCheckpoint {
     /// beside its lists. With `host=None` the time that has passed counts from there; `Freeze()` gives the guest the lists'
     /// counts.
     ///
-    /// ValueError where a register is missing, or the lists need what isn't known.
+    /// `ids` is "kvm" for KVM's ids, and "arm" for those that follow from Arm's encodings, as other hypervisors than KVM
+    /// have them: there 0x603000000013df1a is CNTV_CVAL_EL0. Without it the ids are KVM's, and lists that show otherwise
+    /// are refused. `cntvct` and `cntpct` are CNTVCT_EL0 and CNTPCT_EL0 at the save, for lists that have no such count.
+    ///
+    /// ValueError where a register is missing, a list's own CNTFRQ_EL0 isn't `frequency_hz`, or the lists need what isn't
+    /// known.
     #[classmethod]
-    #[pyo3(signature = (registers, *, frequency_hz, host, counter_offset=None, width_ticks=0, reading=None, name=""))]
+    #[pyo3(signature = (
+        registers, *, frequency_hz, host, counter_offset=None, width_ticks=0, reading=None, name="", ids=None,
+        cntvct=None, cntpct=None,
+    ))]
     fn from_one_regs(
         _cls: &Bound<'_, PyType>,
         registers: Vec<Bound<'_, PyDict>>,
@@ -536,6 +544,9 @@ impl PyCheckpoint {
         width_ticks: u64,
         reading: Option<AnyReading>,
         name: &str,
+        ids: Option<&str>,
+        cntvct: Option<u64>,
+        cntpct: Option<u64>,
     ) -> PyResult<Self> {
         let lists = registers.iter().map(timer_regs).collect::<PyResult<Vec<_>>>()?;
         let counter_offset = counter_offset.map(|offset| modular(&offset, "a counter offset")).transpose()?.map(Offset);
@@ -544,7 +555,9 @@ impl PyCheckpoint {
         let frequency_hz = NonZeroU32::new(frequency_hz).ok_or_else(zero)?;
         let name = &vm_name(name)?;
         let reading = reading.map(Reading::from);
-        let known = Known { name, frequency_hz, host, counter_offset, reading, width_ticks };
+        let ids = ids.map(|ids| named("ids", ids, &Ids::NAMES)).transpose()?;
+        let (cntvct, cntpct) = (cntvct.map(GuestCount), cntpct.map(GuestCount));
+        let known = Known { name, frequency_hz, host, counter_offset, reading, width_ticks, ids, cntvct, cntpct };
         interchange::from_one_regs(&lists, known).or_raise().map(Self::from)
     }
 
@@ -552,9 +565,23 @@ impl PyCheckpoint {
     /// which they can be.
     ///
     /// The counters are those of the checkpoint's instant; ISTATUS is never in CTL.
-    fn to_one_regs<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        let lists = PyList::empty(py);
-        for list in interchange::to_one_regs(&self.only()?) {
+    ///
+    /// `physical_count` decides on PTIMER_CNT. Setting it gives the VM an offset of its physical counter, by which
+    /// CNTPCT_EL0 and the physical timer trap for good on a CPU without CNTPOFF_EL2. Without a word it is in the lists
+    /// of a VM that had such an offset, and left out where CNTPCT_EL0 was the host's own counter, as KVM has it by
+    /// default: replayed so, the guest reads the counter of the host that it comes to. ValueError where the host's count
+    /// isn't known, so that nobody can tell.
+    #[pyo3(signature = (*, physical_count=None))]
+    fn to_one_regs<'py>(&self, py: Python<'py>, physical_count: Option<bool>) -> PyResult<Bound<'py, PyList>> {
+        let (lists, vm) = (PyList::empty(py), self.only()?);
+        let Some(physical) = physical_count.or_else(|| interchange::has_physical_offset(&vm)) else {
+            return Err(PyValueError::new_err(
+                "the host's count at the save isn't known, so nobody can tell whether CNTPCT_EL0 was the host's own \
+                 counter: physical_count=False leaves PTIMER_CNT out, and physical_count=True has it in the lists, by \
+                 which CNTPCT_EL0 traps for good on a CPU without CNTPOFF_EL2",
+            ));
+        };
+        for list in interchange::to_one_regs(&vm, physical) {
             let registers = PyDict::new(py);
             for (id, value) in list {
                 registers.set_item(id, value)?;
@@ -562,6 +589,12 @@ impl PyCheckpoint {
             lists.append(registers)?;
         }
         Ok(lists)
+    }
+
+    /// The checkpoint without the timer registers and keys that this version doesn't know: a model VM, and any VM that
+    /// doesn't have the registers, can be restored from it.
+    fn without_unknown(&self) -> PyResult<Self> {
+        self.0.without_unknown().or_raise().map(Self::from)
     }
 
     /// All that it says as plain Python values, for JSON, under the keys of the file: a column has one value a VM, or a

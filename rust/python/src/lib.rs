@@ -84,6 +84,8 @@ mod _core {
     use super::verbs::PyGuestVm;
     #[pymodule_export]
     use super::vm::PyModelVm;
+    #[pymodule_export]
+    use super::words::_speak_flags;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -6,7 +6,7 @@ use guestclock_core::drive::faults::ScriptError;
 use guestclock_core::drive::{Cause, Condition};
 use guestclock_core::guest::vmclock::EquationError;
 use guestclock_core::guest::{SUGGESTED_INTERVAL_NS, SUGGESTED_STEP_NS};
-use guestclock_core::restore::refusal::{NeedsCounterOffset, Refusal, Skew};
+use guestclock_core::restore::refusal::{NeedsCounterOffset, Refusal, Skew, UNKNOWN_REGISTERS};
 use guestclock_core::restore::{AtOnce, Diagnostic, MAX_RATE_ERROR_PPB, Policy, Repay, Rest, Words};
 use guestclock_core::time::ElapsedError;
 use guestclock_linux::kvm::error::KvmError;
@@ -14,8 +14,25 @@ use guestclock_model::bank::{BankError, WentBackwards};
 use guestclock_model::error::VmError;
 use pyo3::prelude::*;
 use pyo3::types::PyType;
+use std::cell::Cell;
 
-/// Policies and diagnostics in Python's terms.
+thread_local! {
+    /// True where the ways out name the flags of the command line, instead of Python's keywords.
+    static FLAGS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Says whether this thread's messages name the flags of the command line; gives what it said before.
+#[pyfunction]
+pub(crate) fn _speak_flags(on: bool) -> bool {
+    FLAGS.replace(on)
+}
+
+/// A way out in Python's terms, or in those of the command line.
+pub(crate) fn said<T>(python: T, flags: T) -> T {
+    if FLAGS.get() { flags } else { python }
+}
+
+/// Policies and diagnostics in the caller's terms.
 pub(crate) struct Python;
 
 impl Words for Python {
@@ -35,14 +52,25 @@ impl Words for Python {
 
     fn diagnostic(&self, diagnostic: &Diagnostic) -> String {
         match diagnostic {
-            Diagnostic::LargeJump { .. } => format!(
-                "{diagnostic}. Give it in steps: \
-                 CatchUp(step_ns={SUGGESTED_STEP_NS}, interval_ns={SUGGESTED_INTERVAL_NS})"
-            ),
-            Diagnostic::WallClockContradicts { .. } => {
-                format!("{diagnostic}. If the counter stood still: elapsed=Elapsed.by_wall_clocks(error_ns=)")
+            Diagnostic::LargeJump { .. } => {
+                let (step, interval) = (SUGGESTED_STEP_NS, SUGGESTED_INTERVAL_NS);
+                let steps = said(
+                    format!("CatchUp(step_ns={step}, interval_ns={interval})"),
+                    format!("--policy catch-up --step {step}ns --interval {interval}ns"),
+                );
+                format!("{diagnostic}. Give it in steps: {steps}")
             }
-            Diagnostic::KernelUnverified { .. } => format!("{diagnostic}: declare one with sync="),
+            Diagnostic::WallClockContradicts { .. } => {
+                let way = said(
+                    "elapsed=Elapsed.by_wall_clocks(error_ns=)",
+                    "--elapsed-by wall-clocks --elapsed-error, with how far off they may be",
+                );
+                format!("{diagnostic}. If the counter stood still: {way}")
+            }
+            Diagnostic::KernelUnverified { .. } => {
+                let way = said("sync=", "--max-error, or ask chrony with --chrony");
+                format!("{diagnostic}: declare one with {way}")
+            }
             Diagnostic::BacklogLate(late) => refusal(late),
             _ => diagnostic.to_string(),
         }
@@ -56,32 +84,46 @@ pub(crate) fn refusal(refusal: &Refusal) -> String {
             let apart = u128::from(saved_hz.abs_diff(*host_hz)) * 1_000_000_000;
             let ppb = apart.div_ceil(u128::from(*saved_hz).max(1));
             let accept = if ppb <= u128::from(MAX_RATE_ERROR_PPB) {
-                format!("; or accept that error of its rate: rate_error_ppb={ppb}")
+                let way = said(format!("rate_error_ppb={ppb}"), format!("--rate-error-ppb {ppb}"));
+                format!("; or accept that error of its rate: {way}")
             } else {
                 String::new()
             };
-            format!("{refusal}: ScaledCounter(counter, frequency_hz={saved_hz}){accept}")
+            let way = said(
+                format!("ScaledCounter(counter, frequency_hz={saved_hz})"),
+                format!("--frequency-hz {saved_hz} describes such a target"),
+            );
+            format!("{refusal}: {way}{accept}")
         }
         Refusal::CounterSkew { cntvct, cntpct, why } => {
             let why_not = match why {
-                Skew::RefusalAskedFor => "views=\"refuse\" was asked for".to_owned(),
+                Skew::RefusalAskedFor => {
+                    format!("{} was asked for", said("views=\"refuse\"", "--views refuse"))
+                }
                 _ => why.to_string(),
             };
             let keeps_both = match why {
-                Skew::El2 => "",
-                _ => ", and views=\"preserve\" into a VM that never opted in keeps both",
+                Skew::El2 => String::new(),
+                _ => {
+                    let way = said("views=\"preserve\"", "--views preserve");
+                    format!(", and {way} into a VM that never opted in keeps both")
+                }
             };
+            let way = said("views=\"adopt-virtual\"", "--views adopt-virtual");
             format!(
                 "the guest's counters differ (CNTVCT_EL0 {cntvct}, CNTPCT_EL0 {cntpct}), and {why_not}: \
-                 views=\"adopt-virtual\" gives up the physical one{keeps_both}"
+                 {way} gives up the physical one{keeps_both}"
             )
         }
         Refusal::Elapsed(error) => format!("{refusal}{}", way_out_of(error)),
         Refusal::Unknown { what } => format!(
-            "the checkpoint has {what}, which this guestclock doesn't know: restore it without strict=True, or with a \
-             newer one"
+            "the checkpoint has {what}, which this guestclock doesn't know: restore it without {}, or with a newer one",
+            said("strict=True", "--strict")
         ),
-        Refusal::DeadlineMissed { .. } => format!("{refusal}: Advance()"),
+        Refusal::TopologyMismatch { what: UNKNOWN_REGISTERS, .. } => {
+            format!("{refusal}, or leave them out: {}", said("checkpoint.without_unknown()", "--leave-out-unknown"))
+        }
+        Refusal::DeadlineMissed { .. } => format!("{refusal}: {}", said("Advance()", "--policy advance")),
         Refusal::OutOfOrder { called } => {
             format!("{called}() can't come now: a restore is apply(), then release(), once each")
         }
@@ -89,10 +131,14 @@ pub(crate) fn refusal(refusal: &Refusal) -> String {
         Refusal::NoCounterOffset { needed_by } => format!(
             "counter_offset: {needed_by}{}",
             match needed_by {
-                NeedsCounterOffset::AdoptedView => " (views=\"adopt-virtual\"): use views=\"preserve\"",
-                NeedsCounterOffset::CatchUpPlan => {
-                    ", with opt_in(), or use Freeze() or Advance() instead of CatchUp()"
-                }
+                NeedsCounterOffset::AdoptedView => said(
+                    " (views=\"adopt-virtual\"): use views=\"preserve\"",
+                    " (--views adopt-virtual): use --views preserve",
+                ),
+                NeedsCounterOffset::CatchUpPlan => said(
+                    ", with opt_in(), or use Freeze() or Advance() instead of CatchUp()",
+                    ", and this one never did: use --policy freeze or --policy advance instead of catch-up",
+                ),
                 _ => "",
             }
         ),
@@ -102,20 +148,26 @@ pub(crate) fn refusal(refusal: &Refusal) -> String {
 
 fn way_out_of(error: &ElapsedError) -> &'static str {
     match error {
-        ElapsedError::ClockWentBackwards { .. } => {
-            ". Put the clock right, or say what passed with elapsed=Elapsed.given(ns, error_ns=), or restore with Freeze()"
-        }
-        ElapsedError::Unknown(_) => {
+        ElapsedError::ClockWentBackwards { .. } => said(
+            ". Put the clock right, or say what passed with elapsed=Elapsed.given(ns, error_ns=), or restore with Freeze()",
+            ". Put the clock right, or say what passed with --elapsed and --elapsed-error, or take --policy freeze",
+        ),
+        ElapsedError::Unknown(_) => said(
             ". Declare both with sync=, or give elapsed=: Elapsed.by_wall_clocks(error_ns=), Elapsed.given(ns, \
-             error_ns=), or Elapsed.by_counter() if it is the same counter after all; or restore with Freeze()"
-        }
-        ElapsedError::TooLong { .. } => {
+             error_ns=), or Elapsed.by_counter() if it is the same counter after all; or restore with Freeze()",
+            ". Give --elapsed-by wall-clocks with --elapsed-error, or what has passed as --elapsed, or --elapsed-by \
+             counter if it is the same counter after all; or take --policy freeze",
+        ),
+        ElapsedError::TooLong { .. } => said(
             ": give elapsed=Elapsed.by_wall_clocks(refuse_over_ns=) if it is so, or Advance(max_ns=) to let less of it \
-             through, or restore with Freeze()"
-        }
-        ElapsedError::ClocksDisagree(_) => {
-            ". Say which is right: elapsed=Elapsed.by_counter() or Elapsed.by_wall_clocks(); or restore with Freeze()"
-        }
+             through, or restore with Freeze()",
+            ": give --elapsed-by wall-clocks with --refuse-over if it is so, or --max to let less of it through, or take \
+             --policy freeze",
+        ),
+        ElapsedError::ClocksDisagree(_) => said(
+            ". Say which is right: elapsed=Elapsed.by_counter() or Elapsed.by_wall_clocks(); or restore with Freeze()",
+            ". Say which is right: --elapsed-by counter or --elapsed-by wall-clocks; or take --policy freeze",
+        ),
         _ => "",
     }
 }

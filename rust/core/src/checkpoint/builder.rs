@@ -214,6 +214,35 @@ impl Checkpoint {
         if size > MAX_BYTES { Err(BuildError::TooLarge { size }) } else { Ok(checkpoint) }
     }
 
+    /// Returns the checkpoint without the registers and keys that this version doesn't know.
+    pub fn without_unknown(&self) -> Result<Self, BuildError> {
+        let mut groups: Vec<(Vec<RegId>, GroupBuilder)> = Vec::new();
+        for vm in self.vms() {
+            let known = |column: &&RegisterColumn| column.held().is_some_and(|held| held != Held::Unknown);
+            let ids: Vec<RegId> = vm.group().0.registers().iter().filter(known).map(RegisterColumn::id).collect();
+            let place = match groups.iter().position(|(other, _)| *other == ids) {
+                Some(place) => place,
+                None => {
+                    groups.push((ids.clone(), GroupBuilder::new(ids)?));
+                    groups.len() - 1
+                }
+            };
+            let name = VmName::new(vm.name()).ok_or(BuildError::Registers("are those of a VM without a name"))?;
+            let group = &mut groups[place].1;
+            group.push(Name::Text(&name), &vm.time(), |id, values| {
+                if let Some(column) = Held::of(id).and_then(|held| vm.register(held)) {
+                    values.extend(column.iter());
+                }
+            });
+            for vcpu in 0..vm.vcpus() {
+                if let Some(address) = vm.stolen_time(vcpu) {
+                    group.stolen_time(vcpu, address);
+                }
+            }
+        }
+        Self::of(self.stamp, groups.into_iter().map(|(_, group)| group))
+    }
+
     /// Makes the checkpoint of one VM: its registers, each with one value a vCPU, and the addresses of the stolen-time
     /// records, one a vCPU or none.
     pub fn of_one(

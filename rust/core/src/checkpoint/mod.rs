@@ -20,6 +20,6 @@ pub use group::{Group, Held, MAX_OTHER_REGS, RegisterColumn, VmColumn};
 pub use guest_time::{GuestTime, Interrupts, MAX_VM_VCPUS, Reading};
 pub use join::JoinError;
 pub use names::{MAX_NAME_BYTES, Names, VmName};
-pub use register_lists::{InterchangeError, Known};
+pub use register_lists::{Ids, InterchangeError, Known};
 pub use sparse::Sparse;
 pub use vms::{Checkpoint, MAX_GROUPS, MAX_VCPUS, NotOneVm, SavedTimer, SavedVm, Unknown, UnknownKey, Values};

@@ -3,9 +3,12 @@
 //! A list has the registers of one vCPU by their KVM ids, as KVM_GET_REG_LIST and KVM_GET_ONE_REG give them. What it
 //! doesn't say is when it was read: neither the host's counter nor its wall clock is in it. Each count in it is of
 //! another instant, the one at which KVM was asked for it.
+//!
+//! A VMM that isn't on KVM lists the registers by Arm's encodings, under which KVM's id of the virtual counter is that of
+//! its timer's compare value. No list is taken for the other kind by its values.
 
 use crate::arch::RegId;
-use crate::arch::arm64::{Role, Sysreg, Timer, View, count_reg, is_unknown_timers, one_reg_id};
+use crate::arch::arm64::{Encoding, Role, Sysreg, Timer, View, count_reg, is_unknown_timers, one_reg_id};
 use crate::checkpoint::builder::BuildError;
 use crate::checkpoint::group::{Held, MAX_OTHER_REGS};
 use crate::checkpoint::guest_time::{GuestTime, MAX_VM_VCPUS, Reading};
@@ -15,6 +18,20 @@ use crate::time::{Frequency, GuestCount, NamespaceTicks, Offset, Stamp};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use core::num::NonZeroU32;
+
+/// Naming of the registers in a list.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ids {
+    /// KVM's ids, with those of the virtual counter and of its timer's compare value exchanged.
+    Kvm,
+    /// The ids that follow from Arm's encodings, without an exchange.
+    Arm,
+}
+
+impl Ids {
+    /// Each with its name.
+    pub const NAMES: [(&'static str, Self); 2] = [("kvm", Self::Kvm), ("arm", Self::Arm)];
+}
 
 /// Facts that aren't in the lists, and that their owner knows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,6 +49,12 @@ pub struct Known<'a> {
     pub reading: Option<Reading>,
     /// How many ticks may lie between `host` and the reading of the lists' counts.
     pub width_ticks: u64,
+    /// The naming of the lists' registers; `None` for KVM's ids, unless a list shows that it isn't KVM's.
+    pub ids: Option<Ids>,
+    /// CNTVCT_EL0 at the save, where the lists have no virtual counter.
+    pub cntvct: Option<GuestCount>,
+    /// CNTPCT_EL0 at the save, where the lists have no physical counter.
+    pub cntpct: Option<GuestCount>,
 }
 
 /// Why lists aren't a guest's time.
@@ -52,6 +75,45 @@ pub enum InterchangeError {
         vcpu: usize,
         /// Which register.
         id: u64,
+    },
+    /// A list that has no register of the generic timer.
+    #[error("vCPU {vcpu}'s list has no timer register at all: check that its ids are those of 64-bit system registers")]
+    NoTimers {
+        /// The vCPU.
+        vcpu: usize,
+    },
+    /// A list that isn't KVM's, and that nobody has said to be of another kind.
+    #[error(
+        "vCPU {vcpu}'s list has {why}, so its ids aren't certainly KVM's, which exchanges those of the virtual counter \
+         ({:#018x}) and of its compare value ({:#018x}): say whether they are KVM's, or follow from Arm's encodings as \
+         they stand",
+        count_reg(View::Virtual),
+        one_reg_id(Role::Cval(Timer::Vtimer))
+    )]
+    NotKvms {
+        /// The vCPU.
+        vcpu: usize,
+        /// The evidence.
+        why: &'static str,
+    },
+    /// A count that is both in the lists and given.
+    #[error("the lists have {name}, and a count of it is given too: leave one of them out")]
+    CountedTwice {
+        /// Name of the counter's register.
+        name: &'static str,
+    },
+    /// A list with another CNTFRQ_EL0 than the given one.
+    #[error(
+        "vCPU {vcpu}'s list has a CNTFRQ_EL0 of {listed_hz} Hz, and the guest's is given as {cntfrq_hz} Hz: it has one, so \
+         give the list's"
+    )]
+    OtherFrequency {
+        /// The vCPU.
+        vcpu: usize,
+        /// The list's, in Hz.
+        listed_hz: u64,
+        /// The given one, in Hz.
+        cntfrq_hz: u32,
     },
     /// More unknown registers than a checkpoint carries.
     #[error(
@@ -120,6 +182,19 @@ pub fn from_one_regs(lists: &[BTreeMap<u64, u64>], known: Known<'_>) -> Result<C
     if lists.is_empty() {
         return Err(InterchangeError::NoVcpus);
     }
+    same_frequency(lists, known.frequency_hz)?;
+    let by_kvm;
+    let lists = match known.ids {
+        Some(Ids::Arm) => {
+            by_kvm = lists.iter().map(by_kvms_ids).collect::<Vec<_>>();
+            &by_kvm
+        }
+        Some(Ids::Kvm) => lists,
+        None => {
+            certainly_kvms(lists)?;
+            lists
+        }
+    };
     let vcpus = u16::try_from(lists.len()).ok().filter(|vcpus| *vcpus <= MAX_VM_VCPUS);
     let vcpus = vcpus.ok_or_else(|| BuildError::ManyVcpus { name: known.name.as_str().into(), vcpus: lists.len() })?;
     let mut registers = Vec::new();
@@ -146,18 +221,25 @@ pub fn from_one_regs(lists: &[BTreeMap<u64, u64>], known: Known<'_>) -> Result<C
         }
         (Readings::exact(count), Readings::exact(count))
     } else {
-        let mut virt = counts(lists, View::Virtual)?;
+        let virt = counts(lists, View::Virtual, known.cntvct);
+        let phys = || counts(lists, View::Physical, known.cntpct);
         if let Some(cntvoff) = &cntvoff {
-            for (count, offset) in virt.iter_mut().zip(cntvoff) {
-                *count = count.after(*offset);
+            // One counter for both. Where the lists have none, one of the two is enough; a given virtual one is vCPU 0's.
+            let [listed_virt, listed_phys] = [View::Virtual, View::Physical].map(|view| has(lists, count_reg(view)));
+            let mut both = Vec::new();
+            if listed_virt || known.cntvct.is_some() || known.cntpct.is_none() {
+                let read = virt?.into_iter().zip(cntvoff).map(|(count, offset)| count.after(*offset));
+                both.extend(read.take(if listed_virt { lists.len() } else { 1 }));
             }
-            virt.extend(counts(lists, View::Physical)?);
-            (Readings::of(&virt), Readings::of(&virt))
-        } else if timers.contains(&Timer::Ptimer) {
-            (Readings::of(&virt), Readings::of(&counts(lists, View::Physical)?))
+            if listed_phys || known.cntpct.is_some() || known.cntvct.is_none() {
+                both.extend(phys()?);
+            }
+            (Readings::of(&both), Readings::of(&both))
+        } else if timers.contains(&Timer::Ptimer) || known.cntpct.is_some() {
+            (Readings::of(&virt?), Readings::of(&phys()?))
         } else {
             let why = "the lists have no physical counter, which makes it the host's (Linux before 6.4)";
-            (Readings::of(&virt), Readings::exact(host_count(why)?.guest(Offset(0))))
+            (Readings::of(&virt?), Readings::exact(host_count(why)?.guest(Offset(0))))
         }
     };
     registers.extend(cntvoff.map(|cntvoff| (RegId(one_reg_id(Role::Cntvoff)), cntvoff)));
@@ -174,17 +256,36 @@ pub fn from_one_regs(lists: &[BTreeMap<u64, u64>], known: Known<'_>) -> Result<C
     Ok(Checkpoint::of_one(stamp, known.name, &time, &registers, &[])?)
 }
 
+/// Returns whether the guest's physical counter isn't that of its host, so that it has an offset already; `None` where
+/// nobody knows the host's count.
+///
+/// KVM's own offset of the physical counter is 0, and that of a VM which has opted in, or has EL2, is the virtual
+/// counter's too.
+#[must_use]
+pub fn has_physical_offset(saved: &SavedVm<'_>) -> Option<bool> {
+    let time = saved.time();
+    if time.opted_in || saved.is_nested() {
+        return Some(true);
+    }
+    if saved.checkpoint().stamp().is_of_unknown_host() {
+        return None;
+    }
+    let (_, offsets) = saved.instant();
+    Some(offsets.phys.0.cast_signed().unsigned_abs() > time.physical_width_ticks)
+}
+
 /// The registers of a VM as one list a vCPU, in an order in which they can be set: CVAL before CTL, and the counts last,
 /// the physical one after the virtual. Under KVM that order sets both counters of a guest with EL2 too, which that of
 /// KVM's own list doesn't, since each count moves both and none looks at CNTVOFF_EL2.
 ///
 /// The counts are those of the checkpoint's instant. A guest without the physical timer's registers has no count for it
-/// either.
+/// either. With `physical` false the physical count is left out: setting it gives the VM an offset, by which CNTPCT_EL0
+/// traps from then on where the CPU has no CNTPOFF_EL2.
 #[must_use]
-pub fn to_one_regs(saved: &SavedVm<'_>) -> Vec<Vec<(u64, u64)>> {
+pub fn to_one_regs(saved: &SavedVm<'_>, physical: bool) -> Vec<Vec<(u64, u64)>> {
     let time = saved.time();
     let cntvoff = saved.register(Held::Cntvoff);
-    let physical = saved.register(Held::Cval(Timer::Ptimer)).is_some();
+    let physical = physical && saved.register(Held::Cval(Timer::Ptimer)).is_some();
     let list = |vcpu: usize| {
         let mut list = Vec::new();
         let cntvoff = cntvoff.as_ref().and_then(|column| column.get(vcpu));
@@ -224,14 +325,82 @@ fn column(lists: &[BTreeMap<u64, u64>], id: u64) -> Result<Vec<u64>, Interchange
     lists.iter().enumerate().map(value).collect()
 }
 
-fn counts(lists: &[BTreeMap<u64, u64>], view: View) -> Result<Vec<GuestCount>, InterchangeError> {
-    Ok(column(lists, count_reg(view))?.into_iter().map(GuestCount).collect())
+/// The lists' counts of one view; the given count for each, where the lists have none.
+fn counts(
+    lists: &[BTreeMap<u64, u64>],
+    view: View,
+    given: Option<GuestCount>,
+) -> Result<Vec<GuestCount>, InterchangeError> {
+    let id = count_reg(view);
+    match given {
+        Some(_) if has(lists, id) => {
+            let name = Sysreg::with_one_reg_id(id).map_or("the counter", |row| row.name);
+            Err(InterchangeError::CountedTwice { name })
+        }
+        Some(count) => Ok(alloc::vec![count; lists.len()]),
+        None => Ok(column(lists, id)?.into_iter().map(GuestCount).collect()),
+    }
+}
+
+/// The id by Arm's encoding of the frequency, which KVM has no register for.
+fn cntfrq_id() -> Option<u64> {
+    Sysreg::of(Role::Frequency).map(|row| row.encoding.one_reg_id())
+}
+
+/// Checks that no list has another frequency than the guest's. CNTFRQ_EL0 is of 32 bits.
+fn same_frequency(lists: &[BTreeMap<u64, u64>], given: NonZeroU32) -> Result<(), InterchangeError> {
+    let Some(id) = cntfrq_id() else { return Ok(()) };
+    for (vcpu, list) in lists.iter().enumerate() {
+        match list.get(&id) {
+            Some(&listed_hz) if listed_hz != u64::from(given.get()) => {
+                return Err(InterchangeError::OtherFrequency { vcpu, listed_hz, cntfrq_hz: given.get() });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Checks that nothing shows a list to be of another kind than KVM's.
+fn certainly_kvms(lists: &[BTreeMap<u64, u64>]) -> Result<(), InterchangeError> {
+    // KVM's id of the counter is the encoding of the compare value, which every list of Arm's encodings has.
+    let (count, cval) = (count_reg(View::Virtual), one_reg_id(Role::Cval(Timer::Vtimer)));
+    for (vcpu, list) in lists.iter().enumerate() {
+        if list.is_empty() {
+            return Err(InterchangeError::NoTimers { vcpu });
+        }
+        let why = if cntfrq_id().is_some_and(|id| list.contains_key(&id)) {
+            "CNTFRQ_EL0, which KVM doesn't list"
+        } else if list.contains_key(&count) && !has(lists, cval) {
+            "one of the two ids that KVM exchanges without the other"
+        } else {
+            continue;
+        };
+        return Err(InterchangeError::NotKvms { vcpu, why });
+    }
+    Ok(())
+}
+
+/// The list with KVM's ids instead of Arm's encodings.
+///
+/// Other views of registers that KVM has (TVAL, the self-synchronised counters, the aliases of EL2) are left out, and a
+/// CNTPOFF_EL2 that is zero.
+fn by_kvms_ids(list: &BTreeMap<u64, u64>) -> BTreeMap<u64, u64> {
+    let named = |(&id, &value): (&u64, &u64)| {
+        let Some(row) = Encoding::from_one_reg_id(id).and_then(Sysreg::at) else { return Some((id, value)) };
+        match row.one_reg_id() {
+            Some(kvms) => Some((kvms, value)),
+            None => (row.role == Role::Cntpoff && value != 0).then_some((id, value)),
+        }
+    };
+    list.iter().filter_map(named).collect()
 }
 
 /// Checks that lists of a VM with one offset show no two: where they have both counts, each vCPU's are as near to each
 /// other as the reads were.
 fn one_offset(lists: &[BTreeMap<u64, u64>], frequency: Frequency, width_ticks: u64) -> Result<(), InterchangeError> {
-    let (Ok(virt), Ok(phys)) = (counts(lists, View::Virtual), counts(lists, View::Physical)) else { return Ok(()) };
+    let counts = |view| counts(lists, view, None);
+    let (Ok(virt), Ok(phys)) = (counts(View::Virtual), counts(View::Physical)) else { return Ok(()) };
     let spreads = Readings::of(&virt).spread.saturating_add(Readings::of(&phys).spread);
     // A list's two counts are read one after the other: within a second, whatever comes between.
     let width = spreads.saturating_add(width_ticks).saturating_add(frequency.hz());

@@ -6,7 +6,7 @@ use crate::restore::advice;
 use crate::restore::late::Late;
 use crate::restore::plan::{Method, Outcome, Plan, SavedCounters};
 use crate::restore::policy::{MAX_RATE_ERROR_PPB, Request, Views};
-use crate::restore::refusal::{NeedsCounterOffset, Refusal, Skew, drift_ppb};
+use crate::restore::refusal::{NeedsCounterOffset, Refusal, Skew, UNKNOWN_REGISTERS, drift_ppb};
 use crate::restore::saved::Saved;
 use crate::restore::target::Target;
 use crate::time::{
@@ -143,7 +143,7 @@ pub fn same_topology(vm: &SavedVm<'_>, target: &Target) -> Result<(), Refusal> {
     let saved = vm.others().count();
     let host = vm.others().filter(|(id, _)| target.registers.has_id(*id)).count();
     if saved != host {
-        return mismatch("timer registers unknown to guestclock", saved, host);
+        return mismatch(UNKNOWN_REGISTERS, saved, host);
     }
     Ok(())
 }

@@ -4,6 +4,9 @@ use crate::checkpoint::Unknown;
 use crate::time::{ElapsedError, NS_PER_S};
 use core::fmt;
 
+/// The `what` of a [`Refusal::TopologyMismatch`] by registers that the checkpoint has and the table hasn't.
+pub const UNKNOWN_REGISTERS: &str = "timer registers unknown to guestclock";
+
 /// Reason for refusing a restore. Nothing was written.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]

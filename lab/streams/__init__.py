@@ -1,0 +1,1 @@
+"""Migration streams of a real QEMU, as goldens for `guestclock.snapshots`."""
