@@ -6,6 +6,7 @@ A `text` block is what the Python block before it prints.
 from __future__ import annotations
 
 import io
+import logging
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -26,7 +27,17 @@ def has_python(page: Path) -> bool:
 
 
 def run(page: Path) -> None:
-    """Runs a page in the current folder."""
+    """Runs a page in the current folder. What it sets up for the log ends with it."""
+    logger = logging.getLogger("guestclock")
+    level, handlers = logger.level, list(logger.handlers)
+    try:
+        _run(page)
+    finally:
+        logger.setLevel(level)
+        logger.handlers = handlers
+
+
+def _run(page: Path) -> None:
     namespace: dict[str, object] = {"__name__": "__main__"}
     printed = io.StringIO()
     for block in blocks(page):

@@ -16,6 +16,7 @@ The rooms, each an attribute that is imported when it is first used:
 - `testing`: VMs with faults, traced VMs, counters that record a run and replay it.
 - `inspection`: checkpoints as records, differences and timelines.
 - `snapshots`: saved guest time in other VMMs' files.
+- `tracing`: restores in the log, counters and gauges for an operator.
 - `adapters`: `adapters.unicorn` puts a VM's time into an emulated guest; it needs the extra `unicorn`.
 """
 
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from guestclock import snapshots as snapshots
     from guestclock import sync as sync
     from guestclock import testing as testing
+    from guestclock import tracing as tracing
     from guestclock import types as types
 
 if DEBUG_BUILD:
@@ -109,6 +111,7 @@ _ROOMS: Final = (
     "snapshots",
     "sync",
     "testing",
+    "tracing",
     "types",
 )
 

@@ -6,6 +6,7 @@ so a fleet of one does what its VM does.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
@@ -72,6 +73,11 @@ class Fleet(Mapping[str, GuestVm]):
             raise TypeError("names= is for a bank's VMs: a mapping has its keys")
         else:
             self._vms = _checked(vms)
+
+    @property
+    def is_of_bank(self) -> bool:
+        """True if the VMs are a bank's, so that all of them are saved, restored and paused by one pass."""
+        return self._bank is not None
 
     def __getitem__(self, name: str) -> GuestVm:
         return self._vms[name]
@@ -178,12 +184,17 @@ class Fleet(Mapping[str, GuestVm]):
             if saved is None and not self._bank.has_just(checkpoint):
                 saved = self._matched(checkpoint, only, by)
             try:
-                return self._bank.restore(checkpoint, saved, policy, options, now, keywords)
+                report = self._bank.restore(checkpoint, saved, policy, options, now, keywords)
             except FAILURES as error:
                 planned = self.plan(checkpoint, policy, only=only, by=by, options=options, now=now, **keywords)
                 if planned.refused:
-                    raise _refused(planned.accepted, planned.refused) from error
+                    refused = _refused(planned.accepted, planned.refused)
+                    _watched_failure("restore", refused)
+                    raise refused from error
+                _watched_failure("restore", error)
                 raise
+            _watched_end("restore", report, policy)
+            return report
         opened = self.restoring(
             checkpoint, policy, only=only, by=by, on_failure=on_failure, options=options, now=now, **keywords
         )
@@ -621,7 +632,7 @@ class _OfBank(Mapping[str, GuestVm]):
     def pause(self, names: list[str] | None, policy: Policy | None, views: Views) -> FleetPause:
         """Pauses VMs at one instant, all of them or none: all without `names`."""
         paused = self._bank._pause(policy, vms=self._array(names), views=views)  # noqa: SLF001 - as above
-        return _BankPause(paused, self._handles if names is None else names, self._handles)
+        return _BankPause(paused, self._handles if names is None else names, self._handles, policy)
 
     def _array(self, names: Iterable[str] | None) -> NDArray[np.int64]:
         import numpy as np
@@ -665,9 +676,12 @@ class _BankReport(FleetReport):
 class _BankPause(FleetPause):
     """VMs of a bank that are paused from one instant on: all of them go on together, or none."""
 
-    def __init__(self, paused: _PausedSet, names: Iterable[str], handles: Mapping[str, int]) -> None:
+    def __init__(
+        self, paused: _PausedSet, names: Iterable[str], handles: Mapping[str, int], policy: Policy | None
+    ) -> None:
         super().__init__({})
         self._paused = paused
+        self._policy = policy
         self._names = names
         self._handles = handles
         self._report: FleetReport | None = None
@@ -681,12 +695,38 @@ class _BankPause(FleetPause):
 
     def resume(self, policy: Policy | None = None) -> FleetReport:
         """Ends the pause of all, at one instant. An error leaves all of them paused: call it again."""
-        self._report = _BankReport(self._paused.resume(policy), self._handles)
+        try:
+            self._report = _BankReport(self._paused.resume(policy), self._handles)
+        except FAILURES as error:
+            _watched_failure("pause", error)
+            raise
         self._over = True
+        _watched_end("pause", self._report, policy or self._policy)
         return self._report
 
     def __repr__(self) -> str:
         return f"<FleetPause of {_some(self._names)}>"
+
+
+def _is_watched(level: int) -> bool:
+    """Returns whether anybody is told of a bank's restore: a monitor, or the logger, if `logging` is there at all."""
+    logging = sys.modules.get("logging")
+    logs = logging is not None and logging.getLogger("guestclock").isEnabledFor(level)
+    return logs or "guestclock.tracing" in sys.modules
+
+
+def _watched_end(verb: Literal["restore", "pause"], report: FleetReport, policy: Policy | None) -> None:
+    if _is_watched(20):
+        from guestclock import tracing
+
+        tracing._of_bank(verb, report, repr(policy or Freeze()))  # noqa: SLF001 - for this module
+
+
+def _watched_failure(verb: Literal["restore", "pause"], error: Exception) -> None:
+    if _is_watched(30):
+        from guestclock import tracing
+
+        tracing._failed(None, "", verb, error)  # noqa: SLF001 - for this module
 
 
 class _Noted:

@@ -22,6 +22,7 @@ from guestclock.registers import Timer
 
 __all__ = [
     "Backlog",
+    "CallTotals",
     "Capabilities",
     "Changes",
     "Counter",
@@ -464,6 +465,19 @@ class TracedCall(NamedTuple):
 
     def __str__(self) -> str:
         return self.text
+
+
+class CallTotals(NamedTuple):
+    """Sums over all primitive calls of a kind that a `TracedVm` has made."""
+
+    made: int
+    """Number of calls."""
+    busy: int
+    """Number of calls that answered EBUSY."""
+    failed: int
+    """Number of calls that answered another errno."""
+    took_ns: int
+    """Time until the answers, in nanoseconds."""
 
 
 class Lines(NamedTuple):

@@ -2,9 +2,11 @@
 
 use crate::any_vm::SharedVm;
 use crate::errors::{misuse, warn_closed};
+use crate::observe;
 use crate::policy::AnyPolicy;
 use crate::restore::PyReport;
 use guestclock_core::drive::OpenPause;
+use guestclock_linux::clock::monotonic_ns;
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use std::sync::{Mutex, PoisonError};
@@ -52,11 +54,13 @@ pub(crate) struct PyPause {
     vm: SharedVm,
     /// Waited for as a restore's lock is (`restore.rs`).
     state: Mutex<State>,
+    /// Instant at which the VM was closed, in nanoseconds of CLOCK_MONOTONIC.
+    closed_at_ns: u64,
 }
 
 impl PyPause {
-    pub(crate) fn new(vm: SharedVm, pause: OpenPause) -> Self {
-        Self { vm, state: Mutex::new(State::Paused(Box::new(pause))) }
+    pub(crate) fn new(vm: SharedVm, pause: OpenPause, closed_at_ns: u64) -> Self {
+        Self { vm, state: Mutex::new(State::Paused(Box::new(pause))), closed_at_ns }
     }
 }
 
@@ -77,8 +81,19 @@ impl PyPause {
         }
         let report = self.vm.resume(py, pause);
         pause.set_policy(own);
-        let report = Py::new(py, PyReport::in_place(report?))?;
+        let report = match report {
+            Ok(report) => report,
+            Err(error) => {
+                // Whoever watches may run Python code.
+                drop(state);
+                observe::failed(py, &self.vm, "pause", &error);
+                return Err(error);
+            }
+        };
+        let report = Py::new(py, PyReport::in_place(report))?;
         *state = State::Over(report.clone_ref(py));
+        drop(state);
+        observe::done(py, &self.vm, "pause", &report, monotonic_ns().saturating_sub(self.closed_at_ns));
         Ok(report)
     }
 

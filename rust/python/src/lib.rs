@@ -25,6 +25,7 @@ mod guest;
 mod host;
 mod interchange;
 mod kvm;
+mod observe;
 mod pages;
 mod policy;
 mod records;
@@ -64,6 +65,8 @@ mod _core {
     use super::host::{kvm_probe, read_cost_ns};
     #[pymodule_export]
     use super::kvm::PyKvmVm;
+    #[pymodule_export]
+    use super::observe::_monitored;
     #[pymodule_export]
     use super::pages::{PyClockEquation, PyStolenTime, PyVmClock, PyVmClockUpdate, clock_settime};
     #[pymodule_export]

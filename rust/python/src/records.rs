@@ -5,7 +5,7 @@ use core::num::NonZeroU64;
 
 use guestclock_core::arch::arm64::{CTL_ISTATUS, Timer, TimerState};
 use guestclock_core::checkpoint::{Backlog, Reading};
-use guestclock_core::drive::{TracedCall, Verb};
+use guestclock_core::drive::{CallTotals, TracedCall, Verb};
 use guestclock_core::guest::{CpuQuota, Limit, LinuxGuest, Reached, Softdog};
 use guestclock_core::restore::{Diagnostic, LatchMismatch, TimerStatus, Words};
 use guestclock_core::time::{
@@ -46,6 +46,7 @@ static LATCH_MISMATCH: Class = Class::new("LatchMismatch");
 static GUEST_LIMIT: Class = Class::new("GuestLimit");
 static SUPPORT: Class = Class::new("Support");
 static TRACED_CALL: Class = Class::new("TracedCall");
+static CALL_TOTALS: Class = Class::new("CallTotals");
 static LINES: Class = Class::new("Lines");
 static CHANGES: Class = Class::new("Changes");
 static EXPIRED: Class = Class::new("Expired");
@@ -342,6 +343,12 @@ pub(crate) fn traced_call<'py>(py: Python<'py>, vm: &str, traced: &TracedCall) -
     let TracedCall { verb, call, value, errno, began_ns, took_ns } = *traced;
     let (verb, operation, text) = (verb.map(Verb::name), call.kind.name(), call.to_string());
     TRACED_CALL.get(py)?.call1((vm, verb, text, operation, call.vcpu, call.reg, value, errno, began_ns, took_ns))
+}
+
+/// `types.CallTotals`.
+pub(crate) fn call_totals(py: Python<'_>, totals: CallTotals) -> PyResult<Bound<'_, PyAny>> {
+    let CallTotals { made, busy, failed, took_ns } = totals;
+    CALL_TOTALS.get(py)?.call1((made, busy, failed, took_ns))
 }
 
 /// `registers.Timer`, each in its number's place.

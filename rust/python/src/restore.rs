@@ -3,6 +3,7 @@
 use crate::any_vm::SharedVm;
 use crate::elapsed::PyElapsed;
 use crate::errors::{OrRaise, given_up, misuse, warn_closed};
+use crate::observe;
 use crate::policy::{AnyPolicy, to_python};
 use crate::records::{self, AnyLinuxGuest, AnyNow, AnySyncBound, named};
 use crate::words;
@@ -16,6 +17,7 @@ use guestclock_core::restore::{
     TimerStatus, Views, Words, Written, timer_status as status,
 };
 use guestclock_core::time::{Amount, ElapsedBy, ErrorBound, HostCount, Intent, OffsetInterval, Sleep, Term};
+use guestclock_linux::clock::monotonic_ns;
 use guestclock_model::locked::Now;
 use pyo3::conversion::FromPyObjectOwned;
 use pyo3::exceptions::{PyBaseException, PyGeneratorExit, PyTypeError, PyValueError};
@@ -23,6 +25,7 @@ use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use pyo3::types::{PyDict, PyList};
 use std::mem;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The choices of a caller besides the policy: the attributes of `types.Options`.
@@ -441,11 +444,19 @@ pub(crate) struct PyRestore {
     /// Locked, since each step changes how far the restore has got. Waiting for the lock gives up the interpreter's
     /// lock: an exception is made by Python code, in which another thread may get its turn and come here too.
     progress: Mutex<Progress>,
+    /// Instant at which the VM was closed, in nanoseconds of CLOCK_MONOTONIC.
+    closed_at_ns: AtomicU64,
 }
 
 impl PyRestore {
     pub(crate) fn new(plan: Plan, checkpoint: Arc<Checkpoint>, vm: SharedVm, now: Option<Now>) -> Self {
-        Self { plan, checkpoint, vm, now, progress: Mutex::new(Progress::Planned) }
+        let progress = Mutex::new(Progress::Planned);
+        Self { plan, checkpoint, vm, now, progress, closed_at_ns: AtomicU64::new(0) }
+    }
+
+    /// Tells whoever watches of a step that failed. Called without the lock, since it may run Python code.
+    fn watched<T>(&self, py: Python<'_>, step: PyResult<T>) -> PyResult<T> {
+        step.inspect_err(|error| observe::failed(py, &self.vm, "restore", error))
     }
 
     fn lock(&self, py: Python<'_>) -> MutexGuard<'_, Progress> {
@@ -456,13 +467,31 @@ impl PyRestore {
     pub(crate) fn carry_out(self, py: Python<'_>) -> PyResult<Py<PyReport>> {
         let steps = || {
             self.prepare(py)?;
-            self.step_apply(py, self.now.clone())?;
-            self.step_release(py, self.now.clone())
+            self.apply_now(py, self.now.clone())?;
+            self.release_now(py, self.now.clone())
         };
         steps().inspect_err(|error| {
             // What giving up fails with is a note on the error that led to it.
             let _ = self.give_up(py, Some(error.value(py)));
         })
+    }
+
+    fn prepare(&self, py: Python<'_>) -> PyResult<()> {
+        let prepared = self.step_prepare(py);
+        self.watched(py, prepared)
+    }
+
+    fn apply_now(&self, py: Python<'_>, now: Option<Now>) -> PyResult<()> {
+        let applied = self.step_apply(py, now);
+        self.watched(py, applied)
+    }
+
+    fn release_now(&self, py: Python<'_>, now: Option<Now>) -> PyResult<Py<PyReport>> {
+        let released = self.step_release(py, now);
+        let report = self.watched(py, released)?;
+        let closed_ns = monotonic_ns().saturating_sub(self.closed_at_ns.load(Ordering::Relaxed));
+        observe::done(py, &self.vm, "restore", &report, closed_ns);
+        Ok(report)
     }
 
     /// Closes the VM as the first step does, and writes nothing.
@@ -474,17 +503,23 @@ impl PyRestore {
         // The first step of a restore by value looks, closes the VM, and writes nothing.
         let mut plan = self.plan.clone();
         plan.method = Method::ByValue;
+        let closing_ns = monotonic_ns();
         let closed = self.vm.prepare(py, plan, Arc::clone(&self.checkpoint), self.now.clone())?;
+        self.closed_at_ns.store(closing_ns, Ordering::Relaxed);
         *progress = Progress::Closed(Box::new(closed));
         Ok(())
     }
 
-    fn prepare(&self, py: Python<'_>) -> PyResult<()> {
+    fn step_prepare(&self, py: Python<'_>) -> PyResult<()> {
         let mut progress = self.lock(py);
         if !matches!(*progress, Progress::Planned | Progress::Closed(_)) {
             return Err(misuse("a restore is entered once: call restoring() again"));
         }
+        let closing_ns = monotonic_ns();
         let open = self.vm.prepare(py, self.plan.clone(), Arc::clone(&self.checkpoint), self.now.clone())?;
+        if !matches!(*progress, Progress::Closed(_)) {
+            self.closed_at_ns.store(closing_ns, Ordering::Relaxed);
+        }
         let before = match mem::replace(&mut *progress, Progress::GivenUp) {
             Progress::Closed(closed) => Some(closed),
             _ => None,
@@ -603,7 +638,7 @@ impl PyRestore {
     /// The second step: every vCPU's timers, CVAL before CTL, read back. Interrupted says what to call again.
     #[pyo3(signature = (*, now=None))]
     fn apply(&self, py: Python<'_>, now: Option<AnyNow>) -> PyResult<()> {
-        self.step_apply(py, now.map(|now| now.0))
+        self.apply_now(py, now.map(|now| now.0))
     }
 
     /// The last step: samples the counter, sets the guest's counters, and lets the vCPUs run.
@@ -611,7 +646,7 @@ impl PyRestore {
     /// Interrupted says what to call again: this step, or `apply()` where a timer was changed meanwhile.
     #[pyo3(signature = (*, now=None))]
     fn release(&self, py: Python<'_>, now: Option<AnyNow>) -> PyResult<Py<PyReport>> {
-        self.step_release(py, now.map(|now| now.0))
+        self.release_now(py, now.map(|now| now.0))
     }
 
     fn __repr__(&self, py: Python<'_>) -> String {
@@ -644,7 +679,8 @@ impl Drop for PyRestore {
 /// it enters the first.
 #[pyfunction]
 pub(crate) fn _close(py: Python<'_>, restore: &Bound<'_, PyRestore>) -> PyResult<()> {
-    restore.get().close(py)
+    let restore = restore.get();
+    restore.watched(py, restore.close(py))
 }
 
 /// A report of a restore or a pause. `print` it, or take `to_dict()`.

@@ -7,11 +7,11 @@ use crate::kvm::PyKvmVm;
 use crate::records;
 use crate::verbs::PyGuestVm;
 use crate::vm::PyModelVm;
-use guestclock_core::drive::Trace;
+use guestclock_core::drive::{Trace, TracedCall};
 use guestclock_linux::clock::monotonic_ns;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyList;
+use pyo3::types::{PyDict, PyList};
 use std::sync::{Arc, Mutex};
 
 /// The longest ring: 2^20 calls.
@@ -44,6 +44,15 @@ pub(crate) enum Kind<'a, 'py> {
 }
 
 impl PyTracedVm {
+    fn listed<'py>(&self, py: Python<'py>, calls: &[TracedCall]) -> PyResult<Bound<'py, PyList>> {
+        let name = self.vm.get().vm.name().as_str();
+        let list = PyList::empty(py);
+        for call in calls {
+            list.append(records::traced_call(py, name, call)?)?;
+        }
+        Ok(list)
+    }
+
     /// A new ring, and the class around the VM that `shared` makes of it.
     pub(crate) fn around(
         vm: &Bound<'_, PyGuestVm>,
@@ -90,12 +99,7 @@ impl PyTracedVm {
     fn calls<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         // Copied, since building Python objects may run Python code, which may come back to this VM.
         let calls: Vec<_> = lock(&self.trace).calls().copied().collect();
-        let name = self.vm.get().vm.name().as_str();
-        let list = PyList::empty(py);
-        for call in calls {
-            list.append(records::traced_call(py, name, &call)?)?;
-        }
-        Ok(list)
+        self.listed(py, &calls)
     }
 
     /// Number of calls that the ring has no room for any more: the oldest.
@@ -105,7 +109,29 @@ impl PyTracedVm {
         trace.made() - trace.calls().count() as u64
     }
 
-    /// Forgets all calls.
+    /// Sums over all calls since the VM was traced, by their kind: a dict of `CallTotals`. They only grow.
+    #[getter]
+    fn totals<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let totals: Vec<_> = lock(&self.trace).totals().collect();
+        let by_kind = PyDict::new(py);
+        for (name, totals) in totals {
+            by_kind.set_item(name, records::call_totals(py, totals)?)?;
+        }
+        Ok(by_kind)
+    }
+
+    /// Takes the calls out of the ring: those since it was last emptied, as far as it has room for them.
+    fn take<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let calls: Vec<_> = {
+            let mut trace = lock(&self.trace);
+            let calls = trace.calls().copied().collect();
+            trace.clear();
+            calls
+        };
+        self.listed(py, &calls)
+    }
+
+    /// Forgets all calls. Their totals stay.
     fn clear(&self) {
         lock(&self.trace).clear();
     }

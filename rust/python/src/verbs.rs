@@ -4,6 +4,7 @@ use crate::any_vm::SharedVm;
 use crate::arguments::{Vcpu, count, modular, saving};
 use crate::checkpoint::{PyCheckpoint, vm_name};
 use crate::guest::{PyPause, PyRunning};
+use crate::observe;
 use crate::policy::AnyPolicy;
 use crate::records::{self, AnyCount, AnyNow, AnySyncBound};
 use crate::registers;
@@ -13,6 +14,7 @@ use crate::vouching::Asks;
 use guestclock_core::arch::arm64::View;
 use guestclock_core::restore::{Plan, Request, State};
 use guestclock_core::time::Offset;
+use guestclock_linux::clock::monotonic_ns;
 use guestclock_model::locked::Now;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -84,6 +86,12 @@ impl PyGuestVm {
     #[getter]
     fn opted_in(&self) -> PyResult<bool> {
         self.vm.opted_in()
+    }
+
+    /// Number that the VM has for as long as it lives.
+    #[getter]
+    fn _identity(&self) -> usize {
+        observe::identity(&self.vm)
     }
 
     /// State of the VM: "open" (its vCPUs may run), "paused", or "restoring" (closed until a restore is released).
@@ -269,7 +277,8 @@ impl PyGuestVm {
     ) -> PyResult<Py<PyReport>> {
         let wishes = Wishes::new(py, options, keywords)?;
         let now = now.map(|now| now.0);
-        let plan = self.planned(py, checkpoint, wishes, policy, now.clone())?;
+        let plan = self.planned(py, checkpoint, wishes, policy, now.clone());
+        let plan = plan.inspect_err(|error| observe::failed(py, &self.vm, "restore", error))?;
         PyRestore::new(plan, Arc::clone(&checkpoint.get().0), Arc::clone(&self.vm), now).carry_out(py)
     }
 
@@ -290,7 +299,8 @@ impl PyGuestVm {
     ) -> PyResult<PyRestore> {
         let wishes = Wishes::new(py, options, keywords)?;
         let now = now.map(|now| now.0);
-        let plan = self.planned(py, checkpoint, wishes, policy, now.clone())?;
+        let plan = self.planned(py, checkpoint, wishes, policy, now.clone());
+        let plan = plan.inspect_err(|error| observe::failed(py, &self.vm, "restore", error))?;
         Ok(PyRestore::new(plan, Arc::clone(&checkpoint.get().0), Arc::clone(&self.vm), now))
     }
 
@@ -301,7 +311,10 @@ impl PyGuestVm {
     #[pyo3(signature = (policy=None, *, views="preserve"))]
     fn pause(&self, py: Python<'_>, policy: Option<AnyPolicy>, views: &str) -> PyResult<PyPause> {
         let request: Request = Wishes::of_views(views).request(policy)?;
-        Ok(PyPause::new(Arc::clone(&self.vm), self.vm.pause(py, request)?))
+        let closing_ns = monotonic_ns();
+        let paused = self.vm.pause(py, request);
+        let paused = paused.inspect_err(|error| observe::failed(py, &self.vm, "pause", error))?;
+        Ok(PyPause::new(Arc::clone(&self.vm), paused, closing_ns))
     }
 
     /// The guest's backlog, in ticks: 0 unless a `CatchUp` is unfinished.

@@ -40,6 +40,11 @@ impl CallKind {
     pub fn name(self) -> &'static str {
         Self::NAMES.iter().find(|(_, kind)| *kind == self).map_or("", |(name, _)| name)
     }
+
+    /// Returns the place among [`CallKind::NAMES`].
+    pub(crate) fn place(self) -> usize {
+        Self::NAMES.iter().position(|(_, kind)| *kind == self).unwrap_or(0)
+    }
 }
 
 /// A call, or a pattern of calls: `None` for the vCPU or the register matches any.

@@ -24,4 +24,4 @@ pub use faults::{Fault, Faults, FaultyError, On};
 pub use machine::{Block, Bracket, Done, Failed, Io, Machine, Op, SavedRegister, What};
 pub use operations::{OpenPause, OpenRestore, Operated, OperationError, Saving};
 pub use restore::{Cause, Condition, Restore, RestoreError, set_counters};
-pub use trace::{Errno, Trace, TracedCall};
+pub use trace::{CallTotals, Errno, Trace, TracedCall};

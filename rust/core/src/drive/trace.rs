@@ -2,7 +2,7 @@
 
 use crate::drive::around::{Answer, Around};
 use crate::drive::backend::Backend;
-use crate::drive::call::{Call, Verb};
+use crate::drive::call::{Call, CallKind, Verb};
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -29,9 +29,26 @@ pub struct TracedCall {
     pub took_ns: u64,
 }
 
+/// Errno of a call that has to be made again.
+const EBUSY: i32 = 16;
+
+/// Sums over all calls of a kind, those included that a ring has no room for any more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct CallTotals {
+    /// Number of calls.
+    pub made: u64,
+    /// Number of calls that answered EBUSY.
+    pub busy: u64,
+    /// Number of calls that answered another errno.
+    pub failed: u64,
+    /// Time until the answers, in nanoseconds.
+    pub took_ns: u64,
+}
+
 /// A ring of the latest calls, which allocates nothing while calls are made.
 pub struct Trace {
     ring: Vec<TracedCall>,
+    totals: [CallTotals; CallKind::NAMES.len()],
     most: usize,
     made: u64,
     verb: Option<Verb>,
@@ -49,7 +66,7 @@ impl Trace {
     #[must_use]
     pub fn new(most: usize, clock_ns: fn() -> u64) -> Self {
         let most = most.max(1);
-        Self { ring: Vec::with_capacity(most), most, made: 0, verb: None, clock_ns }
+        Self { ring: Vec::with_capacity(most), totals: Default::default(), most, made: 0, verb: None, clock_ns }
     }
 
     /// Number of calls, those that the ring no longer has included.
@@ -64,7 +81,12 @@ impl Trace {
         older.iter().chain(newer)
     }
 
-    /// Forgets all calls.
+    /// Returns the sums over all calls of each kind, by its name. They only grow.
+    pub fn totals(&self) -> impl Iterator<Item = (&'static str, CallTotals)> + '_ {
+        CallKind::NAMES.iter().zip(&self.totals).map(|((name, _), totals)| (*name, *totals))
+    }
+
+    /// Forgets all calls. Their totals stay.
     pub fn clear(&mut self) {
         self.ring.clear();
         self.made = 0;
@@ -76,6 +98,11 @@ impl Trace {
     }
 
     fn record(&mut self, call: TracedCall) {
+        let totals = &mut self.totals[call.call.kind.place()];
+        totals.made += 1;
+        totals.busy += u64::from(call.errno == EBUSY);
+        totals.failed += u64::from(!matches!(call.errno, 0 | EBUSY));
+        totals.took_ns = totals.took_ns.saturating_add(call.took_ns);
         if self.ring.len() < self.most {
             self.ring.push(call);
         } else {
@@ -148,5 +175,8 @@ mod tests {
         assert!(trace.calls().all(|call| call.took_ns >= 1));
         trace.clear();
         assert_eq!((values(&trace), trace.made()), (Vec::new(), 0));
+        let (_, totals) = trace.totals().find(|(name, _)| *name == "set_counter_offset").unwrap();
+        assert_eq!((totals.made, totals.busy, totals.failed), (8, 0, 0));
+        assert!(totals.took_ns >= 8);
     }
 }

@@ -1,0 +1,408 @@
+"""Restores as an operator of many VMs sees them: a line in the log each, and counters and gauges for a host.
+
+Every restore and every pause that ends, is refused or is interrupted goes to `logging.getLogger("guestclock")`:
+
+- at INFO, or at WARNING where the report has warnings;
+- a refusal at WARNING, an interruption at ERROR.
+
+The record's attributes are the fields of `Ended`, each under the key "guestclock." and the field's name. Nothing is
+made of a restore where the logger is off and no `Monitor` is open.
+
+A `Monitor` counts the same events, reads gauges of the VMs that it is given, and hands out both as `Sample`s.
+`write_calls` writes the calls of a `TracedVm` as JSON lines.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections import Counter
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+from guestclock._core import GuestVm, TracedVm, _monitored
+from guestclock.errors import Interrupted, Misuse, Refused
+from guestclock.fleet import Fleet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import TracebackType
+    from typing import IO, Self
+
+    from guestclock._core import ClockEquation, Report
+    from guestclock.fleet import FleetReport
+    from guestclock.types import TracedCall
+
+__all__ = ["Ended", "Monitor", "Sample", "write_calls"]
+
+_LOGGER: Final = logging.getLogger("guestclock")
+_LOGGER.addHandler(logging.NullHandler())
+_NS_PER_S: Final = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """One restore or pause that ended, or a step of it that was refused or failed. Times are nanoseconds."""
+
+    vm: str
+    """The VM's name: in a monitor's event as the monitor knows it."""
+    verb: Literal["restore", "pause"]
+    outcome: Literal["done", "refused", "interrupted", "failed"]
+    """Refused: nothing was written. Interrupted: the error says the VM's state. Failed: an errno, or another error."""
+    vms: int = 1
+    """Number of VMs: a bank is restored whole, as one event."""
+    policy: str | None = None
+    """The policy, as an expression; this and all below are None where the restore wasn't done."""
+    method: str | None = None
+    """The counters were set by "offset", "by-value" or "virtual-only"."""
+    evidence: str | None = None
+    """The clock that told the time that had passed: `Report.elapsed_by`; None where nobody knew it."""
+    elapsed_ns: int | None = None
+    """Time that the guest had missed: what was added, and what it falls behind by; None where nobody knows."""
+    added_ns: int | None = None
+    """Guest time that the policy added; of a bank the most."""
+    bound_ns: int | None = None
+    """Error bound of the counters; of a bank the largest."""
+    behind_ns: int | None = None
+    """Time by which the guest's wall clock falls behind; of a bank the most."""
+    backlog_ns: int | None = None
+    """Guest time that is still to be paid back; of a bank the most."""
+    blackout_ns: int | None = None
+    """Time that the VM was closed, by this host's CLOCK_MONOTONIC: from the first step to the end of the last."""
+    window_ns: int | None = None
+    """Time from the last sample to the end of the call that released, which a guest under Freeze sees."""
+    limits: tuple[str, ...] = ()
+    """Limits of a Linux guest that the jump crosses, or may cross."""
+    warnings: tuple[str, ...] = ()
+    """Codes of the report's warnings."""
+    error: str | None = None
+    """Class of the error."""
+    step: str | None = None
+    """Step that failed, of an interruption."""
+    state: str | None = None
+    """State that the VM is in, of an interruption."""
+    message: str | None = None
+    """The error's message."""
+
+    def __str__(self) -> str:
+        """For people: one line."""
+        whose = f"VM {self.vm!r}" if self.vms == 1 else f"{self.vms} VMs"
+        if self.outcome != "done":
+            return f"{self.verb} of {whose} {self.outcome}: {self.error}: {self.message}"
+        said = [f"{self.policy} by {self.method}", f"added {self.added_ns} ns", f"within {self.bound_ns} ns"]
+        if self.behind_ns:
+            said.append(f"behind {self.behind_ns} ns")
+        if self.blackout_ns is not None:
+            said.append(f"closed {self.blackout_ns} ns")
+        said += [
+            f"{what}: {', '.join(names)}"
+            for what, names in (("limits", self.limits), ("warnings", self.warnings))
+            if names
+        ]
+        return f"{self.verb} of {whose} done, {', '.join(said)}"
+
+
+_FIELDS: Final = tuple(field.name for field in fields(Ended))
+
+
+class Sample(NamedTuple):
+    """One number of a `Monitor`."""
+
+    name: str
+    """Such as "guestclock_restores_total": the unit, where it has one, is in it."""
+    kind: Literal["counter", "gauge"]
+    labels: dict[str, str]
+    value: int
+    text: str
+    """The number in words: a line of help."""
+
+
+_COUNTERS: Final = {
+    "ended": "Restores and pauses that ended, by outcome, policy and evidence",
+    "errors": "Refusals, interruptions and failures, by the error's class",
+    "warnings": "Warnings of reports, by code",
+    "limits_crossed": "Limits of a Linux guest that a jump crossed, or may have crossed",
+    "added_nanoseconds": "Guest time that policies added",
+    "behind_nanoseconds": "Time by which guests' wall clocks fell behind, where it is known",
+    "blackout_nanoseconds": "Time that VMs were closed",
+}
+_PEAKS: Final = {
+    "blackout_max_nanoseconds": "Longest time that a VM was closed since the monitor was made",
+    "window_max_nanoseconds": "Longest time from a last sample to the release since the monitor was made",
+    "bound_max_nanoseconds": "Largest error bound of a restore since the monitor was made",
+}
+_CALLS: Final = {
+    "calls": ("made", "Primitive calls of traced VMs: on KVM ioctls"),
+    "calls_busy": ("busy", "Primitive calls of traced VMs that answered EBUSY, and were made again or given up"),
+    "calls_failed": ("failed", "Primitive calls of traced VMs that answered another errno"),
+    "call_nanoseconds": ("took_ns", "Time in primitive calls of traced VMs"),
+}
+_GAUGES: Final = {
+    "vms": "VMs, by the state of their clocks",
+    "backlog_vms": "VMs that still have a backlog",
+    "backlog_max_nanoseconds": "Largest backlog of a VM",
+    "equation_age_max_nanoseconds": "Age of the oldest published clock equation, in guest time",
+}
+_MONITORS: Final[list[Monitor]] = []
+_LOCK: Final = threading.Lock()
+
+
+class Monitor:
+    """Counters and gauges of a host's VMs: `with Monitor(fleet) as monitor: ...; monitor.samples()`.
+
+    `vms` are the VMs by the names under which they are counted: a mapping, such as a `Fleet`, read at each sample. The
+    counters are about all restores and pauses of this process from `__init__` to `close()`. With `per_vm` each sample
+    has the label "vm"; without it a host of thousands has as many samples as a host of one.
+
+    `on_end` is called with each `Ended` after the fact, in the thread that restored, and gets the calls that a
+    `TracedVm` has recorded since the last event; this empties its ring. An error of it is logged, and changes nothing.
+    `equations` are the clock equations that were last published, by the VM's name: the VMM puts them there.
+    """
+
+    def __init__(
+        self,
+        vms: Mapping[str, GuestVm] | None = None,
+        *,
+        per_vm: bool = False,
+        on_end: Callable[[Ended, list[TracedCall]], object] | None = None,
+    ) -> None:
+        self.vms: Mapping[str, GuestVm] = {} if vms is None else vms
+        """The VMs."""
+        self.equations: dict[str, ClockEquation] = {}
+        """The clock equation that was last published for each VM that has a vmclock page."""
+        self._known: dict[int, tuple[str, GuestVm]] = {}
+        self._per_vm = per_vm
+        self._on_end = on_end
+        self._lock = threading.Lock()
+        self._counts: Counter[tuple[str, tuple[tuple[str, str], ...]]] = Counter()
+        self._peaks: dict[tuple[str, tuple[tuple[str, str], ...]], int] = {}
+        with _LOCK:
+            _MONITORS.append(self)
+            _monitored(True)  # noqa: FBT003 - the native module's
+
+    def close(self) -> None:
+        """Ends the counting."""
+        with _LOCK:
+            if self in _MONITORS:
+                _MONITORS.remove(self)
+            _monitored(bool(_MONITORS))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def samples(self) -> list[Sample]:
+        """Return every counter and gauge now. A counter that has counted nothing yet isn't there.
+
+        A gauge of a VM that can't be asked, such as one that was removed, is left out.
+        """
+        with self._lock:
+            counts, peaks = dict(self._counts), dict(self._peaks)
+        made = [
+            Sample(f"guestclock_{name}_total", "counter", dict(labels), value, _COUNTERS[name])
+            for (name, labels), value in counts.items()
+        ]
+        made += [
+            Sample(f"guestclock_{name}", "gauge", dict(labels), value, _PEAKS[name])
+            for (name, labels), value in peaks.items()
+        ]
+        return made + self._calls() + self._gauges()
+
+    def _calls(self) -> list[Sample]:
+        sums: Counter[tuple[str, tuple[tuple[str, str], ...]]] = Counter()
+        for vm_name, vm in self.vms.items():
+            if isinstance(vm, TracedVm):
+                for operation, totals in vm.totals.items():
+                    labels = (*self._of(vm_name), ("operation", operation))
+                    for name, (attribute, _) in _CALLS.items():
+                        sums[name, labels] += getattr(totals, attribute)
+        return [
+            Sample(f"guestclock_{name}_total", "counter", dict(labels), value, _CALLS[name][1])
+            for (name, labels), value in sums.items()
+        ]
+
+    def _gauges(self) -> list[Sample]:
+        states: Counter[tuple[tuple[str, str], ...]] = Counter()
+        owing: Counter[tuple[tuple[str, str], ...]] = Counter()
+        backlogs: dict[tuple[tuple[str, str], ...], int] = {}
+        ages: dict[tuple[tuple[str, str], ...], int] = {}
+        for name, vm in self.vms.items():
+            labels = self._of(name)
+            try:
+                state, ticks = vm.state, vm.backlog_ticks
+                equation = self.equations.get(name)
+                age = None if equation is None else (vm.cntvct(0) - equation.counter_value) % 2**64
+            except (Misuse, OSError):
+                continue
+            states[*labels, ("state", state)] += 1
+            owing[labels] += bool(ticks)
+            backlogs[labels] = max(backlogs.get(labels, 0), ticks * _NS_PER_S // vm.frequency_hz)
+            if age is not None:
+                ages[labels] = max(ages.get(labels, 0), age * _NS_PER_S // vm.frequency_hz)
+        columns = {
+            "vms": states,
+            "backlog_vms": owing,
+            "backlog_max_nanoseconds": backlogs,
+            "equation_age_max_nanoseconds": ages,
+        }
+        return [
+            Sample(f"guestclock_{name}", "gauge", dict(labels), value, _GAUGES[name])
+            for name, column in columns.items()
+            for labels, value in column.items()
+        ]
+
+    def _find(self, identity: int) -> tuple[str, GuestVm] | None:
+        """The VM with this identity, and the name under which it is counted."""
+        if isinstance(self.vms, Fleet) and self.vms.is_of_bank:
+            # Its VMs are views that are made anew each time.
+            return None
+        with self._lock:
+            if len(self._known) != len(self.vms):
+                self._known = {vm._identity: (name, vm) for name, vm in self.vms.items()}  # noqa: SLF001 - native half
+            return self._known.get(identity)
+
+    def _of(self, name: str) -> tuple[tuple[str, str], ...]:
+        return (("vm", name),) if self._per_vm else ()
+
+    def _count(self, identity: int | None, ended: Ended) -> None:
+        found = None if identity is None else self._find(identity)
+        if found is not None and found[0] != ended.vm:
+            ended = Ended(**{**asdict(ended), "vm": found[0]})
+        of = self._of(ended.vm)
+        labels = (*of, ("verb", ended.verb), ("outcome", ended.outcome))
+        done = (*labels, ("policy", _kind(ended.policy)), ("evidence", ended.evidence or "none"))
+        with self._lock:
+            self._counts["ended", done if ended.outcome == "done" else labels] += ended.vms
+            if ended.error is not None:
+                self._counts["errors", (*labels, ("error", ended.error))] += 1
+            for code in ended.warnings:
+                self._counts["warnings", (*of, ("code", code))] += 1
+            for limit in ended.limits:
+                self._counts["limits_crossed", (*of, ("limit", limit))] += 1
+            for name in ("added", "behind", "blackout"):
+                self._counts[f"{name}_nanoseconds", of] += getattr(ended, f"{name}_ns") or 0
+            for name in ("blackout", "window", "bound"):
+                ns = getattr(ended, f"{name}_ns")
+                if ns is not None:
+                    key = f"{name}_max_nanoseconds", of
+                    self._peaks[key] = max(self._peaks.get(key, 0), ns)
+        if self._on_end is not None:
+            vm = None if found is None else found[1]
+            self._on_end(ended, vm.take() if isinstance(vm, TracedVm) else [])
+
+
+def write_calls(vm: TracedVm, file: IO[str]) -> int:
+    """Write the calls that a VM has recorded as JSON lines, each a `TracedCall`, and return their number.
+
+    Its ring is empty then.
+    """
+    calls = vm.take()
+    for call in calls:
+        file.write(json.dumps(call._asdict()) + "\n")
+    return len(calls)
+
+
+def _done(identity: int, name: str, verb: Literal["restore", "pause"], report: Report, closed_ns: int) -> None:
+    """Called by the native module once a restore or a pause is done."""
+    said: dict[str, Any] = report.to_dict()
+    hz, backlog = said["frequency_hz"], said["backlog"]
+    behind_ns = report.behind_ns
+    _emit(
+        identity,
+        Ended(
+            vm=name,
+            verb=verb,
+            outcome="done",
+            policy=repr(report.policy),
+            method=report.method,
+            evidence=report.elapsed_by,
+            elapsed_ns=None if behind_ns is None else report.added_ns + behind_ns,
+            added_ns=report.added_ns,
+            bound_ns=report.error_bound_ns,
+            behind_ns=behind_ns,
+            backlog_ns=0 if backlog is None else backlog["remaining_ns"],
+            blackout_ns=closed_ns,
+            window_ns=(report.returned_at - report.released_at) % 2**64 * _NS_PER_S // hz,
+            limits=tuple(limit["name"] for limit in said["limits"] if limit["reached"] != "not crossed"),
+            warnings=tuple(warning["code"] for warning in said["warnings"]),
+        ),
+    )
+
+
+def _failed(identity: int | None, name: str, verb: Literal["restore", "pause"], error: BaseException) -> None:
+    """Called by the native module where a step was refused or failed. A call out of its order is the caller's bug."""
+    if isinstance(error, Misuse):
+        return
+    outcome: Literal["refused", "interrupted", "failed"] = (
+        "interrupted" if isinstance(error, Interrupted) else "refused" if isinstance(error, Refused) else "failed"
+    )
+    _emit(
+        identity,
+        Ended(
+            vm=name,
+            verb=verb,
+            outcome=outcome,
+            error=type(error).__name__,
+            step=getattr(error, "step", None) if outcome == "interrupted" else None,
+            state=getattr(error, "state", None) if outcome == "interrupted" else None,
+            message=str(error),
+        ),
+    )
+
+
+def _of_bank(verb: Literal["restore", "pause"], report: FleetReport, policy: str) -> None:
+    """Called by `Fleet` once a bank's VMs are restored, or go on: one event for all."""
+    if not _MONITORS and not _LOGGER.isEnabledFor(logging.INFO):
+        return
+    columns = report.columns()
+
+    def most(name: str) -> int | None:
+        known = [value for value in columns[name].tolist() if value is not None]
+        return max(known, default=None)
+
+    def codes(name: str) -> tuple[str, ...]:
+        return tuple(sorted({code for row in columns[name].tolist() for code in row.split(",") if code}))
+
+    _emit(
+        None,
+        Ended(
+            vm="",
+            verb=verb,
+            outcome="done",
+            vms=len(report),
+            policy=policy,
+            method=",".join(codes("method")),
+            evidence=",".join(codes("evidence")) or None,
+            added_ns=most("added_ns"),
+            bound_ns=most("error_bound_ns"),
+            behind_ns=most("behind_ns"),
+            warnings=codes("warnings"),
+        ),
+    )
+
+
+def _emit(identity: int | None, ended: Ended) -> None:
+    level = logging.INFO
+    if ended.outcome == "interrupted":
+        level = logging.ERROR
+    elif ended.outcome != "done" or ended.warnings:
+        level = logging.WARNING
+    if _LOGGER.isEnabledFor(level):
+        extra = {f"guestclock.{name}": getattr(ended, name) for name in _FIELDS}
+        # The line is made by the handler that wants one.
+        _LOGGER.log(level, "%s", ended, extra=extra)
+    for monitor in (*_MONITORS,):
+        try:
+            monitor._count(identity, ended)  # noqa: SLF001 - of this module
+        except Exception:
+            _LOGGER.exception("a monitor failed: the %s isn't counted by it", ended.verb)
+
+
+def _kind(policy: str | None) -> str:
+    """Return the policy without its numbers, which would be a label each."""
+    return (policy or "none").partition("(")[0]
