@@ -38,6 +38,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 demo: $(NATIVE) ## A real guest's clock across a save and a restore, without guestclock and with; the picture goes to out/
 	$(BIN)/guestclock demo
 
+.PHONY: demo-linux
+demo-linux: $(NATIVE) | cargo ## A real Linux guest on emulated KVM, saved and restored four ways, by its own account: out/linux-guest
+	$(LAB) testbed wheel
+	$(LAB) linux_guest --record docs/linux-guest-console.txt
+
 .PHONY: doctor
 doctor: $(NATIVE) ## What this host offers: counter, wall clock, KVM
 	$(BIN)/guestclock doctor
@@ -84,6 +89,10 @@ test-python: $(NATIVE) ## The Python suite
 kvm-test: $(NATIVE) | cargo ## Real KVM, on kernels booted here: all legs, LEGS="6.12 nested", or SHORT=1 (lab/README.md)
 	$(LAB) testbed test $(LEGS) $(if $(SEED),--seed $(SEED)) $(if $(SHORT),--short)
 	$(if $(LEGS)$(SHORT),,$(PY) -m pytest $(STOPPED))
+
+.PHONY: guest-probe
+guest-probe: $(VENV)/.tools ## The static arm64 program that tells a Linux guest's clocks, into dist/ (docs/linux-guest.md)
+	$(LAB) testbed probe
 
 .PHONY: kvm-repeat
 kvm-repeat: $(VENV)/.tools ## Counted instructions: one seed, two machines, the same trace byte for byte (lab/README.md)

@@ -1,6 +1,6 @@
 """A VMM in Python on KVM that boots a real Linux kernel, saves it, and goes on with it in another process.
 
-    python examples/linux_vmm.py boot kernel initramfs saved-vm --until "# " --append "quiet"
+    python examples/linux_vmm.py boot kernel initramfs saved-vm --append quiet --until ready
     python examples/linux_vmm.py restore saved-vm --policy advance --send "date" --seconds 3
 
 The guest has two vCPUs, an interrupt controller (vGICv3), firmware calls (PSCI) and the architected timer, all in KVM;

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from testbed import cache, machine, program, suite, wheel
+from testbed import cache, guest, machine, program, suite, wheel
 from testbed.image import TREE
 from testbed.legs import LEGS
 from testbed.say import give_up, note, say
@@ -32,9 +33,10 @@ def main() -> int:
     test.add_argument("--seed", type=int, help="the seed of an earlier run (default: a fresh one)")
     test.add_argument("--short", action="store_true", help=f"the whole suite on {suite.WHOLE}, what differs on others")
     test.add_argument("--jobs", type=int, default=2, help="how many machines at a time (default: 2)")
-    test.add_argument("--timeout", type=int, default=600, metavar="SECONDS", help="what a leg may take (default: 600)")
+    test.add_argument("--timeout", type=int, metavar="SECONDS", help="what a leg may take (default: the leg's own)")
 
     commands.add_parser("wheel", help="build the aarch64 wheel into dist/")
+    commands.add_parser("probe", help="build the probe for Linux guests into dist/")
     commands.add_parser("cache", help="say where the cache is, and how large")
 
     chosen = parser.parse_args()
@@ -48,7 +50,7 @@ def main() -> int:
             chosen.arguments,
             show=show,
             wheel=built,
-            program=None if leg.architecture.python else program.build(),
+            files=None if leg.architecture.python else {"program": program.build()},
             out=chosen.out,
             icount=chosen.icount,
             timeout_s=chosen.timeout,
@@ -62,6 +64,11 @@ def main() -> int:
         )
     if chosen.command == "cache":
         say(cache.described())
+        return 0
+    if chosen.command == "probe":
+        DIST.mkdir(exist_ok=True)
+        shutil.copy(guest.probe(), DIST / "guest-probe")
+        say(str(DIST / "guest-probe"))
         return 0
     wheel.build(DIST)
     return 0

@@ -21,7 +21,7 @@ TREE = Path(__file__).resolve().parent.parent.parent
 
 SHELL = "busybox-static"
 PYTHON = ("python3.11", "libstdc++6")
-WHEELS = ("numpy", "pytest", "pytest-timeout", "hypothesis", "typing-extensions", "rich", "typer")
+WHEELS = ("numpy", "pytest", "pytest-timeout", "hypothesis", "typing-extensions", "rich", "typer", "fdt")
 """Imports of the tests, the examples and the command line; their versions are those of requirements-dev.txt."""
 
 PACKAGES = "usr/lib/python3/dist-packages"

@@ -55,6 +55,13 @@ class Leg:
     architecture: Architecture = ARM64
     cpu: str = "neoverse-n1"
     arguments: str = ""
+    guests: tuple[str, ...] = ()
+    """The legs whose kernels are in the machine as guests, each as /guest/<leg>; with them goes /guest/probe."""
+    timeout_s: int = 600
+    """Time that its tests may take."""
+    icount: int | None = None
+    """Nanoseconds of an instruction, as a power of 2, where its machine counts instructions: the load of this machine
+    changes nothing then."""
 
 
 LEGS = {
@@ -66,6 +73,7 @@ LEGS = {
         Leg("nvhe", "trixie", arguments="kvm-arm.mode=nvhe"),
         # Nested virtualisation needs FEAT_NV2, which no named processor of the emulator's has.
         Leg("nested", "trixie", backports=True, cpu="max,pauth-impdef=on,lpa2=off", arguments="kvm-arm.mode=nested"),
+        Leg("linux", "trixie", guests=("6.12", "newest"), icount=3, timeout_s=3600),
         # The kernel's watchdog takes an emulated TSC for an unstable one now and then, and KVM then keeps no offset.
         Leg("x86", "trixie", architecture=AMD64, cpu="max,+svm", arguments="tsc=reliable"),
     )

@@ -12,18 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from testbed import image, kernel, roots
+from testbed import guest, image, kernel, roots
 from testbed.archive import Writer
 from testbed.debian import Archive
 from testbed.say import note
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from testbed.legs import Leg
 
-REPEATABLE = ("-icount", "shift=1,sleep=off", "-rtc", "base=2024-01-01T00:00:00,clock=vm", "-seed", "1")
-"""One processor whose clock counts its instructions: the same command prints the same bytes."""
+REPEATABLE = ("-rtc", "base=2024-01-01T00:00:00,clock=vm", "-seed", "1")
+"""With one processor, whose clock counts its instructions: the same command prints the same bytes."""
+
+SHIFT = 1
+"""Instructions of 2 nanoseconds, where a leg has no rate of its own."""
 
 TO_BOOT_AND_TO_END_S = 60
 """Time that a machine gets beside its command's."""
@@ -58,7 +61,8 @@ def boot(
     *,
     show: Callable[[bytes], None],
     wheel: Path | None = None,
-    program: Path | None = None,
+    files: Mapping[str, Path] | None = None,
+    shared: Path | None = None,
     out: Path | None = None,
     icount: bool = False,
     timeout_s: int = 600,
@@ -67,9 +71,11 @@ def boot(
 
     `show` gets each line of the console as it is written. What the command leaves in /out is in the folder `out`
     afterwards, also if the command failed or didn't end in time. The machine has the caller's variables GUESTCLOCK_*,
-    and the leg's name as GUESTCLOCK_LEG; and /program, where one is given.
+    and the leg's name as GUESTCLOCK_LEG; and `files`, by their names there.
+    The file `shared` is memory that it shares with other machines, as a device on PCI (QEMU: ivshmem-plain).
     """
     machine, wanted = parts(leg), leg.architecture
+    shift = SHIFT if icount and leg.icount is None else leg.icount
     with tempfile.TemporaryDirectory(prefix="guestclock-") as scratch:
         handed_over, initrd = Path(scratch, "out.tar.gz"), Path(scratch, "initrd")
         variables = {name: value for name, value in os.environ.items() if name.startswith("GUESTCLOCK_")}
@@ -84,8 +90,11 @@ def boot(
                 _work_tree(writer, wheel, Path(scratch, "tree"))
             else:
                 writer.add("work", stat.S_IFDIR | 0o755)
-            if program:
-                writer.add("program", stat.S_IFREG | 0o755, program.read_bytes())
+            if leg.guests:
+                files = {**(files or {}), **guest.files(leg)}
+                writer.add("guest", stat.S_IFDIR | 0o755)
+            for name, path in (files or {}).items():
+                writer.add(name, stat.S_IFREG | 0o755, path.read_bytes())
             for module in wanted.modules:
                 writer.add(f"{module}.ko", stat.S_IFREG | 0o644, (machine.kernel / f"{module}.ko").read_bytes())
             exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
@@ -96,7 +105,7 @@ def boot(
         command = [
             # However this program ends, the emulator ends too. It has been seen to ignore a gentle signal.
             *("setpriv", "--pdeathsig", "TERM", "timeout", "--foreground", "--kill-after=5", str(limit_s)),
-            *_emulated(machine, leg, initrd=initrd, handed_over=handed_over, icount=icount),
+            *_emulated(machine, leg, initrd=initrd, handed_over=handed_over, shared=shared, shift=shift),
         ]
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as running:
             for line in running.stdout or ():
@@ -113,14 +122,27 @@ def boot(
     return HANDED_NOTHING_OVER
 
 
-def _emulated(machine: Parts, leg: Leg, *, initrd: Path, handed_over: Path, icount: bool) -> list[str]:
+def _emulated(
+    machine: Parts, leg: Leg, *, initrd: Path, handed_over: Path, shared: Path | None, shift: int | None
+) -> list[str]:
     """The emulator's command line."""
     wanted = leg.architecture
-    append = [f"console={wanted.console}", "panic=-1", "quiet", leg.arguments, "nokaslr" if icount else ""]
+    memory = (
+        (
+            *(
+                "-object",
+                f"memory-backend-file,id=shared,share=on,size={shared.stat().st_size},mem-path={roots.inside(shared)}",
+            ),
+            *("-device", "ivshmem-plain,memdev=shared"),
+        )
+        if shared
+        else ()
+    )
+    append = [f"console={wanted.console}", "panic=-1", "quiet", leg.arguments, "nokaslr" if shift is not None else ""]
     return roots.command(
         *(machine.emulator, f"/usr/bin/{wanted.program}"),
         *(*wanted.machine, "-cpu", leg.cpu),
-        *("-smp", "1" if icount else "2", "-m", "1G", "-no-reboot", "-nic", "none"),
+        *("-smp", "2" if shift is None else "1", "-m", "1G", "-no-reboot", "-nic", "none"),
         # The console, and another serial line for the files: what a guest writes there is written at once, by the
         # processor that writes it. A disk's or a port's writes would come when the host gets round to them, and no run
         # of counted instructions would be like the one before.
@@ -128,7 +150,8 @@ def _emulated(machine: Parts, leg: Leg, *, initrd: Path, handed_over: Path, icou
         *("-serial", "file:/dev/stdout", "-serial", f"file:{roots.inside(handed_over)}"),
         *("-kernel", roots.inside(machine.kernel / "kernel"), "-initrd", roots.inside(initrd)),
         *("-append", " ".join(filter(None, append))),
-        *(REPEATABLE if icount else ()),
+        *memory,
+        *(() if shift is None else ("-icount", f"shift={shift},sleep=off", *REPEATABLE)),
     )
 
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 TESTS = ("tests/test_backends.py", "tests/kvm")
 """The tests that run in each machine."""
 
+GUESTS = "tests/linux"
+"""The tests that run in a machine with Linux guests instead."""
+
 PYTEST = ("python3", "-m", "pytest", "-p", "no:cacheprovider", "--color=no", "--override-ini=timeout=300")
 """An emulated processor takes its time: a test may take longer there than elsewhere."""
 
@@ -64,7 +67,7 @@ class Outcome:
         return f"LEG {self.leg}: {self.passed} passed, {self.failed} failed"
 
 
-def run(names: Iterable[str], *, seed: int | None, jobs: int, timeout_s: int, short: bool) -> int:
+def run(names: Iterable[str], *, seed: int | None, jobs: int, timeout_s: int | None, short: bool) -> int:
     """Run the suite on the legs `names`, `jobs` at a time; gives the status to exit with.
 
     In a short run the legs other than WHOLE have the tests that SHORT names.
@@ -96,7 +99,9 @@ def native() -> bool:
     return platform.machine() == "aarch64" and Path("/dev/kvm").exists()
 
 
-def _leg(leg: Leg, built: Path | None, tests: Path | None, timeout_s: int, *, prefixed: bool, short: bool) -> Outcome:
+def _leg(
+    leg: Leg, built: Path | None, tests: Path | None, timeout_s: int | None, *, prefixed: bool, short: bool
+) -> Outcome:
     """Run the suite in the leg's machine."""
     out = _emptied(OUT / leg.name)
     python = leg.architecture.python
@@ -106,15 +111,17 @@ def _leg(leg: Leg, built: Path | None, tests: Path | None, timeout_s: int, *, pr
             [*suite_of(leg, short=short), "--junit-xml=/out/junit.xml"] if python else [*PROGRAM],
             show=_console(log, f"[{leg.name}] " if prefixed else ""),
             wheel=built if python else None,
-            program=None if python else tests,
+            files=None if python or not tests else {"program": tests},
             out=out,
-            timeout_s=timeout_s,
+            timeout_s=timeout_s or leg.timeout_s,
         )
     return judged(leg.name, out, status)
 
 
 def suite_of(leg: Leg, *, short: bool) -> tuple[str, ...]:
     """The command that runs the leg's tests."""
+    if leg.guests:
+        return ("env", f"GUESTCLOCK_LINUX={'short' if short else 'all'}", *PYTEST, GUESTS)
     if short and leg.name != WHOLE:
         return ("env", f"GUESTCLOCK_SEQUENCES={SHORT_SEQUENCES}", *PYTEST, *SHORT)
     return (*PYTEST, *TESTS)

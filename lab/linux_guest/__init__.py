@@ -1,0 +1,1 @@
+"""Linux guests as witnesses: what a real kernel says of its clocks after a restore."""
