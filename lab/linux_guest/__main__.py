@@ -116,6 +116,7 @@ def draw(document: dict[str, Any], path: Path) -> None:
         zero = row["before"]["monotonic"]["ns"] + (stop - sum(row["read_at"]) // 2) * S // hz
         xs = [((low + high) / 2 - stop) / hz for low, high, _ in row["series"]]
         above.plot(xs, [(ns - zero) / S for _, _, ns in row["series"]], "o-", color=colour, label=row["way"])
+    above.axline((document["pause_s"],) * 2, slope=1, color="#444444", linestyle=":", label="the host's time")
     above.set_title("A real Linux guest's CLOCK_MONOTONIC, restored four ways", loc="left", fontweight="bold")
     above.set_xlabel("seconds of the host from the guest's stop")
     above.set_ylabel("seconds of the guest")
