@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -526,6 +527,69 @@ def test_a_timeout_is_no_end() -> None:
     rig.run(main())
 
 
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.SelectorEventLoop,
+    "uvloop": uvloop.new_event_loop,
+}
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("timeout", [-1, 0, 1e-9, 5e-4, 100])
+def test_what_is_overdue_is_given_at_the_first_look(loop: str, timeout: float) -> None:
+    """Whatever the timeout: it ends a wait alone."""
+    counter, queue = ManualCounter(1000), DeadlineQueue()
+    queue.add_group(8)
+
+    async def main() -> None:
+        with DeadlineAlarm(queue, counter) as alarm:
+            queue.arm_many(np.arange(8), np.arange(901, 909, dtype=np.uint64))
+            expired = aio.expiries(alarm)
+            for timer in range(8):
+                async with asyncio.timeout(timeout):
+                    timers, _ = await anext(expired)
+                assert timers.tolist() == [timer]
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(min(timeout, 0.01)):
+                    await anext(expired)
+            # By a time that passes too, and after a wait that a timeout ended.
+            queue.arm(3, 999)
+            async with asyncio.timeout(timeout):
+                assert (await anext(expired))[0].tolist() == [3]
+
+    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+        runner.run(main())
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_guest_that_sets_its_timers_into_the_past_leaves_others_their_turn(loop: str) -> None:
+    counter, queue = ManualCounter(1000), DeadlineQueue()
+    queue.add_group(1)
+
+    async def main() -> None:
+        others = 0
+
+        async def other() -> None:
+            nonlocal others
+            while True:
+                others += 1
+                await asyncio.sleep(0)
+
+        with DeadlineAlarm(queue, counter) as alarm:
+            task = asyncio.create_task(other())
+            queue.arm(0, 900)
+            given = 0
+            async for _ in aio.expiries(alarm):
+                given += 1
+                queue.arm(0, 900)
+                if others > 3:
+                    break
+                assert given < 1000, others
+            task.cancel()
+
+    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+        runner.run(main())
+
+
 def test_a_loop_isnt_busy_while_what_expired_is_seen_to() -> None:
     rig = Rig()
 
@@ -606,11 +670,10 @@ def test_on_a_real_counter_nothing_is_early(counter: Counter) -> None:
     async def main() -> None:
         with DeadlineAlarm(queue, counter) as alarm:
             # An hour ahead in the guest's time, until the offset moves.
-            queue.set_offset(0, hour)
             start = counter.read()
             for timer in range(8):
-                queue.arm(timer, start + (8 - timer) * ms)
-            asyncio.get_running_loop().call_soon(queue.set_offset, 0, 0)
+                queue.arm(timer, start + hour + (8 - timer) * ms)
+            asyncio.get_running_loop().call_soon(queue.set_offset, 0, -hour)
             async for timers, deadlines in aio.expiries(alarm):
                 assert deadlines.max() <= counter.read()
                 seen.extend(timers.tolist())

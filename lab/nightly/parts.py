@@ -27,6 +27,9 @@ def lab(module: str, *arguments: str, name: str | None = None, limit_s: int = HO
     return Part(name or module, ("env", "PYTHONPATH=lab", sys.executable, "-m", module, *arguments), limit_s)
 
 
+STRESS = ("kills", "limits", "pages", "registers", "readers", "races")
+"""The parts of lab/stress."""
+
 PARTS = (
     make("test"),
     make("lint"),
@@ -41,6 +44,7 @@ PARTS = (
     make("accuracy"),
     make("study", limit_s=2 * HOUR_S),
     make("fuzz", "RUNS=100000000", limit_s=6 * HOUR_S),
+    *(lab("stress", part, name=f"stress-{part}", limit_s=2 * HOUR_S) for part in STRESS),
     make("deep-model", limit_s=2 * HOUR_S),
     make("mutants", limit_s=4 * HOUR_S),
     make("instructions"),

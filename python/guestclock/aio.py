@@ -23,9 +23,15 @@ if TYPE_CHECKING:
 
 _Expired_co = TypeVar("_Expired_co", bound=tuple[object, ...], covariant=True)
 
+_IN_A_TURN = 64
+"""The most that an iterator gives out in one turn of the loop, before other tasks have theirs."""
+
 
 class expiries(Generic[_Expired_co]):  # noqa: N801 - called like a function, as `enumerate` is
     """Yields what expires on an alarm to an `async for`, when it does: `alarm.expire(at_most=at_most)`, never empty.
+
+    What has expired is given out at the first look, without a wait, as by `asyncio.Queue.get`: under a timeout of 0
+    too. After 64 times in one turn of the loop, other tasks have their turn first.
 
     The alarm's descriptor is in the loop only while the iterator waits. A task that is cancelled, while it waits or in
     the loop's body, has taken no more from the alarm than what the body was given: one timer, or `at_most`. This or
@@ -37,23 +43,42 @@ class expiries(Generic[_Expired_co]):  # noqa: N801 - called like a function, as
     def __init__(self, alarm: DeadlineAlarm[_Expired_co], *, at_most: int = 1) -> None:
         self._alarm = alarm
         self._at_most = at_most
+        self._given = 0
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> _Expired_co:
-        # It waits first even where something has expired: other tasks in the loop have their turn.
-        while await _readable(self._alarm):
-            expired = self._alarm.expire(at_most=self._at_most)
-            if len(expired[-1]):  # type: ignore[arg-type]
-                return expired
+        if self._given >= _IN_A_TURN:
+            # A guest that sets its timers into the past must not keep the loop from its other tasks.
+            await asyncio.sleep(0)
+        while _is_open(self._alarm):
+            try:
+                expired = self._alarm.expire(at_most=self._at_most)
+                if not len(expired[-1]):  # type: ignore[arg-type]
+                    await _readable(self._alarm)
+                    continue
+            except ValueError:
+                # Another thread may have closed it meanwhile.
+                if _is_open(self._alarm):
+                    raise
+                break
+            if not self._given:
+                asyncio.get_running_loop().call_soon(self._turn)
+            self._given += 1
+            return expired
         raise StopAsyncIteration
 
+    def _turn(self) -> None:
+        self._given = 0
 
-async def _readable(alarm: DeadlineAlarm[tuple[object, ...]]) -> bool:
-    """Waits until the alarm's descriptor is readable. False if the alarm is closed."""
-    if alarm.closed:
-        return False
+
+def _is_open(alarm: DeadlineAlarm[tuple[object, ...]]) -> bool:
+    return not alarm.closed
+
+
+async def _readable(alarm: DeadlineAlarm[tuple[object, ...]]) -> None:
+    """Waits until the alarm's descriptor is readable, or the alarm is closed."""
     _claim(alarm)
     try:
         loop, fd = asyncio.get_running_loop(), alarm.fileno()
@@ -66,7 +91,6 @@ async def _readable(alarm: DeadlineAlarm[tuple[object, ...]]) -> bool:
     finally:
         # Closing waits for this, so the descriptor can't have become another file's before its reader was removed.
         _release(alarm)
-    return not alarm.closed
 
 
 def _add_reader(loop: asyncio.AbstractEventLoop, fd: int, readable: asyncio.Future[None]) -> None:

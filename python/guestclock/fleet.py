@@ -505,7 +505,7 @@ class FleetPause:
     def __init__(self, pauses: dict[str, Pause]) -> None:
         self._pauses = pauses
         self._reports: dict[str, Report] = {}
-        self._over = False
+        self._over = self._entered = False
 
     @property
     def report(self) -> FleetReport:
@@ -536,6 +536,11 @@ class FleetPause:
         return self.report
 
     def __enter__(self) -> Self:
+        if self._over:
+            raise Misuse("the pause is over: pause() again")
+        if self._entered:
+            raise Misuse("the pause has a `with` block already, whose end resumes the VMs")
+        self._entered = True
         return self
 
     def __exit__(

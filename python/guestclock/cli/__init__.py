@@ -7,16 +7,28 @@ import sys
 from typing import TYPE_CHECKING
 
 from guestclock import extras
+from guestclock.errors import GuestClockError, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
 def main() -> None:
-    """Runs the command line; a missing extra exits 2 with the pip line that installs it."""
+    """Runs the command line; a missing extra exits 2 with the pip line that installs it.
+
+    An error of the library's that a command doesn't expect ends it as a sentence too: 1 for a refusal, else 2.
+    """
     with needs("cli"):
         from guestclock.cli.app import app
-    app(prog_name="guestclock")
+        from guestclock.cli.shared import sentence
+    try:
+        app(prog_name="guestclock")
+    except Refused as error:
+        sentence(error)
+        sys.exit(1)
+    except (GuestClockError, OSError, MemoryError) as error:
+        sentence(error)
+        sys.exit(2)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import mmap
@@ -10,7 +11,7 @@ import stat
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
@@ -20,6 +21,7 @@ from guestclock.cli.report import print_findings
 from guestclock.cli.shared import JSON, fail, show
 from guestclock.cli.verdict import print_verdict
 from guestclock.errors import CapabilityMissing
+from guestclock.inspection.words import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -141,7 +143,7 @@ def demo_command(
     if plot:
         plot.parent.mkdir(parents=True, exist_ok=True)
         demo.draw(document, plot)
-        typer.echo(f"The picture: {plot}", err=True)
+        typer.echo(f"The picture: {printable(str(plot))}", err=True)
     if not document["ok"]:
         raise typer.Exit(1)
 
@@ -191,18 +193,53 @@ def payload_command(
         path.write_bytes(written)
     except (ValueError, OSError) as error:
         fail(error)
-    typer.echo(f"The payload: {path}", err=True)
+    typer.echo(f"The payload: {printable(str(path))}", err=True)
+
+
+def _json(file: Path) -> Any:
+    with file.open("rb") as opened:
+        return json.loads(_read(opened))
+
+
+_MOST_BYTES = 1 << 30
+"""The most that is read of a pipe, or of the host's JSON: both are kept in memory."""
 
 
 @contextmanager
-def _memory(file: Path) -> Iterator[bytes | mmap.mmap]:
-    """A file's contents: mapped, since a dump of a guest's memory may be larger than this host's; read from a pipe."""
+def _memory(file: Path) -> Iterator[tuple[bytes | mmap.mmap, list[tuple[int, int]] | None]]:
+    """A file's contents, and the parts of it that aren't holes; None stands for all of it.
+
+    Mapped, since a dump of a guest's memory may be larger than this host's; of a pipe, read.
+    """
     with file.open("rb") as opened:
-        if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode) or not file.stat().st_size:
-            yield opened.read()
+        status = os.fstat(opened.fileno())
+        if not stat.S_ISREG(status.st_mode) or not status.st_size:
+            yield _read(opened), None
             return
         with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            yield mapped
+            yield mapped, _parts(opened.fileno(), len(mapped))
+
+
+def _read(opened: BinaryIO) -> bytes:
+    contents = opened.read(_MOST_BYTES + 1)
+    if len(contents) > _MOST_BYTES:
+        msg = f"{opened.name} has more than {_MOST_BYTES} bytes"
+        raise ValueError(msg)
+    return contents
+
+
+def _parts(fd: int, size: int) -> list[tuple[int, int]] | None:
+    """The parts of a sparse file that have data, by lseek(2)."""
+    parts, end = [], 0
+    try:
+        while end < size:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+            end = os.lseek(fd, start, os.SEEK_HOLE)
+            parts.append((start, end))
+    except OSError as error:
+        # ENXIO: no data up to the end. Anything else: a file system that knows no holes.
+        return parts if error.errno == errno.ENXIO else None
+    return parts
 
 
 @app.command("check-log")
@@ -223,9 +260,9 @@ def check_log_command(
     from guestclock import payload
 
     try:
-        with _memory(file) as memory:
-            log = payload.read_log(memory)
-        saw = None if host is None else payload.Host.from_dict(json.loads(host.read_text()))
+        with _memory(file) as (memory, parts):
+            log = payload.read_log(memory, parts=parts)
+        saw = None if host is None else payload.Host.from_dict(_json(host))
         views = ("cntvct",) if virtual_only else payload.VIEWS
         verdict = payload.check_log(log, host=saw, views=views, grace_ns=grace_ms * 1_000_000)
     except RecursionError:

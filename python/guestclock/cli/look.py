@@ -17,6 +17,7 @@ from guestclock import Advance, CatchUp, Checkpoint, Elapsed, Freeze, Options, S
 from guestclock.cli import needs, tables
 from guestclock.cli.shared import JSON, duration_ns, fail, flags, print_csv, show
 from guestclock.errors import KvmError, NotACheckpoint, NotSynchronised
+from guestclock.inspection.words import printable
 
 if TYPE_CHECKING:
     from guestclock.snapshots import Snapshot
@@ -333,7 +334,7 @@ def plot_command(
     except (ValueError, OSError) as error:
         fail(str(error))
     show(document, tables.print_timeline, as_json=as_json)
-    typer.echo(f"The picture: {out}", err=True)
+    typer.echo(f"The picture: {printable(str(out))}", err=True)
 
 
 class _Known(NamedTuple):

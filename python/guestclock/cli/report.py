@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
+
+from guestclock.cli.shared import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,13 +36,12 @@ def print_findings(findings: Iterable[Finding]) -> None:
         for number, finding in enumerate(group):
             word, style = _MARK[finding.ok]
             what, found = _for_people(finding)
-            # Text, not str: a reason may have brackets, and rich would take them for markup.
             table.add_row(
-                Text(subject.replace("_", " ") if number == 0 else "", style="bold"),
-                Text(what),
-                Text(word, style=style),
-                Text(found),
-                Text(finding.reason),
+                shown(subject.replace("_", " ") if number == 0 else "", style="bold"),
+                shown(what),
+                shown(word, style=style),
+                shown(found),
+                shown(finding.reason),
             )
     Console().print(table)
 

@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import typer
+from rich.text import Text
 
 from guestclock._core import _speak_flags
+from guestclock.inspection.words import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -44,15 +46,30 @@ def show(document: _Document, as_table: Callable[[_Document], None], *, as_json:
         as_table(document)
 
 
+def shown(text: str, *, style: str = "") -> Text:
+    """Returns a table's or a line's text: not markup, as rich would take brackets, and `printable`."""
+    return Text(printable(text), style=style)
+
+
 def print_csv(columns: Mapping[str, NDArray[Any]]) -> None:
     """Prints columns as CSV (RFC 4180, with line feeds): a line of their names, then a line each row.
 
-    A number that isn't known is empty; a bool is true or false.
+    A number that isn't known is empty; a bool is true or false. On a terminal a name is `printable`; a program gets it
+    as it is.
     """
+    shows = printable if sys.stdout.isatty() else str
     rows = csv.writer(sys.stdout, lineterminator="\n")
     rows.writerow(columns)
     for row in zip(*(array.tolist() for array in columns.values()), strict=True):
-        rows.writerow(str(value).lower() if isinstance(value, bool) else value for value in row)
+        rows.writerow(
+            str(value).lower() if isinstance(value, bool) else shows(value) if isinstance(value, str) else value
+            for value in row
+        )
+
+
+def sentence(message: object) -> None:
+    """Prints a message on standard error, as one line."""
+    typer.echo(f"guestclock: {printable(str(message) or type(message).__name__)}", err=True)
 
 
 def duration_ns(text: str | int) -> int:
@@ -81,5 +98,5 @@ def flags() -> Iterator[None]:
 
 def fail(message: object, *, status: int = 2) -> NoReturn:
     """Ends the command with this message on standard error."""
-    typer.echo(f"guestclock: {message}", err=True)
+    sentence(message)
     raise typer.Exit(status)

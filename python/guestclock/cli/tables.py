@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from guestclock.cli.shared import shown
 from guestclock.inspection.words import duration, instant, to_ns
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def print_inspection(document: Inspection) -> None:
     first = one["next_deadline"]
     if first is not None:
         when = f"in {duration(first['remaining_ns'])}, by the {first['timer']} of vCPU {first['vcpu']}"
-        console.print(Text(f"The next interrupt is due {when}."))
+        console.print(shown(f"The next interrupt is due {when}."))
 
 
 def _recognised(snapshot: Recognised) -> list[tuple[str, str]]:
@@ -119,7 +119,7 @@ def _print_vms(console: Console, vms: list[VmRecord]) -> None:
     for vm in vms[:_MANY]:
         first, backlog = vm["next_deadline"], vm["backlog"]
         table.add_row(
-            Text(vm["name"] or "(no name)"),
+            shown(vm["name"] or "(no name)"),
             f"{vm['vcpus']:,}{', with EL2' if vm['nested'] else ''}",
             f"{vm['frequency_hz']:,}",
             f"{vm['cntvct']:,}",
@@ -145,10 +145,10 @@ def print_dry_run(document: DryRun) -> None:
     _print_facts(console, "A dry run: nothing is restored", rows)
     refused = document["refused"]
     if refused is not None:
-        console.print(Text.assemble((f"Refused: {refused['error']}. ", "bold red"), refused["message"]))
+        console.print(shown(f"Refused: {refused['error']}. ", style="bold red") + shown(refused["message"]))
     if planned is not None:
         for warning in planned["warnings"]:
-            console.print(Text.assemble(("Warning: ", "yellow"), warning["text"]))
+            console.print(shown("Warning: ", style="yellow") + shown(warning["text"]))
         _print_timers(console, document["timers"], "Timers, as the guest would find them")
 
 
@@ -163,9 +163,9 @@ def print_difference(document: Difference) -> None:
         if alone:
             more = f", and {len(alone) - _MANY:,} more" if len(alone) > _MANY else ""
             said = ", ".join(name or "(no name)" for name in alone[:_MANY])
-            console.print(Text(f"Only in {where}: {said}{more}."))
+            console.print(shown(f"Only in {where}: {said}{more}."))
     if document["equal"]:
-        console.print(Text("They are equal.", style="green"))
+        console.print(shown("They are equal.", style="green"))
         return
     rows = [("", entry) for entry in document["differences"]]
     rows += [(vm["name"], entry) for vm in vms for entry in vm["differences"]]
@@ -178,10 +178,10 @@ def print_difference(document: Difference) -> None:
     for name, entry in rows[:_MANY]:
         difference = entry["difference"]
         table.add_row(
-            *([Text(name)] if len(vms) > 1 else []),
-            Text(entry["what"]),
-            Text(_value(entry["one"])),
-            Text(_value(entry["other"])),
+            *([shown(name)] if len(vms) > 1 else []),
+            shown(entry["what"]),
+            shown(_value(entry["one"])),
+            shown(_value(entry["other"])),
             "" if difference is None else f"{difference:+,}",
         )
     if rows:
@@ -199,7 +199,7 @@ def _print_elapsed(console: Console, vms: list[VmDifference]) -> None:
         passed = vm["elapsed"]
         times = (passed["host_ns"], passed["guest_ns"], passed["hidden_ns"], passed["known_to_ns"])
         said = ("" if ns is None else duration(ns) for ns in times)
-        table.add_row(Text(vm["name"] or "(no name)"), *said, f"{len(vm['differences']):,}")
+        table.add_row(shown(vm["name"] or "(no name)"), *said, f"{len(vm['differences']):,}")
     console.print(table)
     _print_rest(console, len(vms), "VMs")
 
@@ -217,7 +217,7 @@ def print_verification(document: Verification) -> None:
         word, style = words[record["intact"]]
         why = f"{record['error']}: {record['message']}" if record["error"] else "; ".join(record["notes"])
         numbers = ("" if n is None else f"{n:,}" for n in (record["size_bytes"], record["vms"], record["vcpus"]))
-        table.add_row(Text(record["file"]), Text(word, style=style), *numbers, Text(why))
+        table.add_row(shown(record["file"]), shown(word, style=style), *numbers, shown(why))
     _console().print(table)
 
 
@@ -234,7 +234,7 @@ def print_timeline(document: Timeline) -> None:
     for stretch, one, other in zip(document["stretches"], names, names[1:], strict=False):
         times = (stretch[key] for key in ("host_ns", "guest_ns", "hidden_ns", "known_to_ns"))
         said = ("" if ns is None else duration(ns) for ns in times)
-        table.add_row(Text(one), Text(other), *said, Text(stretch["kind"], style=styles[stretch["kind"]]))
+        table.add_row(shown(one), shown(other), *said, shown(stretch["kind"], style=styles[stretch["kind"]]))
     _console().print(table)
 
 
@@ -247,8 +247,7 @@ def _print_facts(console: Console, title: str, rows: Iterable[tuple[str, str]]) 
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
-        # Text, not str: a file's name or key may have brackets, and rich would take them for markup.
-        table.add_row(Text(name), Text(value))
+        table.add_row(shown(name), shown(value))
     console.print(table)
 
 
@@ -270,7 +269,7 @@ def _print_timers(console: Console, timers: list[TimerRecord], title: str) -> No
             table.add_row(
                 str(timer["vcpu"]),
                 timer["timer"],
-                Text(timer["state"], style=_STYLES[timer["state"]]),
+                shown(timer["state"], style=_STYLES[timer["state"]]),
                 f"{timer['cval']:,}",
                 f"{timer['remaining_ticks']:,}",
                 _due(timer["remaining_ticks"], timer["remaining_ns"]),
@@ -279,12 +278,12 @@ def _print_timers(console: Console, timers: list[TimerRecord], title: str) -> No
         _print_rest(console, len(on), "timers that are on")
     off = sum(timer["state"] == "off" for timer in timers)
     if off:
-        console.print(Text(f"{_plural(off, 'timer')} off.", style="dim"))
+        console.print(shown(f"{_plural(off, 'timer')} off.", style="dim"))
 
 
 def _print_rest(console: Console, count: int, what: str) -> None:
     if count > _MANY:
-        console.print(Text(f"... and {count - _MANY:,} more {what}: --json has them all.", style="dim"))
+        console.print(shown(f"... and {count - _MANY:,} more {what}: --json has them all.", style="dim"))
 
 
 def _due(ticks: int, ns: int) -> str:

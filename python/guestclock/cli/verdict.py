@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from guestclock.cli.shared import shown
 from guestclock.units import S
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from guestclock.payload import Verdict
 
 
@@ -46,16 +48,15 @@ def print_verdict(verdict: Verdict) -> None:
                 _us(gap.guest_gap_ticks, hz),
                 _range(gap.shift_ticks, hz),
                 "" if gap.promised_ticks is None else _range(gap.promised_ticks, hz),
-                Text("not judged") if gap.error_ticks is None else _marked(gap.error_ticks),
+                shown("not judged") if gap.error_ticks is None else _marked(gap.error_ticks),
             )
         console.print(gaps)
     for finding in verdict.findings:
         who = "" if finding.vcpu is None else f"vCPU {finding.vcpu}: "
         much = "" if finding.ticks is None else f" (at least {finding.ticks} ticks, {_us(finding.ticks, hz)} µs)"
-        # Text, not str: what a log says may have brackets, and rich would take them for markup.
-        console.print(Text.assemble((f"{finding.kind}: ", "bold red"), f"{who}{finding.what}{much}"))
+        console.print(shown(f"{finding.kind}: ", style="bold red") + shown(f"{who}{finding.what}{much}"))
     if verdict.ok:
-        console.print(Text("Nothing is wrong.", style="green"))
+        console.print(shown("Nothing is wrong.", style="green"))
 
 
 def _table(first: str, *others: str) -> Table:
@@ -67,7 +68,7 @@ def _table(first: str, *others: str) -> Table:
 
 
 def _marked(error: int) -> Text:
-    return Text(str(error), style="red" if error else "green")
+    return shown(str(error), style="red" if error else "green")
 
 
 def _range(ticks: tuple[int, int], hz: int) -> str:

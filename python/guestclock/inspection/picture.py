@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from matplotlib.figure import Figure
 
-from guestclock.inspection.words import duration
+from guestclock.inspection.words import duration, printable
 from guestclock.units import S
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _LINE: Final = "#0072b2"
 _HIDDEN: Final = "#d55e00"
 _GREY: Final = "#444444"
+_LONGEST: Final = 40
+"""The most characters of a name."""
 _SCALES: Final = ((86_400 * S, "days"), (3_600 * S, "hours"), (60 * S, "minutes"))
 
 
@@ -45,7 +47,7 @@ def draw(document: Timeline, path: str | PathLike[str]) -> None:
     )
     for point in points:
         axes.annotate(
-            point["name"],
+            _label(point["name"]),
             (point["host_ns"] / size, point["guest_ns"] / size),
             xytext=(6, -12),
             textcoords="offset points",
@@ -59,6 +61,12 @@ def draw(document: Timeline, path: str | PathLike[str]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     figure.savefig(path, dpi=150)
+
+
+def _label(name: str) -> str:
+    """A name that leaves room for the picture."""
+    shown = printable(name)
+    return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 1]}…"
 
 
 def _stretch(axes: Axes, stretch: Stretch, one: Point, other: Point, size: int) -> None:

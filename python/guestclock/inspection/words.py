@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from datetime import UTC, datetime
 from typing import Final
 
@@ -11,6 +12,10 @@ _LONG: Final = (("y", 31_557_600), ("d", 86_400), ("h", 3_600), ("min", 60), ("s
 """In seconds; a year is a Julian one."""
 _SHORT: Final = (("s", S), ("ms", 1_000_000), ("µs", 1_000), ("ns", 1))
 """In nanoseconds."""
+_MARKS: Final = {"Mn", "Me"}
+_MOST_MARKS: Final = 2
+_BLANK: Final = frozenset("\u115f\u1160\u2800\u3164\uffa0")
+"""Characters that show nothing, though Unicode has them as letters or signs."""
 
 
 def to_ns(ticks: int, frequency_hz: int) -> int:
@@ -49,3 +54,19 @@ def instant(realtime_ns: int) -> str:
         return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}.{ns:09} UTC"
     except (ValueError, OverflowError, OSError):
         return f"{realtime_ns} ns since 1970"
+
+
+def printable(text: str) -> str:
+    """Return a text that somebody else chose, such as a file's name or a key in it, with nothing in it that acts.
+
+    Escape sequences and other controls, line ends, marks of direction, characters without a width or a glyph, and
+    combining marks beyond two on one character become escapes as Python writes them: a terminal shows each where it
+    stands, and no text looks like another one's.
+    """
+    shown: list[str] = []
+    marks = 0
+    for character in text:
+        marks = marks + 1 if unicodedata.category(character) in _MARKS else 0
+        plain = character.isprintable() and character not in _BLANK and marks <= (_MOST_MARKS if shown else 0)
+        shown.append(character if plain else character.encode("unicode_escape").decode())
+    return "".join(shown)

@@ -70,10 +70,10 @@ def image(
 def elf(raw: bytes, address: int = _ADDRESS) -> bytes:
     """Wraps a raw image into a static ELF executable, loaded and entered at `address`, its log zeroed behind it.
 
-    Raises ValueError for an address that isn't a multiple of 4 KiB.
+    Raises ValueError for an address that isn't a multiple of 4 KiB, or is past the end of 64 bits.
     """
-    if address % 0x1000:
-        msg = f"address is {address:#x}, but has to be a multiple of 4 KiB"
+    if address % 0x1000 or not 0 <= address < 2**64:
+        msg = f"address is {address:#x}, but has to be a multiple of 4 KiB, and below 2**64"
         raise ValueError(msg)
     # ELF-64 (System V ABI): EM_AARCH64, ET_EXEC, one PT_LOAD with all rights.
     start = 0x1000

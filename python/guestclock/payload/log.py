@@ -10,6 +10,7 @@ from guestclock.payload import layout
 from guestclock.payload.layout import Command, Kind
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
     from mmap import mmap
 
 Memory: TypeAlias = "bytes | bytearray | memoryview | mmap"
@@ -114,14 +115,19 @@ class Guest:
         return (0, *words)
 
 
-def read_log(memory: Memory) -> Log:
+def read_log(memory: Memory, *, parts: Sequence[tuple[int, int]] | None = None) -> Log:
     """Finds the payload in a piece of guest memory, and reads its log.
 
     memory: any file or mapping with the image in it, at a multiple of 4 KiB from its start, such as a dump of all RAM.
+    parts: the parts of it to look for the image in, as (start, end) in bytes, such as those of a sparse file that
+    aren't holes; all of it by default.
 
     Raises NotALog where there is no log, or one of another version, or one that is cut off.
     """
-    for image_at in range(0, len(memory) - layout.AREAS + 1, _PAGE):
+    last = len(memory) - layout.AREAS
+    for image_at in _pages([(0, last + 1)] if parts is None else parts):
+        if image_at > last:
+            break
         start = image_at + layout.PARAMETERS
         if (
             memory[start : start + 8] == layout.PARAMETERS_MAGIC
@@ -133,6 +139,11 @@ def read_log(memory: Memory) -> Log:
         " `guestclock payload` wrote"
     )
     raise NotALog(msg)
+
+
+def _pages(parts: Iterable[tuple[int, int]]) -> Iterator[int]:
+    for start, end in parts:
+        yield from range(start - start % _PAGE, end, _PAGE)
 
 
 def _read(memory: Memory, image_at: int) -> Log:

@@ -10,6 +10,7 @@
 //! for the other.
 
 use crate::clock;
+use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 use guestclock_core::time::NS_PER_S;
 use rustix::event::{EventfdFlags, eventfd};
@@ -60,6 +61,15 @@ enum WakeKind {
     Event,
 }
 
+impl WakeKind {
+    fn open(self) -> io::Result<OwnedFd> {
+        Ok(match self {
+            Self::Timer => timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?,
+            Self::Event => eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?,
+        })
+    }
+}
+
 /// A timerfd or an eventfd, close-on-exec and non-blocking, that is closed once. Any thread may use it.
 #[derive(Debug)]
 pub struct Alarm {
@@ -79,6 +89,20 @@ struct State {
     fires_at: u64,
     /// Number of wakes in a row that came too early.
     early: u32,
+    /// Number of forks that the process had gone through when the descriptor was made.
+    forks: u64,
+}
+
+/// Number of forks on the way to this process, as far as [`forked`] was called.
+static FORKS: AtomicU64 = AtomicU64::new(0);
+
+/// Says that this is a child that fork(2) has just made.
+///
+/// An open file is the parent's too, and a read of it would take the parent's wake. So at its next use in the child
+/// each alarm makes a descriptor of its own, which is readable at once, and that consumer looks; whoever waited in the
+/// parent isn't here. An alarm for which the kernel has no descriptor left is closed here.
+pub fn forked() {
+    FORKS.fetch_add(1, Ordering::Relaxed);
 }
 
 impl State {
@@ -90,22 +114,38 @@ impl State {
 impl Alarm {
     /// Makes an alarm that CLOCK_MONOTONIC wakes.
     pub fn timer() -> io::Result<Self> {
-        let fd = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
-        Ok(Self::new(WakeKind::Timer, fd))
+        Ok(Self::new(WakeKind::Timer, WakeKind::Timer.open()?))
     }
 
     /// Makes an alarm that no clock wakes: [`ring`](Self::ring) does, or a deadline that has passed when it is set.
     pub fn event() -> io::Result<Self> {
-        Ok(Self::new(WakeKind::Event, eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?))
+        Ok(Self::new(WakeKind::Event, WakeKind::Event.open()?))
     }
 
     fn new(kind: WakeKind, fd: OwnedFd) -> Self {
-        let state = State { fd: Some(Arc::new(fd)), closing: false, claimed: false, fires_at: NEVER, early: 0 };
+        let forks = FORKS.load(Ordering::Relaxed);
+        let state = State { fd: Some(Arc::new(fd)), closing: false, claimed: false, fires_at: NEVER, early: 0, forks };
         Self { kind, state: Mutex::new(state) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let forks = FORKS.load(Ordering::Relaxed);
+        if state.forks != forks {
+            state.forks = forks;
+            self.renew(&mut state);
+        }
+        state
+    }
+
+    /// Gives the alarm of a child process a descriptor of its own, which is readable.
+    fn renew(&self, state: &mut State) {
+        let open = state.fd.is_some() && !state.closing;
+        let fresh = if open { self.kind.open().ok() } else { None };
+        *state = State { fd: fresh.map(Arc::new), closing: false, claimed: false, fires_at: NEVER, early: 0, ..*state };
+        if state.fd.is_some() && self.fire(state).is_err() {
+            state.fd = None;
+        }
     }
 
     /// The descriptor, to wait on for reading: always the same one, shared with this alarm.
@@ -190,15 +230,16 @@ impl Alarm {
         Ok((left > 0).then_some(left))
     }
 
-    /// Makes the caller the alarm's only consumer, until [`release`](Self::release).
-    pub fn claim(&self) -> Result<(), AlarmError> {
+    /// Makes the caller the alarm's only consumer, for as long as the claim lives, or until [`release`](Self::release)
+    /// where it is forgotten.
+    pub fn claim(&self) -> Result<Claim<'_>, AlarmError> {
         let mut state = self.lock();
         state.fd()?;
         if state.claimed {
             return Err(AlarmError::InUse);
         }
         state.claimed = true;
-        Ok(())
+        Ok(Claim { alarm: self })
     }
 
     /// Ends the consumer's claim. Lets go of the descriptor if the alarm was closed meanwhile.
@@ -222,6 +263,19 @@ impl Alarm {
             return rung;
         }
         Ok(())
+    }
+}
+
+/// A consumer's claim of an alarm, which a panic ends too.
+#[derive(Debug)]
+#[must_use = "the claim ends when this is dropped"]
+pub struct Claim<'a> {
+    alarm: &'a Alarm,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.alarm.release();
     }
 }
 
@@ -361,28 +415,37 @@ mod tests {
     #[test]
     fn it_has_one_consumer() {
         let alarm = Alarm::event().unwrap();
-        alarm.claim().unwrap();
+        let claim = alarm.claim().unwrap();
+        assert!(matches!(alarm.claim(), Err(AlarmError::InUse)));
+        drop(claim);
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let _claim = alarm.claim().unwrap();
+            panic!("with the claim");
+        }));
+        assert!(panicked.is_err());
+        core::mem::forget(alarm.claim().unwrap());
         assert!(matches!(alarm.claim(), Err(AlarmError::InUse)));
         alarm.release();
-        alarm.claim().unwrap();
+        drop(alarm.claim().unwrap());
     }
 
     #[test]
     fn closing_wakes_the_consumer_and_waits_for_it() {
         for alarm in [Alarm::timer().unwrap(), Alarm::event().unwrap()] {
-            alarm.claim().unwrap();
+            let claim = alarm.claim().unwrap();
             alarm.close().unwrap();
             alarm.close().unwrap();
             wait(&alarm);
             assert!(matches!(alarm.fd(), Err(AlarmError::Closed)));
             assert!(matches!(alarm.drain(), Err(AlarmError::Closed)));
-            alarm.release();
+            drop(claim);
             assert!(alarm.lock().fd.is_none());
         }
         let alarm = Alarm::timer().unwrap();
         alarm.close().unwrap();
         assert!(alarm.lock().fd.is_none());
-        for answer in [alarm.ring(), alarm.set(Some(0)), alarm.set_again(Some(0), true), alarm.claim()] {
+        let claimed = alarm.claim().map(drop);
+        for answer in [alarm.ring(), alarm.set(Some(0)), alarm.set_again(Some(0), true), claimed] {
             assert!(matches!(answer, Err(AlarmError::Closed)));
         }
         assert!(alarm.close().is_ok());

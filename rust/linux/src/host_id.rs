@@ -1,8 +1,9 @@
 //! Ids of the installation (machine-id(5)) and of the boot (random(4)).
 //!
 //! Equal ids are evidence that two checkpoints share a counter, and no proof: containers may have a machine id of their
-//! own or none, clones may share one, and a kexec gives a new boot id to the same counter. Both are read once, and kept
-//! for the life of the process.
+//! own or none, clones may share one, and a kexec gives a new boot id to the same counter. Each is kept for the
+//! life of the process once it was found, and looked for again until then: a process may have no descriptor left at one
+//! moment, or enter its root later.
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
@@ -23,8 +24,8 @@ const APPLICATION: Id = 0x7a6f_31c5_08d2_4c1e_9b57_e30c_c4a1_62d8_u128.to_be_byt
 /// `systemd-id128 machine-id --app-specific=7a6f31c508d24c1e9b57e30cc4a162d8` prints the same id.
 #[must_use]
 pub fn machine_id() -> Option<Id> {
-    static ID: OnceLock<Option<Id>> = OnceLock::new();
-    *ID.get_or_init(|| Some(for_guestclock(parse_machine_id(&fs::read_to_string("/etc/machine-id").ok()?)?)))
+    static ID: OnceLock<Id> = OnceLock::new();
+    found(&ID, || Some(for_guestclock(parse_machine_id(&fs::read_to_string("/etc/machine-id").ok()?)?)))
 }
 
 /// `sd_id128_get_machine_app_specific` (sd_id128_get_machine(3)): the start of HMAC-SHA256 over the application's id,
@@ -42,8 +43,13 @@ fn for_guestclock(machine: Id) -> Id {
 /// Id of this boot, from /proc/sys/kernel/random/boot_id; `None` where /proc isn't mounted.
 #[must_use]
 pub fn boot_id() -> Option<Id> {
-    static ID: OnceLock<Option<Id>> = OnceLock::new();
-    *ID.get_or_init(|| parse_boot_id(&fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?))
+    static ID: OnceLock<Id> = OnceLock::new();
+    found(&ID, || parse_boot_id(&fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?))
+}
+
+/// Returns the id that was found before, or looks for it.
+fn found(known: &OnceLock<Id>, look: impl FnOnce() -> Option<Id>) -> Option<Id> {
+    known.get().copied().or_else(|| look().map(|id| *known.get_or_init(|| id)))
 }
 
 /// Parses a machine id: 32 hexadecimal digits and perhaps a newline, not all zero.
@@ -114,6 +120,14 @@ mod tests {
         ] {
             assert_eq!(parse_boot_id(text), None, "{text:?}");
         }
+    }
+
+    #[test]
+    fn only_an_id_that_was_found_is_kept() {
+        let known = OnceLock::new();
+        assert_eq!(found(&known, || None), None);
+        assert_eq!(found(&known, || Some(ID)), Some(ID));
+        assert_eq!(found(&known, || panic!("it is known")), Some(ID));
     }
 
     #[test]

@@ -76,14 +76,6 @@ pub enum PageError {
         /// Length of the memory, in bytes.
         len: usize,
     },
-    /// The sum of the stolen time doesn't fit into the record.
-    #[error("{stolen_ns} ns are stolen already, and {ns} ns more don't fit in 64 bits")]
-    TooMuchStolen {
-        /// Stolen time in the record, in nanoseconds.
-        stolen_ns: u64,
-        /// Time to add, in nanoseconds.
-        ns: u64,
-    },
 }
 
 /// Memory that is shared with a guest: others write it too, at any time.
@@ -178,18 +170,25 @@ impl<'a> StolenTime<'a> {
         Ok(Self { stolen_ns: place.u64_at(pvtime::STOLEN_TIME) })
     }
 
+    /// Finds a record that was found at `offset` before, whatever is in it now: the guest can write it.
+    pub fn again(memory: Memory<'a>, offset: usize) -> Result<Self, PageError> {
+        let place = memory.page("a stolen-time record", offset, pvtime::SIZE, pvtime::SIZE)?;
+        Ok(Self { stolen_ns: place.u64_at(pvtime::STOLEN_TIME) })
+    }
+
     /// The time stolen so far, in nanoseconds.
     #[must_use]
     pub fn stolen_ns(&self) -> u64 {
         u64::from_le(self.stolen_ns.load(Ordering::Relaxed))
     }
 
-    /// Adds to the time stolen, in one store, and returns the sum.
-    pub fn add(&self, ns: u64) -> Result<u64, PageError> {
-        let stolen_ns = self.stolen_ns();
-        let sum = stolen_ns.checked_add(ns).ok_or(PageError::TooMuchStolen { stolen_ns, ns })?;
+    /// Adds to the time stolen, in one store, and returns the sum: modulo 2^64, as KVM adds to what it finds there
+    /// (`kvm_update_stolen_time` in arch/arm64/kvm/pvtime.c). The guest can write anything into its own record.
+    #[expect(clippy::must_use_candidate, reason = "the store is what it is called for")]
+    pub fn add(&self, ns: u64) -> u64 {
+        let sum = self.stolen_ns().wrapping_add(ns);
         self.stolen_ns.store(sum.to_le(), Ordering::Relaxed);
-        Ok(sum)
+        sum
     }
 }
 

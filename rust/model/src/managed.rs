@@ -74,15 +74,17 @@ impl ManagedBank {
             return Err(BankError::Full);
         }
         let here = Ratio::new(self.bank.frequency(), frequency).at(now);
+        let no_memory = |_| BankError::NoMemory { vms, vcpus };
         let mut added = Vec::new();
+        added.try_reserve_exact(vms).map_err(no_memory)?;
         let done = (0..vms).try_for_each(|number| {
             let vm = self.add(frequency, behaviours, config)?;
             added.push(vm);
             self.bank.vm_mut(vm)?.create_vcpus(vcpus, here)?;
             // The reservation comes after the first VM has shown that such VMs can be added.
             if number == 0 {
-                self.bank.reserve(frequency, vms - 1, vcpus)?;
-                self.run_states.reserve_exact(vms - 1);
+                self.bank.reserve(vm.slot(), vms - 1, vcpus).map_err(no_memory)?;
+                self.run_states.try_reserve_exact(vms - 1).map_err(no_memory)?;
             }
             Ok(())
         });

@@ -89,7 +89,7 @@ impl<B: Deref<Target = Bank>> ModelVm<B> {
     /// CNTFRQ_EL0, in Hz: the frequency of both guest counters and of the host's.
     #[must_use]
     pub fn cntfrq_hz(&self) -> u32 {
-        self.class().cntfrq_hz
+        self.bank.domain_of(self.slot).cntfrq_hz()
     }
 
     /// Number of vCPUs.

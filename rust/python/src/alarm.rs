@@ -4,7 +4,7 @@ use crate::alarms::{Alarms, Hint};
 use crate::bank::PyClockBank;
 use crate::counters::{self, AnyCounter};
 use crate::deadline::PyDeadlineQueue;
-use crate::errors::OrRaise;
+use crate::errors::{OrRaise, os_error};
 use crate::records;
 use guestclock_core::time::HostCount;
 use guestclock_linux::alarm::{Alarm, MOST_NS};
@@ -157,7 +157,8 @@ impl PyDeadlineAlarm {
     fn new(py: Python<'_>, source: Bound<'_, PyAny>, counter: Option<Bound<'_, PyAny>>) -> PyResult<Self> {
         let counter = counter.map_or_else(|| source.getattr(intern!(py, "counter")), Ok)?;
         let moved_by_hand = counters::alarms(&counter);
-        let alarm = if moved_by_hand.is_some() { Alarm::event()? } else { Alarm::timer()? };
+        let made = if moved_by_hand.is_some() { Alarm::event() } else { Alarm::timer() };
+        let alarm = made.map_err(|error| os_error(error, None))?;
         let over = counter.extract::<AnyCounter>()?;
         if over.is_foreign() {
             return Err(PyTypeError::new_err(format!(
@@ -204,13 +205,10 @@ impl PyDeadlineAlarm {
     /// first at the next call; ValueError for 0. The columns of another source's result have to be sliceable for that.
     #[pyo3(signature = (*, at_most=None))]
     fn expire<'py>(&self, py: Python<'py>, at_most: Option<NonZeroUsize>) -> PyResult<Bound<'py, PyTuple>> {
-        let alarm = &self.hint.alarm;
-        alarm.claim().or_raise()?;
+        let _claim = self.hint.alarm.claim().or_raise()?;
         let rest = self.rest().take();
-        let expired = rest.map_or_else(|| self.woken(py), |rest| Ok(rest.into_bound(py)));
-        let first = expired.and_then(|expired| self.first(expired, at_most.map_or(usize::MAX, NonZeroUsize::get)));
-        alarm.release();
-        first
+        let expired = rest.map_or_else(|| self.woken(py), |rest| Ok(rest.into_bound(py)))?;
+        self.first(expired, at_most.map_or(usize::MAX, NonZeroUsize::get))
     }
 
     /// Looks at the source's next deadline again, after it may have become an earlier one. A ClockBank and a
@@ -277,7 +275,8 @@ impl PyDeadlineAlarm {
 /// Makes the caller the alarm's only consumer, until `_release`: for `guestclock.aio`, which waits in between.
 #[pyfunction]
 pub(crate) fn _claim(alarm: &PyDeadlineAlarm) -> PyResult<()> {
-    alarm.hint.alarm.claim().or_raise()
+    // Python's own `finally` ends it.
+    alarm.hint.alarm.claim().or_raise().map(core::mem::forget)
 }
 
 /// Ends `_claim`: the alarm has no consumer any more.

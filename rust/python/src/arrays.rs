@@ -5,6 +5,7 @@
 //! exactly the result's dtype and shape, is contiguous and writable, and overlaps with no input. All arrays are checked
 //! before anything is written.
 
+use crate::process::asking;
 use guestclock_model::bank::Handle;
 use numpy::ndarray::Dimension;
 use numpy::{
@@ -95,11 +96,19 @@ impl<T: Element> Input<'_, T> {
     }
 }
 
-/// Imports numpy, whose C API the first array would otherwise import: that takes a while and may fail, for want of
-/// descriptors for instance, and then isn't an error but a panic. So it is done before anything is taken from a queue.
+/// Imports numpy, whose C API the first array, and the first borrow of one, would otherwise import: that takes a while and
+/// may fail, for want of descriptors for instance, and then isn't an error but a panic. So it is done before anything is
+/// taken from a queue, or added.
 pub(crate) fn ready(py: Python<'_>) -> PyResult<()> {
     static READY: PyOnceLock<()> = PyOnceLock::new();
-    READY.get_or_try_init(py, || py.import("numpy").map(|_| drop(PyArray1::<u8>::zeros(py, 0, false))))?;
+    READY.get_or_try_init(py, || {
+        py.import("numpy")?;
+        // rust-numpy looks its two capsules up in this one, whose name depends on numpy's version.
+        py.import("numpy._core.multiarray").or_else(|_| py.import("numpy.core.multiarray"))?;
+        let array = PyArray1::<u8>::zeros(py, 0, false);
+        drop(array.try_readwrite().map_err(|error| PyValueError::new_err(error.to_string()))?);
+        Ok::<(), PyErr>(())
+    })?;
     Ok(())
 }
 
@@ -139,7 +148,7 @@ pub(crate) fn output<'py, T: Named>(
     shape: &[usize],
     inputs: &[Range<usize>],
 ) -> PyResult<Bound<'py, PyArrayDyn<T>>> {
-    let Some(out) = out else { return Ok(PyArrayDyn::zeros(py, shape, false)) };
+    let Some(out) = out else { return Ok(asking(py, || PyArrayDyn::zeros(py, shape, false))) };
     let Ok(array) = out.cast::<PyArrayDyn<T>>() else {
         let found = out.cast::<PyUntypedArray>().map(|array| array.dtype().to_string());
         let found = found.unwrap_or_else(|_| format!("a {}", out.get_type()));

@@ -8,6 +8,7 @@ use crate::counters::{AnyCounter, PyHostCounter, PyScaledCounter};
 use crate::errors::{IntoPyErr, OrRaise, noted, typed};
 use crate::foreign::Sampled;
 use crate::policy::AnyPolicy;
+use crate::process::detached;
 use crate::records::{self, AnyNow, AnySyncBound};
 use crate::restore::Wishes;
 use crate::sets::{PyPausedSet, PySetReport, Sets};
@@ -21,7 +22,7 @@ use guestclock_model::bank::{Bank, BankError, Handle, Selection};
 use guestclock_model::locked::{LockedBank, LockedVm};
 use guestclock_model::sets::{SetSaving, handle_named};
 use numpy::{PyArray1, PyArrayDyn};
-use pyo3::exceptions::{PyOverflowError, PyValueError};
+use pyo3::exceptions::{PyMemoryError, PyOverflowError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::ops::Range;
@@ -697,14 +698,14 @@ impl PyClockBank {
 
 /// Blocks without the GIL: another thread may hold the bank for milliseconds.
 fn without_the_gil(block: &(dyn Fn() + Sync)) {
-    if Python::try_attach(|py| py.detach(block)).is_none() {
+    if Python::try_attach(|py| detached(py, block)).is_none() {
         block();
     }
 }
 
 /// Does `work`, without the GIL where it is about many rows.
 fn about<T: Send>(py: Python<'_>, rows: usize, work: impl FnOnce() -> T + Send) -> T {
-    if rows < RELEASE_GIL_FROM { work() } else { py.detach(work) }
+    if rows < RELEASE_GIL_FROM { work() } else { detached(py, work) }
 }
 
 fn numbers(py: Python<'_>, timers: impl Iterator<Item = Timer>) -> Bound<'_, PyArray1<u8>> {
@@ -719,6 +720,7 @@ impl IntoPyErr for BankError {
             Self::NoSuchVm { .. } | Self::NoSuchVcpu { .. } => typed("NoSuchVm", &message, |_| Ok(())),
             Self::OfVm { handle, error } => noted(error.into_pyerr(), handle),
             Self::Vm(error) => error.into_pyerr(),
+            Self::NoMemory { .. } => PyMemoryError::new_err(message),
             _ => PyValueError::new_err(message),
         }
     }

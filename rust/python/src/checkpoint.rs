@@ -3,6 +3,7 @@
 use crate::arguments::modular;
 use crate::arrays::{new_array, ready};
 use crate::errors::{IntoPyErr, OrRaise};
+use crate::files;
 use crate::interchange::timer_regs;
 use crate::records::{self, AnyReading, AnyStamp, named};
 use crate::registers;
@@ -10,8 +11,8 @@ use guestclock_core::arch::arm64::Timer;
 use guestclock_core::checkpoint::codec::{self, Key, MAX_BYTES, Plain, WireError};
 use guestclock_core::checkpoint::fields::{ADDRESS, Field};
 use guestclock_core::checkpoint::{
-    BuildError, Checkpoint, Held, Ids, Interrupts, JoinError, Known, NotOneVm, Reading, SavedVm, Sparse, Values,
-    VmColumn, VmName, register_lists as interchange,
+    Checkpoint, Held, Ids, Interrupts, Known, NotOneVm, Reading, SavedVm, Sparse, Values, VmColumn, VmName,
+    register_lists as interchange,
 };
 use guestclock_core::restore::timer_status as status;
 use guestclock_core::time::{GuestCount, Offset};
@@ -22,10 +23,8 @@ use pyo3::exceptions::{PyIndexError, PyKeyError, PyOverflowError, PyTypeError, P
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PySlice, PyString, PyType};
 use std::num::NonZeroU32;
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::{fs, io};
 
 /// The guest time of any number of VMs at one instant: a value that can be saved, sent and restored.
 ///
@@ -73,53 +72,6 @@ fn decoded(py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<Checkpoint> {
         return Err(WireError::TooLarge { size: buffer.len_bytes(), limit: MAX_BYTES }.into_pyerr());
     }
     codec::decode(&buffer.to_vec(py)?).or_raise()
-}
-
-/// Returns what a file is read as.
-fn loaded(path: &Path) -> PyResult<Checkpoint> {
-    // One byte more than is allowed, so that the codec sees what is too large.
-    codec::decode(&file::read_at_most(path, MAX_BYTES + 1)?).or_raise()
-}
-
-/// Returns the checkpoints in a folder's files as one. An error has a note that names the files it is about.
-fn joined(folder: &Path) -> PyResult<Checkpoint> {
-    let mut files = fs::read_dir(folder)?
-        .map(|entry| Ok(entry?.path()))
-        .filter(|file| file.as_ref().is_ok_and(|file| file.is_file() && !is_hidden(file)) || file.is_err())
-        .collect::<io::Result<Vec<PathBuf>>>()?;
-    files.sort_unstable();
-    if files.is_empty() {
-        return Err(PyValueError::new_err(format!("the folder {} has no files", folder.display())));
-    }
-    let parts = files.iter().map(|file| loaded(file).map_err(|error| about(error, &[file])));
-    let parts = parts.collect::<PyResult<Vec<Checkpoint>>>()?;
-    Checkpoint::join(&parts.iter().collect::<Vec<_>>()).map_err(|error| {
-        let in_files = parts.iter().zip(&files);
-        let involved = match &error {
-            JoinError::OtherCounter { first, second, .. } => vec![&files[*first], &files[*second]],
-            JoinError::UnknownKey { index, .. } => vec![&files[*index]],
-            JoinError::Build(BuildError::SameName { name }) => {
-                in_files.filter(|(part, _)| part.find(name).is_some()).map(|(_, file)| file).collect()
-            }
-            _ => Vec::new(),
-        };
-        about(PyValueError::new_err(error.to_string()), &involved)
-    })
-}
-
-/// Returns whether a file is passed over in a folder, as a temporary one of an interrupted save is.
-fn is_hidden(file: &Path) -> bool {
-    file.file_name().is_some_and(|name| name.as_bytes().starts_with(b"."))
-}
-
-/// The error, with a note that names files.
-fn about(error: PyErr, files: &[&PathBuf]) -> PyErr {
-    let names: Vec<String> =
-        files.iter().map(|file| format!("{:?}", file.file_name().unwrap_or_default().to_string_lossy())).collect();
-    Python::attach(|py| {
-        let note = error.value(py).call_method1("add_note", (format!("in the folder's {}", names.join(" and ")),));
-        note.err().unwrap_or(error)
-    })
 }
 
 /// Plain values as Python's own, for JSON: bytes as hexadecimal digits.
@@ -616,20 +568,33 @@ impl PyCheckpoint {
         decoded(py, data).map(Self::from)
     }
 
-    /// Writes its bytes to a file, whole or not at all: to a temporary file beside it, synced, then renamed.
-    fn save(&self, path: PathBuf) -> PyResult<()> {
-        Ok(file::write_atomically(&path, &codec::encode(&self.0))?)
+    /// Writes its bytes to a file, whole or not at all: a kill or a crash leaves the old file or the new one.
+    ///
+    /// `path` is a regular file's or nobody's yet. A symbolic link is followed to its file, which is replaced, and the link
+    /// stays; a FIFO, a socket, a device and a folder are refused (OSError). An existing file keeps its mode and its
+    /// owner; a new one gets `mode`, less the umask. Other threads run meanwhile, and the exception of a signal's
+    /// handler ends the call, which then has changed nothing. Once the file is replaced there is no error any more: a
+    /// RuntimeWarning says that its folder couldn't be synced.
+    ///
+    /// OSError, with errno and the file's name, where the system refuses. See docs/files.md.
+    #[pyo3(signature = (path, *, mode=file::NEW_FILE_MODE))]
+    fn save(&self, py: Python<'_>, path: PathBuf, mode: u32) -> PyResult<()> {
+        if mode > 0o777 {
+            return Err(PyValueError::new_err(format!("mode={mode:#o}: a mode is from 0 to 0o777")));
+        }
+        files::save(py, &self.0, &path, mode)
     }
 
     /// The checkpoint in a file; or those in all files of a folder, joined (see `join`), as many processes that saved
     /// one VM each have left them.
     ///
     /// Files whose names begin with a dot are passed over, and so are folders. Every other file has to be a checkpoint;
-    /// an error has a note that names the files it is about.
+    /// an error has a note that names the files it is about. Symbolic links are followed; a FIFO, a socket and a device
+    /// are refused (OSError), as they would have the caller wait. Other threads run meanwhile, and the exception of a
+    /// signal's handler ends the call.
     #[classmethod]
-    fn load(_cls: &Bound<'_, PyType>, path: PathBuf) -> PyResult<Self> {
-        let checkpoint = if path.is_dir() { joined(&path) } else { loaded(&path) };
-        checkpoint.map(Self::from)
+    fn load(_cls: &Bound<'_, PyType>, py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        files::load(py, &path).map(Self::from)
     }
 
     fn __repr__(&self) -> String {

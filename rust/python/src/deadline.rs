@@ -4,12 +4,12 @@ use crate::alarms::Alarms;
 use crate::arguments::modular;
 use crate::arrays::{column, ready};
 use crate::errors::OrRaise;
+use crate::process::{detached, locked};
 use guestclock_core::time::{HostCount, Offset};
 use guestclock_model::deadlines::DeadlineQueue;
 use numpy::PyArray1;
 use pyo3::exceptions::PyIndexError;
 use pyo3::prelude::*;
-use pyo3::sync::MutexExt;
 use pyo3::types::PyRange;
 use std::slice::from_ref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -52,7 +52,7 @@ impl PyDeadlineQueue {
     }
 
     fn lock(&self, py: Python<'_>) -> MutexGuard<'_, DeadlineQueue> {
-        self.queue.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
+        locked(py, &self.queue)
     }
 
     /// Does `work` on the queue, without the GIL where it is about many timers.
@@ -60,7 +60,7 @@ impl PyDeadlineQueue {
         if timers < RELEASE_GIL_FROM {
             return work(&mut self.lock(py));
         }
-        py.detach(|| work(&mut self.queue.lock().unwrap_or_else(PoisonError::into_inner)))
+        detached(py, || work(&mut self.queue.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 }
 

@@ -14,11 +14,14 @@ use guestclock_linux::kvm::error::KvmError;
 use guestclock_model::bank::WentBackwards;
 use guestclock_model::deadlines::QueueError;
 use guestclock_model::error::VmError;
-use pyo3::exceptions::{PyBaseException, PyIndexError, PyOverflowError, PyResourceWarning, PyValueError};
+use pyo3::exceptions::{
+    PyBaseException, PyIndexError, PyMemoryError, PyOSError, PyOverflowError, PyResourceWarning, PyValueError,
+};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
+use std::io;
 
 // The generic errno numbers, the same on every architecture of Linux.
 const ENOENT: i32 = 2;
@@ -125,6 +128,19 @@ pub(crate) fn warn_closed(why: &str, vm: &str) {
     });
 }
 
+/// An errno as Python's own OSError, which chooses the class by it: with the text of the errno, and the file's name.
+pub(crate) fn os_error(error: io::Error, path: Option<&OsStr>) -> PyErr {
+    let Some(errno) = error.raw_os_error() else { return error.into() };
+    Python::attach(|py| {
+        let text = py.import("os").and_then(|os| os.call_method1("strerror", (errno,))).map(Bound::unbind);
+        match (text, path.map(OsStr::to_owned)) {
+            (Ok(text), Some(path)) => PyOSError::new_err((errno, text, path)),
+            (Ok(text), None) => PyOSError::new_err((errno, text)),
+            (Err(error), _) => error,
+        }
+    })
+}
+
 /// The error, with a note that names the VM of the bank.
 pub(crate) fn noted(error: PyErr, handle: i64) -> PyErr {
     Python::attach(|py| {
@@ -164,6 +180,7 @@ impl IntoPyErr for QueueError {
         match self {
             Self::NoSuchGroup { .. } | Self::NoSuchTimer { .. } => PyIndexError::new_err(message),
             Self::TooManyTimers { .. } => PyOverflowError::new_err(message),
+            Self::NoMemory { .. } => PyMemoryError::new_err(message),
             _ => PyValueError::new_err(message),
         }
     }
@@ -174,7 +191,7 @@ impl IntoPyErr for AlarmError {
     fn into_pyerr(self) -> PyErr {
         match self {
             Self::InUse => typed("AlarmInUse", &self.to_string(), |_| Ok(())),
-            Self::Io(error) => error.into(),
+            Self::Io(error) => os_error(error, None),
             // ValueError, as Python raises it for a closed file of its own.
             _ => PyValueError::new_err(self.to_string()),
         }

@@ -4,11 +4,12 @@ use crate::any_vm::SharedVm;
 use crate::errors::{misuse, warn_closed};
 use crate::observe;
 use crate::policy::AnyPolicy;
+use crate::process::locked;
 use crate::restore::PyReport;
 use guestclock_core::drive::OpenPause;
 use guestclock_linux::clock::monotonic_ns;
 use pyo3::prelude::*;
-use pyo3::sync::MutexExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// The time that a vCPU spends in its guest.
@@ -56,11 +57,14 @@ pub(crate) struct PyPause {
     state: Mutex<State>,
     /// Instant at which the VM was closed, in nanoseconds of CLOCK_MONOTONIC.
     closed_at_ns: u64,
+    /// True once a `with` block has begun.
+    entered: AtomicBool,
 }
 
 impl PyPause {
     pub(crate) fn new(vm: SharedVm, pause: OpenPause, closed_at_ns: u64) -> Self {
-        Self { vm, state: Mutex::new(State::Paused(Box::new(pause))), closed_at_ns }
+        let state = Mutex::new(State::Paused(Box::new(pause)));
+        Self { vm, state, closed_at_ns, entered: AtomicBool::new(false) }
     }
 }
 
@@ -71,7 +75,7 @@ impl PyPause {
     /// An error leaves the VM paused: call it again. Misuse where it is over already, or a restore came after it.
     #[pyo3(signature = (policy=None))]
     fn resume(&self, py: Python<'_>, policy: Option<AnyPolicy>) -> PyResult<Py<PyReport>> {
-        let mut state = self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
+        let mut state = locked(py, &self.state);
         let State::Paused(pause) = &mut *state else {
             return Err(misuse("the pause is over, and its report is at hand (report): pause() again"));
         };
@@ -100,16 +104,21 @@ impl PyPause {
     /// The report of the pause's end. Misuse before it.
     #[getter]
     fn report(&self, py: Python<'_>) -> PyResult<Py<PyReport>> {
-        match &*self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner) {
+        match &*locked(py, &self.state) {
             State::Over(report) => Ok(report.clone_ref(py)),
             State::Paused(_) => Err(misuse("the pause isn't over: there is a report after resume()")),
         }
     }
 
     fn __enter__(slf: Py<Self>, py: Python<'_>) -> PyResult<Py<Self>> {
-        let over =
-            matches!(&*slf.get().state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner), State::Over(_));
-        if over { Err(misuse("the pause is over: pause() again")) } else { Ok(slf) }
+        let over = matches!(&*locked(py, &slf.get().state), State::Over(_));
+        if over {
+            return Err(misuse("the pause is over: pause() again"));
+        }
+        if slf.get().entered.swap(true, Ordering::Relaxed) {
+            return Err(misuse("the pause has a `with` block already, whose end resumes the VM"));
+        }
+        Ok(slf)
     }
 
     fn __exit__(
@@ -119,7 +128,7 @@ impl PyPause {
         _exc: &Bound<'_, PyAny>,
         _tb: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
-        let over = matches!(&*self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner), State::Over(_));
+        let over = matches!(&*locked(py, &self.state), State::Over(_));
         if over { Ok(()) } else { self.resume(py, None).map(drop) }
     }
 }

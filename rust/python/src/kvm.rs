@@ -6,6 +6,7 @@ use crate::checkpoint::vm_name;
 use crate::counters::PyHostCounter;
 use crate::errors::{IntoPyErr, OrRaise, typed};
 use crate::foreign::Sampled;
+use crate::process::locked;
 use crate::records::{self, AnyCount};
 use crate::registers;
 use crate::verbs::PyGuestVm;
@@ -26,12 +27,11 @@ use guestclock_model::locked::Now;
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::sync::MutexExt;
 use pyo3::types::PyDict;
 use std::env::consts::ARCH;
 use std::io;
 use std::os::fd::RawFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// A descriptor, borrowed: a number, or an object whose `fileno()` is called anew for each call.
@@ -128,7 +128,7 @@ fn not_here() -> PyErr {
 impl Kvm {
     fn numbers(&self, py: Python<'_>) -> PyResult<Numbers> {
         let objects: Vec<Descriptor> = {
-            let vcpus = self.vcpu_fds.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
+            let vcpus = locked(py, &self.vcpu_fds);
             let copy = |vcpu: &Descriptor| match vcpu {
                 Descriptor::Number(number) => Descriptor::Number(*number),
                 Descriptor::Object(object) => Descriptor::Object(object.clone_ref(py)),
@@ -151,7 +151,7 @@ impl Kvm {
 
     /// Number of vCPUs.
     fn number(&self, py: Python<'_>) -> usize {
-        self.vcpu_fds.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner).len()
+        locked(py, &self.vcpu_fds).len()
     }
 
     fn probed(&self, py: Python<'_>) -> PyResult<Probed> {
@@ -232,7 +232,7 @@ impl PyKvmVm {
     fn add_vcpu(&self, py: Python<'_>, vcpu_fd: Bound<'_, PyAny>) -> PyResult<usize> {
         let fd: Descriptor = vcpu_fd.extract()?;
         fd.expect(py, DescriptorKind::Vcpu)?;
-        let mut fds = self.kvm.vcpu_fds.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
+        let mut fds = locked(py, &self.kvm.vcpu_fds);
         fds.push(fd);
         Ok(fds.len() - 1)
     }

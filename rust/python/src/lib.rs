@@ -20,6 +20,7 @@ mod deadline;
 mod elapsed;
 mod errors;
 mod faulty;
+mod files;
 mod foreign;
 mod guest;
 mod host;
@@ -28,6 +29,7 @@ mod kvm;
 mod observe;
 mod pages;
 mod policy;
+mod process;
 mod records;
 mod registers;
 mod restore;
@@ -94,6 +96,7 @@ mod _core {
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         module.add("_RATE_TOLERANCE_PPM", guestclock_core::time::RATE_TOLERANCE_PPM)?;
+        super::process::register(module)?;
         // Called here, so that an unknown instruction set is an error at import.
         super::columns::chosen_isa(module.py())?;
         module.add("NO_DEADLINE", guestclock_core::time::NO_DEADLINE)?;

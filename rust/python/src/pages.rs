@@ -19,11 +19,7 @@ use std::time::Duration;
 impl IntoPyErr for PageError {
     #[cold]
     fn into_pyerr(self) -> PyErr {
-        let message = self.to_string();
-        match self {
-            Self::TooMuchStolen { .. } => PyOverflowError::new_err(message),
-            _ => PyValueError::new_err(message),
-        }
+        PyValueError::new_err(self.to_string())
     }
 }
 
@@ -78,7 +74,7 @@ pub(crate) struct PyStolenTime {
 
 impl PyStolenTime {
     fn record(&self) -> PyResult<StolenTime<'_>> {
-        StolenTime::at(self.memory.memory(), self.offset).or_raise()
+        StolenTime::again(self.memory.memory(), self.offset).or_raise()
     }
 }
 
@@ -87,9 +83,9 @@ impl PyStolenTime {
     #[new]
     #[pyo3(signature = (memory, offset=0))]
     fn new(memory: &Bound<'_, PyAny>, offset: usize) -> PyResult<Self> {
-        let record = Self { memory: Buffer::new(memory)?, offset };
-        record.record()?;
-        Ok(record)
+        let memory = Buffer::new(memory)?;
+        StolenTime::at(memory.memory(), offset).or_raise()?;
+        Ok(Self { memory, offset })
     }
 
     /// The time stolen so far, in nanoseconds.
@@ -98,11 +94,10 @@ impl PyStolenTime {
         Ok(self.record()?.stolen_ns())
     }
 
-    /// Adds `ns` nanoseconds (`report.added_ns`: 0 under Freeze) in one aligned store of 8 bytes, and returns the sum.
-    ///
-    /// OverflowError where the sum doesn't fit in 64 bits.
+    /// Adds `ns` nanoseconds (`report.added_ns`: 0 under Freeze) in one aligned store of 8 bytes, and returns the sum:
+    /// modulo 2^64, as KVM does, since the guest can write anything into its own record.
     fn add(&self, ns: u64) -> PyResult<u64> {
-        self.record()?.add(ns).or_raise()
+        Ok(self.record()?.add(ns))
     }
 
     fn __repr__(&self) -> String {

@@ -5,6 +5,7 @@ use crate::elapsed::PyElapsed;
 use crate::errors::{OrRaise, given_up, misuse, warn_closed};
 use crate::observe;
 use crate::policy::{AnyPolicy, to_python};
+use crate::process::locked;
 use crate::records::{self, AnyLinuxGuest, AnyNow, AnySyncBound, named};
 use crate::words;
 
@@ -22,7 +23,6 @@ use guestclock_model::locked::Now;
 use pyo3::conversion::FromPyObjectOwned;
 use pyo3::exceptions::{PyBaseException, PyGeneratorExit, PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::sync::MutexExt;
 use pyo3::types::{PyDict, PyList};
 use std::mem;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -460,7 +460,7 @@ impl PyRestore {
     }
 
     fn lock(&self, py: Python<'_>) -> MutexGuard<'_, Progress> {
-        self.progress.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
+        locked(py, &self.progress)
     }
 
     /// The three steps in one. An error gives the restore up.

@@ -4,6 +4,7 @@ use crate::arrays::as_array;
 use crate::counters::AnyCounter;
 use crate::errors::{IntoPyErr, OrRaise, misuse, noted, warn_closed};
 use crate::policy::AnyPolicy;
+use crate::process::{detached, locked};
 use crate::records::AnyNow;
 use crate::restore::PyReport;
 use guestclock_core::checkpoint::Checkpoint;
@@ -17,7 +18,6 @@ use guestclock_model::sets::{OpenPauses, SetError, SetReport};
 use numpy::PyArray1;
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::sync::MutexExt;
 use pyo3::types::{PyDict, PyList};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -38,7 +38,7 @@ impl Sets {
         let now = now.map(|now| now.0);
         let _sample = self.counter.stamped(py, now.as_ref())?;
         let instant = now.map(|now| now.instant::<VmError>(&self.counter)).transpose().or_raise()?;
-        let done = py.detach(|| match instant {
+        let done = detached(py, || match instant {
             None => self.bank.with(|bank| work(bank, &self.counter)),
             Some(instant) => self.bank.with(|bank| work(bank, &instant)),
         });
@@ -159,7 +159,7 @@ impl PyPausedSet {
     /// meanwhile. An error leaves all of them paused: call it again.
     #[pyo3(signature = (policy=None))]
     fn resume(&self, py: Python<'_>, policy: Option<AnyPolicy>) -> PyResult<PySetReport> {
-        let locked = || self.pauses.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
+        let locked = || locked(py, &self.pauses);
         // The lock isn't held any more when the counter is read, which may be Python code.
         let Some(mut pauses) = locked().take() else {
             return Err(misuse("the pause is over, and its report is at hand (report): pause() again"));

@@ -3,7 +3,7 @@
 use crate::bank::timer_block::TimerSlices;
 use guestclock_core::arch::arm64::{Offsets, Timer, View, view_of};
 use guestclock_core::time::Offset;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, TryReserveError};
 use std::ops::Range;
 
 /// Owner of a row that no longer belongs to a VM.
@@ -74,20 +74,25 @@ impl Rows {
         self.holes
     }
 
-    pub(crate) fn reserve(&mut self, rows: usize) {
-        self.vm.reserve_exact(rows);
-        self.running.reserve_exact(rows);
+    /// Reserves exactly the room for `rows` more rows.
+    pub(crate) fn reserve(&mut self, rows: usize) -> Result<(), TryReserveError> {
+        self.vm.try_reserve_exact(rows)?;
+        self.running.try_reserve_exact(rows)?;
         for column in [&mut self.virt, &mut self.phys, &mut self.cntkctl] {
-            column.reserve_exact(rows);
+            column.try_reserve_exact(rows)?;
         }
         if self.el2 {
-            self.cntvoff.reserve_exact(rows);
-            self.cnthctl.reserve_exact(rows);
+            self.cntvoff.try_reserve_exact(rows)?;
+            self.cnthctl.try_reserve_exact(rows)?;
         }
         for timer in &mut self.timers {
-            timer.cval.reserve_exact(rows);
-            timer.ctl.reserve_exact(rows);
+            timer.cval.try_reserve_exact(rows)?;
+            timer.ctl.try_reserve_exact(rows)?;
+            if !timer.seen.is_empty() {
+                timer.seen.try_reserve_exact(rows)?;
+            }
         }
+        Ok(())
     }
 
     /// Adds a vCPU's row in the state of a reset: timers disabled, with a CVAL of 0.

@@ -231,6 +231,13 @@ impl TimerQueue {
         self.fired = if fired.capacity() > KEPT { Vec::new() } else { fired };
     }
 
+    /// Bytes that so many VMs take at most: a row of eight values for each eight of a VM's timers, a group of each counter,
+    /// and both once more while a column grows.
+    pub(crate) fn most_bytes(vms: usize, vcpus: usize, timers: usize) -> usize {
+        let rows = (vcpus * timers).div_ceil(8) * 3 + 2;
+        vms.saturating_mul(rows).saturating_mul(2 * 96)
+    }
+
     pub(crate) fn pending(&self) -> usize {
         self.queue.len()
     }

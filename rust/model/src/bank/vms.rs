@@ -8,6 +8,7 @@ use crate::config::Config;
 use crate::error::VmError;
 use guestclock_core::arch::arm64::{Behaviours, El2, IrqIds, Offsets, Timer, timer};
 use guestclock_core::time::{Frequency, HostCount, Offset, Ratio};
+use std::collections::{BTreeMap, TryReserveError};
 use std::ops::Range;
 
 /// Maximum number of vCPUs of one frequency, so that the deadline queue's ids suffice.
@@ -49,8 +50,16 @@ pub enum BankError {
     #[error("a guest with EL2 has up to four timers, and the bank keeps two of each vCPU: make a bank of four")]
     TwoTimers,
     /// The bank is full.
-    #[error("a bank has at most {MAX_VMS} VMs, and {MAX_ROWS} vCPUs of one frequency")]
+    #[error("a bank has at most {MAX_VMS} VMs, {MAX_ROWS} vCPUs of one frequency, and VMs of 65536 frequencies")]
     Full,
+    /// There is no memory for so many VMs.
+    #[error("there is no memory for {vms} VMs of {vcpus} vCPUs each")]
+    NoMemory {
+        /// Number of VMs.
+        vms: usize,
+        /// Number of vCPUs of each.
+        vcpus: usize,
+    },
     /// A VM of a batch refuses.
     #[error("VM {handle}: {error}")]
     OfVm {
@@ -69,16 +78,14 @@ pub enum BankError {
 pub(crate) struct VmClass {
     pub(crate) behaviours: Behaviours,
     pub(crate) config: Config,
-    pub(crate) cntfrq_hz: u32,
 }
 
 impl VmClass {
-    pub(crate) fn new(frequency: Frequency, behaviours: Behaviours, config: Config) -> Result<Self, VmError> {
+    pub(crate) fn new(behaviours: Behaviours, config: Config) -> Result<Self, VmError> {
         if config.el2 != El2::Absent && !behaviours.el2 {
             return Err(VmError::NoEl2);
         }
-        let cntfrq_hz = frequency.cntfrq().ok_or(VmError::FrequencyTooHigh { hz: frequency.hz() })?;
-        Ok(Self { behaviours, config, cntfrq_hz })
+        Ok(Self { behaviours, config })
     }
 }
 
@@ -117,11 +124,18 @@ pub(crate) struct FrequencyDomain {
     pub(crate) rows: Rows,
     /// Created at the first query for a deadline.
     pub(crate) queue: Option<TimerQueue>,
+    /// Number of VMs. A domain that has lost its last one is another frequency's next.
+    vms: u32,
 }
 
 impl FrequencyDomain {
     fn new(frequency: Frequency, of: Frequency, el2: bool) -> Self {
-        Self { frequency, ratio: Ratio::new(of, frequency), rows: Rows::new(el2), queue: None }
+        Self { frequency, ratio: Ratio::new(of, frequency), rows: Rows::new(el2), queue: None, vms: 0 }
+    }
+
+    /// CNTFRQ_EL0 of its guests: [`Bank::add`] has refused a frequency without one.
+    pub(crate) fn cntfrq_hz(&self) -> u32 {
+        self.frequency.cntfrq().unwrap_or(u32::MAX)
     }
 
     /// Updates the queue after the guest or the VMM has written a timer.
@@ -138,6 +152,10 @@ impl FrequencyDomain {
 pub struct Bank {
     /// Frequency domains; the counter's own is first.
     pub(crate) domains: Vec<FrequencyDomain>,
+    /// Number of each frequency's domain, by its Hz.
+    numbers: BTreeMap<u64, u16>,
+    /// Domains without VMs, to reuse.
+    free_domains: Vec<u16>,
     pub(crate) classes: Vec<VmClass>,
     pub(crate) seats: Vec<Seat>,
     /// Slots to reuse.
@@ -158,6 +176,8 @@ impl Bank {
         let domain = FrequencyDomain::new(frequency, frequency, el2);
         Self {
             domains: vec![domain],
+            numbers: BTreeMap::from([(frequency.hz(), 0)]),
+            free_domains: Vec::new(),
             classes: Vec::new(),
             seats: Vec::new(),
             free: Vec::new(),
@@ -208,16 +228,19 @@ impl Bank {
         if config.el2 != El2::Absent && !self.domains[0].rows.el2() {
             return Err(BankError::TwoTimers);
         }
-        let class = VmClass::new(frequency, behaviours, config)?;
-        let (domain, class) = (self.domain_index(frequency)?, self.class_index(class)?);
-        let slot = match self.free.pop() {
-            Some(slot) => slot,
-            None if self.seats.len() == MAX_VMS => return Err(BankError::Full),
-            None => {
-                self.seats.push(Seat::vacant());
-                narrow(self.seats.len() - 1)
-            }
-        };
+        if frequency.cntfrq().is_none() {
+            return Err(VmError::FrequencyTooHigh { hz: frequency.hz() }.into());
+        }
+        let class = self.class_index(VmClass::new(behaviours, config)?)?;
+        if self.free.is_empty() && self.seats.len() == MAX_VMS {
+            return Err(BankError::Full);
+        }
+        let domain = self.domain_index(frequency)?;
+        self.domains[usize::from(domain)].vms += 1;
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.seats.push(Seat::vacant());
+            narrow(self.seats.len() - 1)
+        });
         let seat = &mut self.seats[slot as usize];
         // The attributes came with the physical timer's registers, in Linux 6.4.
         let irqs = IrqIds::new(behaviours.physical_timer);
@@ -242,9 +265,13 @@ impl Bank {
             self.free.push(slot);
         }
         self.vms -= 1;
-        let sparse = domain.rows.holes() > domain.rows.len() / 2;
+        domain.vms -= 1;
+        let (empty, sparse) = (domain.vms == 0, domain.rows.holes() > domain.rows.len() / 2);
+        let number = seat.domain;
         self.has_moved(slot);
-        if sparse {
+        if empty && number != 0 {
+            self.give_back(number);
+        } else if sparse {
             self.close_gaps();
         }
         Ok(())
@@ -256,11 +283,17 @@ impl Bank {
         vms.iter().try_for_each(|vm| self.remove(*vm))
     }
 
-    /// Reserves exactly the room for `vms` more VMs of `vcpus` vCPUs each at this frequency.
-    pub fn reserve(&mut self, frequency: Frequency, vms: usize, vcpus: usize) -> Result<(), BankError> {
-        let domain = self.domain_index(frequency)?;
-        self.domains[usize::from(domain)].rows.reserve(vms * vcpus);
-        self.seats.reserve_exact(vms.saturating_sub(self.free.len()));
+    /// Reserves exactly the room for `vms` more VMs of `vcpus` vCPUs each, in the domain of a VM that is there.
+    pub(crate) fn reserve(&mut self, like: u32, vms: usize, vcpus: usize) -> Result<(), TryReserveError> {
+        let (slots, timers) = (vms.saturating_sub(self.free.len()), self.timers());
+        self.seats.try_reserve_exact(slots)?;
+        let domain = self.domain_and_seat(like).0;
+        domain.rows.reserve(vms * vcpus)?;
+        if domain.queue.is_some() {
+            // The deadline queue grows VM by VM. It is tried whether there is as much memory as it will need.
+            let bytes = TimerQueue::most_bytes(vms, vcpus, timers);
+            Vec::<u8>::new().try_reserve_exact(bytes)?;
+        }
         Ok(())
     }
 
@@ -444,18 +477,23 @@ impl Bank {
 
     /// Returns the domains, after creating missing deadline queues.
     pub(crate) fn queue(&mut self) -> impl Iterator<Item = &mut FrequencyDomain> {
-        for number in 0..self.domains.len() {
-            if self.domains[number].queue.is_some() {
-                continue;
+        let timers = self.timers();
+        let is_new = |domain: &FrequencyDomain| domain.queue.is_none() && domain.vms > 0;
+        if self.domains.iter().any(is_new) {
+            let new: Vec<bool> = self.domains.iter().map(is_new).collect();
+            for (domain, _) in self.domains.iter_mut().zip(&new).filter(|(_, new)| **new) {
+                domain.queue = Some(TimerQueue::new(timers));
             }
-            let mut queue = TimerQueue::new(self.timers());
             for slot in 0..self.seats.len() {
                 let (slot, seat) = (narrow(slot), &self.seats[slot]);
-                if seat.taken && usize::from(seat.domain) == number {
-                    queue.enrol(self.place(slot), self.shared_offsets(slot), &self.domains[number].rows, &[]);
+                if seat.taken && new[usize::from(seat.domain)] {
+                    let (place, shared) = (self.place(slot), self.shared_offsets(slot));
+                    let FrequencyDomain { rows, queue, .. } = self.domain_and_seat(slot).0;
+                    if let Some(queue) = queue {
+                        queue.enrol(place, shared, rows, &[]);
+                    }
                 }
             }
-            self.domains[number].queue = Some(queue);
         }
         self.domains.iter_mut()
     }
@@ -492,15 +530,30 @@ impl Bank {
         self.domains[domain].ratio.at(now)
     }
 
+    /// Returns the domain of a frequency, a new one if there is none.
     fn domain_index(&mut self, frequency: Frequency) -> Result<u16, BankError> {
-        let known = self.domains.iter().position(|domain| domain.frequency == frequency);
-        let number = known.unwrap_or(self.domains.len());
-        let index = u16::try_from(number).map_err(|_| BankError::Full)?;
-        if known.is_none() {
-            let domain = FrequencyDomain::new(frequency, self.frequency(), self.domains[0].rows.el2());
-            self.domains.push(domain);
+        if let Some(known) = self.numbers.get(&frequency.hz()) {
+            return Ok(*known);
         }
-        Ok(index)
+        let domain = FrequencyDomain::new(frequency, self.frequency(), self.domains[0].rows.el2());
+        let number = if let Some(free) = self.free_domains.pop() {
+            self.domains[usize::from(free)] = domain;
+            free
+        } else {
+            let number = u16::try_from(self.domains.len()).map_err(|_| BankError::Full)?;
+            self.domains.push(domain);
+            number
+        };
+        self.numbers.insert(frequency.hz(), number);
+        Ok(number)
+    }
+
+    /// Gives a domain without VMs back, with its memory.
+    fn give_back(&mut self, number: u16) {
+        let domain = &mut self.domains[usize::from(number)];
+        self.numbers.remove(&domain.frequency.hz());
+        (domain.rows, domain.queue) = (Rows::new(domain.rows.el2()), None);
+        self.free_domains.push(number);
     }
 
     fn class_index(&mut self, class: VmClass) -> Result<u16, BankError> {

@@ -4,6 +4,7 @@
 //! few rows are left. All levels are in one slice of rows, the values' first. It holds no positions and no links, so it
 //! is a seventh larger than the values alone. A change that doesn't change the least of its eight ends there.
 
+use std::collections::TryReserveError;
 use std::ops::Range;
 
 /// Number of values in a row: a cache line's.
@@ -218,15 +219,18 @@ pub(super) struct MinTree {
 
 impl MinTree {
     /// Makes room for `values` values; new ones are [`NONE`].
-    pub(super) fn grow(&mut self, values: usize) {
+    pub(super) fn grow(&mut self, values: usize) -> Result<(), TryReserveError> {
         let needed = values.div_ceil(ROW);
         if needed > self.leaves {
             let leaves = needed.max(self.leaves + self.leaves / 4);
-            let mut rows = std::vec![Row::default(); size(leaves)];
-            rows[..self.leaves].copy_from_slice(&self.rows[..self.leaves]);
+            let mut rows = Vec::new();
+            rows.try_reserve_exact(size(leaves))?;
+            rows.extend_from_slice(&self.rows[..self.leaves]);
+            rows.resize(size(leaves), Row::default());
             *self = Self { rows, leaves };
             self.rebuild();
         }
+        Ok(())
     }
 
     /// Recomputes all levels from the values.

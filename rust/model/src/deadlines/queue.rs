@@ -61,6 +61,12 @@ pub enum QueueError {
         /// Number of ids in use.
         ids: usize,
     },
+    /// There is no memory for the group.
+    #[error("there is no memory for {timers} more timers")]
+    NoMemory {
+        /// Number of timers to add.
+        timers: u32,
+    },
 }
 
 /// Timers of many groups, and their deadlines.
@@ -372,11 +378,13 @@ impl DeadlineQueue {
             return Err(QueueError::TooManyTimers { timers, ids: first });
         }
         let number = narrow(self.groups.len());
-        self.timers.grow(end / ROW, number, size);
         let blocks = (first..end).step_by(size);
-        grow(&mut self.groups, blocks.len());
+        // All of the memory first, so that without it the queue stays as it was.
+        let no_memory = |_| QueueError::NoMemory { timers };
+        self.deadlines.grow(self.groups.len() + blocks.len()).map_err(no_memory)?;
+        grow(&mut self.groups, blocks.len()).map_err(no_memory)?;
+        self.timers.grow(end / ROW, number, size).map_err(no_memory)?;
         self.groups.extend(blocks.map(|first| Group { offset: Offset(0), first: narrow(first), timers: 0 }));
-        self.deadlines.grow(self.groups.len());
         let rest = number + 1..narrow(self.groups.len());
         if !rest.is_empty() {
             self.free.entry(size).or_default().extend(rest.rev());

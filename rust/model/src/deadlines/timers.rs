@@ -3,6 +3,7 @@
 use crate::deadlines::min_tree::{self, NONE, ROW, Row, each};
 use guestclock_core::arch::arm64::timer::ticks_until;
 use guestclock_core::time::{HostCount, Offset};
+use std::collections::TryReserveError;
 use std::ops::Range;
 
 /// Group of a VM's timers: a part of a row, which doesn't straddle it, or whole rows followed by those of their tree.
@@ -135,13 +136,14 @@ impl TimerRows {
     }
 
     /// Adds rows for a block of groups of `size` ids each. The first group gets the number `number`.
-    pub(super) fn grow(&mut self, rows: usize, number: u32, size: usize) {
+    pub(super) fn grow(&mut self, rows: usize, number: u32, size: usize) -> Result<(), TryReserveError> {
         let more = rows - self.cvals.len();
-        grow(&mut self.cvals, more);
-        grow(&mut self.homes, more);
+        grow(&mut self.cvals, more)?;
+        grow(&mut self.homes, more)?;
         self.cvals.resize(rows, Row::default());
         let width = (size.min(ROW).ilog2() & 3) as u8;
         self.homes.resize(rows, Home { number, armed: 0, width, held: 0 });
+        Ok(())
     }
 
     /// Starts the count of a group's armed timers.
@@ -179,8 +181,9 @@ pub(super) const fn place(timer: u32) -> (usize, usize) {
 
 /// Reserves room for `more` rows, and at least for a quarter of the present ones: doubling would waste half of the
 /// memory.
-pub(super) fn grow<T>(column: &mut Vec<T>, more: usize) {
+pub(super) fn grow<T>(column: &mut Vec<T>, more: usize) -> Result<(), TryReserveError> {
     if column.capacity() - column.len() < more {
-        column.reserve_exact(more.max(column.len() / 4));
+        column.try_reserve_exact(more.max(column.len() / 4))?;
     }
+    Ok(())
 }

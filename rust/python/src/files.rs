@@ -1,0 +1,106 @@
+//! Files of checkpoints, without the interpreter's lock, and with Python's own errors.
+
+use crate::errors::{OrRaise, os_error};
+use guestclock_core::checkpoint::codec::{self, MAX_BYTES};
+use guestclock_core::checkpoint::{BuildError, Checkpoint, JoinError};
+use guestclock_linux::file::{Contents, FileError, read_at_most, write_atomically};
+use pyo3::exceptions::{PyMemoryError, PyOSError, PyRuntimeWarning, PyValueError};
+use pyo3::prelude::*;
+use std::ffi::{CString, OsStr, OsString};
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// Raises the exception of a signal's handler, if one has come: called between system calls, without the lock.
+fn heard() -> PyResult<()> {
+    Python::attach(|py| py.check_signals())
+}
+
+/// Writes a checkpoint's bytes; an OSError has the caller's own name of the file.
+pub(crate) fn save(py: Python<'_>, checkpoint: &Checkpoint, path: &Path, mode: u32) -> PyResult<()> {
+    let saved = py.detach(|| write_atomically(path, &codec::encode(checkpoint), mode, &mut heard));
+    if let Some(error) = saved.map_err(|error| raised(error, path.as_os_str()))? {
+        let why = format!(
+            "{} is saved, and may not outlast a loss of power: syncing its folder failed: {error}",
+            path.display()
+        );
+        PyErr::warn(py, &py.get_type::<PyRuntimeWarning>(), &CString::new(why)?, 1)?;
+    }
+    Ok(())
+}
+
+/// Returns the checkpoint in a file, or those in all of a folder's files as one.
+pub(crate) fn load(py: Python<'_>, path: &Path) -> PyResult<Checkpoint> {
+    py.detach(|| match loaded(path)? {
+        Some(checkpoint) => Ok(checkpoint),
+        None => joined(path),
+    })
+}
+
+/// Returns the checkpoint in a file; `None` where the path is a folder's.
+fn loaded(path: &Path) -> PyResult<Option<Checkpoint>> {
+    // One byte more than is allowed, so that the codec sees what is too large.
+    match read_at_most(path, MAX_BYTES + 1, &mut heard).map_err(|error| raised(error, path.as_os_str()))? {
+        Contents::File(bytes) => codec::decode(&bytes).or_raise().map(Some),
+        Contents::Folder => Ok(None),
+    }
+}
+
+/// Returns the checkpoints in a folder's files as one. An error has a note that names the files it is about.
+fn joined(folder: &Path) -> PyResult<Checkpoint> {
+    let failed = |error| os_error(error, Some(folder.as_os_str()));
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        heard()?;
+        names.push(entry.map_err(failed)?.file_name());
+    }
+    // As a file is hidden that an interrupted save has left.
+    names.retain(|name| !name.as_bytes().starts_with(b"."));
+    names.sort_unstable();
+    let (mut files, mut parts) = (Vec::new(), Vec::new());
+    for name in names {
+        let part = loaded(&folder.join(&name)).map_err(|error| about(error, &[&name]))?;
+        if let Some(part) = part {
+            files.push(name);
+            parts.push(part);
+        }
+    }
+    if files.is_empty() {
+        return Err(PyValueError::new_err(format!("the folder {} has no files", folder.display())));
+    }
+    Checkpoint::join(&parts.iter().collect::<Vec<_>>()).map_err(|error| {
+        let in_files = parts.iter().zip(&files);
+        let involved = match &error {
+            JoinError::OtherCounter { first, second, .. } => vec![&files[*first], &files[*second]],
+            JoinError::UnknownKey { index, .. } => vec![&files[*index]],
+            JoinError::Build(BuildError::SameName { name }) => {
+                in_files.filter(|(part, _)| part.find(name).is_some()).map(|(_, file)| file).collect()
+            }
+            _ => Vec::new(),
+        };
+        about(PyValueError::new_err(error.to_string()), &involved)
+    })
+}
+
+/// The error, with a note that names files.
+fn about(error: PyErr, files: &[&OsString]) -> PyErr {
+    let names: Vec<String> = files.iter().map(|file| format!("{:?}", file.to_string_lossy())).collect();
+    Python::attach(|py| {
+        let note = error.value(py).call_method1("add_note", (format!("in the folder's {}", names.join(" and ")),));
+        note.err().unwrap_or(error)
+    })
+}
+
+fn raised(error: FileError<PyErr>, path: &OsStr) -> PyErr {
+    let errno = error.errno();
+    match error {
+        FileError::Stopped(error) => error,
+        FileError::Os(error) => os_error(error, Some(path)),
+        FileError::NoMemory { .. } => PyMemoryError::new_err(error.to_string()),
+        // The kernel's words say less than ours.
+        _ => match errno {
+            Some(errno) => PyOSError::new_err((errno, error.to_string(), path.to_owned())),
+            None => PyValueError::new_err(error.to_string()),
+        },
+    }
+}
