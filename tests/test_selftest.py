@@ -125,7 +125,7 @@ def a_second_more(model: ModelVm, checkpoint: Checkpoint, policy: Any) -> Any:
     """The plan takes the guest's counters for a second more than they were."""
     registers = [
         {reg: (value + HZ if reg in {Reg.TIMER_CNT, Reg.PTIMER_CNT} else value) for reg, value in vcpu.items()}
-        for vcpu in checkpoint.to_one_regs()
+        for vcpu in checkpoint.to_one_regs(physical_count=True)
     ]
     offset = (checkpoint.stamp.count - checkpoint.cntvct - HZ) % 2**64 if checkpoint.opted_in else None
     wrong = Checkpoint.from_one_regs(registers, frequency_hz=HZ, host=checkpoint.stamp, counter_offset=offset)

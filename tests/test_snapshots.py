@@ -336,8 +336,8 @@ def test_a_document_from_anywhere_is_read_or_refused(document: dict[str, Any], r
     [
         "[" * 100_000,
         '{"a":' * 50_000,
-        '{"format": "guestclock.registers/1", "format": "guestclock.registers/1"}',
-        '{"format": "guestclock.registers/1", "vcpus": [], "cntvct": NaN}',
+        json.dumps(PLAIN).replace("{", '{"name": "other", ', 1),
+        json.dumps(PLAIN).replace('"count": 1', '"count": NaN'),
         '{"a": ' + "9" * 5000 + "}",
         "{}",
         "[]",

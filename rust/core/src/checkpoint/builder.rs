@@ -220,12 +220,11 @@ impl Checkpoint {
         for vm in self.vms() {
             let known = |column: &&RegisterColumn| column.held().is_some_and(|held| held != Held::Unknown);
             let ids: Vec<RegId> = vm.group().0.registers().iter().filter(known).map(RegisterColumn::id).collect();
-            let place = match groups.iter().position(|(other, _)| *other == ids) {
-                Some(place) => place,
-                None => {
-                    groups.push((ids.clone(), GroupBuilder::new(ids)?));
-                    groups.len() - 1
-                }
+            let place = if let Some(place) = groups.iter().position(|(other, _)| *other == ids) {
+                place
+            } else {
+                groups.push((ids.clone(), GroupBuilder::new(ids)?));
+                groups.len() - 1
             };
             let name = VmName::new(vm.name()).ok_or(BuildError::Registers("are those of a VM without a name"))?;
             let group = &mut groups[place].1;
