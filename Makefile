@@ -40,7 +40,7 @@ demo: $(NATIVE) ## A real guest's clock across a save and a restore, without gue
 
 .PHONY: demo-linux
 demo-linux: $(NATIVE) | cargo ## A real Linux guest on emulated KVM, saved and restored four ways, by its own account: out/linux-guest
-	$(LAB) testbed wheel
+	$(LAB) testbed wheel aarch64
 	$(LAB) linux_guest --record docs/linux-guest-console.txt
 
 .PHONY: doctor
@@ -48,15 +48,20 @@ doctor: $(NATIVE) ## What this host offers: counter, wall clock, KVM
 	$(BIN)/guestclock doctor
 
 .PHONY: wheel
-wheel: $(VENV)/.tools | cargo ## The release wheel in dist/, its stable ABI and glibc level checked
-	rm -f dist/*_$(shell uname -m).whl
-	$(PY) -m maturin build --release --compatibility pypi --out dist
+wheel: $(VENV)/.tools | cargo ## The release wheel in dist/, for glibc 2.17 and newer; its stable ABI and that level checked, and an install
+	$(LAB) testbed wheel $(shell uname -m)
 	$(call checked,$(shell uname -m))
 
 .PHONY: wheel-aarch64
 wheel-aarch64: $(VENV)/.tools | cargo ## The same for arm64, cross-built on an x86 Debian machine, beside the other in dist/
-	$(LAB) testbed wheel
+	$(LAB) testbed wheel aarch64
 	$(call checked,aarch64)
+
+.PHONY: sdist
+sdist: $(VENV)/.tools | cargo ## The sdist in dist/, seen to have all that is tracked
+	rm -f dist/*.tar.gz
+	$(PY) -m maturin sdist --out dist
+	$(PY) tools/check_sdist.py dist/*.tar.gz
 
 define checked
 	$(PY) -m abi3audit --strict --verbose dist/*_$(1).whl

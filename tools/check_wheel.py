@@ -1,5 +1,7 @@
 """Checks built wheels as their user meets them: tags, folders, the glibc that the code needs, an install beside numpy.
 
+The glibc has two witnesses: auditwheel, and the symbols that this program reads itself.
+
     python tools/check_wheel.py WHEEL...
 
 A wheel for another architecture can't be installed here: `make kvm-test` installs it where it belongs. Prints what it
@@ -21,25 +23,44 @@ from pathlib import Path
 from elftools.elf.elffile import ELFFile
 from elftools.elf.gnuversions import GNUVerNeedSection
 
-# What the oldest distributions of 2024's making have: Debian 12, Ubuntu 22.04, RHEL 9.
-NEWEST_GLIBC = (2, 34)
+# manylinux_2_17 (PEP 600) is the glibc of RHEL 7, so that every distribution in use is new enough. The aarch64 wheel is
+# cross-built without zig's linker so far: it needs what Debian 12, Ubuntu 22.04 and RHEL 9 have.
+NEWEST_GLIBC = {"x86_64": (2, 17), "aarch64": (2, 34)}
+
+# What a new user does first: a guest's time is saved and restored, in another process's place.
+SMOKE = """
+import guestclock as gc
+host = gc.ManualCounter(1_000_000, frequency_hz=62_500_000)
+saved, again = gc.ModelVm(vcpus=2, counter=host), gc.ModelVm(vcpus=2, counter=host)
+saved.opt_in()
+saved.checkpoint().save("guest.time")
+host.advance(62_500_000)
+checkpoint = gc.Checkpoint.load("guest.time")
+assert again.restore(checkpoint, gc.Advance()).error_bound_ticks == 0
+assert again.cntvct(0) == again.cntvct(1) == 62_500_000
+assert gc.ModelVm(vcpus=1).counter.frequency_hz > 0
+"""
 
 MACHINES = {"x86_64": "EM_X86_64", "aarch64": "EM_AARCH64"}
 
 
 def main(wheel: Path) -> None:
     """Check one wheel."""
-    tags = re.fullmatch(r"guestclock-[^-]+-cp311-abi3-manylinux_(\d+)_(\d+)_(x86_64|aarch64)\.whl", wheel.name)
+    # manylinux2014 is the older name of manylinux_2_17 (PEP 600), by which an older pip finds the wheel.
+    platforms = r"(?:manylinux2014_\w+\.)?manylinux_(\d+)_(\d+)_(x86_64|aarch64)"
+    tags = re.fullmatch(rf"guestclock-[^-]+-cp311-abi3-{platforms}\.whl", wheel.name)
     if not tags:
         sys.exit(f"{wheel.name}: not an abi3 manylinux wheel for CPython 3.11 and up")
     promised, architecture = (int(tags[1]), int(tags[2])), tags[3]
-    if promised > NEWEST_GLIBC:
-        sys.exit(f"{wheel.name}: needs glibc {promised}, newer than {NEWEST_GLIBC}")
+    if promised > NEWEST_GLIBC[architecture]:
+        sys.exit(f"{wheel.name}: needs glibc {promised}, newer than {NEWEST_GLIBC[architecture]}")
     if others := folders(wheel) - {"guestclock", "-".join(wheel.name.split("-")[:2]) + ".dist-info"}:
         sys.exit(f"{wheel.name}: has more in it than guestclock: {', '.join(sorted(others))}")
     needed = needed_glibc(wheel, architecture)
     if needed > promised:
         sys.exit(f"{wheel.name}: its code needs glibc {needed}, and the name says {promised}")
+    if (found := audited(wheel)) != f"manylinux_{promised[0]}_{promised[1]}_{architecture}":
+        sys.exit(f"{wheel.name}: auditwheel takes it for {found}")
     here = architecture == platform.machine()
     if here:
         check_install(wheel)
@@ -71,13 +92,21 @@ def needed_glibc(wheel: Path, architecture: str) -> tuple[int, int]:
     return max((int(found[1]), int(found[2])) for name in names if (found := re.match(r"GLIBC_(\d+)\.(\d+)", name)))
 
 
+def audited(wheel: Path) -> str:
+    """The platform that auditwheel finds the wheel to be for, by its libraries and symbols."""
+    command = [sys.executable, "-m", "auditwheel", "show", str(wheel)]
+    told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    tag = re.search(r'following platform tag:\s+"([a-z0-9_]+)"', told)
+    return tag[1] if tag else f"nothing that it names: {told}"
+
+
 def check_install(wheel: Path) -> None:
     """Install the wheel beside numpy alone, and use it."""
     with tempfile.TemporaryDirectory() as scratch:
         venv.create(scratch, with_pip=True)
         program = Path(scratch) / "bin"
         run(program / "python", "-m", "pip", "install", "--quiet", wheel.resolve())
-        run(program / "python", "-c", "import guestclock; print(guestclock.ModelVm(vcpus=1))", cwd=scratch)
+        run(program / "python", "-c", SMOKE, cwd=scratch)
         told = subprocess.run([program / "guestclock", "doctor"], capture_output=True, text=True, check=False)
         if told.returncode != 2 or "pip install 'guestclock[cli]'" not in told.stderr:
             sys.exit(f"`guestclock doctor` without its extra: exit {told.returncode}, {told.stderr}")

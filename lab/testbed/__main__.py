@@ -35,7 +35,8 @@ def main() -> int:
     test.add_argument("--jobs", type=int, default=2, help="how many machines at a time (default: 2)")
     test.add_argument("--timeout", type=int, metavar="SECONDS", help="what a leg may take (default: the leg's own)")
 
-    commands.add_parser("wheel", help="build the aarch64 wheel into dist/")
+    release = commands.add_parser("wheel", help="build the wheel for an architecture into dist/")
+    release.add_argument("architecture", choices=("aarch64", "x86_64"))
     commands.add_parser("probe", help="build the probe for Linux guests into dist/")
     commands.add_parser("cache", help="say where the cache is, and how large")
 
@@ -70,7 +71,7 @@ def main() -> int:
         shutil.copy(guest.probe(), DIST / "guest-probe")
         say(str(DIST / "guest-probe"))
         return 0
-    wheel.build(DIST)
+    wheel.build(DIST, chosen.architecture)
     return 0
 
 

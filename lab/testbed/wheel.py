@@ -1,4 +1,4 @@
-"""The aarch64 wheel, cross-built in a newer Debian: its compiler has the target's standard library."""
+"""The release wheels; the aarch64 one cross-built in a newer Debian, whose compiler has the target's library."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from testbed.say import give_up, note
 
 TARGET = "aarch64-unknown-linux-gnu"
 
-BUILD = ("build", "--release", "--locked", "--compatibility", "pypi")
+BUILD = ("build", "--release", "--locked")
+"""Arguments of maturin for any architecture."""
+
+GLIBC = ("--zig", "--compatibility", "manylinux_2_17")
+"""Those by which the wheel runs on glibc 2.17 and newer, by zig's linker: where the machine's own cargo builds it."""
 
 COMPILER = (
     *("base-files", "coreutils", "dash"),
@@ -24,23 +28,39 @@ COMPILER = (
 )
 
 
-def found(dist: Path) -> Path | None:
-    """The aarch64 wheel in the folder `dist`, if there is one."""
-    return next(dist.glob("guestclock-*_aarch64.whl"), None)
+def found(dist: Path, architecture: str = "aarch64") -> Path | None:
+    """The wheel for this architecture in the folder `dist`, if there is one."""
+    return next(dist.glob(f"guestclock-*_{architecture}.whl"), None)
 
 
-def build(dist: Path) -> Path:
+def build(dist: Path, architecture: str = "aarch64") -> Path:
     """Build the release wheel of the work tree into the folder `dist`, in place of an older one, and give its path."""
     dist.mkdir(exist_ok=True)
-    for older in dist.glob("guestclock-*_aarch64.whl"):
+    for older in dist.glob(f"guestclock-*_{architecture}.whl"):
         older.unlink()
-    if platform.machine() == "aarch64":
-        subprocess.run([sys.executable, "-m", "maturin", *BUILD, "--out", dist], cwd=TREE, check=True)
-    else:
+    if platform.machine() == architecture:
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "maturin",
+                *BUILD,
+                *GLIBC,
+                "--target",
+                f"{architecture}-unknown-linux-gnu",
+                "--out",
+                dist,
+            ],
+            cwd=TREE,
+            check=True,
+        )
+    elif architecture == "aarch64":
         _cross_build(dist)
-    wheel = found(dist)
+    else:
+        give_up(f"no wheel for {architecture} is built on a machine with {platform.machine()}")
+    wheel = found(dist, architecture)
     if not wheel:
-        give_up(f"maturin left no aarch64 wheel in {dist}")
+        give_up(f"maturin left no {architecture} wheel in {dist}")
     return wheel
 
 
@@ -72,7 +92,7 @@ def _cross_build(dist: Path) -> None:
         note("building the aarch64 wheel; the first time takes minutes")
         run("cargo", "clippy", "--workspace", "--all-targets", "--locked", "--target", TARGET, "--", "-D", "warnings")
         maturin = roots.inside(Path(sys.executable).parent) + "/maturin"
-        run(maturin, *BUILD, "--target", TARGET, "--out", roots.inside(dist))
+        run(maturin, *BUILD, "--compatibility", "pypi", "--target", TARGET, "--out", roots.inside(dist))
 
 
 def _forget_other_trees(target: Path) -> None:
