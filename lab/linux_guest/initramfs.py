@@ -19,11 +19,14 @@ mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 exec </dev/ttyAMA0 >/dev/ttyAMA0 2>&1
+stty -echo
 echo {READY}
 printf '# '
-while read -r line; do eval "$line"; printf '# '; done
+while read -r line; do echo "$line"; eval "$line"; printf '# '; done
 """
-"""A shell without line editing, which would ask the terminal where its cursor is."""
+"""A shell without line editing, which would ask the terminal where its cursor is. It echoes a line when it comes to it:
+the terminal would do so in the middle of another line's output.
+"""
 
 
 def made(busybox: bytes, probe: bytes) -> bytes:
