@@ -95,6 +95,11 @@ kvm-test: $(NATIVE) | cargo ## Real KVM, on kernels booted here: all legs, LEGS=
 	$(LAB) testbed test $(LEGS) $(if $(SEED),--seed $(SEED)) $(if $(SHORT),--short)
 	$(if $(LEGS)$(SHORT),,$(PY) -m pytest $(STOPPED))
 
+.PHONY: migrate-test
+migrate-test: $(NATIVE) | cargo ## A Linux guest between two emulated hosts, 20 times, and over a host's restart: out/migration; or ROUNDS=n
+	$(LAB) testbed wheel
+	$(LAB) linux_guest.migration --rounds $(or $(ROUNDS),10)
+
 .PHONY: guest-probe
 guest-probe: $(VENV)/.tools ## The static arm64 program that tells a Linux guest's clocks, into dist/ (docs/linux-guest.md)
 	$(LAB) testbed probe

@@ -43,6 +43,7 @@ PARTS = (
     make("kvm-mutants", limit_s=2 * HOUR_S),
     make("kvm-repeat"),
     make("accuracy"),
+    make("migrate-test"),
     make("study", limit_s=2 * HOUR_S),
     make("fuzz", "RUNS=100000000", limit_s=6 * HOUR_S),
     *(lab("stress", part, name=f"stress-{part}", limit_s=2 * HOUR_S) for part in STRESS),
