@@ -187,7 +187,8 @@ def told(
     if isinstance(policy, CatchUp):
         for step in vm.clock.catch_up():
             vm.pause()
-            added += step.apply()
+            step.apply()
+            added += step.ticks
             vm.resume()
             answer_ns = max(answer_ns, ask(vm, "echo").ns)
             steps += 1
