@@ -36,8 +36,8 @@ PARTS = (
     make("types"),
     make("docs"),
     make("wheel"),
-    # Every kernel with the whole suite; the next two judge by the traces that it leaves.
     make("sdist"),
+    # Every kernel with the whole suite; the next two judge by the traces that it leaves.
     make("kvm-test", limit_s=2 * HOUR_S),
     make("kvm-replay"),
     make("kvm-mutants", limit_s=2 * HOUR_S),
