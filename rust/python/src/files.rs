@@ -12,6 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// Raises the exception of a signal's handler, if one has come: called between system calls, without the lock.
+#[expect(clippy::redundant_closure_for_method_calls, reason = "the method's own type is of one lifetime")]
 fn heard() -> PyResult<()> {
     Python::attach(|py| py.check_signals())
 }
