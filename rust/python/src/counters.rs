@@ -86,13 +86,13 @@ impl PyHostCounter {
         Vouching::new(HostCounter::new(source.parse().or_raise()?).or_raise()?, sync).map(Self)
     }
 
-    /// Which counter it is: the source of its stamps.
+    /// Name of the counter: the source of its stamps.
     #[getter]
     fn source(&self) -> String {
         self.0.counter.stamp_source().to_string()
     }
 
-    /// Who vouches for the wall clock: as it was given.
+    /// Bound of the wall clock, or the function that gives it, as it was given; None where nobody vouches for it.
     #[getter]
     fn sync(&self, py: Python<'_>) -> Option<Py<PyAny>> {
         self.0.sync(py)
@@ -134,7 +134,7 @@ impl PyMonotonicCounter {
         self.0.counter.source().to_string()
     }
 
-    /// Who vouches for the wall clock: as it was given.
+    /// Bound of the wall clock, or the function that gives it, as it was given; None where nobody vouches for it.
     #[getter]
     fn sync(&self, py: Python<'_>) -> Option<Py<PyAny>> {
         self.0.sync(py)
@@ -187,7 +187,7 @@ impl PyManualCounter {
         self.counter.frequency().hz()
     }
 
-    /// Its wall clock now, in nanoseconds since 1970.
+    /// The counter's wall clock now, in nanoseconds since 1970.
     #[getter]
     fn realtime_ns(&self) -> i64 {
         self.counter.realtime_ns(self.counter.count())
@@ -284,7 +284,7 @@ impl PyScaledCounter {
         self.inner.clone_ref(py)
     }
 
-    /// Which counter it is made from: rescaling doesn't make it another one.
+    /// Name of the counter it is made from: rescaling doesn't make it another one.
     #[getter]
     fn source(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         self.inner.getattr(py, "source")

@@ -86,7 +86,7 @@ pub(crate) fn stamp<'py>(py: Python<'py>, here: &Stamp) -> PyResult<Bound<'py, P
     CROSS_TIMESTAMP.get(py)?.call(args, Some(&vouched))
 }
 
-/// How far the wall clock of a stamp may be from UTC at its count, in nanoseconds, and who says so; without a
+/// Distance of a stamp's wall clock from UTC at its count at most, in nanoseconds, and who says so; without a
 /// bound, why there is none.
 #[pyfunction]
 pub(crate) fn _vouched(here: AnyStamp) -> PyResult<(Option<u64>, String)> {
@@ -97,7 +97,7 @@ pub(crate) fn _vouched(here: AnyStamp) -> PyResult<(Option<u64>, String)> {
     })
 }
 
-/// Whether nobody knows the clocks of a checkpoint's host.
+/// True if nobody knows the clocks of a checkpoint's host.
 #[pyfunction]
 pub(crate) fn _is_unknown_host(host: AnyStamp) -> PyResult<bool> {
     host.stamp("host").map(|host| host.is_of_unknown_host())
