@@ -83,7 +83,10 @@ class Bank:
 
 
 class LiveUpdate:
-    """Live update of VMs with two vCPUs each: pause, checkpoint, restore elsewhere, next deadlines."""
+    """Live update of VMs with two vCPUs each: pause, checkpoint, restore elsewhere, next deadlines.
+
+    Both banks have their deadline queues in use.
+    """
 
     params = fleet.VCPUS[1:]
     param_names = ("vcpus",)

@@ -68,7 +68,10 @@ class Fleet:
 
 
 class LiveUpdate:
-    """VMs with two vCPUs each go on in another bank, in which they have been made: time arithmetic and the codec."""
+    """VMs with two vCPUs each go on in another bank, in which they have been made: time arithmetic and the codec.
+
+    Both banks have their deadline queues, and the last phase asks the target's for the next line to go high.
+    """
 
     PHASES = ("pause", "checkpoint", "to bytes", "from bytes", "restore", "next deadlines")
     BLACKOUT = 10**6
@@ -82,6 +85,8 @@ class LiveUpdate:
         self.source, self.target = here.bank, there.bank
         self.hosts, self.vms, self.into = (here.host, there.host), NamedVms(here.bank), NamedVms(there.bank)
         self.now = BEGIN
+        for bank in (self.source, self.target):
+            bank.expire(BEGIN)
         # Time that goes on leaves the offsets as they were.
         offsets, at = self.source.offsets(), self.now + self.BLACKOUT
         deadlines = self.source.next_deadlines(at)
@@ -108,6 +113,7 @@ class LiveUpdate:
         self.into.restore(checkpoints, Advance(), elapsed=Elapsed.by_counter())
         restored = clock()
         self.target.next_deadlines_of_vms(now + self.BLACKOUT)
+        self.target.next_deadline(now + self.BLACKOUT)
         stamps = (begin, paused, taken, encoded, decoded, restored, clock())
         self.now += 2 * self.BLACKOUT
         for host in self.hosts:

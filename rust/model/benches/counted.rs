@@ -1,5 +1,5 @@
-//! Calls that `make instructions` counts, under callgrind: each kernel on each instruction set, a step of the deadline queue,
-//! the checkpoint's bytes. The same inputs in each run.
+//! Calls that `make instructions` counts, under callgrind: each kernel on each instruction set, a step of the deadline
+//! queue, a live update of many VMs, the checkpoint's bytes. The same inputs in each run.
 //!
 //! callgrind counts in `counted_call` and writes a file each time that it returns; the names of these calls, in their
 //! order, go to stdout.
@@ -9,11 +9,15 @@ mod steady;
 
 use columns::{HZ, NOW, TIMERS, Vcpus, Vms, frequencies, of};
 use guestclock_core::arch::RegId;
-use guestclock_core::arch::arm64::{Role, Timer, one_reg_id};
+use guestclock_core::arch::arm64::{Behaviours, Role, Timer, one_reg_id};
 use guestclock_core::checkpoint::{Checkpoint, GroupBuilder, GuestTime, Name, codec};
-use guestclock_core::restore::Late;
-use guestclock_core::time::{Frequency, GuestCount, HostCount, SourceName, Stamp, StampCount};
-use guestclock_model::bank::{self, Isa, Scale};
+use guestclock_core::restore::{Late, Policy, Request};
+use guestclock_core::time::{Elapsed, Frequency, GuestCount, HostCount, SourceName, Stamp, StampCount};
+use guestclock_model::bank::{self, Handle, Isa, Scale};
+use guestclock_model::config::Config;
+use guestclock_model::managed::ManagedBank;
+use guestclock_model::manual::ManualCounter;
+use guestclock_model::sets::SetSaving;
 use std::hint::black_box;
 use std::num::NonZeroU32;
 use steady::Steady;
@@ -54,6 +58,7 @@ fn main() {
     count("offset of the last sample", "any", || {
         black_box(black_box(&late).offset_at(black_box(NOW)));
     });
+    live_update();
     let checkpoint = checkpoint(ROWS);
     let bytes = codec::encode(&checkpoint);
     count("checkpoint to bytes", "any", || drop(black_box(codec::encode(black_box(&checkpoint)))));
@@ -89,6 +94,46 @@ fn kernels(isa: Isa) {
     count("recompute offsets", isa.name(), || {
         bank::recompute_offsets(isa, &rates, vms.saved(), &mut out, &mut other).expect("no counter went backwards");
     });
+}
+
+/// A live update of 4 000 VMs of 2 vCPUs that have opted in, with the deadline queue in use on both sides.
+fn live_update() {
+    let (mut here, vms) = host(4000);
+    let (mut there, into) = host(4000);
+    let counter = ManualCounter::new(HostCount(1 << 50), Frequency::new(HZ[1]).expect("not 0"), 0);
+    let request = Request { policy: Policy::ADVANCE, elapsed: Some(Elapsed::ByCounter), ..Request::default() };
+    let in_place = Request { elapsed: None, ..request };
+    count("live update of 4 000 x 2, pause and resume", "any", || {
+        let pauses = here.pause(&vms, &counter, in_place).expect("all are open");
+        here.resume(&pauses, &counter).expect("all are paused");
+        black_box(here.bank_mut().next_deadline(HostCount(1 << 50)));
+    });
+    let checkpoint = here.checkpoint(&vms, &counter, SetSaving::default()).expect("all are stopped");
+    count("live update of 4 000 x 2, checkpoint", "any", || {
+        drop(black_box(here.checkpoint(&vms, &counter, SetSaving::default())));
+    });
+    count("live update of 4 000 x 2, restore", "any", || {
+        drop(black_box(there.restore(&checkpoint, &into, &counter, request).expect("all are alike")));
+        black_box(there.bank_mut().next_deadline(HostCount(1 << 50)));
+    });
+}
+
+/// VMs of two vCPUs with an offset each, every timer armed, and a deadline queue.
+fn host(vms: usize) -> (ManagedBank, Vec<Handle>) {
+    let frequency = Frequency::new(HZ[1]).expect("not 0");
+    let mut bank = ManagedBank::new(frequency, false);
+    let kernel = Behaviours::named("6.12").expect("a kernel that is known");
+    let made = bank.add_many(vms, 2, frequency, kernel, Config::default(), HostCount(0)).expect("there is room");
+    let offsets = columns::offsets(1, vms);
+    bank.bank_mut().set_offsets(&made, &offsets).expect("all are stopped");
+    let vcpus: Vec<Handle> = bank.bank_mut().vcpu_handles().collect();
+    for timer in [Timer::Vtimer, Timer::Ptimer] {
+        let cvals: Vec<u64> =
+            columns::offsets(2 + timer.index() as u64, vcpus.len()).iter().map(|it| 1 << 51 | it).collect();
+        bank.bank_mut().set_timers(timer, &vcpus, &cvals, &vec![1; vcpus.len()]).expect("all are stopped");
+    }
+    bank.bank_mut().next_deadline(HostCount(1 << 50));
+    (bank, made)
 }
 
 /// Two VMs of half of the vCPUs each, since one has at most 512.

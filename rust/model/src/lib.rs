@@ -15,6 +15,7 @@ pub mod vm;
 pub mod backend;
 
 pub mod managed;
+mod many;
 
 pub mod sets;
 

@@ -1,27 +1,27 @@
 //! Sets of VMs at one instant: saved, restored, paused, and let go on.
 //!
-//! The rules are those of one VM. VMs of a set that are alike in all that a plan looks at, but for their counters,
-//! share one [`Plan`], made by [`plan`](guestclock_core::restore::plan()) for the first of them; what it adds and how
-//! it sets a counter goes for all. A set is restored as a whole or not at all: whatever can be refused is, before
-//! anything is written.
+//! The rules and the steps are those of one VM, in machines over many ([`guestclock_core::drive::many`]); the bank
+//! carries each step out by passes over columns. A set is restored as a whole or not at all: whatever can be refused is,
+//! before anything is written.
 
 use crate::backend::Model;
 use crate::bank::handle::Handle;
-use crate::bank::vms::{Bank, BankError, narrow};
+use crate::bank::vms::{Bank, BankError, Follow, narrow};
 use crate::error::VmError;
 use crate::managed::ManagedBank;
+use crate::many::Many;
 use crate::vm::ModelVm;
 use guestclock_core::arch::RegId;
-use guestclock_core::checkpoint::{
-    Backlog, BuildError, Checkpoint, GroupBuilder, GuestTime, Held, Name, SavedVm, VmName,
-};
-use guestclock_core::drive::{OperationError, Saving, set_counters};
+use guestclock_core::checkpoint::{BuildError, Checkpoint, GroupBuilder, GuestTime, Held, Name, VmName};
+use guestclock_core::drive::{Io, Machine, OfOne, OperationError, Restored, Saving, pausing_many, restoring_many};
 use guestclock_core::restore::{
-    Method, Outcome, Plan, Policy, Refusal, Report, Request, Saved, State, Target, Writes, Written, planning,
+    ManyFacts, Method, Origins, Outcome, Plans, Policy, Refusal, Report, Request, Saved, State, Target, VmFacts,
+    Writes, Written, planning,
 };
 use guestclock_core::time::{Counter, Frequency, HostCount, Instant, OffsetInterval, Ratio, Stamp, SyncBound};
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
+use std::ops::Range;
 
 /// Error of an operation on a set of VMs. All of them are as they were.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -81,17 +81,13 @@ pub struct SetReport {
     /// The guest time that was added to each, in ticks, modulo 2^64.
     pub added_ticks: Vec<u64>,
     /// Plans, each for VMs that are alike, and made for the first of them.
-    pub plans: Vec<Plan>,
-    /// Target of each plan.
-    pub targets: Vec<Target>,
-    /// Place of each VM's plan among the plans.
-    pub plan_of: Vec<u32>,
+    pub plans: Plans,
 }
 
 impl SetReport {
     /// Returns the outcome of each plan: of the first of its VMs.
     pub fn outcomes(&self) -> impl Iterator<Item = Outcome> {
-        self.plans.iter().map(|plan| plan.at(Ratio::new(self.frequency, plan.frequency()).at(self.count)))
+        self.plans.outcomes(self.count, self.frequency)
     }
 
     /// Returns the report of the VM at this row: what a restore of it alone would have said, except for the writes,
@@ -99,9 +95,9 @@ impl SetReport {
     ///
     /// No refusal comes here that wouldn't have come before the restore.
     pub fn report(&self, row: usize, saved: &Saved<'_>) -> Result<Report, Refusal> {
-        let case = self.plan_of[row] as usize;
-        let shared = &self.plans[case];
-        let plan = planning::plan(saved, &self.targets[case], shared.sample, shared.request)?;
+        let case = self.plans.plan_of[row] as usize;
+        let shared = &self.plans.plans[case];
+        let plan = planning::plan(saved, &self.plans.targets[case], shared.sample, shared.request)?;
         let outcome = plan.at(Ratio::new(self.frequency, plan.frequency()).at(self.count));
         let exact = OffsetInterval::exact;
         let written = match plan.method {
@@ -171,56 +167,6 @@ impl OpenPauses {
         let time = self.times[row];
         Saved::in_place(Ratio::new(self.stamp.frequency, time.frequency()).stamp(self.stamp), time)
     }
-
-    fn pairs(&self) -> impl Iterator<Item = Pair<'_>> {
-        self.vms.iter().zip(&self.times).map(|(vm, time)| Pair { vm: *vm, from: Basis::InPlace(time) })
-    }
-}
-
-/// The cases of a restore: a plan for VMs that are alike.
-struct Cases {
-    plans: Vec<Plan>,
-    targets: Vec<Target>,
-    plan_of: Vec<u32>,
-}
-
-/// Everything that a plan looks at, except for the counters.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-struct Alike {
-    /// Number of the group in the checkpoint.
-    group: usize,
-    /// Domain and class of the target.
-    class: (u16, u16),
-    /// True if the target has opted in.
-    opted_in: bool,
-    saved_opted_in: bool,
-    frequency_hz: NonZeroU32,
-    /// Distance of the counters, where it decides: none, or whether it is within what the reads can hide.
-    apart: Option<bool>,
-    width_ticks: u64,
-    hidden_ticks: u64,
-    backlog: Option<Backlog>,
-}
-
-/// A VM to restore or to let go on, and what it goes on from.
-struct Pair<'a> {
-    vm: Handle,
-    from: Basis<'a>,
-}
-
-/// The guest time that a VM goes on from: with registers, or in place, where they stay.
-enum Basis<'a> {
-    Saved(SavedVm<'a>),
-    InPlace(&'a GuestTime),
-}
-
-impl Basis<'_> {
-    fn time(&self) -> GuestTime {
-        match self {
-            Self::Saved(vm) => vm.time(),
-            Self::InPlace(time) => **time,
-        }
-    }
 }
 
 impl ManagedBank {
@@ -260,6 +206,7 @@ impl ManagedBank {
             let time = GuestTime { stopped_at, ..self.guest_time(slots[vm], now) };
             groups.of(&self.bank, slots[vm])?.add(name, &time, &self.bank, slots[vm]);
         }
+        groups.all.iter_mut().for_each(|group| group.fill(&self.bank));
         let stamp = saving.sync.map_or(stamp, |sync| stamp.vouched_by(sync));
         Ok(Checkpoint::of(stamp, groups.all.into_iter().map(|group| group.builder))?)
     }
@@ -274,16 +221,11 @@ impl ManagedBank {
         counter: &dyn Counter,
         request: Request,
     ) -> Result<SetReport, SetError> {
-        self.bank.slots(vms)?;
+        let slots = self.bank.slots(vms)?;
         if vms.len() != checkpoint.len() {
             return Err(SetError::Unequal { saved: checkpoint.len(), here: vms.len() });
         }
-        for vm in vms {
-            self.stopped(*vm)?;
-        }
-        let pairs = || checkpoint.vms().zip(vms).map(|(saved, vm)| Pair { vm: *vm, from: Basis::Saved(saved) });
-        let cases = self.cases(checkpoint.stamp(), pairs(), counter, request)?;
-        self.apply(pairs(), cases, counter)
+        self.go_on(vms, &slots, Origins::Saved(checkpoint), counter, request)
     }
 
     /// Pauses VMs in place, all at one instant: none of their vCPUs can run until [`resume`](Self::resume).
@@ -291,20 +233,26 @@ impl ManagedBank {
         let slots = self.bank.slots(vms)?;
         for (vm, slot) in vms.iter().zip(&slots) {
             self.run_states[*slot as usize].check_open().map_err(of_vm::<OperationError<VmError>>(*vm))?;
-            self.stopped(*vm)?;
         }
-        let stamp = counter.stamp();
-        let now = stamp.count.own(counter.namespace_ticks());
-        let times = slots.iter().map(|slot| self.guest_time(*slot, now)).collect();
+        let facts = self.facts(&slots, counter);
         let request = Request { elapsed: None, in_place: true, ..request };
-        let mut pauses = OpenPauses { vms: vms.into(), epochs: Vec::new(), stamp, times, request };
+        let mut driver = Many::new(&mut self.bank, &slots, counter);
+        let stamp = drive_many(&mut driver, async |io| pausing_many(&io).await);
+        let stamp = stamp.map_err(|error| of_one(vms, driver.failed, error))?;
+        let now = stamp.count.own(facts.namespace_ticks);
+        let times: Vec<GuestTime> = slots.iter().map(|slot| self.guest_time(*slot, now)).collect();
         // What would be refused at the end is refused now, while the VMs can still go on without it.
-        self.cases(&stamp, pauses.pairs(), &Instant::of(stamp, counter), request)?;
-        for slot in slots {
-            pauses.epochs.push(self.run_states[slot as usize].begin_pause());
-            self.settle(slot);
-        }
-        Ok(pauses)
+        Plans::new(&facts, Origins::InPlace { stamp: &stamp, times: &times }, stamp, request)
+            .map_err(|(place, refusal)| of_vm(vms[place])(refusal))?;
+        let Self { bank, run_states } = self;
+        let epochs = bank.many(&slots, |bank| {
+            let close = |slot: &u32| {
+                bank.hold(*slot, true);
+                run_states[*slot as usize].begin_pause()
+            };
+            (slots.iter().map(close).collect(), Follow::Held)
+        });
+        Ok(OpenPauses { vms: vms.into(), epochs, stamp, times, request })
     }
 
     /// Returns whether any of the VMs is still in this pause.
@@ -319,12 +267,74 @@ impl ManagedBank {
 
     /// Ends a pause of VMs under its policy, for one instant. Their timers stayed where they were.
     pub fn resume(&mut self, pauses: &OpenPauses, counter: &dyn Counter) -> Result<SetReport, SetError> {
-        self.bank.slots(&pauses.vms)?;
+        let slots = self.bank.slots(&pauses.vms)?;
         for (vm, epoch) in pauses.vms.iter().zip(&pauses.epochs) {
             self.run_states[vm.slot() as usize].holds(State::Paused, *epoch).map_err(of_vm(*vm))?;
         }
-        let cases = self.cases(&pauses.stamp, pauses.pairs(), counter, pauses.request)?;
-        self.apply(pauses.pairs(), cases, counter)
+        let origins = Origins::InPlace { stamp: &pauses.stamp, times: &pauses.times };
+        self.go_on(&pauses.vms, &slots, origins, counter, pauses.request)
+    }
+
+    /// Has VMs go on from these guest times, by the machine of many.
+    fn go_on(
+        &mut self,
+        vms: &[Handle],
+        slots: &[u32],
+        origins: Origins<'_>,
+        counter: &dyn Counter,
+        request: Request,
+    ) -> Result<SetReport, SetError> {
+        let facts = self.facts(slots, counter);
+        let Self { bank, run_states } = self;
+        let rewritten = if matches!(origins, Origins::Saved(_)) { Follow::Rewritten } else { Follow::Moved };
+        bank.many(slots, |bank| {
+            let mut driver = Many::new(bank, slots, counter);
+            let restored = drive_many(&mut driver, async |io| restoring_many(&io, &facts, origins, request).await);
+            let (failed, written) = (driver.failed, driver.written);
+            let follow = if written { rewritten } else { Follow::Nothing };
+            let Restored { plans, count, returned_at } = match restored {
+                Ok(restored) => restored,
+                Err(error) => return (Err(of_one(vms, failed, error)), follow),
+            };
+            let column = || Vec::with_capacity(vms.len());
+            let (mut virtual_counts, mut physical_counts, mut added_ticks) = (column(), column(), column());
+            plans.each(count, facts.frequency, |place, plan, outcome, (virt, phys)| {
+                run_states[slots[place] as usize].go_on(plan, outcome);
+                bank.hold(slots[place], false);
+                virtual_counts.push(virt.0);
+                physical_counts.push(phys.0);
+                added_ticks.push(outcome.added_ticks);
+            });
+            let (vms, frequency) = (vms.into(), facts.frequency);
+            let (cntvct, cntpct) = (virtual_counts, physical_counts);
+            (Ok(SetReport { count, returned_at, frequency, vms, cntvct, cntpct, added_ticks, plans }), follow)
+        })
+    }
+
+    /// Returns the facts of VMs that take no call.
+    fn facts(&mut self, slots: &[u32], counter: &dyn Counter) -> ManyFacts {
+        let here = Instant::of(counter.stamp(), counter);
+        let (mut known, mut last) = (BTreeMap::new(), None);
+        let (mut vms, mut classes) = (Vec::with_capacity(slots.len()), Vec::new());
+        for slot in slots {
+            let kind = self.bank.domain_and_class(*slot);
+            let place = match last {
+                Some((before, place)) if before == kind => place,
+                _ => *known.entry(kind).or_insert_with(|| {
+                    let here = self.bank.domain_of(*slot).ratio.instant(&here);
+                    let mut vm = ModelVm::view(&mut self.bank, *slot);
+                    let target = Target::of(&mut Model { vm: &mut vm, counter: &here });
+                    classes.push(target.expect("the model lists the registers of a vCPU that it has"));
+                    narrow(classes.len() - 1)
+                }),
+            };
+            last = Some((kind, place));
+            let seat = &self.bank.seats[*slot as usize];
+            let (vcpus, opted_in, generation) = (seat.vcpus.into(), seat.opted_in, seat.changes);
+            vms.push(VmFacts { vcpus, class: place, opted_in, generation });
+        }
+        let (frequency, namespace_ticks) = (counter.frequency(), counter.namespace_ticks());
+        ManyFacts { frequency, namespace_ticks, vms, classes }
     }
 
     fn stopped(&self, vm: Handle) -> Result<(), SetError> {
@@ -346,127 +356,19 @@ impl ManagedBank {
             ..GuestTime::opted_in(seat.vcpus, frequency_hz, timeline)
         }
     }
+}
 
-    /// Plans the restore of each VM that was saved at `saved`: one plan for all that are alike.
-    fn cases<'a>(
-        &mut self,
-        saved: &Stamp,
-        pairs: impl Iterator<Item = Pair<'a>>,
-        counter: &dyn Counter,
-        request: Request,
-    ) -> Result<Cases, SetError> {
-        let sample = Instant::of(counter.stamp(), counter);
-        let mut known: BTreeMap<Alike, usize> = BTreeMap::new();
-        // Most VMs are as the one before.
-        let mut last: Option<(Alike, usize)> = None;
-        let mut cases = Cases { plans: Vec::new(), targets: Vec::new(), plan_of: Vec::new() };
-        for Pair { vm, from } in pairs {
-            let time = from.time();
-            let view = self.bank.vm(vm)?;
-            if view.vcpus() != usize::from(time.vcpus) {
-                let (saved, host) = (time.vcpus.into(), view.vcpus());
-                return Err(of_vm(vm)(Refusal::TopologyMismatch { what: "vCPUs", saved, host }));
-            }
-            let apart = time.physical_displacement_ticks.cast_signed().unsigned_abs();
-            let alike = Alike {
-                group: if let Basis::Saved(vm) = &from { vm.group().1 } else { 0 },
-                class: self.bank.domain_and_class(vm.slot()),
-                opted_in: view.vm_offset().is_some(),
-                saved_opted_in: time.opted_in,
-                frequency_hz: time.frequency_hz,
-                apart: (apart > 0).then_some(apart > time.width_ticks().saturating_mul(2)),
-                width_ticks: time.width_ticks(),
-                hidden_ticks: match &from {
-                    Basis::Saved(vm) if time.stopped_at.is_some() => vm.hidden_ticks(),
-                    _ => 0,
-                },
-                backlog: time.backlog,
-            };
-            let before = last.filter(|(before, _)| *before == alike).map(|(_, case)| case);
-            let case = if let Some(case) = before.or_else(|| known.get(&alike).copied()) {
-                case
-            } else {
-                let saved = match &from {
-                    Basis::Saved(vm) => Saved::from(vm),
-                    Basis::InPlace(time) => {
-                        let ratio = Ratio::new(saved.frequency, time.frequency());
-                        Saved::in_place(ratio.stamp(*saved), **time)
-                    }
-                };
-                let (plan, target) = self.plan(vm, &saved, &sample, request).map_err(of_vm(vm))?;
-                cases.plans.push(plan);
-                cases.targets.push(target);
-                known.insert(alike, cases.plans.len() - 1);
-                cases.plans.len() - 1
-            };
-            last = Some((alike, case));
-            cases.plan_of.push(narrow(case));
-        }
-        Ok(cases)
-    }
+/// Runs a machine over many VMs to its end.
+fn drive_many<'a, T: 'a, F: Future<Output = T> + 'a>(
+    driver: &mut Many<'_>,
+    begin: impl FnOnce(Io<'a, VmError>) -> F,
+) -> T {
+    Machine::new(begin).run(|op| driver.carry_out(&op))
+}
 
-    /// Plans the restore of one VM, as of this instant of the bank's counter. Returns what it was planned for, too.
-    fn plan(
-        &mut self,
-        vm: Handle,
-        saved: &Saved<'_>,
-        sample: &Instant,
-        request: Request,
-    ) -> Result<(Plan, Target), OperationError<VmError>> {
-        let here = self.bank.domain_of(vm.slot()).ratio.instant(sample);
-        let mut vm = ModelVm::view(&mut self.bank, vm.slot());
-        let target = Target::of(&mut Model { vm: &mut vm, counter: &here }).map_err(OperationError::Backend)?;
-        Ok((planning::plan(saved, &target, here.stamp, request)?, target))
-    }
-
-    /// Writes what was planned, which nothing can refuse any more but the clocks themselves.
-    fn apply<'a>(
-        &mut self,
-        pairs: impl Iterator<Item = Pair<'a>>,
-        Cases { plans, targets, plan_of }: Cases,
-        counter: &dyn Counter,
-    ) -> Result<SetReport, SetError> {
-        // As late as can be: under Freeze every tick after it is seen by the guests.
-        let (count, frequency) = (counter.count(), counter.frequency());
-        let at = |plan: &Plan| {
-            let outcome = plan.at(Ratio::new(frequency, plan.frequency()).at(count));
-            (outcome, plan.instant_of(&outcome))
-        };
-        let outcomes: Vec<(Outcome, Instant)> = plans.iter().map(at).collect();
-        let vms = plan_of.len();
-        let mut report = SetReport {
-            count,
-            returned_at: count,
-            frequency,
-            vms: Vec::with_capacity(vms),
-            cntvct: Vec::with_capacity(vms),
-            cntpct: Vec::with_capacity(vms),
-            added_ticks: Vec::with_capacity(vms),
-            plans,
-            targets,
-            plan_of,
-        };
-        for (Pair { vm: handle, from }, case) in pairs.zip(&report.plan_of) {
-            let (plan, (outcome, counter)) = (&report.plans[*case as usize], &outcomes[*case as usize]);
-            let time = from.time();
-            let outcome = plan.outcome_of(outcome, (time.timeline, time.physical()));
-            let mut vm = self.bank.vm_mut(handle)?;
-            if let Basis::Saved(saved) = &from {
-                vm.load(saved, plan.cval_shift(&outcome), plan.method != Method::VirtualOnly);
-            }
-            // As a restore of the one VM does.
-            set_counters(plan, &outcome, &mut Model { vm: &mut vm, counter })
-                .map_err(|error| of_vm(handle)(OperationError::Backend(error)))?;
-            self.run_states[handle.slot() as usize].go_on(plan, &outcome);
-            self.settle(handle.slot());
-            report.vms.push(handle);
-            report.cntvct.push(outcome.cntvct.0);
-            report.cntpct.push(outcome.cntpct.0);
-            report.added_ticks.push(outcome.added_ticks);
-        }
-        report.returned_at = counter.count();
-        Ok(report)
-    }
+/// Names the VM of an error: the machine's, or the one that the driver's step failed for.
+fn of_one(vms: &[Handle], failed: usize, OfOne { vm, error }: OfOne<VmError>) -> SetError {
+    SetError::OfVm { handle: vms[vm.unwrap_or(failed)].0, error }
 }
 
 /// Groups of a checkpoint in the making.
@@ -484,6 +386,8 @@ struct Gathering {
     ids: Vec<RegId>,
     builder: GroupBuilder,
     held: Vec<Held>,
+    /// Rows of the VMs by their domain, those that follow each other together.
+    runs: Vec<(u16, Range<usize>)>,
 }
 
 impl Groups {
@@ -506,7 +410,7 @@ impl Groups {
                     // Enough for all, where all have one class; else it is given back at the end.
                     builder.reserve(if self.all.is_empty() { self.vcpus } else { 0 });
                     let held = ids.iter().filter_map(|id| Held::of(*id)).collect();
-                    self.all.push(Gathering { ids, builder, held });
+                    self.all.push(Gathering { ids, builder, held, runs: Vec::new() });
                 }
                 let place = known.unwrap_or(self.all.len() - 1);
                 self.of_class.insert(class, place);
@@ -520,17 +424,31 @@ impl Groups {
 
 impl Gathering {
     fn add(&mut self, name: Name<'_>, time: &GuestTime, bank: &Bank, slot: u32) {
-        let (rows, columns) = (bank.rows_of(slot), &bank.domain_of(slot).rows);
+        let (rows, (domain, _)) = (bank.rows_of(slot), bank.domain_and_class(slot));
+        match self.runs.last_mut() {
+            Some((of, before)) if (*of, before.end) == (domain, rows.start) => before.end = rows.end,
+            _ => self.runs.push((domain, rows)),
+        }
+        self.builder.push_time(name, time);
+    }
+
+    /// Copies the registers of all VMs that were added.
+    fn fill(&mut self, bank: &Bank) {
         let mut held = self.held.iter();
-        self.builder.push(name, time, |_, values| match held.next() {
-            Some(Held::Cval(timer)) => values.extend_from_slice(&columns.timers[timer.index()].cval[rows.clone()]),
-            Some(Held::Ctl(timer)) => {
-                let vm = ModelVm::view(bank, slot);
-                values.extend(rows.clone().map(|row| vm.ctl_seen(columns.ctl(row, *timer))));
+        self.builder.fill(|_, values| {
+            let held = held.next();
+            for (domain, rows) in &self.runs {
+                let (columns, rows) = (&bank.domains[usize::from(*domain)].rows, rows.clone());
+                match held {
+                    Some(Held::Cval(timer)) => values.extend_from_slice(&columns.timers[timer.index()].cval[rows]),
+                    Some(Held::Ctl(timer)) => {
+                        columns.append_ctls(rows, *timer, values, |slot, ctl| ModelVm::view(bank, slot).ctl_seen(ctl));
+                    }
+                    Some(Held::Cntvoff) => values.extend_from_slice(&columns.cntvoff[rows]),
+                    // The model has no register that the table doesn't have.
+                    Some(Held::Unknown) | None => {}
+                }
             }
-            Some(Held::Cntvoff) => values.extend_from_slice(&columns.cntvoff[rows.clone()]),
-            // The model has no register that the table doesn't have.
-            Some(Held::Unknown) | None => {}
         });
     }
 }

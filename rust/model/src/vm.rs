@@ -14,7 +14,7 @@ use guestclock_core::arch::arm64::{
     Offsets, Registers, Role, SYSREGS, Sysreg, Timer, TimerState, View, interrupts as irq, timer, traps as access,
     view_of, wake,
 };
-use guestclock_core::checkpoint::{Held, Interrupts, SavedTimer, SavedVm};
+use guestclock_core::checkpoint::Interrupts;
 use guestclock_core::time::{Frequency, GuestCount, HostCount, Offset, deadline};
 use std::ops::{Deref, DerefMut};
 
@@ -511,26 +511,6 @@ impl<B: DerefMut<Target = Bank>> ModelVm<B> {
         self.state().1.changes += 1;
     }
 
-    /// Writes the saved registers of the vCPUs, as a restore does: CNTVOFF_EL2 and the timers, except the physical
-    /// timer if that can't be set.
-    pub(crate) fn load(&mut self, saved: &SavedVm<'_>, cval_shift: u64, physical: bool) {
-        self.bank.rewrite(self.slot, |rows, to| {
-            if let Some(cntvoff) = saved.register(Held::Cntvoff) {
-                to.clone().zip(cntvoff.iter()).for_each(|(row, cntvoff)| rows.cntvoff[row] = cntvoff);
-            }
-            for SavedTimer { timer, cval, ctl } in
-                saved.timers().filter(|saved| physical || saved.timer != Timer::Ptimer)
-            {
-                for (row, (cval, ctl)) in to.clone().zip(cval.iter().zip(ctl.iter())) {
-                    rows.set_cval(row, timer, timer::moved_cval(cval, cval_shift));
-                    rows.set_ctl(row, timer, ctl);
-                }
-            }
-        });
-        self.follow_the_vm();
-        self.changed();
-    }
-
     /// Writes CVAL or CTL or both, as the guest or the VMM does.
     fn write_timer(&mut self, vcpu: usize, timer: Timer, cval: Option<u64>, ctl: Option<u64>) -> Result<(), VmError> {
         let (slot, row) = (self.slot, self.row(vcpu)?);
@@ -548,9 +528,7 @@ impl<B: DerefMut<Target = Bank>> ModelVm<B> {
     /// Sets CNTVOFF_EL2 of a vCPU. A running vCPU is loaded with it when its hypervisor enters its own guest, so it
     /// takes effect at once, although the VM's offset is still the one that the vCPU was loaded with.
     fn set_cntvoff(&mut self, row: usize, cntvoff: u64) {
-        let (FrequencyDomain { rows, .. }, _) = self.state();
-        rows.cntvoff[row] = cntvoff;
-        rows.virt[row] = Offset(rows.phys[row]).plus(Offset(cntvoff)).0;
+        self.state().0.rows.set_cntvoff(row, cntvoff);
         self.bank.follow(self.slot);
     }
 
@@ -565,6 +543,13 @@ impl<B: DerefMut<Target = Bank>> ModelVm<B> {
     fn follow_the_vm(&mut self) {
         let (rows, nested) = (self.bank.rows_of(self.slot), self.config().el2 != El2::Absent);
         let (domain, seat) = self.state();
+        if !nested && !domain.rows.running[rows.clone()].contains(&true) {
+            let Offsets { virt, phys } = seat.offsets;
+            domain.rows.virt[rows.clone()].fill(virt.0);
+            domain.rows.phys[rows].fill(phys.0);
+            self.bank.follow(self.slot);
+            return;
+        }
         for row in rows {
             if !domain.rows.running[row] {
                 let cntvoff = nested.then(|| Offset(domain.rows.cntvoff[row]));

@@ -11,9 +11,10 @@ use guestclock_core::drive::{OperationError, Saving};
 use guestclock_core::restore::{Deadlines, Policy, Repay, Request, RunState, Views};
 use guestclock_core::time::{Counter, Elapsed, Frequency, HostCount, Instant, NamespaceTicks, Offset, Ratio};
 use guestclock_model::backend::Model;
-use guestclock_model::bank::{Bank, Handle};
+use guestclock_model::bank::{Bank, Expired, Handle};
 use guestclock_model::config::Config;
 use guestclock_model::error::VmError;
+use guestclock_model::locked::LockedBank;
 use guestclock_model::managed::ManagedBank;
 use guestclock_model::manual::ManualCounter;
 use guestclock_model::sets::{SetError, SetSaving, handle_named};
@@ -132,6 +133,11 @@ fn request() -> impl Strategy<Value = Request> {
     })
 }
 
+/// The timers that fire, from `now` on: those that the deadline queue gives, which has been in use.
+fn fired(bank: &mut Bank, now: HostCount) -> Vec<Vec<Expired>> {
+    [0, 1, 1 << 20, 1 << 40, 1 << 63].map(|later| bank.expire(now.after(later))).into()
+}
+
 /// The name of a VM that was given none.
 fn name(vm: Handle) -> String {
     vm.0.to_string()
@@ -210,6 +216,7 @@ proptest! {
             .collect();
         let (mut alone, there) = world(&shapes, counter.count());
         prop_assert_eq!(&there, &vms, "both banks gave out the same handles");
+        fired(&mut alone, counter.count());
         let now = instant(&counter);
         let mut together = ManagedBank::from(alone.clone());
         let before: Vec<_> = vms.iter().map(|vm| state(&together.bank().vm(*vm).unwrap(), HostCount(0))).collect();
@@ -226,6 +233,7 @@ proptest! {
                     let owed = together.vm_and_state(*vm).unwrap().0.next_step(hz(HZ[spec.frequency]));
                     prop_assert_eq!(owed, run_state.next_step(hz(HZ[spec.frequency])));
                 }
+                prop_assert_eq!(fired(together.bank_mut(), now.count()), fired(&mut alone, now.count()));
             }
             (Err(_), Err(_)) => {
                 for (vm, before) in vms.iter().zip(before) {
@@ -240,6 +248,7 @@ proptest! {
     fn paused_together_is_paused_one_by_one(specs in vec(spec(), 1..6), pause in 0..1_u64 << 30, request in request()) {
         let counter = ManualCounter::new(HostCount(1 << 40), hz(HZ[0]), 5);
         let (mut alone, vms) = world(&specs, counter.count());
+        alone.expire(counter.count());
         counter.advance(1000);
         let mut together = ManagedBank::from(alone.clone());
         let first = instant(&counter);
@@ -257,6 +266,7 @@ proptest! {
         for vm in &vms {
             prop_assert!(together.vm_and_state(*vm).unwrap().0.check_open::<VmError>().is_err(), "no vCPU runs in a pause");
         }
+        prop_assert_eq!(together.bank_mut().expire(HostCount(u64::MAX)), [], "nor does a timer fire");
         together.resume(&pauses, &last).unwrap();
         for ((vm, spec), run_state) in vms.iter().zip(&specs).zip(run_states) {
             let here = seen(&last, spec).count();
@@ -265,6 +275,7 @@ proptest! {
             prop_assert_eq!(now_state.next_step(hz(HZ[spec.frequency])), run_state.next_step(hz(HZ[spec.frequency])));
             prop_assert!(now_state.check_open::<VmError>().is_ok());
         }
+        prop_assert_eq!(fired(together.bank_mut(), last.count()), fired(&mut alone, last.count()));
         prop_assert!(together.resume(&pauses, &last).is_err(), "a pause ends once");
     }
 }
@@ -385,6 +396,39 @@ fn each_vm_of_a_set_goes_on_from_its_own_stop() {
     for (policy, expected) in [(Policy::FREEZE, [3900, 4000, 3900]), (Policy::ADVANCE, [5000; 3])] {
         let request = Request { policy, elapsed: Some(Elapsed::ByCounter), ..Request::default() };
         let report = bank.restore(&set, &vms, &instant(&counter), request).unwrap();
-        assert_eq!((report.cntvct, report.plans.len()), (expected.to_vec(), 2), "{policy}");
+        assert_eq!((report.cntvct, report.plans.plans.len()), (expected.to_vec(), 2), "{policy}");
+    }
+}
+
+/// The bytes of a vCPU with two timers, with the deadline queue in use.
+#[test]
+fn a_vcpu_takes_no_more_memory_than_is_said() {
+    const VCPUS: usize = 8192;
+    let now = HostCount(1 << 50);
+    for (in_a_vm, most) in [(2, 130), (8, 90)] {
+        let counter = ManualCounter::new(now, hz(HZ[0]), 0);
+        let bank = LockedBank::new(hz(HZ[0]), false);
+        let kernel = Behaviours::named("6.12").unwrap();
+        let add = |bank: &mut ManagedBank| {
+            bank.add_many(VCPUS / in_a_vm, in_a_vm, hz(HZ[0]), kernel, Config::default(), now).unwrap()
+        };
+        let vms = bank.with(add);
+        // With these offsets every timer would have been due at a count of 0.
+        let offsets: Vec<u64> = (1..).take(vms.len()).map(|vm| vm << 35).collect();
+        bank.with(|bank| bank.bank_mut().set_offsets(&vms, &offsets)).unwrap();
+        let vcpus: Vec<Handle> = bank.ask(|bank| bank.vcpu_handles().collect());
+        for timer in [Timer::Vtimer, Timer::Ptimer] {
+            bank.ask(|bank| bank.set_timers(timer, &vcpus, &[1 << 51; VCPUS], &[1; VCPUS])).unwrap();
+        }
+        let before = bank.bytes();
+        assert_eq!(bank.ask(|bank| bank.expire(now)), []);
+        let with_queue = bank.bytes();
+        assert!(before < with_queue && with_queue <= most * VCPUS, "{in_a_vm}: {with_queue} bytes of {VCPUS} vCPUs");
+        let pause = bank.with(|bank| bank.pause(&vms, &counter, Request::default())).unwrap();
+        counter.advance(1000);
+        bank.with(|bank| bank.resume(&pause, &counter)).unwrap();
+        // Every timer fires, and what that took is given back.
+        assert_eq!(bank.ask(|bank| bank.expire(HostCount(1 << 62))).len(), 2 * VCPUS);
+        assert!(bank.bytes() <= with_queue + 16 * 1024, "{in_a_vm}: {} after {with_queue}", bank.bytes());
     }
 }

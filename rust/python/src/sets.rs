@@ -70,8 +70,8 @@ impl PySetReport {
         value: impl Fn(&Plan, &Outcome) -> T,
     ) -> PyResult<Bound<'py, PyList>> {
         let values: Vec<T> =
-            self.set.plans.iter().zip(self.set.outcomes()).map(|(plan, outcome)| value(plan, &outcome)).collect();
-        PyList::new(py, self.set.plan_of.iter().map(|plan| values[*plan as usize].clone()))
+            self.set.plans.plans.iter().zip(self.set.outcomes()).map(|(plan, outcome)| value(plan, &outcome)).collect();
+        PyList::new(py, self.set.plans.plan_of.iter().map(|plan| values[*plan as usize].clone()))
     }
 }
 

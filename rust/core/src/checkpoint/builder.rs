@@ -4,7 +4,7 @@ use crate::arch::RegId;
 use crate::arch::arm64::CTL_ISTATUS;
 use crate::checkpoint::codec::{MAX_BYTES, encoded_len};
 use crate::checkpoint::column::Growing;
-use crate::checkpoint::fields::{VCPUS, VM_FACTS, VM_FIELDS, vm_facts, vm_fields};
+use crate::checkpoint::fields::{TIMELINE, VCPUS, VM_FACTS, VM_FIELDS, vm_facts, vm_fields};
 use crate::checkpoint::group::{Group, Held, RegisterColumn, check_registers};
 use crate::checkpoint::guest_time::{GuestTime, MAX_VM_VCPUS};
 use crate::checkpoint::names::{Lines, Names, VmName, text_order};
@@ -87,6 +87,10 @@ pub struct GroupBuilder {
     stolen_time: Gathered,
     registers: Vec<(RegId, Vec<u64>)>,
     vcpus: usize,
+    /// Guest time of the VM that was added last.
+    last: Option<GuestTime>,
+    /// Number of VMs, the last ones, that are alike but for their timelines: only those stand in columns yet.
+    alike: usize,
 }
 
 impl GroupBuilder {
@@ -105,6 +109,8 @@ impl GroupBuilder {
             stolen_time: Gathered::new(1),
             registers: ids.into_iter().map(|id| (id, Vec::new())).collect(),
             vcpus: 0,
+            last: None,
+            alike: 0,
         })
     }
 
@@ -114,26 +120,54 @@ impl GroupBuilder {
         self.registers.iter_mut().for_each(|(_, values)| values.reserve(vcpus));
     }
 
-    /// Adds a VM. `registers` is called for each register in the order of the ids, and appends its values, one a vCPU.
-    /// ISTATUS is dropped from what it appends to a timer's control: it is computed, not saved.
+    /// Adds a VM. `registers` is called as by [`fill`](Self::fill).
     ///
     /// # Panics
     /// If `registers` appends another number of values.
-    pub fn push(&mut self, name: Name<'_>, time: &GuestTime, mut registers: impl FnMut(RegId, &mut Vec<u64>)) {
-        let vm = self.names.count();
+    pub fn push(&mut self, name: Name<'_>, time: &GuestTime, registers: impl FnMut(RegId, &mut Vec<u64>)) {
+        self.push_time(name, time);
+        self.fill(registers);
+    }
+
+    /// Adds a VM without its registers, which [`fill`](Self::fill) adds.
+    pub fn push_time(&mut self, name: Name<'_>, time: &GuestTime) {
+        if self.last.is_none_or(|last| GuestTime { timeline: time.timeline, ..last } != *time) {
+            self.add_alike();
+            self.last = Some(*time);
+        }
+        self.alike += 1;
         match name {
             Name::Text(name) => self.names.push(name.as_str()),
             Name::Number(number) => self.names.push_number(number),
         }
-        for (field, column) in vm_fields().zip(&mut self.vms) {
-            column.push((field.get)(time));
-        }
-        for (fact, gathered) in vm_facts().zip(&mut self.facts) {
-            if let Some(parts) = (fact.get)(time) {
-                gathered.push(vm, parts);
+        self.vms[TIMELINE].push(time.timeline.0);
+        self.vcpus += usize::from(time.vcpus);
+    }
+
+    /// Adds the VMs that are alike to the columns.
+    fn add_alike(&mut self) {
+        let alike = core::mem::take(&mut self.alike);
+        let Some(time) = self.last.as_ref().filter(|_| alike > 0) else { return };
+        for (place, (field, column)) in vm_fields().zip(&mut self.vms).enumerate() {
+            if place != TIMELINE {
+                column.push_many((field.get)(time), alike);
             }
         }
-        self.vcpus += usize::from(time.vcpus);
+        let end = self.names.count();
+        for (fact, gathered) in vm_facts().zip(&mut self.facts) {
+            if let Some(parts) = (fact.get)(time) {
+                gathered.push_many(end - alike..end, parts);
+            }
+        }
+    }
+
+    /// Adds the registers of the VMs that were added without. `registers` is called for each register in the order of the
+    /// ids, and appends its values, one a vCPU. ISTATUS is dropped from what it appends to a timer's control: it is
+    /// computed, not saved.
+    ///
+    /// # Panics
+    /// If `registers` appends another number of values.
+    pub fn fill(&mut self, mut registers: impl FnMut(RegId, &mut Vec<u64>)) {
         for (id, values) in &mut self.registers {
             registers(*id, values);
             assert_eq!(values.len(), self.vcpus, "one value a vCPU of {id:?}");
@@ -145,7 +179,7 @@ impl GroupBuilder {
     /// # Panics
     /// If the VM has no such vCPU. The vCPUs come in their order.
     pub fn stolen_time(&mut self, vcpu: usize, address: u64) {
-        let vcpus = self.vms[VCPUS].last().map_or(0, |vcpus| usize::try_from(vcpus).unwrap_or(usize::MAX));
+        let vcpus = self.last.map_or(0, |last| last.vcpus.into());
         assert!(vcpu < vcpus, "vCPU {vcpu} of {vcpus}");
         self.stolen_time.push(self.vcpus - vcpus + vcpu, [address, 0, 0, 0]);
     }
@@ -156,7 +190,8 @@ impl GroupBuilder {
         self.names.count() == 0
     }
 
-    fn group(self) -> Result<Group, BuildError> {
+    fn group(mut self) -> Result<Group, BuildError> {
+        self.add_alike();
         let (vms, vcpus) = (self.names.count(), self.vcpus);
         let text = self.names.into_text();
         let range = 1..=u64::from(MAX_VM_VCPUS);

@@ -84,6 +84,40 @@ impl Column {
         }
     }
 
+    /// Copies the values of these rows to `to`, which has an element for each.
+    ///
+    /// # Panics
+    /// Past the last row.
+    pub fn copy_to(&self, rows: Range<usize>, to: &mut [u64]) {
+        match &self.0 {
+            Form::Same(value) => to.fill(*value),
+            Form::Bytes(bytes) => {
+                for (to, value) in to.iter_mut().zip(&bytes[rows]) {
+                    *to = (*value).into();
+                }
+            }
+            Form::Words(words) => to.copy_from_slice(&words[rows]),
+        }
+    }
+
+    /// Copies the values of these rows to `to`, where all of the column's are below 256: else it returns false.
+    ///
+    /// # Panics
+    /// Past the last row.
+    pub fn copy_to_bytes(&self, rows: Range<usize>, to: &mut [u8]) -> bool {
+        match &self.0 {
+            Form::Same(value) => u8::try_from(*value).is_ok_and(|value| {
+                to.fill(value);
+                true
+            }),
+            Form::Bytes(bytes) => {
+                to.copy_from_slice(&bytes[rows]);
+                true
+            }
+            Form::Words(_) => false,
+        }
+    }
+
     /// Appends the values of these rows to `values`.
     ///
     /// # Panics
@@ -133,6 +167,19 @@ impl Column {
             Form::Bytes(values) => values.iter().all(|value| range.contains(&u64::from(*value))),
             // Without an early end, so that it becomes vector code.
             Form::Words(values) => values.iter().fold(true, |all, value| all & range.contains(value)),
+        }
+    }
+
+    /// Returns whether `call` is true of each of these rows' values, with its place among them.
+    ///
+    /// # Panics
+    /// Past the last row.
+    #[inline]
+    pub fn all(&self, rows: Range<usize>, mut call: impl FnMut(usize, u64) -> bool) -> bool {
+        match &self.0 {
+            Form::Same(value) => (0..rows.len()).all(|place| call(place, *value)),
+            Form::Bytes(bytes) => bytes[rows].iter().enumerate().all(|(place, value)| call(place, (*value).into())),
+            Form::Words(words) => words[rows].iter().enumerate().all(|(place, value)| call(place, *value)),
         }
     }
 
@@ -200,13 +247,23 @@ impl Growing {
         self.rows += 1;
     }
 
+    /// Adds so many rows of one value.
+    pub(crate) fn push_many(&mut self, value: u64, rows: usize) {
+        if rows == 0 {
+            return;
+        }
+        self.push(value);
+        if self.values.is_empty() {
+            self.rows += rows - 1;
+        } else {
+            self.values.resize(self.values.len() + rows - 1, value);
+            self.rows += rows - 1;
+        }
+    }
+
     /// The values so far.
     pub(crate) fn iter(&self) -> Iter<'_> {
         if self.values.is_empty() { Iter::Same(self.first, self.rows) } else { Iter::Words(self.values.iter()) }
-    }
-
-    pub(crate) fn last(&self) -> Option<u64> {
-        self.values.last().copied().or((self.rows > 0).then_some(self.first))
     }
 
     pub(crate) fn column(self) -> Column {

@@ -69,6 +69,9 @@ pub(crate) const VM_FACTS: usize = 5;
 /// Place of the number of vCPUs among the columns of VMs.
 pub(crate) const VCPUS: usize = 0;
 
+/// Place of the timeline among the columns of VMs.
+pub(crate) const TIMELINE: usize = 2;
+
 /// Parts of a fact that is one address.
 pub const ADDRESS: &[Field] = &[any("address")];
 

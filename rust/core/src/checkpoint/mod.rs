@@ -22,4 +22,6 @@ pub use join::JoinError;
 pub use names::{MAX_NAME_BYTES, Names, VmName};
 pub use register_lists::{Ids, InterchangeError, Known};
 pub use sparse::Sparse;
-pub use vms::{Checkpoint, MAX_GROUPS, MAX_VCPUS, NotOneVm, SavedTimer, SavedVm, Unknown, UnknownKey, Values};
+pub use vms::{
+    Checkpoint, MAX_GROUPS, MAX_VCPUS, NotOneVm, SavedRows, SavedTimer, SavedVm, Unknown, UnknownKey, Values,
+};

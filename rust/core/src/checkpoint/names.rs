@@ -1,6 +1,7 @@
 //! Names of VMs: text that is safe to print, one a line.
 
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::cmp::Ordering;
 use core::fmt;
 
@@ -167,7 +168,8 @@ fn of_one_length(text: &[u8]) -> Option<usize> {
 /// Names being gathered, one a line.
 #[derive(Debug, Default)]
 pub(crate) struct Lines {
-    text: String,
+    /// UTF-8, which is checked once at the end.
+    text: Vec<u8>,
     count: usize,
 }
 
@@ -180,11 +182,15 @@ impl Lines {
     }
 
     pub(crate) fn push(&mut self, name: &str) {
+        self.push_bytes(name.as_bytes());
+    }
+
+    fn push_bytes(&mut self, name: &[u8]) {
         if self.count > 0 {
-            self.text.push('\n');
+            self.text.push(b'\n');
         }
         self.count += 1;
-        self.text.push_str(name);
+        self.text.extend_from_slice(name);
     }
 
     /// Adds the decimal digits of a number: many VMs are named so, and a formatter takes longer than all else.
@@ -199,7 +205,7 @@ impl Lines {
                 break;
             }
         }
-        self.push(core::str::from_utf8(&digits[first..]).unwrap_or_default());
+        self.push_bytes(&digits[first..]);
     }
 
     pub(crate) const fn count(&self) -> usize {
@@ -207,6 +213,6 @@ impl Lines {
     }
 
     pub(crate) fn into_text(self) -> String {
-        self.text
+        String::from_utf8(self.text).expect("names and newlines")
     }
 }

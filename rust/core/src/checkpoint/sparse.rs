@@ -3,6 +3,7 @@
 use crate::checkpoint::column::{Column, Growing};
 use crate::checkpoint::fields::Parts;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 /// Columns of a fact that is known of some rows of a group: of one at least.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -84,15 +85,20 @@ impl Gathered {
 
     /// Adds the fact of a row, which comes after those that were added.
     pub(crate) fn push(&mut self, row: usize, parts: Parts) {
-        if row != self.known && self.rows.is_empty() {
+        self.push_many(row..row + 1, parts);
+    }
+
+    /// Adds the fact of rows that follow each other and come after those that were added.
+    pub(crate) fn push_many(&mut self, rows: Range<usize>, parts: Parts) {
+        if rows.start != self.known && self.rows.is_empty() {
             self.rows = (0..self.known as u64).collect();
         }
-        if row != self.known || !self.rows.is_empty() {
-            self.rows.push(row as u64);
+        if rows.start != self.known || !self.rows.is_empty() {
+            self.rows.extend(rows.clone().map(|row| row as u64));
         }
-        self.known += 1;
+        self.known += rows.len();
         for (column, part) in self.parts.iter_mut().zip(parts) {
-            column.push(part);
+            column.push_many(part, rows.len());
         }
     }
 

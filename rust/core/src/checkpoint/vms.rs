@@ -129,6 +129,22 @@ impl Checkpoint {
         self.groups.iter().map(Group::vcpus).sum()
     }
 
+    /// Returns the count of the counter at the guest's frequency when the last vCPU of a VM of this guest time left the
+    /// guest.
+    fn stop(&self, time: &GuestTime) -> Option<StampCount> {
+        let ratio = Ratio::new(self.stamp.frequency, time.frequency());
+        time.stopped_at.map(|stopped| ratio.stamp(Stamp { count: stopped, ..self.stamp }).count)
+    }
+
+    /// Ticks of the guest's counters from the stop of the last vCPU of a VM of this guest time to the instant; 0 where the
+    /// stop isn't known.
+    pub(crate) fn hidden_ticks(&self, time: &GuestTime) -> u64 {
+        let Some(stopped) = self.stop(time) else { return 0 };
+        let ratio = Ratio::new(self.stamp.frequency, time.frequency());
+        let count = if ratio.is_one() { self.stamp.count } else { ratio.stamp(self.stamp).count };
+        count.since(stopped)
+    }
+
     /// The VMs in their order.
     pub fn vms(&self) -> impl Iterator<Item = SavedVm<'_>> {
         self.groups.iter().enumerate().flat_map(move |(number, group)| {
@@ -249,8 +265,7 @@ impl<'a> SavedVm<'a> {
     /// Ticks of the guest's counters from the stop of the last vCPU to the instant; 0 where the stop isn't known.
     #[must_use]
     pub fn hidden_ticks(&self) -> u64 {
-        let Some(stopped) = self.stopped_at() else { return 0 };
-        self.stamp().count.since(stopped)
+        self.checkpoint.hidden_ticks(&self.time())
     }
 
     /// The checkpoint.
@@ -277,10 +292,16 @@ impl<'a> SavedVm<'a> {
         self.rows.len()
     }
 
+    /// The registers of the vCPUs.
+    #[must_use]
+    pub fn registers(&self) -> SavedRows<'a> {
+        SavedRows { group: self.group, rows: self.rows.clone() }
+    }
+
     /// The values of a register, one a vCPU; `None` if the guest doesn't have it.
     #[must_use]
     pub fn register(&self, held: Held) -> Option<Values<'a>> {
-        self.group.register(held).map(|column| self.values(column))
+        self.registers().register(held)
     }
 
     /// Returns whether the guest has EL2.
@@ -291,18 +312,12 @@ impl<'a> SavedVm<'a> {
 
     /// The timers that the guest has, in their order.
     pub fn timers(&self) -> impl Iterator<Item = SavedTimer<'a>> + use<'a> {
-        let (group, rows) = (self.group, self.rows.clone());
-        Timer::ALL.into_iter().filter_map(move |timer| {
-            let values = |held| group.register(held).map(|column| Values { column, rows: rows.clone() });
-            Some(SavedTimer { timer, cval: values(Held::Cval(timer))?, ctl: values(Held::Ctl(timer))? })
-        })
+        self.registers().timers()
     }
 
     /// The registers that this version doesn't know, with their ids.
     pub fn others(&self) -> impl Iterator<Item = (u64, Values<'a>)> + use<'a> {
-        let rows = self.rows.clone();
-        let others = self.group.registers.iter().filter(|column| column.held() == Some(Held::Unknown));
-        others.map(move |column| (column.id().0, Values { column: column.values(), rows: rows.clone() }))
+        self.registers().others()
     }
 
     /// Keys and registers that this version doesn't know.
@@ -325,9 +340,52 @@ impl<'a> SavedVm<'a> {
         let (count, time) = (self.stamp().count.own(NamespaceTicks::NONE), self.time());
         (count, Offsets { virt: Offset::between(count, time.timeline), phys: Offset::between(count, time.physical()) })
     }
+}
 
-    fn values(&self, column: &'a Column) -> Values<'a> {
-        Values { column, rows: self.rows.clone() }
+/// Registers of some rows of a group: those of a VM's vCPUs, or of VMs that follow each other.
+#[derive(Clone, Debug)]
+pub struct SavedRows<'a> {
+    group: &'a Group,
+    rows: Range<usize>,
+}
+
+impl<'a> SavedRows<'a> {
+    /// Returns the registers of these rows of a group.
+    pub(crate) const fn new(group: &'a Group, rows: Range<usize>) -> Self {
+        Self { group, rows }
+    }
+
+    /// Number of rows.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Returns false: a VM has one vCPU at least.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// The values of a register; `None` if the guests don't have it.
+    #[must_use]
+    pub fn register(&self, held: Held) -> Option<Values<'a>> {
+        self.group.register(held).map(|column| Values { column, rows: self.rows.clone() })
+    }
+
+    /// The timers that the guests have, in their order.
+    pub fn timers(&self) -> impl Iterator<Item = SavedTimer<'a>> + use<'a> {
+        let rows = self.clone();
+        Timer::ALL.into_iter().filter_map(move |timer| {
+            Some(SavedTimer { timer, cval: rows.register(Held::Cval(timer))?, ctl: rows.register(Held::Ctl(timer))? })
+        })
+    }
+
+    /// The registers that this version doesn't know, with their ids.
+    pub fn others(&self) -> impl Iterator<Item = (u64, Values<'a>)> + use<'a> {
+        let rows = self.rows.clone();
+        let others = self.group.registers.iter().filter(|column| column.held() == Some(Held::Unknown));
+        others.map(move |column| (column.id().0, Values { column: column.values(), rows: rows.clone() }))
     }
 }
 
@@ -369,6 +427,18 @@ impl Values<'_> {
         self.column.get(row)
     }
 
+    /// Returns the values of some of the vCPUs.
+    #[must_use]
+    pub fn part(&self, vcpus: Range<usize>) -> Self {
+        Self { column: self.column, rows: self.rows.start + vcpus.start..self.rows.start + vcpus.end }
+    }
+
+    /// The column, and the vCPUs' rows in it.
+    #[must_use]
+    pub const fn column(&self) -> (&Column, &Range<usize>) {
+        (self.column, &self.rows)
+    }
+
     /// The values in the order of the vCPUs.
     #[must_use]
     pub fn iter(&self) -> Iter<'_> {
@@ -401,8 +471,6 @@ impl SavedVm<'_> {
     /// The count of the counter at the guest's frequency when the last vCPU left the guest, where the VMM knew it.
     #[must_use]
     pub fn stopped_at(&self) -> Option<StampCount> {
-        let time = self.time();
-        let ratio = Ratio::new(self.checkpoint.stamp.frequency, time.frequency());
-        time.stopped_at.map(|stopped| ratio.stamp(Stamp { count: stopped, ..self.checkpoint.stamp }).count)
+        self.checkpoint.stop(&self.time())
     }
 }

@@ -22,7 +22,8 @@ where
 /// Carries out a step.
 ///
 /// # Panics
-/// At a step of another architecture: a [`Backend`] has one offset for a VM, and no clock beside its counters.
+/// At a step of another architecture, or of many VMs: a [`Backend`] is one VM, has one offset, and no clock beside its
+/// counters.
 pub fn carry_out<B: Backend + ?Sized>(op: &Op<'_>, backend: &mut B) -> Answer<B::Error> {
     match op {
         Op::Look => await_stopped(backend).map(|()| Done::Ok).map_err(Failed::Call),
@@ -63,6 +64,7 @@ pub fn carry_out<B: Backend + ?Sized>(op: &Op<'_>, backend: &mut B) -> Answer<B:
         Op::SetLate(What::VcpuOffsets { .. }, _) | Op::SetClock { .. } => {
             unreachable!("arm64 has one offset for a VM, and no clock beside its counters")
         }
+        Op::SetEachLate(_) => unreachable!("a backend is one VM"),
     }
 }
 

@@ -5,8 +5,8 @@
 //! [`Backend`](crate::drive::Backend), or a VMM whose vCPU threads own them.
 
 use crate::arch::arm64::{CTL_ENABLE, CTL_IMASK, Registers, Role, Sysreg, Timer, View, count_reg, one_reg_id, timer};
-use crate::checkpoint::{Held, Interrupts, SavedTimer, SavedVm, Values};
-use crate::restore::{Late, Method};
+use crate::checkpoint::{Checkpoint, Held, Interrupts, SavedRows, SavedTimer, SavedVm, Values};
+use crate::restore::{Late, Method, Plans};
 use crate::time::{GuestCount, HostCount, Offset, OffsetInterval, Stamp};
 use alloc::boxed::Box;
 use alloc::rc::Rc;
@@ -14,6 +14,7 @@ use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::fmt;
 use core::future::{Future, poll_fn};
+use core::ops::Range;
 use core::pin::Pin;
 use core::task::{Context, Poll, Waker};
 
@@ -61,6 +62,9 @@ pub enum Op<'a> {
     /// Sample the counter, and set what follows from the sample, as late as can be: [`Done::Count`], the sample. After
     /// EBUSY the sample is taken anew.
     SetLate(What<'a>, Late),
+    /// Sample the counter of many VMs, and set the counters of each as its plan says for the sample: [`Done::Count`], the
+    /// sample.
+    SetEachLate(Rc<Plans>),
 }
 
 /// Written from one sample.
@@ -167,48 +171,116 @@ pub struct Block<'a>(Rows<'a>);
 enum Rows<'a> {
     Timers(Timers<'a>),
     Listed(Rc<[SavedRegister]>),
+    /// Runs of VMs, each with their places.
+    Many(Rc<[(Range<usize>, Timers<'a>)]>),
 }
 
-/// The timers' registers of a saved VM on arm64.
+/// The timers' registers on arm64 of a saved VM, or of VMs that follow each other.
 #[derive(Clone, Debug)]
 struct Timers<'a> {
-    vm: SavedVm<'a>,
+    saved: SavedRows<'a>,
     method: Method,
     /// Ticks by which each CVAL moves.
     cval_shift: u64,
 }
 
+/// A register of a VM's vCPUs, as a restore writes it.
+#[derive(Clone, Debug)]
+pub struct BlockColumn<'a> {
+    /// Id of the register.
+    pub id: u64,
+    /// Meaning of the register.
+    pub held: Held,
+    /// The saved values, one a vCPU.
+    pub values: Values<'a>,
+    /// Ticks by which each value moves: see [`timer::moved_cval`]. 0 for a register that isn't a compare value.
+    pub shift: u64,
+    /// Bits that have to read back.
+    pub seen: u64,
+}
+
+impl BlockColumn<'_> {
+    /// Returns the column of some of the vCPUs.
+    #[must_use]
+    pub fn part(&self, vcpus: Range<usize>) -> Self {
+        Self { values: self.values.part(vcpus), ..*self }
+    }
+
+    /// The values as they are written, in the order of the vCPUs.
+    pub fn written(&self) -> impl Iterator<Item = u64> {
+        self.values.iter().map(|value| timer::moved_cval(value, self.shift))
+    }
+
+    fn register(&self, vcpu: usize) -> Option<SavedRegister> {
+        let value = timer::moved_cval(self.values.get(vcpu)?, self.shift);
+        Some(SavedRegister { vcpu, id: self.id, value, seen: self.seen })
+    }
+}
+
 impl<'a> Timers<'a> {
-    /// CNTVOFF_EL2, those that nobody knows, then each timer's CVAL before its CTL.
-    fn registers(self) -> impl Iterator<Item = SavedRegister> + use<'a> {
-        let Self { vm, method, cval_shift } = self;
+    /// CNTVOFF_EL2, those that nobody knows, then each timer's CVAL before its CTL. Registers that stand together are
+    /// written together on each vCPU.
+    fn columns(self) -> impl Iterator<Item = [Option<BlockColumn<'a>>; 2]> + use<'a> {
+        let Self { saved, method, cval_shift } = self;
+        let whole = |id, held, values| [Some(BlockColumn { id, held, values, shift: 0, seen: u64::MAX }), None];
         let cntvoff =
-            vm.register(Held::Cntvoff).into_iter().flat_map(|values| whole(one_reg_id(Role::Cntvoff), values));
-        let others = vm.others().flat_map(|(id, values)| whole(id, values));
-        let timers = vm
+            saved.register(Held::Cntvoff).map(|values| whole(one_reg_id(Role::Cntvoff), Held::Cntvoff, values));
+        let others = saved.others().map(move |(id, values)| whole(id, Held::Unknown, values));
+        let timers = saved
             .timers()
             .filter(move |saved| method != Method::VirtualOnly || saved.timer != Timer::Ptimer)
-            .flat_map(move |SavedTimer { timer, cval, ctl }| {
-                let vcpus = 0..cval.len();
-                vcpus.flat_map(move |vcpu| {
-                    let (cval, ctl) = (cval.get(vcpu).unwrap_or_default(), ctl.get(vcpu).unwrap_or_default());
-                    let register = |role, value, seen| SavedRegister { vcpu, id: one_reg_id(role), value, seen };
-                    [
-                        register(Role::Cval(timer), timer::moved_cval(cval, cval_shift), u64::MAX),
-                        // The guest owns no other bits of CTL: ISTATUS is computed, and the rest are gone at the first
-                        // run.
-                        register(Role::Ctl(timer), ctl, CTL_ENABLE | CTL_IMASK),
-                    ]
-                })
+            .map(move |SavedTimer { timer, cval, ctl }| {
+                let (held, id) = (Held::Cval(timer), one_reg_id(Role::Cval(timer)));
+                let cval = BlockColumn { id, held, values: cval, shift: cval_shift, seen: u64::MAX };
+                let (held, id) = (Held::Ctl(timer), one_reg_id(Role::Ctl(timer)));
+                // The guest owns no other bits of CTL: ISTATUS is computed, and the rest are gone at the first run.
+                let ctl = BlockColumn { id, held, values: ctl, shift: 0, seen: CTL_ENABLE | CTL_IMASK };
+                [Some(cval), Some(ctl)]
             });
-        cntvoff.chain(others).chain(timers)
+        cntvoff.into_iter().chain(others).chain(timers)
+    }
+
+    fn registers(self) -> impl Iterator<Item = SavedRegister> + use<'a> {
+        let vcpus = self.saved.len();
+        self.columns().flat_map(move |columns| {
+            (0..vcpus)
+                .flat_map(move |vcpu| columns.clone().into_iter().flatten().filter_map(move |it| it.register(vcpu)))
+        })
     }
 }
 
 impl<'a> Block<'a> {
     /// Makes the block of a saved VM's timers on arm64; each CVAL moves by `cval_shift` ticks.
-    pub(crate) const fn timers(vm: SavedVm<'a>, method: Method, cval_shift: u64) -> Self {
-        Self(Rows::Timers(Timers { vm, method, cval_shift }))
+    pub(crate) fn timers(vm: &SavedVm<'a>, method: Method, cval_shift: u64) -> Self {
+        Self(Rows::Timers(Timers { saved: vm.registers(), method, cval_shift }))
+    }
+
+    /// Makes the block of the timers of all VMs of a checkpoint: how each plan's VMs are written, and the plan of each VM.
+    pub(crate) fn of_many(checkpoint: &'a Checkpoint, plans: &[(Method, u64)], plan_of: &[u32]) -> Self {
+        let mut runs: Vec<(Range<usize>, Timers<'a>)> = Vec::new();
+        let mut plan_of = plan_of.iter().map(|plan| plans[*plan as usize]);
+        let mut vms = 0;
+        for group in checkpoint.groups() {
+            let mut run = (vms..vms, 0..0, None);
+            let end = |run: (Range<usize>, Range<usize>, Option<(Method, u64)>)| {
+                let (vms, rows, plan) = run;
+                plan.map(|(method, cval_shift)| {
+                    (vms, Timers { saved: SavedRows::new(group, rows), method, cval_shift })
+                })
+            };
+            for vm in 0..group.len() {
+                let plan = plan_of.next();
+                if plan != run.2 {
+                    let next = (vms..vms, run.1.end..run.1.end, plan);
+                    runs.extend(end(core::mem::replace(&mut run, next)));
+                }
+                vms += 1;
+                run.0.end = vms;
+                run.1.end += group.vcpus_of(vm);
+            }
+            runs.extend(end(run));
+        }
+        Self(Rows::Many(runs.into()))
     }
 
     /// Makes a block of these registers, in their order.
@@ -216,14 +288,42 @@ impl<'a> Block<'a> {
         Self(Rows::Listed(registers.into_iter().collect()))
     }
 
-    /// The registers, in the order in which they are written.
+    /// The registers, in the order in which they are written. The rows of many VMs are counted through all of them.
     pub fn registers(&self) -> impl Iterator<Item = SavedRegister> + use<'a> {
-        let (timers, listed) = match &self.0 {
-            Rows::Timers(timers) => (Some(timers.clone().registers()), None),
-            Rows::Listed(listed) => (None, Some(Rc::clone(listed))),
+        let (timers, listed, many) = match &self.0 {
+            Rows::Timers(timers) => (Some(timers.clone()), None, None),
+            Rows::Listed(listed) => (None, Some(Rc::clone(listed)), None),
+            Rows::Many(runs) => (None, None, Some(Rc::clone(runs))),
         };
         let listed = listed.into_iter().flat_map(|listed| (0..listed.len()).map(move |at| listed[at]));
-        timers.into_iter().flatten().chain(listed)
+        let mut end = 0;
+        let many = many.into_iter().flat_map(|runs| (0..runs.len()).map(move |run| runs[run].1.clone()));
+        timers
+            .into_iter()
+            .chain(many)
+            .flat_map(move |timers| {
+                let first = end;
+                end += timers.saved.len();
+                timers.registers().map(move |register| SavedRegister { vcpu: first + register.vcpu, ..register })
+            })
+            .chain(listed)
+    }
+
+    /// Blocks of the VMs that follow each other in one group of columns and are written alike, with their places; of a
+    /// block of one VM, itself.
+    pub fn runs(&self) -> impl Iterator<Item = (Range<usize>, Self)> + use<'a> {
+        let (one, many) = match &self.0 {
+            Rows::Many(runs) => (None, Some(Rc::clone(runs))),
+            _ => (Some((0..1, self.clone())), None),
+        };
+        let many = many.into_iter().flat_map(|runs| (0..runs.len()).map(move |run| runs[run].clone()));
+        one.into_iter().chain(many.map(|(vms, timers)| (vms, Self(Rows::Timers(timers)))))
+    }
+
+    /// The registers of a run as columns, in the order in which those of a vCPU are written; none of another block.
+    pub fn columns(&self) -> impl Iterator<Item = BlockColumn<'a>> + use<'a> {
+        let timers = if let Rows::Timers(timers) = &self.0 { Some(timers.clone()) } else { None };
+        timers.into_iter().flat_map(|timers| timers.columns().flatten().flatten())
     }
 
     /// Number of registers that were written, by the answer to [`Op::Write`].
@@ -241,12 +341,6 @@ impl<'a> Block<'a> {
     pub fn row(&self, vcpu: usize) -> impl Iterator<Item = SavedRegister> + use<'a> {
         self.registers().filter(move |register| register.vcpu == vcpu)
     }
-}
-
-/// Returns a column of registers that have to read back in full.
-fn whole(id: u64, values: Values<'_>) -> impl Iterator<Item = SavedRegister> {
-    let vcpus = 0..values.len();
-    vcpus.filter_map(move |vcpu| Some(SavedRegister { vcpu, id, value: values.get(vcpu)?, seen: u64::MAX }))
 }
 
 /// A register of a block, and the value that it is to have.
@@ -330,6 +424,12 @@ impl<'a, E> Io<'a, E> {
     /// Returns the sample that the value followed from.
     pub(crate) async fn set_late(&self, what: What<'a>, late: Late) -> Result<HostCount, Failed<E>> {
         let Done::Count(count) = self.ask(Op::SetLate(what, late)).await? else { wrong_answer() };
+        Ok(count)
+    }
+
+    /// Returns the sample that the counters were set for.
+    pub(crate) async fn set_each_late(&self, plans: Rc<Plans>) -> Result<HostCount, Failed<E>> {
+        let Done::Count(count) = self.ask(Op::SetEachLate(plans)).await? else { wrong_answer() };
         Ok(count)
     }
 

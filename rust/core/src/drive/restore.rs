@@ -317,7 +317,7 @@ impl Restore {
 
     /// Returns the registers as this restore writes them.
     fn block<'a>(&self, vm: &SavedVm<'a>) -> Block<'a> {
-        Block::timers(vm.clone(), self.plan.method, self.cval_shift)
+        Block::timers(vm, self.plan.method, self.cval_shift)
     }
 
     /// Takes the last step: checks that the timers are still as they were written, samples the counter, sets the

@@ -244,14 +244,15 @@ impl Plan {
         self.elapsed_by() == Some(ElapsedBy::Counter)
     }
 
-    /// Returns the outcome of another VM that is saved and restored alike, except for its counters.
+    /// Returns the counters of another VM that is saved and restored alike, except for its counters: virtual and physical,
+    /// at the instant of `outcome`.
     #[must_use]
-    pub fn outcome_of(&self, outcome: &Outcome, (virt, phys): (GuestCount, GuestCount)) -> Outcome {
+    #[inline]
+    pub fn counters_of(&self, outcome: &Outcome, (virt, phys): (GuestCount, GuestCount)) -> (GuestCount, GuestCount) {
         let before = |count: GuestCount| GuestCount(count.0.wrapping_sub(self.saved.hidden_ticks));
         let (virt, phys) = (before(virt), before(phys));
         let phys = self.request.views.physical(virt, phys);
-        let after = |saved: GuestCount| saved.after(outcome.added_ticks);
-        Outcome { cntvct: after(virt), cntpct: after(phys), ..*outcome }
+        (virt.after(outcome.added_ticks), phys.after(outcome.added_ticks))
     }
 
     /// Returns the instant of an outcome, with the wall clock of the plan's sample.

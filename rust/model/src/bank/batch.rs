@@ -206,7 +206,7 @@ impl Bank {
     /// puts them into the future.
     pub fn next_deadline(&mut self, now: HostCount) -> u64 {
         self.look_again(now);
-        let deadlines = self.queue().map(|domain| {
+        let deadlines = self.queue(now).map(|domain| {
             let mut deadline =
                 [domain.queue.as_mut().map_or(NO_DEADLINE, |queue| queue.next_deadline(domain.ratio.at(now)))];
             domain.lead_back(now, &mut deadline);
@@ -221,7 +221,7 @@ impl Bank {
     pub fn expire(&mut self, now: HostCount) -> Vec<Expired> {
         self.look_again(now);
         let mut fired = Vec::new();
-        for domain in self.queue() {
+        for domain in self.queue(now) {
             let from = fired.len();
             let here = domain.ratio.at(now);
             if let Some(queue) = &mut domain.queue {

@@ -1,7 +1,8 @@
 //! vCPUs and their timers as columns, one row for each vCPU.
 
 use crate::bank::timer_block::TimerSlices;
-use guestclock_core::arch::arm64::{Offsets, Timer, View, view_of};
+use guestclock_core::arch::arm64::{Offsets, Timer, View, timer, view_of};
+use guestclock_core::checkpoint::Values;
 use guestclock_core::time::Offset;
 use std::collections::{BTreeMap, TryReserveError};
 use std::ops::Range;
@@ -234,6 +235,45 @@ impl Rows {
         }
     }
 
+    /// Number of timers of these rows that can raise their lines.
+    pub(crate) fn armed(&self, rows: Range<usize>) -> usize {
+        let each = |columns: &TimerColumns| {
+            columns.ctl[rows.clone()].iter().filter(|ctl| timer::can_raise(u64::from(**ctl))).count()
+        };
+        self.timers.iter().map(each).sum()
+    }
+
+    /// Sets CTL of these rows to saved values.
+    pub(crate) fn set_ctls(&mut self, rows: Range<usize>, timer: Timer, values: &Values<'_>) {
+        let (column, of) = values.column();
+        let bytes = &mut self.timers[timer.index()].ctl[rows.clone()];
+        if self.upper_ctl.is_empty() && column.copy_to_bytes(of.clone(), bytes) {
+            return;
+        }
+        rows.zip(values.iter()).for_each(|(row, ctl)| self.set_ctl(row, timer, ctl));
+    }
+
+    /// Appends the stored CTLs of these rows. `seen` maps a row's, where any has upper bits.
+    pub(crate) fn append_ctls(
+        &self,
+        rows: Range<usize>,
+        timer: Timer,
+        to: &mut Vec<u64>,
+        seen: impl Fn(u32, u64) -> u64,
+    ) {
+        if self.upper_ctl.is_empty() {
+            to.extend(self.timers[timer.index()].ctl[rows].iter().copied().map(u64::from));
+        } else {
+            to.extend(rows.map(|row| seen(self.vm[row], self.ctl(row, timer))));
+        }
+    }
+
+    /// Sets CNTVOFF_EL2, which takes effect at once.
+    pub(crate) fn set_cntvoff(&mut self, row: usize, cntvoff: u64) {
+        self.cntvoff[row] = cntvoff;
+        self.virt[row] = Offset(self.phys[row]).plus(Offset(cntvoff)).0;
+    }
+
     /// Returns the timers that have columns.
     pub(crate) fn kept(&self) -> &'static [Timer] {
         &Timer::ALL[..self.timers.len()]
@@ -243,7 +283,9 @@ impl Rows {
     pub(crate) fn bytes(&self) -> usize {
         let words = [&self.virt, &self.phys, &self.cntkctl, &self.cntvoff, &self.cnthctl].map(Vec::capacity);
         let timers = self.timers.iter().map(|it| it.cval.capacity() * 8 + it.ctl.capacity() + it.seen.capacity());
-        words.iter().sum::<usize>() * 8 + self.vm.capacity() * 4 + self.running.capacity() + timers.sum::<usize>()
+        let upper = self.upper_ctl.len() * size_of::<((usize, Timer), u64)>();
+        let columns = words.iter().sum::<usize>() * 8 + self.vm.capacity() * 4 + self.running.capacity();
+        columns + timers.sum::<usize>() + upper
     }
 
     fn clear_upper_ctl(&mut self, row: usize) {

@@ -1,15 +1,17 @@
 //! Timer queue of a bank: the timers of its rows that are yet to raise their lines.
 //!
-//! A VM has two groups in the deadline queue, one for the timers of each offset, so that a changed offset re-times them
-//! at the cost of one. A vCPU whose offset differs from its VM's has groups of its own: it has a CNTVOFF_EL2, or runs
-//! with the offset that it was loaded with.
+//! A VM's timers are a group of the deadline queue, so that a changed offset re-times them at the cost of one: all of
+//! them where both counters have one offset, as every VM has that opted in, else one group for each counter. A vCPU
+//! whose offset differs from its VM's has groups of its own: it has a CNTVOFF_EL2, or runs with the offset that it was
+//! loaded with.
 
-use crate::bank::rows::Rows;
+use crate::bank::rows::{Rows, TimerColumns};
 use crate::deadlines::queue::KEPT;
 use crate::deadlines::{DeadlineQueue, Fired};
 use guestclock_core::arch::arm64::{Offsets, Timer, View, timer, view_of};
 use guestclock_core::time::{HostCount, Offset};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// Ids never run out, since a bank has fewer rows ([`MAX_ROWS`](super::vms::MAX_ROWS)).
 const ENOUGH: &str = "the queue has a group of each VM, and ids for the timers of all rows";
@@ -18,13 +20,33 @@ const NO_GROUP: u32 = u32::MAX;
 
 const VIEWS: [View; 2] = [View::Virtual, View::Physical];
 
+/// Timers of a vCPU that a group has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Part {
+    /// All timers.
+    Whole,
+    /// Those that go by this counter.
+    Of(View),
+}
+
+impl Part {
+    /// Returns the timers, as indices of [`Timer::ALL`], of vCPUs that have `timers` of them.
+    const fn lanes(self, timers: u16) -> Range<u16> {
+        match self {
+            Self::Whole => 0..timers,
+            Self::Of(View::Virtual) => 0..1,
+            Self::Of(View::Physical) => 1..timers,
+        }
+    }
+}
+
 /// Owner of a group's timers.
 #[derive(Clone, Copy, Debug)]
 struct Member {
     slot: u32,
     /// The one vCPU that owns them, or [`ALL`].
     vcpu: u16,
-    view: View,
+    part: Part,
 }
 
 /// All of a VM's vCPUs, in place of one vCPU's number, which is below 512.
@@ -52,30 +74,48 @@ pub(crate) struct Due {
 #[derive(Clone, Debug)]
 pub(crate) struct TimerQueue {
     queue: DeadlineQueue,
-    /// Number of a vCPU's timers under the physical offset.
-    physical: u16,
-    /// Groups of each VM, by its slot.
+    /// Number of a vCPU's timers: 2 or 4.
+    timers: u16,
+    /// Groups of each VM's timers by its counters, by its slot; one and the same where both counters have one offset.
     groups: Vec<[u32; 2]>,
     /// Owner of each group, by the group's number.
     members: Vec<Member>,
     apart: BTreeMap<(u32, u16, usize), u32>,
     /// VMs whose offsets have changed: some of their fired timers may be in the future again.
-    moved: BTreeSet<u32>,
+    moved: Vec<u32>,
+    /// True of each of these VMs, by its slot.
+    has_moved: Vec<bool>,
     fired: Vec<Fired>,
 }
 
 impl TimerQueue {
-    /// Creates the queue for rows with `timers` timers.
-    pub(crate) fn new(timers: usize) -> Self {
-        Self {
-            queue: DeadlineQueue::new(),
-            physical: if timers == Timer::ALL.len() { 3 } else { 1 },
+    /// Creates the queue of VMs as of `now`. Exactly the memory that they take is reserved.
+    pub(crate) fn new(now: HostCount, vms: impl Iterator<Item = (Place, Offsets)> + Clone, rows: &Rows) -> Self {
+        let mut queue = Self {
+            queue: DeadlineQueue::as_of(now),
+            timers: if rows.el2() { 4 } else { 2 },
             groups: Vec::new(),
             members: Vec::new(),
             apart: BTreeMap::new(),
-            moved: BTreeSet::new(),
+            moved: Vec::new(),
+            has_moved: Vec::new(),
             fired: Vec::new(),
+        };
+        let each = queue.timers;
+        let with_vcpus = || vms.clone().filter(|(place, _)| place.vcpus > 0);
+        let sizes = with_vcpus().flat_map(|(Place { vcpus, .. }, shared)| {
+            parts(shared).iter().map(move |part| u32::from(vcpus) * lanes(*part, each))
+        });
+        queue.queue.reserve(sizes).expect("memory for the timers of the bank's rows");
+        let slots = with_vcpus().map(|(place, _)| place.slot as usize + 1).max().unwrap_or(0);
+        queue.groups.resize(slots, [NO_GROUP; 2]);
+        queue.has_moved.resize(slots, false);
+        queue.members.reserve_exact(with_vcpus().map(|(_, shared)| parts(shared).len()).sum());
+        for (place, shared) in vms {
+            queue.enrol_one_of_many(place, shared, rows, &[]);
         }
+        queue.queue.settle();
+        queue
     }
 
     /// Returns the timers of a VM that can raise their lines and aren't armed: `expire` has returned them.
@@ -90,36 +130,127 @@ impl TimerQueue {
 
     /// Adds a VM, with the timers of its rows that can raise their lines, except those that were reported.
     pub(crate) fn enrol(&mut self, place: Place, shared: Offsets, rows: &Rows, reported: &[(u16, Timer)]) {
+        self.enrol_one_of_many(place, shared, rows, reported);
+        self.queue.settle();
+    }
+
+    fn enrol_one_of_many(&mut self, place: Place, shared: Offsets, rows: &Rows, reported: &[(u16, Timer)]) {
         if place.vcpus == 0 {
             return;
         }
         let index = place.slot as usize;
         if self.groups.len() <= index {
             self.groups.resize(index + 1, [NO_GROUP; 2]);
+            self.has_moved.resize(index + 1, false);
         }
-        self.groups[index] = VIEWS.map(|view| {
-            let timers = u32::from(place.vcpus) * u32::from(self.timers_under(view));
-            self.add(Member { slot: place.slot, vcpu: ALL, view }, timers, shared.of(view), place.held)
+        let mut added = parts(shared).iter().map(|part| {
+            let timers = u32::from(place.vcpus) * lanes(*part, self.timers);
+            let member = Member { slot: place.slot, vcpu: ALL, part: *part };
+            self.add(member, timers, shared.of(part_view(*part)), place.held)
         });
+        let first = added.next().expect("a VM has one group at least");
+        let groups = [first, added.next().unwrap_or(first)];
+        self.groups[index] = groups;
+        self.fill(place, rows);
         for vcpu in 0..place.vcpus {
-            let row = place.first + usize::from(vcpu);
-            self.follow(place, vcpu, rows.offsets(row), shared);
-            for &timer in rows.kept() {
-                let (ctl, cval) = (rows.ctl(row, timer), rows.cval(row, timer));
-                if timer::can_raise(ctl) && !reported.contains(&(vcpu, timer)) {
-                    self.queue.arm(&[self.id(place.slot, vcpu, timer)], &[cval]).expect(ENOUGH);
+            self.follow(place, vcpu, rows.offsets(place.first + usize::from(vcpu)), shared);
+        }
+        for (vcpu, timer) in reported {
+            let id = self.id(place.slot, *vcpu, *timer);
+            self.queue.disarm(&[id]).expect(ENOUGH);
+        }
+    }
+
+    /// Arms all timers of a VM's own groups as its rows have them; [`DeadlineQueue::settle`] comes after the last VM.
+    fn fill(&mut self, place: Place, rows: &Rows) {
+        let of = place.first..place.first + usize::from(place.vcpus);
+        for group in own(self.groups[place.slot as usize]) {
+            let lanes = self.members[group as usize].part.lanes(self.timers);
+            let columns = rows.timers[usize::from(lanes.start)..usize::from(lanes.end)].iter();
+            let columns = columns.map(|TimerColumns { cval, ctl, .. }| (&cval[of.clone()], &ctl[of.clone()]));
+            self.queue.fill_one_of_many(group, columns);
+        }
+    }
+
+    /// Updates a VM all of whose timers and offsets were written, as one of many: [`settle`](Self::settle) comes after
+    /// the last.
+    pub(crate) fn rewrite_one_of_many(&mut self, place: Place, shared: Offsets, rows: &Rows) {
+        let Some(groups) = self.groups.get(place.slot as usize).filter(|groups| groups[0] != NO_GROUP) else { return };
+        if (groups[0] == groups[1]) != (shared.virt == shared.phys) || !self.is_whole(place, shared, rows) {
+            self.dismiss(place.slot);
+            self.enrol_one_of_many(place, shared, rows, &[]);
+            return;
+        }
+        self.move_and_hold(place, shared);
+        self.fill(place, rows);
+    }
+
+    /// Updates a VM that was held, let go or moved, as one of many: [`settle`](Self::settle) comes after the last.
+    pub(crate) fn move_one_of_many(&mut self, place: Place, shared: Offsets, rows: &Rows) {
+        let Some(groups) = self.groups.get(place.slot as usize).filter(|groups| groups[0] != NO_GROUP) else { return };
+        let mut moved = true;
+        if (groups[0] == groups[1]) == (shared.virt == shared.phys) {
+            moved = self.move_and_hold(place, shared);
+            if !self.is_whole(place, shared, rows) {
+                moved = true;
+                for (vcpu, row) in (0..place.vcpus).zip(place.first..) {
+                    self.follow(place, vcpu, rows.offsets(row), shared);
                 }
+            }
+        } else {
+            let reported = self.reported(place, rows);
+            self.dismiss(place.slot);
+            self.enrol_one_of_many(place, shared, rows, &reported);
+        }
+        if moved && !core::mem::replace(&mut self.has_moved[place.slot as usize], true) {
+            self.moved.push(place.slot);
+        }
+    }
+
+    /// Recomputes the deadlines of VMs that were changed as some of many.
+    pub(crate) fn settle(&mut self) {
+        self.queue.settle();
+    }
+
+    /// Returns whether the VM's offsets were others.
+    fn move_and_hold(&mut self, place: Place, shared: Offsets) -> bool {
+        let [first, second] = self.groups[place.slot as usize];
+        let mut moved = self.queue.move_one_of_many(first, shared.virt);
+        if second != first {
+            moved |= self.queue.move_one_of_many(second, shared.phys);
+        }
+        self.hold_one_of_many(place.slot, place.held);
+        moved
+    }
+
+    /// Holds a VM's timers, or lets them go, as those of one of many: [`settle`](Self::settle) comes after the last.
+    pub(crate) fn hold_one_of_many(&mut self, slot: u32, held: bool) {
+        let Some(groups) = self.groups.get(slot as usize).filter(|groups| groups[0] != NO_GROUP) else { return };
+        for group in own(*groups) {
+            self.queue.hold_one_of_many(group, held);
+        }
+        if !self.apart.is_empty() {
+            for (_, group) in self.apart.range((slot, 0, 0)..(slot + 1, 0, 0)) {
+                self.queue.hold_one_of_many(*group, held);
             }
         }
     }
 
+    /// Returns whether none of a VM's vCPUs has groups of its own, or has to.
+    fn is_whole(&self, place: Place, shared: Offsets, rows: &Rows) -> bool {
+        let of = place.first..place.first + usize::from(place.vcpus);
+        let all = |column: &[u64], offset: Offset| column[of.clone()].iter().all(|own| *own == offset.0);
+        let mut apart = self.apart.range((place.slot, 0, 0)..(place.slot + 1, 0, 0));
+        all(&rows.virt, shared.virt)
+            && all(&rows.phys, shared.phys)
+            && (self.apart.is_empty() || apart.next().is_none())
+    }
+
     /// Removes a VM.
     pub(crate) fn dismiss(&mut self, slot: u32) {
-        let Some(groups) = self.groups.get_mut(slot as usize) else { return };
-        for group in core::mem::replace(groups, [NO_GROUP; 2]) {
-            if group != NO_GROUP {
-                self.queue.remove_group(group).expect(ENOUGH);
-            }
+        let Some(groups) = self.groups.get_mut(slot as usize).filter(|groups| groups[0] != NO_GROUP) else { return };
+        for group in own(core::mem::replace(groups, [NO_GROUP; 2])) {
+            self.queue.remove_group(group).expect(ENOUGH);
         }
         let apart: Vec<_> =
             self.apart.range((slot, 0, 0)..(slot + 1, 0, 0)).map(|(key, group)| (*key, *group)).collect();
@@ -127,16 +258,12 @@ impl TimerQueue {
             self.apart.remove(&key);
             self.queue.remove_group(group).expect(ENOUGH);
         }
-        self.moved.remove(&slot);
     }
 
     /// Holds a VM's timers, or lets them go.
     pub(crate) fn hold(&mut self, slot: u32, held: bool) {
-        let Some(groups) = self.groups.get(slot as usize).filter(|groups| groups[0] != NO_GROUP) else { return };
-        let apart = self.apart.range((slot, 0, 0)..(slot + 1, 0, 0)).map(|(_, group)| group);
-        for group in groups.iter().chain(apart) {
-            self.queue.hold(*group, held).expect(ENOUGH);
-        }
+        self.hold_one_of_many(slot, held);
+        self.queue.settle();
     }
 
     /// Updates a timer that was written: its line goes high at this compare value, or not at all.
@@ -157,14 +284,8 @@ impl TimerQueue {
 
     /// Updates the offsets of a VM and its vCPUs: `shared` are those of vCPUs without offsets of their own.
     pub(crate) fn move_vm(&mut self, place: Place, shared: Offsets, rows: &Rows) {
-        let Some(groups) = self.groups.get(place.slot as usize).filter(|groups| groups[0] != NO_GROUP) else { return };
-        for (group, view) in groups.iter().zip(VIEWS) {
-            self.queue.set_offset(*group, shared.of(view)).expect(ENOUGH);
-        }
-        for vcpu in 0..place.vcpus {
-            self.follow(place, vcpu, rows.offsets(place.first + usize::from(vcpu)), shared);
-        }
-        self.moved.insert(place.slot);
+        self.move_one_of_many(place, shared, rows);
+        self.queue.settle();
     }
 
     /// Updates the offsets of a vCPU, which has groups of its own exactly while they differ from the VM's.
@@ -181,8 +302,8 @@ impl TimerQueue {
                 }
                 None if offset != shared.of(view) => {
                     let armed = self.take(slot, vcpu, view);
-                    let member = Member { slot, vcpu, view };
-                    let group = self.add(member, self.timers_under(view).into(), offset, held);
+                    let member = Member { slot, vcpu, part: Part::Of(view) };
+                    let group = self.add(member, lanes(Part::Of(view), self.timers), offset, held);
                     self.apart.insert(key, group);
                     self.give(slot, vcpu, &armed);
                 }
@@ -197,12 +318,20 @@ impl TimerQueue {
     }
 
     /// Returns the VMs whose offsets have changed since the last call.
-    pub(crate) fn take_moved(&mut self) -> BTreeSet<u32> {
-        core::mem::take(&mut self.moved)
+    pub(crate) fn take_moved(&mut self) -> Vec<u32> {
+        let mut moved = core::mem::take(&mut self.moved);
+        for slot in &moved {
+            self.has_moved[*slot as usize] = false;
+        }
+        moved.retain(|slot| self.groups[*slot as usize][0] != NO_GROUP);
+        moved
     }
 
     /// Arms a VM's timers again if their condition is no longer met.
     pub(crate) fn look_again(&mut self, place: Place, rows: &Rows, now: HostCount) {
+        if self.armed(place.slot) == rows.armed(place.first..place.first + usize::from(place.vcpus)) {
+            return;
+        }
         for vcpu in 0..place.vcpus {
             let row = place.first + usize::from(vcpu);
             for &timer in rows.kept() {
@@ -222,11 +351,12 @@ impl TimerQueue {
         self.queue.expire(now, &mut fired);
         due.extend(fired.iter().map(|Fired { deadline, timer }| {
             let (group, index) = self.queue.place_of(*timer).expect(ENOUGH);
-            let Member { slot, vcpu, view } = self.members[group as usize];
-            let each = u32::from(self.timers_under(view));
-            let (of, lane) = (index / each, (index % each) as usize);
+            let Member { slot, vcpu, part, .. } = self.members[group as usize];
+            let Range { start, end } = part.lanes(self.timers);
+            let each = u32::from(end - start);
+            let (of, lane) = (index / each, usize::from(start) + (index % each) as usize);
             let vcpu = if vcpu == ALL { u16::try_from(of).expect(ENOUGH) } else { vcpu };
-            Due { deadline: *deadline, slot, vcpu, timer: Timer::ALL[number(view) + lane] }
+            Due { deadline: *deadline, slot, vcpu, timer: Timer::ALL[lane] }
         }));
         self.fired = if fired.capacity() > KEPT { Vec::new() } else { fired };
     }
@@ -245,25 +375,35 @@ impl TimerQueue {
     /// Memory of the queue in bytes.
     pub(crate) fn bytes(&self) -> usize {
         let places = self.groups.capacity() * size_of::<[u32; 2]>() + self.members.capacity() * size_of::<Member>();
+        let apart = self.apart.len() * size_of::<((u32, u16, usize), u32)>();
+        let moved = self.moved.capacity() * size_of::<u32>() + self.has_moved.capacity();
+        let places = places + apart + moved;
         self.queue.bytes() + places + self.fired.capacity() * size_of::<Fired>()
     }
 
     /// Returns the timer's id in the queue.
     pub(crate) fn id(&self, slot: u32, vcpu: u16, timer: Timer) -> u32 {
         let view = view_of(timer);
-        let lane = timer.index() - number(view);
         let apart = if self.apart.is_empty() { None } else { self.apart.get(&(slot, vcpu, number(view))) };
-        let (group, vcpu) = match apart {
-            Some(group) => (*group, 0),
-            None => (self.groups[slot as usize][number(view)], u32::from(vcpu)),
+        let (group, part, vcpu) = match (apart, self.groups[slot as usize]) {
+            (Some(group), _) => (*group, Part::Of(view), 0),
+            (None, [first, second]) if first == second => (first, Part::Whole, u32::from(vcpu)),
+            (None, groups) => (groups[number(view)], Part::Of(view), u32::from(vcpu)),
         };
         let first = self.queue.timers(group).expect(ENOUGH).start;
-        first + vcpu * u32::from(self.timers_under(view)) + u32::try_from(lane).expect(ENOUGH)
+        let lane = timer as u32 - u32::from(part.lanes(self.timers).start);
+        first + vcpu * lanes(part, self.timers) + lane
+    }
+
+    /// Number of a VM's armed timers.
+    fn armed(&self, slot: u32) -> usize {
+        let apart = self.apart.range((slot, 0, 0)..(slot + 1, 0, 0)).map(|(_, group)| *group);
+        own(self.groups[slot as usize]).chain(apart).map(|group| self.queue.armed(group)).sum()
     }
 
     fn add(&mut self, member: Member, timers: u32, offset: Offset, held: bool) -> u32 {
         let group = self.queue.add_group(timers, offset).expect(ENOUGH);
-        self.queue.hold(group, held).expect(ENOUGH);
+        self.queue.hold_one_of_many(group, held);
         if self.members.len() <= group as usize {
             self.members.resize(group as usize + 1, member);
         }
@@ -273,7 +413,8 @@ impl TimerQueue {
 
     /// Disarms a vCPU's timers of this view, and returns their compare values.
     fn take(&mut self, slot: u32, vcpu: u16, view: View) -> Vec<(Timer, u64)> {
-        let timers = &Timer::ALL[number(view)..][..usize::from(self.timers_under(view))];
+        let lanes = Part::Of(view).lanes(self.timers);
+        let timers = &Timer::ALL[lanes.start.into()..lanes.end.into()];
         let ids = timers.iter().map(|timer| (*timer, self.id(slot, vcpu, *timer)));
         let armed: Vec<(Timer, u32, u64)> =
             ids.filter_map(|(timer, id)| Some((timer, id, self.queue.cval(id).expect(ENOUGH)?))).collect();
@@ -288,13 +429,31 @@ impl TimerQueue {
             self.queue.arm(&[self.id(slot, vcpu, *timer)], &[*cval]).expect(ENOUGH);
         }
     }
+}
 
-    const fn timers_under(&self, view: View) -> u16 {
-        match view {
-            View::Virtual => 1,
-            View::Physical => self.physical,
-        }
+/// Returns the parts of a VM's timers that have a group each.
+fn parts(shared: Offsets) -> &'static [Part] {
+    const APART: [Part; 2] = [Part::Of(View::Virtual), Part::Of(View::Physical)];
+    if shared.virt == shared.phys { &[Part::Whole] } else { &APART }
+}
+
+/// The groups of a VM, each once.
+fn own([first, second]: [u32; 2]) -> impl Iterator<Item = u32> {
+    core::iter::once(first).chain((second != first).then_some(second))
+}
+
+/// Returns the view whose offset a group of this part has.
+const fn part_view(part: Part) -> View {
+    match part {
+        Part::Whole => View::Virtual,
+        Part::Of(view) => view,
     }
+}
+
+/// Number of a vCPU's timers in a group.
+fn lanes(part: Part, timers: u16) -> u32 {
+    let Range { start, end } = part.lanes(timers);
+    (end - start).into()
 }
 
 /// Returns the number of a view's first timer, and of its group.

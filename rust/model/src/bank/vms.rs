@@ -5,6 +5,7 @@ use crate::bank::isa::Isa;
 use crate::bank::rows::{NOBODY, Rows};
 use crate::bank::timer_queue::{Place, TimerQueue};
 use crate::config::Config;
+use crate::deadlines::queue::KEPT;
 use crate::error::VmError;
 use guestclock_core::arch::arm64::{Behaviours, El2, IrqIds, Offsets, Timer, timer};
 use guestclock_core::time::{Frequency, HostCount, Offset, Ratio};
@@ -114,6 +115,18 @@ pub(crate) struct Seat {
     held: bool,
     /// True if the VM is among those that moved.
     moved: bool,
+}
+
+/// Work on many VMs, as the deadline queue has to follow it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Follow {
+    Nothing,
+    /// VMs were held, or let go.
+    Held,
+    /// Offsets have changed, too.
+    Moved,
+    /// All timers count as written, too.
+    Rewritten,
 }
 
 /// The rows of all VMs whose counters run at one frequency.
@@ -411,10 +424,31 @@ impl Bank {
         self.unqueued(slot, &reported, work);
     }
 
-    /// Writes to a VM's rows. All of its timers count as written.
-    pub(crate) fn rewrite(&mut self, slot: u32, write: impl FnOnce(&mut Rows, Range<usize>)) {
-        let rows_of = self.rows_of(slot);
-        self.unqueued(slot, &[], |bank| write(&mut bank.domain_and_seat(slot).0.rows, rows_of));
+    /// Works on many VMs, whose timers the deadline queues follow once at the end, in one pass, as `work` returns beside
+    /// its result.
+    pub(crate) fn many<T>(&mut self, slots: &[u32], work: impl FnOnce(&mut Self) -> (T, Follow)) -> T {
+        let queues: Vec<_> = self.domains.iter_mut().map(|domain| domain.queue.take()).collect();
+        let (done, follow) = work(self);
+        for (domain, queue) in self.domains.iter_mut().zip(queues) {
+            domain.queue = queue;
+        }
+        if follow != Follow::Nothing {
+            for slot in slots {
+                let (place, shared) = (self.place(*slot), self.shared_offsets(*slot));
+                let FrequencyDomain { rows, queue, .. } = self.domain_and_seat(*slot).0;
+                let Some(queue) = queue else { continue };
+                match follow {
+                    Follow::Nothing => {}
+                    Follow::Held => queue.hold_one_of_many(*slot, place.held),
+                    Follow::Moved => queue.move_one_of_many(place, shared, rows),
+                    Follow::Rewritten => queue.rewrite_one_of_many(place, shared, rows),
+                }
+            }
+            for queue in self.domains.iter_mut().filter_map(|domain| domain.queue.as_mut()) {
+                queue.settle();
+            }
+        }
+        done
     }
 
     /// Works on a VM's rows, while the VM is removed from the deadline queue. Afterwards its timers are queued again,
@@ -433,10 +467,12 @@ impl Bank {
 
     /// Updates the deadline queue with the offsets of a VM and its vCPUs.
     pub(crate) fn follow(&mut self, slot: u32) {
-        let (place, shared) = (self.place(slot), self.shared_offsets(slot));
-        let FrequencyDomain { rows, queue, .. } = self.domain_and_seat(slot).0;
-        if let Some(queue) = queue {
-            queue.move_vm(place, shared, rows);
+        if self.domain_of(slot).queue.is_some() {
+            let (place, shared) = (self.place(slot), self.shared_offsets(slot));
+            let FrequencyDomain { rows, queue, .. } = self.domain_and_seat(slot).0;
+            if let Some(queue) = queue {
+                queue.move_vm(place, shared, rows);
+            }
         }
         self.has_moved(slot);
     }
@@ -455,7 +491,8 @@ impl Bank {
             self.seats[slot as usize].moved = false;
             tell(self, slot);
         }
-        // The memory is kept: most calls move one VM.
+        // Most calls move one VM, so its memory is kept.
+        moved.shrink_to(KEPT);
         self.moved = moved;
     }
 
@@ -476,23 +513,20 @@ impl Bank {
     }
 
     /// Returns the domains, after creating missing deadline queues.
-    pub(crate) fn queue(&mut self) -> impl Iterator<Item = &mut FrequencyDomain> {
-        let timers = self.timers();
+    pub(crate) fn queue(&mut self, now: HostCount) -> impl Iterator<Item = &mut FrequencyDomain> {
         let is_new = |domain: &FrequencyDomain| domain.queue.is_none() && domain.vms > 0;
         if self.domains.iter().any(is_new) {
-            let new: Vec<bool> = self.domains.iter().map(is_new).collect();
-            for (domain, _) in self.domains.iter_mut().zip(&new).filter(|(_, new)| **new) {
-                domain.queue = Some(TimerQueue::new(timers));
-            }
-            for slot in 0..self.seats.len() {
-                let (slot, seat) = (narrow(slot), &self.seats[slot]);
-                if seat.taken && new[usize::from(seat.domain)] {
-                    let (place, shared) = (self.place(slot), self.shared_offsets(slot));
-                    let FrequencyDomain { rows, queue, .. } = self.domain_and_seat(slot).0;
-                    if let Some(queue) = queue {
-                        queue.enrol(place, shared, rows, &[]);
-                    }
+            let mut new: BTreeMap<u16, Vec<u32>> = BTreeMap::new();
+            for (slot, seat) in (0..).zip(&self.seats) {
+                if seat.taken && is_new(&self.domains[usize::from(seat.domain)]) {
+                    new.entry(seat.domain).or_default().push(slot);
                 }
+            }
+            for (number, slots) in new {
+                let number = usize::from(number);
+                let vms = slots.iter().map(|slot| (self.place(*slot), self.shared_offsets(*slot)));
+                let queue = TimerQueue::new(self.now_of(number, now), vms, &self.domains[number].rows);
+                self.domains[number].queue = Some(queue);
             }
         }
         self.domains.iter_mut()
@@ -521,7 +555,9 @@ impl Bank {
         let domain =
             |domain: &FrequencyDomain| domain.rows.bytes() + domain.queue.as_ref().map_or(0, TimerQueue::bytes);
         let slots = self.free.capacity() + self.moved.capacity();
-        let seats = self.seats.capacity() * size_of::<Seat>() + slots * size_of::<u32>();
+        let kinds =
+            self.classes.capacity() * size_of::<VmClass>() + self.domains.capacity() * size_of::<FrequencyDomain>();
+        let seats = self.seats.capacity() * size_of::<Seat>() + slots * size_of::<u32>() + kinds;
         self.domains.iter().map(domain).sum::<usize>() + seats
     }
 
@@ -590,4 +626,37 @@ impl Seat {
 /// Returns a slot or a row as `u32`: [`MAX_VMS`] and [`MAX_ROWS`] are below 2^32.
 pub(crate) fn narrow(index: usize) -> u32 {
     u32::try_from(index).expect("below 2^32")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use guestclock_core::arch::arm64::{Role, one_reg_id};
+
+    /// Cost of a write is that of its row: whoever publishes offsets is told of none.
+    #[test]
+    fn a_timers_write_moves_no_vm() {
+        let frequency = Frequency::new(1_000_000_000).expect("not 0");
+        let kernel = Behaviours::named("6.12").expect("a kernel that is known");
+        let mut bank = Bank::new(frequency, false);
+        let vm = bank.add(frequency, kernel, Config::default()).expect("there is room");
+        bank.vm_mut(vm).expect("it is there").create_vcpus(512, HostCount(7)).expect("there is room");
+        let moved = |bank: &mut Bank| {
+            let mut moved = Vec::new();
+            bank.for_moved(|_, slot| moved.push(slot));
+            moved
+        };
+        assert_eq!(moved(&mut bank), [vm.slot()], "vCPUs have offsets");
+        for (role, value) in [(Role::Cval(Timer::Vtimer), 9), (Role::Ctl(Timer::Vtimer), 1), (Role::Cntkctl, 3)] {
+            bank.vm_mut(vm)
+                .expect("it is there")
+                .set_one_reg(3, one_reg_id(role), value, HostCount(8))
+                .expect("stopped");
+        }
+        bank.set_timers(Timer::Ptimer, &[vm.vcpu(5)], &[1], &[1]).expect("stopped");
+        bank.expire(HostCount(1 << 40));
+        assert_eq!(moved(&mut bank), [0; 0]);
+        bank.set_offsets(&[vm], &[5]).expect("stopped");
+        assert_eq!(moved(&mut bank), [vm.slot()]);
+    }
 }

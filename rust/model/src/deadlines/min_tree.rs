@@ -117,6 +117,18 @@ pub(super) fn set(rows: &mut [Row], leaves: usize, index: usize, value: u64) -> 
     (was, true)
 }
 
+/// Recomputes all levels from the values.
+pub(super) fn rebuild(rows: &mut [Row], leaves: usize) {
+    let mut level = 0..leaves;
+    while level.len() > TOP {
+        let above = above(&level);
+        for (index, row) in level.enumerate() {
+            rows[above.start + index / ROW].0[index % ROW] = rows[row].least();
+        }
+        level = above;
+    }
+}
+
 /// Returns the index of the first of the least values.
 pub(super) fn first(rows: &[Row], leaves: usize) -> usize {
     first_in(rows, &(0..leaves))
@@ -235,14 +247,7 @@ impl MinTree {
 
     /// Recomputes all levels from the values.
     pub(super) fn rebuild(&mut self) {
-        let mut level = 0..self.leaves;
-        while level.len() > TOP {
-            let above = above(&level);
-            for (index, row) in level.enumerate() {
-                self.rows[above.start + index / ROW].0[index % ROW] = self.rows[row].least();
-            }
-            level = above;
-        }
+        rebuild(&mut self.rows, self.leaves);
     }
 
     /// Returns the least value.

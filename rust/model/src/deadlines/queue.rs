@@ -14,7 +14,7 @@
 use crate::deadlines::min_tree::{self, MinTree, NONE, Path, ROW, Row, each, touch};
 use crate::deadlines::timers::{Group, TimerRows, grow, place};
 use guestclock_core::time::{GuestCount, HostCount, NO_DEADLINE, Offset};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, TryReserveError};
 use std::ops::Range;
 
 /// A timer that fired.
@@ -98,12 +98,14 @@ pub struct DeadlineQueue {
     now: HostCount,
     pending: usize,
     seen: Seen,
+    /// Groups whose deadline has to be recomputed; none between two calls of other modules' code.
+    stale: Vec<u32>,
     /// Removed groups' numbers to reuse, by the number of ids of the group.
     free: BTreeMap<usize, Vec<u32>>,
 }
 
-/// Largest number of timers firing at once for which the scratch memory is kept. A call with more frees it, since later
-/// calls rarely need as much.
+/// Largest number of timers, or of groups or rows that are looked through for them, for which the scratch memory of a call
+/// is kept. A call with more frees it, since later calls rarely need as much.
 pub(crate) const KEPT: usize = 1024;
 
 /// Scratch memory of `expire`.
@@ -131,6 +133,11 @@ impl DeadlineQueue {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Returns a queue without groups whose deadlines are computed as of `now`.
+    pub(crate) fn as_of(now: HostCount) -> Self {
+        Self { now, ..Self::default() }
     }
 
     /// Number of armed timers, without those of held groups.
@@ -177,13 +184,94 @@ impl DeadlineQueue {
 
     /// Holds a group, or lets it go. A held group's timers can be armed and disarmed, and none is due until it is let go.
     pub fn hold(&mut self, group: u32, held: bool) -> Result<(), QueueError> {
-        let known = self.group(group)?;
-        if self.timers.is_held(known) != held {
-            let armed = self.timers.hold(&self.groups[group as usize], held);
-            self.pending = if held { self.pending - armed } else { self.pending + armed };
-            self.retime(group as usize);
-        }
+        self.group(group)?;
+        self.hold_one_of_many(group, held);
+        self.settle();
         Ok(())
+    }
+
+    /// Reserves exactly the room for groups of so many timers each.
+    pub(crate) fn reserve(&mut self, groups: impl Iterator<Item = u32>) -> Result<(), TryReserveError> {
+        let mut by_size: BTreeMap<usize, usize> = BTreeMap::new();
+        for timers in groups {
+            *by_size.entry(footprint(timers)).or_default() += 1;
+        }
+        let (mut rows, mut more) = (0, 0);
+        for (size, groups) in by_size {
+            let in_a_block = (ROW / size).max(1);
+            let blocks = groups.div_ceil(in_a_block);
+            rows += blocks * size.div_ceil(ROW);
+            more += blocks * in_a_block;
+        }
+        self.timers.reserve(rows)?;
+        self.groups.try_reserve_exact(more)?;
+        self.deadlines.grow(self.groups.len() + more)
+    }
+
+    /// Holds a group, or lets it go, as one of many: [`settle`](Self::settle) comes after the last.
+    pub(crate) fn hold_one_of_many(&mut self, group: u32, held: bool) {
+        let known = &self.groups[group as usize];
+        if self.timers.is_held(known) != held {
+            let armed = self.timers.hold(known, held);
+            self.pending = if held { self.pending - armed } else { self.pending + armed };
+            self.is_stale(group);
+        }
+    }
+
+    /// Sets the offset of a group, as one of many: [`settle`](Self::settle) comes after the last. Returns whether it was
+    /// another.
+    pub(crate) fn move_one_of_many(&mut self, group: u32, offset: Offset) -> bool {
+        let moved = core::mem::replace(&mut self.groups[group as usize].offset, offset) != offset;
+        if moved {
+            self.is_stale(group);
+        }
+        moved
+    }
+
+    /// Rewrites every timer of a group from columns of compare values and controls, as one of many:
+    /// [`settle`](Self::settle) comes after the last.
+    pub(crate) fn fill_one_of_many<'a>(
+        &mut self,
+        group: u32,
+        columns: impl ExactSizeIterator<Item = (&'a [u64], &'a [u8])>,
+    ) {
+        let known = &self.groups[group as usize];
+        let (disarmed, armed) = self.timers.fill(known, columns);
+        if !self.timers.is_held(known) {
+            self.pending = self.pending + armed - disarmed;
+        }
+        self.is_stale(group);
+    }
+
+    fn is_stale(&mut self, group: u32) {
+        if self.stale.last() != Some(&group) {
+            self.stale.push(group);
+        }
+    }
+
+    /// Number of a group's armed timers, held or not.
+    pub(crate) fn armed(&self, group: u32) -> usize {
+        self.timers.armed(&self.groups[group as usize])
+    }
+
+    /// Recomputes the deadlines of the groups that were changed as some of many.
+    pub(crate) fn settle(&mut self) {
+        // Then the levels above them are computed once, and not up from each.
+        let many = self.stale.len() * ROW > self.groups.len();
+        for group in &self.stale {
+            let number = *group as usize;
+            let deadline = self.timers.deadline(&self.groups[number], self.now);
+            if many {
+                self.deadlines.rows[number / ROW].0[number % ROW] = deadline;
+            } else {
+                self.deadlines.set(number, deadline);
+            }
+        }
+        if many {
+            self.deadlines.rebuild();
+        }
+        self.stale.clear();
+        self.stale.shrink_to(KEPT);
     }
 
     /// Returns a timer's group, and the timer's index in it.
@@ -228,9 +316,9 @@ impl DeadlineQueue {
             self.group(*group)?;
         }
         for (group, offset) in groups.iter().zip(offsets) {
-            self.groups[*group as usize].offset = Offset(*offset);
-            self.retime(*group as usize);
+            self.move_one_of_many(*group, Offset(*offset));
         }
+        self.settle();
         Ok(())
     }
 
@@ -344,7 +432,7 @@ impl DeadlineQueue {
         }
         seen.groups.renew(&mut deadlines.rows);
         order(fired, &mut seen.words);
-        if fired.len() > KEPT {
+        if fired.len().max(seen.groups.found().len()).max(seen.rows.len()) > KEPT {
             *seen = Seen::default();
         }
     }
@@ -356,6 +444,7 @@ impl DeadlineQueue {
         let free: usize = self.free.values().map(|numbers| numbers.capacity() * 4).sum();
         let Seen { groups: seen, rows, trees, timers, words } = &self.seen;
         let lists = rows.capacity() * size_of::<SeenRow>() + trees.capacity() * 4 + words.capacity() * 8;
+        let lists = lists + self.stale.capacity() * 4;
         self.timers.bytes() + groups + free + seen.bytes() + timers.bytes() + lists
     }
 

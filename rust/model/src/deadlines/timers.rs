@@ -1,7 +1,7 @@
 //! Timers of the deadline queue by id, and the blocks of ids that VMs have.
 
 use crate::deadlines::min_tree::{self, NONE, ROW, Row, each};
-use guestclock_core::arch::arm64::timer::ticks_until;
+use guestclock_core::arch::arm64::timer::{can_raise, ticks_until};
 use guestclock_core::time::{HostCount, Offset};
 use std::collections::TryReserveError;
 use std::ops::Range;
@@ -100,10 +100,60 @@ impl TimerRows {
         let (row, lane) = place(group.first);
         let home = &mut self.homes[row];
         home.held = home.held & !(1 << lane) | u8::from(held) << lane;
+        self.armed(group)
+    }
+
+    /// Number of a group's armed timers.
+    pub(super) fn armed(&self, group: &Group) -> usize {
         if group.has_tree() {
             return self.homes[group.counting()].number as usize;
         }
         self.homes[group.rows()].iter().map(|home| (home.armed & group.lanes()).count_ones() as usize).sum()
+    }
+
+    /// Rewrites every timer of a group from columns: timer n of a vCPU is armed with the n-th column's compare value, where
+    /// its control lets it raise its line. Returns the numbers of timers that were armed before and that are now.
+    pub(super) fn fill<'a>(
+        &mut self,
+        group: &Group,
+        columns: impl ExactSizeIterator<Item = (&'a [u64], &'a [u8])>,
+    ) -> (usize, usize) {
+        let before = self.armed(group);
+        let (stride, mut timers, mut armed) = (columns.len(), 0, 0);
+        let (mut values, mut bits) = (Row::default(), 0);
+        let (first_row, first_lane) = place(group.first);
+        let in_one_row = group.timers as usize <= ROW;
+        for (first, (cvals, ctls)) in columns.enumerate() {
+            let mut at = first;
+            for (cval, ctl) in cvals.iter().zip(ctls) {
+                let arms = can_raise((*ctl).into());
+                let (value, lane) = (if arms { *cval } else { NONE }, at % ROW);
+                armed += usize::from(arms);
+                if in_one_row {
+                    values.0[lane] = value;
+                    bits |= u8::from(arms) << lane;
+                } else {
+                    let row = first_row + at / ROW;
+                    self.cvals[row].0[lane] = value;
+                    let home = &mut self.homes[row].armed;
+                    *home = *home & !(1 << lane) | u8::from(arms) << lane;
+                }
+                at += stride;
+            }
+            timers += cvals.len();
+        }
+        if in_one_row {
+            let lanes = first_lane..first_lane + group.timers as usize;
+            self.cvals[first_row].0[lanes].copy_from_slice(&values.0[..group.timers as usize]);
+            let home = &mut self.homes[first_row].armed;
+            *home = *home & !group.lanes() | bits << first_lane;
+        }
+        assert_eq!(timers, group.timers as usize, "a compare value and a control for each timer of the group");
+        if group.has_tree() {
+            min_tree::rebuild(&mut self.cvals[group.rows()], group.leaves());
+            self.homes[group.counting()].number = u32::try_from(armed).unwrap_or(group.timers);
+        }
+        (before, armed)
     }
 
     /// Returns a group's least compare value.
@@ -144,6 +194,11 @@ impl TimerRows {
         let width = (size.min(ROW).ilog2() & 3) as u8;
         self.homes.resize(rows, Home { number, armed: 0, width, held: 0 });
         Ok(())
+    }
+
+    pub(super) fn reserve(&mut self, rows: usize) -> Result<(), TryReserveError> {
+        self.cvals.try_reserve_exact(rows)?;
+        self.homes.try_reserve_exact(rows)
     }
 
     /// Starts the count of a group's armed timers.

@@ -1,0 +1,207 @@
+//! Plans of many VMs of one counter: one for all that are alike.
+//!
+//! VMs that are alike in all that a plan looks at, but for their counters, share one [`Plan`], made by
+//! [`plan`](planning::plan()) for the first of them; what it adds and how it sets a counter goes for all.
+
+use crate::checkpoint::{Backlog, Checkpoint, GuestTime};
+use crate::restore::plan::{Outcome, Plan};
+use crate::restore::planning;
+use crate::restore::policy::Request;
+use crate::restore::refusal::Refusal;
+use crate::restore::saved::Saved;
+use crate::restore::target::Target;
+use crate::time::{Frequency, GuestCount, HostCount, Instant, NamespaceTicks, Ratio, Stamp};
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use core::num::NonZeroU32;
+
+/// VMs of one counter as an operation on them begins: facts that take no call.
+#[derive(Clone, Debug)]
+pub struct ManyFacts {
+    /// Frequency of the counter.
+    pub frequency: Frequency,
+    /// Ticks by which the counter's own counts differ from a stamp's.
+    pub namespace_ticks: NamespaceTicks,
+    /// The VMs, in their order.
+    pub vms: Vec<VmFacts>,
+    /// Targets by their class, each of one of its VMs.
+    pub classes: Vec<Target>,
+}
+
+/// Facts about one of many VMs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VmFacts {
+    /// Number of vCPUs.
+    pub vcpus: usize,
+    /// Place of the VM's class among the classes: its VMs are alike as targets, but for what stands here.
+    pub class: u32,
+    /// True if the VM has opted in.
+    pub opted_in: bool,
+    /// Number of the VM's state.
+    pub generation: u64,
+}
+
+impl ManyFacts {
+    /// Returns one of the VMs as the target of a restore.
+    fn target(&self, vm: usize) -> Target {
+        let VmFacts { vcpus, class, opted_in, generation } = self.vms[vm];
+        Target { vcpus, opted_in, generation, ..self.classes[class as usize].clone() }
+    }
+}
+
+/// Guest times that many VMs go on from, in their order.
+#[derive(Clone, Copy, Debug)]
+pub enum Origins<'a> {
+    /// Those of a checkpoint, with registers.
+    Saved(&'a Checkpoint),
+    /// Those of VMs that are paused in place, where the registers stay.
+    InPlace {
+        /// The instant, by the counter of all.
+        stamp: &'a Stamp,
+        /// The guest times.
+        times: &'a [GuestTime],
+    },
+}
+
+impl<'a> Origins<'a> {
+    /// The guest time of each VM, with the number of its group in the checkpoint.
+    fn times(self) -> impl Iterator<Item = (usize, GuestTime)> {
+        let (groups, times) = match self {
+            Self::Saved(checkpoint) => (checkpoint.groups(), [].as_slice()),
+            Self::InPlace { times, .. } => ([].as_slice(), times),
+        };
+        let saved = groups
+            .iter()
+            .enumerate()
+            .flat_map(|(number, group)| (0..group.len()).map(move |vm| (number, group.time(vm))));
+        saved.chain(times.iter().map(|time| (0, *time)))
+    }
+
+    /// Returns the guest time that a VM goes on from.
+    fn saved(self, vm: usize) -> Option<Saved<'a>> {
+        match self {
+            Self::Saved(checkpoint) => Some(Saved::from(&checkpoint.vm(vm)?)),
+            Self::InPlace { stamp, times } => {
+                let time = *times.get(vm)?;
+                Some(Saved::in_place(Ratio::new(stamp.frequency, time.frequency()).stamp(*stamp), time))
+            }
+        }
+    }
+
+    /// Ticks from the stop of a VM's last vCPU to the registers' instant.
+    fn hidden_ticks(self, time: &GuestTime) -> u64 {
+        match self {
+            Self::Saved(checkpoint) if time.stopped_at.is_some() => checkpoint.hidden_ticks(time),
+            _ => 0,
+        }
+    }
+}
+
+/// Everything that a plan looks at, except for the counters.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Alike {
+    /// Number of the group in the checkpoint.
+    group: usize,
+    class: u32,
+    opted_in: bool,
+    saved_opted_in: bool,
+    frequency_hz: NonZeroU32,
+    /// Distance of the counters, where it decides: none, or whether it is within what the reads can hide.
+    apart: Option<bool>,
+    width_ticks: u64,
+    hidden_ticks: u64,
+    backlog: Option<Backlog>,
+}
+
+/// Plans of many VMs: one for all that are alike.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Plans {
+    /// The plans, each made for the first of its VMs.
+    pub plans: Vec<Plan>,
+    /// Target of each plan.
+    pub targets: Vec<Target>,
+    /// Place of each VM's plan among the plans.
+    pub plan_of: Vec<u32>,
+    /// Counters that each VM goes on from, virtual and physical, at the registers' instant.
+    counters: Vec<(GuestCount, GuestCount)>,
+}
+
+impl Plans {
+    /// Plans the restore of each VM, as of `sample` of the counter of all. A refusal comes with the place of its VM.
+    ///
+    /// # Panics
+    /// If there are facts of fewer VMs than guest times.
+    pub fn new(
+        facts: &ManyFacts,
+        origins: Origins<'_>,
+        sample: Stamp,
+        request: Request,
+    ) -> Result<Self, (usize, Refusal)> {
+        let sample = Instant { stamp: sample, namespace_ticks: facts.namespace_ticks };
+        let mut known: BTreeMap<Alike, u32> = BTreeMap::new();
+        // Most VMs are as the one before.
+        let mut last: Option<(Alike, u32)> = None;
+        let mut plans = Self::default();
+        plans.plan_of.reserve_exact(facts.vms.len());
+        plans.counters.reserve_exact(facts.vms.len());
+        for (vm, (group, time)) in origins.times().enumerate() {
+            let here = facts.vms[vm];
+            if here.vcpus != usize::from(time.vcpus) {
+                let (saved, host) = (time.vcpus.into(), here.vcpus);
+                return Err((vm, Refusal::TopologyMismatch { what: "vCPUs", saved, host }));
+            }
+            let apart = time.physical_displacement_ticks.cast_signed().unsigned_abs();
+            let alike = Alike {
+                group,
+                class: here.class,
+                opted_in: here.opted_in,
+                saved_opted_in: time.opted_in,
+                frequency_hz: time.frequency_hz,
+                apart: (apart > 0).then_some(apart > time.width_ticks().saturating_mul(2)),
+                width_ticks: time.width_ticks(),
+                hidden_ticks: origins.hidden_ticks(&time),
+                backlog: time.backlog,
+            };
+            let before = last.filter(|(before, _)| *before == alike).map(|(_, plan)| plan);
+            let plan = if let Some(plan) = before.or_else(|| known.get(&alike).copied()) {
+                plan
+            } else {
+                let target = facts.target(vm);
+                let frequency = Frequency::new(target.cntfrq_hz.into()).unwrap_or(facts.frequency);
+                let instant = Ratio::new(facts.frequency, frequency).instant(&sample);
+                let target = Target { namespace_ticks: instant.namespace_ticks, ..target };
+                let saved = origins.saved(vm).expect("a VM whose time was given");
+                let plan = planning::plan(&saved, &target, instant.stamp, request);
+                let number = u32::try_from(plans.plans.len()).unwrap_or(u32::MAX);
+                plans.plans.push(plan.map_err(|refusal| (vm, refusal))?);
+                plans.targets.push(target);
+                known.insert(alike, number);
+                number
+            };
+            last = Some((alike, plan));
+            plans.plan_of.push(plan);
+            plans.counters.push((time.timeline, time.physical()));
+        }
+        Ok(plans)
+    }
+
+    /// Returns the outcome of each plan for the first of its VMs, when the counter of all reads `now`.
+    pub fn outcomes(&self, now: HostCount, frequency: Frequency) -> impl Iterator<Item = Outcome> {
+        self.plans.iter().map(move |plan| plan.at(Ratio::new(frequency, plan.frequency()).at(now)))
+    }
+
+    /// Calls `call` with each VM's place, its plan, the plan's outcome, and the VM's own counters, virtual and physical, when
+    /// the counter of all reads `now`.
+    pub fn each(
+        &self,
+        now: HostCount,
+        frequency: Frequency,
+        mut call: impl FnMut(usize, &Plan, &Outcome, (GuestCount, GuestCount)),
+    ) {
+        let outcomes: Vec<Outcome> = self.outcomes(now, frequency).collect();
+        for (vm, (number, counters)) in self.plan_of.iter().zip(&self.counters).enumerate() {
+            let (plan, outcome) = (&self.plans[*number as usize], &outcomes[*number as usize]);
+            call(vm, plan, outcome, plan.counters_of(outcome, *counters));
+        }
+    }
+}
