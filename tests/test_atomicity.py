@@ -7,7 +7,7 @@ import errno
 import pickle
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ from guestclock.errors import (
     NoBacklog,
     NoSuchVm,
     NotACheckpoint,
+    OtherInstant,
     OutOfOrder,
     Refused,
     RestoreOpen,
@@ -486,6 +487,7 @@ PLAN_ROWS: list[Row] = [
     ("restore of another frequency", STOPPED, lambda s: s.vm.restore(checkpoint(hz=1)), FrequencyMismatch, None),
     ("restore of another name", STOPPED, lambda s: Fleet({"other": s.vm}).restore(checkpoint()), NamesDiffer, None),
     ("restore, running", RUNNING, lambda s: s.vm.restore(checkpoint()), VcpuRunning, errno.EBUSY),
+    ("verify, running", RUNNING, lambda s: s.vm.verify(), VcpuRunning, errno.EBUSY),
     ("restore too far", STOPPED, lambda s: s.vm.restore(checkpoint(), now=TOO_FAR), OverflowError, None),
 ]
 
@@ -523,6 +525,13 @@ STEP_ROWS: list[Row] = [
     ),
     ("release too far", [applied], lambda s: s.steps.release(now=TOO_FAR), OverflowError, None),
     ("release at -1", [applied], lambda s: s.steps.release(now=-1), OverflowError, None),
+    (
+        "release for an instant before the plan",
+        [applied],
+        lambda s: s.steps.release(at=replace(s.vm.counter.stamp(), count=0)),
+        OtherInstant,
+        None,
+    ),
 ]
 
 

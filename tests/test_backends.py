@@ -15,6 +15,7 @@ from guestclock.errors import (
     CounterSkew,
     KvmError,
     Misuse,
+    OtherInstant,
     OutOfOrder,
     ReadBackMismatch,
     RestoreOpen,
@@ -487,3 +488,62 @@ def test_a_pause_in_place(rig: Rig, *, owned: bool) -> None:
     # The 20 ms in it aren't the guest's; whatever was before and after them is.
     assert resumed - guest <= after - before - rig.vm.frequency_hz // 50 + 2 * bound
     assert resumed >= guest - bound
+
+
+def test_a_look_finds_the_clocks_where_they_are_and_changes_nothing(rig: Rig) -> None:
+    armed(rig)
+    before = [[rig.vm.get_one_reg(vcpu, reg) for reg in (Reg.TIMER_CVAL, Reg.TIMER_CTL)] for vcpu in (0, 1)]
+    for opt_in in (False, True):
+        if opt_in:
+            opted_in(rig)
+        begun = rig.host()
+        verified = rig.vm.verify()
+        assert verified, str(verified)
+        assert begun <= verified.looked_at <= rig.host()
+        assert (verified.state, verified.vcpus, verified.mismatches) == ("open", 2, ())
+        for view, known in (("cntvct", verified.virtual_offset), ("cntpct", verified.physical_offset)):
+            hidden = rig.vm.nested if view == "cntvct" else not has_physical(rig)
+            assert (known is None) == hidden
+            if known is not None:
+                assert meet((known[0], (known[0] + known[1]) % 2**64), rig.offset(view, 1))
+    after = [[rig.vm.get_one_reg(vcpu, reg) for reg in (Reg.TIMER_CVAL, Reg.TIMER_CTL)] for vcpu in (0, 1)]
+    # ISTATUS may have come true meanwhile.
+    assert [[cval, ctl & ~4] for cval, ctl in after] == [[cval, ctl & ~4] for cval, ctl in before]
+
+
+def test_a_guest_is_where_its_report_put_it(rig: Rig) -> None:
+    armed(rig)
+    checkpoint = rig.vm.checkpoint()
+    report = rig.vm.restore(checkpoint, Advance())
+    verified = rig.vm.verify(report)
+    assert verified, str(verified)
+    assert rig.vm.verify(checkpoint)
+    rig.vm.restore(checkpoint, Freeze())
+    later = rig.vm.verify(report)
+    assert {mismatch.code for mismatch in later.mismatches} == {"report"}
+    assert all(mismatch.ahead_ticks is not None and mismatch.ahead_ticks < 0 for mismatch in later.mismatches)
+
+
+@pytest.mark.parametrize("policy", [Freeze(), Advance()], ids=str)
+@pytest.mark.parametrize("owned", [False, True])
+def test_a_release_for_an_instant(rig: Rig, policy: Freeze | Advance, *, owned: bool) -> None:
+    if owned:
+        opted_in(rig)
+    checkpoint = rig.vm.checkpoint()
+    with rig.vm.restoring(checkpoint, policy) as r:
+        early = checkpoint.stamp
+        r.apply()
+        stamp = rig.vm.counter.stamp()
+        with pytest.raises(OtherInstant, match="after all have planned"):
+            r.release(at=early)
+        report = r.release(at=stamp)
+    assert report.released_at == stamp.count
+    assert report.added_ticks == (0 if policy == Freeze() else stamp.count - checkpoint.stamp.count)
+    assert report.returned_at > stamp.count
+    verified = rig.vm.verify(report)
+    assert verified, str(verified)
+    low, high = rig.offset("cntvct")
+    if not rig.vm.nested:
+        offset = (stamp.count - report.cntvct) % 2**64
+        bound = report.error_bound_ticks
+        assert within(offset, (low - bound) % 2**64, (high + bound) % 2**64)

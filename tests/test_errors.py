@@ -114,6 +114,7 @@ def test_a_kvm_error_is_an_oserror_with_its_errno(kind: type[KvmError]) -> None:
                 "ElapsedUnknown",
                 "FleetRefused",
                 "NamesDiffer",
+                "OtherInstant",
                 "RestoreOpen",
                 "TopologyMismatch",
                 "StalePlan",

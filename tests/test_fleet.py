@@ -25,6 +25,7 @@ from guestclock import (
     Report,
     SyncBound,
 )
+from guestclock._core import _each_step
 from guestclock.errors import (
     CapabilityMissing,
     CounterSkew,
@@ -494,16 +495,14 @@ class TestRestores:
         assert [vm.cntvct(0) for vm in vms.values()] == [1005, 2005, 3005, 4005]
 
     def test_a_restore_that_is_dropped_reopens_what_it_only_closed(self) -> None:
-        from guestclock._core import _close
-
         vm = owned(host())
         restore = vm.restoring(vm.checkpoint())
-        _close(restore)
+        assert _each_step([restore], "close", 1, stop=True) == ({0: None}, {})
         assert (vm.state, repr(restore)) == ("restoring", "<Restore Freeze(), closed>")
         with pytest.raises(Misuse, match="inside the block"):
             restore.apply()
-        with pytest.raises(Misuse, match="entered once"):
-            _close(restore)
+        _, failed = _each_step([restore], "close", 1, stop=True)
+        assert isinstance(failed.pop(0), Misuse)
         del restore
         gc.collect()
         assert vm.state == "open"
@@ -638,6 +637,54 @@ class TestFailures:
         assert {vm.state for vm in vms.values()} == {"open"}
 
 
+class TestThreads:
+    """The work of a fleet is shared, and comes to the same."""
+
+    @every_policy
+    @pytest.mark.parametrize("threads", [2, 3, 100])
+    def test_every_verb_comes_to_the_same(self, policy: Policy, threads: int) -> None:
+        counter = host()
+        only = fitting(policy)
+        fleet = Fleet(mixed(counter))
+        saved = fleet.checkpoint(only=only)
+        assert fleet.checkpoint(only=only, threads=threads) == saved
+        counter.advance(PAUSE)
+        alone, into = alike(counter), alike(counter)
+        one, many = Fleet(alone), Fleet(into)
+        planned = one.plan(saved, policy, only=only).to_dict()
+        assert many.plan(saved, policy, only=only, threads=threads).to_dict() == planned
+        reports = one.restore(saved, policy, only=only)
+        assert many.restore(saved, policy, only=only, threads=threads).to_dict() == reports.to_dict()
+        assert list(reports) == only
+        assert [state(into[name]) for name in only] == [state(alone[name]) for name in only]
+        assert many.verify(reports, only=only, threads=threads)
+        pauses = [fleet.pause(Freeze(), only=only, threads=share) for fleet, share in ((one, 1), (many, threads))]
+        counter.advance(5)
+        first, second = (pause.resume().to_dict() for pause in pauses)
+        assert first == second
+
+    def test_all_fail_alike(self) -> None:
+        counter = host()
+        vms = plain(counter)
+        saved = Fleet(vms).checkpoint()
+        for on_failure, left in (("finish", 2), ("stop", None)):
+            under = {
+                name: FaultyVm(vm, [Fault("apply", crash=True)] if name in "bd" else []) for name, vm in vms.items()
+            }
+            with pytest.raises(FleetInterrupted) as caught:
+                Fleet(under).restore(saved, on_failure=on_failure, threads=4)  # type: ignore[arg-type]
+            error = caught.value
+            assert sorted([*error.failed, *error.reports]) == list("abcd")
+            assert left in (None, len(error.failed))
+            Fleet(vms).restore(saved)
+
+    def test_there_is_at_least_one(self) -> None:
+        fleet = Fleet(plain(host()))
+        for call in (fleet.checkpoint, fleet.pause, fleet.verify):
+            with pytest.raises((ValueError, OverflowError)):
+                call(threads=0)
+
+
 class TestPauses:
     def test_each_from_its_own_sample_on(self) -> None:
         counter = host()
@@ -671,14 +718,18 @@ class TestPauses:
         with vms["owned"].pause(CatchUp(10**8, 10**9)):
             counter.advance(HZ)
         going_on = {name: vm for name, vm in vms.items() if name not in ("owned", "other")}
-        before, count = states(going_on), vms["owned"].cntvct(0)
+        before, count, began, step = states(going_on), vms["owned"].cntvct(0), counter.read(), vms["owned"].next_step()
         under = {name: FaultyVm(vm, [Fault("pause", delay_ticks=100)]) for name, vm in vms.items()}
         with vms["other"].running(0), pytest.raises(VcpuRunning) as caught:
             Fleet(under).pause()
         assert caught.value.__notes__ == ["VM 'other' of the fleet"]
         assert states(going_on) == before
-        # The pause's own sample came 100 ticks on, and none of the time after it was given.
-        assert (vms["owned"].backlog_ticks, vms["owned"].cntvct(0)) == (HZ, count + 100)
+        # As if it hadn't been paused: its clock has run on, and what it is owed is due when it was.
+        assert writes(under) == []
+        assert (vms["owned"].backlog_ticks, vms["owned"].cntvct(0)) == (HZ, count + counter.read() - began)
+        assert step is not None
+        assert (after := vms["owned"].next_step()) is not None
+        assert after.due_at == step.due_at
         assert {vm.state for vm in vms.values()} == {"open"}
 
     def test_one_that_fails_stays_paused_and_the_others_go_on(self) -> None:

@@ -157,3 +157,14 @@ def test_a_folder_that_is_no_checkpoint_names_its_files(tmp_path: Path) -> None:
     with pytest.raises(NotACheckpoint) as raw:
         Checkpoint.load(tmp_path)
     assert "\x1b" not in raw.value.__notes__[0]
+
+
+def test_the_example_restores_its_vms_on_one_instant(tmp_path: Path) -> None:
+    example = Path(__file__).parent.parent / "examples" / "many_processes.py"
+    done = subprocess.run(
+        [sys.executable, str(example), str(tmp_path)], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    *vms, last = done.stdout.splitlines()
+    assert (len(vms), last) == (PROCESSES, f"{PROCESSES} guests are on one instant")
+    assert len(list(tmp_path.iterdir())) == PROCESSES

@@ -15,6 +15,7 @@ from typing import (
     TypedDict,
     TypeVar,
     final,
+    overload,
     type_check_only,
 )
 
@@ -48,6 +49,7 @@ from guestclock.types import (
     TimerState,
     TimerStatus,
     TracedCall,
+    Verified,
     Views,
 )
 
@@ -58,7 +60,53 @@ _RATE_TOLERANCE_PPM: Final[int]
 
 def reg_id(name: str) -> int: ...
 def sysreg(name: str) -> tuple[int, int, int, int, int]: ...
-def _close(restore: Restore) -> None: ...
+def _cancel(pause: Pause) -> None: ...
+def _each_checkpoint(
+    vms: Sequence[tuple[GuestVm, str, int | None, int | None, Sequence[int | None] | None]],
+    now: int | Stamp | None,
+    sync: SyncBound | None,
+    threads: int,
+) -> tuple[dict[int, Checkpoint], dict[int, Exception]]: ...
+@overload
+def _each_plan(
+    vms: Sequence[GuestVm],
+    checkpoints: Sequence[Checkpoint],
+    policy: Policy | None,
+    options: Options | None,
+    now: int | Stamp | None,
+    keywords: OptionKeywords,
+    restoring: Literal[False],
+    threads: int,
+) -> tuple[dict[int, Plan], dict[int, Exception]]: ...
+@overload
+def _each_plan(
+    vms: Sequence[GuestVm],
+    checkpoints: Sequence[Checkpoint],
+    policy: Policy | None,
+    options: Options | None,
+    now: int | Stamp | None,
+    keywords: OptionKeywords,
+    restoring: Literal[True],
+    threads: int,
+) -> tuple[dict[int, Restore], dict[int, Exception]]: ...
+def _each_step(
+    restores: Sequence[Restore],
+    stage: str,
+    threads: int,
+    *,
+    stop: bool,
+    at: Stamp | None = None,
+    now: int | Stamp | None = None,
+) -> tuple[dict[int, Report | None], dict[int, Exception]]: ...
+def _each_pause(
+    vms: Sequence[GuestVm], policy: Policy | None, views: str, threads: int
+) -> tuple[dict[int, Pause], dict[int, Exception]]: ...
+def _each_resume(
+    pauses: Sequence[Pause], policy: Policy | None, threads: int
+) -> tuple[dict[int, Report], dict[int, Exception]]: ...
+def _each_verify(
+    vms: Sequence[GuestVm], given: Sequence[Report | Checkpoint | None], now: int | Stamp | None, threads: int
+) -> tuple[dict[int, Verified], dict[int, Exception]]: ...
 def _crc32c(data: bytes) -> int: ...
 def _is_unknown_host(host: Stamp) -> bool: ...
 def _monitored(on: bool) -> None: ...
@@ -408,6 +456,7 @@ class GuestVm:
         **keywords: Unpack[OptionKeywords],
     ) -> Restore: ...
     def pause(self, policy: Policy | None = None, *, views: Views = "preserve") -> Pause: ...
+    def verify(self, given: Report | Checkpoint | None = None, *, now: int | Stamp | None = None) -> Verified: ...
     def next_step(self) -> Step | None: ...
     def catch_up(self, *, sleep: Callable[[float], object] | None = None) -> Iterator[Step]: ...
     def running(self, vcpu: int) -> Running: ...
@@ -789,7 +838,7 @@ class Restore:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None: ...
     def apply(self, *, now: int | Stamp | None = None) -> None: ...
-    def release(self, *, now: int | Stamp | None = None) -> Report: ...
+    def release(self, *, at: Stamp | None = None, now: int | Stamp | None = None) -> Report: ...
 
 @final
 class Step:

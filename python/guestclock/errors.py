@@ -169,6 +169,10 @@ class UnknownState(Refused):
     what: str
 
 
+class OtherInstant(Refused):
+    """The stamp of `release(at=)` isn't of this host since the plan. The restore is still open."""
+
+
 class StalePlan(Refused):
     """The VM changed after the plan was made."""
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, TypeVar
 
 from guestclock._core import (
-    Advance,
     Checkpoint,
     ClockBank,
     Freeze,
@@ -21,11 +21,26 @@ from guestclock._core import (
     Plan,
     Report,
     Restore,
-    _close,
+    _cancel,
+    _each_checkpoint,
+    _each_pause,
+    _each_plan,
+    _each_resume,
+    _each_step,
+    _each_verify,
     _vm_name,
 )
-from guestclock.errors import FleetInterrupted, FleetRefused, GuestClockError, Interrupted, Misuse, NamesDiffer
+from guestclock.errors import (
+    FleetInterrupted,
+    FleetRefused,
+    GuestClockError,
+    Interrupted,
+    Misuse,
+    NamesDiffer,
+    OtherInstant,
+)
 from guestclock.pacing import fleet_steps
+from guestclock.types import Verified
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,7 +51,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from guestclock._core import Pause, Step, _PausedSet, _SetReport
-    from guestclock.types import OptionKeywords, Options, Policy, Stamp, SyncBound, Views
+    from guestclock.types import Mismatch, OptionKeywords, Options, Policy, Stamp, SyncBound, Views
 
 _Made = TypeVar("_Made")
 _Value = TypeVar("_Value")
@@ -55,6 +70,10 @@ class Fleet(Mapping[str, GuestVm]):
 
     A mapping in the order that it was given in, which is the order of all work. `only`, wherever it is taken, is an
     iterable of names, each once: the VMs that the call is about, by default all.
+
+    `threads`, wherever it is taken, is the number of threads that share the work, at least 1: each VM's on one of them,
+    in Rust, without the interpreter's lock, which is given up once for each step. On KVM a step is ioctls, so more
+    threads than one pay where the kernel takes long for them.
 
     `Fleet(bank)` takes a `ClockBank` whole, with the VMs that it has now. `names` names them in the order of
     `bank.vms()`; without it each is named by the digits of its handle. Its checkpoints, restores and pauses are passes
@@ -100,6 +119,7 @@ class Fleet(Mapping[str, GuestVm]):
         sync: SyncBound | None = None,
         vmclock_address: Mapping[str, int] | None = None,
         stolen_time: Mapping[str, Sequence[int | None]] | None = None,
+        threads: int = 1,
     ) -> Checkpoint:
         """Saves the VMs' guest time as one checkpoint of one instant, under the fleet's names.
 
@@ -120,20 +140,10 @@ class Fleet(Mapping[str, GuestVm]):
             return self._bank.checkpoint(self._some(only), stopped_at, now, sync)
         names = self._chosen(only)
         stops = stopped_at if isinstance(stopped_at, Mapping) else dict.fromkeys(names, stopped_at)
-        saved = []
-        for name in names:
-            with _Noted(name):
-                saved.append(
-                    self[name].checkpoint(
-                        name=name,
-                        now=now,
-                        stopped_at=stops.get(name),
-                        sync=sync,
-                        vmclock_address=addresses.get(name),
-                        stolen_time=records.get(name),
-                    )
-                )
-        return Checkpoint.join(saved)
+        vms = [(self[name], name, stops.get(name), addresses.get(name), records.get(name)) for name in names]
+        made, failed = _each_checkpoint(vms, now, sync, threads)
+        _raise_first(names, failed)
+        return Checkpoint.join(list(made.values()))
 
     def plan(
         self,
@@ -144,6 +154,7 @@ class Fleet(Mapping[str, GuestVm]):
         by: By = "name",
         options: Options | None = None,
         now: int | Stamp | None = None,
+        threads: int = 1,
         **keywords: Unpack[OptionKeywords],
     ) -> FleetPlan:
         """Plans the restore of `checkpoint`, without touching anything: a plan each VM, or its refusal.
@@ -153,10 +164,9 @@ class Fleet(Mapping[str, GuestVm]):
         For the rest see `GuestVm.plan`.
         """
         saved = self._matched(checkpoint, only, by)
-        made, refused = _each(
-            saved,
-            lambda name: self[name].plan(saved[name], policy, options=options, now=now, **keywords),
-        )
+        vms = [self[name] for name in saved]
+        planned = _each_plan(vms, list(saved.values()), policy, options, now, keywords, False, threads)  # noqa: FBT003
+        made, refused = _sorted(list(saved), planned)
         return FleetPlan(policy or Freeze(), list(saved), made, refused)
 
     def restore(
@@ -169,6 +179,7 @@ class Fleet(Mapping[str, GuestVm]):
         on_failure: OnFailure = "finish",
         options: Options | None = None,
         now: int | Stamp | None = None,
+        threads: int = 1,
         **keywords: Unpack[OptionKeywords],
     ) -> FleetReport:
         """Restores `checkpoint`, with `plan`'s arguments: all guests may run when it returns.
@@ -186,7 +197,9 @@ class Fleet(Mapping[str, GuestVm]):
             try:
                 report = self._bank.restore(checkpoint, saved, policy, options, now, keywords)
             except FAILURES as error:
-                planned = self.plan(checkpoint, policy, only=only, by=by, options=options, now=now, **keywords)
+                planned = self.plan(
+                    checkpoint, policy, only=only, by=by, options=options, now=now, threads=threads, **keywords
+                )
                 if planned.refused:
                     refused = _refused(planned.accepted, planned.refused)
                     _watched_failure("restore", refused)
@@ -195,9 +208,7 @@ class Fleet(Mapping[str, GuestVm]):
                 raise
             _watched_end("restore", report, policy)
             return report
-        opened = self.restoring(
-            checkpoint, policy, only=only, by=by, on_failure=on_failure, options=options, now=now, **keywords
-        )
+        opened = self._restoring(checkpoint, policy, only, by, on_failure, options, now, threads, keywords)
         with opened:
             opened.apply(now=now)
             return opened.release(now=now)
@@ -212,6 +223,7 @@ class Fleet(Mapping[str, GuestVm]):
         on_failure: OnFailure = "finish",
         options: Options | None = None,
         now: int | Stamp | None = None,
+        threads: int = 1,
         **keywords: Unpack[OptionKeywords],
     ) -> FleetRestore:
         """Restores `checkpoint` around what the VMM restores itself, with `restore`'s arguments: a context manager.
@@ -219,39 +231,72 @@ class Fleet(Mapping[str, GuestVm]):
         The call plans, and raises FleetRefused. Entering the block closes all VMs, then makes each one's first step.
         Leaving it without `release()` gives all of them up: see `GuestVm.restoring`.
         """
+        return self._restoring(checkpoint, policy, only, by, on_failure, options, now, threads, keywords)
+
+    def _restoring(
+        self,
+        checkpoint: Checkpoint,
+        policy: Policy | None,
+        only: Iterable[str] | None,
+        by: By,
+        on_failure: OnFailure,
+        options: Options | None,
+        now: int | Stamp | None,
+        threads: int,
+        keywords: OptionKeywords,
+    ) -> FleetRestore:
         _checked_word(on_failure)
         saved = self._matched(checkpoint, only, by)
-        made, refused = _each(
-            saved,
-            lambda name: self[name].restoring(saved[name], policy, options=options, now=now, **keywords),
-        )
+        vms = [self[name] for name in saved]
+        planned = _each_plan(vms, list(saved.values()), policy, options, now, keywords, True, threads)  # noqa: FBT003
+        made, refused = _sorted(list(saved), planned)
         if refused:
             raise _refused(list(made), refused)
         plans = {name: restore.plan for name, restore in made.items()}
-        return FleetRestore(FleetPlan(policy or Freeze(), list(saved), plans, {}), made, on_failure)
+        return FleetRestore(FleetPlan(policy or Freeze(), list(saved), plans, {}), made, on_failure, threads)
+
+    def verify(
+        self,
+        given: FleetReport | Checkpoint | None = None,
+        *,
+        only: Iterable[str] | None = None,
+        now: int | Stamp | None = None,
+        threads: int = 1,
+    ) -> FleetVerified:
+        """Looks at the clocks of the VMs, changes nothing, and waits for nobody: a `Verified` each.
+
+        With a report or a checkpoint each VM is compared with its own, by name, and a VM that it hasn't got with none.
+        A VM that can't be looked at (VcpuRunning) is in `failed`. See `GuestVm.verify`.
+        """
+        names = self._chosen(only)
+        of: Mapping[str, Report | Checkpoint] = given or {} if not isinstance(given, Checkpoint) else _named(given)
+        looked = _each_verify([self[name] for name in names], [of.get(name) for name in names], now, threads)
+        return FleetVerified(*_sorted(names, looked))
 
     def pause(
-        self, policy: Policy | None = None, *, only: Iterable[str] | None = None, views: Views = "preserve"
+        self,
+        policy: Policy | None = None,
+        *,
+        only: Iterable[str] | None = None,
+        views: Views = "preserve",
+        threads: int = 1,
     ) -> FleetPause:
         """Pauses the VMs in place: none of their vCPUs can run until `resume()`, or the end of the `with` block.
 
         Each is paused from its own sample on; a bank's VMs all at one instant, or none. Where one can't be paused
         (VcpuRunning, RestoreOpen, a Refused), its error has a note that names it, and those before it go on as if they
-        hadn't been paused; one that has a backlog keeps it, and doesn't get the time that the call took.
+        hadn't been paused: nothing is written.
         """
         if self._bank is not None:
             return self._bank.pause(self._some(only), policy, views)
         names = self._chosen(only)
-        paused: dict[str, Pause] = {}
-        try:
-            for name in names:
-                with _Noted(name):
-                    paused[name] = self[name].pause(policy, views=views)
-        except BaseException:
-            for name, pause in paused.items():
-                pause.resume(Freeze() if self[name].backlog_ticks else Advance())
-            raise
-        return FleetPause(paused)
+        paused, failed = _each_pause([self[name] for name in names], policy, views, threads)
+        if failed:
+            for pause in paused.values():
+                with suppress(GuestClockError):
+                    _cancel(pause)
+            _raise_first(names, failed)
+        return FleetPause({names[at]: pause for at, pause in paused.items()}, threads)
 
     def catch_up(
         self, *, only: Iterable[str] | None = None, sleep: Callable[[float], object] | None = None
@@ -279,7 +324,7 @@ class Fleet(Mapping[str, GuestVm]):
 
     def _matched(self, checkpoint: Checkpoint, only: Iterable[str] | None, by: By) -> dict[str, Checkpoint]:
         """The saved VM of each name, in the fleet's order."""
-        names, saved = self._chosen(only), dict(zip(checkpoint.names, checkpoint, strict=True))
+        names, saved = self._chosen(only), _named(checkpoint)
         if by == "position":
             _differ(missing=list(self._vms)[len(saved) :], extra=list(saved)[len(self._vms) :])
             saved = dict(zip(self._vms, saved.values(), strict=True))
@@ -404,6 +449,32 @@ class FleetReport(_ByName[Report]):
         return f"<FleetReport of {len(self)} VMs>"
 
 
+class FleetVerified(_ByName[Verified]):
+    """A `Verified` each VM that could be looked at, by name."""
+
+    def __init__(self, verified: Mapping[str, Verified], failed: Mapping[str, Exception]) -> None:
+        super().__init__(verified)
+        self.failed: dict[str, Exception] = dict(failed)
+        """The error of each VM that couldn't be looked at."""
+
+    def __bool__(self) -> bool:
+        """True where every VM was looked at, and is as it is to be."""
+        return not self.failed and all(self.values())
+
+    @property
+    def mismatches(self) -> dict[str, tuple[Mismatch, ...]]:
+        """The clocks that aren't where they are to be, of each VM that has one."""
+        return {name: verified.mismatches for name, verified in self.items() if not verified}
+
+    def __str__(self) -> str:
+        """For people."""
+        lines = [f"{name}: {type(error).__name__}: {error}" for name, error in self.failed.items()]
+        return "\n".join(lines + [f"{name}: {verified}" for name, verified in self.items()])
+
+    def __repr__(self) -> str:
+        return f"<FleetVerified of {len(self)} VMs: {len(self.mismatches)} off, {len(self.failed)} failed>"
+
+
 class FleetRestore:
     """A restore of many VMs around what the VMM restores itself: the result of `Fleet.restoring`.
 
@@ -411,7 +482,7 @@ class FleetRestore:
     `release()`, by whatever way, gives up every VM that isn't released: see `Restore`.
     """
 
-    def __init__(self, plan: FleetPlan, restores: dict[str, Restore], on_failure: OnFailure) -> None:
+    def __init__(self, plan: FleetPlan, restores: dict[str, Restore], on_failure: OnFailure, threads: int) -> None:
         self.plan = plan
         """The plan."""
         self.failed: dict[str, Exception] = {}
@@ -420,15 +491,16 @@ class FleetRestore:
         self._open: dict[str, Restore] = {}
         self._reports: dict[str, Report] = {}
         self._on_failure = on_failure
+        self._threads = threads
 
     def __enter__(self) -> Self:
         """Closes all VMs, then makes each one's first step. VcpuRunning or StalePlan before anything is written."""
         try:
-            for name, restore in self._restores.items():
-                with _Noted(name):
-                    _close(restore)
-                self._open[name] = restore
-            self._step("prepare", Restore.__enter__)
+            names = list(self._restores)
+            closed, failed = _each_step(list(self._restores.values()), "close", self._threads, stop=True)
+            self._open = {names[at]: self._restores[names[at]] for at in closed}
+            _raise_first(names, failed)
+            self._step("prepare")
         except BaseException as error:
             self._give_up(error)
             raise
@@ -442,33 +514,39 @@ class FleetRestore:
 
     def apply(self, *, now: int | Stamp | None = None) -> None:
         """The second step, of every VM: its vCPUs' timers, CVAL before CTL, read back."""
-        self._step("apply", lambda restore: restore.apply(now=now))
+        self._step("apply", now=now)
 
-    def release(self, *, now: int | Stamp | None = None) -> FleetReport:
+    def release(self, *, at: Stamp | None = None, now: int | Stamp | None = None) -> FleetReport:
         """The last step, of every VM: each one's own sample, then its counters; its vCPUs may run.
 
+        With `at` all go on from the instant of that stamp: see `Restore.release`.
+        OtherInstant where it can't be for `at`: call it again, for the VMs that aren't released yet.
         FleetInterrupted where a VM has failed in this step or before: `reports` has what the others got.
         """
-        self._step("release", lambda restore: restore.release(now=now))
+        self._step("release", at=at, now=now)
         if self.failed:
             raise self._interrupted()
         return FleetReport(self._reports)
 
-    def _step(self, step: str, make: Callable[[Restore], object]) -> None:
-        for name, restore in list(self._open.items()):
-            try:
-                made = make(restore)
-            except FAILURES as error:
+    def _step(self, step: str, *, at: Stamp | None = None, now: int | Stamp | None = None) -> None:
+        names, stop = list(self._open), self._on_failure == "stop"
+        done = _each_step(list(self._open.values()), step, self._threads, stop=stop, at=at, now=now)
+        made, failed = _sorted(names, done)
+        for name, report in made.items():
+            if report is not None:
                 del self._open[name]
-                restore.__exit__(type(error), error, error.__traceback__)
-                self.failed[name] = error
-                if self._on_failure == "stop":
-                    self._stop(step, name)
-                    raise self._interrupted() from error
-            else:
-                if isinstance(made, Report):
-                    del self._open[name]
-                    self._reports[name] = made
+                self._reports[name] = report
+        # A stamp that isn't right for a VM is no failure of the VM's: it can still be released.
+        refused = {name: error for name, error in failed.items() if isinstance(error, OtherInstant)}
+        failed = {name: error for name, error in failed.items() if name not in refused}
+        for name, error in failed.items():
+            self._open.pop(name).__exit__(type(error), error, error.__traceback__)
+            self.failed[name] = error
+        if failed and stop:
+            name, error = next(iter(failed.items()))
+            self._stop(step, name)
+            raise self._interrupted() from error
+        _raise_first(list(refused), dict(enumerate(refused.values())))
 
     def _stop(self, step: str, failed: str) -> None:
         """Gives up the VMs that aren't released, since one has failed: each gets an error that says its state."""
@@ -502,8 +580,9 @@ class FleetRestore:
 class FleetPause:
     """VMs that are paused in place: the result of `Fleet.pause`. A pause that is dropped leaves its VMs closed."""
 
-    def __init__(self, pauses: dict[str, Pause]) -> None:
+    def __init__(self, pauses: dict[str, Pause], threads: int = 1) -> None:
         self._pauses = pauses
+        self._threads = threads
         self._reports: dict[str, Report] = {}
         self._over = self._entered = False
 
@@ -521,7 +600,7 @@ class FleetPause:
         if self._over:
             raise Misuse("the pause is over, and its report is at hand (report): pause() again")
         waiting = {name: pause for name, pause in self._pauses.items() if name not in self._reports}
-        made, failed = _each(waiting, lambda name: waiting[name].resume(policy))
+        made, failed = _sorted(list(waiting), _each_resume(list(waiting.values()), policy, self._threads))
         self._reports |= made
         if failed:
             raise FleetInterrupted(
@@ -734,22 +813,6 @@ def _watched_failure(verb: Literal["restore", "pause"], error: Exception) -> Non
         tracing._failed(None, "", verb, error)  # noqa: SLF001 - for this module
 
 
-class _Noted:
-    """A block about one VM: an exception that leaves it gets a note that names the VM."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        if exc is not None:
-            exc.add_note(f"VM {self._name!r} of the fleet")
-
-
 def _checked(vms: Mapping[str, GuestVm]) -> dict[str, GuestVm]:
     """Returns the VMs, if each is one, and has one name."""
     names: dict[int, str] = {}
@@ -775,16 +838,27 @@ def _refused(accepted: list[str], refused: dict[str, Exception]) -> FleetRefused
     )
 
 
-def _each(names: Iterable[str], make: Callable[[str], _Made]) -> tuple[dict[str, _Made], dict[str, Exception]]:
-    """Returns the result of each VM, and the errors of those that failed."""
-    made: dict[str, _Made] = {}
-    failed: dict[str, Exception] = {}
-    for name in names:
-        try:
-            made[name] = make(name)
-        except FAILURES as error:
-            failed[name] = error
-    return made, failed
+def _named(checkpoint: Checkpoint) -> dict[str, Checkpoint]:
+    """The saved VM of each name."""
+    return dict(zip(checkpoint.names, checkpoint, strict=True))
+
+
+def _raise_first(names: Sequence[str], failed: Mapping[int, Exception]) -> None:
+    """Raises the first error, if there is one, with a note that names its VM."""
+    for at, error in failed.items():
+        error.add_note(f"VM {names[at]!r} of the fleet")
+        raise error
+
+
+def _sorted(
+    names: Sequence[str], outcomes: tuple[Mapping[int, _Made], Mapping[int, Exception]]
+) -> tuple[dict[str, _Made], dict[str, Exception]]:
+    """Returns the result of each VM by its name, and the errors of those that failed."""
+    made, failed = outcomes
+    for error in failed.values():
+        if not isinstance(error, FAILURES):
+            raise error
+    return {names[at]: one for at, one in made.items()}, {names[at]: error for at, error in failed.items()}
 
 
 def _equal(names: Sequence[str]) -> list[str]:

@@ -33,7 +33,7 @@ class Fault:
     on: str | None = field(default=None, kw_only=False)
     """Calls that it is in: None for any; one as a `TracedCall` is shown ("set_one_reg 0 TIMER_CVAL"), or its beginning,
     for all that begin so ("set_one_reg"). Or a step, before whose first call it comes: opt_in, checkpoint, plan,
-    prepare (entering the block of `restoring`), apply, release, give_up, pause, resume or catch_up."""
+    prepare (entering the block of `restoring`), apply, release, give_up, pause, resume, catch_up or verify."""
     nth: int = 0
     """Number of those calls that pass first: with `on=None`, an index into `TracedVm.calls`."""
     times: int | None = 1

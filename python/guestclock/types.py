@@ -38,6 +38,7 @@ __all__ = [
     "Lateness",
     "Lines",
     "LinuxGuest",
+    "Mismatch",
     "OptionKeywords",
     "Pause",
     "Policy",
@@ -48,6 +49,7 @@ __all__ = [
     "TimerState",
     "TimerStatus",
     "TracedCall",
+    "Verified",
     "Views",
 ]
 
@@ -242,6 +244,63 @@ class Lateness:
             f"{self.expired} expired, late by {self.mean_ns} ns on average, half by {self.within_ns(50)} ns at most, "
             f"99 % by {self.within_ns(99)} ns, the latest by {self.max_ns} ns"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """A clock of a VM that isn't where it is to be: of a `Verified`."""
+
+    code: Literal["vm-offset", "other-vcpus", "report", "condition", "checkpoint"]
+    """The contradicted side: the VM's own offset, the other vCPUs, the report or the checkpoint that was given, or a
+    timer's CVAL."""
+    text: str
+    """The sentence."""
+    vcpu: int | None
+    """The vCPU; None where it is all of them."""
+    clock: str
+    """The counter's register, or the timer."""
+    ahead_ticks: int | None
+    """Ticks by which it is ahead, at least; negative where it is behind; None for a timer."""
+
+    def __str__(self) -> str:
+        """For people."""
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A look at a VM's clocks: what `GuestVm.verify` returns. True where all is as it is to be."""
+
+    state: Literal["open", "paused", "restoring"]
+    """State of the VM. One that is being restored has a provisional offset."""
+    looked_at: int
+    """The host's count at the end of the look."""
+    vcpus: int
+    """Number of vCPUs that were looked at."""
+    virtual_offset: tuple[int, int] | None
+    """The virtual counter's offset as all vCPUs' reads allow it: the lowest, and ticks above it. None for a guest with
+    EL2, where each vCPU has its own CNTVOFF_EL2 in it, and where the vCPUs don't agree."""
+    physical_offset: tuple[int, int] | None
+    """The physical counter's. None where KVM has no register of it, and where the vCPUs don't agree."""
+    timers: bool
+    """The timers were compared: KVM computes ISTATUS when it is read (Linux up to 6.17), on 64 bits."""
+    mismatches: tuple[Mismatch, ...]
+    """The clocks that aren't where they are to be."""
+
+    def __bool__(self) -> bool:
+        """True where there is none."""
+        return not self.mismatches
+
+    @property
+    def error_bound_ticks(self) -> int:
+        """Ticks by which a counter can be off without having been found: the reads' own width."""
+        return max((known[1] for known in (self.virtual_offset, self.physical_offset) if known), default=2**64 - 1)
+
+    def __str__(self) -> str:
+        """For people."""
+        if self.mismatches:
+            return "; ".join(map(str, self.mismatches))
+        return f"all clocks of {self.vcpus} vCPUs are where they are to be, within {self.error_bound_ticks} ticks"
 
 
 class LatchMismatch(NamedTuple):

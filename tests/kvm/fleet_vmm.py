@@ -20,6 +20,7 @@ from kvm_vmm import DOORBELL, GIC_DISTRIBUTOR, GIC_REDISTRIBUTORS, PC, RAM, ROUN
 VMS = 32
 BY_VALUE = ("vm-5", "vm-6")
 """VMs that never opt in."""
+THREADS = 4
 ROUNDS = 2
 MAX_NS = 100_000_000
 POLICIES: Final[dict[str, Freeze | Advance]] = {
@@ -49,7 +50,7 @@ def save(directory: Path) -> None:
             vmm.boot()
         vmm.run(ROUNDS)
     fleet = Fleet({name: vmm.vm for name, vmm in vmms.items()})
-    checkpoint = fleet.checkpoint(stopped_at={name: vmm.stopped_at for name, vmm in vmms.items()})
+    checkpoint = fleet.checkpoint(stopped_at={name: vmm.stopped_at for name, vmm in vmms.items()}, threads=THREADS)
     checkpoint.save(directory / "host.time")
     state = {name: saved(vmm, directory / f"{name}.memory") for name, vmm in vmms.items()}
     (directory / "host.json").write_text(json.dumps(state))
@@ -74,7 +75,7 @@ def restore(directory: Path, out: Path, word: str) -> None:
     policy = POLICIES.get(word, Freeze())
     vmms = {name: Vmm() for name in only}
     fleet = Fleet({name: vmm.vm for name, vmm in vmms.items()})
-    with fleet.restoring(checkpoint, policy, only=only) as opened:
+    with fleet.restoring(checkpoint, policy, only=only, threads=THREADS) as opened:
         for name, vmm in vmms.items():
             vmm.machine.ram[:] = (directory / f"{name}.memory").read_bytes()
             for vcpu in range(VCPUS):
@@ -83,10 +84,13 @@ def restore(directory: Path, out: Path, word: str) -> None:
         opened.apply()
         first = next(iter(vmms.values()))
         before = first.host_ticks()
-        reports = opened.release()
+        # Once all on one instant, else each on its own.
+        reports = opened.release(at=first.vm.counter.stamp() if word == "freeze" else None)
         after = first.host_ticks()
     if word == "planted":
         vmms[PLANTED].machine.set_counter_offset(before - reports[PLANTED].cntvct - FAULT_TICKS)
+    if word != "planted" and not fleet.verify(reports, threads=THREADS):
+        sys.exit(str(fleet.verify(reports)))
     for name, vmm in vmms.items():
         vmm.run(ROUNDS)
         report = reports[name]

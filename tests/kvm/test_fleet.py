@@ -56,6 +56,7 @@ def test_every_guest_reads_what_its_policy_promised(directory: Path, tmp_path: P
     checkpoint = Checkpoint.load(directory / "host.time")
     assert sorted(checkpoint.names) == sorted(NAMES)
     assert checkpoint.columns()["stopped_at_count"].tolist() == [state[name]["stopped_at"] for name in checkpoint.names]
+    instants = set()
     for name in NAMES:
         said, verdict = judged(tmp_path, name, both=both)
         assert verdict.findings == [], name
@@ -65,6 +66,7 @@ def test_every_guest_reads_what_its_policy_promised(directory: Path, tmp_path: P
         assert report["method"] == ("virtual-only" if not both else "by-value" if name in BY_VALUE else "offset")
         before, after = pause["released_at"]
         assert before <= report["host_count"] <= after, name
+        instants.add(report["host_count"])
         missed = report["host_count"] - state[name]["stopped_at"]
         cap = MAX_NS * report["frequency_hz"] // 10**9
         assert report["added_ticks"] == {"freeze": 0, "advance": missed, "capped": min(missed, cap)}[word], name
@@ -72,6 +74,7 @@ def test_every_guest_reads_what_its_policy_promised(directory: Path, tmp_path: P
         one = checkpoint[name]
         at_stop = (one.cntvct - (checkpoint.stamp.count - state[name]["stopped_at"])) % 2**64
         assert report["cntvct"] == (at_stop + report["added_ticks"]) % 2**64, name
+    assert (len(instants) == 1) is (word == "freeze")
 
 
 def test_a_planted_fault_of_one_is_seen_in_that_one(directory: Path, tmp_path: Path, both: bool) -> None:

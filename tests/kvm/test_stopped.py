@@ -476,3 +476,19 @@ def test_half_a_restore_keeps_the_gate_shut(machine: Machine) -> None:
             pass
     finally:
         target.close()
+
+
+def test_a_look_at_the_clocks_waits_for_nobody_and_finds_what_was_set_elsewhere(machine: Machine) -> None:
+    vm = owning(machine)
+    assert vm.verify()
+    with spinning(machine, 1), pytest.raises(VcpuRunning):
+        vm.verify()
+    machine.set_counter_offset(12_345)
+    found = vm.verify()
+    assert [(one.code, one.vcpu, one.clock) for one in found.mismatches] == [
+        ("vm-offset", vcpu, clock) for clock in ("CNTVCT_EL0", "CNTPCT_EL0") for vcpu in (0, 1)
+    ]
+    assert {one.ahead_ticks for one in found.mismatches if one.ahead_ticks is not None and one.ahead_ticks < 0}
+    assert "it was set elsewhere" in str(found)
+    vm.set_counter_offset(12_345)
+    assert vm.verify()

@@ -463,22 +463,41 @@ fn a_run_state_is_open_to_the_last_one_that_closed_it() {
     let made = later(&bare(), 1000, asks(Policy::ADVANCE)).unwrap();
     let mut run = RunState::default();
     assert_eq!((run.state(), run.holds(State::Open, 0)), (State::Open, Ok(())));
-    let pause = run.begin_pause();
-    assert_eq!((run.state(), run.holds(State::Paused, pause)), (State::Paused, Ok(())));
-    assert_eq!(run.holds(State::Restoring, pause), Err(Refusal::Overtaken));
-    let restore = run.begin_restore();
+    let pause = run.close(State::Paused);
+    assert_eq!((run.state(), run.held(pause)), (State::Paused, Ok(())));
+    let restore = run.close(State::Restoring);
     assert_ne!(pause, restore);
-    assert_eq!((run.state(), run.holds(State::Restoring, restore)), (State::Restoring, Ok(())));
-    assert_eq!(run.holds(State::Restoring, pause), Err(Refusal::Overtaken));
-    assert_eq!(run.holds(State::Paused, restore), Err(Refusal::Overtaken));
-    let again = run.begin_restore();
-    assert_eq!(run.holds(State::Restoring, restore), Err(Refusal::Overtaken), "overtaken");
+    assert_eq!((run.state(), run.held(restore)), (State::Restoring, Ok(())));
+    assert_eq!(run.held(pause), Err(Refusal::Overtaken));
+    let again = run.close(State::Restoring);
+    assert_eq!(run.held(restore), Err(Refusal::Overtaken), "overtaken");
     run.open(&made, &made.as_of);
-    assert_eq!((run.state(), run.backlog(), run.holds(State::Open, again)), (State::Open, None, Ok(())));
+    assert_eq!((run.state(), run.backlog(), run.held(again)), (State::Open, None, Err(Refusal::Overtaken)));
+    let epoch = run.begin_pause();
+    assert_eq!((run.state(), run.holds(State::Paused, epoch)), (State::Paused, Ok(())));
+    assert_eq!(run.holds(State::Restoring, epoch), Err(Refusal::Overtaken));
     run.go_on(&made, &made.as_of);
-    assert_eq!((run.state(), run.holds(State::Open, again)), (State::Open, Err(Refusal::Overtaken)));
-    let next = run.begin_pause();
+    assert_eq!((run.state(), run.holds(State::Open, epoch)), (State::Open, Err(Refusal::Overtaken)));
+    let next = run.close(State::Paused);
     assert!(![pause, restore, again].contains(&next));
+}
+
+#[test]
+fn a_close_that_is_taken_back_gives_the_vm_to_whoever_held_it_before() {
+    let made = later(&bare(), 25, asks(catch_up(None))).unwrap();
+    let mut run = RunState::default();
+    run.close(State::Restoring);
+    run.open(&made, &made.as_of);
+    let backlog = run.backlog();
+    let pause = run.close(State::Paused);
+    let restore = run.close(State::Restoring);
+    assert_eq!(run.cancel(pause), Err(Refusal::Overtaken), "it holds the VM no more");
+    assert_eq!(run.cancel(restore), Ok(()));
+    assert_eq!((run.state(), run.held(pause)), (State::Paused, Ok(())));
+    assert_eq!(run.cancel(restore), Err(Refusal::Overtaken), "once");
+    assert_eq!(run.cancel(pause), Ok(()));
+    assert_eq!((run.state(), run.backlog()), (State::Open, backlog));
+    assert!(backlog.is_some());
 }
 
 #[test]
@@ -488,7 +507,7 @@ fn steps_are_an_interval_apart_and_end_with_the_backlog() {
     let hz = made.frequency();
     let mut run = RunState::default();
     assert_eq!(run.next_step(hz), None);
-    run.begin_restore();
+    run.close(State::Restoring);
     run.open(&made, &made.as_of);
     let left = |run: &RunState| run.backlog().map(|backlog| backlog.remaining_ticks.get());
     let next = |run: &RunState| run.next_step(hz).map(|step| (step.ticks, step.due.0, step.backlog_ticks));

@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::error::VmError;
 use crate::vm::ModelVm;
 use guestclock_core::arch::Abilities;
-use guestclock_core::arch::arm64::{Behaviours, El2, Registers, Width};
+use guestclock_core::arch::arm64::{Behaviours, CtlReadback, El2, Registers, Width};
 use guestclock_core::checkpoint::Interrupts;
 use guestclock_core::drive::Backend;
 use guestclock_core::time::{Counter, Offset};
@@ -59,6 +59,10 @@ impl<C: Counter, B: DerefMut<Target = Bank>> Backend for Model<'_, C, B> {
 
     fn vm_offset(&self) -> Option<Offset> {
         self.vm.vm_offset()
+    }
+
+    fn computes_istatus(&self) -> bool {
+        self.vm.behaviours().ctl_readback == CtlReadback::Computed
     }
 
     fn interrupts(&mut self, _: &Registers) -> Result<Option<Interrupts>, VmError> {

@@ -422,7 +422,7 @@ impl<C: Counter> LockedVm<C> {
 
     /// See [`RunState::release`].
     pub fn release(&self, open: &mut OpenRestore, now: Option<Now>) -> Result<Report, LockedError> {
-        self.operate(now, |run_state, backend| run_state.release(backend, open))
+        self.operate(now, |run_state, backend| run_state.release(backend, open, None))
     }
 
     /// See [`RunState::give_up`].
@@ -461,7 +461,7 @@ impl<C: Counter> LockedVm<C> {
 
     /// See [`RunState::resume`].
     pub fn resume(&self, pause: &OpenPause) -> Result<Report, LockedError> {
-        self.operate(None, |run_state, backend| run_state.resume(backend, pause))
+        self.operate(None, |run_state, backend| run_state.resume(backend, pause, pause.policy()))
     }
 
     /// See [`RunState::next_step`].

@@ -160,7 +160,7 @@ fn one_by_one(
         let plan = run_state.plan(backend, &saved, request)?;
         let mut open = run_state.prepare(backend, plan, saved)?;
         run_state.apply(backend, &mut open)?;
-        run_state.release(backend, &mut open)?;
+        run_state.release(backend, &mut open, None)?;
         Ok(run_state)
     };
     vms.iter().zip(specs).map(restore).collect()
@@ -258,7 +258,7 @@ proptest! {
         let mut one = |(vm, spec): (&Handle, &Spec)| {
             let (mut run_state, mut vm) = (RunState::default(), alone.vm_mut(*vm).unwrap());
             let pause = run_state.pause(&mut Model { vm: &mut vm, counter: &seen(&first, spec) }, request)?;
-            run_state.resume(&mut Model { vm: &mut vm, counter: &seen(&last, spec) }, &pause).map(|_| run_state)
+            run_state.resume(&mut Model { vm: &mut vm, counter: &seen(&last, spec) }, &pause, pause.policy()).map(|_| run_state)
         };
         let run_states: Result<Vec<RunState>, OperationError<VmError>> = vms.iter().zip(&specs).map(&mut one).collect();
         prop_assert_eq!(run_states.is_ok(), pauses.is_ok());

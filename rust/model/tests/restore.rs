@@ -531,7 +531,7 @@ fn a_vm_goes_on_from_its_stop() {
         let plan = run_state.plan(&mut target, &saved, request).unwrap();
         let mut open = run_state.prepare(&mut target, plan, Arc::clone(&saved)).unwrap();
         run_state.apply(&mut target, &mut open).unwrap();
-        let report = run_state.release(&mut target, &mut open).unwrap();
+        let report = run_state.release(&mut target, &mut open, None).unwrap();
         let expected = stop.guest(Offset(400)).after(added);
         assert_eq!((report.outcome.cntvct, report.outcome.added_ticks), (expected, added), "{policy}");
         assert_eq!(report.stopped_before_ticks, Some(40));
@@ -576,7 +576,7 @@ fn a_backlog_goes_with_its_vm() {
     let paused = |vm: &mut Odd, run_state: &mut RunState, policy| {
         let pause = run_state.pause(vm, Request { policy, ..Request::default() }).unwrap();
         vm.counter.advance(1000);
-        run_state.resume(vm, &pause).unwrap().outcome.added_ticks
+        run_state.resume(vm, &pause, pause.policy()).unwrap().outcome.added_ticks
     };
     let left = |backlog: Option<Backlog>| backlog.map(|backlog| backlog.remaining_ticks.get());
     assert_eq!(paused(&mut vm, &mut run_state, Policy::catch_up(repay, 0)), 0);
@@ -639,7 +639,7 @@ fn giving_up_gives_back_what_was_owned_and_opens_nothing_else() {
             let plan = run.plan(&mut target, &saved, Request::default()).unwrap();
             let mut open = run.prepare(&mut target, plan, Arc::clone(&saved)).unwrap();
             run.apply(&mut target, &mut open).unwrap();
-            run.release(&mut target, &mut open).unwrap();
+            run.release(&mut target, &mut open, None).unwrap();
             assert_eq!(run.state(), State::Open);
         }
     }
@@ -707,7 +707,7 @@ fn a_step_is_taken_when_it_is_due_and_once() {
         run.pause(&mut target, Request { policy, ..Request::default() }).unwrap()
     };
     target.counter.advance(100);
-    run.resume(&mut target, &pause).unwrap();
+    run.resume(&mut target, &pause, pause.policy()).unwrap();
     let frequency = target.counter.frequency();
     let step = run.next_step(frequency).unwrap();
     assert_eq!((step.ticks, step.backlog_ticks), (60, 100));

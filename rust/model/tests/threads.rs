@@ -112,6 +112,7 @@ impl Vmm {
             abilities: abilities(self.vm.behaviours(), self.vm.config()),
             nested: false,
             vm_offset: opted_in,
+            computes_istatus: false,
             generation: 0,
         }
     }
@@ -135,7 +136,7 @@ impl Vmm {
     fn carry_out(&self, op: Op<'_>) -> Answer {
         match op {
             // Its threads are here, in their loops: none is in KVM_RUN.
-            Op::Look => Ok(Done::Ok),
+            Op::Look | Op::Glance => Ok(Done::Ok),
             Op::Sample => Ok(Done::Count(self.vm.counter().count())),
             Op::Stamp => Ok(Done::Stamp(self.vm.counter().stamp())),
             Op::List => self.ask(0, Message::List),
@@ -211,7 +212,7 @@ fn a_vmm_whose_threads_own_their_vcpus_saves_and_restores_by_the_same_machines()
         // A row each, and with an offset a count of each, to see that it took effect.
         let messages = target.messages.load(Ordering::Relaxed) - before;
         assert_eq!(messages, if offset.is_some() { 8 } else { 4 });
-        let report = target.run(async |io| run_state.releasing(&io, &facts, &mut open).await).unwrap();
+        let report = target.run(async |io| run_state.releasing(&io, &facts, &mut open, None).await).unwrap();
         assert_eq!(run_state.state(), State::Open);
 
         let other: Vm = LockedVm::new(counter, Behaviours::named(kernel).unwrap(), Config::default(), 4).unwrap();

@@ -1,7 +1,7 @@
 //! A VM around a VM: the same verbs, with something around each primitive call.
 
 use crate::alarms::Alarms;
-use crate::any_vm::{Handle, Operable};
+use crate::any_vm::{Failure, Handle, Operable, failure, run};
 use crate::errors::{IntoPyErr, OrRaise};
 use crate::foreign::Sampled;
 use crate::records::AnyCount;
@@ -34,7 +34,7 @@ pub(crate) fn lock<W>(around: &Mutex<W>) -> MutexGuard<'_, W> {
 impl<V: Operable, W> AroundVm<V, W>
 where
     W: Around<V::Error> + Send,
-    W::Error: Errno + IntoPyErr + Display + Send,
+    W::Error: Errno + IntoPyErr + Display + Send + 'static,
 {
     /// The VM, for looks that aren't calls on it.
     fn alive(&self) -> PyResult<&V> {
@@ -49,25 +49,33 @@ where
         now: Option<HostCount>,
         call: impl FnOnce(&mut dyn Backend<Error = W::Error>) -> Result<T, W::Error> + Send,
     ) -> PyResult<T> {
-        self.operate(py, None, now.map(Now::Count), |_, vm| call(vm))?.or_raise()
+        let now = now.map(Now::Count);
+        let ready = self.ready(py, now.as_ref())?;
+        run(py, Box::new(move || self.work(ready, None, now, |_, vm| call(vm))?.map_err(failure)))
     }
 }
 
 impl<V: Operable, W> Operable for AroundVm<V, W>
 where
     W: Around<V::Error> + Send,
-    W::Error: Errno + IntoPyErr + Display + Send,
+    W::Error: Errno + IntoPyErr + Display + Send + 'static,
 {
     type Error = W::Error;
 
-    fn operate<T: Send>(
+    type Ready = V::Ready;
+
+    fn ready(&self, py: Python<'_>, now: Option<&Now>) -> PyResult<V::Ready> {
+        self.vm.ready(py, now)
+    }
+
+    fn work<T>(
         &self,
-        py: Python<'_>,
+        ready: V::Ready,
         verb: Option<Verb>,
         now: Option<Now>,
-        work: impl FnOnce(&mut RunState, &mut dyn Backend<Error = W::Error>) -> T + Send,
-    ) -> PyResult<T> {
-        let done = self.vm.operate(py, verb, now, |run_state, backend| {
+        work: impl FnOnce(&mut RunState, &mut dyn Backend<Error = W::Error>) -> T,
+    ) -> Result<T, Failure> {
+        let done = self.vm.work(ready, verb, now, |run_state, backend| {
             let around = &mut *lock(&self.around);
             around.begin(verb)?;
             Ok(work(run_state, &mut Surrounded { backend, around }))
@@ -75,7 +83,7 @@ where
         if let Some(alarms) = &self.alarms {
             alarms.ring();
         }
-        done?.map_err(OperationError::<W::Error>::Backend).or_raise()
+        done?.map_err(|error| failure(OperationError::<W::Error>::Backend(error)))
     }
 }
 
@@ -83,7 +91,7 @@ where
 impl<V: Operable, W> Handle for AroundVm<V, W>
 where
     W: Around<V::Error> + Send,
-    W::Error: Errno + IntoPyErr + Display + Send,
+    W::Error: Errno + IntoPyErr + Display + Send + 'static,
 {
     fn name(&self) -> &VmName {
         self.vm.name()

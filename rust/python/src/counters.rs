@@ -2,7 +2,7 @@
 
 use crate::alarms::Alarms;
 use crate::errors::OrRaise;
-use crate::foreign::{ForeignCounter, Sampled};
+use crate::foreign::{ForeignCounter, Sampled, Taken};
 use crate::records;
 use crate::vouching::Vouching;
 use guestclock_core::time::{Counter, Frequency, HostCount, NamespaceTicks, Stamp};
@@ -390,7 +390,7 @@ impl AnyCounter {
     /// result is dropped, that counter stands still.
     pub(crate) fn sampled(&self, py: Python<'_>, now: Option<HostCount>) -> PyResult<Sampled> {
         match self {
-            Self::Foreign(counter) if now.is_none() => counter.sample_count(py),
+            Self::Foreign(counter) if now.is_none() => Ok(counter.sample_count(py)?.hold()),
             Self::Scaled(counter) => counter.inner().sampled(py, now),
             _ => Ok(Sampled::NOT),
         }
@@ -398,10 +398,15 @@ impl AnyCounter {
 
     /// Takes a Python counter's stamp for a call that needs one, unless one is injected: see `sampled`.
     pub(crate) fn stamped(&self, py: Python<'_>, now: Option<&Now>) -> PyResult<Sampled> {
+        Ok(self.taken(py, now)?.hold())
+    }
+
+    /// Takes a Python counter's stamp for work in another thread, which holds it: see `stamped`.
+    pub(crate) fn taken(&self, py: Python<'_>, now: Option<&Now>) -> PyResult<Taken> {
         match self {
             Self::Foreign(counter) if !matches!(now, Some(Now::Stamp(_))) => counter.sample_stamp(py),
-            Self::Scaled(counter) => counter.inner().stamped(py, now),
-            _ => Ok(Sampled::NOT),
+            Self::Scaled(counter) => counter.inner().taken(py, now),
+            _ => Ok(Taken::NONE),
         }
     }
 }

@@ -282,6 +282,7 @@ impl IntoPyErr for Refusal {
             Self::Unknown { what } => {
                 typed("UnknownState", &message, |fields| fields.set_item("what", what.to_string()))
             }
+            Self::OtherInstant(_) => typed("OtherInstant", &message, |_| Ok(())),
             Self::StalePlan => typed("StalePlan", &message, |_| Ok(())),
             Self::OutOfOrder { called } => typed("OutOfOrder", &message, |fields| fields.set_item("called", called)),
             Self::Overtaken => misuse(&message),

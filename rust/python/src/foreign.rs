@@ -26,7 +26,22 @@ enum Sample {
 
 thread_local! {
     /// The samples of the calls that this thread is in, with the counters that they are of.
-    static SAMPLES: RefCell<Vec<(*const ForeignCounter, Sample)>> = const { RefCell::new(Vec::new()) };
+    static SAMPLES: RefCell<Vec<(Arc<ForeignCounter>, Sample)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A sample of a Python counter, if there is one, for whatever thread works with it.
+pub(crate) struct Taken(Option<(Arc<ForeignCounter>, Sample)>);
+
+impl Taken {
+    /// No sample, for a counter that needs none.
+    pub(crate) const NONE: Self = Self(None);
+
+    /// Lets the counter stand still in this thread.
+    pub(crate) fn hold(self) -> Sampled {
+        let Self(Some((counter, sample))) = self else { return Sampled::NOT };
+        SAMPLES.with_borrow_mut(|samples| samples.push((counter, sample)));
+        Sampled { taken: true }
+    }
 }
 
 /// The time of a call in which a counter stands still.
@@ -37,11 +52,6 @@ pub(crate) struct Sampled {
 impl Sampled {
     /// The time of a call over a counter that needs no sample.
     pub(crate) const NOT: Self = Self { taken: false };
-
-    fn of(counter: &Arc<ForeignCounter>, sample: Sample) -> Self {
-        SAMPLES.with_borrow_mut(|samples| samples.push((Arc::as_ptr(counter), sample)));
-        Self { taken: true }
-    }
 }
 
 impl Drop for Sampled {
@@ -76,13 +86,13 @@ impl ForeignCounter {
         Ok(HostCount(self.object.bind(py).call_method0(intern!(py, "read"))?.extract()?))
     }
 
-    /// Reads the counter, and lets it stand still.
-    pub(crate) fn sample_count(self: &Arc<Self>, py: Python<'_>) -> PyResult<Sampled> {
-        Ok(Sampled::of(self, Sample::Count(self.count_now(py)?)))
+    /// Reads the counter.
+    pub(crate) fn sample_count(self: &Arc<Self>, py: Python<'_>) -> PyResult<Taken> {
+        Ok(Taken(Some((Arc::clone(self), Sample::Count(self.count_now(py)?)))))
     }
 
-    /// Takes a stamp, and lets the counter stand still.
-    pub(crate) fn sample_stamp(self: &Arc<Self>, py: Python<'_>) -> PyResult<Sampled> {
+    /// Takes a stamp.
+    pub(crate) fn sample_stamp(self: &Arc<Self>, py: Python<'_>) -> PyResult<Taken> {
         let stamp = self.stamp_now(py)?;
         if stamp.frequency != self.frequency {
             return Err(PyValueError::new_err(format!(
@@ -91,7 +101,7 @@ impl ForeignCounter {
                 self.frequency.hz()
             )));
         }
-        Ok(Sampled::of(self, Sample::Stamp(Box::new(stamp))))
+        Ok(Taken(Some((Arc::clone(self), Sample::Stamp(Box::new(stamp))))))
     }
 
     fn stamp_now(&self, py: Python<'_>) -> PyResult<Stamp> {
@@ -102,8 +112,9 @@ impl ForeignCounter {
     /// The sample of the innermost call over this counter.
     fn sample(&self) -> Option<Sample> {
         let this: *const Self = self;
-        SAMPLES
-            .with_borrow(|samples| samples.iter().rev().find(|(of, _)| *of == this).map(|(_, sample)| sample.clone()))
+        SAMPLES.with_borrow(|samples| {
+            samples.iter().rev().find(|(of, _)| Arc::as_ptr(of) == this).map(|(_, sample)| sample.clone())
+        })
     }
 }
 

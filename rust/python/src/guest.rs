@@ -1,16 +1,17 @@
 //! The time of a vCPU in its guest, and pauses, for a VM of any kind.
 
-use crate::any_vm::SharedVm;
+use crate::any_vm::{SharedVm, Started, run};
 use crate::errors::{misuse, warn_closed};
 use crate::observe;
 use crate::policy::AnyPolicy;
 use crate::process::locked;
 use crate::restore::PyReport;
 use guestclock_core::drive::OpenPause;
+use guestclock_core::restore::{Policy, Report};
 use guestclock_linux::clock::monotonic_ns;
 use pyo3::prelude::*;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The time that a vCPU spends in its guest.
 #[pyclass(frozen, name = "Running", module = "guestclock.types")]
@@ -42,9 +43,32 @@ impl PyRunning {
     }
 }
 
-enum State {
+pub(crate) enum State {
     Paused(Box<OpenPause>),
     Over(Py<PyReport>),
+    Cancelled,
+}
+
+impl State {
+    /// Takes what the end of the pause needs of the interpreter. `policy` is instead of its own.
+    pub(crate) fn start<'a>(
+        &'a mut self,
+        vm: &'a SharedVm,
+        py: Python<'_>,
+        policy: Option<Policy>,
+    ) -> PyResult<Started<'a, Report>> {
+        let Self::Paused(pause) = self else {
+            return Err(misuse("the pause is over, and its report is at hand (report): pause() again"));
+        };
+        vm.resume(py, pause, policy)
+    }
+
+    /// Takes note of the end.
+    pub(crate) fn took(&mut self, py: Python<'_>, report: Report) -> PyResult<Py<PyReport>> {
+        let report = Py::new(py, PyReport::in_place(report))?;
+        *self = Self::Over(report.clone_ref(py));
+        Ok(report)
+    }
 }
 
 /// A pause in place: what `pause` of a VM returns. No vCPU can run until `resume`, or until the end of a `with` block.
@@ -52,7 +76,7 @@ enum State {
 /// A pause that is dropped leaves the VM closed, with a ResourceWarning: a checkpoint can be restored into it.
 #[pyclass(frozen, name = "Pause", module = "guestclock.types")]
 pub(crate) struct PyPause {
-    vm: SharedVm,
+    pub(crate) vm: SharedVm,
     /// Waited for as a restore's lock is (`restore.rs`).
     state: Mutex<State>,
     /// Instant at which the VM was closed, in nanoseconds of CLOCK_MONOTONIC.
@@ -66,6 +90,25 @@ impl PyPause {
         let state = Mutex::new(State::Paused(Box::new(pause)));
         Self { vm, state, closed_at_ns, entered: AtomicBool::new(false) }
     }
+
+    pub(crate) fn lock(&self, py: Python<'_>) -> MutexGuard<'_, State> {
+        locked(py, &self.state)
+    }
+
+    /// Tells whoever watches of the end, or of a failure. Called without the lock, since it may run Python code.
+    pub(crate) fn watched(&self, py: Python<'_>, resumed: PyResult<Py<PyReport>>) -> PyResult<Py<PyReport>> {
+        match &resumed {
+            Ok(report) => {
+                observe::done(py, &self.vm, "pause", report, monotonic_ns().saturating_sub(self.closed_at_ns));
+            }
+            Err(error) => observe::failed(py, &self.vm, "pause", error),
+        }
+        resumed
+    }
+
+    fn is_over(&self, py: Python<'_>) -> bool {
+        !matches!(&*self.lock(py), State::Paused(_))
+    }
 }
 
 #[pymethods]
@@ -75,44 +118,28 @@ impl PyPause {
     /// An error leaves the VM paused: call it again. Misuse where it is over already, or a restore came after it.
     #[pyo3(signature = (policy=None))]
     fn resume(&self, py: Python<'_>, policy: Option<AnyPolicy>) -> PyResult<Py<PyReport>> {
-        let mut state = locked(py, &self.state);
-        let State::Paused(pause) = &mut *state else {
+        if self.is_over(py) {
             return Err(misuse("the pause is over, and its report is at hand (report): pause() again"));
-        };
-        let own = pause.policy();
-        if let Some(policy) = policy {
-            pause.set_policy(policy.policy());
         }
-        let report = self.vm.resume(py, pause);
-        pause.set_policy(own);
-        let report = match report {
-            Ok(report) => report,
-            Err(error) => {
-                // Whoever watches may run Python code.
-                drop(state);
-                observe::failed(py, &self.vm, "pause", &error);
-                return Err(error);
-            }
+        let resumed = {
+            let mut state = self.lock(py);
+            let resumed = state.start(&self.vm, py, policy.map(AnyPolicy::policy)).and_then(|started| run(py, started));
+            resumed.and_then(|report| state.took(py, report))
         };
-        let report = Py::new(py, PyReport::in_place(report))?;
-        *state = State::Over(report.clone_ref(py));
-        drop(state);
-        observe::done(py, &self.vm, "pause", &report, monotonic_ns().saturating_sub(self.closed_at_ns));
-        Ok(report)
+        self.watched(py, resumed)
     }
 
     /// The report of the pause's end. Misuse before it.
     #[getter]
     fn report(&self, py: Python<'_>) -> PyResult<Py<PyReport>> {
-        match &*locked(py, &self.state) {
+        match &*self.lock(py) {
             State::Over(report) => Ok(report.clone_ref(py)),
-            State::Paused(_) => Err(misuse("the pause isn't over: there is a report after resume()")),
+            _ => Err(misuse("the pause wasn't resumed: there is a report after resume()")),
         }
     }
 
     fn __enter__(slf: Py<Self>, py: Python<'_>) -> PyResult<Py<Self>> {
-        let over = matches!(&*locked(py, &slf.get().state), State::Over(_));
-        if over {
+        if slf.get().is_over(py) {
             return Err(misuse("the pause is over: pause() again"));
         }
         if slf.get().entered.swap(true, Ordering::Relaxed) {
@@ -128,9 +155,19 @@ impl PyPause {
         _exc: &Bound<'_, PyAny>,
         _tb: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
-        let over = matches!(&*locked(py, &self.state), State::Over(_));
-        if over { Ok(()) } else { self.resume(py, None).map(drop) }
+        if self.is_over(py) { Ok(()) } else { self.resume(py, None).map(drop) }
     }
+}
+
+/// Ends a pause as if there had been none: `guestclock.fleet` does so where another VM can't be paused.
+#[pyfunction]
+pub(crate) fn _cancel(py: Python<'_>, pause: &Bound<'_, PyPause>) -> PyResult<()> {
+    let PyPause { vm, state, .. } = pause.get();
+    let mut state = locked(py, state);
+    let State::Paused(open) = &*state else { return Ok(()) };
+    vm.cancel(py, open)?;
+    *state = State::Cancelled;
+    Ok(())
 }
 
 impl Drop for PyPause {

@@ -1,6 +1,6 @@
 //! A VM on KVM.
 
-use crate::any_vm::{Handle, Operable};
+use crate::any_vm::{Failure, Handle, Operable, failure};
 use crate::arguments::modular;
 use crate::checkpoint::vm_name;
 use crate::counters::PyHostCounter;
@@ -75,7 +75,7 @@ fn refused(error: &io::Error) -> PyErr {
 }
 
 /// The descriptors' numbers during one call: Python code keeps the descriptors open meanwhile.
-struct Numbers {
+pub(crate) struct Numbers {
     vm: FdNumber,
     vcpus: Vec<FdNumber>,
     gic: Option<FdNumber>,
@@ -401,15 +401,24 @@ impl Handle for Kvm {
 
 impl Operable for Kvm {
     type Error = KvmError;
+    type Ready = Numbers;
 
-    fn operate<T: Send>(
-        &self,
-        py: Python<'_>,
-        _verb: Option<Verb>,
-        now: Option<Now>,
-        work: impl FnOnce(&mut RunState, &mut dyn Backend<Error = KvmError>) -> T + Send,
-    ) -> PyResult<T> {
+    fn ready(&self, py: Python<'_>, now: Option<&Now>) -> PyResult<Numbers> {
         only_now(now)?;
-        self.with(py, |vm, fds| vm.operate(fds, |run_state, vm| Ok::<_, OperationError<KvmError>>(work(run_state, vm))))
+        self.numbers(py)
+    }
+
+    fn work<T>(
+        &self,
+        ready: Numbers,
+        _verb: Option<Verb>,
+        _now: Option<Now>,
+        work: impl FnOnce(&mut RunState, &mut dyn Backend<Error = KvmError>) -> T,
+    ) -> Result<T, Failure> {
+        let fds = ready.borrow().map_err(|error| -> Failure { Box::new(|| error) })?;
+        let work = |run_state: &mut RunState, vm: &mut dyn Backend<Error = KvmError>| {
+            Ok::<_, OperationError<KvmError>>(work(run_state, vm))
+        };
+        self.vm.operate(&fds, work).map_err(failure)
     }
 }

@@ -21,6 +21,7 @@ mod elapsed;
 mod errors;
 mod faulty;
 mod files;
+mod fleet;
 mod foreign;
 mod guest;
 mod host;
@@ -62,7 +63,9 @@ mod _core {
     #[pymodule_export]
     use super::faulty::PyFaultyVm;
     #[pymodule_export]
-    use super::guest::{PyPause, PyRunning};
+    use super::fleet::{_each_checkpoint, _each_pause, _each_plan, _each_resume, _each_step, _each_verify};
+    #[pymodule_export]
+    use super::guest::{_cancel, PyPause, PyRunning};
     #[pymodule_export]
     use super::host::{kvm_probe, read_cost_ns};
     #[pymodule_export]
@@ -78,7 +81,7 @@ mod _core {
     #[pymodule_export]
     use super::registers::{reg_id, sysreg};
     #[pymodule_export]
-    use super::restore::{_close, PyPlan, PyReport, PyRestore};
+    use super::restore::{PyPlan, PyReport, PyRestore};
     #[pymodule_export]
     use super::sets::{PyPausedSet, PySetReport};
     #[pymodule_export]

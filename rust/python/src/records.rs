@@ -5,12 +5,12 @@ use core::num::NonZeroU64;
 
 use guestclock_core::arch::arm64::{CTL_ISTATUS, Timer, TimerState};
 use guestclock_core::checkpoint::{Backlog, Reading};
-use guestclock_core::drive::{CallTotals, TracedCall, Verb};
+use guestclock_core::drive::{self, CallTotals, Mismatch, TracedCall, Verb, Verified};
 use guestclock_core::guest::{CpuQuota, Limit, LinuxGuest, Reached, Softdog};
-use guestclock_core::restore::{Diagnostic, LatchMismatch, TimerStatus, Words};
+use guestclock_core::restore::{Diagnostic, LatchMismatch, State, TimerStatus, Words};
 use guestclock_core::time::{
-    BootTime, Counter, Frequency, GuestCount, HostCount, Leap, NO_DEADLINE, Quality, SourceName, Stamp, StampCount,
-    SyncBound,
+    BootTime, Counter, Frequency, GuestCount, HostCount, Leap, NO_DEADLINE, OffsetInterval, Quality, SourceName, Stamp,
+    StampCount, SyncBound,
 };
 use guestclock_model::deadlines::Lateness;
 use guestclock_model::locked::Now;
@@ -51,6 +51,8 @@ static LINES: Class = Class::new("Lines");
 static CHANGES: Class = Class::new("Changes");
 static EXPIRED: Class = Class::new("Expired");
 static LATENESS: Class = Class::new("Lateness");
+static MISMATCH: Class = Class::new("Mismatch");
+static VERIFIED: Class = Class::new("Verified");
 static CAPABILITIES: Class = Class::new("Capabilities");
 
 /// `types.Lateness`, in ticks of this frequency.
@@ -133,7 +135,7 @@ pub(crate) fn sync_bound(py: Python<'_>, sync: SyncBound) -> PyResult<Bound<'_, 
 }
 
 /// `types.SyncBound` as an argument: whatever has its attributes.
-#[derive(FromPyObject)]
+#[derive(FromPyObject, Clone)]
 pub(crate) struct AnySyncBound {
     max_error_ns: u64,
     age_ns: u64,
@@ -405,6 +407,46 @@ pub(crate) fn guest_limits(
 /// A deadline, or None for none.
 pub(crate) fn deadline(count: u64) -> Option<u64> {
     (count != NO_DEADLINE).then_some(count)
+}
+
+/// `types.Verified`.
+pub(crate) fn verified<'py>(py: Python<'py>, verified: &Verified) -> PyResult<Bound<'py, PyAny>> {
+    let interval = |known: Option<OffsetInterval>| known.map(|known| (known.low.0, known.width));
+    let mismatches = verified.mismatches.iter().map(|mismatch| {
+        let (code, vcpu, clock) = match *mismatch {
+            Mismatch::Counter { vcpu, view, by, .. } => {
+                let code = match by {
+                    drive::Source::OtherVcpus => "other-vcpus",
+                    drive::Source::Report => "report",
+                    _ => "vm-offset",
+                };
+                (code, Some(vcpu), words::count_name(view))
+            }
+            Mismatch::Condition { vcpu, timer, .. } => ("condition", Some(vcpu), timer.name()),
+            Mismatch::BeforeCheckpoint { view, .. } => ("checkpoint", None, words::count_name(view)),
+            _ => ("unknown", None, ""),
+        };
+        MISMATCH.get(py)?.call1((code, words::mismatch(mismatch), vcpu, clock, mismatch.ahead_ticks()))
+    });
+    let mismatches = mismatches.collect::<PyResult<Vec<_>>>()?;
+    VERIFIED.get(py)?.call1((
+        state_name(verified.state),
+        verified.count.0,
+        verified.vcpus,
+        interval(verified.virt),
+        interval(verified.phys),
+        verified.conditions,
+        PyTuple::new(py, mismatches)?,
+    ))
+}
+
+/// Name of a VM's state.
+pub(crate) const fn state_name(state: State) -> &'static str {
+    match state {
+        State::Open => "open",
+        State::Paused => "paused",
+        State::Restoring => "restoring",
+    }
 }
 
 /// `types.Support`.

@@ -1,23 +1,24 @@
 //! Plans, restores and reports.
 
-use crate::any_vm::SharedVm;
+use crate::any_vm::{SharedVm, Started, run};
+use crate::checkpoint::PyCheckpoint;
 use crate::elapsed::PyElapsed;
 use crate::errors::{OrRaise, given_up, misuse, warn_closed};
 use crate::observe;
 use crate::policy::{AnyPolicy, to_python};
 use crate::process::locked;
-use crate::records::{self, AnyLinuxGuest, AnyNow, AnySyncBound, named};
+use crate::records::{self, AnyLinuxGuest, AnyNow, AnyStamp, AnySyncBound, named};
 use crate::words;
 
 use guestclock_core::arch::arm64::{IrqIds, View};
 use guestclock_core::checkpoint::{Checkpoint, Interrupts, SavedVm};
-use guestclock_core::drive::{Condition, OpenRestore};
+use guestclock_core::drive::{Condition, Expected, OpenRestore};
 use guestclock_core::guest::InSteps;
 use guestclock_core::restore::{
-    AtOnce, Deadlines, Diagnostic, MAX_RATE_ERROR_PPB, Method, Outcome, Plan, Repay, Report, Request, Rest,
-    TimerStatus, Views, Words, Written, timer_status as status,
+    AtOnce, Deadlines, Diagnostic, MAX_RATE_ERROR_PPB, Outcome, Plan, Repay, Report, Request, Rest, TimerStatus, Views,
+    Words, Written, timer_status as status,
 };
-use guestclock_core::time::{Amount, ElapsedBy, ErrorBound, HostCount, Intent, OffsetInterval, Sleep, Term};
+use guestclock_core::time::{Amount, ElapsedBy, ErrorBound, HostCount, Intent, OffsetInterval, Sleep, Stamp, Term};
 use guestclock_linux::clock::monotonic_ns;
 use guestclock_model::locked::Now;
 use pyo3::conversion::FromPyObjectOwned;
@@ -415,13 +416,13 @@ impl PyPlan {
 }
 
 /// Progress of a restore, as its object knows it.
-enum Progress {
+pub(crate) enum Progress {
     /// Nothing was written.
     Planned,
     /// The VM is closed for this restore, and nothing was written: a restore of many closes all VMs before it writes.
     Closed(Box<OpenRestore>),
-    /// Between the first step and the last. The second is what had closed the VM before.
-    Open(Box<OpenRestore>, Option<Box<OpenRestore>>),
+    /// Between the first step and the last.
+    Open(Box<OpenRestore>),
     /// Released, with this report.
     Released(Py<PyReport>),
     /// Given up.
@@ -454,21 +455,33 @@ impl PyRestore {
         Self { plan, checkpoint, vm, now, progress, closed_at_ns: AtomicU64::new(0) }
     }
 
-    /// Tells whoever watches of a step that failed. Called without the lock, since it may run Python code.
-    fn watched<T>(&self, py: Python<'_>, step: PyResult<T>) -> PyResult<T> {
-        step.inspect_err(|error| observe::failed(py, &self.vm, "restore", error))
+    /// Tells whoever watches of a release, or of a step that failed. Called without the lock, since it may run Python code.
+    pub(crate) fn watched(
+        &self,
+        py: Python<'_>,
+        stepped: PyResult<Option<Py<PyReport>>>,
+    ) -> PyResult<Option<Py<PyReport>>> {
+        match &stepped {
+            Ok(Some(report)) => {
+                let closed_ns = monotonic_ns().saturating_sub(self.closed_at_ns.load(Ordering::Relaxed));
+                observe::done(py, &self.vm, "restore", report, closed_ns);
+            }
+            Ok(None) => {}
+            Err(error) => observe::failed(py, &self.vm, "restore", error),
+        }
+        stepped
     }
 
-    fn lock(&self, py: Python<'_>) -> MutexGuard<'_, Progress> {
+    pub(crate) fn lock(&self, py: Python<'_>) -> MutexGuard<'_, Progress> {
         locked(py, &self.progress)
     }
 
     /// The three steps in one. An error gives the restore up.
     pub(crate) fn carry_out(self, py: Python<'_>) -> PyResult<Py<PyReport>> {
         let steps = || {
-            self.prepare(py)?;
-            self.apply_now(py, self.now.clone())?;
-            self.release_now(py, self.now.clone())
+            self.step(py, Stage::Prepare, self.now.clone(), None)?;
+            self.step(py, Stage::Apply, self.now.clone(), None)?;
+            self.released(py, self.now.clone(), None)
         };
         steps().inspect_err(|error| {
             // What giving up fails with is a note on the error that led to it.
@@ -476,82 +489,25 @@ impl PyRestore {
         })
     }
 
-    fn prepare(&self, py: Python<'_>) -> PyResult<()> {
-        let prepared = self.step_prepare(py);
-        self.watched(py, prepared)
-    }
-
-    fn apply_now(&self, py: Python<'_>, now: Option<Now>) -> PyResult<()> {
-        let applied = self.step_apply(py, now);
-        self.watched(py, applied)
-    }
-
-    fn release_now(&self, py: Python<'_>, now: Option<Now>) -> PyResult<Py<PyReport>> {
-        let released = self.step_release(py, now);
-        let report = self.watched(py, released)?;
-        let closed_ns = monotonic_ns().saturating_sub(self.closed_at_ns.load(Ordering::Relaxed));
-        observe::done(py, &self.vm, "restore", &report, closed_ns);
-        Ok(report)
-    }
-
-    /// Closes the VM as the first step does, and writes nothing.
-    fn close(&self, py: Python<'_>) -> PyResult<()> {
-        let mut progress = self.lock(py);
-        if !matches!(*progress, Progress::Planned) {
-            return Err(misuse("a restore is entered once: call restoring() again"));
-        }
-        // The first step of a restore by value looks, closes the VM, and writes nothing.
-        let mut plan = self.plan.clone();
-        plan.method = Method::ByValue;
-        let closing_ns = monotonic_ns();
-        let closed = self.vm.prepare(py, plan, Arc::clone(&self.checkpoint), self.now.clone())?;
-        self.closed_at_ns.store(closing_ns, Ordering::Relaxed);
-        *progress = Progress::Closed(Box::new(closed));
-        Ok(())
-    }
-
-    fn step_prepare(&self, py: Python<'_>) -> PyResult<()> {
-        let mut progress = self.lock(py);
-        if !matches!(*progress, Progress::Planned | Progress::Closed(_)) {
-            return Err(misuse("a restore is entered once: call restoring() again"));
-        }
-        let closing_ns = monotonic_ns();
-        let open = self.vm.prepare(py, self.plan.clone(), Arc::clone(&self.checkpoint), self.now.clone())?;
-        if !matches!(*progress, Progress::Closed(_)) {
-            self.closed_at_ns.store(closing_ns, Ordering::Relaxed);
-        }
-        let before = match mem::replace(&mut *progress, Progress::GivenUp) {
-            Progress::Closed(closed) => Some(closed),
-            _ => None,
+    fn step(
+        &self,
+        py: Python<'_>,
+        stage: Stage,
+        now: Option<Now>,
+        at: Option<Stamp>,
+    ) -> PyResult<Option<Py<PyReport>>> {
+        let stepped = {
+            let mut progress = self.lock(py);
+            let closing_ns = monotonic_ns();
+            let stepped = progress.start(self, py, stage, now, at).and_then(|started| run(py, started));
+            stepped.and_then(|stepped| progress.took(self, py, stepped, closing_ns))
         };
-        *progress = Progress::Open(Box::new(open), before);
-        Ok(())
+        self.watched(py, stepped)
     }
 
-    /// Hands a VM that was only closed back to whoever held it before. Nothing is written.
-    fn reopen(&self, py: Python<'_>, closed: &mut OpenRestore) {
-        if !self.vm.abandon(closed) {
-            // Another thread had the VM's lock. There is nothing to take back, so this can't fail for the VM's sake.
-            let _ = self.vm.give_up(py, closed);
-        }
-    }
-
-    fn step_apply(&self, py: Python<'_>, now: Option<Now>) -> PyResult<()> {
-        match &mut *self.lock(py) {
-            Progress::Open(open, _) => self.vm.apply(py, open, now),
-            other => Err(out_of_turn("apply", other)),
-        }
-    }
-
-    fn step_release(&self, py: Python<'_>, now: Option<Now>) -> PyResult<Py<PyReport>> {
-        let mut progress = self.lock(py);
-        let report = match &mut *progress {
-            Progress::Open(open, _) => self.vm.release(py, open, now)?,
-            other => return Err(out_of_turn("release", other)),
-        };
-        let report = Py::new(py, PyReport { report, checkpoint: Some(Arc::clone(&self.checkpoint)) })?;
-        *progress = Progress::Released(report.clone_ref(py));
-        Ok(report)
+    fn released(&self, py: Python<'_>, now: Option<Now>, at: Option<Stamp>) -> PyResult<Py<PyReport>> {
+        let report = self.step(py, Stage::Release, now, at)?;
+        Ok(report.expect("a release has a report"))
     }
 
     /// Gives the restore up if it is open. `error` is the exception on its way, which gets the VM's state.
@@ -559,17 +515,7 @@ impl PyRestore {
         let left = {
             let mut progress = self.lock(py);
             match mem::replace(&mut *progress, Progress::GivenUp) {
-                Progress::Open(mut open, before) => {
-                    let left = self.vm.give_up(py, &mut open);
-                    if let (Ok(Condition::Untouched), Some(mut closed)) = (&left, before) {
-                        self.reopen(py, &mut closed);
-                    }
-                    left
-                }
-                Progress::Closed(mut closed) => {
-                    self.reopen(py, &mut closed);
-                    return Ok(());
-                }
+                Progress::Closed(mut open) | Progress::Open(mut open) => self.vm.give_up(py, &mut open),
                 other => {
                     *progress = other;
                     return Ok(());
@@ -581,6 +527,103 @@ impl PyRestore {
             Err(failure) => (Condition::Provisional, Some(failure)),
         };
         given_up(py, left, failure, error, self.vm.name().as_str())
+    }
+}
+
+/// Step of a restore.
+#[derive(Clone, Copy)]
+pub(crate) enum Stage {
+    /// Closes the VM, and writes nothing.
+    Close,
+    /// The first write.
+    Prepare,
+    Apply,
+    Release,
+}
+
+impl Stage {
+    pub(crate) const NAMES: [(&'static str, Self); 4] =
+        [("close", Self::Close), ("prepare", Self::Prepare), ("apply", Self::Apply), ("release", Self::Release)];
+}
+
+/// Result of a step.
+pub(crate) enum Stepped {
+    Closed(OpenRestore),
+    Prepared(OpenRestore),
+    Begun,
+    Applied,
+    Released(Box<Report>),
+}
+
+impl Progress {
+    /// Takes what a step needs of the interpreter.
+    pub(crate) fn start<'a>(
+        &'a mut self,
+        of: &'a PyRestore,
+        py: Python<'_>,
+        stage: Stage,
+        now: Option<Now>,
+        at: Option<Stamp>,
+    ) -> PyResult<Started<'a, Stepped>> {
+        let vm = &of.vm;
+        let (plan, checkpoint) = (|| of.plan.clone(), || Arc::clone(&of.checkpoint));
+        Ok(match (stage, self) {
+            (Stage::Close, Self::Planned) => {
+                let close = vm.close(py, plan(), checkpoint(), of.now.clone())?;
+                Box::new(|| close().map(Stepped::Closed))
+            }
+            (Stage::Prepare, Self::Planned) => {
+                let prepare = vm.prepare(py, plan(), checkpoint(), of.now.clone())?;
+                Box::new(|| prepare().map(Stepped::Prepared))
+            }
+            (Stage::Prepare, Self::Closed(open)) => {
+                let begin = vm.begin(py, open, of.now.clone())?;
+                Box::new(|| begin().map(|()| Stepped::Begun))
+            }
+            (Stage::Apply, Self::Open(open)) => {
+                let apply = vm.apply(py, open, now)?;
+                Box::new(|| apply().map(|()| Stepped::Applied))
+            }
+            (Stage::Release, Self::Open(open)) => {
+                let release = vm.release(py, open, at, now)?;
+                Box::new(|| release().map(|report| Stepped::Released(Box::new(report))))
+            }
+            (Stage::Close | Stage::Prepare, _) => {
+                return Err(misuse("a restore is entered once: call restoring() again"));
+            }
+            (Stage::Apply, other) => return Err(out_of_turn("apply", other)),
+            (Stage::Release, other) => return Err(out_of_turn("release", other)),
+        })
+    }
+
+    /// Takes note of a step that was made. `closing_ns` is the instant before it.
+    pub(crate) fn took(
+        &mut self,
+        of: &PyRestore,
+        py: Python<'_>,
+        stepped: Stepped,
+        closing_ns: u64,
+    ) -> PyResult<Option<Py<PyReport>>> {
+        if matches!(stepped, Stepped::Closed(_) | Stepped::Prepared(_)) {
+            of.closed_at_ns.store(closing_ns, Ordering::Relaxed);
+        }
+        match stepped {
+            Stepped::Closed(open) => *self = Self::Closed(Box::new(open)),
+            Stepped::Prepared(open) => *self = Self::Open(Box::new(open)),
+            Stepped::Begun => {
+                if let Self::Closed(open) = mem::replace(self, Self::GivenUp) {
+                    *self = Self::Open(open);
+                }
+            }
+            Stepped::Applied => {}
+            Stepped::Released(report) => {
+                let report = PyReport { report: *report, checkpoint: Some(Arc::clone(&of.checkpoint)) };
+                let report = Py::new(py, report)?;
+                *self = Self::Released(report.clone_ref(py));
+                return Ok(Some(report));
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -618,7 +661,7 @@ impl PyRestore {
     ///
     /// StalePlan if the VM has changed since the plan was made.
     fn __enter__(slf: Py<Self>, py: Python<'_>) -> PyResult<Py<Self>> {
-        slf.get().prepare(py)?;
+        slf.get().step(py, Stage::Prepare, None, None)?;
         Ok(slf)
     }
 
@@ -638,22 +681,28 @@ impl PyRestore {
     /// The second step: every vCPU's timers, CVAL before CTL, read back. Interrupted says what to call again.
     #[pyo3(signature = (*, now=None))]
     fn apply(&self, py: Python<'_>, now: Option<AnyNow>) -> PyResult<()> {
-        self.apply_now(py, now.map(|now| now.0))
+        self.step(py, Stage::Apply, now.map(|now| now.0), None).map(drop)
     }
 
     /// The last step: samples the counter, sets the guest's counters, and lets the vCPUs run.
     ///
+    /// With `at`, a Stamp of this host that another process may have taken, the guest goes on as if it had been released
+    /// then, and sees the time since: so VMs of many processes go on from one instant. Refused, so that this step can be
+    /// called again, for a stamp of another counter or boot, of before a sleep of the host, of before the plan, and of
+    /// the future.
+    ///
     /// Interrupted says what to call again: this step, or `apply()` where a timer was changed meanwhile.
-    #[pyo3(signature = (*, now=None))]
-    fn release(&self, py: Python<'_>, now: Option<AnyNow>) -> PyResult<Py<PyReport>> {
-        self.release_now(py, now.map(|now| now.0))
+    #[pyo3(signature = (*, at=None, now=None))]
+    fn release(&self, py: Python<'_>, at: Option<AnyStamp>, now: Option<AnyNow>) -> PyResult<Py<PyReport>> {
+        let at = at.map(|at| at.stamp("at")).transpose()?;
+        self.released(py, now.map(|now| now.0), at)
     }
 
     fn __repr__(&self, py: Python<'_>) -> String {
         let progress = match &*self.lock(py) {
             Progress::Planned => "planned",
             Progress::Closed(_) => "closed",
-            Progress::Open(..) => "open",
+            Progress::Open(_) => "open",
             Progress::Released(_) => "released",
             Progress::GivenUp => "given up",
         };
@@ -665,8 +714,7 @@ impl Drop for PyRestore {
     fn drop(&mut self) {
         let progress = self.progress.get_mut().unwrap_or_else(PoisonError::into_inner);
         let reopened = match progress {
-            Progress::Open(open, None) | Progress::Closed(open) => self.vm.abandon(open),
-            Progress::Open(open, Some(closed)) => self.vm.abandon(open) && self.vm.abandon(closed),
+            Progress::Closed(open) | Progress::Open(open) => self.vm.abandon(open),
             Progress::Planned | Progress::Released(_) | Progress::GivenUp => true,
         };
         if !reopened {
@@ -675,20 +723,30 @@ impl Drop for PyRestore {
     }
 }
 
-/// Closes a restore's VM before its block is entered, and writes nothing: `guestclock.fleet` closes all of its VMs before
-/// it enters the first.
-#[pyfunction]
-pub(crate) fn _close(py: Python<'_>, restore: &Bound<'_, PyRestore>) -> PyResult<()> {
-    let restore = restore.get();
-    restore.watched(py, restore.close(py))
-}
-
 /// A report of a restore or a pause. `print` it, or take `to_dict()`.
 #[pyclass(frozen, name = "Report", module = "guestclock")]
 pub(crate) struct PyReport {
     report: Report,
     /// The restored checkpoint; None in place, where the timers stayed where they were.
     checkpoint: Option<Arc<Checkpoint>>,
+}
+
+/// A report or a checkpoint that a VM's clocks are compared with.
+#[derive(FromPyObject)]
+pub(crate) enum AnyGiven<'py> {
+    Report(Bound<'py, PyReport>),
+    Checkpoint(Bound<'py, PyCheckpoint>),
+}
+
+impl AnyGiven<'_> {
+    /// The core's.
+    pub(crate) fn expected(given: Option<&Self>) -> Expected<'_> {
+        match given {
+            None => Expected::Nothing,
+            Some(Self::Report(report)) => Expected::Released(&report.get().report),
+            Some(Self::Checkpoint(checkpoint)) => Expected::Saved(&checkpoint.get().0),
+        }
+    }
 }
 
 impl PyReport {

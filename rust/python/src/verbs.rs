@@ -1,6 +1,6 @@
 //! A VM and its verbs, by one implementation for every kind of VM.
 
-use crate::any_vm::SharedVm;
+use crate::any_vm::{SharedVm, run};
 use crate::arguments::{Vcpu, count, modular, saving};
 use crate::checkpoint::{PyCheckpoint, vm_name};
 use crate::guest::{PyPause, PyRunning};
@@ -8,11 +8,11 @@ use crate::observe;
 use crate::policy::AnyPolicy;
 use crate::records::{self, AnyCount, AnyNow, AnySyncBound};
 use crate::registers;
-use crate::restore::{PyPlan, PyReport, PyRestore, Wishes};
+use crate::restore::{AnyGiven, PyPlan, PyReport, PyRestore, Wishes};
 use crate::steps::PyStep;
 use crate::vouching::Asks;
 use guestclock_core::arch::arm64::View;
-use guestclock_core::restore::{Plan, Request, State};
+use guestclock_core::restore::{Plan, Request};
 use guestclock_core::time::Offset;
 use guestclock_linux::clock::monotonic_ns;
 use guestclock_model::locked::Now;
@@ -46,7 +46,7 @@ impl PyGuestVm {
         if request.asks(now.as_ref()) {
             self.vm.ask(py)?;
         }
-        self.vm.plan(py, &checkpoint.get().0, request, now)
+        run(py, self.vm.plan(py, &checkpoint.get().0, request, now)?)
     }
 }
 
@@ -97,11 +97,7 @@ impl PyGuestVm {
     /// State of the VM: "open" (its vCPUs may run), "paused", or "restoring" (closed until a restore is released).
     #[getter]
     fn state(&self, py: Python<'_>) -> PyResult<&'static str> {
-        Ok(match self.vm.state(py)? {
-            State::Open => "open",
-            State::Paused => "paused",
-            State::Restoring => "restoring",
-        })
+        self.vm.state(py).map(records::state_name)
     }
 
     /// The capabilities for this VM's clocks.
@@ -122,7 +118,7 @@ impl PyGuestVm {
     #[pyo3(signature = (*, offset=None))]
     fn opt_in(&self, py: Python<'_>, offset: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
         let offset = offset.map(|offset| modular(offset, "an offset")).transpose()?;
-        self.vm.opt_in(py, offset.map(Offset))
+        run(py, self.vm.opt_in(py, offset.map(Offset))?)
     }
 
     /// KVM_ARM_SET_COUNTER_OFFSET as it is, for tests and for VMMs that do all themselves: `opt_in` is the verb.
@@ -220,7 +216,7 @@ impl PyGuestVm {
         if saving.asks(now.as_ref()) {
             self.vm.ask(py)?;
         }
-        self.vm.checkpoint(py, &saving, now).map(PyCheckpoint::from)
+        run(py, self.vm.checkpoint(py, &saving, now)?).map(PyCheckpoint::from)
     }
 
     /// Plans the restore of `checkpoint` under `policy`, without touching anything: a dry run.
@@ -312,9 +308,30 @@ impl PyGuestVm {
     fn pause(&self, py: Python<'_>, policy: Option<AnyPolicy>, views: &str) -> PyResult<PyPause> {
         let request: Request = Wishes::of_views(views).request(policy)?;
         let closing_ns = monotonic_ns();
-        let paused = self.vm.pause(py, request);
+        let paused = self.vm.pause(py, request).and_then(|started| run(py, started));
         let paused = paused.inspect_err(|error| observe::failed(py, &self.vm, "pause", error))?;
         Ok(PyPause::new(Arc::clone(&self.vm), paused, closing_ns))
+    }
+
+    /// Looks at the VM's clocks, changes nothing, and waits for nobody: a `Verified`, which is true where all is as it is
+    /// to be.
+    ///
+    /// Each vCPU's counters are read between two reads of the host's: they have to be where the VM's offset puts them, or
+    /// without one where the other vCPUs' are. Each timer's ISTATUS has to be as its CVAL and its counter tell, where the
+    /// kernel computes it when it is read (Linux up to 6.17). With the report that the guest goes by, its counters have to
+    /// be where that put them, with the steps of its backlog paid since; with a checkpoint, not before those saved.
+    ///
+    /// VcpuRunning while a vCPU runs, whose registers can't be read without waiting for it.
+    #[pyo3(signature = (given=None, *, now=None))]
+    fn verify<'py>(
+        &self,
+        py: Python<'py>,
+        given: Option<AnyGiven<'py>>,
+        now: Option<AnyNow>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let now = now.map(|now| now.0);
+        let verified = run(py, self.vm.verify(py, AnyGiven::expected(given.as_ref()), now)?)?;
+        records::verified(py, &verified)
     }
 
     /// The guest's backlog, in ticks: 0 unless a `CatchUp` is unfinished.

@@ -1,11 +1,11 @@
 //! The model VM.
 
-use crate::any_vm::{Handle, Operable};
+use crate::any_vm::{Failure, Handle, Operable, failure};
 use crate::arguments::{Vcpu, count, modular};
 use crate::checkpoint::vm_name;
 use crate::counters::{AnyCounter, PyHostCounter};
 use crate::errors::OrRaise;
-use crate::foreign::Sampled;
+use crate::foreign::{Sampled, Taken};
 use crate::records::{self, AnyCount};
 use crate::verbs::PyGuestVm;
 use guestclock_core::arch::arm64::{Access, Behaviours, El, El2, Encoding, KERNELS, Timer, TimerState, View, Width};
@@ -420,15 +420,20 @@ impl Handle for Model {
 
 impl Operable for Model {
     type Error = VmError;
+    type Ready = Taken;
 
-    fn operate<T: Send>(
+    fn ready(&self, py: Python<'_>, now: Option<&Now>) -> PyResult<Taken> {
+        self.live.counter().taken(py, now)
+    }
+
+    fn work<T>(
         &self,
-        py: Python<'_>,
+        ready: Taken,
         _verb: Option<Verb>,
         now: Option<Now>,
-        work: impl FnOnce(&mut RunState, &mut dyn Backend<Error = VmError>) -> T + Send,
-    ) -> PyResult<T> {
-        let _sample = self.live.counter().stamped(py, now.as_ref())?;
-        self.live.operate(now, |run_state, vm| Ok::<_, LockedError>(work(run_state, vm))).or_raise()
+        work: impl FnOnce(&mut RunState, &mut dyn Backend<Error = VmError>) -> T,
+    ) -> Result<T, Failure> {
+        let _sample = ready.hold();
+        self.live.operate(now, |run_state, vm| Ok::<_, LockedError>(work(run_state, vm))).map_err(failure)
     }
 }

@@ -3,7 +3,7 @@
 
 use guestclock_core::arch::arm64::{Role, Sysreg, Timer, View};
 use guestclock_core::drive::faults::ScriptError;
-use guestclock_core::drive::{Cause, Condition};
+use guestclock_core::drive::{Cause, Condition, Mismatch, Source};
 use guestclock_core::guest::vmclock::EquationError;
 use guestclock_core::guest::{SUGGESTED_INTERVAL_NS, SUGGESTED_STEP_NS};
 use guestclock_core::restore::refusal::{NeedsCounterOffset, Refusal, Skew, UNKNOWN_REGISTERS};
@@ -127,6 +127,7 @@ pub(crate) fn refusal(refusal: &Refusal) -> String {
         Refusal::OutOfOrder { called } => {
             format!("{called}() can't come now: a restore is apply(), then release(), once each")
         }
+        Refusal::OtherInstant(_) => format!("{refusal}. release() without at= is for now, and can still be called"),
         Refusal::Overtaken => format!("{refusal}: restoring(), restore() or pause()"),
         Refusal::NoCounterOffset { needed_by } => format!(
             "counter_offset: {needed_by}{}",
@@ -219,6 +220,41 @@ pub(crate) fn counter_elsewhere(vcpu: usize, view: View, wanted: u64, found: u64
     let name = count_name(view);
     let way_out = if cause == Cause::Ignored { " (KvmVm(counter_offset=))" } else { "" };
     format!("vCPU {vcpu}: {name} is offset by {found}, and {wanted} was set for the VM: {cause}{way_out}")
+}
+
+/// A clock that isn't where it is expected.
+pub(crate) fn mismatch(mismatch: &Mismatch) -> String {
+    let apart = |ticks: Option<i128>| match ticks {
+        Some(ticks) if ticks < 0 => format!("{} ticks behind", ticks.unsigned_abs()),
+        ticks => format!("{} ticks ahead", ticks.unwrap_or(0)),
+    };
+    match *mismatch {
+        Mismatch::Counter { vcpu, view, by, .. } => format!(
+            "vCPU {vcpu}: {} is at least {} of {}",
+            count_name(view),
+            apart(mismatch.ahead_ticks()),
+            match by {
+                Source::OtherVcpus => "the same counter on the vCPUs before: is it a vCPU of another VM?",
+                Source::Report => "where the report put it: a later restore or VMM has moved it",
+                _ => "the VM's offset: it was set elsewhere, or the vCPU is another VM's",
+            }
+        ),
+        Mismatch::Condition { vcpu, timer, istatus, cval, count, width } => format!(
+            "vCPU {vcpu}: {}'s CTL reads ISTATUS={}, and its CVAL is {cval} where its counter read {} to {}",
+            timer.name(),
+            u8::from(istatus),
+            count.0,
+            count.0.wrapping_add(width)
+        ),
+        Mismatch::BeforeCheckpoint { view, saved, found } => format!(
+            "{} reads {} at most, and {} in the checkpoint: {}",
+            count_name(view),
+            found.0,
+            saved.0,
+            apart(mismatch.ahead_ticks())
+        ),
+        _ => String::new(),
+    }
 }
 
 /// Name of a counter's register.

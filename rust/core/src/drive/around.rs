@@ -134,6 +134,10 @@ impl<E, W: Around<E>> Backend for Surrounded<'_, E, W> {
         self.backend.vm_offset()
     }
 
+    fn computes_istatus(&self) -> bool {
+        self.backend.computes_istatus()
+    }
+
     fn interrupts(&mut self, registers: &Registers) -> Result<Option<Interrupts>, W::Error> {
         self.around.call(Call::on_vm(CallKind::Interrupts), None, || self.backend.interrupts(registers))
     }

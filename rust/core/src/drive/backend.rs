@@ -33,6 +33,11 @@ pub trait Backend {
     /// The VM-wide offset, if this VM has opted in and the offset is known. KVM has no call that reads it.
     fn vm_offset(&self) -> Option<Offset>;
 
+    /// Returns whether CTL reads back with ISTATUS as the counter has it, rather than as the last run left it.
+    fn computes_istatus(&self) -> bool {
+        false
+    }
+
     /// Interrupt ids of the timers that the guest has (KVM_ARM_VCPU_TIMER_CTRL); `None` where nobody can be asked. A
     /// kernel that answers an error doesn't tell either.
     fn interrupts(&mut self, _registers: &Registers) -> Result<Option<Interrupts>, Self::Error> {
@@ -115,6 +120,8 @@ pub struct Facts {
     pub nested: bool,
     /// See [`Backend::vm_offset`].
     pub vm_offset: Option<Offset>,
+    /// See [`Backend::computes_istatus`].
+    pub computes_istatus: bool,
     /// See [`Backend::generation`].
     pub generation: u64,
 }
@@ -131,6 +138,7 @@ impl Facts {
             abilities: backend.abilities(),
             nested: backend.nested(),
             vm_offset: backend.vm_offset(),
+            computes_istatus: backend.computes_istatus(),
             generation: backend.generation(),
         }
     }

@@ -135,13 +135,15 @@ pub enum Verb {
     CatchUp,
     /// The opt-in.
     OptIn,
-    /// A restore that is given up.
+    /// A restore that is given up, or a pause that is taken back.
     GiveUp,
+    /// A look at the clocks.
+    Verify,
 }
 
 impl Verb {
     /// All operations with their names.
-    pub const NAMES: [(&'static str, Self); 10] = [
+    pub const NAMES: [(&'static str, Self); 11] = [
         ("checkpoint", Self::Checkpoint),
         ("plan", Self::Plan),
         ("prepare", Self::Prepare),
@@ -152,6 +154,7 @@ impl Verb {
         ("catch_up", Self::CatchUp),
         ("opt_in", Self::OptIn),
         ("give_up", Self::GiveUp),
+        ("verify", Self::Verify),
     ];
 
     /// Returns the name.

@@ -27,6 +27,7 @@ where
 pub fn carry_out<B: Backend + ?Sized>(op: &Op<'_>, backend: &mut B) -> Answer<B::Error> {
     match op {
         Op::Look => await_stopped(backend).map(|()| Done::Ok).map_err(Failed::Call),
+        Op::Glance => backend.stopped().map(|()| Done::Ok).map_err(Failed::Call),
         Op::Sample => Ok(Done::Count(backend.counter().count())),
         Op::Stamp => Ok(Done::Stamp(backend.counter().stamp())),
         Op::List => Registers::of(backend).map(Done::List).map_err(Failed::Call),

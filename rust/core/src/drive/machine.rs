@@ -24,6 +24,8 @@ use core::task::{Context, Poll, Waker};
 pub enum Op<'a> {
     /// Look whether all vCPUs are stopped. EBUSY is waited out for as long as the driver's budget lasts.
     Look,
+    /// Look whether all vCPUs are stopped, once: nobody is waited for.
+    Glance,
     /// Read the counter: [`Done::Count`].
     Sample,
     /// Take a stamp of the counter: [`Done::Stamp`].
@@ -407,6 +409,10 @@ impl<'a, E> Io<'a, E> {
 
     pub(crate) async fn look(&self) -> Result<(), Failed<E>> {
         self.ask(Op::Look).await.map(drop)
+    }
+
+    pub(crate) async fn glance(&self) -> Result<(), Failed<E>> {
+        self.ask(Op::Glance).await.map(drop)
     }
 
     pub(crate) async fn write(&self, block: Block<'a>) -> Result<(), Failed<E>> {

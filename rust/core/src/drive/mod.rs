@@ -13,6 +13,7 @@ pub mod measure;
 pub mod operations;
 pub mod restore;
 pub mod trace;
+pub mod verify;
 #[doc(hidden)]
 pub mod x86_64;
 
@@ -27,3 +28,4 @@ pub use many::{OfOne, Restored, pausing_many, restoring_many};
 pub use operations::{OpenPause, OpenRestore, Operated, OperationError, Saving};
 pub use restore::{Cause, Condition, Restore, RestoreError, set_counters};
 pub use trace::{CallTotals, Errno, Trace, TracedCall};
+pub use verify::{Expected, Mismatch, Source, Verified};

@@ -9,8 +9,9 @@ use crate::drive::capture::{capture, capture_registers};
 use crate::drive::driver::drive;
 use crate::drive::machine::{Failed, Io, What};
 use crate::drive::restore::{Condition, Restore, RestoreError, Stage, at_step};
+use crate::drive::verify::{Expected, Verified, verify};
 use crate::restore::refusal::NeedsCounterOffset;
-use crate::restore::run_state::{RunState, State, Step};
+use crate::restore::run_state::{Hold, RunState, State, Step};
 use crate::restore::{Late, Plan, Policy, Refusal, Report, Request, Saved, planning};
 use crate::time::{GuestCount, HostCount, NamespaceTicks, Offset, OffsetInterval, Stamp, StampCount, SyncBound};
 use alloc::boxed::Box;
@@ -178,9 +179,7 @@ fn look(step: &str) -> String {
 pub struct OpenRestore {
     restore: Restore,
     checkpoint: Arc<Checkpoint>,
-    epoch: u64,
-    /// State and epoch of the VM before the restore.
-    before: (State, u64),
+    hold: Hold,
 }
 
 /// A pause in place.
@@ -189,7 +188,7 @@ pub struct OpenPause {
     stamp: Stamp,
     time: GuestTime,
     request: Request,
-    epoch: u64,
+    hold: Hold,
 }
 
 impl OpenPause {
@@ -199,15 +198,10 @@ impl OpenPause {
         self.request.policy
     }
 
-    /// Sets another policy for the end of the pause.
-    pub const fn set_policy(&mut self, policy: Policy) {
-        self.request.policy = policy;
-    }
-
     /// Returns whether the VM is still in this pause.
     #[must_use]
     pub fn holds(&self, run_state: &RunState) -> bool {
-        run_state.holds(State::Paused, self.epoch).is_ok()
+        run_state.held(self.hold).is_ok()
     }
 }
 
@@ -258,8 +252,8 @@ impl RunState {
         Ok(Box::new(planning::plan(&Saved::from(&vm), &target, stamp, request)?))
     }
 
-    /// The machine of [`prepare`](Self::prepare).
-    pub async fn preparing<E>(
+    /// The machine of [`close_for_restore`](Self::close_for_restore).
+    pub async fn closing<E>(
         &mut self,
         io: &Io<'_, E>,
         facts: &Facts,
@@ -268,23 +262,46 @@ impl RunState {
     ) -> By<OpenRestore, E> {
         checkpoint.only()?;
         look_at(io, facts).await?;
-        let restore = Restore::preparing(io, facts, plan).await.inspect_err(|error| {
-            // Its clock is at a provisional offset: no vCPU may run with that.
-            if error.left() == Condition::Provisional {
-                self.begin_restore();
-            }
-        })?;
-        let before = (self.state(), self.epoch());
-        Ok(OpenRestore { restore, checkpoint, epoch: self.begin_restore(), before })
+        let restore = Restore::checking(io, facts, plan).await?;
+        Ok(OpenRestore { restore, checkpoint, hold: self.close(State::Restoring) })
+    }
+
+    /// The machine of [`begin`](Self::begin).
+    pub async fn beginning<E>(&mut self, io: &Io<'_, E>, facts: &Facts, open: &mut OpenRestore) -> By<(), E> {
+        self.held(open.hold)?;
+        look_at(io, facts).await?;
+        self.first_write(io, facts, open).await
+    }
+
+    async fn first_write<E>(&mut self, io: &Io<'_, E>, facts: &Facts, open: &mut OpenRestore) -> By<(), E> {
+        let begun = open.restore.beginning(io, facts).await;
+        if begun.as_ref().is_err_and(|error| error.left() == Condition::Untouched) {
+            self.cancel(open.hold)?;
+        }
+        // Otherwise its clock is at a provisional offset: no vCPU may run with that.
+        Ok(begun?)
+    }
+
+    /// The machine of [`prepare`](Self::prepare).
+    pub async fn preparing<E>(
+        &mut self,
+        io: &Io<'_, E>,
+        facts: &Facts,
+        plan: Box<Plan>,
+        checkpoint: Arc<Checkpoint>,
+    ) -> By<OpenRestore, E> {
+        let mut open = self.closing(io, facts, plan, checkpoint).await?;
+        self.first_write(io, facts, &mut open).await?;
+        Ok(open)
     }
 
     /// The machine of [`give_up`](Self::give_up).
     pub async fn giving_up<E>(&mut self, io: &Io<'_, E>, open: &mut OpenRestore) -> By<Condition, E> {
-        if self.holds(State::Restoring, open.epoch).is_err() {
+        if self.held(open.hold).is_err() {
             return Ok(Condition::Untouched);
         }
         if open.restore.taking_back(io).await? {
-            self.reopen(open.before.0, open.before.1);
+            self.cancel(open.hold)?;
             return Ok(Condition::Untouched);
         }
         Ok(match open.restore.stage() {
@@ -297,14 +314,16 @@ impl RunState {
     /// Gives a restore up without a call on its VM. Returns false where that would take one: the VM stays closed, and
     /// can be restored again.
     pub fn abandon(&mut self, open: &OpenRestore) -> bool {
-        if self.holds(State::Restoring, open.epoch).is_err() {
+        if self.held(open.hold).is_err() {
             return true;
         }
-        let untouched = open.restore.is_untouched();
-        if untouched {
-            self.reopen(open.before.0, open.before.1);
-        }
-        untouched
+        open.restore.is_untouched() && self.cancel(open.hold).is_ok()
+    }
+
+    /// Ends a pause as if there had been none, without a call on its VM: the guest's clock has run on, and its backlog is
+    /// as it was. A pause that a restore has overtaken holds nothing.
+    pub fn cancel_pause(&mut self, pause: &OpenPause) {
+        let _ = self.cancel(pause.hold);
     }
 
     /// The machine of [`opt_in`](Self::opt_in).
@@ -326,7 +345,7 @@ impl RunState {
         let known = OffsetInterval::exact(offset);
         let checked = Restore::check_view(io, facts.vcpus, view, known, "opt_in", Condition::Provisional).await;
         checked.inspect_err(|_| {
-            self.begin_restore();
+            self.close(State::Restoring);
         })?;
         Ok(())
     }
@@ -334,7 +353,7 @@ impl RunState {
     /// The machine of [`apply`](Self::apply).
     pub async fn applying<'a, E>(&self, io: &Io<'a, E>, open: &'a mut OpenRestore) -> By<(), E> {
         open.restore.expect(Stage::Prepared, "apply")?;
-        self.holds(State::Restoring, open.epoch)?;
+        self.held(open.hold)?;
         // The vCPUs are looked at again: a read of a running vCPU's register would wait for it.
         io.look().await.map_err(at_step(Condition::Partial, || look("apply")))?;
         let OpenRestore { restore, checkpoint, .. } = open;
@@ -347,12 +366,16 @@ impl RunState {
         io: &Io<'a, E>,
         facts: &Facts,
         open: &'a mut OpenRestore,
+        at: Option<Stamp>,
     ) -> By<Box<Report>, E> {
         open.restore.expect(Stage::Applied, "release")?;
-        self.holds(State::Restoring, open.epoch)?;
+        self.held(open.hold)?;
+        if let Some(at) = &at {
+            open.restore.instant_of_this_host(at, &io.stamp().await?)?;
+        }
         io.look().await.map_err(at_step(Condition::TimersOnly, || look("release")))?;
         let OpenRestore { restore, checkpoint, .. } = open;
-        self.finishing(io, facts, restore, Some(&checkpoint.only()?)).await
+        self.finishing(io, facts, restore, Some(&checkpoint.only()?), at).await
     }
 
     /// The machine of [`pause`](Self::pause).
@@ -364,18 +387,24 @@ impl RunState {
         let request = Request { elapsed: None, in_place: true, ..request };
         // A refusal that would come at the resume comes now, while the VM can still go on without the pause.
         planning::plan(&Saved::in_place(stamp, time), &facts.target(registers), stamp, request)?;
-        Ok(OpenPause { stamp, time, request, epoch: self.begin_pause() })
+        Ok(OpenPause { stamp, time, request, hold: self.close(State::Paused) })
     }
 
     /// The machine of [`resume`](Self::resume).
-    pub async fn resuming<E>(&mut self, io: &Io<'_, E>, facts: &Facts, pause: &OpenPause) -> By<Box<Report>, E> {
-        self.holds(State::Paused, pause.epoch)?;
+    pub async fn resuming<E>(
+        &mut self,
+        io: &Io<'_, E>,
+        facts: &Facts,
+        pause: &OpenPause,
+        policy: Policy,
+    ) -> By<Box<Report>, E> {
+        self.held(pause.hold)?;
         let at = |what: &'static str| at_step(Condition::Paused, move || format!("resume: {what}"));
         let target = facts.target(io.list().await.map_err(at("what the VM is"))?);
         let stamp = io.stamp().await.map_err(at("a stamp"))?;
         let saved = Saved::in_place(pause.stamp, pause.time);
-        let plan = Box::new(planning::plan(&saved, &target, stamp, pause.request)?);
-        self.finishing(io, facts, &mut Restore::in_place(plan, facts.vcpus), None).await
+        let plan = Box::new(planning::plan(&saved, &target, stamp, Request { policy, ..pause.request })?);
+        self.finishing(io, facts, &mut Restore::in_place(plan, facts.vcpus), None, None).await
     }
 
     /// The machine of [`step`](Self::step).
@@ -407,9 +436,10 @@ impl RunState {
         facts: &Facts,
         restore: &mut Restore,
         vm: Option<&SavedVm<'a>>,
+        at: Option<Stamp>,
     ) -> By<Box<Report>, E> {
         let tolerance = facts.frequency.hz() / BY_VALUE_TOLERANCE;
-        let report = restore.releasing(io, vm, tolerance).await?;
+        let report = restore.releasing(io, vm, tolerance, at).await?;
         self.open(&report.plan, &report.outcome);
         Ok(report)
     }
@@ -434,7 +464,26 @@ impl RunState {
         drive(backend, async |io| self.making_plan(&io, &facts, checkpoint, request).await).map(|plan| *plan)
     }
 
-    /// Begins a restore: see [`Restore::prepare`]. No vCPU can run until the release.
+    /// Closes the VM for a restore, and writes nothing: no vCPU can run until the release. A restore of many VMs closes all
+    /// of them before the first write.
+    pub fn close_for_restore<B: Backend + ?Sized>(
+        &mut self,
+        backend: &mut B,
+        plan: Plan,
+        checkpoint: Arc<Checkpoint>,
+    ) -> Operated<OpenRestore, B> {
+        let (facts, plan) = (Facts::of(backend), Box::new(plan));
+        drive(backend, async |io| self.closing(&io, &facts, plan, checkpoint).await)
+    }
+
+    /// Makes the first step of a restore that has closed its VM: see [`Restore::prepare`]. A failure that left the VM as
+    /// it was has taken the close back.
+    pub fn begin<B: Backend + ?Sized>(&mut self, backend: &mut B, open: &mut OpenRestore) -> Operated<(), B> {
+        let facts = Facts::of(backend);
+        drive(backend, async |io| self.beginning(&io, &facts, open).await)
+    }
+
+    /// Closes the VM for a restore, and makes the first step: see [`Restore::prepare`].
     pub fn prepare<B: Backend + ?Sized>(
         &mut self,
         backend: &mut B,
@@ -469,9 +518,19 @@ impl RunState {
     }
 
     /// Ends the restore, after which the VM's vCPUs may run again: see [`Restore::release`].
-    pub fn release<B: Backend + ?Sized>(&mut self, backend: &mut B, open: &mut OpenRestore) -> Operated<Report, B> {
+    ///
+    /// With `at`, a stamp of this host that another process may have taken, the guest goes on as if it had been released
+    /// then, and sees what has passed since: so VMs of many processes go on from one instant. Refused, so that the
+    /// release can be called again, for a stamp that isn't shown to be of this counter, boot and time without a sleep,
+    /// for one before the plan's and for one to come.
+    pub fn release<B: Backend + ?Sized>(
+        &mut self,
+        backend: &mut B,
+        open: &mut OpenRestore,
+        at: Option<Stamp>,
+    ) -> Operated<Report, B> {
         let facts = Facts::of(backend);
-        let report = drive(backend, async |io| self.releasing(&io, &facts, open).await)?;
+        let report = drive(backend, async |io| self.releasing(&io, &facts, open, at).await)?;
         backend.restored(report.written);
         Ok(*report)
     }
@@ -482,12 +541,25 @@ impl RunState {
         drive(backend, async |io| self.pausing(&io, &facts, request).await)
     }
 
-    /// Ends a pause under its policy, with the plan and report of a restore. The timers have stayed in place.
-    pub fn resume<B: Backend + ?Sized>(&mut self, backend: &mut B, pause: &OpenPause) -> Operated<Report, B> {
+    /// Ends a pause under a policy, with the plan and report of a restore. The timers have stayed in place.
+    pub fn resume<B: Backend + ?Sized>(
+        &mut self,
+        backend: &mut B,
+        pause: &OpenPause,
+        policy: Policy,
+    ) -> Operated<Report, B> {
         let facts = Facts::of(backend);
-        let report = drive(backend, async |io| self.resuming(&io, &facts, pause).await)?;
+        let report = drive(backend, async |io| self.resuming(&io, &facts, pause, policy).await)?;
         backend.restored(report.written);
         Ok(*report)
+    }
+
+    /// Looks at the VM's clocks, and changes nothing: whether each vCPU's counters are where the VM's offset puts them, or
+    /// where the other vCPUs' are; whether the timers' conditions are as their registers tell; and whether the guest is
+    /// where `expected` says. Nobody is waited for: an error where a vCPU runs.
+    pub fn verify<B: Backend + ?Sized>(&self, backend: &mut B, expected: Expected<'_>) -> Operated<Verified, B> {
+        let facts = Facts::of(backend);
+        Ok(drive(backend, async |io| verify(&io, &facts, self, expected).await)??)
     }
 
     /// Takes a step of the backlog once it is due, with all vCPUs stopped: it lowers the VM-wide offset by the step.

@@ -11,9 +11,9 @@ use crate::drive::driver::drive;
 use crate::drive::machine::{Block, Failed, Io, What, register_name};
 use crate::drive::measure::set_offset_by_value;
 use crate::restore::{
-    Behind, Deadlines, Method, Outcome, Plan, Refusal, Report, TimerStatus, Writes, Written, planning,
+    Behind, Deadlines, Method, NotThen, Outcome, Plan, Refusal, Report, TimerStatus, Writes, Written, planning,
 };
-use crate::time::{ErrorBound, Offset, OffsetInterval};
+use crate::time::{ErrorBound, Evidence, HostCount, Offset, OffsetInterval, Sleep, Stamp};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
@@ -184,6 +184,7 @@ pub(crate) fn at_step<E>(left: Condition, step: impl FnOnce() -> String) -> impl
 /// Progress of a restore.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Stage {
+    Planned,
     Prepared,
     Applied,
     Released,
@@ -215,9 +216,15 @@ impl Restore {
 
     /// The machine of [`prepare`](Self::prepare).
     pub async fn preparing<E>(io: &Io<'_, E>, facts: &Facts, plan: Box<Plan>) -> Result<Self, RestoreError<E>> {
-        if facts.generation != plan.generation {
-            return Err(Refusal::StalePlan.into());
-        }
+        let mut restore = Self::checking(io, facts, plan).await?;
+        restore.beginning(io, facts).await?;
+        Ok(restore)
+    }
+
+    /// Makes the restore of a VM that can be restored as it is, and writes nothing.
+    pub async fn checking<E>(io: &Io<'_, E>, facts: &Facts, plan: Box<Plan>) -> Result<Self, RestoreError<E>> {
+        let restore = Self { stage: Stage::Planned, before: facts.vm_offset, ..Self::in_place(plan, facts.vcpus) };
+        restore.is_current(facts)?;
         // A vCPU that isn't initialised shows here, while nothing is written.
         io.read(one_reg_id(Role::Ctl(Timer::Vtimer))).await.map_err(|failed| match failed {
             Failed::Register { vcpu, error, .. } => {
@@ -226,22 +233,34 @@ impl Restore {
             }
             failed => at_step(Condition::Untouched, || String::from("prepare: looking at the vCPUs"))(failed),
         })?;
-        let mut restore = Self { stage: Stage::Prepared, before: facts.vm_offset, ..Self::in_place(plan, facts.vcpus) };
-        if restore.plan.method == Method::Offset {
-            let outcome = restore.write_offset(io, "prepare: the provisional offset", Condition::Untouched).await?;
+        Ok(restore)
+    }
+
+    /// Writes the provisional offset, if the plan uses one, and reads it back from every vCPU.
+    pub async fn beginning<E>(&mut self, io: &Io<'_, E>, facts: &Facts) -> Result<(), RestoreError<E>> {
+        self.expect(Stage::Planned, "prepare")?;
+        self.is_current(facts)?;
+        if self.plan.method == Method::Offset {
+            let outcome = self.write_offset(io, "prepare: the provisional offset", Condition::Untouched, None).await?;
             let offset = outcome.virtual_offset();
-            restore.provisional = Some(offset);
+            self.provisional = Some(offset);
             let known = OffsetInterval::exact(offset);
-            if let Err(error) = restore.check_counts(io, known, "prepare", Condition::Provisional).await {
+            if let Err(error) = self.check_counts(io, known, "prepare", Condition::Provisional).await {
                 // A VM that had opted in gets its own offset back. A first opt-in is for good.
-                let back = match restore.before {
+                let back = match self.before {
                     Some(own) => io.set_offset(own).await.is_ok(),
                     None => false,
                 };
                 return Err(if back { error.left_as(Condition::Untouched) } else { error });
             }
         }
-        Ok(restore)
+        self.stage = Stage::Prepared;
+        Ok(())
+    }
+
+    /// Refuses a plan of the VM as it was before some change.
+    fn is_current(&self, facts: &Facts) -> Result<(), Refusal> {
+        if facts.generation == self.plan.generation { Ok(()) } else { Err(Refusal::StalePlan) }
     }
 
     /// Returns the restore of a VM that stayed where it was: only the counters are to be set.
@@ -331,7 +350,7 @@ impl Restore {
         tolerance: u64,
         backend: &mut B,
     ) -> Result<Report, RestoreError<B::Error>> {
-        drive(backend, async |io| self.releasing(&io, vm, tolerance).await).map(|report| *report)
+        drive(backend, async |io| self.releasing(&io, vm, tolerance, None).await).map(|report| *report)
     }
 
     /// The machine of [`release`](Self::release).
@@ -340,6 +359,7 @@ impl Restore {
         io: &Io<'a, E>,
         vm: Option<&SavedVm<'a>>,
         tolerance: u64,
+        at: Option<Stamp>,
     ) -> Result<Box<Report>, RestoreError<E>> {
         self.expect(Stage::Applied, "release")?;
         if let Some(vm) = vm {
@@ -353,15 +373,22 @@ impl Restore {
         let left = self.left();
         if !self.plan.request.in_place {
             // The host may have slept since the plan. A pause's plan is made at its end.
-            let stamp = io.stamp().await.map_err(at_step(left, || String::from("release: a stamp")))?;
+            let stamp = match at {
+                Some(at) => at,
+                None => io.stamp().await.map_err(at_step(left, || String::from("release: a stamp")))?,
+            };
             planning::look_again(&mut self.plan, stamp);
         }
+        let at = at.map(|at| self.plan.count_of(&at));
         let (outcome, written, by_value_ticks) = if self.plan.method == Method::Offset {
-            let outcome = self.write_offset(io, "release: the final offset", left).await?;
+            let outcome = self.write_offset(io, "release: the final offset", left, at).await?;
             self.check_counts(io, OffsetInterval::exact(outcome.virtual_offset()), "release", left).await?;
             (outcome, Written::Offset { provisional: self.provisional, last: outcome.virtual_offset() }, 0)
         } else {
-            let now = io.sample().await.map_err(at_step(left, || String::from("release: a sample")))?;
+            let now = match at {
+                Some(at) => at,
+                None => io.sample().await.map_err(at_step(left, || String::from("release: a sample")))?,
+            };
             let outcome = self.plan.at(now);
             let set = set_by_value(io, &self.plan, &outcome, tolerance, &mut self.writes.registers).await;
             let set = set.map_err(|(view, failed)| match failed.error() {
@@ -411,17 +438,21 @@ impl Restore {
         }
     }
 
-    /// Writes the offset of the latest sample.
+    /// Writes the offset of the latest sample, or that of `at`.
     async fn write_offset<E>(
         &mut self,
         io: &Io<'_, E>,
         step: &str,
         left: Condition,
+        at: Option<HostCount>,
     ) -> Result<Outcome, RestoreError<E>> {
-        let written = io.set_late(What::VmOffset, self.plan.late).await;
-        let now = written.map_err(at_step(left, || String::from(step)))?;
+        let written = match at {
+            Some(at) => io.set_offset(self.plan.late.offset_at(at)).await.map(|()| at),
+            None => io.set_late(What::VmOffset, self.plan.late).await,
+        };
+        let count = written.map_err(at_step(left, || String::from(step)))?;
         self.writes.offsets += 1;
-        Ok(self.plan.at(now))
+        Ok(self.plan.at(count))
     }
 
     /// Checks by a bracketed read on every vCPU that its counter may have an offset of this interval: another VM's vCPU
@@ -474,6 +505,26 @@ impl Restore {
             }
         }
         Ok(())
+    }
+
+    /// Refuses a stamp that isn't shown to be of this host between the plan's sample and `here`.
+    pub(crate) fn instant_of_this_host(&self, at: &Stamp, here: &Stamp) -> Result<(), Refusal> {
+        let evidence = Evidence::between(at, here);
+        let plan = self.plan.sample.count;
+        let why = if !(evidence.source && evidence.frequency) {
+            NotThen::OtherCounter { at: at.source, here: here.source }
+        } else if evidence.boot != Some(true) {
+            NotThen::OtherBoot
+        } else if !evidence.forward {
+            NotThen::ToCome { at: at.count, here: here.count }
+        } else if evidence.sleep != Sleep::Absent {
+            NotThen::Slept(evidence.sleep)
+        } else if plan.is_after(at.count) {
+            NotThen::BeforePlan { at: at.count, plan }
+        } else {
+            return Ok(());
+        };
+        Err(Refusal::OtherInstant(why))
     }
 
     /// Condition of the VM if the release fails after the timers were checked.

@@ -205,6 +205,12 @@ impl Plan {
         }
     }
 
+    /// Returns the count of a stamp as this process reads it.
+    #[must_use]
+    pub const fn count_of(&self, stamp: &Stamp) -> HostCount {
+        stamp.count.own(self.namespace_ticks)
+    }
+
     /// Returns the closed form of the virtual counter from the plan's sample on.
     pub(super) fn late(&self) -> Late {
         let missed = self.missed_with(&self.passed);

@@ -1,7 +1,7 @@
 //! Refusals of a restore.
 
 use crate::checkpoint::Unknown;
-use crate::time::{ElapsedError, NS_PER_S};
+use crate::time::{ElapsedError, NS_PER_S, Sleep, SourceName, StampCount};
 use core::fmt;
 
 /// The `what` of a [`Refusal::TopologyMismatch`] by registers that the checkpoint has and the table hasn't.
@@ -85,12 +85,63 @@ pub enum Refusal {
         /// The requested step.
         called: &'static str,
     },
+    /// The stamp of a release isn't of this host since the plan.
+    #[error("the release can't be for that instant: {0}")]
+    OtherInstant(NotThen),
     /// The VM has no VM-wide counter offset, or hasn't opted in to it.
     #[error("{needed_by}")]
     NoCounterOffset {
         /// The part of the request that needs it.
         needed_by: NeedsCounterOffset,
     },
+}
+
+/// Reason why a release can't be for the instant of a stamp.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum NotThen {
+    /// It is of another counter.
+    OtherCounter {
+        /// The stamp's counter.
+        at: SourceName,
+        /// The counter here.
+        here: SourceName,
+    },
+    /// It is of another boot, or one of the two doesn't know its boot.
+    OtherBoot,
+    /// The host has slept since, or nobody knows.
+    Slept(Sleep),
+    /// It lies before the plan's sample.
+    BeforePlan {
+        /// The stamp's count.
+        at: StampCount,
+        /// The plan's.
+        plan: StampCount,
+    },
+    /// It lies ahead of the counter.
+    ToCome {
+        /// The stamp's count.
+        at: StampCount,
+        /// The count here.
+        here: StampCount,
+    },
+}
+
+impl fmt::Display for NotThen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OtherCounter { at, here } => {
+                let (at, here) = (at.as_str(), here.as_str());
+                write!(f, "the stamp is of the counter {at}, and this VM's is {here}, or their frequencies differ")
+            }
+            Self::OtherBoot => f.write_str("the stamp isn't shown to be of this host's boot"),
+            Self::Slept(slept) => write!(f, "the host has slept since the stamp: {slept}"),
+            Self::BeforePlan { at, plan } => {
+                write!(f, "the stamp's count is {}, and the plan's {}: take it after all have planned", at.0, plan.0)
+            }
+            Self::ToCome { at, here } => write!(f, "the stamp's count is {}, and the counter reads {}", at.0, here.0),
+        }
+    }
 }
 
 /// Feature that needs a VM-wide counter offset.

@@ -20,6 +20,15 @@ pub enum State {
     Restoring,
 }
 
+/// Hold of one restore or pause on the VM that it closed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Hold {
+    state: State,
+    epoch: u64,
+    /// State and epoch of the VM before it.
+    before: (State, u64),
+}
+
 /// State of a VM, and the number of restores and pauses that have closed it.
 #[derive(Debug, Default)]
 pub struct RunState {
@@ -85,34 +94,37 @@ impl RunState {
         self.backlog = left.map(|backlog| Box::new(DueBacklog::after(last, backlog, frequency)));
     }
 
-    /// Pauses the VM, and returns the pause's epoch.
-    pub fn begin_pause(&mut self) -> u64 {
-        self.close(State::Paused)
+    /// Closes the VM for a pause or a restore, and returns the hold on it. Any operation under way is overtaken.
+    pub const fn close(&mut self, state: State) -> Hold {
+        let before = (self.state, self.epoch);
+        self.epoch += 1;
+        self.state = state;
+        Hold { state, epoch: self.epoch, before }
     }
 
-    /// Closes the VM for a restore, and returns the restore's epoch. Any operation under way is overtaken.
-    pub fn begin_restore(&mut self) -> u64 {
-        self.close(State::Restoring)
+    /// Takes a close back: whoever held the VM before it holds it again. Refused once the VM was overtaken, or is open.
+    ///
+    /// The guest's clock has run on meanwhile, so where nothing was written this is as if the VM hadn't been closed.
+    /// Epochs above the present one belong to closes that were taken back, so a number that is used again has one owner.
+    pub fn cancel(&mut self, hold: Hold) -> Result<(), Refusal> {
+        self.held(hold)?;
+        (self.state, self.epoch) = hold.before;
+        Ok(())
     }
 
-    /// Epoch of the restore or pause that closed the VM last.
-    #[must_use]
-    pub const fn epoch(&self) -> u64 {
-        self.epoch
+    /// Refuses an operation whose hold a newer restore or pause has overtaken.
+    pub fn held(&self, hold: Hold) -> Result<(), Refusal> {
+        self.holds(hold.state, hold.epoch)
+    }
+
+    /// Pauses the VM, and returns the pause's epoch, for a pause that is only ever resumed.
+    pub const fn begin_pause(&mut self) -> u64 {
+        self.close(State::Paused).epoch
     }
 
     /// Refuses an operation that a newer restore or pause has overtaken.
     pub fn holds(&self, state: State, epoch: u64) -> Result<(), Refusal> {
         if self.state == state && self.epoch == epoch { Ok(()) } else { Err(Refusal::Overtaken) }
-    }
-
-    /// Takes the close of a restore back that was given up: whoever closed the VM before it holds the VM again.
-    ///
-    /// Epochs above the present one belong to restores that were given up, so a number that is used again has one
-    /// owner.
-    pub const fn reopen(&mut self, state: State, epoch: u64) {
-        self.state = state;
-        self.epoch = epoch;
     }
 
     /// Opens the VM: its guest goes on as in `outcome`.
@@ -127,11 +139,5 @@ impl RunState {
     pub fn go_on(&mut self, plan: &Plan, outcome: &Outcome) {
         self.close(State::Restoring);
         self.open(plan, outcome);
-    }
-
-    fn close(&mut self, state: State) -> u64 {
-        self.epoch += 1;
-        self.state = state;
-        self.epoch
     }
 }

@@ -9,7 +9,7 @@ use guestclock_core::arch::arm64::{
 };
 use guestclock_core::checkpoint::{Checkpoint, Interrupts};
 use guestclock_core::drive::{
-    Backend, Condition, OpenPause, OpenRestore, OperationError, Saving, await_stopped, retry_busy,
+    Backend, Condition, Expected, OpenPause, OpenRestore, OperationError, Saving, Verified, await_stopped, retry_busy,
 };
 use guestclock_core::restore::{self, Plan, Report, Request, RunState, Step, Written};
 use guestclock_core::time::{Counter, GuestCount, HostCount, Offset, OffsetInterval, PublishedOffset};
@@ -417,7 +417,7 @@ impl<C: Counter> KvmVm<C> {
         io: &(impl Ioctls + ?Sized),
         open: &mut OpenRestore,
     ) -> Result<Report, OperationError<KvmError>> {
-        self.operate(io, |run_state, backend| run_state.release(backend, open))
+        self.operate(io, |run_state, backend| run_state.release(backend, open, None))
     }
 
     /// See [`RunState::give_up`].
@@ -456,12 +456,21 @@ impl<C: Counter> KvmVm<C> {
 
     /// See [`RunState::resume`].
     pub fn resume(&self, io: &(impl Ioctls + ?Sized), pause: &OpenPause) -> Result<Report, OperationError<KvmError>> {
-        self.operate(io, |run_state, backend| run_state.resume(backend, pause))
+        self.operate(io, |run_state, backend| run_state.resume(backend, pause, pause.policy()))
     }
 
     /// See [`RunState::next_step`].
     pub fn next_step(&self) -> Option<Step> {
         self.lock().run_state.next_step(self.counter.frequency())
+    }
+
+    /// See [`RunState::verify`].
+    pub fn verify(
+        &self,
+        io: &(impl Ioctls + ?Sized),
+        expected: Expected<'_>,
+    ) -> Result<Verified, OperationError<KvmError>> {
+        self.operate(io, |run_state, backend| run_state.verify(backend, expected))
     }
 
     /// See [`RunState::step`].
@@ -602,6 +611,10 @@ impl<I: Ioctls + ?Sized, C: Counter> Backend for Kvm<'_, I, C> {
 
     fn vm_offset(&self) -> Option<Offset> {
         self.vm.opted_in.get().map(PublishedOffset::offset)
+    }
+
+    fn computes_istatus(&self) -> bool {
+        self.vm.probed.get().is_some_and(|probed| probed.ctl_readback == Some(CtlReadback::Computed))
     }
 
     fn interrupts(&mut self, registers: &Registers) -> Result<Option<Interrupts>, KvmError> {
