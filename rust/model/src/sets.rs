@@ -306,8 +306,20 @@ impl ManagedBank {
                 added_ticks.push(outcome.added_ticks);
             });
             let (vms, frequency) = (vms.into(), facts.frequency);
-            let (cntvct, cntpct) = (virtual_counts, physical_counts);
-            (Ok(SetReport { count, returned_at, frequency, vms, cntvct, cntpct, added_ticks, plans }), follow)
+
+            (
+                Ok(SetReport {
+                    count,
+                    returned_at,
+                    frequency,
+                    vms,
+                    cntvct: virtual_counts,
+                    cntpct: physical_counts,
+                    added_ticks,
+                    plans,
+                }),
+                follow,
+            )
         })
     }
 

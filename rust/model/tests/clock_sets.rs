@@ -418,7 +418,7 @@ fn a_vcpu_takes_no_more_memory_than_is_said() {
         bank.with(|bank| bank.bank_mut().set_offsets(&vms, &offsets)).unwrap();
         let vcpus: Vec<Handle> = bank.ask(|bank| bank.vcpu_handles().collect());
         for timer in [Timer::Vtimer, Timer::Ptimer] {
-            bank.ask(|bank| bank.set_timers(timer, &vcpus, &[1 << 51; VCPUS], &[1; VCPUS])).unwrap();
+            bank.ask(|bank| bank.set_timers(timer, &vcpus, &vec![1 << 51; VCPUS], &vec![1; VCPUS])).unwrap();
         }
         let before = bank.bytes();
         assert_eq!(bank.ask(|bank| bank.expire(now)), []);
