@@ -1,8 +1,7 @@
-"""The lint of sentences: what it finds, what it passes, and a list of exemptions that can only shrink."""
+"""The lint of sentences: what it finds, and what it passes."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -28,11 +27,6 @@ def write(tree: Path, files: dict[str, str]) -> None:
         (tree / name).write_text(text)
 
 
-def run(sentences: ModuleType, tree: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["sentences.py", *options])
-    return int(sentences.main(tree))
-
-
 PLACES = {
     "rust/core/src/a.rs": ("use b;\n\n    /// {} it is.\n    /// More.\n    fn c() {{}}\n", 3),
     "rust/core/tests/a.rs": ("//! {} it is.\n\nuse b;\n", 1),
@@ -55,11 +49,10 @@ def test_an_opener_is_found(
     opener: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     text, line = PLACES[place]
-    write(tmp_path, {place: text.format(opener), "tools/good.py": GOOD, "tools/sentences-exempt.txt": ""})
-    assert run(sentences, tmp_path, monkeypatch) == 1
+    write(tmp_path, {place: text.format(opener), "tools/good.py": GOOD})
+    assert sentences.main(tmp_path) == 1
     (told,) = capsys.readouterr().out.splitlines()
     path, number, words = told.split(":")
     assert (path, int(number)) == (place, line)
@@ -82,57 +75,17 @@ def test_the_rest_passes(
     files: dict[str, str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    write(tmp_path, files | {"tools/sentences-exempt.txt": ""})
-    assert run(sentences, tmp_path, monkeypatch) == 0
+    write(tmp_path, files)
+    assert sentences.main(tmp_path) == 0
     assert capsys.readouterr().out == ""
 
 
-EXEMPT = {"tools/a.py": BAD, "tools/b.py": GOOD, "tools/c.py": BAD}
-
-
-@pytest.mark.parametrize(
-    ("exempt", "told"),
-    [
-        (["tools/a.py", "tools/c.py"], []),
-        (["tools/c.py"], ["tools/a.py:1: What its address is a multiple"]),
-        (["tools/a.py", "tools/b.py", "tools/c.py"], ["tools/sentences-exempt.txt: tools/b.py needs no exemption"]),
-        (["tools/a.py", "tools/c.py", "tools/d.py"], ["tools/sentences-exempt.txt: tools/d.py needs no exemption"]),
-        (["tools/c.py", "tools/a.py"], ["tools/sentences-exempt.txt: not sorted"]),
-        (["tools/a.py", "tools/a.py", "tools/c.py"], ["tools/sentences-exempt.txt: not sorted"]),
-    ],
-)
-def test_only_what_needs_it_is_exempt(
-    sentences: ModuleType,
-    exempt: list[str],
-    told: list[str],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    write(tmp_path, EXEMPT | {"tools/sentences-exempt.txt": "\n".join(exempt)})
-    assert run(sentences, tmp_path, monkeypatch) == bool(told)
-    printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == len(told)
-    assert all(line.startswith(start) for line, start in zip(printed, told, strict=True))
-
-
-def test_the_list_is_made_anew(
-    sentences: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(tmp_path, EXEMPT)
-    assert run(sentences, tmp_path, monkeypatch, "--list") == 0
-    assert capsys.readouterr().out == "tools/a.py\ntools/c.py\n"
-
-
-def test_an_update_only_removes(
-    sentences: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(tmp_path, EXEMPT | {"tools/sentences-exempt.txt": "tools/d.py\ntools/c.py\ntools/b.py\n"})
-    assert run(sentences, tmp_path, monkeypatch, "--update") == 1
-    assert (tmp_path / "tools/sentences-exempt.txt").read_text() == "tools/c.py\n"
-    assert "tools/a.py:1: " in capsys.readouterr().out
+def test_every_finding_is_told(sentences: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, {"tools/b.py": BAD + BAD, "tools/c.py": GOOD, "tools/a.py": BAD})
+    assert sentences.main(tmp_path) == 1
+    told = [line.rpartition(": ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert told == ["tools/a.py:1", "tools/b.py:1", "tools/b.py:2"]
 
 
 def test_a_tree_without_files_is_no_clean_tree(sentences: ModuleType, tmp_path: Path) -> None:

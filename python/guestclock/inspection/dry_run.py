@@ -1,4 +1,4 @@
-"""What a restore would do, into a model VM made for the purpose: nothing else is touched."""
+"""Plan of a restore, into a model VM made for the purpose: nothing else is touched."""
 
 from __future__ import annotations
 

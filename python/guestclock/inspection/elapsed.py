@@ -1,4 +1,4 @@
-"""What passed between two checkpoints, on the host and in the guest."""
+"""Time between two checkpoints, on the host and in the guest."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Elapsed(TypedDict):
     host_by: Literal["counter", "wall clock"] | None
     """The counter, where both were taken by it in one boot, and the host didn't sleep."""
     guest_ticks: int
-    """By CNTVCT_EL0, modulo 2^64."""
+    """Guest's time, from CNTVCT_EL0, modulo 2^64."""
     guest_ns: int | None
     """None where the frequencies differ."""
     hidden_ns: int | None
-    """What the guest didn't see of the host's time: the pauses. Negative where it saw more than there was."""
+    """Host's time that the guest didn't see: the pauses. Negative where it saw more than there was."""
     known_to_ns: int | None
-    """How far that may be from the truth, if the clocks were right."""
+    """Distance of that from the truth at most, if the clocks were right."""
 
 
 def elapsed(one: Checkpoint, other: Checkpoint) -> Elapsed:
@@ -62,7 +62,7 @@ def _host(one: Stamp, other: Stamp) -> tuple[int, int, Literal["counter", "wall 
 
 
 def _same_counter(one: Stamp, other: Stamp) -> bool:
-    """Whether it was one counter, which counted all the time: in one boot, and with no sleep of the host in between."""
+    """True if it was one counter, which counted all the time: in one boot, and with no sleep of the host in between."""
 
     def name(stamp: Stamp) -> tuple[object, ...]:
         return stamp.source, stamp.frequency_hz, stamp.boot_id
@@ -76,7 +76,7 @@ def _same_counter(one: Stamp, other: Stamp) -> bool:
 
 
 def _awake(one: Stamp, other: Stamp) -> bool:
-    """Whether the host may have slept as long before the one as before the other."""
+    """True if the host may have slept as long before the one as before the other."""
     if one.slept_ns is None or other.slept_ns is None:
         return True
     apart = other.slept_ns - one.slept_ns

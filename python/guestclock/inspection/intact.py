@@ -1,4 +1,4 @@
-"""Whether files are intact checkpoints."""
+"""Verification that files are intact checkpoints."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class FileRecord(TypedDict):
     vcpus: int | None
     """Number of all VMs' vCPUs."""
     notes: list[str]
-    """What this version doesn't know in it: a restore passes it on with a warning, or refuses with `strict=True`."""
+    """Parts that this version doesn't know: a restore passes it on with a warning, or refuses with `strict=True`."""
 
 
 class Verification(TypedDict):

@@ -13,7 +13,7 @@ struct Pe {
     controls: Controls,
 }
 
-/// What the pseudocode ends in: the register that is accessed, by name, or an exception.
+/// End of the pseudocode: the register that is accessed, by name, or an exception.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum End {
     Register(&'static str),

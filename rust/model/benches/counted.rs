@@ -1,4 +1,4 @@
-//! What `make instructions` counts, under callgrind: each kernel on each instruction set, a step of the deadline queue,
+//! Calls that `make instructions` counts, under callgrind: each kernel on each instruction set, a step of the deadline queue,
 //! the checkpoint's bytes. The same inputs in each run.
 //!
 //! callgrind counts in `counted_call` and writes a file each time that it returns; the names of these calls, in their

@@ -18,7 +18,7 @@ struct Case<'a> {
     rows: usize,
     bytes: usize,
     run: Box<dyn FnMut() + 'a>,
-    /// Of a call in each round, in picoseconds.
+    /// Time of a call in each round, in picoseconds.
     times: Vec<u128>,
 }
 
@@ -34,7 +34,7 @@ impl<'a> Cases<'a> {
 }
 
 impl Case<'_> {
-    /// How many calls a round is made of.
+    /// Number of calls in a round.
     fn calls(&mut self) -> u128 {
         let started = Instant::now();
         (self.run)();

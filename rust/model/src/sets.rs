@@ -191,7 +191,7 @@ struct Alike {
     group: usize,
     /// Domain and class of the target.
     class: (u16, u16),
-    /// Whether the target has opted in.
+    /// True if the target has opted in.
     opted_in: bool,
     saved_opted_in: bool,
     frequency_hz: NonZeroU32,

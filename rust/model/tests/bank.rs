@@ -235,12 +235,12 @@ fn restored() -> impl Strategy<Value = (Row, u16)> {
     ((near(), near(), prop::sample::select(Added::ALL.to_vec()), near(), near()), any::<u16>())
 }
 
-/// What a host's counter reads, and its frequency, which is the guest's as well.
+/// A host's count and frequency, which is the guest's as well.
 fn host() -> impl Strategy<Value = (u64, u32)> {
     (near(), hz().prop_map(|hz| u32::try_from(hz).unwrap_or(83_333_333)))
 }
 
-/// What the plan itself says: the offset and the ticks added; `None` where its counter has gone backwards.
+/// The plan's own answer: the offset and the ticks added; `None` where its counter has gone backwards.
 fn planned((now, hz): (u64, u32), (guest, host, added, elapsed_ns, max_ns): Row) -> Option<(u64, u64)> {
     let counter = ManualCounter::new(HostCount(now), frequency(hz.into()), 0);
     let mut vm = ModelVm::new(counter.frequency(), Behaviours::named("6.12").unwrap(), Config::default()).unwrap();

@@ -43,7 +43,7 @@ impl Alone {
         self.armed.insert((vcpu, timer.index()), timer::can_raise(ctl));
     }
 
-    /// What fires at `now`, and doesn't again until it is written.
+    /// Timers that fire at `now`, each once until it is written again.
     fn expire(&mut self, now: HostCount) -> Vec<(u64, usize, Timer)> {
         self.look_again(now);
         let mut fired = Vec::new();

@@ -219,7 +219,7 @@ fn a_freeze_goes_back_by_what_it_takes_away_and_never_behind_its_checkpoint() {
     });
 }
 
-/// What may be going on in the VM: known outside, since what the VM knows is under test.
+/// Activity in the VM, as known outside: the VM's own knowledge is under test.
 #[derive(Default)]
 struct Seen {
     inside: AtomicBool,

@@ -33,9 +33,9 @@ struct Odd {
     slow: u64,
     /// The writes that fail, by their number.
     fails_at: Option<usize>,
-    /// What is known of its CPU's CNTPOFF_EL2.
+    /// Knowledge of the CPU's CNTPOFF_EL2.
     untrapped: Option<bool>,
-    /// How many attempts to write the offset find a vCPU running.
+    /// Number of attempts to write the offset that find a vCPU running.
     busy: usize,
     /// A register whose writes are lost.
     lost: Option<u64>,
@@ -44,7 +44,7 @@ struct Odd {
     /// The VM has opted in by a call that nobody here knows of: counts that are set are ignored.
     ignores_counts: bool,
     new: BTreeMap<usize, u64>,
-    /// What was written, in order: a vCPU and a register, or the offset.
+    /// Writes in their order: a vCPU and a register, or the offset.
     writes: Vec<Option<(usize, u64)>>,
 }
 

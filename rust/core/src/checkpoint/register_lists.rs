@@ -47,7 +47,7 @@ pub struct Known<'a> {
     pub counter_offset: Option<Offset>,
     /// A count and the wall clock of another instant than the lists', where the other VMM saved them.
     pub reading: Option<Reading>,
-    /// How many ticks may lie between `host` and the reading of the lists' counts.
+    /// Ticks between `host` and the reading of the lists' counts, at most.
     pub width_ticks: u64,
     /// The naming of the lists' registers; `None` for KVM's ids, unless a list shows that it isn't KVM's.
     pub ids: Option<Ids>,
@@ -71,9 +71,9 @@ pub enum InterchangeError {
         kvm_name(*id)
     )]
     Missing {
-        /// Whose list.
+        /// The vCPU of the list.
         vcpu: usize,
-        /// Which register.
+        /// KVM's id of the register.
         id: u64,
     },
     /// A list that has no register of the generic timer.
@@ -121,13 +121,13 @@ pub enum InterchangeError {
          {MAX_OTHER_REGS}: check that the ids are KVM's, or leave those registers out"
     )]
     TooManyUnknown {
-        /// How many.
+        /// Number of unknown registers.
         found: usize,
     },
     /// The host's counter is needed, and nobody knows it.
     #[error("the host's counter at the save isn't known, and {why}: give the host's stamp of that moment")]
     HostUnknown {
-        /// What it is needed for.
+        /// The use that needs it.
         why: &'static str,
     },
     /// Two frequencies.
@@ -150,9 +150,9 @@ pub enum InterchangeError {
     TwoOffsets {
         /// The vCPU.
         vcpu: usize,
-        /// Its virtual counter.
+        /// The vCPU's virtual counter.
         cntvct: u64,
-        /// Its physical counter.
+        /// The vCPU's physical counter.
         cntpct: u64,
         /// Ticks between the earliest read of all lists and the latest, by each counter, and the caller's.
         width: u64,

@@ -22,12 +22,12 @@ pub enum Elapsed {
     Given {
         /// The time, in nanoseconds.
         ns: u64,
-        /// Its error, in nanoseconds.
+        /// The error of that time, in nanoseconds.
         error_ns: u64,
     },
-    /// By the counter: it is the checkpoint's, and has counted all the time.
+    /// The counter tells the time: it is the checkpoint's, and has counted all the time.
     ByCounter,
-    /// By the two wall clocks.
+    /// The two wall clocks tell the time.
     ByWallClocks {
         /// Distance of the two wall clocks at most, in nanoseconds; `None` for what is vouched or claimed on both sides.
         error_ns: Option<u64>,
@@ -67,7 +67,7 @@ pub enum ElapsedBy {
 }
 
 impl ElapsedBy {
-    /// Its name: `given`, `counter`, `wall-clocks` or `boot-time`.
+    /// Name of the evidence: `given`, `counter`, `wall-clocks` or `boot-time`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -155,7 +155,7 @@ pub enum ElapsedError {
          believed"
     )]
     TooLong {
-        /// By the wall clocks.
+        /// Time that passed by the wall clocks, in nanoseconds.
         elapsed_ns: u64,
         /// The most that is believed.
         longest_ns: u64,
@@ -178,7 +178,7 @@ pub enum ElapsedError {
 pub struct Passed {
     /// In ticks of the guest's counter, rounded down.
     pub ticks: u128,
-    /// Its error, except that of the checkpoint's own reads.
+    /// Error of that time, except the error of the checkpoint's own reads.
     pub bound: ErrorBound,
 }
 
@@ -358,8 +358,8 @@ impl Between<'_> {
     }
 }
 
-/// By how much faster the guest's counter runs from now on, in parts per billion, by what both kernels found of their
-/// counters' rates; `None` where one of them doesn't know.
+/// Step of the guest's counter rate from now on, in parts per billion, from the rates that both kernels found for their
+/// counters; `None` where one of them doesn't know.
 #[must_use]
 pub fn rate_step_ppb(saved: &Stamp, here: &Stamp) -> Option<i64> {
     here.rate_ppb?.checked_sub(saved.rate_ppb?)

@@ -7,7 +7,7 @@ use crate::time::wall_clock::{Quality, SATURATED_NS, SyncBound, Unvouched};
 use alloc::vec::Vec;
 use core::fmt;
 
-/// What is known about a pending leap second, from the kernel's clock state (adjtimex(2)).
+/// State of a pending leap second, from the kernel's clock state (adjtimex(2)).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Leap {
     /// None is announced.
@@ -28,7 +28,7 @@ impl Leap {
     /// All of them.
     pub const ALL: [Self; 6] = [Self::None, Self::Insert, Self::Delete, Self::InProgress, Self::Passed, Self::Unknown];
 
-    /// Its name: `none`, `insert`, `delete`, `in-progress`, `passed` or `unknown`.
+    /// Name of the state: `none`, `insert`, `delete`, `in-progress`, `passed` or `unknown`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -95,7 +95,7 @@ pub enum Lack {
 }
 
 impl Lack {
-    /// Its code, by which programs and pages name it.
+    /// Code by which programs and pages name the lack.
     #[must_use]
     pub const fn code(&self) -> &'static str {
         match self {
@@ -143,25 +143,25 @@ impl fmt::Display for Lack {
 pub struct Stamp {
     /// The host's counter, as the initial time namespace reads it.
     pub count: StampCount,
-    /// Its frequency.
+    /// Frequency of the counter.
     pub frequency: Frequency,
-    /// Which counter it was: `cntvct_el0`, `clock_monotonic_raw`, `clock_monotonic`, `tsc` or `manual`; or
+    /// Name of the counter: `cntvct_el0`, `clock_monotonic_raw`, `clock_monotonic`, `tsc` or `manual`; or
     /// `clock_monotonic_raw_local` or `clock_monotonic_local`, whose count may be shifted by a time namespace.
     pub source: SourceName,
     /// CLOCK_REALTIME, in nanoseconds since 1970.
     pub realtime_ns: i64,
-    /// How far apart the two may be, in nanoseconds.
+    /// Distance of the two reads at most, in nanoseconds.
     pub width_ns: u64,
     /// The kernel's TAI - UTC in seconds; `None` where it isn't known (the kernel says 0 then).
     pub tai_offset_s: Option<i32>,
-    /// Whether the kernel believes the wall clock to be synchronised; `None` where nobody was asked.
+    /// True if the kernel believes the wall clock to be synchronised; `None` where nobody was asked.
     pub synchronized: Option<bool>,
     /// The kernel's maximum error of the wall clock (adjtimex `maxerror`) in nanoseconds: a claim, not a proof.
     pub max_error_ns: Option<u64>,
-    /// Who vouches for the wall clock, where somebody was declared to.
+    /// Bound of the wall clock by somebody who vouches for it; `None` where nobody was declared to.
     pub sync: Option<SyncBound>,
-    /// How much faster than at its nominal frequency the counter runs, in parts per billion, by the kernel's correction
-    /// of its wall clock; `None` where that isn't known.
+    /// Rate of the counter over its nominal frequency, in parts per billion, by the kernel's correction of its wall
+    /// clock; `None` where that isn't known.
     pub rate_ppb: Option<i64>,
     /// The leap-second state.
     pub leap: Leap,
@@ -186,7 +186,7 @@ impl Stamp {
         Self::unvouched(count, frequency, SourceName::UNKNOWN, i64::MAX, u64::MAX)
     }
 
-    /// Whether nobody knows the host's clocks. A checkpoint of an unknown source may still have a wall clock.
+    /// True if nobody knows the host's clocks. A checkpoint of an unknown source may still have a wall clock.
     #[must_use]
     pub fn is_of_unknown_host(&self) -> bool {
         self.source == SourceName::UNKNOWN && self.realtime_ns == i64::MAX
@@ -288,7 +288,7 @@ impl Stamp {
         bound.into_iter().chain(others.into_iter().flatten()).collect()
     }
 
-    /// How far `realtime_ns` may be from UTC at the instant of `count`, in nanoseconds: the bracket's width, the bound
+    /// Distance of `realtime_ns` from UTC at the instant of `count` at most, in nanoseconds: the bracket's width, the bound
     /// and what it has grown by. `None` where nobody vouches for it.
     #[must_use]
     pub fn error_bound_ns(&self) -> Option<u64> {

@@ -1,4 +1,4 @@
-//! How far a host's wall clock may be from the truth, and who says so.
+//! Bounds on the distance of a host's wall clock from the truth, and who says so.
 //!
 //! Nobody can see that in the clock itself. A bound is declared, by the caller or by the daemon that disciplines the
 //! clock; the kernel's own figure is a claim that nobody verified.
@@ -17,7 +17,7 @@ pub(crate) fn whole_ns(billionths: u128) -> u64 {
 /// then.
 pub const SATURATED_NS: u64 = 16_000_000_000;
 
-/// Who vouches for a bound.
+/// Origin of a bound.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum Quality {
@@ -40,7 +40,7 @@ impl Quality {
         ("kernel-unverified", Self::KernelUnverified),
     ];
 
-    /// Its name.
+    /// Name of the origin.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -52,34 +52,34 @@ impl Quality {
     }
 }
 
-/// How far the wall clock was from UTC at most, when that was last known.
+/// Distance of the wall clock from UTC at most, when that was last known.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct SyncBound {
     /// The bound then, in nanoseconds.
     pub max_error_ns: u64,
-    /// How long that is ago, in nanoseconds.
+    /// Age of the bound, in nanoseconds.
     pub age_ns: u64,
-    /// How much the error may have grown since, in parts per billion of the age.
+    /// Growth of the error since, at most, in parts per billion of the age.
     pub holdover_ppb: u64,
-    /// Who says so.
+    /// Origin of the bound.
     pub quality: Quality,
     /// TAI - UTC in seconds, from who knows it better than the kernel.
     pub tai_offset_s: Option<i32>,
 }
 
 impl SyncBound {
-    /// What the age adds to the bound, in billionths of a nanosecond: exact.
+    /// Growth of the bound with its age, in billionths of a nanosecond: exact.
     pub(crate) fn held_over(&self) -> u128 {
         u128::from(self.age_ns) * u128::from(self.holdover_ppb)
     }
 
-    /// What the age adds to the bound, in nanoseconds, rounded up; held at the end of its range.
+    /// Growth of the bound with its age, in nanoseconds, rounded up; held at the end of its range.
     #[must_use]
     pub fn held_over_ns(&self) -> u64 {
         whole_ns(self.held_over())
     }
 
-    /// How far the wall clock may be off now, in nanoseconds.
+    /// Distance of the wall clock from UTC now, at most, in nanoseconds.
     #[must_use]
     pub fn error_ns(&self) -> u64 {
         self.max_error_ns.saturating_add(self.held_over_ns())

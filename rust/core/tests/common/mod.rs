@@ -1,4 +1,4 @@
-//! What the tests of checkpoints share: checkpoints of every shape as plain data, and a way to make bytes that `encode`
+//! Parts shared by the tests of checkpoints: checkpoints of every shape as plain data, and a way to make bytes that `encode`
 //! wouldn't.
 
 #![allow(dead_code, reason = "each test takes what it needs")]

@@ -16,10 +16,10 @@ pub const MAX_KEYS: usize = 64;
 /// The longest key of the payload, in bytes of UTF-8.
 pub const MAX_KEY_BYTES: usize = 64;
 
-/// How deep values may nest, counting the payload's own map and each tag.
+/// Deepest nesting of values, counting the payload's own map and each tag.
 pub const MAX_DEPTH: usize = 16;
 
-/// How every checkpoint begins: tag 55799 (self-described CBOR), an array of four, and the text "guestclock".
+/// Beginning of every checkpoint: tag 55799 (self-described CBOR), an array of four, and the text "guestclock".
 pub(super) const MAGIC: &[u8] = b"\xd9\xd9\xf7\x84\x6aguestclock";
 
 /// The checksum's value: the last bytes of the file, big endian as CBOR's own numbers are.
@@ -50,7 +50,7 @@ pub enum WireError {
          check that this is the right file, or save fewer VMs at once"
     )]
     TooLarge {
-        /// How many there are.
+        /// Number of bytes.
         size: usize,
         /// [`MAX_BYTES`].
         limit: usize,
@@ -67,9 +67,9 @@ pub enum WireError {
          cut short; take another copy"
     )]
     Corrupt {
-        /// What the last four bytes say.
+        /// Checksum in the last four bytes.
         stored: u32,
-        /// What the bytes before them have.
+        /// Checksum of the bytes before them.
         computed: u32,
     },
     /// Another version of the format.
