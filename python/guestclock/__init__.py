@@ -116,10 +116,12 @@ _ROOMS: Final = (
 )
 
 
-def __getattr__(name: str) -> "ModuleType":
-    if name in _ROOMS:
-        return importlib.import_module(f"guestclock.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:
+    # A type checker that saw it would pass any name.
+    def __getattr__(name: str) -> "ModuleType":
+        if name in _ROOMS:
+            return importlib.import_module(f"guestclock.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -11,10 +11,12 @@ if TYPE_CHECKING:
 __all__ = ["unicorn"]
 
 
-def __getattr__(name: str) -> "ModuleType":
-    if name in __all__:
-        return importlib.import_module(f"guestclock.adapters.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> "ModuleType":
+        if name in __all__:
+            return importlib.import_module(f"guestclock.adapters.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
