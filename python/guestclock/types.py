@@ -16,6 +16,7 @@ from guestclock._core import (
     Running,
     ScaledCounter,
     Step,
+    TimerState,
     _vouched,
 )
 from guestclock.registers import Timer
@@ -83,7 +84,7 @@ Counter: TypeAlias = HostCounter | MonotonicCounter | ManualCounter | ScaledCoun
 """Whatever a `ModelVm` can run over."""
 
 Policy: TypeAlias = Freeze | Advance | CatchUp
-"""What a guest is to see of a pause."""
+"""Policy of a restore or a pause: the time that the guest sees of it."""
 
 _Expired_co = TypeVar("_Expired_co", bound=tuple[object, ...], covariant=True)
 
@@ -99,10 +100,10 @@ class DeadlineSource(Protocol[_Expired_co]):
 
 
 Views: TypeAlias = Literal["preserve", "adopt-virtual", "refuse"]
-"""What becomes of two counters that differ."""
+"""Treatment of two guest counters that differ: both kept apart, the virtual one for both, or a refusal."""
 
 Deadlines: TypeAlias = Literal["absolute", "relative"]
-"""What becomes of the timers: they keep their deadlines, or the time that was left to them."""
+"""Treatment of the timers: they keep their deadlines, or the time that was left to them."""
 
 Intent: TypeAlias = Literal["live-migration", "live-update", "snapshot", "clone"]
 """Why a VM is restored."""
@@ -126,7 +127,7 @@ class Diagnostic:
 
 @dataclass(frozen=True, slots=True)
 class Support:
-    """Whether something is to be had here, and why or why not. `ok` is None where nothing can tell."""
+    """Answer whether something is to be had here, with its reason. `ok` is None where nothing can tell."""
 
     ok: bool | None
     reason: str
@@ -138,7 +139,7 @@ class Support:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a VM's backend can do for its clocks."""
+    """Capabilities of a VM's backend for its clocks."""
 
     counter_offset: Support
     """One VM-wide offset for both counters (KVM_CAP_COUNTER_OFFSET)."""
@@ -152,23 +153,6 @@ class Capabilities:
     """A guest may have EL2 (KVM_CAP_ARM_EL2)."""
 
 
-class TimerState(NamedTuple):
-    """One timer at one instant, as its guest would see it. A tuple, since an emulator makes one at every exit."""
-
-    ctl: int
-    """CTL as a guest reads it: ENABLE, IMASK, and ISTATUS where the condition is met."""
-    cval: int
-    """The compare value, in guest ticks."""
-    tval: int
-    """CVAL - count as a signed 32-bit number: ticks left, negative when overdue."""
-    istatus: bool
-    """The condition is met: the guest's count has reached CVAL."""
-    line: bool
-    """The interrupt line: enabled, not masked, and the condition met."""
-    deadline: int | None
-    """The host count at which the line goes high by itself (now, if it is high); None if it never does."""
-
-
 class TimerStatus(NamedTuple):
     """One timer of one vCPU at one instant, from a checkpoint: as its guest finds it. KVM's rules, on 64 bits."""
 
@@ -179,7 +163,7 @@ class TimerStatus(NamedTuple):
     cval: int
     """The compare value, in guest ticks."""
     guest_count: int
-    """What the counter that it compares with reads on this vCPU, in guest ticks."""
+    """Count that the timer compares with on this vCPU, in guest ticks."""
     line: bool
     """The level that the interrupt line has to have: enabled, not masked, and CVAL reached."""
     overdue_ticks: int | None
@@ -190,7 +174,7 @@ class TimerStatus(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Lateness:
-    """How late the deadlines that a `DeadlineAlarm` gave out were: from each to the count at which it was taken.
+    """Lateness of the deadlines that a `DeadlineAlarm` gave out: from each to the count at which it was taken.
 
     Counts are exact. Times are nanoseconds, rounded up.
     """
@@ -201,26 +185,26 @@ class Lateness:
     max_ticks: int
     """The latest."""
     by_length: tuple[int, ...]
-    """How many were late by a number of ticks of so many bits: at 0 those in time, at i those late by 2**(i - 1) up to
-    below 2**i."""
+    """Numbers of deadlines by the bits of their lateness in ticks: at 0 those in time, at i those late by 2**(i - 1) up
+    to below 2**i."""
 
     @property
     def expired(self) -> int:
-        """How many there were."""
+        """Number of deadlines."""
         return sum(self.by_length)
 
     @property
     def max_ns(self) -> int:
-        """How late the latest was."""
+        """Lateness of the latest, in nanoseconds."""
         return self._ns(self.max_ticks)
 
     @property
     def mean_ns(self) -> int:
-        """How late they were on average: 0 where there were none."""
+        """Average lateness, in nanoseconds: 0 where there were none."""
         return self._ns(self.total_ticks, of=max(self.expired, 1))
 
     def within_ns(self, percent: int) -> int:
-        """By how much at most so many percent of them were late: a bound that is less than twice too large."""
+        """Bound on the lateness of so many percent of them, in nanoseconds: less than twice too large."""
         if not 0 <= percent <= 100:
             raise ValueError(f"percent is from 0 to 100, and {percent} isn't")
         needed = self.expired * percent
@@ -250,7 +234,7 @@ class LatchMismatch(NamedTuple):
     vcpu: int
     timer: Timer
     irq: int
-    """Its interrupt id."""
+    """Interrupt id of the timer."""
     line: bool
     """The level that the line has to have."""
     pending: bool
@@ -271,12 +255,12 @@ class GuestLimit(NamedTuple):
     of: str
     """Guests that have the effect: "a busy vCPU", "a guest with a grace period under way"."""
     reached: Literal["not crossed", "possible", "certain"]
-    """Whether the plan's jump has the effect; "certain" for the guests of `of` alone."""
+    """Effect of the plan's jump; "certain" for the guests of `of` alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class SyncBound:
-    """How far the host's wall clock may be from UTC, and who says so.
+    """Bound on the distance of the host's wall clock from UTC, and who says so.
 
     `max_error_ns + age_ns * holdover_ppb / 10**9`, rounded up, bounds it at the stamp that this goes with.
     `guestclock.sync` asks chrony or ClockBound; a caller that knows its own clocks gives the numbers.
@@ -285,11 +269,11 @@ class SyncBound:
     max_error_ns: int
     """|CLOCK_REALTIME - UTC| was at most this, in nanoseconds, when it was last known."""
     age_ns: int = 0
-    """How long before the stamp that was, in nanoseconds."""
+    """Age of that knowledge at the stamp, in nanoseconds."""
     holdover_ppb: int = 50_000
-    """How fast it may have grown since, in parts per billion: 50 ppm is what a plain crystal oscillator is good for."""
+    """Growth of the error since, at most, in parts per billion: 50 ppm is a plain crystal oscillator's."""
     quality: Literal["declared", "chrony", "clockbound", "kernel-unverified"] = "declared"
-    """Who says so: the caller, a daemon that was asked, or the kernel's maxerror, which nobody has verified."""
+    """Origin of the bound: the caller, a daemon that was asked, or the kernel's maxerror, which nobody has verified."""
     tai_offset_s: int | None = None
     """TAI - UTC in seconds, from somebody who knows it better than the kernel; None: the kernel's word."""
 
@@ -306,16 +290,16 @@ class Stamp:
     """The host's counter as the initial time namespace reads it, in ticks."""
     frequency_hz: int
     source: str
-    """Which counter: cntvct_el0, clock_monotonic_raw, clock_monotonic, tsc or manual; clock_monotonic_raw_local or
-    clock_monotonic_local where the time namespace isn't known, so that the count isn't host-wide."""
+    """Name of the counter: cntvct_el0, clock_monotonic_raw, clock_monotonic, tsc or manual; clock_monotonic_raw_local
+    or clock_monotonic_local where the time namespace isn't known, so that the count isn't host-wide."""
     realtime_ns: int
     """CLOCK_REALTIME, nanoseconds since 1970."""
     width_ns: int
-    """How far apart the two may be, in nanoseconds: the whole width of the bracket."""
+    """Distance of the two reads at most, in nanoseconds: the whole width of the bracket."""
     tai_offset_s: int | None
     """TAI - UTC in seconds by the kernel; None where it doesn't know."""
     synchronized: bool | None
-    """Whether the kernel believes its wall clock to be synchronised."""
+    """True if the kernel believes its wall clock to be synchronised; None where nobody was asked."""
     max_error_ns: int | None
     """The kernel's maximum error of its wall clock: a claim, not a proof."""
     leap: str
@@ -325,9 +309,9 @@ class Stamp:
     boot_id: str | None
     """The kernel's boot id, as hexadecimal."""
     sync: SyncBound | None = None
-    """Who vouches for the wall clock, where somebody was declared to."""
+    """Bound of the wall clock by somebody who vouches for it; None where nobody was declared to."""
     rate_ppb: int | None = None
-    """How much faster than at its nominal frequency the counter runs, in ppb, by the kernel's correction of it."""
+    """Rate of the counter over its nominal frequency, in parts per billion, by the kernel's correction of it."""
     boottime_ns: int | None = None
     """CLOCK_BOOTTIME, in nanoseconds since the host's boot: at `count` it read this, or up to `slept_width_ns` less."""
     slept_ns: int | None = None
@@ -348,7 +332,7 @@ class Stamp:
 
     @property
     def error_bound_ns(self) -> int | None:
-        """How far `realtime_ns` may be from UTC at the instant of `count`, in nanoseconds; None where nobody knows.
+        """Distance of `realtime_ns` from UTC at the instant of `count` at most, in ns; None where nobody knows.
 
         The bracket's width, the bound of `sync` and what that has grown by; or the kernel's own maximum error, which
         nobody verified. Nobody knows where the kernel says that it isn't synchronised, where its maximum error has
@@ -358,7 +342,7 @@ class Stamp:
 
     @property
     def vouched(self) -> str:
-        """Who vouches for that bound ("declared", "chrony", "clockbound", "kernel-unverified"), or why nobody does."""
+        """Name of who vouches for that bound (`SyncBound.quality`), or the reason why nobody does."""
         return _vouched(self)[1]
 
 
@@ -449,19 +433,19 @@ class TracedCall(NamedTuple):
     text: str
     """The call: "set_counter_offset", "set_one_reg 0 TIMER_CVAL"."""
     operation: str
-    """Its kind: reg_list, stopped, get_one_reg, set_one_reg, set_counter_offset or interrupts. On KVM each is an ioctl,
-    but for stopped (two on the VM's descriptor, or one on the vGIC's) and interrupts (one a timer)."""
+    """Kind of the call: reg_list, stopped, get_one_reg, set_one_reg, set_counter_offset or interrupts. On KVM each is
+    an ioctl, but for stopped (two on the VM's descriptor, or one on the vGIC's) and interrupts (one a timer)."""
     vcpu: int | None
     reg: int | None
     """KVM's id of the register."""
     value: int | None
-    """What was written or read: a register's value, an offset, or the number of registers listed; None for neither."""
+    """Value written or read: a register's, an offset, or the number of registers listed; None for neither."""
     errno: int
-    """What the call answered: 0 for success."""
+    """Answer of the call: 0 for success."""
     began_ns: int
-    """When, in nanoseconds of CLOCK_MONOTONIC."""
+    """Begin, in nanoseconds of CLOCK_MONOTONIC."""
     took_ns: int
-    """How long, in nanoseconds."""
+    """Duration, in nanoseconds."""
 
     def __str__(self) -> str:
         return self.text
@@ -484,9 +468,9 @@ class Lines(NamedTuple):
     """The timers of n vCPUs at one instant. Two bool arrays of shape (timers, n), a row for each of `Timer`."""
 
     istatus: "NDArray[np.bool_]"
-    """Whether the timer condition is met."""
+    """True where the timer condition is met."""
     line: "NDArray[np.bool_]"
-    """Whether the interrupt line is high: enabled, not masked, and the condition met."""
+    """True where the interrupt line is high: enabled, not masked, and the condition met."""
     deadlines: "NDArray[np.uint64]"
     """The count at which the first of each vCPU's lines goes high by itself, as `ClockBank.next_deadlines` has it."""
 
@@ -499,7 +483,7 @@ class Changes(NamedTuple):
     timers: "NDArray[np.uint8]"
     """Numbers of the timers, as `Timer` has them."""
     levels: "NDArray[np.bool_]"
-    """What the lines are now."""
+    """Levels of the lines now."""
 
 
 class Expired(NamedTuple):
