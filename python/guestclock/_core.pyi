@@ -760,7 +760,11 @@ class GuestVm:
     @property
     def _identity(self) -> int: ...
     @property
-    def state(self) -> Literal["open", "paused", "restoring"]: ...
+    def state(self) -> Literal["open", "paused", "restoring"]:
+        """State of the VM: "open" (its vCPUs may run), "paused", or "restoring" (closed until a restore is
+        released).
+        """
+
     @property
     def capabilities(self) -> Capabilities:
         """The capabilities for this VM's clocks."""
@@ -1189,11 +1193,14 @@ class TracedVm(GuestVm):
         """The latest calls in their order, failed ones included: a list of `TracedCall`."""
 
     @property
-    def dropped(self) -> int: ...
+    def dropped(self) -> int:
+        """Number of calls that the ring has no room for any more: the oldest."""
+
     @property
     def totals(self) -> dict[str, CallTotals]: ...
     def take(self) -> list[TracedCall]: ...
-    def clear(self) -> None: ...
+    def clear(self) -> None:
+        """Forgets all calls."""
 
 @final
 class FaultyVm(TracedVm):
@@ -1433,11 +1440,44 @@ class Checkpoint:
         ids: Literal["kvm", "arm"] | None = None,
         cntvct: int | None = None,
         cntpct: int | None = None,
-    ) -> Checkpoint: ...
-    def to_one_regs(self, *, physical_count: bool | None = None) -> list[dict[int, int]]: ...
+    ) -> Checkpoint:
+        """A checkpoint from the registers that another VMM saved: one {KVM register id: value} a vCPU, in the vCPUs'
+        order.
+
+        Registers that aren't the timers' are passed over. `frequency_hz` is the guest's CNTFRQ_EL0. `host` is the
+        host's counter and wall clock at the save, and None says that nobody knows them: then `Freeze()` restores the
+        guest, and `Advance` and `CatchUp` are refused (ElapsedUnknown) unless `elapsed=Elapsed.given(...)` says how
+        much time has passed.
+
+        A list has no word on when its counters were read. The latest count is taken, and the width of each counter in
+        the checkpoint is the distance between the vCPUs' counts, plus the argument: how many ticks may lie between
+        `host` and the reading. `counter_offset` is the offset that the VMM had set with KVM_ARM_SET_COUNTER_OFFSET, any
+        integer from -2**63 up to 2**64: then the counters are computed from it and `host`, exactly, and the counts in
+        the lists aren't used.
+
+        `reading` is a `Reading`: the guest's virtual counter and the wall clock of one instant, which another VMM saved
+        beside its lists. With `host=None` the time that has passed counts from there; `Freeze()` gives the guest the
+        lists' counts.
+
+        ValueError where a register is missing, or the lists need what isn't known.
+        """
+
+    def to_one_regs(self, *, physical_count: bool | None = None) -> list[dict[int, int]]:
+        """The registers of the one VM as {KVM register id: value}, one a vCPU, for another VMM to set: in an order in
+        which they can be.
+
+        The counters are those of the checkpoint's instant; ISTATUS is never in CTL.
+        """
+
     def without_unknown(self) -> Checkpoint: ...
-    def to_dict(self) -> dict[str, object]: ...
-    def to_bytes(self) -> bytes: ...
+    def to_dict(self) -> dict[str, object]:
+        """All that it says as plain Python values, for JSON, under the keys of the file: a column has one value a VM,
+        or a vCPU; what isn't known is None.
+        """
+
+    def to_bytes(self) -> bytes:
+        """Returns its bytes: deterministic CBOR with a checksum, as docs/checkpoint-format.md specifies."""
+
     @classmethod
     def from_bytes(cls, data: bytes | bytearray | memoryview) -> Checkpoint:
         """The checkpoint of these bytes; an InvalidFile says what is wrong with them.
