@@ -191,9 +191,10 @@ lint: $(VENV)/.tools | cargo ## rustfmt, clippy pedantic, the core without std, 
 	$(LAB) mutants --check
 
 .PHONY: types
-types: $(NATIVE) ## mypy strict, and the native module against its stub
+types: $(NATIVE) ## mypy strict, and the native module against its stub, docstrings too
 	$(PY) -m mypy $(PYTHON_CODE)
 	$(PY) -m mypy.stubtest guestclock._core --mypy-config-file pyproject.toml --allowlist tests/stubtest-allowlist.txt
+	$(PY) tools/stub_docs.py
 
 .PHONY: site
 site: $(NATIVE) ## The documentation as web pages in out/site, built offline; a warning is an error

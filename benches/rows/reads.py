@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from typing import Literal
+from typing import Any, Literal
 
 import guestclock
 from measure import NotHere, Ratio, Side, Sides, at_most
@@ -37,13 +37,32 @@ def over_manual(call: str) -> Sides:
     return beside_monotonic_ns(call, guestclock.ManualCounter(10**12, frequency_hz=10**9))
 
 
+def raw() -> dict[str, Any]:
+    counter = guestclock.HostCounter(source="clock_monotonic_raw")
+    vm = guestclock.ModelVm(vcpus=4, counter=counter)
+    vm.set_counter_offset(12345)
+    return {"vm": vm, "counter": counter, "n": counter.read()}
+
+
+def beside_read() -> Sides:
+    names = raw()
+    return Sides(Side("vm.cntvct(0)", "vm.cntvct(0)", names), Side("counter.read()", "counter.read()", names))
+
+
+def beside_present() -> Sides:
+    names = raw()
+    return Sides(Side("vm.cntvct(0, n)", "vm.cntvct(0, n)", names), Side("vm.cntvct(0)", "vm.cntvct(0)", names))
+
+
 ROWS = (
     Ratio("a read over an ordered TSC or CNTVCT", lambda: over_register("vm.cntvct(0)"), at_most(1.0)),
     Ratio("a read over CLOCK_MONOTONIC_RAW", lambda: over_raw("vm.cntvct(0)"), at_most(1.2)),
+    Ratio("the same, beside the counter's own read", beside_read, at_most(1.05)),
     Ratio("a read over ManualCounter", lambda: over_manual("vm.cntvct(0)"), at_most(0.7)),
     Ratio("a read at a given instant", lambda: over_manual("vm.cntvct(0, now=n)"), at_most(1.0)),
     Ratio("the same, by position", lambda: over_manual("vm.cntvct(0, n)")),
+    Ratio("the same, beside a read without an instant", beside_present, at_most(1.0)),
     Ratio("a read of the physical counter", lambda: over_manual("vm.cntpct(0)")),
-    Ratio("a timer's state", lambda: over_manual("vm.timer(0, 0)")),
-    Ratio("a register", lambda: over_manual("vm.get_one_reg(0, cval)")),
+    Ratio("a timer's state", lambda: over_manual("vm.timer(0, 0)"), at_most(2.5)),
+    Ratio("a register", lambda: over_manual("vm.get_one_reg(0, cval)"), at_most(1.1)),
 )

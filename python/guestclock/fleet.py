@@ -6,6 +6,7 @@ so a fleet of one does what its VM does.
 
 from __future__ import annotations
 
+import reprlib
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -132,7 +133,7 @@ class Fleet(Mapping[str, GuestVm]):
         The error of a VM (VcpuRunning, RestoreOpen, KvmError) has a note that names it. ValueError where the VMs'
         counters aren't shown to be one; NamesDiffer for a name that the fleet hasn't got.
         """
-        addresses, records = vmclock_address or {}, stolen_time or {}
+        addresses, records = _by_name(vmclock_address), _by_name(stolen_time)
         for given in (stopped_at, addresses, records):
             if isinstance(given, Mapping):
                 self._chosen(given)
@@ -324,12 +325,14 @@ class Fleet(Mapping[str, GuestVm]):
 
     def _matched(self, checkpoint: Checkpoint, only: Iterable[str] | None, by: By) -> dict[str, Checkpoint]:
         """The saved VM of each name, in the fleet's order."""
+        if not isinstance(checkpoint, Checkpoint):
+            raise TypeError(f"{reprlib.repr(checkpoint)} isn't a Checkpoint")
         names, saved = self._chosen(only), _named(checkpoint)
         if by == "position":
             _differ(missing=list(self._vms)[len(saved) :], extra=list(saved)[len(self._vms) :])
             saved = dict(zip(self._vms, saved.values(), strict=True))
         elif by != "name":
-            raise ValueError(f"no by={by!r}: name or position")
+            raise ValueError(f"no by={reprlib.repr(by)}: name or position")
         extra = [name for name in saved if name not in self._vms] if only is None else []
         _differ(missing=[name for name in names if name not in saved], extra=extra)
         return {name: saved[name] for name in names}
@@ -815,18 +818,26 @@ def _watched_failure(verb: Literal["restore", "pause"], error: Exception) -> Non
 
 def _checked(vms: Mapping[str, GuestVm]) -> dict[str, GuestVm]:
     """Returns the VMs, if each is one, and has one name."""
+    if not isinstance(vms, Mapping):
+        raise TypeError(f"a fleet is a mapping of names to VMs, or a ClockBank, and {reprlib.repr(vms)} is neither")
     names: dict[int, str] = {}
     for name, vm in vms.items():
         if not isinstance(vm, GuestVm):
-            raise TypeError(f"the VM {name!r} is a {type(vm).__name__}, and a fleet is of GuestVms")
+            raise TypeError(f"the VM {reprlib.repr(name)} is a {type(vm).__name__}, and a fleet is of GuestVms")
         if (other := names.setdefault(id(vm), name)) != name:
             raise ValueError(f"{other!r} and {name!r} are one VM: give it one name")
     return {_vm_name(name): vm for name, vm in vms.items()}
 
 
+def _by_name(values: Mapping[str, _Value] | None) -> Mapping[str, _Value]:
+    if values is not None and not isinstance(values, Mapping):
+        raise TypeError(f"{reprlib.repr(values)} isn't a mapping of names")
+    return values or {}
+
+
 def _checked_word(on_failure: str) -> None:
     if on_failure not in ("finish", "stop"):
-        raise ValueError(f"no on_failure={on_failure!r}: finish or stop")
+        raise ValueError(f"no on_failure={reprlib.repr(on_failure)}: finish or stop")
 
 
 def _refused(accepted: list[str], refused: dict[str, Exception]) -> FleetRefused:
@@ -894,7 +905,7 @@ _SOME: Final = 8
 
 
 def _some(names: Iterable[str]) -> str:
-    every = [repr(name) for name in names]
+    every = [reprlib.repr(name) for name in names]
     more = f" and {len(every) - _SOME} more" if len(every) > _SOME else ""
     return ", ".join(every[:_SOME]) + more
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -27,10 +28,16 @@ def steps(vm: GuestVm, sleep: Callable[[float], object] | None) -> Iterator[Step
 
 
 def fleet_steps(vms: Mapping[str, GuestVm], sleep: Callable[[float], object] | None) -> Iterator[tuple[str, Step]]:
-    """Yields the steps of the VMs' backlogs, each when it is due, with its VM's name.
+    """Returns the steps of the VMs' backlogs, each when it is due, with its VM's name: an iterator.
 
-    A sleep ends at a signal, as `time.sleep` does.
+    A sleep ends at a signal, as `time.sleep` does. TypeError for a `sleep` that can't be called.
     """
+    if sleep is not None and not callable(sleep):
+        raise TypeError(f"sleep is a function of seconds, and {reprlib.repr(sleep)} is none")
+    return _fleet_steps(vms, sleep)
+
+
+def _fleet_steps(vms: Mapping[str, GuestVm], sleep: Callable[[float], object] | None) -> Iterator[tuple[str, Step]]:
     waits = sleep is not None or all(moves_by_itself(vm.counter) for vm in vms.values())
     for ns_or_step in rhythm(vms, waits=waits):
         if isinstance(ns_or_step, int):

@@ -6,11 +6,12 @@ live run over a `RecordingCounter` runs again over its `replay()`, the same to t
 
 from __future__ import annotations
 
+import reprlib
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
-from guestclock._core import FaultyVm, TracedVm
+from guestclock._core import FaultyVm, TracedVm, _counter
 from guestclock.errors import Misuse
 from guestclock.pacing import moves_by_itself
 from guestclock.types import Stamp
@@ -31,9 +32,10 @@ class Fault:
     """Fault in one call of a `FaultyVm`, or in some: see docs/faults.md."""
 
     on: str | None = field(default=None, kw_only=False)
-    """Calls that it is in: None for any; one as a `TracedCall` is shown ("set_one_reg 0 TIMER_CVAL"), or its beginning,
-    for all that begin so ("set_one_reg"). Or a step, before whose first call it comes: opt_in, checkpoint, plan,
-    prepare (entering the block of `restoring`), apply, release, give_up, pause, resume, catch_up or verify."""
+    """Place of the fault: None for any call; a call as a `TracedCall` is shown ("set_one_reg 0 TIMER_CVAL"), or its
+    beginning, for all that begin so ("set_one_reg"). Or a step, before whose first call it comes: opt_in, checkpoint,
+    plan, prepare (entering the block of `restoring`), apply, release, give_up, pause, resume, catch_up or
+    verify."""
     nth: int = 0
     """Number of those calls that pass first: with `on=None`, an index into `TracedVm.calls`."""
     times: int | None = 1
@@ -56,6 +58,7 @@ class RecordingCounter:
     """A counter that keeps each sample which it gives out, in order. Safe to use from many threads."""
 
     def __init__(self, counter: Counter) -> None:
+        _counter(counter)
         self._counter = counter
         self._samples: list[Sample] = []
         # A sample is taken and kept in one go, or two threads' samples might change places.
@@ -121,8 +124,14 @@ class ReplayCounter:
 
     def __init__(self, samples: Iterable[Sample], *, frequency_hz: int, source: str = "replay") -> None:
         self._samples = tuple(samples)
+        for sample in self._samples:
+            if isinstance(sample, bool) or not isinstance(sample, int | Stamp):
+                raise TypeError(f"{reprlib.repr(sample)} isn't a sample: a count or a Stamp")
+        if not isinstance(source, str):
+            raise TypeError(f"{reprlib.repr(source)} isn't a counter's name")
         self._frequency_hz = frequency_hz
         self._source = source
+        _counter(self)
         self._next = 0
         self._lock = threading.Lock()
 

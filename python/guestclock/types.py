@@ -16,6 +16,7 @@ from guestclock._core import (
     Running,
     ScaledCounter,
     Step,
+    TimerState,
     _vouched,
 )
 from guestclock.registers import Timer
@@ -152,23 +153,6 @@ class Capabilities:
     """A running vCPU is found out before anything is read or written."""
     nested: Support
     """A guest may have EL2 (KVM_CAP_ARM_EL2)."""
-
-
-class TimerState(NamedTuple):
-    """One timer at one instant, as its guest would see it. A tuple, since an emulator makes one at every exit."""
-
-    ctl: int
-    """CTL as a guest reads it: ENABLE, IMASK, and ISTATUS where the condition is met."""
-    cval: int
-    """The compare value, in guest ticks."""
-    tval: int
-    """CVAL - count as a signed 32-bit number: ticks left, negative when overdue."""
-    istatus: bool
-    """The condition is met: the guest's count has reached CVAL."""
-    line: bool
-    """The interrupt line: enabled, not masked, and the condition met."""
-    deadline: int | None
-    """The host count at which the line goes high by itself (now, if it is high); None if it never does."""
 
 
 class TimerStatus(NamedTuple):

@@ -1,6 +1,7 @@
 //! The deadline alarm: a descriptor that is readable when something may have expired, and the call that takes what has.
 
 use crate::alarms::{Alarms, Hint};
+use crate::arguments::{Int, plain, shown};
 use crate::bank::PyClockBank;
 use crate::counters::{self, AnyCounter};
 use crate::deadline::PyDeadlineQueue;
@@ -10,12 +11,11 @@ use guestclock_core::time::HostCount;
 use guestclock_linux::alarm::{Alarm, MOST_NS};
 use guestclock_model::deadlines::Lateness;
 use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray1, PyUntypedArrayMethods};
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PySlice, PyTuple};
 use pyo3::{PyTraverseError, intern};
-use std::num::NonZeroUsize;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -155,7 +155,21 @@ impl PyDeadlineAlarm {
     #[new]
     #[pyo3(signature = (source, counter=None))]
     fn new(py: Python<'_>, source: Bound<'_, PyAny>, counter: Option<Bound<'_, PyAny>>) -> PyResult<Self> {
-        let counter = counter.map_or_else(|| source.getattr(intern!(py, "counter")), Ok)?;
+        for name in [intern!(py, "next_deadline"), intern!(py, "expire")] {
+            if !source.hasattr(name)? {
+                return Err(PyTypeError::new_err(format!(
+                    "{} has no deadlines, since it has no {name}: give a ClockBank, a DeadlineQueue, or an object with \
+                     next_deadline(now) and expire(now)",
+                    shown(&source)
+                )));
+            }
+        }
+        let counter = match counter {
+            Some(counter) => counter,
+            None => source.getattr(intern!(py, "counter")).map_err(|_| {
+                PyTypeError::new_err(format!("{} has no counter of its own: give the one it goes by", shown(&source)))
+            })?,
+        };
         let moved_by_hand = counters::alarms(&counter);
         let made = if moved_by_hand.is_some() { Alarm::event() } else { Alarm::timer() };
         let alarm = made.map_err(|error| os_error(error, None))?;
@@ -204,11 +218,15 @@ impl PyDeadlineAlarm {
     /// With `at_most` the result has so many rows at most. The alarm keeps the rest, stays readable, and gives them
     /// first at the next call; ValueError for 0. The columns of another source's result have to be sliceable for that.
     #[pyo3(signature = (*, at_most=None))]
-    fn expire<'py>(&self, py: Python<'py>, at_most: Option<NonZeroUsize>) -> PyResult<Bound<'py, PyTuple>> {
+    fn expire<'py>(&self, py: Python<'py>, at_most: Option<Int<usize>>) -> PyResult<Bound<'py, PyTuple>> {
+        let at_most = match at_most {
+            Some(Int(0)) => return Err(PyValueError::new_err("at_most is 0: no call would ever give a timer out")),
+            at_most => plain(at_most).unwrap_or(usize::MAX),
+        };
         let _claim = self.hint.alarm.claim().or_raise()?;
         let rest = self.rest().take();
         let expired = rest.map_or_else(|| self.woken(py), |rest| Ok(rest.into_bound(py)))?;
-        self.first(expired, at_most.map_or(usize::MAX, NonZeroUsize::get))
+        self.first(expired, at_most)
     }
 
     /// Looks at the source's next deadline again, after it may have become an earlier one. A ClockBank and a

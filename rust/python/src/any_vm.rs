@@ -2,6 +2,7 @@
 
 use crate::errors::IntoPyErr;
 use crate::foreign::Sampled;
+use crate::process::detached;
 use crate::records::AnyCount;
 use core::fmt::Display;
 use guestclock_core::arch::arm64::{Timer, TimerState, View};
@@ -80,7 +81,7 @@ pub(crate) type Started<'a, T> = Box<dyn FnOnce() -> Result<T, Failure> + Send +
 
 /// Carries a verb out without the interpreter's lock.
 pub(crate) fn run<T: Send>(py: Python<'_>, started: Started<'_, T>) -> PyResult<T> {
-    py.detach(started).map_err(|failure| failure())
+    detached(py, started).map_err(|failure| failure())
 }
 
 /// Returns the failure that an error is.

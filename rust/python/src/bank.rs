@@ -1,6 +1,7 @@
 //! Many VMs as columns.
 
 use crate::alarms::Alarms;
+use crate::arguments::{Int, count, int, plain};
 use crate::arrays::{Column, Named, as_array, column, extent, new_array, output, ready, same_rows, writable};
 use crate::checkpoint::{PyCheckpoint, vm_name};
 use crate::columns::chosen_isa;
@@ -98,8 +99,8 @@ fn handles(array: &Bound<'_, PyAny>, what: &str) -> PyResult<Vec<Handle>> {
 
 /// VM handles: one, or an array.
 fn vm_handles(vms: &Bound<'_, PyAny>) -> PyResult<Vec<Handle>> {
-    match vms.extract::<i64>() {
-        Ok(vm) => Ok(vec![Handle(vm)]),
+    match vms.extract::<Int<i64>>() {
+        Ok(Int(vm)) => Ok(vec![Handle(vm)]),
         Err(_) => handles(vms, "vms (or one int)"),
     }
 }
@@ -121,12 +122,12 @@ impl PyClockBank {
     }
 
     /// Reads a Python counter before the bank's lock is taken.
-    fn sampled(&self, py: Python<'_>, now: Option<u64>) -> PyResult<Sampled> {
-        self.counter.sampled(py, now.map(HostCount))
+    fn sampled(&self, py: Python<'_>, now: Option<Int<u64>>) -> PyResult<Sampled> {
+        self.counter.sampled(py, count(now))
     }
 
-    fn now(&self, now: Option<u64>) -> HostCount {
-        now.map_or_else(|| self.counter.count(), HostCount)
+    fn now(&self, now: Option<Int<u64>>) -> HostCount {
+        count(now).unwrap_or_else(|| self.counter.count())
     }
 
     /// Works on the selected vCPUs at one instant. Returns false, for the caller to begin again, if there aren't `rows` of
@@ -137,7 +138,7 @@ impl PyClockBank {
         py: Python<'_>,
         (chosen, rows): (&Chosen, usize),
         into_out: bool,
-        now: Option<u64>,
+        now: Option<Int<u64>>,
         work: impl FnOnce(&Bank, HostCount, &Selection) + Send,
     ) -> PyResult<bool> {
         let _sample = self.sampled(py, now)?;
@@ -161,7 +162,7 @@ impl PyClockBank {
         select: Option<&Bound<'py, PyAny>>,
         out: Option<&Bound<'py, PyAny>>,
         shape: impl Fn(usize) -> Vec<usize>,
-        now: Option<u64>,
+        now: Option<Int<u64>>,
         work: impl Fn(&Bank, HostCount, &Selection, &mut [T]) + Send + Sync,
     ) -> PyResult<Bound<'py, PyArrayDyn<T>>> {
         let (chosen, input) = Chosen::new(select)?;
@@ -183,7 +184,11 @@ impl PyClockBank {
 impl PyClockBank {
     #[new]
     #[pyo3(signature = (counter=None, *, timers=2))]
-    fn new(py: Python<'_>, counter: Option<Bound<'_, PyAny>>, timers: u8) -> PyResult<Self> {
+    fn new(
+        py: Python<'_>,
+        counter: Option<Bound<'_, PyAny>>,
+        #[pyo3(from_py_with = int)] timers: u8,
+    ) -> PyResult<Self> {
         ready(py)?;
         let el2 = match timers {
             2 => false,
@@ -244,14 +249,14 @@ impl PyClockBank {
     fn add(
         &self,
         py: Python<'_>,
-        vcpus: usize,
-        frequency_hz: Option<u64>,
+        #[pyo3(from_py_with = int)] vcpus: usize,
+        frequency_hz: Option<Int<u64>>,
         kernel: Option<&str>,
         nested: bool,
         e2h0: bool,
         irqchip: &str,
         vhe: bool,
-        now: Option<u64>,
+        now: Option<Int<u64>>,
     ) -> PyResult<i64> {
         let vms = self.add_all(py, 1, vcpus, frequency_hz, Guest::new(kernel, nested, e2h0, irqchip, vhe, 64)?, now)?;
         Ok(vms[0].0)
@@ -264,18 +269,18 @@ impl PyClockBank {
     fn add_many<'py>(
         &self,
         py: Python<'py>,
-        vms: usize,
-        vcpus: usize,
-        frequency_hz: Option<u64>,
+        vms: Int<usize>,
+        #[pyo3(from_py_with = int)] vcpus: usize,
+        frequency_hz: Option<Int<u64>>,
         kernel: Option<&str>,
         nested: bool,
         e2h0: bool,
         irqchip: &str,
         vhe: bool,
-        now: Option<u64>,
+        now: Option<Int<u64>>,
     ) -> PyResult<Bound<'py, PyArray1<i64>>> {
         let guest = Guest::new(kernel, nested, e2h0, irqchip, vhe, 64)?;
-        Ok(as_array(py, self.add_all(py, vms, vcpus, frequency_hz, guest, now)?.into_iter()))
+        Ok(as_array(py, self.add_all(py, vms.0, vcpus, frequency_hz, guest, now)?.into_iter()))
     }
 
     /// Removes VMs with their vCPUs: an int, or an int64 array of handles. The handles are never given to another VM.
@@ -288,13 +293,13 @@ impl PyClockBank {
     ///
     /// The `ModelVm` is over the bank's counter, or over a `ScaledCounter` of it for a VM of another frequency: its
     /// `now=` and deadlines are in that counter's ticks. Once the VM is removed, every call on the view is refused.
-    fn vm(&self, py: Python<'_>, handle: i64) -> PyResult<Py<PyModelVm>> {
-        let handle = Handle(handle);
+    fn vm(&self, py: Python<'_>, handle: Int<i64>) -> PyResult<Py<PyModelVm>> {
+        let handle = Handle(handle.0);
         let hz = self.bank.look(|bank| bank.vm(handle).map(|vm| u64::from(vm.cntfrq_hz()))).or_raise()?;
         let counter = if hz == self.frequency_hz() {
             self.counter(py).into_bound(py)
         } else {
-            Bound::new(py, PyScaledCounter::new(self.counter(py).into_bound(py), hz)?)?.into_any()
+            Bound::new(py, PyScaledCounter::new(self.counter(py).into_bound(py), Int(hz))?)?.into_any()
         };
         let live = LockedVm::of(Arc::clone(&self.bank), handle, counter.extract::<AnyCounter>()?).or_raise()?;
         let name = VmName::new(&handle.0.to_string()).unwrap_or_default();
@@ -319,7 +324,7 @@ impl PyClockBank {
     fn cntvct<'py>(
         &self,
         py: Python<'py>,
-        now: Option<u64>,
+        now: Option<Int<u64>>,
         select: Option<Bound<'py, PyAny>>,
         out: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyArrayDyn<u64>>> {
@@ -331,7 +336,7 @@ impl PyClockBank {
     fn cntpct<'py>(
         &self,
         py: Python<'py>,
-        now: Option<u64>,
+        now: Option<Int<u64>>,
         select: Option<Bound<'py, PyAny>>,
         out: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyArrayDyn<u64>>> {
@@ -343,7 +348,7 @@ impl PyClockBank {
     fn counts<'py>(
         &self,
         py: Python<'py>,
-        now: Option<u64>,
+        now: Option<Int<u64>>,
         select: Option<Bound<'py, PyAny>>,
         out: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyArrayDyn<u64>>> {
@@ -375,7 +380,7 @@ impl PyClockBank {
             select.as_ref(),
             out.as_ref(),
             |rows| vec![2, rows],
-            Some(0),
+            Some(Int(0)),
             |bank, _, vcpus, out| {
                 let (virt, phys) = out.split_at_mut(vcpus.len());
                 bank.offsets(View::Virtual, vcpus, virt);
@@ -397,7 +402,7 @@ impl PyClockBank {
             select.as_ref(),
             out.as_ref(),
             |rows| vec![rows],
-            Some(0),
+            Some(Int(0)),
             |bank, _, vcpus, out| {
                 bank.running(vcpus, out);
             },
@@ -422,12 +427,12 @@ impl PyClockBank {
     fn set_timers(
         &self,
         py: Python<'_>,
-        timer: usize,
+        timer: Int<usize>,
         vcpus: Bound<'_, PyAny>,
         cval: Bound<'_, PyAny>,
         ctl: Bound<'_, PyAny>,
     ) -> PyResult<()> {
-        let (timer, vcpus) = (registers::timer(timer)?, handles(&vcpus, "vcpus")?);
+        let (timer, vcpus) = (registers::timer(timer.0)?, handles(&vcpus, "vcpus")?);
         let (cval, ctl) = (column::<u64>(&cval, "cval")?.values, column::<u8>(&ctl, "ctl")?.values);
         same_rows("vcpus", vcpus.len(), "cval", cval.len())?;
         same_rows("vcpus", vcpus.len(), "ctl", ctl.len())?;
@@ -442,7 +447,7 @@ impl PyClockBank {
     fn evaluate<'py>(
         &self,
         py: Python<'py>,
-        now: Option<u64>,
+        now: Option<Int<u64>>,
         select: Option<Bound<'py, PyAny>>,
         out: Option<(Bound<'py, PyAny>, Bound<'py, PyAny>, Bound<'py, PyAny>)>,
     ) -> PyResult<Bound<'py, PyAny>> {
@@ -472,7 +477,7 @@ impl PyClockBank {
     fn next_deadlines<'py>(
         &self,
         py: Python<'py>,
-        now: Option<u64>,
+        now: Option<Int<u64>>,
         select: Option<Bound<'py, PyAny>>,
         out: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyArrayDyn<u64>>> {
@@ -494,7 +499,7 @@ impl PyClockBank {
     fn next_deadlines_of_vms<'py>(
         &self,
         py: Python<'py>,
-        now: Option<u64>,
+        now: Option<Int<u64>>,
         vms: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyArray1<u64>>> {
         let vms = vms.map(|vms| handles(&vms, "vms")).transpose()?;
@@ -514,7 +519,7 @@ impl PyClockBank {
     /// written again or an offset change of their VM puts them into the future, and those of a VM that is paused or being
     /// restored, until it goes on.
     #[pyo3(signature = (now=None))]
-    fn next_deadline(&self, py: Python<'_>, now: Option<u64>) -> PyResult<u64> {
+    fn next_deadline(&self, py: Python<'_>, now: Option<Int<u64>>) -> PyResult<u64> {
         let _sample = self.sampled(py, now)?;
         Ok(self.bank.ask(|bank| bank.next_deadline(self.now(now))))
     }
@@ -527,7 +532,7 @@ impl PyClockBank {
     /// The cost of a call depends on the number of timers that it returns, not on how many are pending. A deadline
     /// before the counter's first count is 0.
     #[pyo3(signature = (now=None))]
-    fn expire<'py>(&self, py: Python<'py>, now: Option<u64>) -> PyResult<Bound<'py, PyAny>> {
+    fn expire<'py>(&self, py: Python<'py>, now: Option<Int<u64>>) -> PyResult<Bound<'py, PyAny>> {
         let pending = self.bank.look(Bank::pending);
         let _sample = self.sampled(py, now)?;
         let fired = self.ask(py, pending, |bank| bank.expire(self.now(now)));
@@ -540,7 +545,7 @@ impl PyClockBank {
     /// levels (bool), each timer's in the order of `vcpus()`. A new vCPU's lines are low. Those of a VM that is paused or
     /// being restored stay as they were seen, until it goes on.
     #[pyo3(signature = (now=None))]
-    fn changes<'py>(&self, py: Python<'py>, now: Option<u64>) -> PyResult<Bound<'py, PyAny>> {
+    fn changes<'py>(&self, py: Python<'py>, now: Option<Int<u64>>) -> PyResult<Bound<'py, PyAny>> {
         let rows = self.bank.look(Bank::vcpus);
         let _sample = self.sampled(py, now)?;
         let changes = self.ask(py, rows, |bank| bank.changes(self.now(now)));
@@ -633,8 +638,8 @@ impl PyClockBank {
     }
 
     /// True if the bank has a VM with this handle.
-    fn __contains__(&self, handle: i64) -> bool {
-        self.bank.look(|bank| bank.contains(Handle(handle)))
+    fn __contains__(&self, handle: Int<i64>) -> bool {
+        self.bank.look(|bank| bank.contains(Handle(handle.0)))
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
@@ -649,7 +654,7 @@ impl PyClockBank {
         &self,
         py: Python<'py>,
         view: View,
-        now: Option<u64>,
+        now: Option<Int<u64>>,
         select: Option<Bound<'py, PyAny>>,
         out: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyArrayDyn<u64>>> {
@@ -670,11 +675,11 @@ impl PyClockBank {
         py: Python<'_>,
         vms: usize,
         vcpus: usize,
-        frequency_hz: Option<u64>,
+        frequency_hz: Option<Int<u64>>,
         Guest { behaviours, config, .. }: Guest,
-        now: Option<u64>,
+        now: Option<Int<u64>>,
     ) -> PyResult<Vec<Handle>> {
-        let hz = frequency_hz.unwrap_or_else(|| self.frequency_hz());
+        let hz = plain(frequency_hz).unwrap_or_else(|| self.frequency_hz());
         let frequency = Frequency::new(hz).ok_or_else(|| PyValueError::new_err("frequency_hz must be at least 1"))?;
         let _sample = self.sampled(py, now)?;
         let add = || self.bank.with(|bank| bank.add_many(vms, vcpus, frequency, behaviours, config, self.now(now)));

@@ -1,6 +1,6 @@
 //! Checkpoints.
 
-use crate::arguments::modular;
+use crate::arguments::{Int, Modular, int, plain, quoted};
 use crate::arrays::{new_array, ready};
 use crate::errors::{IntoPyErr, OrRaise};
 use crate::files;
@@ -225,7 +225,8 @@ impl PyCheckpoint {
         if let Ok(name) = key.cast::<PyString>() {
             let name = name.to_str()?;
             let found = self.0.find(name);
-            let index = found.ok_or_else(|| PyKeyError::new_err(format!("the checkpoint has no VM named {name:?}")))?;
+            let index =
+                found.ok_or_else(|| PyKeyError::new_err(format!("the checkpoint has no VM named {}", quoted(name))))?;
             return Ok(Self::from(self.0.part(|vm| vm == index)));
         }
         if let Ok(slice) = key.cast::<PySlice>() {
@@ -238,7 +239,7 @@ impl PyCheckpoint {
             return Ok(Self::from(part));
         }
         let no_vm = || PyIndexError::new_err(format!("there is no VM {key}: the checkpoint has {len}"));
-        let index = match key.extract::<isize>() {
+        let index = match key.extract::<Int<isize>>().map(|Int(index)| index) {
             Ok(index) => index,
             Err(error) if error.is_instance_of::<PyOverflowError>(key.py()) => return Err(no_vm()),
             Err(_) => {
@@ -379,8 +380,8 @@ impl PyCheckpoint {
 
     /// The compare values of one timer of the one VM: shape (vcpus,), uint64, guest ticks. KeyError where the guest
     /// hasn't got it.
-    fn cval<'py>(&self, py: Python<'py>, timer: usize) -> PyResult<Bound<'py, PyArray1<u64>>> {
-        let timer = registers::timer(timer)?;
+    fn cval<'py>(&self, py: Python<'py>, timer: Int<usize>) -> PyResult<Bound<'py, PyArray1<u64>>> {
+        let timer = registers::timer(timer.0)?;
         let values = self.register(Held::Cval(timer), || timer.name().into())?;
         ready(py)?;
         Ok(new_array(py, values.iter()))
@@ -388,8 +389,8 @@ impl PyCheckpoint {
 
     /// The controls of one timer of the one VM, without ISTATUS: shape (vcpus,), uint64. KeyError where the guest
     /// hasn't got it.
-    fn ctl<'py>(&self, py: Python<'py>, timer: usize) -> PyResult<Bound<'py, PyArray1<u64>>> {
-        let timer = registers::timer(timer)?;
+    fn ctl<'py>(&self, py: Python<'py>, timer: Int<usize>) -> PyResult<Bound<'py, PyArray1<u64>>> {
+        let timer = registers::timer(timer.0)?;
         let values = self.register(Held::Ctl(timer), || timer.name().into())?;
         ready(py)?;
         Ok(new_array(py, values.iter()))
@@ -483,6 +484,7 @@ impl PyCheckpoint {
     /// ValueError where a register is missing, a list's own CNTFRQ_EL0 isn't `frequency_hz`, or the lists need what isn't
     /// known.
     #[classmethod]
+    #[expect(clippy::similar_names, reason = "the registers' names are the keywords")]
     #[pyo3(signature = (
         registers, *, frequency_hz, host, counter_offset=None, width_ticks=0, reading=None, name="", ids=None,
         cntvct=None, cntpct=None,
@@ -490,25 +492,25 @@ impl PyCheckpoint {
     fn from_one_regs(
         _cls: &Bound<'_, PyType>,
         registers: Vec<Bound<'_, PyDict>>,
-        frequency_hz: u32,
+        frequency_hz: Int<u32>,
         host: Option<AnyStamp>,
-        counter_offset: Option<Bound<'_, PyAny>>,
-        width_ticks: u64,
+        counter_offset: Option<Modular>,
+        #[pyo3(from_py_with = int)] width_ticks: u64,
         reading: Option<AnyReading>,
         name: &str,
         ids: Option<&str>,
-        cntvct: Option<u64>,
-        cntpct: Option<u64>,
+        cntvct: Option<Int<u64>>,
+        cntpct: Option<Int<u64>>,
     ) -> PyResult<Self> {
         let lists = registers.iter().map(timer_regs).collect::<PyResult<Vec<_>>>()?;
-        let counter_offset = counter_offset.map(|offset| modular(&offset, "a counter offset")).transpose()?.map(Offset);
+        let counter_offset = counter_offset.map(|Modular(offset)| Offset(offset));
         let host = host.map(|host| host.stamp("host")).transpose()?;
         let zero = || PyValueError::new_err("frequency_hz is 0: give the frequency of the host's counter");
-        let frequency_hz = NonZeroU32::new(frequency_hz).ok_or_else(zero)?;
+        let frequency_hz = NonZeroU32::new(frequency_hz.0).ok_or_else(zero)?;
         let name = &vm_name(name)?;
         let reading = reading.map(Reading::from);
         let ids = ids.map(|ids| named("ids", ids, &Ids::NAMES)).transpose()?;
-        let (cntvct, cntpct) = (cntvct.map(GuestCount), cntpct.map(GuestCount));
+        let (cntvct, cntpct) = (plain(cntvct).map(GuestCount), plain(cntpct).map(GuestCount));
         let known = Known { name, frequency_hz, host, counter_offset, reading, width_ticks, ids, cntvct, cntpct };
         interchange::from_one_regs(&lists, known).or_raise().map(Self::from)
     }
@@ -625,7 +627,8 @@ impl PyCheckpoint {
 pub(crate) fn vm_name(name: &str) -> PyResult<VmName> {
     VmName::new(name).ok_or_else(|| {
         PyValueError::new_err(format!(
-            "{name:?} can't name a VM: a name has at most 64 bytes of UTF-8, and no control characters"
+            "{} can't name a VM: a name has at most 64 bytes of UTF-8, and no control characters",
+            quoted(name)
         ))
     })
 }

@@ -1,5 +1,6 @@
 //! Columns without a bank: conversions, and the offsets of many VMs.
 
+use crate::arguments::Int;
 use crate::arrays::{Input, extent, input, output, same_rows, writable};
 use crate::errors::went_backwards;
 use guestclock_core::time::{Frequency, HostCount};
@@ -38,11 +39,18 @@ fn frequency(hz: u64) -> PyResult<Frequency> {
     Frequency::new(hz).ok_or_else(|| PyValueError::new_err("a frequency must be at least 1 Hz"))
 }
 
-/// One frequency for all rows, or one a row.
-#[derive(FromPyObject)]
-pub(crate) enum Hz<'py> {
+/// One number for all rows, or an array with one each.
+pub(crate) enum OneOrEach<'py> {
     One(u64),
     Each(Bound<'py, PyAny>),
+}
+
+impl<'py> FromPyObject<'_, 'py> for OneOrEach<'py> {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        Ok(object.extract().map_or_else(|_: PyErr| Self::Each(object.to_owned()), |Int(number)| Self::One(number)))
+    }
 }
 
 /// Numbers the distinct values of a column, by a table that is indexed by a product's upper bits.
@@ -91,7 +99,7 @@ fn converted<'py>(
     py: Python<'py>,
     what: &str,
     column: &Bound<'py, PyAny>,
-    hz: Hz<'py>,
+    hz: OneOrEach<'py>,
     out: Option<&Bound<'py, PyAny>>,
     scale: impl Fn(Frequency) -> Scale,
 ) -> PyResult<Bound<'py, PyArrayDyn<u64>>> {
@@ -99,8 +107,8 @@ fn converted<'py>(
     let rows = from.as_slice().len();
     let (mut scales, mut of, mut taken) = (Vec::new(), Vec::new(), vec![from.bytes.clone()]);
     match hz {
-        Hz::One(hz) => scales.push(scale(frequency(hz)?)),
-        Hz::Each(array) => {
+        OneOrEach::One(hz) => scales.push(scale(frequency(hz)?)),
+        OneOrEach::Each(array) => {
             let each = input::<u64>(&array, "frequency_hz (or one int)")?;
             same_rows(what, rows, "frequency_hz", each.as_slice().len())?;
             taken.push(each.bytes.clone());
@@ -133,7 +141,7 @@ fn converted<'py>(
 pub(crate) fn ticks_to_ns<'py>(
     py: Python<'py>,
     ticks: Bound<'py, PyAny>,
-    frequency_hz: Hz<'py>,
+    frequency_hz: OneOrEach<'py>,
     out: Option<Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyArrayDyn<u64>>> {
     converted(py, "ticks", &ticks, frequency_hz, out.as_ref(), Scale::ticks_to_ns)
@@ -147,17 +155,10 @@ pub(crate) fn ticks_to_ns<'py>(
 pub(crate) fn ns_to_ticks<'py>(
     py: Python<'py>,
     ns: Bound<'py, PyAny>,
-    frequency_hz: Hz<'py>,
+    frequency_hz: OneOrEach<'py>,
     out: Option<Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyArrayDyn<u64>>> {
     converted(py, "ns", &ns, frequency_hz, out.as_ref(), Scale::ns_to_ticks)
-}
-
-/// One count for all counters, or one for each.
-#[derive(FromPyObject)]
-pub(crate) enum Counts<'py> {
-    One(u64),
-    Each(Bound<'py, PyAny>),
 }
 
 type Recomputed<'py> = (Bound<'py, PyArrayDyn<u64>>, Bound<'py, PyArrayDyn<u64>>);
@@ -178,7 +179,7 @@ type Recomputed<'py> = (Bound<'py, PyArrayDyn<u64>>, Bound<'py, PyArrayDyn<u64>>
 #[pyo3(name = "recompute_offsets")]
 pub(crate) fn recompute<'py>(
     py: Python<'py>,
-    now: Counts<'py>,
+    now: OneOrEach<'py>,
     guest: Bound<'py, PyAny>,
     host: Bound<'py, PyAny>,
     added: Bound<'py, PyAny>,
@@ -229,12 +230,12 @@ pub(crate) fn recompute<'py>(
     Ok((offsets, ticks))
 }
 
-fn rates(now: &Counts<'_>, frequencies_hz: &Bound<'_, PyAny>) -> PyResult<Vec<Rate>> {
+fn rates(now: &OneOrEach<'_>, frequencies_hz: &Bound<'_, PyAny>) -> PyResult<Vec<Rate>> {
     let hz = input::<u64>(frequencies_hz, "frequencies_hz")?;
     let counts: Input<'_, u64>;
     let counts = match now {
-        Counts::One(now) => vec![*now; hz.as_slice().len()],
-        Counts::Each(array) => {
+        OneOrEach::One(now) => vec![*now; hz.as_slice().len()],
+        OneOrEach::Each(array) => {
             counts = input(array, "now (or one int)")?;
             same_rows("frequencies_hz", hz.as_slice().len(), "now", counts.as_slice().len())?;
             counts.as_slice().to_vec()

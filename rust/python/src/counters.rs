@@ -1,6 +1,7 @@
 //! Counters.
 
 use crate::alarms::Alarms;
+use crate::arguments::{Int, int, quoted};
 use crate::errors::OrRaise;
 use crate::foreign::{ForeignCounter, Sampled, Taken};
 use crate::records;
@@ -75,6 +76,9 @@ pub(crate) struct PyScaledCounter {
     depth: u8,
 }
 
+/// Bytes that tell a source's name from every other: none is so long.
+const MOST_OF_A_SOURCE: usize = 64;
+
 /// The most scaled counters that are made of one another.
 const DEEPEST: u8 = 8;
 
@@ -83,6 +87,8 @@ impl PyHostCounter {
     #[new]
     #[pyo3(signature = (*, source="auto", sync=None))]
     fn new(source: &str, sync: Option<Bound<'_, PyAny>>) -> PyResult<Self> {
+        // The error of an unknown name shows all of it.
+        let source = source.get(..MOST_OF_A_SOURCE).unwrap_or(source);
         Vouching::new(HostCounter::new(source.parse().or_raise()?).or_raise()?, sync).map(Self)
     }
 
@@ -124,11 +130,11 @@ impl PyHostCounter {
 impl PyMonotonicCounter {
     #[new]
     #[pyo3(signature = (*, frequency_hz=MonotonicCounter::DEFAULT_FREQUENCY.hz(), sync=None))]
-    fn new(frequency_hz: u64, sync: Option<Bound<'_, PyAny>>) -> PyResult<Self> {
+    fn new(#[pyo3(from_py_with = int)] frequency_hz: u64, sync: Option<Bound<'_, PyAny>>) -> PyResult<Self> {
         Vouching::new(MonotonicCounter::new(frequency(frequency_hz)?), sync).map(Self)
     }
 
-    /// "clock_monotonic", the source of its stamps; "clock_monotonic_local" where the time namespace can't be known.
+    /// Name of the counter: "clock_monotonic", or "clock_monotonic_local" where the time namespace can't be known.
     #[getter]
     fn source(&self) -> String {
         self.0.counter.source().to_string()
@@ -166,16 +172,21 @@ impl PyMonotonicCounter {
 impl PyManualCounter {
     #[new]
     #[pyo3(signature = (count=0, *, frequency_hz=MonotonicCounter::DEFAULT_FREQUENCY.hz(), realtime_ns=0, boot_id=None))]
-    fn new(count: u64, frequency_hz: u64, realtime_ns: i64, boot_id: Option<&str>) -> PyResult<Self> {
+    fn new(
+        #[pyo3(from_py_with = int)] count: u64,
+        #[pyo3(from_py_with = int)] frequency_hz: u64,
+        #[pyo3(from_py_with = int)] realtime_ns: i64,
+        boot_id: Option<&str>,
+    ) -> PyResult<Self> {
         let mut counter = ManualCounter::new(HostCount(count), frequency(frequency_hz)?, realtime_ns);
         if let Some(hex) = boot_id {
-            let wrong = || PyValueError::new_err(format!("boot_id is {hex:?}: give 32 hexadecimal digits"));
+            let wrong = || PyValueError::new_err(format!("boot_id is {}: give 32 hexadecimal digits", quoted(hex)));
             counter = counter.with_boot_id(records::id(hex).ok_or_else(wrong)?);
         }
         Ok(Self { counter: Arc::new(counter), alarms: Arc::default() })
     }
 
-    /// "manual".
+    /// Name of the counter: "manual".
     #[getter]
     fn source(&self) -> &'static str {
         "manual"
@@ -204,16 +215,16 @@ impl PyManualCounter {
     }
 
     /// Moves on by `ticks`, modulo 2^64, and the wall clock with it. Returns the new count.
-    fn advance(&self, ticks: u64) -> u64 {
-        let count = self.counter.advance(ticks).0;
+    fn advance(&self, ticks: Int<u64>) -> u64 {
+        let count = self.counter.advance(ticks.0).0;
         self.alarms.ring();
         count
     }
 
     /// Moves on by `ns` nanoseconds, and the host's clocks with it. Returns the new count. What is less than a tick counts
     /// in the next call.
-    fn advance_ns(&self, ns: u64) -> u64 {
-        let count = self.counter.advance_ns(ns).0;
+    fn advance_ns(&self, ns: Int<u64>) -> u64 {
+        let count = self.counter.advance_ns(ns.0).0;
         self.alarms.ring();
         count
     }
@@ -224,8 +235,8 @@ impl PyManualCounter {
     /// The counter "stops" meanwhile, as CLOCK_MONOTONIC does; "counts-on", as most arm64 counters do; or "restarts" at
     /// 0, as the TSC does in an S3 sleep.
     #[pyo3(signature = (ns, *, counter="stops"))]
-    fn suspend(&self, ns: u64, counter: &str) -> PyResult<u64> {
-        let count = self.counter.suspend(ns, records::named("counter", counter, &Meanwhile::NAMES)?).0;
+    fn suspend(&self, ns: Int<u64>, counter: &str) -> PyResult<u64> {
+        let count = self.counter.suspend(ns.0, records::named("counter", counter, &Meanwhile::NAMES)?).0;
         self.alarms.ring();
         Ok(count)
     }
@@ -242,15 +253,15 @@ impl PyManualCounter {
     }
 
     /// Moves back by `ticks`: the one way in which a counter goes backwards. Returns the new count.
-    fn rewind(&self, ticks: u64) -> u64 {
-        let count = self.counter.rewind(ticks).0;
+    fn rewind(&self, ticks: Int<u64>) -> u64 {
+        let count = self.counter.rewind(ticks.0).0;
         self.alarms.ring();
         count
     }
 
     /// Steps the wall clock alone by `ns`, as setting it would. Returns the new wall-clock time in nanoseconds.
-    fn step_realtime(&self, ns: i64) -> i64 {
-        self.counter.step_realtime(ns)
+    fn step_realtime(&self, ns: Int<i64>) -> i64 {
+        self.counter.step_realtime(ns.0)
     }
 
     fn __repr__(&self) -> String {
@@ -267,14 +278,14 @@ impl PyManualCounter {
 impl PyScaledCounter {
     #[new]
     #[pyo3(signature = (counter, *, frequency_hz))]
-    pub(crate) fn new(counter: Bound<'_, PyAny>, frequency_hz: u64) -> PyResult<Self> {
+    pub(crate) fn new(counter: Bound<'_, PyAny>, frequency_hz: Int<u64>) -> PyResult<Self> {
         let depth = counter.cast::<Self>().map_or(0, |inner| inner.get().depth + 1);
         if depth >= DEEPEST {
             return Err(PyValueError::new_err(format!(
                 "{DEEPEST} ScaledCounters at most are made of one another: make this one from the innermost counter"
             )));
         }
-        let scaled = ScaledCounter::new(counter.extract::<AnyCounter>()?, frequency(frequency_hz)?);
+        let scaled = ScaledCounter::new(counter.extract::<AnyCounter>()?, frequency(frequency_hz.0)?);
         Ok(Self { scaled: Arc::new(scaled), inner: counter.unbind(), depth })
     }
 
@@ -315,9 +326,9 @@ impl PyScaledCounter {
     /// None where the inner counter wraps first. A count that has passed gives an inner count that has passed. A
     /// counter that is faster than the inner one wraps more often, and then this is about its present pass, as
     /// deadlines are.
-    fn inner_count(&self, py: Python<'_>, count: u64) -> PyResult<Option<u64>> {
+    fn inner_count(&self, py: Python<'_>, count: Int<u64>) -> PyResult<Option<u64>> {
         let _sample = self.scaled.inner().sampled(py, None)?;
-        Ok(self.scaled.inner_count(HostCount(count)).map(|count| count.0))
+        Ok(self.scaled.inner_count(HostCount(count.0)).map(|count| count.0))
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
@@ -331,6 +342,12 @@ pub(crate) fn alarms(counter: &Bound<'_, PyAny>) -> Option<Arc<Alarms>> {
         return alarms(scaled.get().inner.bind(counter.py()));
     }
     counter.cast::<PyManualCounter>().ok().map(|manual| Arc::clone(&manual.get().alarms))
+}
+
+/// Refuses what isn't a counter: for the counters of `guestclock.testing`.
+#[pyfunction]
+pub(crate) fn _counter(counter: Bound<'_, PyAny>) -> PyResult<()> {
+    counter.extract::<AnyCounter>().map(drop)
 }
 
 /// Any of the counters, as the core reads it.

@@ -1,7 +1,7 @@
 //! The deadline queue.
 
 use crate::alarms::Alarms;
-use crate::arguments::modular;
+use crate::arguments::{Int, Modular};
 use crate::arrays::{column, ready};
 use crate::errors::OrRaise;
 use crate::process::{detached, locked};
@@ -91,31 +91,31 @@ impl PyDeadlineQueue {
     /// `offset` is the guest's counter offset: the ticks by which its counter lies behind the host's, any int from
     /// -2^63 up to 2^64, modulo 2^64.
     #[pyo3(signature = (timers, *, offset=None))]
-    fn add_group(&self, py: Python<'_>, timers: u32, offset: Option<Bound<'_, PyAny>>) -> PyResult<u32> {
-        let offset = offset.map_or(Ok(0), |offset| modular(&offset, "an offset"))?;
-        self.lock(py).add_group(timers, Offset(offset)).or_raise()
+    fn add_group(&self, py: Python<'_>, timers: Int<u32>, offset: Option<Modular>) -> PyResult<u32> {
+        let offset = offset.map_or(0, |Modular(offset)| offset);
+        self.lock(py).add_group(timers.0, Offset(offset)).or_raise()
     }
 
     /// Removes a group with its timers. Groups that are added later get its number and its ids.
-    fn remove_group(&self, py: Python<'_>, group: i64) -> PyResult<()> {
-        self.lock(py).remove_group(narrow(group, "groups")?).or_raise()
+    fn remove_group(&self, py: Python<'_>, group: Int<i64>) -> PyResult<()> {
+        self.lock(py).remove_group(narrow(group.0, "groups")?).or_raise()
     }
 
     /// The ids of a group's timers: a range. The ranges of two groups needn't follow each other.
-    fn timers<'py>(&self, py: Python<'py>, group: i64) -> PyResult<Bound<'py, PyRange>> {
-        let timers = self.lock(py).timers(narrow(group, "groups")?).or_raise()?;
+    fn timers<'py>(&self, py: Python<'py>, group: Int<i64>) -> PyResult<Bound<'py, PyRange>> {
+        let timers = self.lock(py).timers(narrow(group.0, "groups")?).or_raise()?;
         PyRange::new(py, isize::try_from(timers.start)?, isize::try_from(timers.end)?)
     }
 
     /// A group's counter offset, in ticks, from 0 up to 2^64.
-    fn offset(&self, py: Python<'_>, group: i64) -> PyResult<u64> {
-        self.lock(py).offset(narrow(group, "groups")?).or_raise().map(|offset| offset.0)
+    fn offset(&self, py: Python<'_>, group: Int<i64>) -> PyResult<u64> {
+        self.lock(py).offset(narrow(group.0, "groups")?).or_raise().map(|offset| offset.0)
     }
 
     /// Sets a group's counter offset. All its deadlines move with it, at the cost of one.
-    fn set_offset(&self, py: Python<'_>, group: i64, offset: Bound<'_, PyAny>) -> PyResult<()> {
-        let offset = Offset(modular(&offset, "an offset")?);
-        self.lock(py).set_offset(narrow(group, "groups")?, offset).or_raise()?;
+    fn set_offset(&self, py: Python<'_>, group: Int<i64>, offset: Modular) -> PyResult<()> {
+        let offset = Offset(offset.0);
+        self.lock(py).set_offset(narrow(group.0, "groups")?, offset).or_raise()?;
         self.changed(py);
         Ok(())
     }
@@ -130,8 +130,8 @@ impl PyDeadlineQueue {
     }
 
     /// Arms a timer with a compare value in guest ticks; an armed timer is moved.
-    fn arm(&self, py: Python<'_>, timer: i64, cval: u64) -> PyResult<()> {
-        self.lock(py).arm(&[narrow(timer, "timers")?], from_ref(&cval)).or_raise()?;
+    fn arm(&self, py: Python<'_>, timer: Int<i64>, cval: Int<u64>) -> PyResult<()> {
+        self.lock(py).arm(&[narrow(timer.0, "timers")?], from_ref(&cval.0)).or_raise()?;
         self.changed(py);
         Ok(())
     }
@@ -146,8 +146,8 @@ impl PyDeadlineQueue {
     }
 
     /// Disarms a timer; a timer that isn't armed stays so.
-    fn disarm(&self, py: Python<'_>, timer: i64) -> PyResult<()> {
-        self.lock(py).disarm(&[narrow(timer, "timers")?]).or_raise()
+    fn disarm(&self, py: Python<'_>, timer: Int<i64>) -> PyResult<()> {
+        self.lock(py).disarm(&[narrow(timer.0, "timers")?]).or_raise()
     }
 
     /// Disarms many timers, by their int64 ids; timers that aren't armed stay so.
@@ -158,19 +158,19 @@ impl PyDeadlineQueue {
 
     /// The host count at which the next timer is due: `now` where a timer is due, 2^64 - 1 where none is armed. A
     /// deadline past the counter's last count is 2^64 - 2.
-    fn next_deadline(&self, py: Python<'_>, now: u64) -> u64 {
-        self.lock(py).next_deadline(HostCount(now))
+    fn next_deadline(&self, py: Python<'_>, now: Int<u64>) -> u64 {
+        self.lock(py).next_deadline(HostCount(now.0))
     }
 
     /// Disarms the timers that are due, and returns their ids (int64) and deadlines (uint64), in the order of the
     /// deadlines and then of the ids.
     ///
     /// A deadline is the host count at which the timer became due: 0 where that was before the counter's first count.
-    fn expire<'py>(&self, py: Python<'py>, now: u64) -> (Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<u64>>) {
+    fn expire<'py>(&self, py: Python<'py>, now: Int<u64>) -> (Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<u64>>) {
         let pending = self.lock(py).len();
         let (ids, deadlines): (Vec<i64>, Vec<u64>) = self.with(py, pending, |queue| {
             let mut fired = Vec::with_capacity(FIRING);
-            queue.expire(HostCount(now), &mut fired);
+            queue.expire(HostCount(now.0), &mut fired);
             let ids = fired.iter().map(|fired| i64::from(fired.timer)).collect();
             (ids, fired.iter().map(|fired| fired.deadline).collect())
         });

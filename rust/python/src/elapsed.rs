@@ -1,5 +1,6 @@
 //! The caller's word on the time that has passed.
 
+use crate::arguments::{Int, plain};
 use guestclock_core::time::Elapsed;
 use pyo3::prelude::*;
 
@@ -16,8 +17,8 @@ impl PyElapsed {
     /// So many nanoseconds, as of the plan, within `error_ns`: no clock is asked up to there.
     #[staticmethod]
     #[pyo3(signature = (ns, *, error_ns))]
-    fn given(ns: u64, error_ns: u64) -> Self {
-        Self(Elapsed::Given { ns, error_ns })
+    fn given(ns: Int<u64>, error_ns: Int<u64>) -> Self {
+        Self(Elapsed::Given { ns: ns.0, error_ns: error_ns.0 })
     }
 
     /// The VM's counter tells: it is the checkpoint's, and has counted all the time.
@@ -32,11 +33,11 @@ impl PyElapsed {
     /// than `refuse_over_ns` is refused (ElapsedTooLong): by default 366 days.
     #[staticmethod]
     #[pyo3(signature = (*, error_ns=None, refuse_over_ns=None))]
-    fn by_wall_clocks(error_ns: Option<u64>, refuse_over_ns: Option<u64>) -> Self {
-        Self(Elapsed::ByWallClocks { error_ns, refuse_over_ns })
+    fn by_wall_clocks(error_ns: Option<Int<u64>>, refuse_over_ns: Option<Int<u64>>) -> Self {
+        Self(Elapsed::ByWallClocks { error_ns: plain(error_ns), refuse_over_ns: plain(refuse_over_ns) })
     }
 
-    /// "given", "counter" or "wall-clocks".
+    /// Evidence to go by: "given", "counter" or "wall-clocks".
     #[getter]
     fn by(&self) -> &'static str {
         match self.0 {
@@ -90,12 +91,12 @@ impl PyElapsed {
     fn _of(
         _cls: &Bound<'_, pyo3::types::PyType>,
         by: &str,
-        ns: Option<u64>,
-        error_ns: Option<u64>,
-        refuse_over_ns: Option<u64>,
+        ns: Option<Int<u64>>,
+        error_ns: Option<Int<u64>>,
+        refuse_over_ns: Option<Int<u64>>,
     ) -> Self {
         match by {
-            "given" => Self::given(ns.unwrap_or(0), error_ns.unwrap_or(0)),
+            "given" => Self::given(ns.unwrap_or(Int(0)), error_ns.unwrap_or(Int(0))),
             "counter" => Self::by_counter(),
             _ => Self::by_wall_clocks(error_ns, refuse_over_ns),
         }

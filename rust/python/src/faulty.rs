@@ -1,5 +1,6 @@
 //! A VM under faults.
 
+use crate::arguments::{int, record, shown};
 use crate::around::{AroundVm, lock};
 use crate::counters::{self, AnyCounter};
 use crate::trace::{Kind, PyTracedVm, kind_of, traced};
@@ -10,18 +11,19 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use std::sync::{Arc, Mutex};
 
-/// `types.Fault`, or any object with its attributes.
-#[derive(FromPyObject)]
-struct AnyFault {
-    on: Option<String>,
-    nth: usize,
-    times: Option<usize>,
-    errno: Option<i32>,
-    dropped: bool,
-    flipped: u64,
-    delay_ticks: u64,
-    step_realtime_ns: i64,
-    crash: bool,
+record! {
+    /// `testing.Fault` as an argument.
+    struct AnyFault: "Fault" {
+        on: Option<String>,
+        nth: usize,
+        times: Option<usize>,
+        errno: Option<i32>,
+        dropped: bool,
+        flipped: u64,
+        delay_ticks: u64,
+        step_realtime_ns: i64,
+        crash: bool,
+    }
 }
 
 /// The core's fault, checked for a VM over a counter that can be moved, or can't.
@@ -34,7 +36,7 @@ fn fault(object: &Bound<'_, PyAny>, movable: bool) -> PyResult<Fault> {
     });
     match fault {
         Ok(fault) => Ok(fault),
-        Err(error) => Err(PyValueError::new_err(format!("{}: {}", object.repr()?, words::script_error(error)))),
+        Err(error) => Err(PyValueError::new_err(format!("{}: {}", shown(object), words::script_error(error)))),
     }
 }
 
@@ -59,8 +61,8 @@ impl PyFaultyVm {
     fn new(
         vm: &Bound<'_, PyGuestVm>,
         faults: &Bound<'_, PyAny>,
-        busy_retries: u32,
-        most_calls: usize,
+        #[pyo3(from_py_with = int)] busy_retries: u32,
+        #[pyo3(from_py_with = int)] most_calls: usize,
     ) -> PyResult<PyClassInitializer<Self>> {
         let kind = kind_of(vm)?;
         let host = match &kind {

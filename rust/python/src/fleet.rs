@@ -1,11 +1,12 @@
 //! Verbs of many VMs: the interpreter's lock is given up once, and threads share the work. `guestclock.fleet` orders them.
 
 use crate::any_vm::Started;
-use crate::arguments::saving;
+use crate::arguments::{Int, saving};
 use crate::checkpoint::{PyCheckpoint, vm_name};
 use crate::guest::PyPause;
 use crate::observe;
 use crate::policy::AnyPolicy;
+use crate::process::detached;
 use crate::records::{self, AnyNow, AnyStamp, AnySyncBound, named};
 use crate::restore::{AnyGiven, PyPlan, PyRestore, Stage, Stepped, Wishes};
 use crate::verbs::PyGuestVm;
@@ -48,7 +49,7 @@ fn spread<T: Send>(
             *done[at].lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
         }
     };
-    py.detach(|| {
+    detached(py, || {
         thread::scope(|scope| {
             for _ in 1..threads.get().min(work.len()) {
                 // A host that has no thread to give has this one.
@@ -61,15 +62,15 @@ fn spread<T: Send>(
     results.map(|result| result.map(|result| result.map_err(|failure| failure()))).collect()
 }
 
-/// The results as Python has them: `make` makes an object of each.
-fn sorted<'py, T>(
-    py: Python<'py>,
+/// The results as Python has them: `object_of` makes an object of each.
+fn sorted<T>(
+    py: Python<'_>,
     results: Vec<Option<PyResult<T>>>,
-    mut make: impl FnMut(usize, T) -> PyResult<Py<PyAny>>,
-) -> PyResult<Sorted<'py>> {
+    mut object_of: impl FnMut(usize, T) -> PyResult<Py<PyAny>>,
+) -> PyResult<Sorted<'_>> {
     let (made, failed) = (PyDict::new(py), PyDict::new(py));
     for (at, result) in results.into_iter().enumerate() {
-        match result.map(|result| result.and_then(|result| make(at, result))) {
+        match result.map(|result| result.and_then(|result| object_of(at, result))) {
             None => {}
             Some(Ok(object)) => made.set_item(at, object)?,
             Some(Err(error)) => failed.set_item(at, error.into_value(py))?,
@@ -79,7 +80,8 @@ fn sorted<'py, T>(
 }
 
 /// A VM to be saved: its name, stop, vmclock page and stolen-time records.
-type Saved<'py> = (Bound<'py, PyGuestVm>, Bound<'py, PyString>, Option<u64>, Option<u64>, Option<Vec<Option<u64>>>);
+type Saved<'py> =
+    (Bound<'py, PyGuestVm>, Bound<'py, PyString>, Option<Int<u64>>, Option<Int<u64>>, Option<Vec<Option<Int<u64>>>>);
 
 /// Saves VMs, until one fails.
 #[pyfunction]

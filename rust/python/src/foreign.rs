@@ -3,6 +3,7 @@
 //! Python code mustn't run under a VM's lock: another thread may take the interpreter's lock there and wait for the VM's.
 //! So a call samples such a counter before it takes the lock, and the counter stands still for the call.
 
+use crate::arguments::{Int, shown};
 use crate::records::AnyStamp;
 use guestclock_core::time::{Counter, Frequency, HostCount, NamespaceTicks, Stamp};
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -71,11 +72,11 @@ impl ForeignCounter {
                 return Err(PyTypeError::new_err(format!(
                     "{} isn't a counter, since it has no {name}: give a HostCounter, MonotonicCounter, ManualCounter or \
                      ScaledCounter, or an object with frequency_hz, read() and stamp()",
-                    object.repr()?
+                    shown(object)
                 )));
             }
         }
-        let hz: u64 = object.getattr(intern!(py, "frequency_hz"))?.extract()?;
+        let Int(hz) = object.getattr(intern!(py, "frequency_hz"))?.extract()?;
         let frequency = Frequency::new(hz)
             .ok_or_else(|| PyValueError::new_err("the counter's frequency_hz is 0: a counter has at least 1 Hz"))?;
         Ok(Self { object: object.clone().unbind(), frequency })
@@ -83,7 +84,8 @@ impl ForeignCounter {
 
     /// Reads the counter, for a call that needs a count alone.
     pub(crate) fn count_now(self: &Arc<Self>, py: Python<'_>) -> PyResult<HostCount> {
-        Ok(HostCount(self.object.bind(py).call_method0(intern!(py, "read"))?.extract()?))
+        let Int(count) = self.object.bind(py).call_method0(intern!(py, "read"))?.extract()?;
+        Ok(HostCount(count))
     }
 
     /// Reads the counter.

@@ -1,7 +1,7 @@
 //! A VM on KVM.
 
 use crate::any_vm::{Failure, Handle, Operable, failure};
-use crate::arguments::modular;
+use crate::arguments::{Int, Modular, int};
 use crate::checkpoint::vm_name;
 use crate::counters::PyHostCounter;
 use crate::errors::{IntoPyErr, OrRaise, typed};
@@ -168,8 +168,8 @@ impl PyKvmVm {
         vm_fd: Bound<'_, PyAny>,
         vcpu_fds: Bound<'_, PyAny>,
         gic_fd: Option<Bound<'_, PyAny>>,
-        counter_offset: Option<Bound<'_, PyAny>>,
-        busy_timeout_ms: u64,
+        counter_offset: Option<Modular>,
+        #[pyo3(from_py_with = int)] busy_timeout_ms: u64,
         counter: Option<Bound<'_, PyHostCounter>>,
         name: &str,
     ) -> PyResult<PyClassInitializer<Self>> {
@@ -185,7 +185,7 @@ impl PyKvmVm {
         }
         let gic_fd: Option<Descriptor> = gic_fd.map(|fd| fd.extract()).transpose()?;
         gic_fd.iter().try_for_each(|fd| fd.expect(py, DescriptorKind::Vgic))?;
-        let counter_offset = counter_offset.map(|offset| modular(&offset, "an offset")).transpose()?.map(Offset);
+        let counter_offset = counter_offset.map(|Modular(offset)| Offset(offset));
         let mut options = KvmOptions::default()
             .with_busy_timeout(Duration::from_millis(busy_timeout_ms))
             .with_physical_offset_untrapped(cpu::physical_offset_untrapped());
@@ -241,8 +241,8 @@ impl PyKvmVm {
     ///
     /// KvmError: ENXIO for a timer that the kernel doesn't know. VcpuRunning in vCPU 0's `running` block, since KVM
     /// would wait.
-    fn irq(&self, py: Python<'_>, timer: usize) -> PyResult<i32> {
-        let timer = registers::timer(timer)?;
+    fn irq(&self, py: Python<'_>, timer: Int<usize>) -> PyResult<i32> {
+        let timer = registers::timer(timer.0)?;
         self.kvm.with(py, |vm, fds| vm.timer_irq(fds, timer))
     }
 

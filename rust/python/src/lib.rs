@@ -55,7 +55,7 @@ mod _core {
     #[pymodule_export]
     use super::columns::{isa, ns_to_ticks, recompute, ticks_to_ns};
     #[pymodule_export]
-    use super::counters::{PyHostCounter, PyManualCounter, PyMonotonicCounter, PyScaledCounter};
+    use super::counters::{_counter, PyHostCounter, PyManualCounter, PyMonotonicCounter, PyScaledCounter};
     #[pymodule_export]
     use super::deadline::PyDeadlineQueue;
     #[pymodule_export]
@@ -77,7 +77,7 @@ mod _core {
     #[pymodule_export]
     use super::policy::{PyAdvance, PyCatchUp, PyFreeze};
     #[pymodule_export]
-    use super::records::{_is_unknown_host, _vouched};
+    use super::records::{_is_unknown_host, _vouched, PyTimerState};
     #[pymodule_export]
     use super::registers::{reg_id, sysreg};
     #[pymodule_export]

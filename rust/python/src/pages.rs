@@ -1,5 +1,6 @@
 //! The pages that inform a guest of its time, in the caller's own memory.
 
+use crate::arguments::{Int, int, plain};
 use crate::errors::{IntoPyErr, OrRaise};
 use crate::records::{AnyStamp, named};
 use crate::words;
@@ -82,7 +83,7 @@ impl PyStolenTime {
 impl PyStolenTime {
     #[new]
     #[pyo3(signature = (memory, offset=0))]
-    fn new(memory: &Bound<'_, PyAny>, offset: usize) -> PyResult<Self> {
+    fn new(memory: &Bound<'_, PyAny>, #[pyo3(from_py_with = int)] offset: usize) -> PyResult<Self> {
         let memory = Buffer::new(memory)?;
         StolenTime::at(memory.memory(), offset).or_raise()?;
         Ok(Self { memory, offset })
@@ -96,8 +97,8 @@ impl PyStolenTime {
 
     /// Adds `ns` nanoseconds (`report.added_ns`: 0 under Freeze) in one aligned store of 8 bytes, and returns the sum:
     /// modulo 2^64, as KVM does, since the guest can write anything into its own record.
-    fn add(&self, ns: u64) -> PyResult<u64> {
-        Ok(self.record()?.add(ns))
+    fn add(&self, ns: Int<u64>) -> PyResult<u64> {
+        Ok(self.record()?.add(ns.0))
     }
 
     fn __repr__(&self) -> String {
@@ -132,23 +133,25 @@ impl PyClockEquation {
     ))]
     fn new(
         here: AnyStamp,
-        cntvct: u64,
+        cntvct: Int<u64>,
         since: Option<AnyStamp>,
         time_type: &str,
-        est_error_ns: Option<u64>,
-        max_error_ns: Option<u64>,
-        rate_est_error_ppb: Option<u64>,
-        rate_max_error_ppb: Option<u64>,
+        est_error_ns: Option<Int<u64>>,
+        max_error_ns: Option<Int<u64>>,
+        rate_est_error_ppb: Option<Int<u64>>,
+        rate_max_error_ppb: Option<Int<u64>>,
         synchronized: Option<bool>,
     ) -> PyResult<Self> {
         let time_type = named("time_type", time_type, &TIME_TYPES)?;
         let since = since.map(|since| since.stamp("since")).transpose()?;
+        let [est_error_ns, max_error_ns, rate_est_error_ppb, rate_max_error_ppb] =
+            [est_error_ns, max_error_ns, rate_est_error_ppb, rate_max_error_ppb].map(plain);
         let declared = Declared { est_error_ns, max_error_ns, rate_est_error_ppb, rate_max_error_ppb, synchronized };
         let here = here.stamp("here")?;
-        Equation::new(time_type, &here, GuestCount(cntvct), since.as_ref(), declared).or_raise().map(Self)
+        Equation::new(time_type, &here, GuestCount(cntvct.0), since.as_ref(), declared).or_raise().map(Self)
     }
 
-    /// "utc" or "tai".
+    /// Time scale of the equation: "utc" or "tai".
     #[getter]
     fn time_type(&self) -> &'static str {
         time_type_name(self.0.time_type)
@@ -169,17 +172,17 @@ impl PyClockEquation {
     /// The time at a count that isn't before `counter_value`, in nanoseconds since 1970, rounded down.
     ///
     /// OverflowError past the end of 64 bits of seconds.
-    fn time_ns(&self, count: u64) -> PyResult<u128> {
-        let time = self.0.time_at(GuestCount(count));
-        let time =
-            time.ok_or_else(|| PyOverflowError::new_err(format!("the time at {count} is past the end of its range")))?;
+    fn time_ns(&self, count: Int<u64>) -> PyResult<u128> {
+        let time = self.0.time_at(GuestCount(count.0));
+        let time = time
+            .ok_or_else(|| PyOverflowError::new_err(format!("the time at {} is past the end of its range", count.0)))?;
         Ok(u128::from(time.sec) * 1_000_000_000 + u128::from(time.nanoseconds()))
     }
 
     /// The most by which the time may be off when the clock is `age_ticks` old, in nanoseconds; None where there is no
     /// claim.
-    fn max_error_ns_at(&self, age_ticks: u64) -> Option<u128> {
-        self.0.max_error_ns_at(age_ticks)
+    fn max_error_ns_at(&self, age_ticks: Int<u64>) -> Option<u128> {
+        self.0.max_error_ns_at(age_ticks.0)
     }
 
     fn __repr__(&self) -> String {
@@ -283,7 +286,7 @@ impl PyVmClock {
 impl PyVmClock {
     #[new]
     #[pyo3(signature = (memory, offset=0))]
-    fn new(memory: &Bound<'_, PyAny>, offset: usize) -> PyResult<Self> {
+    fn new(memory: &Bound<'_, PyAny>, #[pyo3(from_py_with = int)] offset: usize) -> PyResult<Self> {
         let memory = Buffer::new(memory)?;
         let (page, header) = VmClock::at(memory.memory(), offset).or_raise()?;
         let (body, whole) = page.shared().load();
@@ -309,13 +312,13 @@ impl PyVmClock {
     ))]
     fn create(
         memory: &Bound<'_, PyAny>,
-        offset: usize,
-        tai_offset_s: Option<i32>,
-        size: u32,
+        #[pyo3(from_py_with = int)] offset: usize,
+        tai_offset_s: Option<Int<i32>>,
+        #[pyo3(from_py_with = int)] size: u32,
         counter: Option<&str>,
         time_type: &str,
-        disruption_marker: u64,
-        vm_generation: u64,
+        #[pyo3(from_py_with = int)] disruption_marker: u64,
+        #[pyo3(from_py_with = int)] vm_generation: u64,
         notification: bool,
     ) -> PyResult<Self> {
         let counter = match counter {
@@ -326,7 +329,7 @@ impl PyVmClock {
         let memory = Buffer::new(memory)?;
         let mut body = Body::new(disruption_marker, vm_generation, notification);
         body.without_clock(header.counter.without_clock());
-        if let Some(seconds) = tai_offset_s {
+        if let Some(Int(seconds)) = tai_offset_s {
             body.set_utc_minus_tai(utc_minus_tai(seconds).or_raise()?);
         }
         VmClock::create(memory.memory(), offset, header, &body).or_raise()?;
@@ -345,13 +348,13 @@ impl PyVmClock {
         self.state().body.vm_generation()
     }
 
-    /// "utc" or "tai".
+    /// Time scale of the clock: "utc" or "tai".
     #[getter]
     fn time_type(&self) -> &'static str {
         time_type_name(self.header.time_type)
     }
 
-    /// "unknown", "synchronized", "freerunning" or "unreliable".
+    /// Status of the clock on the page: "unknown", "synchronized", "freerunning" or "unreliable".
     #[getter]
     fn status(&self) -> &'static str {
         self.state().body.status().name()
@@ -546,9 +549,9 @@ impl State {
 /// ValueError for a time that CLOCK_REALTIME can't be set to: before 1970, or past 64 bits of nanoseconds.
 #[pyfunction]
 #[pyo3(signature = (here, *, cntvct, at))]
-pub(crate) fn clock_settime(here: AnyStamp, cntvct: u64, at: u64) -> PyResult<(u64, u32)> {
-    let time = realtime_at(&here.stamp("here")?, GuestCount(cntvct), GuestCount(at));
+pub(crate) fn clock_settime(here: AnyStamp, cntvct: Int<u64>, at: Int<u64>) -> PyResult<(u64, u32)> {
+    let time = realtime_at(&here.stamp("here")?, GuestCount(cntvct.0), GuestCount(at.0));
     time.ok_or_else(|| {
-        PyValueError::new_err(format!("CLOCK_REALTIME has no such time as it would be when the guest reads {at}"))
+        PyValueError::new_err(format!("CLOCK_REALTIME has no such time as it would be when the guest reads {}", at.0))
     })
 }

@@ -1,10 +1,11 @@
 //! Policies.
 
-use crate::words;
-use guestclock_core::restore::{AtOnce, Policy, Repay, Rest, Words};
-use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
+use crate::arguments::{Int, int, plain, shown};
+use guestclock_core::restore::{AtOnce, Policy, Repay, Rest};
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::{PyDict, PyTuple, PyType};
+use std::fmt;
 use std::num::NonZeroU64;
 
 /// The guest sees nothing of the time it didn't run: its counters go on from where they stopped. The default.
@@ -19,14 +20,14 @@ impl PyFreeze {
         Self
     }
 
-    /// "freeze".
+    /// Name of the policy: "freeze".
     #[getter]
     fn name(&self) -> &'static str {
-        "freeze"
+        Spelled::new(&Policy::FREEZE).name
     }
 
     fn __repr__(&self) -> String {
-        words::Python.policy(&Policy::FREEZE)
+        Spelled::new(&Policy::FREEZE).to_string()
     }
 
     fn __reduce__<'py>(slf: &Bound<'py, Self>) -> (Bound<'py, PyAny>, Bound<'py, PyTuple>) {
@@ -53,18 +54,18 @@ impl PyAdvance {
 impl PyAdvance {
     #[new]
     #[pyo3(signature = (max_ns=None))]
-    fn new(max_ns: Option<Nanoseconds>) -> Self {
-        Self { max_ns: max_ns.map(|ns| ns.0) }
+    fn new(max_ns: Option<Int<u64>>) -> Self {
+        Self { max_ns: plain(max_ns) }
     }
 
-    /// "advance".
+    /// Name of the policy: "advance".
     #[getter]
     fn name(&self) -> &'static str {
-        "advance"
+        Spelled::new(&self.policy()).name
     }
 
     fn __repr__(&self) -> String {
-        words::Python.policy(&self.policy())
+        Spelled::new(&self.policy()).to_string()
     }
 
     fn __reduce__<'py>(slf: &Bound<'py, Self>) -> (Bound<'py, PyAny>, (Option<u64>,)) {
@@ -104,22 +105,22 @@ impl PyCatchUp {
     #[new]
     #[pyo3(signature = (step_ns, interval_ns, *, at_once_ns=0, within_ns=None))]
     fn new(
-        step_ns: Nanoseconds,
-        interval_ns: Nanoseconds,
-        #[pyo3(from_py_with = nanoseconds)] at_once_ns: u64,
-        within_ns: Option<Nanoseconds>,
+        step_ns: Int<u64>,
+        interval_ns: Int<u64>,
+        #[pyo3(from_py_with = int)] at_once_ns: u64,
+        within_ns: Option<Int<u64>>,
     ) -> PyResult<Self> {
-        let within_ns = within_ns.map(|ns| ns.0);
+        let within_ns = plain(within_ns);
         match (NonZeroU64::new(step_ns.0), NonZeroU64::new(interval_ns.0)) {
             (Some(step_ns), Some(interval_ns)) => Ok(Self { step_ns, interval_ns, at_once_ns, within_ns }),
             _ => Err(PyValueError::new_err("step_ns and interval_ns must be at least 1")),
         }
     }
 
-    /// "catch-up".
+    /// Name of the policy: "catch-up".
     #[getter]
     fn name(&self) -> &'static str {
-        "catch-up"
+        Spelled::new(&self.policy()).name
     }
 
     /// The most that one step makes up, in nanoseconds.
@@ -135,7 +136,7 @@ impl PyCatchUp {
     }
 
     fn __repr__(&self) -> String {
-        words::Python.policy(&self.policy())
+        Spelled::new(&self.policy()).to_string()
     }
 
     fn __getnewargs_ex__<'py>(&self, py: Python<'py>) -> PyResult<((u64, u64), Bound<'py, PyDict>)> {
@@ -144,6 +145,75 @@ impl PyCatchUp {
         keywords.set_item("within_ns", self.within_ns)?;
         Ok(((self.step_ns.get(), self.interval_ns.get()), keywords))
     }
+}
+
+/// Keyword, value, and the default where there is one.
+type Argument = (&'static str, Option<u64>, Option<Option<u64>>);
+
+/// A policy as Python spells it: the one place that names the classes, for their names, their reprs and `to_dict()`.
+pub(crate) struct Spelled {
+    name: &'static str,
+    class: &'static str,
+    /// The class's arguments, each with the value of its default where it has one.
+    arguments: Vec<Argument>,
+}
+
+impl Spelled {
+    pub(crate) fn new(policy: &Policy) -> Self {
+        let at_once_ns = if let AtOnce::UpTo(ns) = policy.at_once() { Some(ns) } else { None };
+        match policy.rest() {
+            Rest::Keep => Self { name: "freeze", class: "Freeze", arguments: Vec::new() },
+            Rest::Forget => {
+                Self { name: "advance", class: "Advance", arguments: vec![("max_ns", at_once_ns, Some(None))] }
+            }
+            Rest::Repay(Repay { step_ns, interval_ns, within_ns }) => Self {
+                name: "catch-up",
+                class: "CatchUp",
+                arguments: vec![
+                    ("step_ns", Some(step_ns.get()), None),
+                    ("interval_ns", Some(interval_ns.get()), None),
+                    ("at_once_ns", Some(at_once_ns.unwrap_or(0)), Some(Some(0))),
+                    ("within_ns", within_ns, Some(None)),
+                ],
+            },
+        }
+    }
+
+    /// Name and arguments of the policy, for JSON.
+    pub(crate) fn to_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let fields = PyDict::new(py);
+        fields.set_item("name", self.name)?;
+        for (argument, value, _) in &self.arguments {
+            fields.set_item(argument, value)?;
+        }
+        Ok(fields)
+    }
+}
+
+/// The policy as an expression, without the arguments that say what the defaults say.
+impl fmt::Display for Spelled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}(", self.class)?;
+        let said = self.arguments.iter().filter(|(_, value, default)| *default != Some(*value));
+        for (at, (argument, value, _)) in said.enumerate() {
+            let value = value.map_or_else(|| "None".to_owned(), |value| value.to_string());
+            write!(f, "{}{argument}={value}", if at > 0 { ", " } else { "" })?;
+        }
+        write!(f, ")")
+    }
+}
+
+/// The reason why an argument is no policy, and the way out.
+fn no_policy(object: &Bound<'_, PyAny>) -> PyResult<String> {
+    const CALLS: [(&str, &str); 3] =
+        [("freeze", "Freeze()"), ("advance", "Advance()"), ("catchup", "CatchUp(step_ns, interval_ns)")];
+    let name =
+        if let Ok(class) = object.cast::<PyType>() { class.name()?.to_string() } else { object.str()?.to_string() };
+    let plain: String =
+        name.chars().filter(char::is_ascii_alphabetic).map(|letter| letter.to_ascii_lowercase()).collect();
+    let meant = CALLS.iter().find(|(known, _)| *known == plain);
+    let way_out = meant.map_or("Freeze(), Advance() or CatchUp(step_ns, interval_ns)", |(_, call)| call);
+    Ok(format!("{} isn't a policy: give {way_out}", shown(object)))
 }
 
 /// A policy as an argument.
@@ -168,32 +238,8 @@ impl<'py> FromPyObject<'_, 'py> for AnyPolicy {
         } else if let Ok(catch_up) = object.cast::<PyCatchUp>() {
             Ok(Self(catch_up.get().policy()))
         } else {
-            Err(PyTypeError::new_err(words::no_policy(&object)?))
+            Err(PyTypeError::new_err(no_policy(&object)?))
         }
-    }
-}
-
-/// A time of a policy's, for an argument that has a default.
-fn nanoseconds(object: &Bound<'_, PyAny>) -> PyResult<u64> {
-    object.extract().map(|Nanoseconds(ns)| ns)
-}
-
-/// A time of a policy's, in nanoseconds.
-struct Nanoseconds(u64);
-
-impl<'py> FromPyObject<'_, 'py> for Nanoseconds {
-    type Error = PyErr;
-
-    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
-        object.extract().map(Self).map_err(|error| {
-            if error.is_instance_of::<PyOverflowError>(object.py()) {
-                return PyOverflowError::new_err(format!(
-                    "{} isn't a time of a policy: whole nanoseconds from 0 up to 2**64 - 1",
-                    object.to_owned()
-                ));
-            }
-            error
-        })
     }
 }
 

@@ -1,5 +1,6 @@
 //! The small records of `guestclock.types`.
 
+use crate::arguments::{Int, Part, quoted, record};
 use crate::words;
 use core::num::NonZeroU64;
 
@@ -40,7 +41,6 @@ static SYNC_BOUND: Class = Class::new("SyncBound");
 static TIMER: Class = Class::new("Timer");
 static BACKLOG: Class = Class::new("Backlog");
 static READING: Class = Class::new("Reading");
-static TIMER_STATE: Class = Class::new("TimerState");
 static TIMER_OUTLOOK: Class = Class::new("TimerStatus");
 static LATCH_MISMATCH: Class = Class::new("LatchMismatch");
 static GUEST_LIMIT: Class = Class::new("GuestLimit");
@@ -134,14 +134,22 @@ pub(crate) fn sync_bound(py: Python<'_>, sync: SyncBound) -> PyResult<Bound<'_, 
     SYNC_BOUND.get(py)?.call1((max_error_ns, age_ns, holdover_ppb, quality.name(), tai_offset_s))
 }
 
-/// `types.SyncBound` as an argument: whatever has its attributes.
-#[derive(FromPyObject, Clone)]
-pub(crate) struct AnySyncBound {
-    max_error_ns: u64,
-    age_ns: u64,
-    holdover_ppb: u64,
-    quality: String,
-    tai_offset_s: Option<i32>,
+record! {
+    /// `types.SyncBound` as an argument.
+    #[derive(Clone)]
+    pub(crate) struct AnySyncBound: "SyncBound" {
+        max_error_ns: u64,
+        age_ns: u64,
+        holdover_ppb: u64,
+        quality: String,
+        tai_offset_s: Option<i32>,
+    }
+}
+
+impl Part for AnySyncBound {
+    fn part(value: &Bound<'_, PyAny>) -> PyResult<Self> {
+        value.extract()
+    }
 }
 
 impl AnySyncBound {
@@ -153,14 +161,15 @@ impl AnySyncBound {
     }
 }
 
-/// `types.LinuxGuest` as an argument: whatever has its attributes.
-#[derive(FromPyObject)]
-pub(crate) struct AnyLinuxGuest {
-    watchdog_thresh_s: u32,
-    rcu_stall_s: u32,
-    hung_task_s: u32,
-    softdog_s: Option<(u32, u32)>,
-    cpu_max_us: Option<(NonZeroU64, NonZeroU64)>,
+record! {
+    /// `types.LinuxGuest` as an argument.
+    pub(crate) struct AnyLinuxGuest: "LinuxGuest" {
+        watchdog_thresh_s: u32,
+        rcu_stall_s: u32,
+        hung_task_s: u32,
+        softdog_s: Option<(u32, u32)>,
+        cpu_max_us: Option<(NonZeroU64, NonZeroU64)>,
+    }
 }
 
 impl AnyLinuxGuest {
@@ -190,7 +199,7 @@ impl<'py> FromPyObject<'_, 'py> for AnyNow {
             let instant: AnyStamp = object.extract()?;
             return Ok(Self(Now::Stamp(Box::new(instant.stamp("now")?))));
         }
-        Ok(Self(Now::Count(HostCount(object.extract()?))))
+        Ok(Self(Now::Count(HostCount(object.extract::<Int<_>>()?.0))))
     }
 }
 
@@ -204,12 +213,13 @@ pub(crate) fn reading<'py>(py: Python<'py>, reading: &Reading) -> PyResult<Bound
     READING.get(py)?.call1((reading.count.0, reading.realtime_ns, reading.width_ns))
 }
 
-/// `types.Reading` as an argument: whatever has its attributes.
-#[derive(FromPyObject)]
-pub(crate) struct AnyReading {
-    count: u64,
-    realtime_ns: u64,
-    width_ns: u64,
+record! {
+    /// `types.Reading` as an argument.
+    pub(crate) struct AnyReading: "Reading" {
+        count: u64,
+        realtime_ns: u64,
+        width_ns: u64,
+    }
 }
 
 impl From<AnyReading> for Reading {
@@ -236,10 +246,14 @@ impl<'py> FromPyObject<'_, 'py> for AnyCount {
 
     fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
         // Ints first: this is on the path of a read.
-        if !object.is_exact_instance_of::<PyInt>() && object.hasattr(intern!(object.py(), "realtime_ns"))? {
+        if object.is_exact_instance_of::<PyInt>() {
+            if let Ok(count) = object.extract() {
+                return Ok(Self::Count(HostCount(count)));
+            }
+        } else if object.hasattr(intern!(object.py(), "realtime_ns"))? {
             return Ok(Self::Stamp(Box::new(object.extract::<AnyStamp>()?.stamp("now")?)));
         }
-        Ok(Self::Count(HostCount(object.extract()?)))
+        Ok(Self::Count(HostCount(object.extract::<Int<_>>()?.0)))
     }
 }
 
@@ -265,41 +279,43 @@ pub(crate) fn named<T: Copy>(what: &str, name: &str, values: &[(&'static str, T)
     let found = values.iter().find(|(known, _)| *known == name);
     found.map(|(_, value)| *value).ok_or_else(|| {
         let names: Vec<_> = values.iter().map(|(known, _)| *known).collect();
-        PyValueError::new_err(format!("no {what}={name:?}: one of {}", names.join(", ")))
+        PyValueError::new_err(format!("no {what}={}: one of {}", quoted(name), names.join(", ")))
     })
 }
 
-/// `types.Stamp` as an argument: whatever has its attributes.
-#[derive(FromPyObject)]
-pub(crate) struct AnyStamp {
-    count: u64,
-    frequency_hz: u64,
-    source: String,
-    realtime_ns: i64,
-    width_ns: u64,
-    tai_offset_s: Option<i32>,
-    synchronized: Option<bool>,
-    max_error_ns: Option<u64>,
-    leap: String,
-    machine_id: Option<String>,
-    boot_id: Option<String>,
-    sync: Option<AnySyncBound>,
-    rate_ppb: Option<i64>,
-    boottime_ns: Option<u64>,
-    slept_ns: Option<u64>,
-    slept_width_ns: Option<u64>,
+record! {
+    /// `types.Stamp` as an argument.
+    pub(crate) struct AnyStamp: "Stamp" {
+        count: u64,
+        frequency_hz: u64,
+        source: String,
+        realtime_ns: i64,
+        width_ns: u64,
+        tai_offset_s: Option<i32>,
+        synchronized: Option<bool>,
+        max_error_ns: Option<u64>,
+        leap: String,
+        machine_id: Option<String>,
+        boot_id: Option<String>,
+        sync: Option<AnySyncBound>,
+        rate_ppb: Option<i64>,
+        boottime_ns: Option<u64>,
+        slept_ns: Option<u64>,
+        slept_width_ns: Option<u64>,
+    }
 }
 
 impl AnyStamp {
     /// The core's. `argument` is what Python calls it.
     pub(crate) fn stamp(self, argument: &str) -> PyResult<Stamp> {
-        let wrong = |what: &str, value: &dyn std::fmt::Debug| {
-            PyValueError::new_err(format!("{argument}.{what} is {value:?}: give a Stamp as a counter's stamp() does"))
+        let wrong = |what: &str, value: &str| {
+            let value = quoted(value);
+            PyValueError::new_err(format!("{argument}.{what} is {value}: give a Stamp as a counter's stamp() does"))
         };
         let id = |what, hex: Option<String>| hex.map(|hex| id(&hex).ok_or_else(|| wrong(what, &hex))).transpose();
         Ok(Stamp {
             count: StampCount(self.count),
-            frequency: Frequency::new(self.frequency_hz).ok_or_else(|| wrong("frequency_hz", &0))?,
+            frequency: Frequency::new(self.frequency_hz).ok_or_else(|| wrong("frequency_hz", "0"))?,
             source: SourceName::new(&self.source).ok_or_else(|| wrong("source", &self.source))?,
             realtime_ns: self.realtime_ns,
             width_ns: self.width_ns,
@@ -316,7 +332,7 @@ impl AnyStamp {
                     Some(BootTime { boottime_ns, slept_ns, width_ns })
                 }
                 (None, None, None) => None,
-                (_, slept_ns, _) => return Err(wrong("slept_ns", &slept_ns)),
+                (_, slept_ns, _) => return Err(wrong("slept_ns", &format!("{slept_ns:?}"))),
             },
         })
     }
@@ -328,16 +344,83 @@ pub(crate) fn id(hex: &str) -> Option<[u8; 16]> {
     digits.then(|| u128::from_str_radix(hex, 16).ok().map(u128::to_be_bytes))?
 }
 
-/// `types.TimerState`.
-pub(crate) fn timer_state(py: Python<'_>, state: TimerState) -> PyResult<Bound<'_, PyAny>> {
-    TIMER_STATE.get(py)?.call1((
-        state.ctl,
-        state.cval,
-        state.tval.cast_signed(),
-        state.ctl & CTL_ISTATUS != 0,
-        state.line,
-        deadline(state.deadline),
-    ))
+/// One timer at one instant, as its guest would see it: `GuestVm.timer`.
+// A class of its own, since an emulator makes one at every exit: its numbers become objects when they are asked for.
+#[pyclass(frozen, eq, hash, name = "TimerState", module = "guestclock.types")]
+#[derive(PartialEq, Eq, Hash)]
+pub(crate) struct PyTimerState(TimerState);
+
+impl From<TimerState> for PyTimerState {
+    fn from(state: TimerState) -> Self {
+        Self(state)
+    }
+}
+
+#[pymethods]
+impl PyTimerState {
+    #[new]
+    #[pyo3(signature = (*, ctl, cval, tval, line, deadline))]
+    fn new(ctl: Int<u64>, cval: Int<u64>, tval: Int<i32>, line: bool, deadline: Option<Int<u64>>) -> Self {
+        let deadline = deadline.map_or(NO_DEADLINE, |Int(count)| count);
+        Self(TimerState { ctl: ctl.0, cval: cval.0, tval: tval.0.cast_unsigned(), line, deadline })
+    }
+
+    /// CTL as a guest reads it: ENABLE, IMASK, and ISTATUS where the condition is met.
+    #[getter]
+    fn ctl(&self) -> u64 {
+        self.0.ctl
+    }
+
+    /// Compare value, in guest ticks.
+    #[getter]
+    fn cval(&self) -> u64 {
+        self.0.cval
+    }
+
+    /// CVAL - count as a signed 32-bit number: ticks left, negative when overdue.
+    #[getter]
+    fn tval(&self) -> i32 {
+        self.0.tval.cast_signed()
+    }
+
+    /// True if the condition is met: the guest's count has reached CVAL.
+    #[getter]
+    fn istatus(&self) -> bool {
+        self.0.ctl & CTL_ISTATUS != 0
+    }
+
+    /// True if the interrupt line is high: enabled, not masked, and the condition met.
+    #[getter]
+    fn line(&self) -> bool {
+        self.0.line
+    }
+
+    /// Host count at which the line goes high by itself (now, if it is high); None if it never does.
+    #[getter]
+    fn deadline(&self) -> Option<u64> {
+        deadline(self.0.deadline)
+    }
+
+    fn __repr__(&self) -> String {
+        let (line, none) = (if self.0.line { "True" } else { "False" }, || "None".to_owned());
+        format!(
+            "TimerState(ctl={}, cval={}, tval={}, line={line}, deadline={})",
+            self.0.ctl,
+            self.0.cval,
+            self.tval(),
+            self.deadline().map_or_else(none, |count| count.to_string())
+        )
+    }
+
+    fn __getnewargs_ex__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyTuple>, Bound<'py, PyDict>)> {
+        let keywords = PyDict::new(py);
+        keywords.set_item("ctl", self.0.ctl)?;
+        keywords.set_item("cval", self.0.cval)?;
+        keywords.set_item("tval", self.tval())?;
+        keywords.set_item("line", self.0.line)?;
+        keywords.set_item("deadline", self.deadline())?;
+        Ok((PyTuple::empty(py), keywords))
+    }
 }
 
 /// `types.TracedCall`.

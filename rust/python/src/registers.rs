@@ -1,5 +1,6 @@
 //! The register table, by name.
 
+use crate::arguments::quoted;
 use guestclock_core::arch::arm64::{Encoding, Sysreg, Timer};
 use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
@@ -9,7 +10,7 @@ use pyo3::prelude::*;
 pub(crate) fn reg_id(name: &str) -> PyResult<u64> {
     Sysreg::with_kvm_name(name)
         .and_then(Sysreg::one_reg_id)
-        .ok_or_else(|| PyKeyError::new_err(format!("KVM has no timer register {name:?}")))
+        .ok_or_else(|| PyKeyError::new_err(format!("KVM has no timer register {}", quoted(name))))
 }
 
 /// The encoding (op0, op1, CRn, CRm, op2) of the system register `name`: "CNTVCT_EL0" and so on.
@@ -17,7 +18,7 @@ pub(crate) fn reg_id(name: &str) -> PyResult<u64> {
 pub(crate) fn sysreg(name: &str) -> PyResult<(u8, u8, u8, u8, u8)> {
     Sysreg::named(name)
         .map(|Sysreg { encoding: Encoding(op0, op1, crn, crm, op2), .. }| (*op0, *op1, *crn, *crm, *op2))
-        .ok_or_else(|| PyKeyError::new_err(format!("there is no timer register {name:?}")))
+        .ok_or_else(|| PyKeyError::new_err(format!("there is no timer register {}", quoted(name))))
 }
 
 /// The timer of this number.

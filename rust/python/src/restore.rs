@@ -1,11 +1,12 @@
 //! Plans, restores and reports.
 
 use crate::any_vm::{SharedVm, Started, run};
+use crate::arguments::Int;
 use crate::checkpoint::PyCheckpoint;
 use crate::elapsed::PyElapsed;
 use crate::errors::{OrRaise, given_up, misuse, warn_closed};
 use crate::observe;
-use crate::policy::{AnyPolicy, to_python};
+use crate::policy::{AnyPolicy, Spelled, to_python};
 use crate::process::locked;
 use crate::records::{self, AnyLinuxGuest, AnyNow, AnyStamp, AnySyncBound, named};
 use crate::words;
@@ -15,8 +16,8 @@ use guestclock_core::checkpoint::{Checkpoint, Interrupts, SavedVm};
 use guestclock_core::drive::{Condition, Expected, OpenRestore};
 use guestclock_core::guest::InSteps;
 use guestclock_core::restore::{
-    AtOnce, Deadlines, Diagnostic, MAX_RATE_ERROR_PPB, Outcome, Plan, Repay, Report, Request, Rest, TimerStatus, Views,
-    Words, Written, timer_status as status,
+    Deadlines, Diagnostic, MAX_RATE_ERROR_PPB, Outcome, Plan, Report, Request, TimerStatus, Views, Words, Written,
+    timer_status as status,
 };
 use guestclock_core::time::{Amount, ElapsedBy, ErrorBound, HostCount, Intent, OffsetInterval, Sleep, Stamp, Term};
 use guestclock_linux::clock::monotonic_ns;
@@ -65,7 +66,7 @@ impl Wishes {
             views: field(&options, "views")?,
             elapsed: field(&options, "elapsed")?,
             sync: field(&options, "sync")?,
-            rate_error_ppb: field(&options, "rate_error_ppb")?,
+            rate_error_ppb: field::<Int<_>>(&options, "rate_error_ppb")?.0,
             timers: field(&options, "timers")?,
             intent: field(&options, "intent")?,
             guest: field(&options, "guest")?,
@@ -120,23 +121,7 @@ fn field<'py, T: FromPyObjectOwned<'py>>(options: &Bound<'py, PyAny>, name: &str
 
 pub(crate) fn describe<'py>(py: Python<'py>, plan: &Plan) -> PyResult<Bound<'py, PyDict>> {
     let fields = PyDict::new(py);
-    let policy = PyDict::new(py);
-    let at_once_ns = if let AtOnce::UpTo(ns) = plan.request.policy.at_once() { Some(ns) } else { None };
-    match plan.request.policy.rest() {
-        Rest::Keep => policy.set_item("name", "freeze")?,
-        Rest::Forget => {
-            policy.set_item("name", "advance")?;
-            policy.set_item("max_ns", at_once_ns)?;
-        }
-        Rest::Repay(Repay { step_ns, interval_ns, within_ns }) => {
-            policy.set_item("name", "catch-up")?;
-            policy.set_item("step_ns", step_ns.get())?;
-            policy.set_item("interval_ns", interval_ns.get())?;
-            policy.set_item("at_once_ns", at_once_ns.unwrap_or(0))?;
-            policy.set_item("within_ns", within_ns)?;
-        }
-    }
-    fields.set_item("policy", policy)?;
+    fields.set_item("policy", Spelled::new(&plan.request.policy).to_dict(py)?)?;
     fields.set_item("intent", plan.request.intent.map(Intent::name))?;
     fields.set_item("disrupts", plan.disrupts())?;
     fields.set_item("method", plan.method.name())?;
@@ -897,10 +882,10 @@ impl PyReport {
     /// The report with the host's count at the first guest entry added, from a VMM that knows it.
     ///
     /// ValueError for a count before the release.
-    fn resumed_at(&self, count: u64) -> PyResult<Self> {
+    fn resumed_at(&self, count: Int<u64>) -> PyResult<Self> {
         let released = self.released_at();
-        let report = self.report.resumed_at(HostCount(count)).ok_or_else(|| {
-            PyValueError::new_err(format!("the guest can't have resumed at {count}: it was released at {released}"))
+        let report = self.report.resumed_at(HostCount(count.0)).ok_or_else(|| {
+            PyValueError::new_err(format!("the guest can't have resumed at {}: it was released at {released}", count.0))
         })?;
         Ok(Self { report, checkpoint: self.checkpoint.clone() })
     }
@@ -928,7 +913,7 @@ impl PyReport {
     fn latch_mismatches<'py>(
         &self,
         py: Python<'py>,
-        pending: Vec<u32>,
+        pending: Vec<Int<u32>>,
         irqs: Option<Bound<'py, PyDict>>,
         userspace_gic: bool,
     ) -> PyResult<Bound<'py, PyList>> {
@@ -939,6 +924,7 @@ impl PyReport {
                 pending.len()
             )));
         }
+        let pending: Vec<u32> = pending.into_iter().map(|Int(latches)| latches).collect();
         let mut ids = IrqIds::new(true);
         let saved = self.checkpoint.as_ref().and_then(|checkpoint| checkpoint.only().ok()?.time().interrupts);
         for (timer, id) in (0..).zip(saved.map_or([0; 4], |Interrupts(ids)| ids)) {
@@ -946,7 +932,7 @@ impl PyReport {
             let _ = i32::try_from(id).map(|id| ids.set(timer, id, true));
         }
         for (timer, id) in irqs.iter().flatten() {
-            let set = ids.set(timer.extract()?, id.extract()?, true);
+            let set = ids.set(timer.extract::<Int<_>>()?.0, id.extract::<Int<_>>()?.0, true);
             set.map_err(|error| PyValueError::new_err(format!("irqs: {error}")))?;
         }
         let mismatches = status::latch_mismatches(self.statuses(), &pending, &ids);

@@ -1,10 +1,10 @@
 //! The steps that pay a guest's backlog back.
 
 use crate::any_vm::SharedVm;
+use crate::arguments::{Int, count};
 use crate::pages::PyVmClock;
 use crate::records::AnyNow;
 use guestclock_core::restore::Step;
-use guestclock_core::time::HostCount;
 use pyo3::prelude::*;
 
 /// A forward step of a guest's counters. Stop all of its vCPUs, `apply` it, and let them go on.
@@ -44,8 +44,8 @@ impl PyStep {
     ///
     /// `now` is a count of the VM's counter, by default the present one.
     #[pyo3(signature = (*, now=None))]
-    fn wait_ns(&self, py: Python<'_>, now: Option<u64>) -> PyResult<u128> {
-        let (counter, now) = (self.vm.counter(), now.map(HostCount));
+    fn wait_ns(&self, py: Python<'_>, now: Option<Int<u64>>) -> PyResult<u128> {
+        let (counter, now) = (self.vm.counter(), count(now));
         let _sample = self.vm.sampled(py, now)?;
         let now = now.unwrap_or_else(|| counter.count());
         let left = if self.step.due.is_after(now) { self.step.due.since(now) } else { 0 };

@@ -2,6 +2,7 @@
 
 use crate::alarms::Alarms;
 use crate::any_vm::{Operable, SharedVm};
+use crate::arguments::int;
 use crate::around::{AroundVm, lock};
 use crate::kvm::PyKvmVm;
 use crate::records;
@@ -80,7 +81,10 @@ where
 impl PyTracedVm {
     #[new]
     #[pyo3(signature = (vm, *, most_calls=4096))]
-    fn new(vm: &Bound<'_, PyGuestVm>, most_calls: usize) -> PyResult<PyClassInitializer<Self>> {
+    fn new(
+        vm: &Bound<'_, PyGuestVm>,
+        #[pyo3(from_py_with = int)] most_calls: usize,
+    ) -> PyResult<PyClassInitializer<Self>> {
         let kind = kind_of(vm)?;
         Self::around(vm, most_calls, |trace| match kind {
             Kind::Model(model) => traced(Arc::clone(&model.get().model), trace, None),

@@ -1,12 +1,12 @@
 //! A VM and its verbs, by one implementation for every kind of VM.
 
 use crate::any_vm::{SharedVm, run};
-use crate::arguments::{Vcpu, count, modular, saving};
+use crate::arguments::{Int, Modular, Vcpu, count, saving};
 use crate::checkpoint::{PyCheckpoint, vm_name};
 use crate::guest::{PyPause, PyRunning};
 use crate::observe;
 use crate::policy::AnyPolicy;
-use crate::records::{self, AnyCount, AnyNow, AnySyncBound};
+use crate::records::{self, AnyCount, AnyNow, AnySyncBound, PyTimerState};
 use crate::registers;
 use crate::restore::{AnyGiven, PyPlan, PyReport, PyRestore, Wishes};
 use crate::steps::PyStep;
@@ -116,16 +116,15 @@ impl PyGuestVm {
     /// -2**63 up to 2**64, taken modulo 2**64. The offset is read back from every vCPU. VcpuRunning while a vCPU runs,
     /// CapabilityMissing where the kernel has no offset, and Misuse for a VM that has opted in.
     #[pyo3(signature = (*, offset=None))]
-    fn opt_in(&self, py: Python<'_>, offset: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
-        let offset = offset.map(|offset| modular(offset, "an offset")).transpose()?;
-        run(py, self.vm.opt_in(py, offset.map(Offset))?)
+    fn opt_in(&self, py: Python<'_>, offset: Option<Modular>) -> PyResult<()> {
+        run(py, self.vm.opt_in(py, offset.map(|Modular(offset)| Offset(offset)))?)
     }
 
     /// KVM_ARM_SET_COUNTER_OFFSET as it is, for tests and for VMMs that do all themselves: `opt_in` is the verb.
     ///
     /// VcpuRunning (EBUSY) while a vCPU runs. `offset` is any integer from -2**63 up to 2**64, taken modulo 2**64.
-    fn set_counter_offset(&self, py: Python<'_>, offset: &Bound<'_, PyAny>) -> PyResult<()> {
-        self.vm.set_counter_offset(py, Offset(modular(offset, "an offset")?))
+    fn set_counter_offset(&self, py: Python<'_>, offset: Modular) -> PyResult<()> {
+        self.vm.set_counter_offset(py, Offset(offset.0))
     }
 
     /// CNTVCT_EL0 as the vCPU's guest reads it, now or when the host's counter reads `now`.
@@ -145,8 +144,8 @@ impl PyGuestVm {
 
     /// KVM_GET_ONE_REG: `reg` is a `Reg` or its number. VcpuRunning while the vCPU is in its `running` block.
     #[pyo3(signature = (vcpu, reg, *, now=None))]
-    fn get_one_reg(&self, py: Python<'_>, vcpu: Vcpu, reg: u64, now: Option<u64>) -> PyResult<u64> {
-        self.vm.get_one_reg(py, vcpu.0, reg, count(now))
+    fn get_one_reg(&self, py: Python<'_>, vcpu: Vcpu, reg: Int<u64>, now: Option<Int<u64>>) -> PyResult<u64> {
+        self.vm.get_one_reg(py, vcpu.0, reg.0, count(now))
     }
 
     /// KVM_SET_ONE_REG. A counter's value moves the whole VM's counter, unless the VM has opted in: then it is ignored.
@@ -155,11 +154,11 @@ impl PyGuestVm {
         &self,
         py: Python<'_>,
         vcpu: Vcpu,
-        reg: u64,
-        value: &Bound<'_, PyAny>,
-        now: Option<u64>,
+        reg: Int<u64>,
+        value: Modular,
+        now: Option<Int<u64>>,
     ) -> PyResult<()> {
-        self.vm.set_one_reg(py, vcpu.0, reg, modular(value, "a register's value")?, count(now))
+        self.vm.set_one_reg(py, vcpu.0, reg.0, value.0, count(now))
     }
 
     /// The timer registers of the vCPU, in KVM_GET_REG_LIST's order.
@@ -169,13 +168,13 @@ impl PyGuestVm {
 
     /// One timer as its guest sees it, now or when the host's counter reads `now`.
     #[pyo3(signature = (vcpu, timer, *, now=None))]
-    fn timer<'py>(&self, py: Python<'py>, vcpu: Vcpu, timer: usize, now: Option<u64>) -> PyResult<Bound<'py, PyAny>> {
-        records::timer_state(py, self.vm.timer(py, vcpu.0, registers::timer(timer)?, count(now))?)
+    fn timer(&self, py: Python<'_>, vcpu: Vcpu, timer: Int<usize>, now: Option<Int<u64>>) -> PyResult<PyTimerState> {
+        self.vm.timer(py, vcpu.0, registers::timer(timer.0)?, count(now)).map(Into::into)
     }
 
     /// The host count at which the first of the vCPU's timer lines goes high by itself; None if none will.
     #[pyo3(signature = (vcpu, *, now=None))]
-    fn next_deadline(&self, py: Python<'_>, vcpu: Vcpu, now: Option<u64>) -> PyResult<Option<u64>> {
+    fn next_deadline(&self, py: Python<'_>, vcpu: Vcpu, now: Option<Int<u64>>) -> PyResult<Option<u64>> {
         self.vm.next_deadline(py, vcpu.0, count(now)).map(records::deadline)
     }
 
@@ -204,10 +203,10 @@ impl PyGuestVm {
         py: Python<'_>,
         name: Option<&str>,
         now: Option<AnyNow>,
-        stopped_at: Option<u64>,
+        stopped_at: Option<Int<u64>>,
         sync: Option<AnySyncBound>,
-        vmclock_address: Option<u64>,
-        stolen_time: Option<Vec<Option<u64>>>,
+        vmclock_address: Option<Int<u64>>,
+        stolen_time: Option<Vec<Option<Int<u64>>>>,
     ) -> PyResult<PyCheckpoint> {
         let now = now.map(|now| now.0);
         let name = name.map(vm_name).transpose()?;

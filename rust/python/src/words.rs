@@ -1,19 +1,19 @@
 //! Sentences that name Python's classes, keywords and calls: the way out of a refusal, and texts about a caller's
 //! choice.
 
+use crate::policy::Spelled;
 use guestclock_core::arch::arm64::{Role, Sysreg, Timer, View};
 use guestclock_core::drive::faults::ScriptError;
 use guestclock_core::drive::{Cause, Condition, Mismatch, Source};
 use guestclock_core::guest::vmclock::EquationError;
 use guestclock_core::guest::{SUGGESTED_INTERVAL_NS, SUGGESTED_STEP_NS};
 use guestclock_core::restore::refusal::{NeedsCounterOffset, Refusal, Skew, UNKNOWN_REGISTERS};
-use guestclock_core::restore::{AtOnce, Diagnostic, MAX_RATE_ERROR_PPB, Policy, Repay, Rest, Words};
+use guestclock_core::restore::{Diagnostic, MAX_RATE_ERROR_PPB, Policy, Words};
 use guestclock_core::time::ElapsedError;
 use guestclock_linux::kvm::error::KvmError;
 use guestclock_model::bank::{BankError, WentBackwards};
 use guestclock_model::error::VmError;
 use pyo3::prelude::*;
-use pyo3::types::PyType;
 use std::cell::Cell;
 
 thread_local! {
@@ -38,16 +38,7 @@ pub(crate) struct Python;
 impl Words for Python {
     /// The policy as an expression.
     fn policy(&self, policy: &Policy) -> String {
-        match (policy.at_once(), policy.rest()) {
-            (_, Rest::Keep) => "Freeze()".to_owned(),
-            (AtOnce::UpTo(max_ns), Rest::Forget) => format!("Advance(max_ns={max_ns})"),
-            (_, Rest::Forget) => "Advance()".to_owned(),
-            (at_once, Rest::Repay(Repay { step_ns, interval_ns, within_ns })) => {
-                let at_once = if let AtOnce::UpTo(ns) = at_once { format!(", at_once_ns={ns}") } else { String::new() };
-                let within = within_ns.map_or_else(String::new, |within_ns| format!(", within_ns={within_ns}"));
-                format!("CatchUp(step_ns={step_ns}, interval_ns={interval_ns}{at_once}{within})")
-            }
-        }
+        Spelled::new(policy).to_string()
     }
 
     fn diagnostic(&self, diagnostic: &Diagnostic) -> String {
@@ -102,12 +93,11 @@ pub(crate) fn refusal(refusal: &Refusal) -> String {
                 }
                 _ => why.to_string(),
             };
-            let keeps_both = match why {
-                Skew::El2 => String::new(),
-                _ => {
-                    let way = said("views=\"preserve\"", "--views preserve");
-                    format!(", and {way} into a VM that never opted in keeps both")
-                }
+            let keeps_both = if *why == Skew::El2 {
+                String::new()
+            } else {
+                let way = said("views=\"preserve\"", "--views preserve");
+                format!(", and {way} into a VM that never opted in keeps both")
             };
             let way = said("views=\"adopt-virtual\"", "--views adopt-virtual");
             format!(
@@ -277,19 +267,6 @@ pub(crate) fn kvm_error(error: &KvmError) -> String {
         KvmError::NoVgic => format!("{error}: give gic_fd="),
         _ => error.to_string(),
     }
-}
-
-/// The reason why an argument is no policy, and the way out.
-pub(crate) fn no_policy(object: &Bound<'_, PyAny>) -> PyResult<String> {
-    const CALLS: [(&str, &str); 3] =
-        [("freeze", "Freeze()"), ("advance", "Advance()"), ("catchup", "CatchUp(step_ns, interval_ns)")];
-    let name =
-        if let Ok(class) = object.cast::<PyType>() { class.name()?.to_string() } else { object.str()?.to_string() };
-    let plain: String =
-        name.chars().filter(char::is_ascii_alphabetic).map(|letter| letter.to_ascii_lowercase()).collect();
-    let meant = CALLS.iter().find(|(known, _)| *known == plain);
-    let way_out = meant.map_or("Freeze(), Advance() or CatchUp(step_ns, interval_ns)", |(_, call)| call);
-    Ok(format!("{} isn't a policy: give {way_out}", object.repr()?))
 }
 
 /// The reason why a fault makes no sense, and Python's way out.

@@ -5,7 +5,7 @@ use crate::checkpoint::{Held, SavedVm};
 use crate::guest::Reached;
 use crate::restore::diagnostics::{Diagnostic, Side};
 use crate::restore::plan::{Method, Plan};
-use crate::restore::policy::{Repay, Rest, Views};
+use crate::restore::policy::Views;
 use crate::restore::saved::Saved;
 use crate::restore::target::Target;
 use crate::time::{Elapsed, ElapsedBy, Evidence, Intent, NS_PER_S, Offset, Quality, Sleep, Stamp, evidence};
@@ -198,9 +198,7 @@ fn of_the_backlog(plan: &Plan) -> Vec<Diagnostic> {
     if plan.method != Method::Offset {
         warnings.push(Diagnostic::BacklogByValue);
     }
-    if let Rest::Repay(Repay { within_ns, .. }) = plan.request.policy.rest() {
-        warnings.extend(plan.missed(within_ns).map(Diagnostic::BacklogLate));
-    }
+    warnings.extend(plan.missed(plan.request.policy.within_ns()).map(Diagnostic::BacklogLate));
     // Half of a soft lockup's threshold: a guest that has been busy for the other half is reported.
     let large_ns = u64::from(plan.request.guest.watchdog_thresh_s) * NS_PER_S;
     if large_ns != 0 && backlog.step_ns.get() >= large_ns {

@@ -3,7 +3,6 @@
 use crate::arch::arm64::View;
 use crate::guest::{InSteps, Reached};
 use crate::restore::plan::{Outcome, Plan};
-use crate::restore::policy::Rest;
 use crate::restore::report::{Report, Written};
 use crate::restore::words::{Plain, Words, thousandths};
 use crate::time::{Amount, ElapsedBy, ErrorBound, Term};
@@ -31,7 +30,7 @@ fn counters(f: &mut fmt::Formatter<'_>, plan: &Plan, outcome: &Outcome, planned:
     line(f, "guest time added", &format!("{}{capped}", ticks(plan, outcome.added_ticks)))?;
     if let Some(backlog) = plan.backlog(outcome) {
         let frequency = plan.frequency();
-        let at_least = if planned && plan.request.policy.rest() != Rest::Keep { "at least " } else { "" };
+        let at_least = if planned && !plan.request.policy.is_freeze() { "at least " } else { "" };
         line(f, "backlog", &ticks(plan, backlog.remaining_ticks.get()))?;
         line(
             f,

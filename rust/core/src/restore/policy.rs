@@ -108,6 +108,12 @@ impl Policy {
         self.rest
     }
 
+    /// The longest that all steps may take, in nanoseconds; `None` where there is no limit, or no step.
+    #[must_use]
+    pub const fn within_ns(self) -> Option<u64> {
+        if let Rest::Repay(Repay { within_ns, .. }) = self.rest { within_ns } else { None }
+    }
+
     /// Returns whether the policy counts no time as missed, and therefore needs no clock.
     #[must_use]
     pub const fn is_freeze(self) -> bool {

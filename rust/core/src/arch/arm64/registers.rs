@@ -141,6 +141,28 @@ const ONE_REG_IDS: [u64; SYSREGS.len()] = {
     ids
 };
 
+/// Place of an id in [`ROWS`]: op1, CRm and op2, in which alone the timer's registers differ.
+#[expect(clippy::cast_possible_truncation, reason = "9 bits")]
+const fn place(id: u64) -> usize {
+    ((id >> 11 & 7) << 6 | (id >> 3 & 7) << 3 | id & 7) as usize
+}
+
+/// Row of the id at each place, counted from 1; 0 where there is none.
+const ROWS: [u8; 512] = {
+    let (mut rows, mut at) = ([0; 512], 0);
+    while at < SYSREGS.len() {
+        let id = ONE_REG_IDS[at];
+        at += 1;
+        if id != 0 {
+            assert!(rows[place(id)] == 0 && at < 256, "two ids have one place");
+            #[expect(clippy::cast_possible_truncation, reason = "asserted")]
+            let row = at as u8;
+            rows[place(id)] = row;
+        }
+    }
+    rows
+};
+
 impl Sysreg {
     /// Returns the KVM register id; `None` if KVM has none.
     #[must_use]
@@ -170,7 +192,8 @@ impl Sysreg {
     /// Returns the register with this KVM id.
     #[must_use]
     pub fn with_one_reg_id(id: u64) -> Option<&'static Self> {
-        ONE_REG_IDS.iter().position(|known| *known == id && id != 0).map(|at| &SYSREGS[at])
+        let at = usize::from(ROWS[place(id)]).checked_sub(1)?;
+        (ONE_REG_IDS[at] == id).then(|| &SYSREGS[at])
     }
 
     /// Returns the register with this KVM name.

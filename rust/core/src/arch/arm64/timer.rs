@@ -245,7 +245,7 @@ pub const fn view_of(timer: Timer) -> View {
 }
 
 /// State of one timer at one instant, as its guest reads it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct TimerState {
     /// CTL as the guest reads it.
     pub ctl: u64,
