@@ -548,7 +548,7 @@ def test_it_takes_a_source_and_a_counter(queue: DeadlineQueue, counter: ManualCo
     before = open_files()
     with pytest.raises(TypeError):
         DeadlineAlarm(queue, 5)  # type: ignore[arg-type]
-    with pytest.raises(AttributeError, match="next_deadline"):
+    with pytest.raises(TypeError, match="has no next_deadline"):
         DeadlineAlarm(counter, counter)  # type: ignore[arg-type]
     assert open_files() == before
 

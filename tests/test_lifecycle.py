@@ -555,7 +555,7 @@ def test_the_other_mistakes() -> None:
     for vcpu in (-1, 2, 10**30):
         with pytest.raises(IndexError, match=f"there is no vCPU {vcpu}: "):
             vm.cntvct(vcpu)
-    with pytest.raises(TypeError, match="an offset is an integer, and True is a bool"):
+    with pytest.raises(TypeError, match="True isn't an integer"):
         vm.set_counter_offset(True)
     with pytest.raises(TypeError, match="polcy"):
         vm.plan(vm.checkpoint(), polcy=Advance())  # type: ignore[call-arg]

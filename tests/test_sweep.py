@@ -135,7 +135,9 @@ def sweep(cases: list[Case], values: Mapping[str, Callable[[], object]]) -> list
                     if inspect.isgenerator(result):
                         next(result, None)
                 except REFUSALS as error:
-                    if INTERNALS.search(str(error)) or len(str(error)) > 1000:
+                    # Of the system's errors the file's name is the caller's.
+                    text = error.strerror if isinstance(error, OSError) and error.filename else str(error)
+                    if INTERNALS.search(text) or len(text) > 1000:
                         found.append(f"{where} speaks of its insides: {error!r:.200}")
                 except BaseException as error:  # noqa: BLE001 - a panic is one
                     found.append(f"{where} ends in {type(error).__name__}: {error!s:.200}")

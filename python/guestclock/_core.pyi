@@ -927,7 +927,19 @@ class GuestVm:
         The call stops no vCPU: VcpuRunning while one runs. What would be refused at the end is refused here.
         """
 
-    def verify(self, given: Report | Checkpoint | None = None, *, now: int | Stamp | None = None) -> Verified: ...
+    def verify(self, given: Report | Checkpoint | None = None, *, now: int | Stamp | None = None) -> Verified:
+        """Looks at the VM's clocks, changes nothing, and waits for nobody: a `Verified`, which is true where all is as
+        it is to be.
+
+        Each vCPU's counters are read between two reads of the host's: they have to be where the VM's offset puts them,
+        or without one where the other vCPUs' are. Each timer's ISTATUS has to be as its CVAL and its counter tell,
+        where the kernel computes it when it is read (Linux up to 6.17). With the report that the guest goes by, its
+        counters have to be where that put them, with the steps of its backlog paid since; with a checkpoint, not before
+        those saved.
+
+        VcpuRunning while a vCPU runs, whose registers can't be read without waiting for it.
+        """
+
     def next_step(self) -> Step | None:
         """The next step that pays the backlog back, due or not; None where there is no backlog."""
 
@@ -1246,10 +1258,14 @@ class TracedVm(GuestVm):
         """Number of calls that the ring has no room for any more: the oldest."""
 
     @property
-    def totals(self) -> dict[str, CallTotals]: ...
-    def take(self) -> list[TracedCall]: ...
+    def totals(self) -> dict[str, CallTotals]:
+        """Sums over all calls since the VM was traced, by their kind: a dict of `CallTotals`. They only grow."""
+
+    def take(self) -> list[TracedCall]:
+        """Takes the calls out of the ring: those since it was last emptied, as far as it has room for them."""
+
     def clear(self) -> None:
-        """Forgets all calls."""
+        """Forgets all calls. Their totals stay."""
 
 @final
 class FaultyVm(TracedVm):
@@ -1508,7 +1524,13 @@ class Checkpoint:
         beside its lists. With `host=None` the time that has passed counts from there; `Freeze()` gives the guest the
         lists' counts.
 
-        ValueError where a register is missing, or the lists need what isn't known.
+        `ids` is "kvm" for KVM's ids, and "arm" for those that follow from Arm's encodings, as other hypervisors than
+        KVM have them: there 0x603000000013df1a is CNTV_CVAL_EL0. Without it the ids are KVM's, and lists that show
+        otherwise are refused. `cntvct` and `cntpct` are CNTVCT_EL0 and CNTPCT_EL0 at the save, for lists that have no
+        such count.
+
+        ValueError where a register is missing, a list's own CNTFRQ_EL0 isn't `frequency_hz`, or the lists need what
+        isn't known.
         """
 
     def to_one_regs(self, *, physical_count: bool | None = None) -> list[dict[int, int]]:
@@ -1516,9 +1538,19 @@ class Checkpoint:
         which they can be.
 
         The counters are those of the checkpoint's instant; ISTATUS is never in CTL.
+
+        `physical_count` decides on PTIMER_CNT. Setting it gives the VM an offset of its physical counter, by which
+        CNTPCT_EL0 and the physical timer trap for good on a CPU without CNTPOFF_EL2. Without a word it is in the lists
+        of a VM that had such an offset, and left out where CNTPCT_EL0 was the host's own counter, as KVM has it by
+        default: replayed so, the guest reads the counter of the host that it comes to. ValueError where the host's
+        count isn't known, so that nobody can tell.
         """
 
-    def without_unknown(self) -> Checkpoint: ...
+    def without_unknown(self) -> Checkpoint:
+        """The checkpoint without the timer registers and keys that this version doesn't know: a model VM, and any VM
+        that doesn't have the registers, can be restored from it.
+        """
+
     def to_dict(self) -> dict[str, object]:
         """All that it says as plain Python values, for JSON, under the keys of the file: a column has one value a VM,
         or a vCPU; what isn't known is None.
@@ -1535,7 +1567,16 @@ class Checkpoint:
         """
 
     def save(self, path: str | PathLike[str], *, mode: int = 0o600) -> None:
-        """Writes its bytes to a file, whole or not at all: to a temporary file beside it, synced, then renamed."""
+        """Writes its bytes to a file, whole or not at all: a kill or a crash leaves the old file or the new one.
+
+        `path` is a regular file's or nobody's yet. A symbolic link is followed to its file, which is replaced, and the
+        link stays; a FIFO, a socket, a device and a folder are refused (OSError). An existing file keeps its mode and
+        its owner; a new one gets `mode`, less the umask. Other threads run meanwhile, and the exception of a signal's
+        handler ends the call, which then has changed nothing. Once the file is replaced there is no error any more: a
+        RuntimeWarning says that its folder couldn't be synced.
+
+        OSError, with errno and the file's name, where the system refuses. See docs/files.md.
+        """
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Checkpoint:
@@ -1543,7 +1584,9 @@ class Checkpoint:
         saved one VM each have left them.
 
         Files whose names begin with a dot are passed over, and so are folders. Every other file has to be a checkpoint;
-        an error has a note that names the files it is about.
+        an error has a note that names the files it is about. Symbolic links are followed; a FIFO, a socket and a device
+        are refused (OSError), as they would have the caller wait. Other threads run meanwhile, and the exception of a
+        signal's handler ends the call.
         """
 
 @final
@@ -1562,9 +1605,7 @@ class StolenTime:
 
     def add(self, ns: int) -> int:
         """Adds `ns` nanoseconds (`report.added_ns`: 0 under Freeze) in one aligned store of 8 bytes, and returns the
-        sum.
-
-        OverflowError where the sum doesn't fit in 64 bits.
+        sum: modulo 2^64, as KVM does, since the guest can write anything into its own record.
         """
 
 @final
@@ -1855,6 +1896,11 @@ class Restore:
     def release(self, *, at: Stamp | None = None, now: int | Stamp | None = None) -> Report:
         """The last step: samples the counter, sets the guest's counters, and lets the vCPUs run.
 
+        With `at`, a Stamp of this host that another process may have taken, the guest goes on as if it had been
+        released then, and sees the time since: so VMs of many processes go on from one instant. Refused, so that this
+        step can be called again, for a stamp of another counter or boot, of before a sleep of the host, of before the
+        plan, and of the future.
+
         Interrupted says what to call again: this step, or `apply()` where a timer was changed meanwhile.
         """
 
@@ -1997,14 +2043,15 @@ class Report:
     def latch_mismatches(
         self, pending: Sequence[int], *, irqs: dict[Timer, int] | None = None, userspace_gic: bool = False
     ) -> list[LatchMismatch]:
-        """The timers' interrupts whose pending latch doesn't match the line at the release: a list of `LatchMismatch`.
+        """The timers' interrupts whose pending latch will do harm, by the lines at the release: a list of
+        `LatchMismatch`.
 
         `pending` is each vCPU's GICR_ISPENDR0 as KVM_DEV_ARM_VGIC_GRP_REDIST_REGS reads it, 32 bits: from a saved vGIC,
         or from `KvmVm.pending_latches()`. The interrupt ids are those of `irqs`, of the checkpoint, or the default ones
         (27, 30, 28 and 26), in this order. Pending without the line is one interrupt that no timer accounts for. The
-        line without pending is how KVM keeps a timer that is due: it raises the line itself when the vCPU is next
-        loaded (`kvm_timer_vcpu_load`, arch/arm64/kvm/arch_timer.c), but an interrupt controller in user space has to do
-        it.
+        line without pending is how KVM keeps a timer that is due, and isn't listed: KVM raises the line itself when the
+        vCPU is next loaded (`kvm_timer_vcpu_load`, arch/arm64/kvm/arch_timer.c). With `userspace_gic` it is listed too:
+        there the VMM has to raise it.
 
         ValueError if there aren't as many words as vCPUs, and for an id that isn't a PPI.
         """

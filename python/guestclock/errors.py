@@ -250,7 +250,7 @@ class ReadBackMismatch(Interrupted):
 
 
 class InterruptsOff(Interrupted):
-    """A timer's line is high, and the vGIC's distributor is off: KVM would lose the interrupt for good.
+    """A timer's interrupt is enabled and its line high, and the vGIC's distributor is off: KVM would lose it for good.
 
     Restore GICD_CTLR first, the redistributors after it, and call release() again. Where the guest itself had it off
     when it was saved, give the `KvmVm` no `gic_fd`: then nobody looks.

@@ -270,6 +270,8 @@ class Fleet(Mapping[str, GuestVm]):
         A VM that can't be looked at (VcpuRunning) is in `failed`. See `GuestVm.verify`.
         """
         names = self._chosen(only)
+        if given is not None and not isinstance(given, FleetReport | Checkpoint):
+            raise TypeError(f"{reprlib.repr(given)} is neither a FleetReport nor a Checkpoint")
         of: Mapping[str, Report | Checkpoint] = given or {} if not isinstance(given, Checkpoint) else _named(given)
         looked = _each_verify([self[name] for name in names], [of.get(name) for name in names], now, threads)
         return FleetVerified(*_sorted(names, looked))

@@ -18,7 +18,7 @@ import typer
 from guestclock import __version__, doctor, extras, selftest
 from guestclock.cli import look, needs
 from guestclock.cli.report import print_findings
-from guestclock.cli.shared import JSON, fail, show
+from guestclock.cli.shared import JSON, fail, sentence, show
 from guestclock.cli.verdict import print_verdict
 from guestclock.errors import CapabilityMissing
 from guestclock.inspection.words import printable
@@ -138,7 +138,11 @@ def demo_command(
     except CapabilityMissing as error:
         fail(error)
     except RuntimeError as error:
-        fail(error, status=1)
+        first, *of_the_vmm = str(error).splitlines()
+        sentence(first)
+        for line in of_the_vmm:
+            typer.echo(printable(line), err=True)
+        raise typer.Exit(1) from None
     show(document, demo.print_table, as_json=as_json)
     if plot:
         plot.parent.mkdir(parents=True, exist_ok=True)

@@ -62,9 +62,11 @@ fn a_register_is_asked_for_by_its_role_in_these_files() {
         "core/drive/capture.rs",
         "core/drive/machine.rs",
         "core/drive/restore.rs",
+        "core/drive/verify.rs",
         "core/restore/advice.rs",
         "core/restore/planning.rs",
         "linux/kvm/vm.rs",
+        "model/bank/vms.rs",
         "python/errors.rs",
         "python/words.rs",
     ];

@@ -49,6 +49,8 @@ struct Kernel<'a> {
     redistributor_errno: Cell<Option<i32>>,
     /// GICD_CTLR.
     ctlr: Cell<u32>,
+    /// GICR_ISENABLER0 of vCPU 1.
+    enabled: Cell<u32>,
     /// A vCPU that KVM_ARM_VCPU_INIT wasn't called on.
     bare: Cell<Option<usize>>,
     /// The errno of every offset: a protected VM's.
@@ -84,6 +86,7 @@ impl<'a> Kernel<'a> {
             redistributor_errno: Cell::new(None),
             // On: EnableGrp1, ARE_NS and DS.
             ctlr: Cell::new(0x52),
+            enabled: Cell::new(1 << 27),
             bare: Cell::new(None),
             offset_errno: Cell::new(None),
             offset_lost: Cell::new(false),
@@ -206,6 +209,10 @@ impl Ioctls for Kernel<'_> {
             if self.late.take() {
                 return Err(io::Error::from_raw_os_error(libc::EBUSY));
             }
+            if let Some(vcpu) = (0..self.vcpus()).find(|vcpu| attr == LATCHES[*vcpu] - 0x100) {
+                // GICR_ISENABLER0: vCPU 1's virtual timer.
+                return Ok(if vcpu == 1 { self.enabled.get() } else { 0 });
+            }
             let vcpu = (0..self.vcpus()).find(|vcpu| attr == LATCHES[*vcpu]);
             vcpu.map(|vcpu| u32::try_from(vcpu).unwrap()).ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))
         })
@@ -319,13 +326,15 @@ fn a_release_refuses_a_distributor_that_is_off_while_a_line_is_high() {
     vm.set_one_reg(&source, 1, one_reg_id(CTL), 1).unwrap();
     let high = Arc::new(vm.checkpoint(&source, &Saving::default()).unwrap());
     let off = 0x50;
-    for (saved, gic, ctlr, refused) in [
-        (Arc::clone(&high), true, off, true),
-        (Arc::clone(&high), true, 0x52, false),
-        (high, false, off, false),
-        (saved(&host), true, off, false),
+    for (saved, gic, ctlr, enabled, refused) in [
+        (Arc::clone(&high), true, off, 1 << 27, true),
+        (Arc::clone(&high), true, 0x52, 1 << 27, false),
+        // A guest that never enabled it, such as one that polls.
+        (Arc::clone(&high), true, off, !(1 << 27), false),
+        (high, false, off, 1 << 27, false),
+        (saved(&host), true, off, 1 << 27, false),
     ] {
-        let target = Kernel { gic, ..Kernel::plain(&host) };
+        let target = Kernel { gic, enabled: Cell::new(enabled), ..Kernel::plain(&host) };
         let vm = target.open();
         let plan = vm.plan(&target, &saved, freeze()).unwrap();
         let mut restore = vm.prepare(&target, plan, saved).unwrap();
@@ -630,7 +639,7 @@ fn a_protected_vm_is_refused() {
     let vm = target.open();
     let plan = vm.plan(&target, &saved, freeze()).unwrap();
     let error = vm.prepare(&target, plan, Arc::clone(&saved)).unwrap_err();
-    assert!(error.to_string().contains("protected VM"), "{error}");
+    assert!(error.to_string().contains("the VM is protected"), "{error}");
     assert!(error.to_string().contains("the VM is as it was"), "{error}");
     assert!(!vm.has_opted_in());
 

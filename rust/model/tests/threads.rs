@@ -141,7 +141,7 @@ impl Vmm {
             Op::Stamp => Ok(Done::Stamp(self.vm.counter().stamp())),
             Op::List => self.ask(0, Message::List),
             Op::Interrupts(_) => Ok(Done::Interrupts(None)),
-            Op::Forwards => Ok(Done::Forwards(None)),
+            Op::Forwards { .. } => Ok(Done::Forwards(None)),
             Op::Read { id } => {
                 let mut values = Vec::new();
                 for vcpu in 0..self.vcpus.len() {

@@ -1,14 +1,11 @@
-//! Arguments that several classes take: integers, counts, 64-bit numbers, and the facts of a save.
+//! Arguments that several classes take: integers, counts, 64-bit numbers, records.
 
-use crate::records::AnySyncBound;
-use guestclock_core::checkpoint::VmName;
-use guestclock_core::drive::Saving;
 use guestclock_core::time::HostCount;
 use pyo3::exceptions::{PyAttributeError, PyIndexError, PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBool;
 use std::fmt::Display;
-use std::num::NonZeroU64;
+use std::num::{NonZeroU64, NonZeroUsize};
 
 /// An integer type that an argument can have.
 pub(crate) trait Whole: Display + Sized {
@@ -164,21 +161,9 @@ pub(crate) fn plain<T>(value: Option<Int<T>>) -> Option<T> {
     value.map(|value| value.0)
 }
 
-/// The facts of a save that the caller knows.
-pub(crate) fn saving(
-    name: &VmName,
-    stopped_at: Option<Int<u64>>,
-    sync: Option<AnySyncBound>,
-    vmclock_address: Option<Int<u64>>,
-    stolen_time: Option<Vec<Option<Int<u64>>>>,
-) -> PyResult<Saving> {
-    Ok(Saving {
-        name: name.clone(),
-        stopped_at: count(stopped_at),
-        sync: sync.map(AnySyncBound::sync_bound).transpose()?,
-        vmclock_address: plain(vmclock_address),
-        stolen_time: stolen_time.unwrap_or_default().into_iter().map(plain).collect(),
-    })
+/// A number that can't be 0.
+pub(crate) fn at_least_1(value: &Bound<'_, PyAny>) -> PyResult<NonZeroUsize> {
+    NonZeroUsize::new(int(value)?).ok_or_else(|| PyValueError::new_err("0 is out of range: an integer of at least 1"))
 }
 
 /// A count of the host that the caller injects.

@@ -1,11 +1,11 @@
 //! Checkpoints.
 
-use crate::arguments::{Int, Modular, int, plain, quoted};
+use crate::arguments::{Int, Modular, count, int, plain, quoted};
 use crate::arrays::{new_array, ready};
 use crate::errors::{IntoPyErr, OrRaise};
 use crate::files;
 use crate::interchange::timer_regs;
-use crate::records::{self, AnyReading, AnyStamp, named};
+use crate::records::{self, AnyReading, AnyStamp, AnySyncBound, named};
 use crate::registers;
 use guestclock_core::arch::arm64::Timer;
 use guestclock_core::checkpoint::codec::{self, Key, MAX_BYTES, Plain, WireError};
@@ -14,6 +14,7 @@ use guestclock_core::checkpoint::{
     Checkpoint, Held, Ids, Interrupts, Known, NotOneVm, Reading, SavedVm, Sparse, Values, VmColumn, VmName,
     register_lists as interchange,
 };
+use guestclock_core::drive::Saving;
 use guestclock_core::restore::timer_status as status;
 use guestclock_core::time::{GuestCount, Offset};
 use guestclock_linux::file;
@@ -25,6 +26,23 @@ use pyo3::types::{PyBytes, PyDict, PyList, PySlice, PyString, PyType};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
+
+/// The facts of a save that the caller knows.
+pub(crate) fn saving(
+    name: &VmName,
+    stopped_at: Option<Int<u64>>,
+    sync: Option<AnySyncBound>,
+    vmclock_address: Option<Int<u64>>,
+    stolen_time: Option<Vec<Option<Int<u64>>>>,
+) -> PyResult<Saving> {
+    Ok(Saving {
+        name: name.clone(),
+        stopped_at: count(stopped_at),
+        sync: sync.map(AnySyncBound::sync_bound).transpose()?,
+        vmclock_address: plain(vmclock_address),
+        stolen_time: stolen_time.unwrap_or_default().into_iter().map(plain).collect(),
+    })
+}
 
 /// The guest time of any number of VMs at one instant: a value that can be saved, sent and restored.
 ///
@@ -580,7 +598,7 @@ impl PyCheckpoint {
     ///
     /// OSError, with errno and the file's name, where the system refuses. See docs/files.md.
     #[pyo3(signature = (path, *, mode=file::NEW_FILE_MODE))]
-    fn save(&self, py: Python<'_>, path: PathBuf, mode: u32) -> PyResult<()> {
+    fn save(&self, py: Python<'_>, path: PathBuf, #[pyo3(from_py_with = int)] mode: u32) -> PyResult<()> {
         if mode > 0o777 {
             return Err(PyValueError::new_err(format!("mode={mode:#o}: a mode is from 0 to 0o777")));
         }

@@ -1,8 +1,8 @@
 //! Verbs of many VMs: the interpreter's lock is given up once, and threads share the work. `guestclock.fleet` orders them.
 
 use crate::any_vm::Started;
-use crate::arguments::{Int, saving};
-use crate::checkpoint::{PyCheckpoint, vm_name};
+use crate::arguments::{Int, at_least_1};
+use crate::checkpoint::{PyCheckpoint, saving, vm_name};
 use crate::guest::PyPause;
 use crate::observe;
 use crate::policy::AnyPolicy;
@@ -90,7 +90,7 @@ pub(crate) fn _each_checkpoint<'py>(
     vms: Vec<Saved<'py>>,
     now: Option<AnyNow>,
     sync: Option<AnySyncBound>,
-    threads: NonZeroUsize,
+    #[pyo3(from_py_with = at_least_1)] threads: NonZeroUsize,
 ) -> PyResult<Sorted<'py>> {
     let now = now.map(|now| now.0);
     let saved = vms.iter().map(|(vm, name, stopped_at, address, records)| {
@@ -119,7 +119,7 @@ pub(crate) fn _each_plan<'py>(
     now: Option<AnyNow>,
     keywords: Option<Bound<'py, PyDict>>,
     restoring: bool,
-    threads: NonZeroUsize,
+    #[pyo3(from_py_with = at_least_1)] threads: NonZeroUsize,
 ) -> PyResult<Sorted<'py>> {
     let request = Wishes::new(py, options, keywords.filter(|keywords| !keywords.is_empty()))?.request(policy)?;
     let now = now.map(|now| now.0);
@@ -149,7 +149,7 @@ pub(crate) fn _each_step<'py>(
     py: Python<'py>,
     restores: Vec<Bound<'py, PyRestore>>,
     stage: &str,
-    threads: NonZeroUsize,
+    #[pyo3(from_py_with = at_least_1)] threads: NonZeroUsize,
     stop: bool,
     at: Option<AnyStamp>,
     now: Option<AnyNow>,
@@ -178,7 +178,7 @@ pub(crate) fn _each_pause<'py>(
     vms: Vec<Bound<'py, PyGuestVm>>,
     policy: Option<AnyPolicy>,
     views: &str,
-    threads: NonZeroUsize,
+    #[pyo3(from_py_with = at_least_1)] threads: NonZeroUsize,
 ) -> PyResult<Sorted<'py>> {
     let request = Wishes::of_views(views).request(policy)?;
     let closing_ns = monotonic_ns();
@@ -200,7 +200,7 @@ pub(crate) fn _each_resume<'py>(
     py: Python<'py>,
     pauses: Vec<Bound<'py, PyPause>>,
     policy: Option<AnyPolicy>,
-    threads: NonZeroUsize,
+    #[pyo3(from_py_with = at_least_1)] threads: NonZeroUsize,
 ) -> PyResult<Sorted<'py>> {
     let policy = policy.map(AnyPolicy::policy);
     let mut states: Vec<_> = pauses.iter().map(|pause| pause.get().lock(py)).collect();
@@ -223,7 +223,7 @@ pub(crate) fn _each_verify<'py>(
     vms: Vec<Bound<'py, PyGuestVm>>,
     given: Vec<Option<AnyGiven<'py>>>,
     now: Option<AnyNow>,
-    threads: NonZeroUsize,
+    #[pyo3(from_py_with = at_least_1)] threads: NonZeroUsize,
 ) -> PyResult<Sorted<'py>> {
     let now = now.map(|now| now.0);
     let started = vms.iter().zip(&given);

@@ -99,7 +99,13 @@ impl PyPause {
     pub(crate) fn watched(&self, py: Python<'_>, resumed: PyResult<Py<PyReport>>) -> PyResult<Py<PyReport>> {
         match &resumed {
             Ok(report) => {
-                observe::done(py, &self.vm, "pause", report, monotonic_ns().saturating_sub(self.closed_at_ns));
+                observe::done(
+                    py,
+                    &self.vm,
+                    "pause",
+                    report.bind(py).as_any(),
+                    monotonic_ns().saturating_sub(self.closed_at_ns),
+                );
             }
             Err(error) => observe::failed(py, &self.vm, "pause", error),
         }

@@ -3,7 +3,6 @@
 //! A restore that nobody watches pays one atomic load, and the logger's answer whether it is on.
 
 use crate::any_vm::SharedVm;
-use crate::restore::PyReport;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -30,7 +29,7 @@ pub(crate) fn _monitored(on: bool) {
 }
 
 /// Tells of a restore or a pause that has ended: `closed_ns` is how long the VM was closed.
-pub(crate) fn done(py: Python<'_>, vm: &SharedVm, verb: &'static str, report: &Py<PyReport>, closed_ns: u64) {
+pub(crate) fn done(py: Python<'_>, vm: &SharedVm, verb: &'static str, report: &Bound<'_, PyAny>, closed_ns: u64) {
     if watched(py, INFO) {
         let name = vm.name().as_str();
         tell(py, "_done", (identity(vm), name, verb, report, closed_ns));

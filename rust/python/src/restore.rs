@@ -1,7 +1,7 @@
 //! Plans, restores and reports.
 
 use crate::any_vm::{SharedVm, Started, run};
-use crate::arguments::Int;
+use crate::arguments::{Int, shown};
 use crate::checkpoint::PyCheckpoint;
 use crate::elapsed::PyElapsed;
 use crate::errors::{OrRaise, given_up, misuse, warn_closed};
@@ -449,7 +449,7 @@ impl PyRestore {
         match &stepped {
             Ok(Some(report)) => {
                 let closed_ns = monotonic_ns().saturating_sub(self.closed_at_ns.load(Ordering::Relaxed));
-                observe::done(py, &self.vm, "restore", report, closed_ns);
+                observe::done(py, &self.vm, "restore", report.bind(py).as_any(), closed_ns);
             }
             Ok(None) => {}
             Err(error) => observe::failed(py, &self.vm, "restore", error),
@@ -717,10 +717,21 @@ pub(crate) struct PyReport {
 }
 
 /// A report or a checkpoint that a VM's clocks are compared with.
-#[derive(FromPyObject)]
 pub(crate) enum AnyGiven<'py> {
     Report(Bound<'py, PyReport>),
     Checkpoint(Bound<'py, PyCheckpoint>),
+}
+
+impl<'py> FromPyObject<'_, 'py> for AnyGiven<'py> {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        let report = object.cast::<PyReport>().map(|report| Self::Report(report.to_owned()));
+        let checkpoint = || object.cast::<PyCheckpoint>().map(|checkpoint| Self::Checkpoint(checkpoint.to_owned()));
+        report.or_else(|_| checkpoint()).map_err(|_| {
+            PyTypeError::new_err(format!("{} is neither a Report nor a Checkpoint of one VM", shown(&object)))
+        })
+    }
 }
 
 impl AnyGiven<'_> {

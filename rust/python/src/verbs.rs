@@ -1,8 +1,8 @@
 //! A VM and its verbs, by one implementation for every kind of VM.
 
 use crate::any_vm::{SharedVm, run};
-use crate::arguments::{Int, Modular, Vcpu, count, saving};
-use crate::checkpoint::{PyCheckpoint, vm_name};
+use crate::arguments::{Int, Modular, Vcpu, count};
+use crate::checkpoint::{PyCheckpoint, saving, vm_name};
 use crate::guest::{PyPause, PyRunning};
 use crate::observe;
 use crate::policy::AnyPolicy;

@@ -4,7 +4,7 @@
 //! runs on KVM.
 
 use crate::arch::Abilities;
-use crate::arch::arm64::Registers;
+use crate::arch::arm64::{Registers, Timer};
 use crate::checkpoint::Interrupts;
 use crate::drive::backend::Backend;
 use crate::drive::call::{Call, CallKind, Verb};
@@ -142,8 +142,8 @@ impl<E, W: Around<E>> Backend for Surrounded<'_, E, W> {
         self.around.call(Call::on_vm(CallKind::Interrupts), None, || self.backend.interrupts(registers))
     }
 
-    fn forwards(&mut self) -> Result<Option<bool>, W::Error> {
-        self.around.call(Call::on_vm(CallKind::Forwards), None, || self.backend.forwards())
+    fn forwards(&mut self, vcpu: usize, timer: Timer) -> Result<Option<bool>, W::Error> {
+        self.around.call(Call::on_vm(CallKind::Forwards), None, || self.backend.forwards(vcpu, timer))
     }
 
     fn generation(&self) -> u64 {

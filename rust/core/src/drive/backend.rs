@@ -1,7 +1,7 @@
 //! Primitive calls that a restore needs of a VM: the one seam between guestclock and KVM, or the model.
 
 use crate::arch::Abilities;
-use crate::arch::arm64::Registers;
+use crate::arch::arm64::{Registers, Timer};
 use crate::checkpoint::Interrupts;
 use crate::restore::{Target, Written};
 use crate::time::{Counter, Frequency, NamespaceTicks, Offset};
@@ -44,8 +44,9 @@ pub trait Backend {
         Ok(None)
     }
 
-    /// Returns whether the VM's interrupt controller forwards interrupts; `None` where nobody can be asked.
-    fn forwards(&mut self) -> Result<Option<bool>, Self::Error> {
+    /// Returns false if the guest has the timer's interrupt of this vCPU enabled, and the interrupt controller as a whole
+    /// forwards nothing; `None` where nobody can be asked.
+    fn forwards(&mut self, _vcpu: usize, _timer: Timer) -> Result<Option<bool>, Self::Error> {
         Ok(None)
     }
 

@@ -19,7 +19,7 @@ pub enum CallKind {
     SetCounterOffset,
     /// KVM_GET_DEVICE_ATTR of KVM_ARM_VCPU_TIMER_CTRL, for each of the guest's timers.
     Interrupts,
-    /// KVM_GET_DEVICE_ATTR of a vGICv3's GICD_CTLR: whether it forwards interrupts.
+    /// KVM_GET_DEVICE_ATTR of a vGICv3's GICD_CTLR, and where that is off of a GICR_ISENABLER0.
     Forwards,
 }
 

@@ -32,7 +32,10 @@ pub fn carry_out<B: Backend + ?Sized>(op: &Op<'_>, backend: &mut B) -> Answer<B:
         Op::Stamp => Ok(Done::Stamp(backend.counter().stamp())),
         Op::List => Registers::of(backend).map(Done::List).map_err(Failed::Call),
         Op::Interrupts(registers) => backend.interrupts(registers).map(Done::Interrupts).map_err(Failed::Call),
-        Op::Forwards => retry_busy(backend, Backend::forwards).map(Done::Forwards).map_err(Failed::Call),
+        Op::Forwards { vcpu, timer } => {
+            let forwards = retry_busy(backend, |backend| backend.forwards(*vcpu, *timer));
+            forwards.map(Done::Forwards).map_err(Failed::Call)
+        }
         Op::Read { id } => {
             let values = (0..backend.vcpus()).map(|vcpu| read(backend, vcpu, *id));
             values.collect::<Result<_, _>>().map(Done::Values)

@@ -34,8 +34,13 @@ pub enum Op<'a> {
     List,
     /// Ask for the interrupt ids of these timers: [`Done::Interrupts`].
     Interrupts(Registers),
-    /// Ask whether the interrupt controller forwards interrupts: [`Done::Forwards`].
-    Forwards,
+    /// Ask whether a timer's interrupt is forwarded: [`Done::Forwards`].
+    Forwards {
+        /// The timer's vCPU.
+        vcpu: usize,
+        /// The timer.
+        timer: Timer,
+    },
     /// Read a register of every vCPU: [`Done::Values`].
     Read {
         /// Id of the register.
@@ -119,7 +124,7 @@ pub enum Done {
     List(Registers),
     /// Interrupt ids of the timers; `None` where nobody can be asked.
     Interrupts(Option<Interrupts>),
-    /// True if interrupts are forwarded; `None` where nobody can be asked.
+    /// False if an interrupt that the guest has enabled isn't forwarded; `None` where nobody can be asked.
     Forwards(Option<bool>),
     /// A register's values, one a vCPU.
     Values(Vec<u64>),
@@ -463,8 +468,8 @@ impl<'a, E> Io<'a, E> {
         Ok(ids)
     }
 
-    pub(crate) async fn forwards(&self) -> Result<Option<bool>, Failed<E>> {
-        let Done::Forwards(forwards) = self.ask(Op::Forwards).await? else { wrong_answer() };
+    pub(crate) async fn forwards(&self, vcpu: usize, timer: Timer) -> Result<Option<bool>, Failed<E>> {
+        let Done::Forwards(forwards) = self.ask(Op::Forwards { vcpu, timer }).await? else { wrong_answer() };
         Ok(forwards)
     }
 

@@ -422,20 +422,24 @@ impl Restore {
         }))
     }
 
-    /// Checks that the interrupt controller forwards the interrupt of a timer whose line is high.
+    /// Checks that the interrupt controller forwards the interrupt of each timer whose line is high.
     ///
     /// KVM queues an interrupt when its line rises, and not while the distributor is off; afterwards it sees no change
     /// any more, and the vCPU sleeps for ever (`vgic_queue_irq_unlock` and `kvm_vgic_inject_irq`,
-    /// arch/arm64/kvm/vgic/vgic.c; seen on 6.12 and 7.3).
+    /// arch/arm64/kvm/vgic/vgic.c; seen on 6.12 and 7.3). A guest that hasn't enabled the interrupt expects none.
     async fn check_forwards<E>(&self, io: &Io<'_, E>, vm: &SavedVm<'_>) -> Result<(), RestoreError<E>> {
         let at = |what: &'static str| at_step(Condition::TimersOnly, move || format!("release: {what}"));
         let now = self.plan.at(io.sample().await.map_err(at("a sample"))?);
-        let mut high = self.plan.timers_at(vm, &now, self.cval_shift).filter(|status| status.line);
-        let Some(TimerStatus { vcpu, timer, .. }) = high.next() else { return Ok(()) };
-        match io.forwards().await.map_err(at("the interrupt controller"))? {
-            Some(false) => Err(RestoreError::InterruptsOff { vcpu, timer }),
-            Some(true) | None => Ok(()),
+        for TimerStatus { vcpu, timer, line, .. } in self.plan.timers_at(vm, &now, self.cval_shift) {
+            if line {
+                match io.forwards(vcpu, timer).await.map_err(at("the interrupt controller"))? {
+                    Some(false) => return Err(RestoreError::InterruptsOff { vcpu, timer }),
+                    Some(true) => {}
+                    None => break,
+                }
+            }
         }
+        Ok(())
     }
 
     /// Writes the offset of the latest sample, or that of `at`.

@@ -25,6 +25,9 @@ const MPIDR_EL1: u64 = Encoding(3, 0, 0, 0, 5).one_reg_id();
 /// set; `vgic_mmio_read_v3_misc`, arch/arm64/kvm/vgic/vgic-mmio-v3.c).
 const GICD_CTLR_ENABLE_GRP1: u32 = 1 << 1;
 
+/// The private interrupts that are enabled, in the same frame (GICR_ISENABLER0).
+const GICR_ISENABLER0: u32 = 0x1_0100;
+
 /// The pending latches of SGIs and PPIs, in the second 64 KiB frame of a redistributor (Arm IHI 0069, GICR_ISPENDR0).
 const GICR_ISPENDR0: u32 = 0x1_0200;
 
@@ -628,10 +631,16 @@ impl<I: Ioctls + ?Sized, C: Counter> Backend for Kvm<'_, I, C> {
         Ok(Some(Interrupts(ids)))
     }
 
-    fn forwards(&mut self) -> Result<Option<bool>, KvmError> {
+    fn forwards(&mut self, vcpu: usize, timer: Timer) -> Result<Option<bool>, KvmError> {
         let answer = self.io.distributor().transpose();
-        let ctlr = answer.map_err(|error| self.on_vm(GET_DISTRIBUTOR, &error))?;
-        Ok(ctlr.map(|ctlr| ctlr & GICD_CTLR_ENABLE_GRP1 != 0))
+        let Some(ctlr) = answer.map_err(|error| self.on_vm(GET_DISTRIBUTOR, &error))? else { return Ok(None) };
+        if ctlr & GICD_CTLR_ENABLE_GRP1 != 0 {
+            return Ok(Some(true));
+        }
+        let irq = self.io.timer_irq(0, timer as u64).transpose().map_err(|error| KvmError::of(TIMER_IRQ, &error))?;
+        let attr = redistributor_attr(self.get_one_reg(vcpu, MPIDR_EL1)?, GICR_ISENABLER0);
+        let enabled = self.io.redistributor(attr).transpose().map_err(|error| self.on_vm(GET_REDISTRIBUTOR, &error))?;
+        Ok(irq.zip(enabled).map(|(irq, enabled)| enabled.checked_shr(irq.cast_unsigned()).unwrap_or(0) & 1 == 0))
     }
 
     fn generation(&self) -> u64 {
