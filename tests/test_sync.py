@@ -6,6 +6,7 @@ import pickle
 import struct
 import sys
 import time
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import guestclock
-from guestclock import SyncBound, sync
+from guestclock import ManualCounter, ModelVm, SyncBound, sync
 from guestclock.errors import NotSynchronised
 from guestclock.sync import chrony, clockbound
 
@@ -283,3 +284,25 @@ def test_a_bound_is_what_its_owner_says() -> None:
     assert guestclock.SyncBound is SyncBound
     with pytest.raises(AttributeError):
         SyncBound(5).max_error_ns = 6  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda: clockbound(segment(as_of=(-(2**62), 0), void_after=(2**62, 0)), now_ns=0),
+        lambda: chrony(line(dispersion="9" * 12 + ".0")),
+        lambda: chrony(line(skew="9" * 20 + ".0")),
+    ],
+    ids=["an age", "an error", "a holdover"],
+)
+def test_a_number_that_no_stamp_could_carry_is_refused(ask: Callable[[], SyncBound]) -> None:
+    """Else every call that takes the bound would raise, and a VMM's restore with it."""
+    with pytest.raises(NotSynchronised, match="which is absurd"):
+        ask()
+
+
+def test_the_largest_numbers_are_taken_by_every_call() -> None:
+    bound = clockbound(segment(as_of=(0, 0), void_after=(2**62, 0), bound=2**63 - 1), now_ns=2**64 - 1)
+    host = ManualCounter(0)
+    vm = ModelVm(counter=host)
+    assert vm.checkpoint(sync=bound).stamp.sync == bound

@@ -13,7 +13,7 @@ import sys
 import time
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, NoReturn
 
 from guestclock.errors import NotSynchronised
 from guestclock.types import SyncBound
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _NS: Final = 10**9
+_END: Final = 2**64
 _PPB_IN_PPM: Final = 1_000
 
 
@@ -68,7 +69,7 @@ def chrony(
             "give it a time source",
         )
     offset, residual, skew, delay, dispersion = (_largest(fields[n]) for n in (4, 8, 9, 10, 11))
-    return SyncBound(
+    return _believable(
         max_error_ns=_up((offset + dispersion + delay / 2) * _NS),
         age_ns=age_ns,
         holdover_ppb=_up((skew + residual) * _PPB_IN_PPM) + max_clock_error_ppb,
@@ -120,7 +121,7 @@ def clockbound(
     # The clients tolerate a microsecond, because they have met an as_of that far ahead.
     if seen.as_of_ns - now >= 1_000:
         raise ValueError(f"a ClockBound segment from the future: as_of is {seen.as_of_ns} ns, and it is {now} ns now")
-    return SyncBound(
+    return _believable(
         max_error_ns=seen.bound_ns,
         age_ns=max(now - seen.as_of_ns, 0),
         holdover_ppb=seen.max_drift_ppb,
@@ -154,6 +155,21 @@ def _parsed(segment: bytes) -> _Segment:
     if size < _SEGMENT.size or not 0 <= as_of < _NS or not 0 <= void < _NS or bound < 0 or drift >= _NS:
         raise ValueError("a damaged ClockBound segment: its numbers are out of range")
     return _Segment(as_of_s * _NS + as_of, void_s * _NS + void, bound, drift, status)
+
+
+def _believable(
+    *,
+    max_error_ns: int,
+    age_ns: int,
+    holdover_ppb: int,
+    quality: Literal["chrony", "clockbound"],
+    tai_offset_s: int | None,
+) -> SyncBound:
+    """The bound of these numbers, refused where a number is beyond what a stamp can carry: 584 years, in nanoseconds."""
+    for name, number in (("error", max_error_ns), ("age", age_ns), ("holdover", holdover_ppb)):
+        if number >= _END:
+            _refuse(quality, f"its {name} is {number}, which is absurd", "see what it goes by")
+    return SyncBound(max_error_ns, age_ns, holdover_ppb, quality, tai_offset_s)
 
 
 def _refuse(source: str, reason: str, instead: str, cause: BaseException | None = None) -> NoReturn:
