@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import platform
 import shutil
 import subprocess
@@ -52,6 +54,7 @@ def build(dist: Path, architecture: str = "aarch64") -> Path:
                 dist,
             ],
             cwd=TREE,
+            env=os.environ | {"CARGO_ZIGBUILD_ZIG_PATH": _zig()},
             check=True,
         )
     elif architecture == "aarch64":
@@ -62,6 +65,14 @@ def build(dist: Path, architecture: str = "aarch64") -> Path:
     if not wheel:
         give_up(f"maturin left no {architecture} wheel in {dist}")
     return wheel
+
+
+def _zig() -> str:
+    """The path of zig's program in its package."""
+    package = importlib.util.find_spec("ziglang")
+    if package is None or not package.submodule_search_locations:
+        give_up("the package ziglang isn't there: make setup installs it")
+    return str(Path(package.submodule_search_locations[0], "zig"))
 
 
 def _cross_build(dist: Path) -> None:
