@@ -136,7 +136,7 @@ def sweep(cases: list[Case], values: Mapping[str, Callable[[], object]]) -> list
                         next(result, None)
                 except REFUSALS as error:
                     # Of the system's errors the file's name is the caller's.
-                    text = error.strerror if isinstance(error, OSError) and error.filename else str(error)
+                    text = error.strerror or "" if isinstance(error, OSError) and error.filename else str(error)
                     if INTERNALS.search(text) or len(text) > 1000:
                         found.append(f"{where} speaks of its insides: {error!r:.200}")
                 except BaseException as error:  # noqa: BLE001 - a panic is one

@@ -597,7 +597,7 @@ impl PyCheckpoint {
     /// RuntimeWarning says that its folder couldn't be synced.
     ///
     /// OSError, with errno and the file's name, where the system refuses. See docs/files.md.
-    #[pyo3(signature = (path, *, mode=file::NEW_FILE_MODE))]
+    #[pyo3(signature = (path, *, mode=file::NEW_FILE_MODE), text_signature = "($self, path, *, mode=0o600)")]
     fn save(&self, py: Python<'_>, path: PathBuf, #[pyo3(from_py_with = int)] mode: u32) -> PyResult<()> {
         if mode > 0o777 {
             return Err(PyValueError::new_err(format!("mode={mode:#o}: a mode is from 0 to 0o777")));
