@@ -9,11 +9,10 @@
 //! asks by PyO3. numpy asks too, when it [makes](asking) an array of zeros, and that is waited for.
 
 use pyo3::prelude::*;
-use pyo3::sync::MutexExt;
 use pyo3::types::PyDict;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, TryLockError};
 use std::time::Duration;
 
 /// Number of threads at work that a fork waits for, once for each that a thread has begun.
@@ -87,8 +86,17 @@ pub(crate) fn asking<T>(py: Python<'_>, call: impl FnOnce() -> T) -> T {
 }
 
 /// Takes a lock; to wait for it, gives up the interpreter's.
-pub(crate) fn locked<'a, T>(py: Python<'_>, mutex: &'a Mutex<T>) -> MutexGuard<'a, T> {
-    mutex.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
+///
+/// Whoever holds it has the interpreter's lock too, or is at work that a fork waits for. So a wait that ends doesn't keep
+/// it: the interpreter's lock would have to come after it, and a fork could come between.
+pub(crate) fn locked<'a, T: Send>(py: Python<'_>, mutex: &'a Mutex<T>) -> MutexGuard<'a, T> {
+    loop {
+        match mutex.try_lock() {
+            Ok(guard) => return guard,
+            Err(TryLockError::Poisoned(error)) => return error.into_inner(),
+            Err(TryLockError::WouldBlock) => detached(py, || drop(mutex.lock())),
+        }
+    }
 }
 
 #[pyfunction]
