@@ -165,7 +165,7 @@ def _believable(
     quality: Literal["chrony", "clockbound"],
     tai_offset_s: int | None,
 ) -> SyncBound:
-    """The bound of these numbers, refused where a number is beyond what a stamp can carry: 584 years, in nanoseconds."""
+    """The bound of these numbers, refused where one is beyond what a stamp can carry: 584 years, in nanoseconds."""
     for name, number in (("error", max_error_ns), ("age", age_ns), ("holdover", holdover_ppb)):
         if number >= _END:
             _refuse(quality, f"its {name} is {number}, which is absurd", "see what it goes by")
