@@ -2,6 +2,7 @@
 
 use crate::arguments::{Int, int, plain};
 use crate::errors::{IntoPyErr, OrRaise};
+use crate::process::detached;
 use crate::records::{AnyStamp, named};
 use crate::words;
 use core::ptr::NonNull;
@@ -232,7 +233,7 @@ impl PyVmClock {
     /// Opens an update, once another thread's is closed, and returns the body as it is.
     fn open(&self, py: Python<'_>) -> PyResult<Body> {
         let me = thread::current().id();
-        let opened = py.detach(|| {
+        let opened = detached(py, || {
             let theirs = |state: &mut State| state.updating.is_some_and(|thread| thread != me);
             let waited = self.closed.wait_timeout_while(self.state(), LONGEST_UPDATE, theirs);
             let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
