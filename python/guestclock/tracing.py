@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from guestclock._core import GuestVm, TracedVm, _monitored
 from guestclock.errors import Interrupted, Misuse, Refused
 from guestclock.fleet import Fleet
+from guestclock.units import S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -38,7 +39,6 @@ __all__ = ["Ended", "Monitor", "Sample", "write_calls"]
 
 _LOGGER: Final = logging.getLogger("guestclock")
 _LOGGER.addHandler(logging.NullHandler())
-_NS_PER_S: Final = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,9 +241,9 @@ class Monitor:
                 continue
             states[*labels, ("state", state)] += 1
             owing[labels] += bool(ticks)
-            backlogs[labels] = max(backlogs.get(labels, 0), ticks * _NS_PER_S // vm.frequency_hz)
+            backlogs[labels] = max(backlogs.get(labels, 0), ticks * S // vm.frequency_hz)
             if age is not None:
-                ages[labels] = max(ages.get(labels, 0), age * _NS_PER_S // vm.frequency_hz)
+                ages[labels] = max(ages.get(labels, 0), age * S // vm.frequency_hz)
         columns = {
             "vms": states,
             "backlog_vms": owing,
@@ -327,7 +327,7 @@ def _done(identity: int, name: str, verb: Literal["restore", "pause"], report: R
             behind_ns=behind_ns,
             backlog_ns=0 if backlog is None else backlog["remaining_ns"],
             blackout_ns=closed_ns,
-            window_ns=(report.returned_at - report.released_at) % 2**64 * _NS_PER_S // hz,
+            window_ns=(report.returned_at - report.released_at) % 2**64 * S // hz,
             limits=tuple(limit["name"] for limit in said["limits"] if limit["reached"] != "not crossed"),
             warnings=tuple(warning["code"] for warning in said["warnings"]),
         ),

@@ -14,11 +14,11 @@ from typing import Any, Final
 from guestclock.registers import Reg
 from guestclock.snapshots.numbers import named, number, timers, without_idle
 from guestclock.snapshots.snapshot import Snapshot
+from guestclock.units import S
 
 NAME: Final = "a QEMU migration stream of an arm64 machine, as analyze-migration.py prints it"
 _CPU: Final = re.compile(r"cpu \((\d{1,6})\)", re.ASCII)
 _TIMER: Final = re.compile(r"timer \(\d{1,6}\)", re.ASCII)
-_NS_PER_S: Final = 1_000_000_000
 _CNTFRQ: Final = named("CNTFRQ_EL0")
 _KNOWN: Final = frozenset(map(int, Reg)) | {_CNTFRQ}
 
@@ -72,4 +72,4 @@ def _count(document: dict[str, Any], hz: int) -> int | None:
     if len(clocks) != 1 or any("icount" in name for name in clocks[0]):
         return None
     ns = number(clocks[0]["cpu_clock_offset"])
-    return ns // max(_NS_PER_S // hz, 1)
+    return ns // max(S // hz, 1)
