@@ -4,8 +4,8 @@
     python examples/linux_vmm.py restore saved-vm --policy advance --send "date" --seconds 3
 
 The guest has two vCPUs, an interrupt controller (vGICv3), firmware calls (PSCI) and the architected timer, all in KVM;
-a serial line (PL011) and a device tree, which are here. Each vCPU has one thread for the VM's life: KVM measures the
-guest's stolen time by that thread, and a new thread's account starts at zero.
+a serial line (PL011), a vmclock page and a device tree, which are here. Each vCPU has one thread for the VM's life: KVM
+measures the guest's stolen time by that thread, and a new thread's account starts at zero.
 
 A saved VM is a folder: `memory`, `state.json`, and `time`, the guest's time by guestclock. A restored VM has the memory
 file as its own from the first page that it writes, so a saved VM can be restored any number of times.
@@ -26,10 +26,12 @@ import struct
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from guestclock import Advance, CatchUp, Checkpoint, Freeze, HostCounter, KvmVm, Plan, Report
+from guestclock.guest import VmClock, find_pages, keep_fresh
 from kvm_vmm import (
     GIC_DISTRIBUTOR,
     GIC_REDISTRIBUTORS,
@@ -51,6 +53,8 @@ from kvm_vmm import (
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from guestclock.types import Intent
+
 Policy = Freeze | Advance | CatchUp
 
 KVM_GET_MP_STATE: Final = 0x8004_AE98
@@ -69,6 +73,9 @@ CHUNK: Final = 0x1_0000
 UART: Final = 0x0900_0000
 UART_SPI: Final = 1
 """The serial line's interrupt, as the device tree counts: 32 less than the interrupt controller does."""
+VMCLOCK: Final = RAM + RAM_SIZE - 0x1000
+"""The vmclock page: the last one of the memory, which is kept from the guest's allocator."""
+VMCLOCK_SPI: Final = 2
 
 
 def device_tree(bootargs: str, initrd: range) -> bytes:
@@ -84,7 +91,7 @@ def device_tree(bootargs: str, initrd: range) -> bytes:
             "linux,initrd-start": [0, initrd.start],
             "linux,initrd-end": [0, initrd.stop],
         },
-        "/memory@40000000": {"device_type": "memory", "reg": [0, RAM, 0, RAM_SIZE]},
+        "/memory@40000000": {"device_type": "memory", "reg": [0, RAM, 0, VMCLOCK - RAM]},
         "/cpus": {"#address-cells": 1, "#size-cells": 0},
         **{f"/cpus/cpu@{vcpu}": {**cpu, "reg": vcpu} for vcpu in range(VCPUS)},
         "/psci": {"compatible": ["arm,psci-1.0", "arm,psci-0.2"], "method": "hvc"},
@@ -109,6 +116,11 @@ def device_tree(bootargs: str, initrd: range) -> bytes:
             "clocks": [2, 2],
             "clock-names": ["uartclk", "apb_pclk"],
         },
+        "/vmclock": {
+            "compatible": "amazon,vmclock",
+            "reg": [0, VMCLOCK, 0, 0x1000],
+            "interrupts": [0, VMCLOCK_SPI, 1],
+        },
     }
     tree = fdt.FDT()
     for path, properties in nodes.items():
@@ -117,7 +129,7 @@ def device_tree(bootargs: str, initrd: range) -> bytes:
     return bytes(tree.to_dtb(version=17))
 
 
-# The vGIC's state besides what kvm_vmm.py lists: the shared interrupts 32 to 63, of which the serial line has one.
+# The vGIC's state besides what kvm_vmm.py lists: the shared interrupts 32 to 63, of which the devices have two.
 # ISENABLER and the like set bits and clear none, which is right for a VM that has just been made.
 SHARED: Final = [
     *(0x84, 0x104, 0x204, 0x304),  # GICD_IGROUPR1, ISENABLER1, ISPENDR1, ISACTIVER1
@@ -226,7 +238,7 @@ class LinuxVm:
         # Create and initialise the vCPUs, then the vGIC. The second vCPU is off until the guest asks PSCI for it.
         self.machine = Machine(VCPUS, ram=ram or mmap.mmap(-1, RAM_SIZE))
         self.mp_state(1, KVM_MP_STATE_STOPPED)
-        self.uart = Uart(self._uart_line)
+        self.uart = Uart(partial(self._line, UART_SPI))
         self.clock = KvmVm(self.machine.vm_fd, self.machine.vcpu_fds, gic_fd=self.machine.gic_fd, counter=counter)
         self._orders: list[queue.SimpleQueue[str]] = [queue.SimpleQueue() for _ in range(VCPUS)]
         self._out: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
@@ -247,10 +259,23 @@ class LinuxVm:
         blob = device_tree(f"console=ttyAMA0 {append}", range(initrd, initrd + len(initramfs)))
         for address, content in ((RAM + text_offset, kernel), (initrd, initramfs), (tree, blob)):
             self.machine.ram[address - RAM : address - RAM + len(content)] = content
+        # Before the guest runs: Linux's driver decides once, by the offset of TAI, whether this page has a clock.
+        tai_offset_s = self.clock.counter.stamp().tai_offset_s
+        VmClock.create(self.machine.ram, VMCLOCK - RAM, tai_offset_s=tai_offset_s, notification=True)
         self.machine.set_one_reg(0, PC, RAM + text_offset)
         self.machine.set_one_reg(0, X[0], tree)
         # Once, before the guest first runs: one offset for both counters of all vCPUs.
         self.clock.opt_in()
+
+    def keep_fresh(self, **errors: int) -> keep_fresh:
+        """Keeps the clock of the vmclock page, for a `with` block; the caller vouches for its errors."""
+        page = VmClock(self.machine.ram, VMCLOCK - RAM)
+        return keep_fresh(page, self.clock, notify=self.notify, **errors)
+
+    def notify(self) -> None:
+        """Tells the guest that the vmclock page has changed: an edge of its interrupt."""
+        self._line(VMCLOCK_SPI, level=True)
+        self._line(VMCLOCK_SPI, level=False)
 
     def resume(self) -> None:
         """Lets all vCPUs run."""
@@ -307,8 +332,8 @@ class LinuxVm:
             return False
         raise RuntimeError(f"vCPU {vcpu} stopped unexpectedly: {stop}")
 
-    def _uart_line(self, level: bool) -> None:  # noqa: FBT001
-        irq = KVM_ARM_IRQ_TYPE_SPI << 24 | 32 + UART_SPI
+    def _line(self, spi: int, level: bool) -> None:  # noqa: FBT001
+        irq = KVM_ARM_IRQ_TYPE_SPI << 24 | 32 + spi
         fcntl.ioctl(self.machine.vm_fd, KVM_IRQ_LINE, struct.pack("=2I", irq, level))
 
     def mp_state(self, vcpu: int, state: int | None = None) -> int:
@@ -358,7 +383,7 @@ class LinuxVm:
 
         The guest's clock stops at the host's count `stopped_at`, or at this call.
         """
-        checkpoint = self.clock.checkpoint(stopped_at=stopped_at)
+        checkpoint = self.clock.checkpoint(stopped_at=stopped_at, vmclock_address=VMCLOCK)
         directory.mkdir(parents=True, exist_ok=True)
         checkpoint.save(directory / "time")
         (directory / "state.json").write_text(json.dumps(self.state()))
@@ -372,30 +397,45 @@ class LinuxVm:
         return checkpoint
 
     @classmethod
-    def restore(cls, directory: Path, policy: Policy | None, **options: Any) -> LinuxVm:
+    def restore(
+        cls, directory: Path, policy: Policy | None, *, counter: HostCounter | None = None, **options: Any
+    ) -> LinuxVm:
         """Makes a VM of a saved one, in this process or another; it isn't running yet. The saved one stays as it is."""
         with (directory / "memory").open("rb") as file:
             # The VM's own from the first page that it writes.
-            this = cls(mmap.mmap(file.fileno(), RAM_SIZE, access=mmap.ACCESS_COPY))
+            this = cls(mmap.mmap(file.fileno(), RAM_SIZE, access=mmap.ACCESS_COPY), counter=counter)
         state = json.loads((directory / "state.json").read_text())
         this.take_over(state, Checkpoint.load(directory / "time"), policy, **options)
         return this
 
-    def take_over(self, state: dict[str, Any], checkpoint: Checkpoint, policy: Policy | None, **options: Any) -> None:
+    def take_over(
+        self,
+        state: dict[str, Any],
+        checkpoint: Checkpoint,
+        policy: Policy | None,
+        *,
+        intent: Intent = "snapshot",
+        **options: Any,
+    ) -> None:
         """Puts another VM's state into this one, whose memory is there already.
 
-        Without a policy all registers are set as KVM lists them, and the guest's clock is wherever that leaves it.
+        The vmclock page says so to the guest, and is unreliable until `keep_fresh` gives it a clock again. Without a
+        policy all registers are set as KVM lists them, and the guest's clock is wherever that leaves it.
         """
         if policy is None:
             self._set_state(state, leave_out=set())
             return
-        with self.clock.restoring(checkpoint, policy, **options) as opened:
+        page = find_pages(checkpoint, self.machine.ram, base=RAM).vmclock
+        if page is None:
+            raise ValueError("this saved VM has no vmclock page, and its guest has a device for one")
+        with page.update(intent), self.clock.restoring(checkpoint, policy, intent=intent, **options) as opened:
             self._set_state(state, leave_out=TIME)
             opened.apply()
             self.released_after = self.clock.counter.read()
             self.report = opened.release()
             self.released_before = self.clock.counter.read()
             self.plan = opened.plan
+        self.notify()
 
     def state(self) -> dict[str, Any]:
         """The state of the vCPUs, the vGIC and the serial line, as JSON has it."""
@@ -430,17 +470,19 @@ def main() -> None:
         vm = LinuxVm()
         vm.uart.echo = True
         vm.load(chosen.kernel.read_bytes(), chosen.initramfs.read_bytes(), chosen.append)
-        vm.resume()
-        vm.uart.wait(chosen.until, seconds=chosen.seconds)
-        vm.pause()
+        with vm.keep_fresh():
+            vm.resume()
+            vm.uart.wait(chosen.until, seconds=chosen.seconds)
+            vm.pause()
         vm.save(chosen.directory)
     else:
         vm = LinuxVm.restore(chosen.directory, Freeze() if chosen.policy == "freeze" else Advance())
         print(vm.report, file=sys.stderr)
         vm.uart.echo = True
-        vm.resume()
-        vm.uart.send(chosen.send + "\n")
-        vm.is_off.wait(chosen.seconds)
+        with vm.keep_fresh():
+            vm.resume()
+            vm.uart.send(chosen.send + "\n")
+            vm.is_off.wait(chosen.seconds)
     vm.close()
 
 

@@ -62,6 +62,22 @@ class Watcher:
     gap_to_count: int
 
 
+@dataclass(frozen=True, slots=True)
+class VmClockReading:
+    """A line of `guest-probe vmclock`: the PTP clock at a count from `before` to `after`, or a negative errno.
+
+    Then the page's disruption marker, VM generation and clock status.
+    """
+
+    error: int
+    ns: int
+    before: int
+    after: int
+    marker: int
+    generation: int
+    status: int
+
+
 def clocks(text: str) -> list[Clocks]:
     """The lines of `guest-probe clocks` in what a guest wrote."""
     found = []
@@ -76,8 +92,18 @@ def clocks(text: str) -> list[Clocks]:
 
 def watchers(text: str) -> list[Watcher]:
     """The lines of `guest-probe report` in what a guest wrote."""
-    lines = re.findall(r"^watcher (.*)$", text.replace("\r", ""), re.MULTILINE)
-    return [Watcher(**{k: int(v) for k, v in (field.split("=") for field in line.split())}) for line in lines]
+    return [Watcher(**fields) for fields in _lines("watcher", text)]
+
+
+def vmclock(text: str) -> VmClockReading:
+    """The line of `guest-probe vmclock` in what a guest wrote."""
+    (fields,) = _lines("vmclock", text)
+    return VmClockReading(**fields)
+
+
+def _lines(kind: str, text: str) -> list[dict[str, int]]:
+    found = re.findall(rf"^{kind} (.*)$", text.replace("\r", ""), re.MULTILINE)
+    return [{k: int(v) for k, v in (field.split("=") for field in line.split())} for line in found]
 
 
 def interrupts(text: str) -> int:

@@ -23,7 +23,7 @@ from kvm_vmm import KVM_SET_USER_MEMORY_REGION, RAM
 from linux_guest import account, campaign
 from linux_guest.session import ask
 from linux_guest.shared import MEMORY, Shared
-from linux_vmm import CHUNK, RAM_SIZE, LinuxVm
+from linux_vmm import CHUNK, RAM_SIZE, VMCLOCK, LinuxVm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,7 +81,7 @@ class Host:
         self.memory_to_shared(vm)
         vm.pause()
         stopped_ns = time.time_ns()
-        checkpoint = vm.clock.checkpoint()
+        checkpoint = vm.clock.checkpoint(vmclock_address=VMCLOCK)
         pages = self.rest_to_shared(vm)
         letter = {
             "state": vm.state(),
@@ -98,7 +98,7 @@ class Host:
         vm = LinuxVm(counter=self.counter)
         vm.machine.ram[:] = self.shared.memory[MEMORY : MEMORY + RAM_SIZE]
         checkpoint = Checkpoint.from_bytes(bytes.fromhex(letter["time"]))
-        vm.take_over(letter["state"], checkpoint, Advance())
+        vm.take_over(letter["state"], checkpoint, Advance(), intent="live-migration")
         self.anchor = anchored(vm)
         vm.resume()
         resumed_ns = time.time_ns()

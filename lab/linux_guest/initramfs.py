@@ -10,7 +10,7 @@ from testbed.archive import Writer
 
 APPLETS: Final = (
     *("cat", "date", "dmesg", "echo", "grep", "kill", "ln", "mkdir", "mount", "nice", "poweroff", "ps", "sed", "seq"),
-    *("sh", "sleep", "stty", "tail", "taskset", "true", "uname", "wc"),
+    *("basename", "chrt", "dirname", "sh", "sleep", "stty", "tail", "taskset", "true", "uname", "wc"),
 )
 
 READY: Final = "the guest is ready"
