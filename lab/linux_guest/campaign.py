@@ -136,17 +136,17 @@ def restore(
     """
     time.sleep(after_s)
     before = host_ticks()
-    elapsed = None if given_ns is None else Elapsed.given(given_ns, error_ns=0)
-    vm = LinuxVm.restore(saved.directory, policy, **({"elapsed": elapsed} if elapsed else {}))
-    if policy is None:
-        paused = before - saved.stopped_at, host_ticks() - saved.stopped_at
-        return told(vm, saved, None, paused, paused, settle_s=settle_s)
-    paused = (vm.released_after - saved.stopped_at, vm.released_before - saved.stopped_at)
-    limits: Any = vm.plan.to_dict()["limits"]
-    missed = paused
+    elapsed: dict[str, Any] = {} if given_ns is None else {"elapsed": Elapsed.given(given_ns, error_ns=0)}
+    vm = LinuxVm.restore(saved.directory, policy, **elapsed)
+    # Without guestclock the guest's clock goes on somewhere in the restore.
+    released = (before, host_ticks()) if policy is None else (vm.released_after, vm.released_before)
+    paused = missed = released[0] - saved.stopped_at, released[1] - saved.stopped_at
     if given_ns is not None:
         ticks = given_ns * HOST_HZ // NS_PER_S
-        missed = ticks, ticks + vm.released_before - before
+        missed = ticks, ticks + released[1] - before
+    if policy is None:
+        return told(vm, saved, None, paused, missed, settle_s=settle_s)
+    limits: Any = vm.plan.to_dict()["limits"]
     return told(vm, saved, policy, paused, missed, added=vm.report.added_ticks, limits=limits, settle_s=settle_s)
 
 
