@@ -94,16 +94,28 @@ CERTAIN = "certain"
         (Advance(), 5),
         pytest.param(Advance(), 30, marks=nightly),
         pytest.param(Advance(max_ns=10 * S), 40, marks=nightly),
-        pytest.param(CatchUp(step_ns=5 * S, interval_ns=6 * S), 20, marks=nightly),
-        pytest.param(CatchUp(step_ns=5 * S, interval_ns=6 * S, at_once_ns=10 * S), 20, marks=nightly),
     ],
     ids=repr,
 )
 def test_an_idle_guest(saved: Saved, policy: Policy, after_s: int) -> None:
+    """The time that passed since the snapshot is the evidence's: at least `after_s`."""
     outcome = in_a_child(lambda: campaign.restore(saved.idle, policy, after_s=after_s))
     judge(outcome)
-    # A timer of 100 ms that was armed before the pause expires once for each period that was jumped over, at once.
-    jump = to_ns(outcome.added) if not isinstance(policy, CatchUp) else min(policy.step_ns, to_ns(outcome.added))
+    judge_jump(outcome, to_ns(outcome.added))
+
+
+@nightly
+@pytest.mark.parametrize("at_once_s", [0, 10])
+def test_an_idle_guest_in_steps(saved: Saved, at_once_s: int) -> None:
+    policy = CatchUp(step_ns=5 * S, interval_ns=6 * S, at_once_ns=at_once_s * S)
+    outcome = in_a_child(lambda: campaign.restore(saved.idle, policy, given_ns=20 * S))
+    judge(outcome)
+    assert outcome.steps >= (20 - at_once_s) // 5
+    judge_jump(outcome, max(policy.step_ns, policy.at_once_ns))
+
+
+def judge_jump(outcome: Outcome, jump: int) -> None:
+    """Assert that a timer of 100 ms that was armed before the pause expires at once, as often as the jump has room."""
     for watcher in outcome.watchers:
         assert watcher.most_expired >= jump // watcher.period_ns
         assert watcher.gap_ns >= jump
