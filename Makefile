@@ -97,7 +97,7 @@ kvm-test: $(NATIVE) | cargo ## Real KVM, on kernels booted here: all legs, LEGS=
 
 .PHONY: migrate-test
 migrate-test: $(NATIVE) | cargo ## A Linux guest between two emulated hosts, 20 times, and over a host's restart: out/migration; or ROUNDS=n
-	$(LAB) testbed wheel
+	$(LAB) testbed wheel aarch64
 	$(LAB) linux_guest.migration --rounds $(or $(ROUNDS),10)
 
 .PHONY: guest-probe
