@@ -153,7 +153,7 @@ def recompute_offsets(
     out: tuple[NDArray[np.uint64], NDArray[np.uint64]] | None = None,
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """Computes the offsets under which many saved guests go on at one instant, and the ticks that are added to their
-    counters: two uint64 arrays of shape (n,). It is the restore table of `guestclock.plan`, a row each VM, for each
+    counters: two uint64 arrays of shape (n,). It is the arithmetic of a plan and its release, a row each VM, for each
     counter of a guest by itself.
 
     The arguments are columns of n rows. `guest` and `host` (uint64) are the guest's counter and the host's count at the
@@ -1817,8 +1817,9 @@ class Plan:
 
     @property
     def throttled_ns(self) -> int | None:
-        """Longest time for which the CPU quota of `guest` throttles a group whose task ran at the pause, in
-        nanoseconds: the kernel takes the jump for CPU time. None for a guest without a quota.
+        """Time for which the CPU quota of `guest` throttles a group whose task ran on one vCPU at the pause, in
+        nanoseconds: the kernel takes the jump for CPU time. It is longer where periods of the quota begin late. None
+        for a guest without a quota.
         """
 
     @property

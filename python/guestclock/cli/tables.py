@@ -355,7 +355,7 @@ def _plan(planned: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("jumps at once by", duration(planned["jump_ns"])))
         rows.append(("", "a Linux guest charges it to the task that ran on each vCPU, which then waits as long"))
         if planned["throttled_ns"] is not None:
-            rows.append(("", f"its CPU quota throttles that task for up to {duration(planned['throttled_ns'])}"))
+            rows.append(("", f"its CPU quota throttles that task for about {duration(planned['throttled_ns'])}"))
         for limit in planned["limits"]:
             certain = limit["reached"] == "certain"
             of = "" if limit["reached"] == "not crossed" else f" for {limit['of']}"

@@ -164,7 +164,7 @@ pub(crate) fn ns_to_ticks<'py>(
 type Recomputed<'py> = (Bound<'py, PyArrayDyn<u64>>, Bound<'py, PyArrayDyn<u64>>);
 
 /// Computes the offsets under which many saved guests go on at one instant, and the ticks that are added to their
-/// counters: two uint64 arrays of shape (n,). It is the restore table of `guestclock.plan`, a row each VM, for each
+/// counters: two uint64 arrays of shape (n,). It is the arithmetic of a plan and its release, a row each VM, for each
 /// counter of a guest by itself.
 ///
 /// The arguments are columns of n rows. `guest` and `host` (uint64) are the guest's counter and the host's count at the

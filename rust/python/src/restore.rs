@@ -304,8 +304,9 @@ impl PyPlan {
         records::guest_limits(py, self.plan.limits())
     }
 
-    /// Longest time for which the CPU quota of `guest` throttles a group whose task ran at the pause, in nanoseconds: the
-    /// kernel takes the jump for CPU time. None for a guest without a quota.
+    /// Time for which the CPU quota of `guest` throttles a group whose task ran on one vCPU at the pause, in nanoseconds:
+    /// the kernel takes the jump for CPU time. It is longer where periods of the quota begin late. None for a guest
+    /// without a quota.
     #[getter]
     fn throttled_ns(&self) -> Option<u128> {
         self.plan.throttled_ns()

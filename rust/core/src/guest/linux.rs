@@ -183,9 +183,11 @@ impl LinuxGuest {
         })
     }
 
-    /// Returns the longest time for which the quota's group is throttled, in nanoseconds, where the task that ran on one
-    /// vCPU during the jump is the group's: the kernel charges it the jump, and the group pays it back from the quotas
-    /// of later periods. `None` without a quota.
+    /// Returns the time for which the quota's group is throttled, in nanoseconds, where the task that ran on one vCPU
+    /// during the jump is the group's: the kernel charges it the jump, and the group pays it back from the quotas of
+    /// later periods. It is less by what was left of a quota, and more by each period whose timer comes late, since a
+    /// refill is one quota however many periods it is for (`do_sched_cfs_period_timer`, kernel/sched/fair.c). `None`
+    /// without a quota.
     #[must_use]
     pub fn throttled_ns(&self, jump_ns: u128) -> Option<u128> {
         let CpuQuota { quota_us, period_us } = self.cpu_quota?;

@@ -69,7 +69,7 @@ fn limits(f: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
         ),
     )?;
     if let Some(ns) = plan.throttled_ns() {
-        linux(f, &format!("CPU quota: throttles that task's group for up to {ns} ns"))?;
+        linux(f, &format!("CPU quota: throttles that task's group for about {ns} ns"))?;
     }
     for (limit, reached) in plan.limits() {
         let (from, of) = match reached {

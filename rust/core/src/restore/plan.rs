@@ -344,7 +344,7 @@ impl Plan {
         self.request.guest.limits(self.frequency).into_iter().map(move |limit| (limit, limit.reached_by(jump_ns)))
     }
 
-    /// Returns the longest time for which the guest's CPU quota throttles a group whose task ran at the pause, in
+    /// Returns the time for which the guest's CPU quota throttles a group whose task ran on one vCPU at the pause, in
     /// nanoseconds; `None` for a guest without a quota.
     #[must_use]
     pub fn throttled_ns(&self) -> Option<u128> {
