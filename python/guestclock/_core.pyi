@@ -15,7 +15,6 @@ from typing import (
     TypedDict,
     TypeVar,
     final,
-    overload,
     type_check_only,
 )
 
@@ -71,7 +70,6 @@ def _each_checkpoint(
     sync: SyncBound | None,
     threads: int,
 ) -> tuple[dict[int, Checkpoint], dict[int, Exception]]: ...
-@overload
 def _each_plan(
     vms: Sequence[GuestVm],
     checkpoints: Sequence[Checkpoint],
@@ -79,29 +77,28 @@ def _each_plan(
     options: Options | None,
     now: int | Stamp | None,
     keywords: OptionKeywords,
-    restoring: Literal[False],
     threads: int,
 ) -> tuple[dict[int, Plan], dict[int, Exception]]: ...
-@overload
-def _each_plan(
+def _each_restore(
     vms: Sequence[GuestVm],
     checkpoints: Sequence[Checkpoint],
     policy: Policy | None,
     options: Options | None,
     now: int | Stamp | None,
     keywords: OptionKeywords,
-    restoring: Literal[True],
+    stages: Sequence[str],
     threads: int,
-) -> tuple[dict[int, Restore], dict[int, Exception]]: ...
+    stop: bool,
+) -> tuple[list[Restore], tuple[dict[int, Report | None], dict[int, Exception]], str]: ...
 def _each_step(
     restores: Sequence[Restore],
-    stage: str,
+    stages: Sequence[str],
     threads: int,
     *,
     stop: bool,
     at: Stamp | None = None,
     now: int | Stamp | None = None,
-) -> tuple[dict[int, Report | None], dict[int, Exception]]: ...
+) -> tuple[tuple[dict[int, Report | None], dict[int, Exception]], str]: ...
 def _each_pause(
     vms: Sequence[GuestVm], policy: Policy | None, views: str, threads: int
 ) -> tuple[dict[int, Pause], dict[int, Exception]]: ...

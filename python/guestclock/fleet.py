@@ -26,6 +26,7 @@ from guestclock._core import (
     _each_checkpoint,
     _each_pause,
     _each_plan,
+    _each_restore,
     _each_resume,
     _each_step,
     _each_verify,
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
 _Made = TypeVar("_Made")
 _Value = TypeVar("_Value")
 
+_Outcomes: TypeAlias = "tuple[dict[int, Report | None], dict[int, Exception]]"
+"""Reports of VMs that were released, and None of others; and the errors: each by the VM's place."""
 By: TypeAlias = Literal["name", "position"]
 """Rule by which a checkpoint's VMs are matched with a fleet's."""
 OnFailure: TypeAlias = Literal["finish", "stop"]
@@ -73,8 +76,8 @@ class Fleet(Mapping[str, GuestVm]):
     iterable of names, each once: the VMs that the call is about, by default all.
 
     `threads`, wherever it is taken, is the number of threads that share the work, at least 1: each VM's on one of them,
-    in Rust, without the interpreter's lock, which is given up once for each step. On KVM a step is ioctls, so more
-    threads than one pay where the kernel takes long for them.
+    in Rust, without the interpreter's lock. It is given up once for the whole call; where a VM's counter is a Python
+    object, once for each step. On KVM a step is ioctls, so more threads than one pay where the kernel takes long.
 
     `Fleet(bank)` takes a `ClockBank` whole, with the VMs that it has now. `names` names them in the order of
     `bank.vms()`; without it each is named by the digits of its handle. Its checkpoints, restores and pauses are passes
@@ -166,7 +169,7 @@ class Fleet(Mapping[str, GuestVm]):
         """
         saved = self._matched(checkpoint, only, by)
         vms = [self[name] for name in saved]
-        planned = _each_plan(vms, list(saved.values()), policy, options, now, keywords, False, threads)  # noqa: FBT003
+        planned = _each_plan(vms, list(saved.values()), policy, options, now, keywords, threads)
         made, refused = _sorted(list(saved), planned)
         return FleetPlan(policy or Freeze(), list(saved), made, refused)
 
@@ -209,10 +212,11 @@ class Fleet(Mapping[str, GuestVm]):
                 raise
             _watched_end("restore", report, policy)
             return report
-        opened = self._restoring(checkpoint, policy, only, by, on_failure, options, now, threads, keywords)
-        with opened:
-            opened.apply(now=now)
-            return opened.release(now=now)
+        stages = ("close", "prepare", "apply", "release")
+        opened, outcomes, last = self._restoring(
+            checkpoint, policy, only, by, on_failure, options, now, threads, keywords, stages
+        )
+        return opened._ended(outcomes, last)  # noqa: SLF001 - for this module
 
     def restoring(
         self,
@@ -232,7 +236,7 @@ class Fleet(Mapping[str, GuestVm]):
         The call plans, and raises FleetRefused. Entering the block closes all VMs, then makes each one's first step.
         Leaving it without `release()` gives all of them up: see `GuestVm.restoring`.
         """
-        return self._restoring(checkpoint, policy, only, by, on_failure, options, now, threads, keywords)
+        return self._restoring(checkpoint, policy, only, by, on_failure, options, now, threads, keywords, ())[0]
 
     def _restoring(
         self,
@@ -245,16 +249,20 @@ class Fleet(Mapping[str, GuestVm]):
         now: int | Stamp | None,
         threads: int,
         keywords: OptionKeywords,
-    ) -> FleetRestore:
+        stages: Sequence[str],
+    ) -> tuple[FleetRestore, _Outcomes, str]:
+        """Plans, and makes these steps in the same call: with what came of them, and the last."""
         _checked_word(on_failure)
         saved = self._matched(checkpoint, only, by)
-        vms = [self[name] for name in saved]
-        planned = _each_plan(vms, list(saved.values()), policy, options, now, keywords, True, threads)  # noqa: FBT003
-        made, refused = _sorted(list(saved), planned)
-        if refused:
-            raise _refused(list(made), refused)
-        plans = {name: restore.plan for name, restore in made.items()}
-        return FleetRestore(FleetPlan(policy or Freeze(), list(saved), plans, {}), made, on_failure, threads)
+        names, vms, stop = list(saved), [self[name] for name in saved], on_failure == "stop"
+        restores, outcomes, last = _each_restore(
+            vms, list(saved.values()), policy, options, now, keywords, stages, threads, stop
+        )
+        if len(restores) < len(names):
+            accepted, refused = _sorted(names, outcomes)
+            raise _refused(list(accepted), refused)
+        opened = FleetRestore(policy, dict(zip(names, restores, strict=True)), on_failure, threads)
+        return opened, outcomes, last
 
     def verify(
         self,
@@ -487,25 +495,29 @@ class FleetRestore:
     `release()`, by whatever way, gives up every VM that isn't released: see `Restore`.
     """
 
-    def __init__(self, plan: FleetPlan, restores: dict[str, Restore], on_failure: OnFailure, threads: int) -> None:
-        self.plan = plan
-        """The plan."""
+    def __init__(
+        self, policy: Policy | None, restores: dict[str, Restore], on_failure: OnFailure, threads: int
+    ) -> None:
         self.failed: dict[str, Exception] = {}
         """The error of each VM that has failed so far: it is given up, and the error says the state it is in."""
+        self._policy = policy or Freeze()
         self._restores = restores
-        self._open: dict[str, Restore] = {}
+        self._open = dict(restores)
         self._reports: dict[str, Report] = {}
         self._on_failure = on_failure
         self._threads = threads
 
+    @cached_property
+    def plan(self) -> FleetPlan:
+        """The plan."""
+        plans = {name: restore.plan for name, restore in self._restores.items()}
+        return FleetPlan(self._policy, list(plans), plans, {})
+
     def __enter__(self) -> Self:
         """Closes all VMs, then makes each one's first step. VcpuRunning or StalePlan before anything is written."""
+        self._open = dict(self._restores)
         try:
-            names = list(self._restores)
-            closed, failed = _each_step(list(self._restores.values()), "close", self._threads, stop=True)
-            self._open = {names[at]: self._restores[names[at]] for at in closed}
-            _raise_first(names, failed)
-            self._step("prepare")
+            self._step("close", "prepare")
         except BaseException as error:
             self._give_up(error)
             raise
@@ -533,10 +545,16 @@ class FleetRestore:
             raise self._interrupted()
         return FleetReport(self._reports)
 
-    def _step(self, step: str, *, at: Stamp | None = None, now: int | Stamp | None = None) -> None:
-        names, stop = list(self._open), self._on_failure == "stop"
-        done = _each_step(list(self._open.values()), step, self._threads, stop=stop, at=at, now=now)
-        made, failed = _sorted(names, done)
+    def _step(self, *stages: str, at: Stamp | None = None, now: int | Stamp | None = None) -> None:
+        restores, stop = list(self._open.values()), self._on_failure == "stop"
+        self._took(*_each_step(restores, stages, self._threads, stop=stop, at=at, now=now))
+
+    def _took(self, outcomes: _Outcomes, last: str) -> None:
+        """Takes note of steps up to this one."""
+        made, failed = _sorted(list(self._open), outcomes)
+        if failed and last == "close":
+            self._open = {name: self._open[name] for name in made}
+            _raise_first(list(failed), dict(enumerate(failed.values())))
         for name, report in made.items():
             if report is not None:
                 del self._open[name]
@@ -547,11 +565,22 @@ class FleetRestore:
         for name, error in failed.items():
             self._open.pop(name).__exit__(type(error), error, error.__traceback__)
             self.failed[name] = error
-        if failed and stop:
+        if failed and self._on_failure == "stop":
             name, error = next(iter(failed.items()))
-            self._stop(step, name)
+            self._stop(last, name)
             raise self._interrupted() from error
         _raise_first(list(refused), dict(enumerate(refused.values())))
+
+    def _ended(self, outcomes: _Outcomes, last: str) -> FleetReport:
+        """The reports of a restore whose steps were all made in one call."""
+        try:
+            self._took(outcomes, last)
+        except BaseException as error:
+            self._give_up(error)
+            raise
+        if self.failed:
+            raise self._interrupted()
+        return FleetReport(self._reports)
 
     def _stop(self, step: str, failed: str) -> None:
         """Gives up the VMs that aren't released, since one has failed: each gets an error that says its state."""

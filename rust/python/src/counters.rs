@@ -418,10 +418,19 @@ impl AnyCounter {
         Ok(self.taken(py, now)?.hold())
     }
 
+    /// Returns whether a call needs a stamp that Python code takes, as it does unless one is injected.
+    pub(crate) fn is_sampled_in_python(&self, now: Option<&Now>) -> bool {
+        match self {
+            Self::Foreign(_) => !matches!(now, Some(Now::Stamp(_))),
+            Self::Scaled(counter) => counter.inner().is_sampled_in_python(now),
+            _ => false,
+        }
+    }
+
     /// Takes a Python counter's stamp for work in another thread, which holds it: see `stamped`.
     pub(crate) fn taken(&self, py: Python<'_>, now: Option<&Now>) -> PyResult<Taken> {
         match self {
-            Self::Foreign(counter) if !matches!(now, Some(Now::Stamp(_))) => counter.sample_stamp(py),
+            Self::Foreign(counter) if self.is_sampled_in_python(now) => counter.sample_stamp(py),
             Self::Scaled(counter) => counter.inner().taken(py, now),
             _ => Ok(Taken::NONE),
         }

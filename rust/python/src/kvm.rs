@@ -290,6 +290,10 @@ impl Handle for Kvm {
         self.counter.get().0.ask(py)
     }
 
+    fn samples_in_python(&self, _now: Option<&Now>) -> bool {
+        false
+    }
+
     fn sampled(&self, _py: Python<'_>, _now: Option<HostCount>) -> PyResult<Sampled> {
         Ok(Sampled::NOT)
     }
@@ -410,9 +414,9 @@ impl Operable for Kvm {
 
     fn work<T>(
         &self,
-        ready: Numbers,
+        ready: &Numbers,
         _verb: Option<Verb>,
-        _now: Option<Now>,
+        _now: Option<&Now>,
         work: impl FnOnce(&mut RunState, &mut dyn Backend<Error = KvmError>) -> T,
     ) -> Result<T, Failure> {
         let fds = ready.borrow().map_err(|error| -> Failure { Box::new(|| error) })?;

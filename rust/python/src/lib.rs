@@ -63,7 +63,9 @@ mod _core {
     #[pymodule_export]
     use super::faulty::PyFaultyVm;
     #[pymodule_export]
-    use super::fleet::{_each_checkpoint, _each_pause, _each_plan, _each_resume, _each_step, _each_verify};
+    use super::fleet::{
+        _each_checkpoint, _each_pause, _each_plan, _each_restore, _each_resume, _each_step, _each_verify,
+    };
     #[pymodule_export]
     use super::guest::{_cancel, PyPause, PyRunning};
     #[pymodule_export]
