@@ -160,13 +160,26 @@ kvm-boot: $(VENV)/.tools ## One command in one such machine: make kvm-boot LEG=6
 FUZZ := env CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),target)/fuzz RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module \
 	-Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
 	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1" \
-	cargo run --manifest-path lab/fuzz/Cargo.toml --release --locked --target $$(rustc --print host-tuple) --
+	cargo run --manifest-path lab/fuzz/Cargo.toml --release --locked --target $$(rustc --print host-tuple) \
+	--bin checkpoint --
 
 .PHONY: fuzz
 fuzz: | cargo ## Hostile bytes for the checkpoint reader and a restore, led by the code they reach: a million, or RUNS=n SEED=n ONLY=file
 	mkdir -p out/fuzz/corpus
 	$(FUZZ) $(or $(ONLY),-runs=$(or $(RUNS),1000000) -seed=$(or $(SEED),1) -max_len=4096 -artifact_prefix=out/fuzz/ \
 		-print_final_stats=1 out/fuzz/corpus lab/fuzz/corpus/checkpoint tests/golden)
+
+# The fuzzer's neighbours, which nothing leads: without coverage counters, and with each check of a debug build.
+BLIND := env CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),target)/blind \
+	cargo run --manifest-path lab/fuzz/Cargo.toml --release --locked --bin
+
+.PHONY: damage
+damage: | cargo ## Checkpoint files damaged at random, against the fuzzer's rules: a million, or RUNS=n SEED=n
+	$(BLIND) damage -- $(or $(RUNS),1000000) $(or $(SEED),1)
+
+.PHONY: reads
+reads: | cargo ## Reads of a VM without a lock, beside a thread that moves its counters: a hundred million, or RUNS=n SEED=n
+	$(BLIND) reads -- $(or $(RUNS),100000000) $(or $(SEED),1)
 
 .PHONY: deep-test
 deep-test: loom deep-model mutants ## The slow tests: every interleaving; the model against the reference from a fresh seed, or SEED=n; make mutants

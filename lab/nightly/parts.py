@@ -10,7 +10,7 @@ HOUR_S = 3600
 
 @dataclass(frozen=True)
 class Part:
-    """A command from the tree's root, and the time after which it has failed."""
+    """A command from the tree's root, with `{seed}` for the night's seed, and the time after which it has failed."""
 
     name: str
     command: tuple[str, ...]
@@ -27,7 +27,7 @@ def lab(module: str, *arguments: str, name: str | None = None, limit_s: int = HO
     return Part(name or module, ("env", "PYTHONPATH=lab", sys.executable, "-m", module, *arguments), limit_s)
 
 
-STRESS = ("kills", "limits", "pages", "registers", "readers", "races")
+STRESS = ("kills", "limits", "pages", "registers", "readers", "races", "sweep")
 """The parts of lab/stress."""
 
 PARTS = (
@@ -45,8 +45,10 @@ PARTS = (
     make("accuracy"),
     make("migrate-test"),
     make("study", limit_s=2 * HOUR_S),
-    make("fuzz", "RUNS=100000000", limit_s=6 * HOUR_S),
-    *(lab("stress", part, name=f"stress-{part}", limit_s=2 * HOUR_S) for part in STRESS),
+    make("fuzz", "RUNS=100000000", "SEED={seed}", limit_s=6 * HOUR_S),
+    make("damage", "RUNS=100000000", "SEED={seed}", name="stress-damage", limit_s=2 * HOUR_S),
+    make("reads", "RUNS=1000000000", "SEED={seed}", name="stress-reads"),
+    *(lab("stress", part, "--seed", "{seed}", name=f"stress-{part}", limit_s=2 * HOUR_S) for part in STRESS),
     make("deep-model", limit_s=2 * HOUR_S),
     make("mutants", limit_s=4 * HOUR_S),
     make("instructions"),

@@ -9,6 +9,8 @@ the seed. The parts are the functions of `PARTS`.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
 import mmap
 import random
 import resource
@@ -19,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections import Counter
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
@@ -32,6 +35,7 @@ from guestclock.errors import GuestClockError
 from guestclock.guest import StolenTime, VmClock
 from guestclock.inspection import diff, dry_run, inspect, target, verify
 from guestclock.model import ClockBank, DeadlineQueue
+from stress.sweep import cases, drawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -243,6 +247,21 @@ def races(runs: int, dice: random.Random) -> Counter[str]:
     return counts
 
 
+def sweep(runs: int, dice: random.Random) -> Counter[str]:
+    """Calls the whole public API with one or more arguments wrong: a refusal in words, each time."""
+    counts: Counter[str] = Counter()
+    calls = cases()
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), warnings.catch_warnings():
+        # Restores and pauses are dropped here.
+        warnings.simplefilter("ignore", ResourceWarning)
+        for _ in range(runs):
+            finding = drawn(calls, dice)
+            holds(finding is None, finding)
+            counts["swept calls"] += 1
+        gc.collect()
+    return counts
+
+
 def holds(condition: bool, what: object) -> None:  # noqa: FBT001
     """Ends the part where a rule is broken."""
     if not condition:
@@ -273,6 +292,7 @@ PARTS: dict[str, tuple[Callable[[int, random.Random], Counter[str]], int]] = {
     "registers": (registers, 100_000),
     "readers": (readers, 100_000),
     "races": (races, 1_000_000_000),
+    "sweep": (sweep, 200_000),
 }
 """Each part, and its runs by night."""
 
