@@ -10,6 +10,6 @@ use guestclock_fuzz::{START, check, enveloped, sealed};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    check(bytes);
-    check(&if bytes.starts_with(START) { sealed(bytes.to_vec()) } else { enveloped(bytes) });
+    check(bytes, true);
+    check(&if bytes.starts_with(START) { sealed(bytes.to_vec()) } else { enveloped(bytes) }, true);
 });
