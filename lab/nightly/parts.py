@@ -35,6 +35,7 @@ PARTS = (
     make("lint"),
     make("types"),
     make("docs"),
+    make("test-portable"),
     make("wheel"),
     make("sdist"),
     # Every kernel with the whole suite; the next two judge by the traces that it leaves.

@@ -54,6 +54,7 @@ from guestclock.types import (
 __version__: Final[str]
 DEBUG_BUILD: Final[bool]
 NO_DEADLINE: Final[int]
+_LINUX: Final[bool]
 _RATE_TOLERANCE_PPM: Final[int]
 
 def reg_id(name: str) -> int:

@@ -7,6 +7,7 @@ use crate::files;
 use crate::interchange::timer_regs;
 use crate::records::{self, AnyReading, AnyStamp, AnySyncBound, named};
 use crate::registers;
+use crate::system::NEW_FILE_MODE;
 use guestclock_core::arch::arm64::Timer;
 use guestclock_core::checkpoint::codec::{self, Key, MAX_BYTES, Plain, WireError};
 use guestclock_core::checkpoint::fields::{ADDRESS, Field};
@@ -17,7 +18,6 @@ use guestclock_core::checkpoint::{
 use guestclock_core::drive::Saving;
 use guestclock_core::restore::timer_status as status;
 use guestclock_core::time::{GuestCount, Offset};
-use guestclock_linux::file;
 use numpy::PyArray1;
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyIndexError, PyKeyError, PyOverflowError, PyTypeError, PyValueError};
@@ -597,7 +597,7 @@ impl PyCheckpoint {
     /// RuntimeWarning says that its folder couldn't be synced.
     ///
     /// OSError, with errno and the file's name, where the system refuses. See docs/files.md.
-    #[pyo3(signature = (path, *, mode=file::NEW_FILE_MODE), text_signature = "($self, path, *, mode=0o600)")]
+    #[pyo3(signature = (path, *, mode=NEW_FILE_MODE), text_signature = "($self, path, *, mode=0o600)")]
     fn save(&self, py: Python<'_>, path: PathBuf, #[pyo3(from_py_with = int)] mode: u32) -> PyResult<()> {
         if mode > 0o777 {
             return Err(PyValueError::new_err(format!("mode={mode:#o}: a mode is from 0 to 0o777")));

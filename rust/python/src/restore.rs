@@ -9,6 +9,7 @@ use crate::observe;
 use crate::policy::{AnyPolicy, Spelled, to_python};
 use crate::process::locked;
 use crate::records::{self, AnyLinuxGuest, AnyNow, AnyStamp, AnySyncBound, named};
+use crate::system::monotonic_ns;
 use crate::words;
 
 use guestclock_core::arch::arm64::{IrqIds, View};
@@ -20,7 +21,6 @@ use guestclock_core::restore::{
     timer_status as status,
 };
 use guestclock_core::time::{Amount, ElapsedBy, ErrorBound, HostCount, Intent, OffsetInterval, Sleep, Stamp, Term};
-use guestclock_linux::clock::monotonic_ns;
 use guestclock_model::locked::Now;
 use pyo3::conversion::FromPyObjectOwned;
 use pyo3::exceptions::{PyBaseException, PyGeneratorExit, PyTypeError, PyValueError};

@@ -3,9 +3,10 @@
 use crate::any_vm::{Failure, Handle, Operable, failure};
 use crate::arguments::{Int, Modular, Vcpu, count, int, plain, quoted};
 use crate::checkpoint::vm_name;
-use crate::counters::{AnyCounter, PyHostCounter};
+use crate::counters::AnyCounter;
 use crate::errors::OrRaise;
 use crate::foreign::{Sampled, Taken};
+use crate::host_counters::PyHostCounter;
 use crate::records::{self, AnyCount, PyTimerState};
 use crate::registers;
 use crate::verbs::PyGuestVm;
