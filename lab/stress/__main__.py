@@ -32,7 +32,7 @@ import numpy as np
 
 from guestclock import Advance, Checkpoint, Freeze, ManualCounter, ModelVm, Reg
 from guestclock.errors import GuestClockError
-from guestclock.guest import StolenTime, VmClock
+from guestclock.guest import ClockEquation, StolenTime, VmClock, find_pages
 from guestclock.inspection import diff, dry_run, inspect, target, verify
 from guestclock.model import ClockBank, DeadlineQueue
 from stress.sweep import cases, drawn
@@ -153,6 +153,21 @@ def pages(runs: int, dice: random.Random) -> Counter[str]:
         record.add(dice.choice([0, 1, 2**64 - 1]))
         holds((bytes(memory[:4096]), bytes(memory[8192 + 64 :])) == around, "a store outside of the page")
         holds(memory[4096 + 12] % 2 == 0, "an update ends")
+        # As another process does, after the guest has written anything at all.
+        for start, size in ((4096, 112), (8192, 64)):
+            if dice.random() < 0.5:
+                memory[start + 8 : start + size] = dice.randbytes(size - 8)
+        placed = vm.checkpoint(vmclock_address=4096, stolen_time=[8192])
+        found = find_pages(placed, memory, base=0)
+        counts["pages that were overwritten"] += len(found.overwritten)
+        if found.vmclock is not None:
+            guest = [dice.choice([0, 1, 2**63, 2**64 - 1, dice.getrandbits(64)]) for _ in range(2)]
+            with found.vmclock.update() as update:
+                equation = ClockEquation(counter.stamp(), cntvct=guest[1], synchronized=True, max_error_ns=1)
+                update.clock(equation, monotonic=(guest[0], guest[1]))
+        for part in filter(None, found.stolen_time):
+            part.add(1)
+        memory[8192:8200] = bytes(8)
         counter.advance(3)
         counts["restores with a guest that writes into its pages"] += 1
     return counts

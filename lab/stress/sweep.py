@@ -121,7 +121,7 @@ def kinds_of(node: ast.expr) -> Iterator[str]:
 
 
 def sweep(cases: list[Case], values: Mapping[str, Callable[[], object]]) -> list[str]:
-    """What is wrong with the API: a line each finding."""
+    """Faults of the API, a line each."""
     tried = (
         judged(case, {parameter: make()}, f"{case.name}({parameter}={label})")
         for case in cases

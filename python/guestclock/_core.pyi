@@ -414,6 +414,7 @@ class DeadlineQueue:
         deadlines and then of the ids.
 
         A deadline is the host count at which the timer became due: 0 where that was before the counter's first count.
+        MemoryError where there is no memory for them: every timer is still armed then.
         """
 
     @property
@@ -672,6 +673,7 @@ class ClockBank:
         Each timer is returned once, until it is written again or an offset change of its VM puts it into the future. A
         VM that is paused or being restored has none until it goes on. The cost of a call depends on the number of
         timers that it returns, not on how many are pending. A deadline before the counter's first count is 0.
+        MemoryError where there is no memory for them: none was returned then.
         """
 
     def changes(self, now: int | None = None) -> Changes:
@@ -1591,9 +1593,9 @@ class Checkpoint:
 class StolenTime:
     """One vCPU's PV stolen-time record (Arm DEN0057A) in the guest's memory, at `offset` of `memory`.
 
-    `memory` is writable and in one piece (an mmap, a memoryview). The record is at a multiple of 64 bytes and has
-    revision and attributes 0, else ValueError. Use it only while the vCPU is stopped: KVM writes the record itself when
-    it loads the vCPU.
+    `memory` is writable and in one piece (an mmap, a memoryview), and the record at a multiple of 64 bytes, else
+    ValueError. PageOverwritten where its revision or its attributes aren't 0. Use it only while the vCPU is stopped:
+    KVM writes the record itself when it loads the vCPU.
     """
 
     def __new__(cls, memory: Buffer, offset: int = 0) -> Self: ...
@@ -1665,7 +1667,8 @@ class VmClock:
     """A vmclock page (Linux's linux/vmclock-abi.h) that is in the guest's memory already, as after a restore, at
     `offset` of `memory`. `VmClock.create` makes a new one.
 
-    `memory` is writable and in one piece, and the page at a multiple of 8 bytes, else ValueError.
+    `memory` is writable and in one piece, and the page at a multiple of 8 bytes, else ValueError. PageOverwritten where
+    it doesn't begin as a page does.
     """
 
     def __new__(cls, memory: Buffer, offset: int = 0) -> Self: ...

@@ -2,7 +2,9 @@
 
 use crate::alarms::Alarms;
 use crate::arguments::{Int, count, int, plain};
-use crate::arrays::{Column, Named, as_array, column, extent, new_array, output, ready, same_rows, writable};
+use crate::arrays::{
+    Column, FEW, Named, Room, as_array, column, extent, new_array, output, ready, same_rows, writable,
+};
 use crate::checkpoint::{PyCheckpoint, vm_name};
 use crate::columns::chosen_isa;
 use crate::counters::{AnyCounter, Asks, PyScaledCounter};
@@ -20,6 +22,7 @@ use guestclock_core::arch::arm64::{Timer, View};
 use guestclock_core::checkpoint::VmName;
 use guestclock_core::time::{Counter, Frequency, HostCount, NO_DEADLINE};
 use guestclock_model::bank::{Bank, BankError, Handle, Selection};
+use guestclock_model::deadlines::NotTaken;
 use guestclock_model::locked::{LockedBank, LockedVm};
 use guestclock_model::sets::{SetSaving, handle_named};
 use numpy::{PyArray1, PyArrayDyn};
@@ -530,15 +533,31 @@ impl PyClockBank {
     /// Each timer is returned once, until it is written again or an offset change of its VM puts it into the future.
     /// A VM that is paused or being restored has none until it goes on.
     /// The cost of a call depends on the number of timers that it returns, not on how many are pending. A deadline
-    /// before the counter's first count is 0.
+    /// before the counter's first count is 0. MemoryError where there is no memory for them: none was returned then.
     #[pyo3(signature = (now=None))]
     fn expire<'py>(&self, py: Python<'py>, now: Option<Int<u64>>) -> PyResult<Bound<'py, PyAny>> {
-        let pending = self.bank.look(Bank::pending);
-        let _sample = self.sampled(py, now)?;
-        let fired = self.ask(py, pending, |bank| bank.expire(self.now(now)));
-        let vcpus = as_array(py, fired.iter().map(|fired| fired.vcpu));
-        let timers = numbers(py, fired.iter().map(|fired| fired.timer));
-        records::expired(py, vcpus, timers, new_array(py, fired.iter().map(|fired| fired.deadline)))
+        let mut most = FEW;
+        loop {
+            let (vcpus, timers, deadlines) = (Room::new(py, most)?, Room::new(py, most)?, Room::new(py, most)?);
+            let pending = self.bank.look(Bank::pending);
+            let _sample = self.sampled(py, now)?;
+            let fired = match self.ask(py, pending, |bank| bank.expire_at_most(most, self.now(now))) {
+                Ok(fired) => fired,
+                Err(NotTaken::More { due }) => {
+                    most = due;
+                    continue;
+                }
+                Err(error) => return Err(error.into_pyerr()),
+            };
+            let vcpus = vcpus.filled(py, fired.iter().map(|fired| fired.vcpu.0))?;
+            let timers = timers.filled(py, fired.iter().map(|fired| fired.timer as u8))?;
+            return records::expired(
+                py,
+                vcpus,
+                timers,
+                deadlines.filled(py, fired.iter().map(|fired| fired.deadline))?,
+            );
+        }
     }
 
     /// The lines whose level has changed since the last call: `Changes`, of their vCPUs (int64), timers (uint8) and

@@ -9,7 +9,7 @@ use guestclock_core::restore::Refusal;
 use guestclock_core::time::ElapsedError;
 use guestclock_core::time::elapsed::UnknownElapsed;
 use guestclock_model::bank::WentBackwards;
-use guestclock_model::deadlines::QueueError;
+use guestclock_model::deadlines::{NotTaken, QueueError};
 use guestclock_model::error::VmError;
 use pyo3::exceptions::{
     PyBaseException, PyIndexError, PyMemoryError, PyOSError, PyOverflowError, PyResourceWarning, PyValueError,
@@ -180,6 +180,13 @@ impl IntoPyErr for QueueError {
             Self::NoMemory { .. } => PyMemoryError::new_err(message),
             _ => PyValueError::new_err(message),
         }
+    }
+}
+
+impl IntoPyErr for NotTaken {
+    #[cold]
+    fn into_pyerr(self) -> PyErr {
+        PyMemoryError::new_err(self.to_string())
     }
 }
 

@@ -1,4 +1,7 @@
 //! Files of checkpoints, without the interpreter's lock, and with Python's own errors.
+//!
+//! No lock of ours is held meanwhile, so a fork doesn't wait for a slow disk. The child has the descriptors that were open,
+//! and no more: it can save and load at once, and what the parent writes is the parent's.
 
 use crate::errors::{OrRaise, os_error};
 use crate::process::heard;

@@ -2,7 +2,7 @@
 
 use crate::arguments::{Int, int};
 use crate::equation::{PyClockEquation, TIME_TYPES, time_type_name};
-use crate::errors::{IntoPyErr, OrRaise};
+use crate::errors::{IntoPyErr, OrRaise, typed};
 use crate::process::detached;
 use crate::records::named;
 use core::ptr::NonNull;
@@ -19,7 +19,12 @@ use std::time::Duration;
 impl IntoPyErr for PageError {
     #[cold]
     fn into_pyerr(self) -> PyErr {
-        PyValueError::new_err(self.to_string())
+        match self {
+            Self::NotStolenTime { offset, .. } | Self::NotVmClock { offset, .. } => {
+                typed("PageOverwritten", &self.to_string(), |fields| fields.set_item("offset", offset))
+            }
+            _ => PyValueError::new_err(self.to_string()),
+        }
     }
 }
 
@@ -47,8 +52,8 @@ impl Buffer {
 
 /// One vCPU's PV stolen-time record (Arm DEN0057A) in the guest's memory, at `offset` of `memory`.
 ///
-/// `memory` is writable and in one piece (an mmap, a memoryview). The record is at a multiple of 64 bytes and has
-/// revision and attributes 0, else ValueError. Use it only while the vCPU is stopped: KVM writes the record itself when
+/// `memory` is writable and in one piece (an mmap, a memoryview), and the record at a multiple of 64 bytes, else
+/// ValueError. PageOverwritten where its revision or its attributes aren't 0. Use it only while the vCPU is stopped: KVM writes the record itself when
 /// it loads the vCPU.
 #[pyclass(frozen, name = "StolenTime", module = "guestclock.guest")]
 pub(crate) struct PyStolenTime {
@@ -104,7 +109,8 @@ const LONGEST_UPDATE: Duration = Duration::from_millis(100);
 /// A vmclock page (Linux's linux/vmclock-abi.h) that is in the guest's memory already, as after a restore, at `offset`
 /// of `memory`. `VmClock.create` makes a new one.
 ///
-/// `memory` is writable and in one piece, and the page at a multiple of 8 bytes, else ValueError.
+/// `memory` is writable and in one piece, and the page at a multiple of 8 bytes, else ValueError. PageOverwritten where
+/// it doesn't begin as a page does.
 #[pyclass(frozen, name = "VmClock", module = "guestclock.guest")]
 pub(crate) struct PyVmClock {
     memory: Buffer,

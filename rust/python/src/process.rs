@@ -2,7 +2,9 @@
 //!
 //! **A fork** copies every lock as it is, also one whose holder is a thread that the child doesn't have. So a fork
 //! (`os.fork` and all that stands on it) waits until no thread is at [`work`](detached) that holds one, and such work waits
-//! for the fork. The child has every object as it was at that moment.
+//! for the fork. The child has every object as it was at that moment. It doesn't wait for work that holds no lock and may
+//! take as long as a disk does (`files.rs`), nor for calls on KVM, in which the kernel may block: a `KvmVm` is of no use in
+//! the child, since KVM answers EIO to any process except its maker's.
 //!
 //! **At its end** CPython before 3.14 ends a daemon thread that asks for the interpreter's lock, by pthread_exit(3), which
 //! unwinds the thread's stack; no Rust frame lets that pass, and the process would abort. PyO3 parks the thread where it
