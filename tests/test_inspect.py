@@ -8,7 +8,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typer.testing import CliRunner, Result
 
 from golden import make
 from guestclock import Advance, CatchUp, Checkpoint, Elapsed, Fleet, Freeze, ModelVm, Reg, SyncBound, inspection
+from guestclock.cli import tables
 from guestclock.cli.app import app
 from guestclock.cli.shared import flags
 from guestclock.inspection.words import duration, instant
@@ -723,3 +724,45 @@ def test_instants_in_words() -> None:
     assert instant(2**63 - 1).startswith("2262-04-11")
     beyond: Any = 10**30
     assert instant(beyond) == f"{beyond} ns since 1970"
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        inspection.inspect,
+        lambda saved: inspection.diff(saved, saved),
+        lambda saved: inspection.plan_each(
+            {vm.name: vm for vm in saved}, {vm.name: inspection.target(vm) for vm in saved}, policy=Freeze()
+        ),
+        lambda saved: inspection.timeline((vm.name, vm) for vm in saved),
+        lambda saved: tables.print_inspection(inspection.inspect(saved)),
+        lambda saved: [vm.to_one_regs() for vm in saved],
+    ],
+    ids=["inspect", "diff", "plan", "plot", "inspect's table", "register lists"],
+)
+def test_the_work_of_a_reader_grows_as_its_file(
+    read: Callable[[Checkpoint], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the calls that the interpreter makes, in Python and out of it: what they take is the machine's load."""
+
+    def calls(vms: int) -> int:
+        bank = ClockBank(host())
+        for number in range(vms):
+            bank.add(1 + number % 3)
+        saved = Checkpoint.from_bytes(Fleet(bank).checkpoint().to_bytes())
+        count = 0
+
+        def counts(_frame: object, event: str, _argument: object) -> None:
+            nonlocal count
+            count += event in {"call", "c_call"}
+
+        sys.setprofile(counts)
+        try:
+            read(saved)
+        finally:
+            sys.setprofile(None)
+        return count
+
+    few, more, most = map(calls, (60, 120, 240))
+    assert most - more <= 2.2 * (more - few) + 20
+    capsys.readouterr()

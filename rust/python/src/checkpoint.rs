@@ -242,10 +242,10 @@ impl PyCheckpoint {
         let len = self.0.len();
         if let Ok(name) = key.cast::<PyString>() {
             let name = name.to_str()?;
-            let found = self.0.find(name);
-            let index =
+            let found = self.0.find(name).and_then(|index| self.0.vm(index));
+            let vm =
                 found.ok_or_else(|| PyKeyError::new_err(format!("the checkpoint has no VM named {}", quoted(name))))?;
-            return Ok(Self::from(self.0.part(|vm| vm == index)));
+            return Ok(Self::from(vm.alone()));
         }
         if let Ok(slice) = key.cast::<PySlice>() {
             let indices = slice.indices(len.cast_signed())?;
@@ -265,8 +265,8 @@ impl PyCheckpoint {
             }
         };
         let found = if index < 0 { len.checked_add_signed(index) } else { index.try_into().ok() };
-        let index = found.filter(|index| *index < len).ok_or_else(no_vm)?;
-        Ok(Self::from(self.0.part(|vm| vm == index)))
+        let vm = found.and_then(|index| self.0.vm(index)).ok_or_else(no_vm)?;
+        Ok(Self::from(vm.alone()))
     }
 
     fn __contains__(&self, name: &str) -> bool {
