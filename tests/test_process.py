@@ -433,7 +433,9 @@ def test_what_was_taken_before_a_failure_comes_again() -> None:
         with pytest.raises(ZeroDivisionError):
             alarm.expire()
         assert select.select([alarm], [], [], 0)[0] == [alarm]
-        assert alarm.expire()[0].tolist() == [3]
+        timers = alarm.expire()[0]
+        assert isinstance(timers, np.ndarray)
+        assert timers.tolist() == [3]
 
 
 def test_a_queue_has_no_group_of_more_timers_than_ids() -> None:

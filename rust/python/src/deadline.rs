@@ -18,6 +18,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// taking it again 50 ns. The columns are copied before that, so nobody can write to them meanwhile.
 const RELEASE_GIL_FROM: usize = 4096;
 
+/// Ids and deadlines of the timers that were taken.
+type Taken<'py> = (Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<u64>>);
+
 /// Timers of many VMs, and which of them are due: the next deadline is always at hand, and no call looks at other
 /// timers than its own.
 ///
@@ -164,11 +167,7 @@ impl PyDeadlineQueue {
     ///
     /// A deadline is the host count at which the timer became due: 0 where that was before the counter's first count.
     /// MemoryError where there is no memory for them: every timer is still armed then.
-    fn expire<'py>(
-        &self,
-        py: Python<'py>,
-        now: Int<u64>,
-    ) -> PyResult<(Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<u64>>)> {
+    fn expire<'py>(&self, py: Python<'py>, now: Int<u64>) -> PyResult<Taken<'py>> {
         let mut most = FEW;
         loop {
             let (ids, deadlines) = (Room::new(py, most)?, Room::new(py, most)?);

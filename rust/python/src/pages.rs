@@ -53,8 +53,8 @@ impl Buffer {
 /// One vCPU's PV stolen-time record (Arm DEN0057A) in the guest's memory, at `offset` of `memory`.
 ///
 /// `memory` is writable and in one piece (an mmap, a memoryview), and the record at a multiple of 64 bytes, else
-/// ValueError. PageOverwritten where its revision or its attributes aren't 0. Use it only while the vCPU is stopped: KVM writes the record itself when
-/// it loads the vCPU.
+/// ValueError. PageOverwritten where its revision or its attributes aren't 0. Use it only while the vCPU is stopped: KVM
+/// writes the record itself when it loads the vCPU.
 #[pyclass(frozen, name = "StolenTime", module = "guestclock.guest")]
 pub(crate) struct PyStolenTime {
     memory: Buffer,
