@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from guestclock._core import Pause, Step, _PausedSet, _SetReport
+    from guestclock._core import Pause, Step, _PausedSet, _SetPlan, _SetReport
     from guestclock.types import Mismatch, OptionKeywords, Options, Policy, Stamp, SyncBound, Views
 
 _Made = TypeVar("_Made")
@@ -138,7 +138,7 @@ class Fleet(Mapping[str, GuestVm]):
         """
         addresses, records = _by_name(vmclock_address), _by_name(stolen_time)
         for given in (stopped_at, addresses, records):
-            if isinstance(given, Mapping):
+            if isinstance(given, Mapping) and given:
                 self._chosen(given)
         if self._bank is not None and not addresses and not records:
             return self._bank.checkpoint(self._some(only), stopped_at, now, sync)
@@ -168,6 +168,10 @@ class Fleet(Mapping[str, GuestVm]):
         For the rest see `GuestVm.plan`.
         """
         saved = self._matched(checkpoint, only, by)
+        if self._bank is not None:
+            # Where one is refused, each is looked at alone.
+            with suppress(*FAILURES):
+                return self._bank.plan(checkpoint, saved, policy, options, now, keywords)
         vms = [self[name] for name in saved]
         planned = _each_plan(vms, list(saved.values()), policy, options, now, keywords, threads)
         made, refused = _sorted(list(saved), planned)
@@ -738,10 +742,7 @@ class _OfBank(Mapping[str, GuestVm]):
         if saved is not None:
             if not saved:
                 return FleetReport({})
-            if len(saved) < len(checkpoint):
-                checkpoint = Checkpoint.join(list(saved.values()))
-            into = {one.name: name for name, one in saved.items()}
-            handles = self._array(into[name] for name in checkpoint.names)
+            checkpoint, handles = self._into(checkpoint, saved)
         done = self._bank._restore(  # noqa: SLF001 - the native half of this class
             checkpoint, policy, vms=handles, options=options, now=now, **keywords
         )
@@ -752,12 +753,73 @@ class _OfBank(Mapping[str, GuestVm]):
         paused = self._bank._pause(policy, vms=self._array(names), views=views)  # noqa: SLF001 - as above
         return _BankPause(paused, self._handles if names is None else names, self._handles, policy)
 
+    def plan(
+        self,
+        checkpoint: Checkpoint,
+        saved: Mapping[str, Checkpoint],
+        policy: Policy | None,
+        options: Options | None,
+        now: int | Stamp | None,
+        keywords: OptionKeywords,
+    ) -> FleetPlan:
+        """Plans the restore of the VMs of `saved` by one pass: all of them or none."""
+        if not saved:
+            return FleetPlan(policy or Freeze(), [], {}, {})
+        checkpoint, handles = self._into(checkpoint, saved)
+        planned = self._bank._plan(  # noqa: SLF001 - the native half of this class
+            checkpoint, policy, vms=handles, options=options, now=now, **keywords
+        )
+        return _BankPlan(policy or Freeze(), planned, self._handles)
+
+    def _into(self, checkpoint: Checkpoint, saved: Mapping[str, Checkpoint]) -> tuple[Checkpoint, NDArray[np.int64]]:
+        """Returns the checkpoint of just these VMs, and the handle that each goes into."""
+        if len(saved) < len(checkpoint):
+            checkpoint = Checkpoint.join(list(saved.values()))
+        into = {one.name: name for name, one in saved.items()}
+        return checkpoint, self._array(into[name] for name in checkpoint.names)
+
     def _array(self, names: Iterable[str] | None) -> NDArray[np.int64]:
         import numpy as np
 
         if names is None:
             return self._vms
         return np.array([self._handles[name] for name in names], np.int64)
+
+
+def _by_row(set_: _SetPlan | _SetReport, handles: Mapping[str, int]) -> dict[str, int]:
+    """The row of each VM of a set, in the fleet's order."""
+    rows = {handle: row for row, handle in enumerate(set_.vms.tolist())}
+    return {name: rows[handle] for name, handle in handles.items() if handle in rows}
+
+
+class _BankPlan(FleetPlan):
+    """A plan each VM of a bank, all of them accepted: each VM's own is made when it is asked for."""
+
+    def __init__(self, policy: Policy, planned: _SetPlan, handles: Mapping[str, int]) -> None:
+        self._rows = _by_row(planned, handles)
+        super().__init__(policy, list(self._rows), {}, {})
+        self._planned = planned
+
+    def __getitem__(self, name: str) -> Plan:
+        return self._planned.plan(self._rows[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """The columns of `FleetPlan.columns`, without a plan each VM."""
+        order = list(self._rows.values())
+        columns: dict[str, Sequence[Any]] = {
+            "name": list(self._rows),
+            "accepted": [True] * len(order),
+            "refused": [""] * len(order),
+        }
+        for name, values in self._planned.columns().items():
+            columns[name] = [values[row] for row in order]
+        return {name: _column(columns[name], kind) for name, kind in _PLAN_COLUMNS.items()}
 
 
 class _BankReport(FleetReport):
@@ -770,8 +832,7 @@ class _BankReport(FleetReport):
 
     @cached_property
     def _rows(self) -> dict[str, int]:
-        rows = {handle: row for row, handle in enumerate(self._done.vms.tolist())}
-        return {name: rows[handle] for name, handle in self._handles.items() if handle in rows}
+        return _by_row(self._done, self._handles)
 
     def __getitem__(self, name: str) -> Report:
         return self._done.report(self._rows[name])

@@ -15,16 +15,18 @@ use crate::policy::AnyPolicy;
 use crate::process::detached;
 use crate::records::{self, AnyNow, AnySyncBound};
 use crate::restore::Wishes;
-use crate::sets::{PyPausedSet, PySetReport, Sets};
+use crate::sets::{PyPausedSet, PySetPlan, PySetReport, Sets};
 use crate::vm::{Guest, PyModelVm};
 use crate::{registers, words};
 use guestclock_core::arch::arm64::{Timer, View};
+use guestclock_core::checkpoint::Checkpoint;
 use guestclock_core::checkpoint::VmName;
+use guestclock_core::restore::Request;
 use guestclock_core::time::{Counter, Frequency, HostCount, NO_DEADLINE};
 use guestclock_model::bank::{Bank, BankError, Handle, Selection};
 use guestclock_model::deadlines::NotTaken;
 use guestclock_model::locked::{LockedBank, LockedVm};
-use guestclock_model::sets::{SetSaving, handle_named};
+use guestclock_model::sets::{SetSaving, handles_named};
 use numpy::{PyArray1, PyArrayDyn};
 use pyo3::exceptions::{PyMemoryError, PyOverflowError, PyValueError};
 use pyo3::prelude::*;
@@ -622,18 +624,29 @@ impl PyClockBank {
         now: Option<AnyNow>,
         keywords: Option<Bound<'_, PyDict>>,
     ) -> PyResult<PySetReport> {
-        let request = Wishes::new(py, options, keywords)?.request(policy)?;
         let checkpoint = &checkpoint.get().0;
-        if request.asks(now.as_ref().map(|now| &now.0)) {
-            self.counter.ask(py)?;
-        }
-        let vms = match vms {
-            Some(vms) => handles(&vms, "vms")?,
-            None => checkpoint.names().map(handle_named).collect::<Result<_, _>>().or_raise()?,
-        };
+        let (request, vms) = self.wanted(py, checkpoint, policy, vms, options, now.as_ref(), keywords)?;
         self.sets()
             .with(py, now, |bank, counter| bank.restore(checkpoint, &vms, counter, request))
             .map(|set| PySetReport::restored(set, Arc::clone(checkpoint)))
+    }
+
+    /// `Fleet.plan` for a bank, with `_restore`'s arguments. A refusal for one VM refuses all.
+    #[pyo3(signature = (checkpoint, policy=None, *, vms=None, options=None, now=None, **keywords))]
+    fn _plan(
+        &self,
+        py: Python<'_>,
+        checkpoint: &Bound<'_, PyCheckpoint>,
+        policy: Option<AnyPolicy>,
+        vms: Option<Bound<'_, PyAny>>,
+        options: Option<Bound<'_, PyAny>>,
+        now: Option<AnyNow>,
+        keywords: Option<Bound<'_, PyDict>>,
+    ) -> PyResult<PySetPlan> {
+        let checkpoint = &checkpoint.get().0;
+        let (request, vms) = self.wanted(py, checkpoint, policy, vms, options, now.as_ref(), keywords)?;
+        let plans = self.sets().with(py, now, |bank, counter| bank.plan(checkpoint, &vms, counter, request))?;
+        Ok(PySetPlan::new(vms, plans, Arc::clone(checkpoint)))
     }
 
     /// `Fleet.pause` for a bank: all VMs with the handles `vms` (int64), at one instant, or none.
@@ -669,6 +682,28 @@ impl PyClockBank {
 }
 
 impl PyClockBank {
+    /// The request and the VMs of a plan or a restore of many.
+    fn wanted(
+        &self,
+        py: Python<'_>,
+        checkpoint: &Checkpoint,
+        policy: Option<AnyPolicy>,
+        vms: Option<Bound<'_, PyAny>>,
+        options: Option<Bound<'_, PyAny>>,
+        now: Option<&AnyNow>,
+        keywords: Option<Bound<'_, PyDict>>,
+    ) -> PyResult<(Request, Vec<Handle>)> {
+        let request = Wishes::new(py, options, keywords)?.request(policy)?;
+        if request.asks(now.map(|now| &now.0)) {
+            self.counter.ask(py)?;
+        }
+        let vms = match vms {
+            Some(vms) => handles(&vms, "vms")?,
+            None => handles_named(checkpoint).or_raise()?,
+        };
+        Ok((request, vms))
+    }
+
     fn count<'py>(
         &self,
         py: Python<'py>,

@@ -103,7 +103,7 @@ mod _core {
     #[pymodule_export]
     use super::restore::{PyPlan, PyReport, PyRestore};
     #[pymodule_export]
-    use super::sets::{PyPausedSet, PySetReport};
+    use super::sets::{PyPausedSet, PySetPlan, PySetReport};
     #[pymodule_export]
     use super::steps::PyStep;
     #[pymodule_export]

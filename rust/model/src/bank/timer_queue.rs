@@ -240,10 +240,8 @@ impl TimerQueue {
     fn is_whole(&self, place: Place, shared: Offsets, rows: &Rows) -> bool {
         let of = place.first..place.first + usize::from(place.vcpus);
         let all = |column: &[u64], offset: Offset| column[of.clone()].iter().all(|own| *own == offset.0);
-        let mut apart = self.apart.range((place.slot, 0, 0)..(place.slot + 1, 0, 0));
-        all(&rows.virt, shared.virt)
-            && all(&rows.phys, shared.phys)
-            && (self.apart.is_empty() || apart.next().is_none())
+        let apart = || self.apart.range((place.slot, 0, 0)..(place.slot + 1, 0, 0)).next();
+        all(&rows.virt, shared.virt) && all(&rows.phys, shared.phys) && (self.apart.is_empty() || apart().is_none())
     }
 
     /// Removes a VM.
