@@ -14,6 +14,7 @@ import pytest
 from guestclock.errors import CapabilityMissing
 
 FILES = {
+    "backends",
     "catch_up",
     "clock_bank",
     "counters",
@@ -22,8 +23,6 @@ FILES = {
     "faults",
     "files",
     "inspect",
-    "lifecycle",
-    "mistakes",
     "restore",
     "scaled",
     "testing",
@@ -35,9 +34,10 @@ OF_LINUX = {
     "a_special_file_is_refused_at_once": "the kind of a file is told on Linux alone",
     "a_folder_that_cant_be_listed_takes_files": "Linux alone syncs a folder that can't be read",
     "an_owner_that_cant_be_kept_is_refused": "the refusal's sentence is Linux's",
+    "wrong_usage_exits_2_and_says_why": "a plan without --elapsed is by this host's counter",
     "a_signal_ends_the_wait_for_a_file": "leases are Linux's",
 }
-"""Tests of what Linux alone does, without `test_`, and the reason."""
+"""Tests of what needs Linux and doesn't raise its refusal, without `test_`, and the reason."""
 
 
 def refused(error: BaseException | None) -> bool:
