@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, settings
 
+from guestclock._core import _LINUX
+from portable import Portable
 from tally import STEPS
 
 # How long an example takes to draw or to try is the machine's load, and says nothing of what is tested.
@@ -14,6 +16,11 @@ settings.register_profile("repeatable", derandomize=True, deadline=None, suppres
 # `make deep-test`: other examples in every run, repeated with --hypothesis-seed.
 settings.register_profile("deep", deadline=None, database=None, max_examples=3000, suppress_health_check=UNTIMED)
 settings.load_profile("repeatable")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not _LINUX:
+        config.pluginmanager.register(Portable())
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

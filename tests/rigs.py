@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from guestclock import HostCounter, KvmVm, ModelVm
+from guestclock._core import _LINUX
 from guestclock.testing import FaultyVm
 from guestclock.types import GuestVm
+from vms import Running
 
 if TYPE_CHECKING:
     from kvm_vmm import Machine
@@ -61,11 +63,11 @@ def meet(one: tuple[int, int], other: tuple[int, int]) -> bool:
 
 
 def model(kernel: str, *, nested: bool = False, faulty: bool = False) -> Callable[[int], Any]:
-    """Rigs of the model, over this host's counter; `faulty` ones without a fault."""
+    """Rigs of the model, over this host's counter, or one of Python's off Linux; `faulty` ones without a fault."""
 
     @contextmanager
     def make(vcpus: int) -> Iterator[Rig]:
-        vm = ModelVm(vcpus, counter=HostCounter(), kernel=kernel, nested=nested, name="rig")
+        vm = ModelVm(vcpus, counter=HostCounter() if _LINUX else Running(), kernel=kernel, nested=nested, name="rig")
         yield Rig(FaultyVm(vm, []) if faulty else vm, vm.create_vcpu, vm.init_vcpu)
 
     return make

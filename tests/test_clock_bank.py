@@ -41,7 +41,7 @@ from guestclock.errors import (
     TopologyMismatch,
     UnknownRegister,
 )
-from guestclock.fleet import FleetReport
+from guestclock.fleet import FleetPlan, FleetReport
 from guestclock.model import (
     NO_DEADLINE,
     Added,
@@ -272,6 +272,22 @@ class TestHandles:
         assert bank.vm(int(again[0])).cntvct(0) == 0
         with pytest.raises(NoSuchVm, match="removed"):
             views[1].cntvct(0)
+
+    def test_a_look_at_each_vm_leaves_none(self, counter: ManualCounter) -> None:
+        """Whoever writes has nobody to tell, so that a write costs what it did before."""
+        bank = ClockBank(counter)
+        vms = bank.add_many(100_000)
+        empty = bank.nbytes
+        kept = [bank.vm(int(vm)) for vm in vms[:64]]
+        each = (bank.nbytes - empty) // len(kept)
+        for vm in vms.tolist():
+            bank.vm(vm)
+        assert bank.nbytes - empty < 3 * len(kept) * each
+        del kept
+        # The next look that finds it crowded removes what nobody reads any more.
+        for vm in vms[:200].tolist():
+            bank.vm(vm)
+        assert bank.nbytes - empty < 2 * 64 * each
 
     def test_all_are_removed_or_none(self, bank: ClockBank) -> None:
         vms = bank.vms()
@@ -705,6 +721,53 @@ class TestSets:
         with pytest.raises(KeyError):
             report["vm-8"]
         assert (len(report), list(report)) == (8, names)
+
+    @pytest.mark.parametrize("policy", [Freeze(), Advance(), Advance(max_ns=1000)])
+    def test_a_plan_each_is_what_its_own_says(self, counter: ManualCounter, policy: Policy) -> None:
+        """By one pass: a bank's VMs of one to three vCPUs, with timers that are overdue, and some that aren't."""
+        bank = ClockBank(counter, timers=4)
+        kinds: list[dict[str, Any]] = [{}, {"nested": True}, {"kernel": "6.1"}, {"frequency_hz": 24_000_000}]
+        vms = [bank.add(1 + number % 3, **kinds[number // 3]) for number in range(12)]
+        for number, vm in enumerate(vms):
+            view = bank.vm(vm)
+            for vcpu in range(view.vcpus):
+                view.set_one_reg(vcpu, Reg.TIMER_CVAL, number * (vcpu + 1) * 10**4)
+                view.set_one_reg(vcpu, Reg.TIMER_CTL, number % 2)
+        names = [f"vm-{number}" for number in range(12)]
+        fleet = Fleet(bank, names=names)
+        alone = Fleet(dict(fleet))
+        now = counter.read()
+        checkpoint = fleet.checkpoint()
+        before = bank.counts().tolist()
+        counter.advance(10**6)
+        for only in (None, names[3:9:2]):
+            plan = fleet.plan(checkpoint, policy, only=only)
+            own = alone.plan(checkpoint, policy, only=only)
+            assert type(plan) is not FleetPlan, "each was planned alone"
+            assert (list(plan), plan.accepted, len(plan), plan.refused) == (list(own), own.accepted, len(own), {})
+            assert plan.to_dict() == own.to_dict()
+            columns, rows = plan.columns(), own.columns()
+            assert list(columns) == list(rows)
+            for column, values in rows.items():
+                assert values.tolist() == columns[column].tolist(), column
+                assert values.dtype == columns[column].dtype
+            assert (rows["overdue"] > 0).any()
+            assert only or not (rows["overdue"] > 0).all()
+            with pytest.raises(KeyError):
+                plan["vm-0" if only else "vm-12"]
+        assert (counter.read(), bank.counts(now).tolist()) == (now + 10**6, before)
+        # Where one is refused, each is planned alone: with the fourth VM's place goes another shape.
+        shifted = Fleet(bank, names=[*names[1:], names[0]]).plan(checkpoint, policy)
+        assert 0 < len(shifted.refused) <= 12
+
+    def test_reports_of_vms_with_different_numbers_of_vcpus(self, counter: ManualCounter) -> None:
+        """The VMs share a plan, whose target is the first one's."""
+        bank = ClockBank(counter)
+        vms = [bank.add(vcpus) for vcpus in (1, 2, 3)]
+        fleet = Fleet(bank)
+        counter.advance(10)
+        report = fleet.restore(fleet.checkpoint())
+        assert [report[str(vm)].cntvct for vm in vms] == bank.cntvct()[[0, 1, 3]].tolist()
 
     @pytest.mark.parametrize("policy", [Freeze(), Advance(), Advance(max_ns=1000), CatchUp(10**6, 10**7)])
     @pytest.mark.parametrize("asked", ["before", "in the pause"])

@@ -27,6 +27,14 @@ def test_no_block_goes_by_another_name() -> None:
     assert infos <= {"", "python", "text", "console", "sh", "json", "cbor-diag", "{toctree}", "{eval-rst}"}, infos
 
 
+def test_a_page_that_installs_guestclock_says_that_it_is_on_no_index() -> None:
+    own = re.compile(r"""pip\s+install\s+(-\S+\s+)*['"]?(\.|guestclock)""")
+    texts = {page.name: " ".join(page.read_text().split()) for page in PAGES}
+    told = {name: "on an index yet" in text for name, text in texts.items() if own.search(text)}
+    assert {"README.md", "cli.md", "unicorn.md"} <= set(told)
+    assert all(told.values()), told
+
+
 def test_the_pages_are_short_enough_to_be_read() -> None:
     words = {page.name: len(page.read_text(encoding="utf-8").split()) for page in PAGES}
     assert sum(words.values()) <= MOST_WORDS, sorted(words.items(), key=lambda page: -page[1])

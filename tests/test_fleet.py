@@ -6,6 +6,9 @@ import copy
 import errno
 import gc
 import pickle
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -23,6 +26,7 @@ from guestclock import (
     Options,
     Reg,
     Report,
+    Stamp,
     SyncBound,
 )
 from guestclock._core import _each_step
@@ -90,6 +94,23 @@ def plain(counter: ManualCounter, names: Iterable[str] = "abcd") -> dict[str, Mo
 
 def writes(vms: dict[str, FaultyVm]) -> list[str]:
     return [call for vm in vms.values() for call in texts(vm) if call.startswith("set_")]
+
+
+class Stamped:
+    """A counter that Python code reads, and that goes on by a tick with each stamp."""
+
+    def __init__(self, counter: ManualCounter) -> None:
+        self.counter = counter
+        self.frequency_hz, self.source = counter.frequency_hz, "stamped"
+        self.stamps = 0
+
+    def read(self) -> int:
+        return self.counter.read()
+
+    def stamp(self) -> Stamp:
+        self.stamps += 1
+        self.counter.advance(1)
+        return self.counter.stamp()
 
 
 class TestAFleetOfOne:
@@ -497,11 +518,11 @@ class TestRestores:
     def test_a_restore_that_is_dropped_reopens_what_it_only_closed(self) -> None:
         vm = owned(host())
         restore = vm.restoring(vm.checkpoint())
-        assert _each_step([restore], "close", 1, stop=True) == ({0: None}, {})
+        assert _each_step([restore], ["close"], 1, stop=True) == (({0: None}, {}), "close")
         assert (vm.state, repr(restore)) == ("restoring", "<Restore Freeze(), closed>")
         with pytest.raises(Misuse, match="inside the block"):
             restore.apply()
-        _, failed = _each_step([restore], "close", 1, stop=True)
+        (_, failed), _ = _each_step([restore], ["close"], 1, stop=True)
         assert isinstance(failed.pop(0), Misuse)
         del restore
         gc.collect()
@@ -683,6 +704,98 @@ class TestThreads:
         for call in (fleet.checkpoint, fleet.pause, fleet.verify):
             with pytest.raises((ValueError, OverflowError)):
                 call(threads=0)
+
+
+class TestTheInterpretersLock:
+    """It is given up once for a call: a thread that takes it then, and keeps it, sees the whole work done."""
+
+    @pytest.mark.parametrize("threads", [1, 3])
+    @pytest.mark.parametrize("opted_in", [False, True])
+    def test_a_restore(self, threads: int, opted_in: bool) -> None:
+        counter, vms, fleet = self.many(opted_in)
+
+        def restore() -> None:
+            saved = fleet.checkpoint()
+            counter.advance(HZ)
+            self.call(lambda: fleet.restore(saved, threads=threads), vms)
+
+        self.until_it_shows(restore)
+
+    @pytest.mark.parametrize("threads", [1, 3])
+    def test_the_first_step_of_a_restore(self, threads: int) -> None:
+        counter, vms, fleet = self.many(opted_in=True)
+
+        def begin() -> None:
+            saved = fleet.checkpoint()
+            counter.advance(HZ)
+            opened = fleet.restoring(saved, threads=threads)
+            self.call(opened.__enter__, vms)
+            opened.apply()
+            opened.release()
+
+        self.until_it_shows(begin)
+
+    def test_the_end_of_a_pause(self) -> None:
+        counter, vms, fleet = self.many(opted_in=True)
+
+        def resume() -> None:
+            paused = fleet.pause()
+            counter.advance(HZ)
+            self.call(paused.resume, vms)
+
+        self.until_it_shows(resume)
+
+    def test_a_counter_of_pythons_is_read_before_each_step(self) -> None:
+        counter = Stamped(host())
+        fleet = Fleet({name: ModelVm(2, counter=counter) for name in "ab"})
+        saved = fleet.checkpoint()
+        counter.stamps = 0
+        report = fleet.restore(saved, Advance(), threads=2)
+        # Planned, closed, prepared, applied and released.
+        assert counter.stamps == 5 * len(fleet)
+        assert {vm.released_at for vm in report.values()} <= {counter.read() - 1, counter.read()}
+
+    def many(self, opted_in: bool) -> tuple[ManualCounter, list[ModelVm], Fleet]:
+        """VMs whose counters stand where the call is to put them back to, an hour or so later."""
+        counter = host()
+        vms = [owned(counter, 4) if opted_in else ModelVm(4, counter=counter) for _ in range(150)]
+        return counter, vms, Fleet({str(number): vm for number, vm in enumerate(vms)})
+
+    def call(self, call: Callable[[], object], vms: list[ModelVm]) -> None:
+        """Makes a call under which the guests' counters go back, while another thread waits for the lock."""
+        before = [vm.cntvct(0) for vm in vms]
+        waits, seen = threading.Lock(), []
+
+        def keep() -> None:
+            with waits:
+                pass
+            end = time.monotonic() + 20
+            while True:
+                seen.append(all(vm.cntvct(0) < then for vm, then in zip(vms, before, strict=True)))
+                if seen[-1] or time.monotonic() > end:
+                    return
+
+        thread = threading.Thread(target=keep)
+        waits.acquire()
+        thread.start()
+        waits.release()
+        call()
+        thread.join()
+        self.seen = seen
+
+    def until_it_shows(self, make: Callable[[], None]) -> None:
+        """Makes the call again until the other thread came before its end: that one has to see its end, too."""
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(3600)
+        try:
+            for _ in range(100):
+                make()
+                assert self.seen[-1], "the call waited for the lock before its end"
+                if not self.seen[0]:
+                    return
+        finally:
+            sys.setswitchinterval(interval)
+        pytest.fail("the other thread never came before the call's end")
 
 
 class TestPauses:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from guestclock import CatchUp, Checkpoint, Freeze, ManualCounter, ModelVm, S, Stamp, SyncBound
+from guestclock.errors import PageOverwritten
 from guestclock.guest import ClockEquation, StolenTime, VmClock, find_pages, keep_fresh
 
 HZ = 62_500_000
@@ -67,7 +68,28 @@ def test_pages_are_found_where_the_checkpoint_says(memory: mmap.mmap, vm: ModelV
     assert first is None
     assert second is not None
     assert second.stolen_ns == 5
-    assert find_pages(vm.checkpoint(), memory, base=BASE) == (None, [None, None])
+    assert find_pages(vm.checkpoint(), memory, base=BASE) == (None, [None, None], [])
+
+
+def test_a_page_that_the_guest_has_overwritten_is_no_error(memory: mmap.mmap, vm: ModelVm) -> None:
+    VmClock.create(memory, tai_offset_s=37)
+    StolenTime(memory, 0x1000).add(5)
+    saved = vm.checkpoint(vmclock_address=BASE, stolen_time=[BASE + 0x1040, BASE + 0x1000])
+    memory[:4] = b"\xff" * 4
+    memory[0x1040] = 1
+    found = find_pages(saved, memory, base=BASE)
+    assert (found.vmclock, found.stolen_time[0]) == (None, None)
+    assert found.stolen_time[1] is not None
+    assert [error.offset for error in found.overwritten] == [0, 0x1040]
+    with pytest.raises(PageOverwritten, match=r"no vmclock page .* \(VmClock.create makes one\)"):
+        VmClock(memory)
+    # One that was found before is written again.
+    VmClock.create(memory, tai_offset_s=37)
+    page = VmClock(memory)
+    memory[:112] = b"\xff" * 112
+    with page.update():
+        vm.restore(saved)
+    assert VmClock(memory).status == "unreliable"
 
 
 @pytest.mark.parametrize("address", [BASE - 8, BASE + 2 * mmap.PAGESIZE, 2**64 - 8])

@@ -29,6 +29,28 @@ def test_the_import_leaves_the_extras_alone() -> None:
     assert "guestclock._core" in loaded
 
 
+@pytest.mark.parametrize(
+    ("made", "expired"),
+    [
+        ("m.DeadlineQueue(); q.add_group(1); q.arm(0, 7)", "q.expire(9)"),
+        ("m.DeadlineQueue(); q.add_group(1); q.arm(0, 7); a = m.DeadlineAlarm(q, host)", "a.expire()"),
+        ("m.ClockBank(host); vm = q.vm(q.add(1)); vm.set_one_reg(0, g.Reg.TIMER_CVAL, 7)", "q.expire(9)"),
+    ],
+    ids=["queue", "alarm", "bank"],
+)
+def test_the_first_expiry_of_a_process_loads_nothing(made: str, expired: str) -> None:
+    """numpy and its C API come with the queue: a timer that is due doesn't wait for them."""
+    loaded, by_expiry = json.loads(
+        run(
+            "import json, sys, guestclock as g, guestclock.model as m; host = g.ManualCounter(10); "
+            f"q = {made}; loaded = set(sys.modules); {expired}; "
+            "print(json.dumps(['numpy._core.multiarray' in loaded or 'numpy.core.multiarray' in loaded, "
+            "sorted(set(sys.modules) - loaded)]))"
+        )
+    )
+    assert (loaded, by_expiry) == (True, [])
+
+
 def test_the_package_uses_nothing_of_the_lab() -> None:
     root = Path(__file__).parent.parent
     lab = {path.name for path in (root / "lab").iterdir() if path.is_dir() and path.name != "__pycache__"}

@@ -8,9 +8,10 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import matplotlib.image
@@ -723,3 +724,46 @@ def test_instants_in_words() -> None:
     assert instant(2**63 - 1).startswith("2262-04-11")
     beyond: Any = 10**30
     assert instant(beyond) == f"{beyond} ns since 1970"
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        inspection.inspect,
+        lambda saved: inspection.diff(saved, saved),
+        lambda saved: inspection.plan_each(
+            {vm.name: vm for vm in saved}, {vm.name: inspection.target(vm) for vm in saved}, policy=Freeze()
+        ),
+        lambda saved: inspection.timeline((vm.name, vm) for vm in saved),
+        lambda saved: [vm.to_one_regs() for vm in saved],
+    ],
+    ids=["inspect", "diff", "plan", "plot", "register lists"],
+)
+def test_the_work_of_a_reader_grows_as_its_file(
+    read: Callable[[Checkpoint], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the bytecodes that the interpreter executes: the time that they take is the machine's load."""
+
+    def executed(vms: int) -> int:
+        bank = ClockBank(host())
+        for number in range(vms):
+            bank.add(1 + number % 3)
+        saved = Checkpoint.from_bytes(Fleet(bank).checkpoint().to_bytes())
+        count = 0
+
+        def counts(frame: FrameType, event: str, _argument: object) -> Any:
+            nonlocal count
+            frame.f_trace_lines, frame.f_trace_opcodes = False, True
+            count += event == "opcode"
+            return counts
+
+        sys.settrace(counts)
+        try:
+            read(saved)
+        finally:
+            sys.settrace(None)
+        return count
+
+    few, more, most = map(executed, (30, 60, 120))
+    assert most - more <= 2.2 * (more - few) + 1000
+    capsys.readouterr()

@@ -10,7 +10,8 @@ import pytest
 
 from nightly import __main__ as nightly
 from nightly.counts import counts
-from nightly.parts import Part
+from nightly.parts import PARTS, Part
+from stress import __main__ as stress
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,8 @@ PRINTS = "print('count: things = 3')"
     ],
 )
 def test_a_part_ends_as_its_program_does(program: str, limit_s: int, outcome: str, tmp_path: Path) -> None:
-    told = nightly.run(Part("part", (sys.executable, "-c", program), limit_s), tmp_path)
+    part = Part("part", (sys.executable, "-c", program), limit_s)
+    told = nightly.run(part, [*part.command], tmp_path)
     assert told["outcome"] == outcome
     assert outcome == "out of time" or told["counts"] == {"things": 3}
     assert (tmp_path / told["log"]).is_file()
@@ -63,6 +65,30 @@ def test_the_result_file_has_each_part_and_the_commit(tmp_path: Path, monkeypatc
         assert document["all_parts"] == (not only)
         outcomes = [(part["name"], part["outcome"]) for part in document["parts"]]
         assert outcomes == [("good", "passed"), ("bad", "failed")][: 1 if only else 2]
+
+
+def test_a_part_gets_the_nights_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prints = "import sys; print('count: seed =', sys.argv[1])"
+    monkeypatch.setattr(nightly, "PARTS", (Part("seeded", (sys.executable, "-c", prints, "{seed}")),))
+    monkeypatch.setattr(nightly, "said", lambda *_: "")
+    monkeypatch.setattr(sys, "argv", ["nightly", "--out", str(tmp_path)])
+    nightly.main()
+    document = json.loads((tmp_path / "result.json").read_text())
+    assert document["parts"][0]["counts"] == {"seed": document["seed"]}
+    assert document["parts"][0]["command"][-1] == str(document["seed"])
+    seeded = {part.name for part in PARTS if any("{seed}" in word for word in part.command)}
+    assert seeded == {"fuzz", "stress-damage", "stress-reads", *(f"stress-{part}" for part in stress.PARTS)}
+
+
+@pytest.mark.parametrize("part", stress.PARTS)
+def test_each_part_of_stress_runs_and_counts(
+    part: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["stress", part, "--runs", "3", "--seed", "7"])
+    assert stress.main() == 0
+    found = counts(capsys.readouterr().out)
+    assert found.pop("stress failures") == 0
+    assert sum(found.values()) >= 3
 
 
 def test_a_changed_tree_is_no_commits_night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guestclock import Advance, Freeze, ManualCounter, ModelVm, Report, Stamp, SyncBound
+from guestclock.errors import PageOverwritten
 from guestclock.guest import ClockEquation, StolenTime, VmClock, VmClockUpdate, clock_settime
 from guestclock.types import Policy
 
@@ -127,7 +128,7 @@ def test_stolen_time_has_to_be_there(memory: mmap.mmap) -> None:
         with pytest.raises(ValueError, match="doesn't fit"):
             StolenTime(memory, offset)
     memory[4] = 1
-    with pytest.raises(ValueError, match="revision 0"):
+    with pytest.raises(PageOverwritten, match="revision 0"):
         StolenTime(memory)
 
 
@@ -285,7 +286,7 @@ def test_a_page_has_to_fit_and_to_be_aligned(memory: mmap.mmap) -> None:
         with pytest.raises(ValueError, match=f"region of {size} bytes"):
             VmClock.create(memory, tai_offset_s=None, size=size)
     assert memory[:] == bytes(len(memory))
-    with pytest.raises(ValueError, match="no vmclock page"):
+    with pytest.raises(PageOverwritten, match="no vmclock page"):
         VmClock(memory)
     VmClock.create(memory, len(memory) - 112, tai_offset_s=None, size=112)
     assert VmClock(memory, len(memory) - 112).status == "unreliable"

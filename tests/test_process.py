@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import subprocess
 import sys
 import textwrap
@@ -20,6 +22,8 @@ def python(script: str, *arguments: str, timeout: int = 100) -> str:
     """What a script prints, in a process of its own, which ends well and says nothing else."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), *arguments],
+        # Memory that is freed goes back to the system, so that a limit is one.
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"},
         capture_output=True,
         text=True,
         check=False,
@@ -88,6 +92,87 @@ def test_vms_without_memory_are_refused(vms: int, vcpus: int, queued: bool) -> N
                 raise SystemExit("they fit")
         assert bank.vms().tolist() == [kept] and len(bank.vcpus()) == 2
         assert len(bank.add_many(3, 2)) == 3 and len(bank) == 4
+        """)
+    )
+
+
+# Each timer once, in the order of the deadlines, whatever was refused meanwhile.
+TAKEN = """
+import numpy as np
+from guestclock.model import DeadlineAlarm
+
+def taken_whole(call, due, pending):
+    refused, given = 0, []
+    for megabytes in range(64):
+        before = pending()
+        try:
+            expired = limited(call, megabytes)
+        except MemoryError as error:
+            assert len(str(error)) > 10, error
+            assert pending() == before
+            refused += 1
+            continue
+        assert {len(column) for column in expired} == {before - pending()}
+        assert (np.diff(expired[-1].astype(np.int64)) >= 0).all()
+        given.append(expired)
+        if not pending():
+            assert refused > 0, "it always fits"
+            columns = [np.concatenate(columns) for columns in zip(*given)]
+            assert {len(column) for column in columns} == {due}
+            return columns
+    raise SystemExit("it never fits")
+"""
+
+
+@pytest.mark.parametrize("groups", ["[200_000]", "[8] * 25_000", "[100_000, 50_000, *[16] * 3125]"])
+@pytest.mark.parametrize("by_alarm", [False, True])
+def test_timers_without_memory_stay_armed(groups: str, by_alarm: bool) -> None:
+    python(
+        LIMITED
+        + TAKEN
+        + textwrap.dedent(f"""
+        queue = DeadlineQueue()
+        for timers in {groups}:
+            ids = queue.timers(queue.add_group(timers))
+            queue.arm_many(np.arange(ids.start, ids.stop), np.arange(ids.start + 1, ids.stop + 1, dtype=np.uint64))
+        counter = ManualCounter(10**9)
+        alarm = DeadlineAlarm(queue, counter)
+        call = alarm.expire if {by_alarm} else lambda: queue.expire(10**9)
+        timers, deadlines = taken_whole(call, sum({groups}), lambda: len(queue))
+        assert (np.unique(timers) + 1 == np.sort(deadlines)).all() and len(np.unique(timers)) == len(deadlines)
+        """)
+    )
+
+
+@pytest.mark.parametrize("frequencies", [[10**9], [10**9, 10**8]])
+def test_a_banks_timers_without_memory_stay_armed(frequencies: list[int]) -> None:
+    python(
+        LIMITED
+        + TAKEN
+        + textwrap.dedent(f"""
+        bank = ClockBank(ManualCounter(10**9))
+        vms = [bank.add_many(60_000 // {len(frequencies)}, 2, frequency_hz=hz) for hz in {frequencies}]
+        vcpus = bank.vcpus()
+        cvals, ctls = np.arange(120_000, dtype=np.uint64) + 1, np.ones(120_000, np.uint8)
+        bank.set_timers(0, vcpus, cvals, ctls)
+        now = 2 * 10**9
+        bank.next_deadline(now)
+        left = [120_000]
+        def expire():
+            expired = bank.expire(now)
+            left[0] -= len(expired.vcpus)
+            return expired
+        def pending():
+            assert (bank.next_deadline(now) <= now) == (left[0] > 0)
+            return left[0]
+        taken, timers, deadlines = taken_whole(expire, 120_000, pending)
+        assert sorted(taken) == sorted(vcpus)
+        try:
+            limited(lambda: [bank.cntvct(now) for _ in range(40)], 4)
+        except MemoryError as error:
+            assert "allocate" in str(error), error
+        else:
+            raise SystemExit("they fit")
         """)
     )
 
@@ -329,6 +414,28 @@ def test_an_alarm_whose_source_fails_can_be_taken_from_again() -> None:
                 alarm.expire()
             source.fails = None
             assert isinstance(alarm.expire()[1], np.ndarray)
+
+
+def test_what_was_taken_before_a_failure_comes_again() -> None:
+    class Source:
+        expired = (np.array([3]), np.array([2], np.uint64))
+
+        def next_deadline(self, _now: int) -> int:
+            if self.expired is not Source.expired:
+                raise ZeroDivisionError
+            return 0
+
+        def expire(self, _now: int) -> tuple[object, ...]:
+            taken, self.expired = self.expired, (np.array([], np.int64), np.array([], np.uint64))
+            return taken
+
+    with DeadlineAlarm(Source(), ManualCounter(5)) as alarm:
+        with pytest.raises(ZeroDivisionError):
+            alarm.expire()
+        assert select.select([alarm], [], [], 0)[0] == [alarm]
+        timers = alarm.expire()[0]
+        assert isinstance(timers, np.ndarray)
+        assert timers.tolist() == [3]
 
 
 def test_a_queue_has_no_group_of_more_timers_than_ids() -> None:

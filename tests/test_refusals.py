@@ -271,6 +271,28 @@ def test_no_text_acts_on_a_real_terminal(tmp_path: Path) -> None:
             assert not acts(said.decode()), said
 
 
+ROOT = Path(__file__).parent.parent
+CORPORA = sorted(
+    file
+    for folder in ("tests/golden", "tests/golden/snapshots", "lab/fuzz/corpus/checkpoint", "docs")
+    for file in (ROOT / folder).iterdir()
+    if file.is_file() and file.suffix in {"", ".cbor", ".json", ".shm"}
+)
+
+
+@pytest.mark.parametrize("file", CORPORA, ids=lambda file: f"{file.parent.name}-{file.name}")
+def test_no_file_of_the_corpora_is_a_traceback(capfd: pytest.CaptureFixture[str], tmp_path: Path, file: Path) -> None:
+    whole = file.read_bytes()
+    for contents in (whole, whole[: len(whole) // 2]):
+        path = tmp_path / file.name
+        path.write_bytes(contents)
+        for command in COMMANDS_OF_FILES:
+            status, said = ran(capfd, *command(str(path)))
+            assert status in {0, 1, 2}
+            assert "Traceback" not in said
+            assert said
+
+
 @pytest.mark.parametrize(
     "number", ["Infinity", "-Infinity", "NaN", "1e999", "1e400", "-1", "1.5", "true", '"1"', "null", "9" * 5000]
 )

@@ -16,8 +16,9 @@ from typing import ParamSpec, TypeVar
 
 import pytest
 
-from guestclock import ManualCounter, ModelVm, Reg, Timer
-from guestclock.errors import Misuse, OutOfOrder, RestoreOpen, StalePlan, VcpuRunning
+from guestclock import Fleet, ManualCounter, ModelVm, Reg, Timer
+from guestclock.errors import Misuse, NoSuchVm, OutOfOrder, RestoreOpen, StalePlan, VcpuRunning
+from guestclock.model import ClockBank
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -265,3 +266,34 @@ def test_threads_that_share_a_restore_or_a_pause_do_not_block_each_other() -> No
 
     together(*[resume] * 8)
     assert ended == [True]
+
+
+def test_a_checkpoint_of_all_beside_vms_that_come_and_go() -> None:
+    """It has VMs that were there at one instant, or says which one is gone."""
+    bank = ClockBank(ManualCounter(1000))
+    kept = {str(vm) for vm in bank.add_many(3)}
+    over = threading.Event()
+    saved: list[int] = []
+
+    def comes_and_goes() -> None:
+        try:
+            for _ in range(ROUNDS):
+                bank.remove(bank.add_many(2))
+        finally:
+            over.set()
+
+    def saves() -> None:
+        while not over.is_set():
+            try:
+                checkpoint = Fleet(bank).checkpoint()
+            except NoSuchVm as gone:
+                assert "removed" in str(gone)
+                continue
+            names = {vm.name for vm in checkpoint}
+            assert kept <= names
+            # Two come and go together.
+            assert len(names) in {3, 5}
+            saved.append(len(names))
+
+    together(comes_and_goes, saves, saves)
+    assert len(Fleet(bank).checkpoint()) == 3

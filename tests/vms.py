@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
-from guestclock import ManualCounter, ModelVm, Reg, Timer
+from guestclock import ManualCounter, ModelVm, Reg, Stamp, Timer
 from guestclock.errors import UnknownRegister, VcpuRunning
 from guestclock.model import sysreg
 from guestclock.testing import TracedVm
@@ -32,6 +33,27 @@ def host(
 ) -> ManualCounter:
     """The counter of a host: of one boot, unless another boot id is given, or None for a random one."""
     return ManualCounter(count, frequency_hz=hz, realtime_ns=realtime_ns, boot_id=boot_id)
+
+
+class Running:
+    """A counter of the caller's own, by Python's clocks, of a host that never slept."""
+
+    frequency_hz = HZ
+    source = "python"
+
+    def __init__(self, boot_id: str | None = BOOT_ID) -> None:
+        self.boot_id = boot_id
+
+    def read(self) -> int:
+        return time.monotonic_ns() // NS
+
+    def stamp(self) -> Stamp:
+        ns, realtime_ns, after_ns = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()
+        count, width_ns = ns // NS, after_ns - ns + NS
+        facts = (None, None, None, "unknown", None, self.boot_id)
+        return Stamp(
+            count, HZ, self.source, realtime_ns, width_ns, *facts, boottime_ns=ns, slept_ns=0, slept_width_ns=width_ns
+        )
 
 
 def texts(vm: TracedVm) -> list[str]:

@@ -1,9 +1,10 @@
 """Runs a night's parts one after the other, each to its end whatever became of the others, and writes the result file.
 
-    python -m nightly [--only PART...] [--out DIR]
+    python -m nightly [--only PART...] [--seed N] [--out DIR]
 
 DIR (out/nightly) gets `result.json`, renewed after each part, so that a night that is cut short leaves what it has; and
-a log for each part. The status is 1 if a part failed, ran out of time, or the tree wasn't a commit's.
+a log for each part. Each night has a seed of its own, which the file gives. The status is 1 if a part failed, ran out
+of time, or the tree wasn't a commit's.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import secrets
 import signal
 import subprocess
 import sys
@@ -37,6 +39,9 @@ def main() -> int:
     names = [part.name for part in PARTS]
     parser.add_argument("--only", nargs="+", metavar="PART", choices=names, help=f"of {', '.join(names)}")
     parser.add_argument("--out", type=Path, metavar="DIR", default=TREE / "out" / "nightly")
+    parser.add_argument(
+        "--seed", type=int, metavar="N", default=secrets.randbits(32), help="by default another each time"
+    )
     chosen = parser.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
     parts = [part for part in PARTS if chosen.only is None or part.name in chosen.only]
@@ -46,14 +51,16 @@ def main() -> int:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "finished": None,
         "all_parts": chosen.only is None,
+        "seed": chosen.seed,
         "machine": {"cpus": os.cpu_count(), "architecture": platform.machine(), "kernel": platform.release()},
         "versions": versions(),
         "parts": [],
         "ok": None,
     }
     for part in parts:
-        print(f"{part.name}: {' '.join(part.command)}", flush=True)
-        outcome = run(part, chosen.out)
+        command = [word.replace("{seed}", str(chosen.seed)) for word in part.command]
+        print(f"{part.name}: {' '.join(command)}", flush=True)
+        outcome = run(part, command, chosen.out)
         print(f"{part.name}: {outcome['outcome']} in {outcome['seconds']} s, {outcome['counts']}", flush=True)
         document["parts"].append(outcome)
         write(chosen.out / "result.json", document)
@@ -65,13 +72,13 @@ def main() -> int:
     return 0 if document["ok"] else 1
 
 
-def run(part: Part, out: Path) -> dict[str, Any]:
-    """Run a part, its output in its log; gives its entry of the result file."""
+def run(part: Part, command: list[str], out: Path) -> dict[str, Any]:
+    """Run a part by its command, its output in its log; gives its entry of the result file."""
     log, started = out / f"{part.name}.log", time.monotonic()
     late = threading.Event()
     with log.open("wb") as written:
         process = subprocess.Popen(
-            part.command,
+            command,
             cwd=TREE,
             stdin=subprocess.DEVNULL,
             stdout=written,
@@ -95,7 +102,7 @@ def run(part: Part, out: Path) -> dict[str, Any]:
     outcome = "out of time" if late.is_set() else "failed" if process.returncode else "passed"
     return {
         "name": part.name,
-        "command": list(part.command),
+        "command": command,
         "outcome": outcome,
         "status": process.returncode,
         "seconds": round(time.monotonic() - started),

@@ -10,7 +10,7 @@ HOUR_S = 3600
 
 @dataclass(frozen=True)
 class Part:
-    """A command from the tree's root, and the time after which it has failed."""
+    """A command from the tree's root, with `{seed}` for the night's seed, and the time after which it has failed."""
 
     name: str
     command: tuple[str, ...]
@@ -27,7 +27,7 @@ def lab(module: str, *arguments: str, name: str | None = None, limit_s: int = HO
     return Part(name or module, ("env", "PYTHONPATH=lab", sys.executable, "-m", module, *arguments), limit_s)
 
 
-STRESS = ("kills", "limits", "pages", "registers", "readers", "races")
+STRESS = ("kills", "limits", "pages", "registers", "readers", "races", "sweep")
 """The parts of lab/stress."""
 
 PARTS = (
@@ -35,6 +35,7 @@ PARTS = (
     make("lint"),
     make("types"),
     make("docs"),
+    make("test-portable"),
     make("wheel"),
     make("sdist"),
     # Every kernel with the whole suite; the next two judge by the traces that it leaves.
@@ -45,8 +46,10 @@ PARTS = (
     make("accuracy"),
     make("migrate-test"),
     make("study", limit_s=2 * HOUR_S),
-    make("fuzz", "RUNS=100000000", limit_s=6 * HOUR_S),
-    *(lab("stress", part, name=f"stress-{part}", limit_s=2 * HOUR_S) for part in STRESS),
+    make("fuzz", "RUNS=100000000", "SEED={seed}", limit_s=6 * HOUR_S),
+    make("damage", "RUNS=100000000", "SEED={seed}", name="stress-damage", limit_s=2 * HOUR_S),
+    make("reads", "RUNS=1000000000", "SEED={seed}", name="stress-reads"),
+    *(lab("stress", part, "--seed", "{seed}", name=f"stress-{part}", limit_s=2 * HOUR_S) for part in STRESS),
     make("deep-model", limit_s=2 * HOUR_S),
     make("mutants", limit_s=4 * HOUR_S),
     make("instructions"),

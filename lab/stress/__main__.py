@@ -9,6 +9,8 @@ the seed. The parts are the functions of `PARTS`.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
 import mmap
 import random
 import resource
@@ -19,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections import Counter
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
@@ -29,9 +32,10 @@ import numpy as np
 
 from guestclock import Advance, Checkpoint, Freeze, ManualCounter, ModelVm, Reg
 from guestclock.errors import GuestClockError
-from guestclock.guest import StolenTime, VmClock
+from guestclock.guest import ClockEquation, StolenTime, VmClock, find_pages
 from guestclock.inspection import diff, dry_run, inspect, target, verify
 from guestclock.model import ClockBank, DeadlineQueue
+from stress.sweep import cases, drawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -149,6 +153,21 @@ def pages(runs: int, dice: random.Random) -> Counter[str]:
         record.add(dice.choice([0, 1, 2**64 - 1]))
         holds((bytes(memory[:4096]), bytes(memory[8192 + 64 :])) == around, "a store outside of the page")
         holds(memory[4096 + 12] % 2 == 0, "an update ends")
+        # As another process does, after the guest has written anything at all.
+        for start, size in ((4096, 112), (8192, 64)):
+            if dice.random() < 0.5:
+                memory[start + 8 : start + size] = dice.randbytes(size - 8)
+        placed = vm.checkpoint(vmclock_address=4096, stolen_time=[8192])
+        found = find_pages(placed, memory, base=0)
+        counts["pages that were overwritten"] += len(found.overwritten)
+        if found.vmclock is not None:
+            guest = [dice.choice([0, 1, 2**63, 2**64 - 1, dice.getrandbits(64)]) for _ in range(2)]
+            with found.vmclock.update() as update:
+                equation = ClockEquation(counter.stamp(), cntvct=guest[1], synchronized=True, max_error_ns=1)
+                update.clock(equation, monotonic=(guest[0], guest[1]))
+        for part in filter(None, found.stolen_time):
+            part.add(1)
+        memory[8192:8200] = bytes(8)
         counter.advance(3)
         counts["restores with a guest that writes into its pages"] += 1
     return counts
@@ -243,6 +262,21 @@ def races(runs: int, dice: random.Random) -> Counter[str]:
     return counts
 
 
+def sweep(runs: int, dice: random.Random) -> Counter[str]:
+    """Calls the whole public API with one or more arguments wrong: a refusal in words, each time."""
+    counts: Counter[str] = Counter()
+    calls = cases()
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), warnings.catch_warnings():
+        # Restores and pauses are dropped here.
+        warnings.simplefilter("ignore", ResourceWarning)
+        for _ in range(runs):
+            finding = drawn(calls, dice)
+            holds(finding is None, finding)
+            counts["swept calls"] += 1
+        gc.collect()
+    return counts
+
+
 def holds(condition: bool, what: object) -> None:  # noqa: FBT001
     """Ends the part where a rule is broken."""
     if not condition:
@@ -273,6 +307,7 @@ PARTS: dict[str, tuple[Callable[[int, random.Random], Counter[str]], int]] = {
     "registers": (registers, 100_000),
     "readers": (readers, 100_000),
     "races": (races, 1_000_000_000),
+    "sweep": (sweep, 200_000),
 }
 """Each part, and its runs by night."""
 

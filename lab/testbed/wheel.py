@@ -1,4 +1,4 @@
-"""The release wheels; the aarch64 one cross-built in a newer Debian, whose compiler has the target's library."""
+"""The release wheels, linked by zig; the aarch64 one in a newer Debian, whose compiler has the target's library."""
 
 from __future__ import annotations
 
@@ -17,11 +17,8 @@ from testbed.say import give_up, note
 
 TARGET = "aarch64-unknown-linux-gnu"
 
-BUILD = ("build", "--release", "--locked")
-"""Arguments of maturin for any architecture."""
-
-GLIBC = ("--zig", "--compatibility", "manylinux_2_17")
-"""Those by which the wheel runs on glibc 2.17 and newer, by zig's linker: where the machine's own cargo builds it."""
+BUILD = ("build", "--release", "--locked", "--zig", "--compatibility", "manylinux_2_17")
+"""Arguments of maturin: zig links the wheel for glibc 2.17 and newer."""
 
 COMPILER = (
     *("base-files", "coreutils", "dash"),
@@ -47,14 +44,13 @@ def build(dist: Path, architecture: str = "aarch64") -> Path:
                 "-m",
                 "maturin",
                 *BUILD,
-                *GLIBC,
                 "--target",
                 f"{architecture}-unknown-linux-gnu",
                 "--out",
                 dist,
             ],
             cwd=TREE,
-            env=os.environ | {"CARGO_ZIGBUILD_ZIG_PATH": _zig()},
+            env=os.environ | {"CARGO_ZIGBUILD_ZIG_PATH": str(_zig())},
             check=True,
         )
     elif architecture == "aarch64":
@@ -67,12 +63,12 @@ def build(dist: Path, architecture: str = "aarch64") -> Path:
     return wheel
 
 
-def _zig() -> str:
+def _zig() -> Path:
     """The path of zig's program in its package."""
     package = importlib.util.find_spec("ziglang")
     if package is None or not package.submodule_search_locations:
         give_up("the package ziglang isn't there: make setup installs it")
-    return str(Path(package.submodule_search_locations[0], "zig"))
+    return Path(package.submodule_search_locations[0], "zig")
 
 
 def _cross_build(dist: Path) -> None:
@@ -91,7 +87,9 @@ def _cross_build(dist: Path) -> None:
             "CARGO_TARGET_DIR": roots.inside(target),
             "CARGO_NET_OFFLINE": "true",
             "CARGO_TERM_QUIET": "true",
-            "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER": "aarch64-linux-gnu-gcc",
+            "CARGO_ZIGBUILD_ZIG_PATH": roots.inside(_zig()),
+            "CARGO_ZIGBUILD_CACHE_DIR": roots.inside(target / "zigbuild"),
+            "ZIG_GLOBAL_CACHE_DIR": roots.inside(target / "zig"),
             "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_LINKER": "gcc",
         }
         settings = [f"{name}={value}" for name, value in environment.items()]
@@ -103,7 +101,7 @@ def _cross_build(dist: Path) -> None:
         note("building the aarch64 wheel; the first time takes minutes")
         run("cargo", "clippy", "--workspace", "--all-targets", "--locked", "--target", TARGET, "--", "-D", "warnings")
         maturin = roots.inside(Path(sys.executable).parent) + "/maturin"
-        run(maturin, *BUILD, "--compatibility", "pypi", "--target", TARGET, "--out", roots.inside(dist))
+        run(maturin, *BUILD, "--target", TARGET, "--out", roots.inside(dist))
 
 
 def _forget_other_trees(target: Path) -> None:

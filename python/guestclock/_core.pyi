@@ -15,7 +15,6 @@ from typing import (
     TypedDict,
     TypeVar,
     final,
-    overload,
     type_check_only,
 )
 
@@ -55,6 +54,7 @@ from guestclock.types import (
 __version__: Final[str]
 DEBUG_BUILD: Final[bool]
 NO_DEADLINE: Final[int]
+_LINUX: Final[bool]
 _RATE_TOLERANCE_PPM: Final[int]
 
 def reg_id(name: str) -> int:
@@ -71,7 +71,6 @@ def _each_checkpoint(
     sync: SyncBound | None,
     threads: int,
 ) -> tuple[dict[int, Checkpoint], dict[int, Exception]]: ...
-@overload
 def _each_plan(
     vms: Sequence[GuestVm],
     checkpoints: Sequence[Checkpoint],
@@ -79,29 +78,28 @@ def _each_plan(
     options: Options | None,
     now: int | Stamp | None,
     keywords: OptionKeywords,
-    restoring: Literal[False],
     threads: int,
 ) -> tuple[dict[int, Plan], dict[int, Exception]]: ...
-@overload
-def _each_plan(
+def _each_restore(
     vms: Sequence[GuestVm],
     checkpoints: Sequence[Checkpoint],
     policy: Policy | None,
     options: Options | None,
     now: int | Stamp | None,
     keywords: OptionKeywords,
-    restoring: Literal[True],
+    stages: Sequence[str],
     threads: int,
-) -> tuple[dict[int, Restore], dict[int, Exception]]: ...
+    stop: bool,
+) -> tuple[list[Restore], tuple[dict[int, Report | None], dict[int, Exception]], str]: ...
 def _each_step(
     restores: Sequence[Restore],
-    stage: str,
+    stages: Sequence[str],
     threads: int,
     *,
     stop: bool,
     at: Stamp | None = None,
     now: int | Stamp | None = None,
-) -> tuple[dict[int, Report | None], dict[int, Exception]]: ...
+) -> tuple[tuple[dict[int, Report | None], dict[int, Exception]], str]: ...
 def _each_pause(
     vms: Sequence[GuestVm], policy: Policy | None, views: str, threads: int
 ) -> tuple[dict[int, Pause], dict[int, Exception]]: ...
@@ -416,6 +414,7 @@ class DeadlineQueue:
         deadlines and then of the ids.
 
         A deadline is the host count at which the timer became due: 0 where that was before the counter's first count.
+        MemoryError where there is no memory for them: every timer is still armed then.
         """
 
     @property
@@ -674,6 +673,7 @@ class ClockBank:
         Each timer is returned once, until it is written again or an offset change of its VM puts it into the future. A
         VM that is paused or being restored has none until it goes on. The cost of a call depends on the number of
         timers that it returns, not on how many are pending. A deadline before the counter's first count is 0.
+        MemoryError where there is no memory for them: none was returned then.
         """
 
     def changes(self, now: int | None = None) -> Changes:
@@ -701,6 +701,16 @@ class ClockBank:
         now: int | Stamp | None = None,
         **keywords: Unpack[OptionKeywords],
     ) -> _SetReport: ...
+    def _plan(
+        self,
+        checkpoint: Checkpoint,
+        policy: Policy | None = None,
+        *,
+        vms: NDArray[np.int64] | None = None,
+        options: Options | None = None,
+        now: int | Stamp | None = None,
+        **keywords: Unpack[OptionKeywords],
+    ) -> _SetPlan: ...
     def _pause(
         self, policy: Policy | None = None, *, vms: NDArray[np.int64] | None = None, views: Views = "preserve"
     ) -> _PausedSet: ...
@@ -717,6 +727,14 @@ class _SetReport:
     def vms(self) -> NDArray[np.int64]: ...
     def columns(self) -> dict[str, Sequence[Any] | NDArray[np.uint64]]: ...
     def report(self, row: int) -> Report: ...
+    def __len__(self) -> int: ...
+
+@final
+class _SetPlan:
+    @property
+    def vms(self) -> NDArray[np.int64]: ...
+    def columns(self) -> dict[str, Sequence[Any]]: ...
+    def plan(self, row: int) -> Plan: ...
     def __len__(self) -> int: ...
 
 @final
@@ -1593,9 +1611,9 @@ class Checkpoint:
 class StolenTime:
     """One vCPU's PV stolen-time record (Arm DEN0057A) in the guest's memory, at `offset` of `memory`.
 
-    `memory` is writable and in one piece (an mmap, a memoryview). The record is at a multiple of 64 bytes and has
-    revision and attributes 0, else ValueError. Use it only while the vCPU is stopped: KVM writes the record itself when
-    it loads the vCPU.
+    `memory` is writable and in one piece (an mmap, a memoryview), and the record at a multiple of 64 bytes, else
+    ValueError. PageOverwritten where its revision or its attributes aren't 0. Use it only while the vCPU is stopped:
+    KVM writes the record itself when it loads the vCPU.
     """
 
     def __new__(cls, memory: Buffer, offset: int = 0) -> Self: ...
@@ -1667,7 +1685,8 @@ class VmClock:
     """A vmclock page (Linux's linux/vmclock-abi.h) that is in the guest's memory already, as after a restore, at
     `offset` of `memory`. `VmClock.create` makes a new one.
 
-    `memory` is writable and in one piece, and the page at a multiple of 8 bytes, else ValueError.
+    `memory` is writable and in one piece, and the page at a multiple of 8 bytes, else ValueError. PageOverwritten where
+    it doesn't begin as a page does.
     """
 
     def __new__(cls, memory: Buffer, offset: int = 0) -> Self: ...

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from guestclock import _core, extras
+from guestclock._core import _LINUX
 from guestclock.errors import GuestClockError
 
 if TYPE_CHECKING:
@@ -122,7 +123,8 @@ def _identity(name: str, found: str | None, path: str, use: str) -> Finding:
 
 def _host() -> Iterator[Finding]:
     yield Finding("host", "machine", platform.machine(), True, f"{platform.system()} {platform.release()}")
-    yield _time_namespace()
+    if _LINUX:
+        yield _time_namespace()
 
 
 def _time_namespace() -> Finding:
@@ -147,7 +149,11 @@ def _time_namespace() -> Finding:
 
 
 def _kvm() -> Iterator[Finding]:
-    probe = _core.kvm_probe()
+    try:
+        probe = _core.kvm_probe()
+    except GuestClockError as error:
+        yield Finding("kvm", "device", None, False, str(error))
+        return
     device = probe["device"]
     yield Finding("kvm", "device", None, device.ok, device.reason)
     capabilities = {

@@ -300,6 +300,15 @@ class NoSuchVm(Misuse, IndexError):
     """The VM was removed from its bank, or the handle is none of the bank's."""
 
 
+class PageOverwritten(GuestClockError):
+    """No vmclock page or stolen-time record begins at this place of the memory, which the guest can write.
+
+    It changes nothing for the VM: restore it without the page, or make the page again by `VmClock.create`.
+    """
+
+    offset: int
+
+
 class NoBacklog(Misuse):
     """The guest has no backlog, so there is no step to make."""
 

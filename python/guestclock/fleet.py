@@ -26,6 +26,7 @@ from guestclock._core import (
     _each_checkpoint,
     _each_pause,
     _each_plan,
+    _each_restore,
     _each_resume,
     _each_step,
     _each_verify,
@@ -51,12 +52,14 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from guestclock._core import Pause, Step, _PausedSet, _SetReport
+    from guestclock._core import Pause, Step, _PausedSet, _SetPlan, _SetReport
     from guestclock.types import Mismatch, OptionKeywords, Options, Policy, Stamp, SyncBound, Views
 
 _Made = TypeVar("_Made")
 _Value = TypeVar("_Value")
 
+_Outcomes: TypeAlias = "tuple[dict[int, Report | None], dict[int, Exception]]"
+"""Reports of VMs that were released, and None of others; and the errors: each by the VM's place."""
 By: TypeAlias = Literal["name", "position"]
 """Rule by which a checkpoint's VMs are matched with a fleet's."""
 OnFailure: TypeAlias = Literal["finish", "stop"]
@@ -73,8 +76,8 @@ class Fleet(Mapping[str, GuestVm]):
     iterable of names, each once: the VMs that the call is about, by default all.
 
     `threads`, wherever it is taken, is the number of threads that share the work, at least 1: each VM's on one of them,
-    in Rust, without the interpreter's lock, which is given up once for each step. On KVM a step is ioctls, so more
-    threads than one pay where the kernel takes long for them.
+    in Rust, without the interpreter's lock. It is given up once for the whole call; where a VM's counter is a Python
+    object, once for each step. On KVM a step is ioctls, so more threads than one pay where the kernel takes long.
 
     `Fleet(bank)` takes a `ClockBank` whole, with the VMs that it has now. `names` names them in the order of
     `bank.vms()`; without it each is named by the digits of its handle. Its checkpoints, restores and pauses are passes
@@ -135,7 +138,7 @@ class Fleet(Mapping[str, GuestVm]):
         """
         addresses, records = _by_name(vmclock_address), _by_name(stolen_time)
         for given in (stopped_at, addresses, records):
-            if isinstance(given, Mapping):
+            if isinstance(given, Mapping) and given:
                 self._chosen(given)
         if self._bank is not None and not addresses and not records:
             return self._bank.checkpoint(self._some(only), stopped_at, now, sync)
@@ -165,8 +168,12 @@ class Fleet(Mapping[str, GuestVm]):
         For the rest see `GuestVm.plan`.
         """
         saved = self._matched(checkpoint, only, by)
+        if self._bank is not None:
+            # Where one is refused, each is looked at alone.
+            with suppress(*FAILURES):
+                return self._bank.plan(checkpoint, saved, policy, options, now, keywords)
         vms = [self[name] for name in saved]
-        planned = _each_plan(vms, list(saved.values()), policy, options, now, keywords, False, threads)  # noqa: FBT003
+        planned = _each_plan(vms, list(saved.values()), policy, options, now, keywords, threads)
         made, refused = _sorted(list(saved), planned)
         return FleetPlan(policy or Freeze(), list(saved), made, refused)
 
@@ -209,10 +216,11 @@ class Fleet(Mapping[str, GuestVm]):
                 raise
             _watched_end("restore", report, policy)
             return report
-        opened = self._restoring(checkpoint, policy, only, by, on_failure, options, now, threads, keywords)
-        with opened:
-            opened.apply(now=now)
-            return opened.release(now=now)
+        stages = ("close", "prepare", "apply", "release")
+        opened, outcomes, last = self._restoring(
+            checkpoint, policy, only, by, on_failure, options, now, threads, keywords, stages
+        )
+        return opened._ended(outcomes, last)  # noqa: SLF001 - for this module
 
     def restoring(
         self,
@@ -232,7 +240,7 @@ class Fleet(Mapping[str, GuestVm]):
         The call plans, and raises FleetRefused. Entering the block closes all VMs, then makes each one's first step.
         Leaving it without `release()` gives all of them up: see `GuestVm.restoring`.
         """
-        return self._restoring(checkpoint, policy, only, by, on_failure, options, now, threads, keywords)
+        return self._restoring(checkpoint, policy, only, by, on_failure, options, now, threads, keywords, ())[0]
 
     def _restoring(
         self,
@@ -245,16 +253,20 @@ class Fleet(Mapping[str, GuestVm]):
         now: int | Stamp | None,
         threads: int,
         keywords: OptionKeywords,
-    ) -> FleetRestore:
+        stages: Sequence[str],
+    ) -> tuple[FleetRestore, _Outcomes, str]:
+        """Plans, and makes these steps in the same call: with what came of them, and the last."""
         _checked_word(on_failure)
         saved = self._matched(checkpoint, only, by)
-        vms = [self[name] for name in saved]
-        planned = _each_plan(vms, list(saved.values()), policy, options, now, keywords, True, threads)  # noqa: FBT003
-        made, refused = _sorted(list(saved), planned)
-        if refused:
-            raise _refused(list(made), refused)
-        plans = {name: restore.plan for name, restore in made.items()}
-        return FleetRestore(FleetPlan(policy or Freeze(), list(saved), plans, {}), made, on_failure, threads)
+        names, vms, stop = list(saved), [self[name] for name in saved], on_failure == "stop"
+        restores, outcomes, last = _each_restore(
+            vms, list(saved.values()), policy, options, now, keywords, stages, threads, stop
+        )
+        if len(restores) < len(names):
+            accepted, refused = _sorted(names, outcomes)
+            raise _refused(list(accepted), refused)
+        opened = FleetRestore(policy, dict(zip(names, restores, strict=True)), on_failure, threads)
+        return opened, outcomes, last
 
     def verify(
         self,
@@ -487,25 +499,29 @@ class FleetRestore:
     `release()`, by whatever way, gives up every VM that isn't released: see `Restore`.
     """
 
-    def __init__(self, plan: FleetPlan, restores: dict[str, Restore], on_failure: OnFailure, threads: int) -> None:
-        self.plan = plan
-        """The plan."""
+    def __init__(
+        self, policy: Policy | None, restores: dict[str, Restore], on_failure: OnFailure, threads: int
+    ) -> None:
         self.failed: dict[str, Exception] = {}
         """The error of each VM that has failed so far: it is given up, and the error says the state it is in."""
+        self._policy = policy or Freeze()
         self._restores = restores
-        self._open: dict[str, Restore] = {}
+        self._open = dict(restores)
         self._reports: dict[str, Report] = {}
         self._on_failure = on_failure
         self._threads = threads
 
+    @cached_property
+    def plan(self) -> FleetPlan:
+        """The plan."""
+        plans = {name: restore.plan for name, restore in self._restores.items()}
+        return FleetPlan(self._policy, list(plans), plans, {})
+
     def __enter__(self) -> Self:
         """Closes all VMs, then makes each one's first step. VcpuRunning or StalePlan before anything is written."""
+        self._open = dict(self._restores)
         try:
-            names = list(self._restores)
-            closed, failed = _each_step(list(self._restores.values()), "close", self._threads, stop=True)
-            self._open = {names[at]: self._restores[names[at]] for at in closed}
-            _raise_first(names, failed)
-            self._step("prepare")
+            self._step("close", "prepare")
         except BaseException as error:
             self._give_up(error)
             raise
@@ -533,10 +549,16 @@ class FleetRestore:
             raise self._interrupted()
         return FleetReport(self._reports)
 
-    def _step(self, step: str, *, at: Stamp | None = None, now: int | Stamp | None = None) -> None:
-        names, stop = list(self._open), self._on_failure == "stop"
-        done = _each_step(list(self._open.values()), step, self._threads, stop=stop, at=at, now=now)
-        made, failed = _sorted(names, done)
+    def _step(self, *stages: str, at: Stamp | None = None, now: int | Stamp | None = None) -> None:
+        restores, stop = list(self._open.values()), self._on_failure == "stop"
+        self._took(*_each_step(restores, stages, self._threads, stop=stop, at=at, now=now))
+
+    def _took(self, outcomes: _Outcomes, last: str) -> None:
+        """Takes note of steps up to this one."""
+        made, failed = _sorted(list(self._open), outcomes)
+        if failed and last == "close":
+            self._open = {name: self._open[name] for name in made}
+            _raise_first(list(failed), dict(enumerate(failed.values())))
         for name, report in made.items():
             if report is not None:
                 del self._open[name]
@@ -547,11 +569,22 @@ class FleetRestore:
         for name, error in failed.items():
             self._open.pop(name).__exit__(type(error), error, error.__traceback__)
             self.failed[name] = error
-        if failed and stop:
+        if failed and self._on_failure == "stop":
             name, error = next(iter(failed.items()))
-            self._stop(step, name)
+            self._stop(last, name)
             raise self._interrupted() from error
         _raise_first(list(refused), dict(enumerate(refused.values())))
+
+    def _ended(self, outcomes: _Outcomes, last: str) -> FleetReport:
+        """The reports of a restore whose steps were all made in one call."""
+        try:
+            self._took(outcomes, last)
+        except BaseException as error:
+            self._give_up(error)
+            raise
+        if self.failed:
+            raise self._interrupted()
+        return FleetReport(self._reports)
 
     def _stop(self, step: str, failed: str) -> None:
         """Gives up the VMs that aren't released, since one has failed: each gets an error that says its state."""
@@ -709,10 +742,7 @@ class _OfBank(Mapping[str, GuestVm]):
         if saved is not None:
             if not saved:
                 return FleetReport({})
-            if len(saved) < len(checkpoint):
-                checkpoint = Checkpoint.join(list(saved.values()))
-            into = {one.name: name for name, one in saved.items()}
-            handles = self._array(into[name] for name in checkpoint.names)
+            checkpoint, handles = self._into(checkpoint, saved)
         done = self._bank._restore(  # noqa: SLF001 - the native half of this class
             checkpoint, policy, vms=handles, options=options, now=now, **keywords
         )
@@ -723,12 +753,73 @@ class _OfBank(Mapping[str, GuestVm]):
         paused = self._bank._pause(policy, vms=self._array(names), views=views)  # noqa: SLF001 - as above
         return _BankPause(paused, self._handles if names is None else names, self._handles, policy)
 
+    def plan(
+        self,
+        checkpoint: Checkpoint,
+        saved: Mapping[str, Checkpoint],
+        policy: Policy | None,
+        options: Options | None,
+        now: int | Stamp | None,
+        keywords: OptionKeywords,
+    ) -> FleetPlan:
+        """Plans the restore of the VMs of `saved` by one pass: all of them or none."""
+        if not saved:
+            return FleetPlan(policy or Freeze(), [], {}, {})
+        checkpoint, handles = self._into(checkpoint, saved)
+        planned = self._bank._plan(  # noqa: SLF001 - the native half of this class
+            checkpoint, policy, vms=handles, options=options, now=now, **keywords
+        )
+        return _BankPlan(policy or Freeze(), planned, self._handles)
+
+    def _into(self, checkpoint: Checkpoint, saved: Mapping[str, Checkpoint]) -> tuple[Checkpoint, NDArray[np.int64]]:
+        """Returns the checkpoint of just these VMs, and the handle that each goes into."""
+        if len(saved) < len(checkpoint):
+            checkpoint = Checkpoint.join(list(saved.values()))
+        into = {one.name: name for name, one in saved.items()}
+        return checkpoint, self._array(into[name] for name in checkpoint.names)
+
     def _array(self, names: Iterable[str] | None) -> NDArray[np.int64]:
         import numpy as np
 
         if names is None:
             return self._vms
         return np.array([self._handles[name] for name in names], np.int64)
+
+
+def _by_row(set_: _SetPlan | _SetReport, handles: Mapping[str, int]) -> dict[str, int]:
+    """The row of each VM of a set, in the fleet's order."""
+    rows = {handle: row for row, handle in enumerate(set_.vms.tolist())}
+    return {name: rows[handle] for name, handle in handles.items() if handle in rows}
+
+
+class _BankPlan(FleetPlan):
+    """A plan each VM of a bank, all of them accepted: each VM's own is made when it is asked for."""
+
+    def __init__(self, policy: Policy, planned: _SetPlan, handles: Mapping[str, int]) -> None:
+        self._rows = _by_row(planned, handles)
+        super().__init__(policy, list(self._rows), {}, {})
+        self._planned = planned
+
+    def __getitem__(self, name: str) -> Plan:
+        return self._planned.plan(self._rows[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """The columns of `FleetPlan.columns`, without a plan each VM."""
+        order = list(self._rows.values())
+        columns: dict[str, Sequence[Any]] = {
+            "name": list(self._rows),
+            "accepted": [True] * len(order),
+            "refused": [""] * len(order),
+        }
+        for name, values in self._planned.columns().items():
+            columns[name] = [values[row] for row in order]
+        return {name: _column(columns[name], kind) for name, kind in _PLAN_COLUMNS.items()}
 
 
 class _BankReport(FleetReport):
@@ -741,8 +832,7 @@ class _BankReport(FleetReport):
 
     @cached_property
     def _rows(self) -> dict[str, int]:
-        rows = {handle: row for row, handle in enumerate(self._done.vms.tolist())}
-        return {name: rows[handle] for name, handle in self._handles.items() if handle in rows}
+        return _by_row(self._done, self._handles)
 
     def __getitem__(self, name: str) -> Report:
         return self._done.report(self._rows[name])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from guestclock._core import ClockEquation, StolenTime, VmClock
-from guestclock.errors import GuestClockError
+from guestclock.errors import GuestClockError, PageOverwritten
 from guestclock.units import S
 
 if TYPE_CHECKING:
@@ -20,21 +20,26 @@ if TYPE_CHECKING:
     from guestclock.types import GuestVm, Stamp
 
 
+Page = TypeVar("Page")
+
+
 class GuestPages(NamedTuple):
     """The pages of one guest that tell it about its time."""
 
     vmclock: VmClock | None
-    """The vmclock page; None where the checkpoint knows of none."""
+    """The vmclock page; None where the checkpoint knows of none, or the guest has overwritten it."""
     stolen_time: list[StolenTime | None]
-    """The stolen-time record of each vCPU; None where the checkpoint knows of none."""
+    """The stolen-time record of each vCPU; None where the checkpoint knows of none, or the guest has overwritten it."""
+    overwritten: list[PageOverwritten]
+    """Pages and records that aren't where the checkpoint has them: the guest can write there, so that is no error."""
 
 
 def find_pages(checkpoint: Checkpoint, memory: Buffer, *, base: int) -> GuestPages:
     """Finds the pages of the one VM of a checkpoint in the VMM's mapping of the guest's memory.
 
     `base` is the guest's physical address of the first byte of `memory`. The checkpoint has the addresses that
-    `checkpoint(vmclock_address=, stolen_time=)` was given. ValueError for an address outside of `memory`, and where no
-    such page is.
+    `checkpoint(vmclock_address=, stolen_time=)` was given. ValueError for an address outside of `memory`; nothing that
+    the guest has written there is an error.
     """
     size = memoryview(memory).nbytes
 
@@ -46,13 +51,24 @@ def find_pages(checkpoint: Checkpoint, memory: Buffer, *, base: int) -> GuestPag
             )
         return address - base
 
-    address, records = checkpoint.vmclock_address, checkpoint.stolen_time
+    overwritten: list[PageOverwritten] = []
+
+    def found(kind: Callable[[Buffer, int], Page], address: int | None, what: str) -> Page | None:
+        if address is None:
+            return None
+        try:
+            return kind(memory, place(address, what))
+        except PageOverwritten as error:
+            overwritten.append(error)
+            return None
+
     return GuestPages(
-        None if address is None else VmClock(memory, place(address, "vmclock page")),
+        found(VmClock, checkpoint.vmclock_address, "vmclock page"),
         [
-            None if record is None else StolenTime(memory, place(record, f"stolen-time record of vCPU {vcpu}"))
-            for vcpu, record in enumerate(records)
+            found(StolenTime, record, f"stolen-time record of vCPU {vcpu}")
+            for vcpu, record in enumerate(checkpoint.stolen_time)
         ],
+        overwritten,
     )
 
 

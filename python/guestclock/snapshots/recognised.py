@@ -73,10 +73,9 @@ def export(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _contents(path: Path) -> bytes:
-    # Without waiting for whoever would write to a FIFO.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:  # noqa: PTH123 - of a descriptor
-        found = os.fstat(descriptor)
+    # Without waiting for whoever would write to a FIFO, which Windows doesn't have.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+        found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
             raise InvalidFile("it isn't a regular file")
         if found.st_size > MAX_BYTES:

@@ -18,6 +18,8 @@ pub(crate) struct Many<'a> {
     pub(crate) bank: &'a mut Bank,
     pub(crate) slots: &'a [u32],
     pub(crate) counter: &'a dyn Counter,
+    /// The rows of all VMs by their domain, those that follow each other together.
+    runs: Vec<(usize, Range<usize>)>,
     /// True once something was written.
     pub(crate) written: bool,
     /// Place of the VM that the last step failed for.
@@ -25,8 +27,9 @@ pub(crate) struct Many<'a> {
 }
 
 impl<'a> Many<'a> {
-    pub(crate) const fn new(bank: &'a mut Bank, slots: &'a [u32], counter: &'a dyn Counter) -> Self {
-        Self { bank, slots, counter, written: false, failed: 0 }
+    pub(crate) fn new(bank: &'a mut Bank, slots: &'a [u32], counter: &'a dyn Counter) -> Self {
+        let runs = runs(bank, slots);
+        Self { bank, slots, counter, runs, written: false, failed: 0 }
     }
 
     /// Carries out a step.
@@ -35,10 +38,7 @@ impl<'a> Many<'a> {
     /// At a step that no machine over many VMs asks for.
     pub(crate) fn carry_out(&mut self, op: &Op<'_>) -> Answer<VmError> {
         match op {
-            Op::Look => self.each(|bank, slot| {
-                let vm = ModelVm::view(&*bank, slot);
-                vm.all_stopped().map_err(Failed::Call)
-            }),
+            Op::Look => self.look(),
             Op::Sample => Ok(Done::Count(self.counter.count())),
             Op::Stamp => Ok(Done::Stamp(self.counter.stamp())),
             Op::Write(block) => {
@@ -51,9 +51,15 @@ impl<'a> Many<'a> {
         }
     }
 
-    fn each(&mut self, mut step: impl FnMut(&mut Bank, u32) -> Result<(), Failed<VmError>>) -> Answer<VmError> {
-        for (place, slot) in self.slots.iter().enumerate() {
-            step(self.bank, *slot).inspect_err(|_| self.failed = place)?;
+    fn look(&mut self) -> Answer<VmError> {
+        let runs = |(domain, rows): &(usize, Range<usize>)| {
+            self.bank.domains[*domain].rows.running[rows.clone()].contains(&true)
+        };
+        if self.runs.iter().any(runs) {
+            for (place, slot) in self.slots.iter().enumerate() {
+                let vm = ModelVm::view(&*self.bank, *slot);
+                vm.all_stopped().inspect_err(|_| self.failed = place).map_err(Failed::Call)?;
+            }
         }
         Ok(Done::Ok)
     }
@@ -65,15 +71,8 @@ impl<'a> Many<'a> {
         step: impl Fn(&mut Rows, Range<usize>, &BlockColumn<'_>) -> Result<(), Failed<VmError>>,
     ) -> Answer<VmError> {
         for (vms, block) in block.runs() {
-            let slots = &self.slots[vms.clone()];
-            let mut runs: Vec<(usize, Range<usize>)> = Vec::new();
-            for slot in slots {
-                let (domain, rows) = (self.bank.domain_and_class(*slot).0.into(), self.bank.rows_of(*slot));
-                match runs.last_mut() {
-                    Some((of, before)) if (*of, before.end) == (domain, rows.start) => before.end = rows.end,
-                    _ => runs.push((domain, rows)),
-                }
-            }
+            let all = vms.len() == self.slots.len();
+            let runs = if all { self.runs.clone() } else { runs(self.bank, &self.slots[vms.clone()]) };
             for column in block.columns() {
                 let mut begin = 0;
                 for (domain, rows) in &runs {
@@ -120,8 +119,10 @@ impl<'a> Many<'a> {
         let mut done = Ok(Done::Count(now));
         plans.each(now, self.counter.frequency(), |place, plan, outcome, (cntvct, cntpct)| {
             let mut vm = ModelVm::view(&mut *self.bank, self.slots[place]);
+            // All were looked at before, and the plan's method is one that the VM has.
             let set = if plan.method == Method::Offset {
-                vm.set_counter_offset(Offset::between(outcome.count, cntvct), 0)
+                vm.opt_in_stopped(Offset::between(outcome.count, cntvct));
+                Ok(())
             } else {
                 let outcome = Outcome { cntvct, cntpct, ..*outcome };
                 set_counters(plan, &outcome, &mut Model { vm: &mut vm, counter: &plan.instant_of(&outcome) })
@@ -133,6 +134,19 @@ impl<'a> Many<'a> {
         });
         done
     }
+}
+
+/// Returns the rows of VMs by their domain, those that follow each other together.
+fn runs(bank: &Bank, slots: &[u32]) -> Vec<(usize, Range<usize>)> {
+    let mut runs: Vec<(usize, Range<usize>)> = Vec::new();
+    for slot in slots {
+        let (domain, rows) = (bank.domain_and_class(*slot).0.into(), bank.rows_of(*slot));
+        match runs.last_mut() {
+            Some((of, before)) if (*of, before.end) == (domain, rows.start) => before.end = rows.end,
+            _ => runs.push((domain, rows)),
+        }
+    }
+    runs
 }
 
 /// Writes a register of a VM's rows, none of which runs.

@@ -13,10 +13,12 @@ use crate::many::Many;
 use crate::vm::ModelVm;
 use guestclock_core::arch::RegId;
 use guestclock_core::checkpoint::{BuildError, Checkpoint, GroupBuilder, GuestTime, Held, Name, VmName};
-use guestclock_core::drive::{Io, Machine, OfOne, OperationError, Restored, Saving, pausing_many, restoring_many};
+use guestclock_core::drive::{
+    Io, Machine, OfOne, OperationError, Restored, Saving, pausing_many, planning_many, restoring_many,
+};
 use guestclock_core::restore::{
     ManyFacts, Method, Origins, Outcome, Plans, Policy, Refusal, Report, Request, Saved, State, Target, VmFacts,
-    Writes, Written, planning,
+    Writes, Written,
 };
 use guestclock_core::time::{Counter, Frequency, HostCount, Instant, OffsetInterval, Ratio, Stamp, SyncBound};
 use std::collections::BTreeMap;
@@ -95,9 +97,7 @@ impl SetReport {
     ///
     /// No refusal comes here that wouldn't have come before the restore.
     pub fn report(&self, row: usize, saved: &Saved<'_>) -> Result<Report, Refusal> {
-        let case = self.plans.plan_of[row] as usize;
-        let shared = &self.plans.plans[case];
-        let plan = planning::plan(saved, &self.plans.targets[case], shared.sample, shared.request)?;
+        let plan = self.plans.alone(row, saved)?;
         let outcome = plan.at(Ratio::new(self.frequency, plan.frequency()).at(self.count));
         let exact = OffsetInterval::exact;
         let written = match plan.method {
@@ -203,12 +203,36 @@ impl ManagedBank {
                 Some(names) => Name::Text(&names[vm]),
                 None => Name::Number(vms[vm].0.cast_unsigned()),
             };
-            let time = GuestTime { stopped_at, ..self.guest_time(slots[vm], now) };
+            let mut time = self.guest_time(slots[vm], now);
+            time.stopped_at = stopped_at;
             groups.of(&self.bank, slots[vm])?.add(name, &time, &self.bank, slots[vm]);
         }
         groups.all.iter_mut().for_each(|group| group.fill(&self.bank));
         let stamp = saving.sync.map_or(stamp, |sync| stamp.vouched_by(sync));
         Ok(Checkpoint::of(stamp, groups.all.into_iter().map(|group| group.builder))?)
+    }
+
+    fn slots_for(&self, checkpoint: &Checkpoint, vms: &[Handle]) -> Result<Vec<u32>, SetError> {
+        if vms.len() != checkpoint.len() {
+            return Err(SetError::Unequal { saved: checkpoint.len(), here: vms.len() });
+        }
+        Ok(self.bank.slots(vms)?)
+    }
+
+    /// Plans [`restore`](Self::restore), without touching anything.
+    pub fn plan(
+        &mut self,
+        checkpoint: &Checkpoint,
+        vms: &[Handle],
+        counter: &dyn Counter,
+        request: Request,
+    ) -> Result<Plans, SetError> {
+        let slots = self.slots_for(checkpoint, vms)?;
+        let facts = self.facts(&slots, counter);
+        let mut driver = Many::new(&mut self.bank, &slots, counter);
+        let origins = Origins::Saved(checkpoint);
+        let plans = drive_many(&mut driver, async |io| planning_many(&io, &facts, origins, request).await);
+        plans.map_err(|error| of_one(vms, driver.failed, error))
     }
 
     /// Restores a checkpoint into VMs, one for each of its VMs in their order: timers, CNTVOFF_EL2 and both counters, for
@@ -221,10 +245,7 @@ impl ManagedBank {
         counter: &dyn Counter,
         request: Request,
     ) -> Result<SetReport, SetError> {
-        let slots = self.bank.slots(vms)?;
-        if vms.len() != checkpoint.len() {
-            return Err(SetError::Unequal { saved: checkpoint.len(), here: vms.len() });
-        }
+        let slots = self.slots_for(checkpoint, vms)?;
         self.go_on(vms, &slots, Origins::Saved(checkpoint), counter, request)
     }
 
@@ -411,23 +432,22 @@ impl Groups {
     /// Returns the group of a VM.
     fn of(&mut self, bank: &Bank, slot: u32) -> Result<&mut Gathering, SetError> {
         let (_, class) = bank.domain_and_class(slot);
-        let place = match (self.last, self.of_class.get(&class)) {
-            (Some((last, place)), _) if last == class => place,
-            (_, Some(place)) => *place,
-            _ => {
-                let ids = ModelVm::view(bank, slot).registers().saved();
-                let known = self.all.iter().position(|group| group.ids == ids);
-                if known.is_none() {
-                    let mut builder = GroupBuilder::new(ids.iter().copied())?;
-                    // Enough for all, where all have one class; else it is given back at the end.
-                    builder.reserve(if self.all.is_empty() { self.vcpus } else { 0 });
-                    let held = ids.iter().filter_map(|id| Held::of(*id)).collect();
-                    self.all.push(Gathering { ids, builder, held, runs: Vec::new() });
-                }
-                let place = known.unwrap_or(self.all.len() - 1);
-                self.of_class.insert(class, place);
-                place
+        let known = self.last.filter(|(last, _)| *last == class).map(|(_, place)| place);
+        let place = if let Some(place) = known.or_else(|| self.of_class.get(&class).copied()) {
+            place
+        } else {
+            let ids = ModelVm::view(bank, slot).registers().saved();
+            let known = self.all.iter().position(|group| group.ids == ids);
+            if known.is_none() {
+                let mut builder = GroupBuilder::new(ids.iter().copied())?;
+                // Enough for all, where all have one class; else it is given back at the end.
+                builder.reserve(if self.all.is_empty() { self.vcpus } else { 0 });
+                let held = ids.iter().filter_map(|id| Held::of(*id)).collect();
+                self.all.push(Gathering { ids, builder, held, runs: Vec::new() });
             }
+            let place = known.unwrap_or(self.all.len() - 1);
+            self.of_class.insert(class, place);
+            place
         };
         self.last = Some((class, place));
         Ok(&mut self.all[place])
@@ -465,8 +485,18 @@ impl Gathering {
     }
 }
 
-/// Returns the VM whose name is the digits of its handle.
-pub fn handle_named(name: &str) -> Result<Handle, SetError> {
-    let number = name.parse().map_err(|_| SetError::NoHandle { name: name.into() })?;
-    Ok(Handle(number))
+/// Returns the VMs whose names are the digits of their handles.
+pub fn handles_named(checkpoint: &Checkpoint) -> Result<Vec<Handle>, SetError> {
+    let mut handles = Vec::with_capacity(checkpoint.len());
+    for group in checkpoint.groups() {
+        let numbers = group.names().numbers();
+        let numbers = numbers.filter(|all| all.iter().all(|number| *number <= i64::MAX.cast_unsigned()));
+        let Some(numbers) = numbers else {
+            let is_handle = |name: &&str| name.parse::<i64>().is_ok_and(|number| number.to_string() == **name);
+            let name = group.names().iter().find(|name| !is_handle(name)).unwrap_or_default().into();
+            return Err(SetError::NoHandle { name });
+        };
+        handles.extend(numbers.into_iter().map(|number| Handle(number.cast_signed())));
+    }
+    Ok(handles)
 }

@@ -397,9 +397,14 @@ impl<B: DerefMut<Target = Bank>> ModelVm<B> {
     /// way back to setting counters by value. `reserved` is the ioctl's second field, which has to be 0.
     pub fn set_counter_offset(&mut self, offset: Offset, reserved: u64) -> Result<(), VmError> {
         self.takes_an_offset(reserved)?;
+        self.opt_in_stopped(offset);
+        Ok(())
+    }
+
+    /// Gives a VM that takes an offset this one.
+    pub(crate) fn opt_in_stopped(&mut self, offset: Offset) {
         self.state().1.opted_in = true;
         self.move_offsets(Offsets { virt: offset, phys: offset });
-        Ok(())
     }
 
     /// Lets the vCPU enter the guest (KVM_RUN), loaded with the offsets of this moment. The first entry fixes the

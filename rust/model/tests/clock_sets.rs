@@ -17,7 +17,7 @@ use guestclock_model::error::VmError;
 use guestclock_model::locked::LockedBank;
 use guestclock_model::managed::ManagedBank;
 use guestclock_model::manual::ManualCounter;
-use guestclock_model::sets::{SetError, SetSaving, handle_named};
+use guestclock_model::sets::{SetError, SetSaving, handles_named};
 use guestclock_model::vm::ModelVm;
 use proptest::collection::vec;
 use proptest::option;
@@ -221,7 +221,7 @@ proptest! {
         let mut together = ManagedBank::from(alone.clone());
         let before: Vec<_> = vms.iter().map(|vm| state(&together.bank().vm(*vm).unwrap(), HostCount(0))).collect();
         let run_states = one_by_one(&mut alone, &vms, &shapes, &now, &set, request);
-        let in_order: Vec<Handle> = set.names().map(|name| handle_named(name).unwrap()).collect();
+        let in_order = handles_named(&set).unwrap();
         let report = together.restore(&set, &in_order, &now, request);
         match (run_states, report) {
             (Ok(run_states), Ok(report)) => {
@@ -375,11 +375,11 @@ fn a_set_is_restored_by_name() {
     let set = bank.checkpoint(&vms, &instant(&counter), saving).unwrap();
     assert_eq!(set.names().collect::<Vec<_>>(), ["db", "web"]);
     assert_eq!(set.vms().map(|vm| vm.cntvct().0).collect::<Vec<_>>(), [3000, 4000]);
-    assert_eq!(handle_named("db"), Err(SetError::NoHandle { name: "db".into() }));
+    assert_eq!(handles_named(&set), Err(SetError::NoHandle { name: "db".into() }));
     let report = bank.restore(&set, &[vms[1], vms[0]], &instant(&counter), Request::default()).unwrap();
     assert_eq!((report.vms, report.cntvct), (vec![vms[1], vms[0]], vec![3000, 4000]));
     let own = bank.checkpoint(&vms, &instant(&counter), SetSaving::default()).unwrap();
-    let mut handles: Vec<_> = own.names().map(|name| handle_named(name).unwrap()).collect();
+    let mut handles = handles_named(&own).unwrap();
     handles.sort_by_key(|vm| vm.0);
     assert_eq!(handles, vms);
 }

@@ -12,7 +12,7 @@ use guestclock_model::locked::{LockedVm, Now};
 use guestclock_model::managed::ManagedBank;
 use guestclock_model::manual::ManualCounter;
 use guestclock_model::scaled::ScaledCounter;
-use guestclock_model::sets::{SetSaving, handle_named};
+use guestclock_model::sets::{SetSaving, handles_named};
 use proptest::prelude::*;
 use std::sync::Arc;
 
@@ -175,7 +175,7 @@ proptest! {
         host.advance(elapsed);
         let request =
             Request { policy: if advance { Policy::ADVANCE } else { Policy::FREEZE }, ..Request::default() };
-        let vms = set.names().map(|name| handle_named(name).unwrap()).collect::<Vec<_>>();
+        let vms = handles_named(&set).unwrap();
         bank.restore(&set, &vms, &here, request).unwrap();
         for (index, vm) in vms.iter().enumerate() {
             let saved = set.vm(index).unwrap();

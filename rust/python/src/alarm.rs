@@ -102,13 +102,27 @@ impl PyDeadlineAlarm {
                 lateness.record(now, HostCount(deadline));
             }
         }
+        let none = deadlines.is_empty();
+        match self.wait_for_next(py, now, woken && none) {
+            // They were taken, so they are the next call's; where the alarm was closed meanwhile, there is none.
+            Err(error) if !none && !self.closed() => {
+                *self.rest() = Some(expired.unbind());
+                let _ = self.hint.alarm.ring();
+                Err(error)
+            }
+            Err(error) if none => Err(error),
+            _ => Ok(expired),
+        }
+    }
+
+    /// Has the descriptor become readable at the next deadline.
+    fn wait_for_next(&self, py: Python<'_>, now: HostCount, for_nothing: bool) -> PyResult<()> {
         let left_ns = match self.next_deadline(py, now)? {
             // A deadline that is due, and that `expire` didn't return: looking again at once would be a busy loop.
             due if due <= now.0 => Some(MOST_NS.into()),
             deadline => self.hint.left_ns(deadline),
         };
-        self.hint.alarm.set_again(left_ns, woken && deadlines.is_empty()).or_raise()?;
-        Ok(expired)
+        self.hint.alarm.set_again(left_ns, for_nothing).or_raise()
     }
 }
 

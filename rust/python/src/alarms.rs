@@ -1,8 +1,10 @@
 //! The registry between alarms and the objects that move a deadline or a counter.
 
-use crate::errors::IntoPyErr;
+use crate::errors::{IntoPyErr, os_error, typed};
 use guestclock_core::time::{Counter, HostCount, NO_DEADLINE};
+pub(crate) use guestclock_linux::alarm::forked;
 use guestclock_linux::alarm::{Alarm, AlarmError};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -66,6 +68,18 @@ impl Alarms {
                 Ok(()) | Err(AlarmError::Closed) => {}
                 Err(error) => Python::attach(|py| error.into_pyerr().write_unraisable(py, None)),
             }
+        }
+    }
+}
+
+impl IntoPyErr for AlarmError {
+    #[cold]
+    fn into_pyerr(self) -> PyErr {
+        match self {
+            Self::InUse => typed("AlarmInUse", &self.to_string(), |_| Ok(())),
+            Self::Io(error) => os_error(error, None),
+            // ValueError, as Python raises it for a closed file of its own.
+            _ => PyValueError::new_err(self.to_string()),
         }
     }
 }

@@ -30,6 +30,9 @@ pub(crate) trait Handle: Send + Sync {
     /// Asks whoever vouches for the counter's wall clock, before a stamp is taken. Called with no lock held.
     fn ask(&self, py: Python<'_>) -> PyResult<()>;
 
+    /// Returns whether each operation takes the interpreter's lock first, since its counter is a Python object.
+    fn samples_in_python(&self, now: Option<&Now>) -> bool;
+
     /// Reads a Python counter before a call that needs its count, which is called with no lock held.
     fn sampled(&self, py: Python<'_>, now: Option<HostCount>) -> PyResult<Sampled>;
 
@@ -76,14 +79,6 @@ pub(crate) trait Handle: Send + Sync {
 /// An error of a verb, until the interpreter's lock is at hand to make an exception of it.
 pub(crate) type Failure = Box<dyn FnOnce() -> PyErr + Send>;
 
-/// A verb for which all is at hand that takes the interpreter's lock: it is carried out without the lock, by any thread.
-pub(crate) type Started<'a, T> = Box<dyn FnOnce() -> Result<T, Failure> + Send + 'a>;
-
-/// Carries a verb out without the interpreter's lock.
-pub(crate) fn run<T: Send>(py: Python<'_>, started: Started<'_, T>) -> PyResult<T> {
-    detached(py, started).map_err(|failure| failure())
-}
-
 /// Returns the failure that an error is.
 pub(crate) fn failure<E: IntoPyErr + Send + 'static>(error: E) -> Failure {
     Box::new(|| error.into_pyerr())
@@ -93,7 +88,7 @@ pub(crate) fn failure<E: IntoPyErr + Send + 'static>(error: E) -> Failure {
 pub(crate) trait Operable: Handle {
     type Error: Errno + IntoPyErr + Display + Send + 'static;
 
-    /// Whatever of the interpreter an operation needs.
+    /// Whatever of the interpreter operations need.
     type Ready: Send;
 
     /// Takes it, with no lock of a VM held.
@@ -103,213 +98,151 @@ pub(crate) trait Operable: Handle {
     /// call of the VMM's own.
     fn work<T>(
         &self,
-        ready: Self::Ready,
+        ready: &Self::Ready,
         verb: Option<Verb>,
-        now: Option<Now>,
+        now: Option<&Now>,
         work: impl FnOnce(&mut RunState, &mut dyn Backend<Error = Self::Error>) -> T,
     ) -> Result<T, Failure>;
 }
 
-/// The verbs of a VM of any kind. Each is documented at the method of `GuestVm` that calls it.
-pub(crate) trait AnyVm: Handle {
-    fn opt_in<'a>(&'a self, py: Python<'_>, offset: Option<Offset>) -> PyResult<Started<'a, ()>>;
+/// The verbs of a VM for which all is at hand that takes the interpreter's lock: any thread carries them out without it.
+/// Each is documented at the method of `GuestVm` that calls it.
+pub(crate) trait Verbs: Send {
+    fn opt_in(&self, offset: Option<Offset>) -> Result<(), Failure>;
 
-    fn checkpoint<'a>(
-        &'a self,
-        py: Python<'_>,
-        saving: &'a Saving,
-        now: Option<Now>,
-    ) -> PyResult<Started<'a, Checkpoint>>;
+    fn checkpoint(&self, saving: &Saving) -> Result<Checkpoint, Failure>;
 
-    fn plan<'a>(
-        &'a self,
-        py: Python<'_>,
-        checkpoint: &'a Checkpoint,
-        request: Request,
-        now: Option<Now>,
-    ) -> PyResult<Started<'a, Plan>>;
+    fn plan(&self, checkpoint: &Checkpoint, request: Request) -> Result<Plan, Failure>;
 
-    fn prepare<'a>(
-        &'a self,
-        py: Python<'_>,
-        plan: Plan,
-        checkpoint: Arc<Checkpoint>,
-        now: Option<Now>,
-    ) -> PyResult<Started<'a, OpenRestore>>;
+    fn prepare(&self, plan: Plan, checkpoint: Arc<Checkpoint>) -> Result<OpenRestore, Failure>;
 
     /// Closes the VM as `prepare` does first, and writes nothing.
-    fn close<'a>(
-        &'a self,
-        py: Python<'_>,
-        plan: Plan,
-        checkpoint: Arc<Checkpoint>,
-        now: Option<Now>,
-    ) -> PyResult<Started<'a, OpenRestore>>;
+    fn close(&self, plan: Plan, checkpoint: Arc<Checkpoint>) -> Result<OpenRestore, Failure>;
 
     /// Makes the first write of a restore that has closed the VM.
-    fn begin<'a>(&'a self, py: Python<'_>, open: &'a mut OpenRestore, now: Option<Now>) -> PyResult<Started<'a, ()>>;
+    fn begin(&self, open: &mut OpenRestore) -> Result<(), Failure>;
 
-    fn apply<'a>(&'a self, py: Python<'_>, open: &'a mut OpenRestore, now: Option<Now>) -> PyResult<Started<'a, ()>>;
+    fn apply(&self, open: &mut OpenRestore) -> Result<(), Failure>;
 
     /// Releases for `at`, a stamp of the past, or else for the present.
-    fn release<'a>(
-        &'a self,
-        py: Python<'_>,
-        open: &'a mut OpenRestore,
-        at: Option<Stamp>,
-        now: Option<Now>,
-    ) -> PyResult<Started<'a, Report>>;
+    fn release(&self, open: &mut OpenRestore, at: Option<Stamp>) -> Result<Report, Failure>;
 
-    fn give_up(&self, py: Python<'_>, open: &mut OpenRestore) -> PyResult<Condition>;
+    fn give_up(&self, open: &mut OpenRestore) -> Result<Condition, Failure>;
 
-    fn pause<'a>(&'a self, py: Python<'_>, request: Request) -> PyResult<Started<'a, OpenPause>>;
+    fn pause(&self, request: Request) -> Result<OpenPause, Failure>;
 
     /// Ends a pause as if there had been none.
-    fn cancel(&self, py: Python<'_>, pause: &OpenPause) -> PyResult<()>;
+    fn cancel(&self, pause: &OpenPause) -> Result<(), Failure>;
 
     /// Ends a pause under its policy, or under `policy` instead.
-    fn resume<'a>(
-        &'a self,
-        py: Python<'_>,
-        pause: &'a OpenPause,
-        policy: Option<Policy>,
-    ) -> PyResult<Started<'a, Report>>;
+    fn resume(&self, pause: &OpenPause, policy: Option<Policy>) -> Result<Report, Failure>;
 
-    fn step(&self, py: Python<'_>, step: Step, now: Option<Now>) -> PyResult<u64>;
+    fn step(&self, step: Step) -> Result<u64, Failure>;
 
-    fn verify<'a>(
-        &'a self,
-        py: Python<'_>,
-        expected: Expected<'a>,
-        now: Option<Now>,
-    ) -> PyResult<Started<'a, Verified>>;
+    fn verify(&self, expected: Expected<'_>) -> Result<Verified, Failure>;
 }
 
-/// Takes what a verb needs of the interpreter.
-fn start<'a, V: Operable, T>(
+/// A VM, and whatever of the interpreter its verbs need.
+struct AtHand<'a, V: Operable> {
     vm: &'a V,
-    py: Python<'_>,
-    verb: Verb,
+    ready: V::Ready,
     now: Option<Now>,
-    work: impl FnOnce(&mut RunState, &mut dyn Backend<Error = V::Error>) -> Result<T, OperationError<V::Error>> + Send + 'a,
-) -> PyResult<Started<'a, T>>
-where
-    V::Ready: 'a,
-{
-    let ready = vm.ready(py, now.as_ref())?;
-    Ok(Box::new(move || vm.work(ready, Some(verb), now, work)?.map_err(failure)))
 }
 
-impl<V: Operable> AnyVm for V
-where
-    V::Ready: 'static,
-{
-    fn opt_in<'a>(&'a self, py: Python<'_>, offset: Option<Offset>) -> PyResult<Started<'a, ()>> {
-        start(self, py, Verb::OptIn, None, move |run_state, vm| run_state.opt_in(vm, offset))
+impl<V: Operable> AtHand<'_, V> {
+    fn carry_out<T>(
+        &self,
+        verb: Verb,
+        work: impl FnOnce(&mut RunState, &mut dyn Backend<Error = V::Error>) -> Result<T, OperationError<V::Error>>,
+    ) -> Result<T, Failure> {
+        self.vm.work(&self.ready, Some(verb), self.now.as_ref(), work)?.map_err(failure)
+    }
+}
+
+impl<V: Operable> Verbs for AtHand<'_, V> {
+    fn opt_in(&self, offset: Option<Offset>) -> Result<(), Failure> {
+        self.carry_out(Verb::OptIn, |run_state, vm| run_state.opt_in(vm, offset))
     }
 
-    fn checkpoint<'a>(
-        &'a self,
-        py: Python<'_>,
-        saving: &'a Saving,
-        now: Option<Now>,
-    ) -> PyResult<Started<'a, Checkpoint>> {
-        start(self, py, Verb::Checkpoint, now, |run_state, vm| run_state.checkpoint(vm, saving))
+    fn checkpoint(&self, saving: &Saving) -> Result<Checkpoint, Failure> {
+        self.carry_out(Verb::Checkpoint, |run_state, vm| run_state.checkpoint(vm, saving))
     }
 
-    fn plan<'a>(
-        &'a self,
-        py: Python<'_>,
-        checkpoint: &'a Checkpoint,
-        request: Request,
-        now: Option<Now>,
-    ) -> PyResult<Started<'a, Plan>> {
-        start(self, py, Verb::Plan, now, move |run_state, vm| run_state.plan(vm, checkpoint, request))
+    fn plan(&self, checkpoint: &Checkpoint, request: Request) -> Result<Plan, Failure> {
+        self.carry_out(Verb::Plan, |run_state, vm| run_state.plan(vm, checkpoint, request))
     }
 
-    fn prepare<'a>(
-        &'a self,
-        py: Python<'_>,
-        plan: Plan,
-        checkpoint: Arc<Checkpoint>,
-        now: Option<Now>,
-    ) -> PyResult<Started<'a, OpenRestore>> {
-        start(self, py, Verb::Prepare, now, move |run_state, vm| run_state.prepare(vm, plan, checkpoint))
+    fn prepare(&self, plan: Plan, checkpoint: Arc<Checkpoint>) -> Result<OpenRestore, Failure> {
+        self.carry_out(Verb::Prepare, |run_state, vm| run_state.prepare(vm, plan, checkpoint))
     }
 
-    fn close<'a>(
-        &'a self,
-        py: Python<'_>,
-        plan: Plan,
-        checkpoint: Arc<Checkpoint>,
-        now: Option<Now>,
-    ) -> PyResult<Started<'a, OpenRestore>> {
-        start(self, py, Verb::Prepare, now, move |run_state, vm| run_state.close_for_restore(vm, plan, checkpoint))
+    fn close(&self, plan: Plan, checkpoint: Arc<Checkpoint>) -> Result<OpenRestore, Failure> {
+        self.carry_out(Verb::Prepare, |run_state, vm| run_state.close_for_restore(vm, plan, checkpoint))
     }
 
-    fn begin<'a>(&'a self, py: Python<'_>, open: &'a mut OpenRestore, now: Option<Now>) -> PyResult<Started<'a, ()>> {
-        start(self, py, Verb::Prepare, now, |run_state, vm| run_state.begin(vm, open))
+    fn begin(&self, open: &mut OpenRestore) -> Result<(), Failure> {
+        self.carry_out(Verb::Prepare, |run_state, vm| run_state.begin(vm, open))
     }
 
-    fn apply<'a>(&'a self, py: Python<'_>, open: &'a mut OpenRestore, now: Option<Now>) -> PyResult<Started<'a, ()>> {
-        start(self, py, Verb::Apply, now, |run_state, vm| run_state.apply(vm, open))
+    fn apply(&self, open: &mut OpenRestore) -> Result<(), Failure> {
+        self.carry_out(Verb::Apply, |run_state, vm| run_state.apply(vm, open))
     }
 
-    fn release<'a>(
-        &'a self,
-        py: Python<'_>,
-        open: &'a mut OpenRestore,
-        at: Option<Stamp>,
-        now: Option<Now>,
-    ) -> PyResult<Started<'a, Report>> {
-        start(self, py, Verb::Release, now, move |run_state, vm| run_state.release(vm, open, at))
+    fn release(&self, open: &mut OpenRestore, at: Option<Stamp>) -> Result<Report, Failure> {
+        self.carry_out(Verb::Release, |run_state, vm| run_state.release(vm, open, at))
     }
 
-    /// A VM whose process is gone has nothing to give up, and nothing that could be said of it.
-    fn give_up(&self, py: Python<'_>, open: &mut OpenRestore) -> PyResult<Condition> {
-        if self.is_gone() {
-            return Ok(Condition::Untouched);
-        }
-        run(py, start(self, py, Verb::GiveUp, None, |run_state, vm| run_state.give_up(vm, open))?)
+    fn give_up(&self, open: &mut OpenRestore) -> Result<Condition, Failure> {
+        self.carry_out(Verb::GiveUp, |run_state, vm| run_state.give_up(vm, open))
     }
 
-    fn pause<'a>(&'a self, py: Python<'_>, request: Request) -> PyResult<Started<'a, OpenPause>> {
-        start(self, py, Verb::Pause, None, move |run_state, vm| run_state.pause(vm, request))
+    fn pause(&self, request: Request) -> Result<OpenPause, Failure> {
+        self.carry_out(Verb::Pause, |run_state, vm| run_state.pause(vm, request))
     }
 
-    fn cancel(&self, py: Python<'_>, pause: &OpenPause) -> PyResult<()> {
-        if self.is_gone() {
-            return Ok(());
-        }
-        let cancel = |run_state: &mut RunState, _: &mut dyn Backend<Error = V::Error>| {
+    fn cancel(&self, pause: &OpenPause) -> Result<(), Failure> {
+        self.carry_out(Verb::GiveUp, |run_state, _| {
             run_state.cancel_pause(pause);
             Ok(())
-        };
-        run(py, start(self, py, Verb::GiveUp, None, cancel)?)
+        })
     }
 
-    fn resume<'a>(
-        &'a self,
-        py: Python<'_>,
-        pause: &'a OpenPause,
-        policy: Option<Policy>,
-    ) -> PyResult<Started<'a, Report>> {
+    fn resume(&self, pause: &OpenPause, policy: Option<Policy>) -> Result<Report, Failure> {
         let policy = policy.unwrap_or_else(|| pause.policy());
-        start(self, py, Verb::Resume, None, move |run_state, vm| run_state.resume(vm, pause, policy))
+        self.carry_out(Verb::Resume, |run_state, vm| run_state.resume(vm, pause, policy))
     }
 
-    fn step(&self, py: Python<'_>, step: Step, now: Option<Now>) -> PyResult<u64> {
-        run(py, start(self, py, Verb::CatchUp, now, move |run_state, vm| run_state.step(vm, step))?)
+    fn step(&self, step: Step) -> Result<u64, Failure> {
+        self.carry_out(Verb::CatchUp, |run_state, vm| run_state.step(vm, step))
     }
 
-    fn verify<'a>(
-        &'a self,
-        py: Python<'_>,
-        expected: Expected<'a>,
-        now: Option<Now>,
-    ) -> PyResult<Started<'a, Verified>> {
-        start(self, py, Verb::Verify, now, move |run_state, vm| run_state.verify(vm, expected))
+    fn verify(&self, expected: Expected<'_>) -> Result<Verified, Failure> {
+        self.carry_out(Verb::Verify, |run_state, vm| run_state.verify(vm, expected))
     }
+}
+
+/// A VM of any kind.
+pub(crate) trait AnyVm: Handle {
+    /// Takes what the VM's verbs need of the interpreter, for the counter's present or for `now`.
+    fn at_hand(&self, py: Python<'_>, now: Option<Now>) -> PyResult<Box<dyn Verbs + '_>>;
+}
+
+impl<V: Operable> AnyVm for V {
+    fn at_hand(&self, py: Python<'_>, now: Option<Now>) -> PyResult<Box<dyn Verbs + '_>> {
+        let ready = self.ready(py, now.as_ref())?;
+        Ok(Box::new(AtHand { vm: self, ready, now }))
+    }
+}
+
+/// Carries a verb out without the interpreter's lock.
+pub(crate) fn run<T: Send>(
+    py: Python<'_>,
+    vm: &SharedVm,
+    now: Option<Now>,
+    verb: impl FnOnce(&dyn Verbs) -> Result<T, Failure> + Send,
+) -> PyResult<T> {
+    let vm = vm.at_hand(py, now)?;
+    detached(py, move || verb(&*vm)).map_err(|failure| failure())
 }
 
 /// A VM of any kind, shared.

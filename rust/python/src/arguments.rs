@@ -1,6 +1,6 @@
 //! Arguments that several classes take: integers, counts, 64-bit numbers, records.
 
-use guestclock_core::time::HostCount;
+use guestclock_core::time::{Frequency, HostCount};
 use pyo3::exceptions::{PyAttributeError, PyIndexError, PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBool;
@@ -42,6 +42,11 @@ impl<'a, 'py, T: Whole + FromPyObject<'a, 'py>> FromPyObject<'a, 'py> for Int<T>
 /// An integer as an argument that has a default, which a signature shows if it is a literal.
 pub(crate) fn int<T: for<'a, 'py> FromPyObject<'a, 'py> + Whole>(object: &Bound<'_, PyAny>) -> PyResult<T> {
     object.extract().map(|Int(value)| value)
+}
+
+/// A frequency as an argument.
+pub(crate) fn frequency(hz: u64) -> PyResult<Frequency> {
+    Frequency::new(hz).ok_or_else(|| PyValueError::new_err("frequency_hz must be at least 1"))
 }
 
 /// The error of an object that isn't in the range of an integer argument: it is no integer, or lies outside.

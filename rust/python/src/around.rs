@@ -1,9 +1,10 @@
 //! A VM around a VM: the same verbs, with something around each primitive call.
 
 use crate::alarms::Alarms;
-use crate::any_vm::{Failure, Handle, Operable, failure, run};
+use crate::any_vm::{Failure, Handle, Operable, failure};
 use crate::errors::{IntoPyErr, OrRaise};
 use crate::foreign::Sampled;
+use crate::process::detached;
 use crate::records::AnyCount;
 use core::fmt::Display;
 use guestclock_core::arch::arm64::{Timer, TimerState, View};
@@ -51,7 +52,8 @@ where
     ) -> PyResult<T> {
         let now = now.map(Now::Count);
         let ready = self.ready(py, now.as_ref())?;
-        run(py, Box::new(move || self.work(ready, None, now, |_, vm| call(vm))?.map_err(failure)))
+        let call = move || self.work(&ready, None, now.as_ref(), |_, vm| call(vm))?.map_err(failure);
+        detached(py, call).map_err(|failure| failure())
     }
 }
 
@@ -70,9 +72,9 @@ where
 
     fn work<T>(
         &self,
-        ready: V::Ready,
+        ready: &V::Ready,
         verb: Option<Verb>,
-        now: Option<Now>,
+        now: Option<&Now>,
         work: impl FnOnce(&mut RunState, &mut dyn Backend<Error = W::Error>) -> T,
     ) -> Result<T, Failure> {
         let done = self.vm.work(ready, verb, now, |run_state, backend| {
@@ -111,6 +113,10 @@ where
 
     fn ask(&self, py: Python<'_>) -> PyResult<()> {
         self.vm.ask(py)
+    }
+
+    fn samples_in_python(&self, now: Option<&Now>) -> bool {
+        self.vm.samples_in_python(now)
     }
 
     fn sampled(&self, py: Python<'_>, now: Option<HostCount>) -> PyResult<Sampled> {

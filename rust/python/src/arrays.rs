@@ -13,8 +13,10 @@ use numpy::{
     PyUntypedArrayMethods,
 };
 use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
+use pyo3::types::{PySlice, PyTuple};
 use std::ops::Range;
 
 /// A dtype's name.
@@ -117,6 +119,46 @@ pub(crate) fn new_array<T: Element>(py: Python<'_>, values: impl Iterator<Item =
     PyArray1::from_slice(py, &values.collect::<Vec<T>>())
 }
 
+/// Number of rows up to which the memory of an array isn't asked for beforehand: a kilobyte or so.
+pub(crate) const FEW: usize = 128;
+
+/// Number of values above which a result's memory may be more than there is.
+const MANY: usize = 4096;
+
+/// Room for a column of a result that would be lost if its array couldn't be made: it is made beforehand.
+pub(crate) struct Room<'py, T: Element>(Option<Bound<'py, PyArray1<T>>>);
+
+impl<'py, T: Named> Room<'py, T> {
+    /// Makes room for so many rows: MemoryError where there is none.
+    pub(crate) fn new(py: Python<'py>, rows: usize) -> PyResult<Self> {
+        let made = (rows > FEW).then(|| zeros::<T>(py, &[rows])?.cast_into::<PyArray1<T>>().map_err(PyErr::from));
+        made.transpose().map(Self)
+    }
+
+    /// Returns the column with these values, of which there are no more than there is room for.
+    pub(crate) fn filled(
+        self,
+        py: Python<'py>,
+        values: impl ExactSizeIterator<Item = T>,
+    ) -> PyResult<Bound<'py, PyArray1<T>>> {
+        let Some(array) = self.0 else { return Ok(new_array(py, values)) };
+        let rows = values.len();
+        {
+            let mut column = array.readwrite();
+            column.as_slice_mut()?.iter_mut().zip(values).for_each(|(place, value)| *place = value);
+        }
+        if rows == array.len() {
+            return Ok(array);
+        }
+        Ok(array.get_item(PySlice::new(py, 0, rows.try_into()?, 1))?.cast_into()?)
+    }
+}
+
+/// A new array by numpy's own function, which raises MemoryError where numpy's C API would have us panic.
+fn zeros<'py, T: Named>(py: Python<'py>, shape: &[usize]) -> PyResult<Bound<'py, PyAny>> {
+    py.import(intern!(py, "numpy"))?.call_method1(intern!(py, "zeros"), (PyTuple::new(py, shape)?, T::NAME))
+}
+
 /// Refuses columns of different lengths.
 pub(crate) fn same_rows(what: &str, rows: usize, other: &str, others: usize) -> PyResult<()> {
     if rows == others {
@@ -148,7 +190,12 @@ pub(crate) fn output<'py, T: Named>(
     shape: &[usize],
     inputs: &[Range<usize>],
 ) -> PyResult<Bound<'py, PyArrayDyn<T>>> {
-    let Some(out) = out else { return Ok(asking(py, || PyArrayDyn::zeros(py, shape, false))) };
+    let Some(out) = out else {
+        if shape.iter().product::<usize>() > MANY {
+            return Ok(asking(py, || zeros::<T>(py, shape))?.cast_into()?);
+        }
+        return Ok(asking(py, || PyArrayDyn::zeros(py, shape, false)));
+    };
     let Ok(array) = out.cast::<PyArrayDyn<T>>() else {
         let found = out.cast::<PyUntypedArray>().map(|array| array.dtype().to_string());
         let found = found.unwrap_or_else(|_| format!("a {}", out.get_type()));

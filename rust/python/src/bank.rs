@@ -2,26 +2,31 @@
 
 use crate::alarms::Alarms;
 use crate::arguments::{Int, count, int, plain};
-use crate::arrays::{Column, Named, as_array, column, extent, new_array, output, ready, same_rows, writable};
+use crate::arrays::{
+    Column, FEW, Named, Room, as_array, column, extent, new_array, output, ready, same_rows, writable,
+};
 use crate::checkpoint::{PyCheckpoint, vm_name};
 use crate::columns::chosen_isa;
-use crate::counters::{AnyCounter, PyHostCounter, PyScaledCounter};
+use crate::counters::{AnyCounter, Asks, PyScaledCounter};
 use crate::errors::{IntoPyErr, OrRaise, noted, typed};
 use crate::foreign::Sampled;
+use crate::host_counters::PyHostCounter;
 use crate::policy::AnyPolicy;
 use crate::process::detached;
 use crate::records::{self, AnyNow, AnySyncBound};
 use crate::restore::Wishes;
-use crate::sets::{PyPausedSet, PySetReport, Sets};
+use crate::sets::{PyPausedSet, PySetPlan, PySetReport, Sets};
 use crate::vm::{Guest, PyModelVm};
-use crate::vouching::Asks;
 use crate::{registers, words};
 use guestclock_core::arch::arm64::{Timer, View};
+use guestclock_core::checkpoint::Checkpoint;
 use guestclock_core::checkpoint::VmName;
+use guestclock_core::restore::Request;
 use guestclock_core::time::{Counter, Frequency, HostCount, NO_DEADLINE};
 use guestclock_model::bank::{Bank, BankError, Handle, Selection};
+use guestclock_model::deadlines::NotTaken;
 use guestclock_model::locked::{LockedBank, LockedVm};
-use guestclock_model::sets::{SetSaving, handle_named};
+use guestclock_model::sets::{SetSaving, handles_named};
 use numpy::{PyArray1, PyArrayDyn};
 use pyo3::exceptions::{PyMemoryError, PyOverflowError, PyValueError};
 use pyo3::prelude::*;
@@ -530,15 +535,31 @@ impl PyClockBank {
     /// Each timer is returned once, until it is written again or an offset change of its VM puts it into the future.
     /// A VM that is paused or being restored has none until it goes on.
     /// The cost of a call depends on the number of timers that it returns, not on how many are pending. A deadline
-    /// before the counter's first count is 0.
+    /// before the counter's first count is 0. MemoryError where there is no memory for them: none was returned then.
     #[pyo3(signature = (now=None))]
     fn expire<'py>(&self, py: Python<'py>, now: Option<Int<u64>>) -> PyResult<Bound<'py, PyAny>> {
-        let pending = self.bank.look(Bank::pending);
-        let _sample = self.sampled(py, now)?;
-        let fired = self.ask(py, pending, |bank| bank.expire(self.now(now)));
-        let vcpus = as_array(py, fired.iter().map(|fired| fired.vcpu));
-        let timers = numbers(py, fired.iter().map(|fired| fired.timer));
-        records::expired(py, vcpus, timers, new_array(py, fired.iter().map(|fired| fired.deadline)))
+        let mut most = FEW;
+        loop {
+            let (vcpus, timers, deadlines) = (Room::new(py, most)?, Room::new(py, most)?, Room::new(py, most)?);
+            let pending = self.bank.look(Bank::pending);
+            let _sample = self.sampled(py, now)?;
+            let fired = match self.ask(py, pending, |bank| bank.expire_at_most(most, self.now(now))) {
+                Ok(fired) => fired,
+                Err(NotTaken::More { due }) => {
+                    most = due;
+                    continue;
+                }
+                Err(error) => return Err(error.into_pyerr()),
+            };
+            let vcpus = vcpus.filled(py, fired.iter().map(|fired| fired.vcpu.0))?;
+            let timers = timers.filled(py, fired.iter().map(|fired| fired.timer as u8))?;
+            return records::expired(
+                py,
+                vcpus,
+                timers,
+                deadlines.filled(py, fired.iter().map(|fired| fired.deadline))?,
+            );
+        }
     }
 
     /// The lines whose level has changed since the last call: `Changes`, of their vCPUs (int64), timers (uint8) and
@@ -603,18 +624,29 @@ impl PyClockBank {
         now: Option<AnyNow>,
         keywords: Option<Bound<'_, PyDict>>,
     ) -> PyResult<PySetReport> {
-        let request = Wishes::new(py, options, keywords)?.request(policy)?;
         let checkpoint = &checkpoint.get().0;
-        if request.asks(now.as_ref().map(|now| &now.0)) {
-            self.counter.ask(py)?;
-        }
-        let vms = match vms {
-            Some(vms) => handles(&vms, "vms")?,
-            None => checkpoint.names().map(handle_named).collect::<Result<_, _>>().or_raise()?,
-        };
+        let (request, vms) = self.wanted(py, checkpoint, policy, vms, options, now.as_ref(), keywords)?;
         self.sets()
             .with(py, now, |bank, counter| bank.restore(checkpoint, &vms, counter, request))
             .map(|set| PySetReport::restored(set, Arc::clone(checkpoint)))
+    }
+
+    /// `Fleet.plan` for a bank, with `_restore`'s arguments. A refusal for one VM refuses all.
+    #[pyo3(signature = (checkpoint, policy=None, *, vms=None, options=None, now=None, **keywords))]
+    fn _plan(
+        &self,
+        py: Python<'_>,
+        checkpoint: &Bound<'_, PyCheckpoint>,
+        policy: Option<AnyPolicy>,
+        vms: Option<Bound<'_, PyAny>>,
+        options: Option<Bound<'_, PyAny>>,
+        now: Option<AnyNow>,
+        keywords: Option<Bound<'_, PyDict>>,
+    ) -> PyResult<PySetPlan> {
+        let checkpoint = &checkpoint.get().0;
+        let (request, vms) = self.wanted(py, checkpoint, policy, vms, options, now.as_ref(), keywords)?;
+        let plans = self.sets().with(py, now, |bank, counter| bank.plan(checkpoint, &vms, counter, request))?;
+        Ok(PySetPlan::new(vms, plans, Arc::clone(checkpoint)))
     }
 
     /// `Fleet.pause` for a bank: all VMs with the handles `vms` (int64), at one instant, or none.
@@ -650,6 +682,28 @@ impl PyClockBank {
 }
 
 impl PyClockBank {
+    /// The request and the VMs of a plan or a restore of many.
+    fn wanted(
+        &self,
+        py: Python<'_>,
+        checkpoint: &Checkpoint,
+        policy: Option<AnyPolicy>,
+        vms: Option<Bound<'_, PyAny>>,
+        options: Option<Bound<'_, PyAny>>,
+        now: Option<&AnyNow>,
+        keywords: Option<Bound<'_, PyDict>>,
+    ) -> PyResult<(Request, Vec<Handle>)> {
+        let request = Wishes::new(py, options, keywords)?.request(policy)?;
+        if request.asks(now.map(|now| &now.0)) {
+            self.counter.ask(py)?;
+        }
+        let vms = match vms {
+            Some(vms) => handles(&vms, "vms")?,
+            None => handles_named(checkpoint).or_raise()?,
+        };
+        Ok((request, vms))
+    }
+
     fn count<'py>(
         &self,
         py: Python<'py>,

@@ -7,6 +7,7 @@ use crate::files;
 use crate::interchange::timer_regs;
 use crate::records::{self, AnyReading, AnyStamp, AnySyncBound, named};
 use crate::registers;
+use crate::system::NEW_FILE_MODE;
 use guestclock_core::arch::arm64::Timer;
 use guestclock_core::checkpoint::codec::{self, Key, MAX_BYTES, Plain, WireError};
 use guestclock_core::checkpoint::fields::{ADDRESS, Field};
@@ -17,7 +18,6 @@ use guestclock_core::checkpoint::{
 use guestclock_core::drive::Saving;
 use guestclock_core::restore::timer_status as status;
 use guestclock_core::time::{GuestCount, Offset};
-use guestclock_linux::file;
 use numpy::PyArray1;
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyIndexError, PyKeyError, PyOverflowError, PyTypeError, PyValueError};
@@ -242,10 +242,10 @@ impl PyCheckpoint {
         let len = self.0.len();
         if let Ok(name) = key.cast::<PyString>() {
             let name = name.to_str()?;
-            let found = self.0.find(name);
-            let index =
+            let found = self.0.find(name).and_then(|index| self.0.vm(index));
+            let vm =
                 found.ok_or_else(|| PyKeyError::new_err(format!("the checkpoint has no VM named {}", quoted(name))))?;
-            return Ok(Self::from(self.0.part(|vm| vm == index)));
+            return Ok(Self::from(vm.alone()));
         }
         if let Ok(slice) = key.cast::<PySlice>() {
             let indices = slice.indices(len.cast_signed())?;
@@ -265,8 +265,8 @@ impl PyCheckpoint {
             }
         };
         let found = if index < 0 { len.checked_add_signed(index) } else { index.try_into().ok() };
-        let index = found.filter(|index| *index < len).ok_or_else(no_vm)?;
-        Ok(Self::from(self.0.part(|vm| vm == index)))
+        let vm = found.and_then(|index| self.0.vm(index)).ok_or_else(no_vm)?;
+        Ok(Self::from(vm.alone()))
     }
 
     fn __contains__(&self, name: &str) -> bool {
@@ -597,7 +597,7 @@ impl PyCheckpoint {
     /// RuntimeWarning says that its folder couldn't be synced.
     ///
     /// OSError, with errno and the file's name, where the system refuses. See docs/files.md.
-    #[pyo3(signature = (path, *, mode=file::NEW_FILE_MODE), text_signature = "($self, path, *, mode=0o600)")]
+    #[pyo3(signature = (path, *, mode=NEW_FILE_MODE), text_signature = "($self, path, *, mode=0o600)")]
     fn save(&self, py: Python<'_>, path: PathBuf, #[pyo3(from_py_with = int)] mode: u32) -> PyResult<()> {
         if mode > 0o777 {
             return Err(PyValueError::new_err(format!("mode={mode:#o}: a mode is from 0 to 0o777")));

@@ -1,52 +1,19 @@
 //! Counters.
 
 use crate::alarms::Alarms;
-use crate::arguments::{Int, int, quoted};
-use crate::errors::OrRaise;
+use crate::arguments::{Int, frequency, int, quoted};
 use crate::foreign::{ForeignCounter, Sampled, Taken};
+use crate::host_counters::OwnCounter;
 use crate::records;
-use crate::vouching::Vouching;
-use guestclock_core::time::{Counter, Frequency, HostCount, NamespaceTicks, Stamp};
-use guestclock_linux::counter::HostCounter;
-use guestclock_linux::monotonic::MonotonicCounter;
+use guestclock_core::drive::Saving;
+use guestclock_core::restore::Request;
+use guestclock_core::time::{Counter, Frequency, HostCount, NamespaceTicks, Stamp, SyncBound};
 use guestclock_model::locked::Now;
 use guestclock_model::manual::{ManualCounter, Meanwhile};
 use guestclock_model::scaled::ScaledCounter;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use std::sync::Arc;
-
-fn frequency(hz: u64) -> PyResult<Frequency> {
-    Frequency::new(hz).ok_or_else(|| PyValueError::new_err("frequency_hz must be at least 1"))
-}
-
-/// The counter of this host: CNTVCT_EL0 on arm64, elsewhere CLOCK_MONOTONIC_RAW as a counter of 1 GHz.
-///
-/// `source` asks for one by name: "cntvct_el0", "clock_monotonic_raw", or "tsc", which is there only where the kernel
-/// states its calibration. CapabilityMissing says why one isn't.
-///
-/// `sync` says how far this host's wall clock may be off UTC: a `SyncBound`, as of now, or a callable that returns one,
-/// or None (`sync=guestclock.sync.chrony`). The counter's stamps carry it, so `checkpoint`, `plan` and `restore` need no
-/// `sync=` of their own, which would win. A bound ages with the host. A callable is asked before each `stamp`,
-/// `checkpoint`, and `plan` or `restore` under another policy than `Freeze`; where it raises NotSynchronised, nobody
-/// vouches.
-///
-/// `read` is the count as this process reads it. A stamp is host-wide: in a time namespace (time_namespaces(7)) what it
-/// adds to CLOCK_MONOTONIC_RAW is taken off. Where the namespace can't be known, `source` is "clock_monotonic_raw_local".
-#[pyclass(frozen, name = "HostCounter", module = "guestclock")]
-pub(crate) struct PyHostCounter(pub(crate) Vouching<HostCounter>);
-
-impl From<Vouching<HostCounter>> for PyHostCounter {
-    fn from(counter: Vouching<HostCounter>) -> Self {
-        Self(counter)
-    }
-}
-
-/// CLOCK_MONOTONIC in ticks, rounded down: at the default 62.5 MHz, Unicorn's own clock.
-///
-/// `sync` is as in `HostCounter`, and so are stamps in a time namespace.
-#[pyclass(frozen, name = "MonotonicCounter", module = "guestclock")]
-pub(crate) struct PyMonotonicCounter(Vouching<MonotonicCounter>);
 
 /// A counter that moves only when it is told to, with the clocks of its host, which move along: for tests, simulation,
 /// instruction counts and replay.
@@ -76,102 +43,13 @@ pub(crate) struct PyScaledCounter {
     depth: u8,
 }
 
-/// Bytes that tell a source's name from every other: none is so long.
-const MOST_OF_A_SOURCE: usize = 64;
-
 /// The most scaled counters that are made of one another.
 const DEEPEST: u8 = 8;
 
 #[pymethods]
-impl PyHostCounter {
-    #[new]
-    #[pyo3(signature = (*, source="auto", sync=None))]
-    fn new(source: &str, sync: Option<Bound<'_, PyAny>>) -> PyResult<Self> {
-        // The error of an unknown name shows all of it.
-        let source = source.get(..MOST_OF_A_SOURCE).unwrap_or(source);
-        Vouching::new(HostCounter::new(source.parse().or_raise()?).or_raise()?, sync).map(Self)
-    }
-
-    /// Name of the counter: the source of its stamps.
-    #[getter]
-    fn source(&self) -> String {
-        self.0.counter.stamp_source().to_string()
-    }
-
-    /// Bound of the wall clock, or the function that gives it, as it was given; None where nobody vouches for it.
-    #[getter]
-    fn sync(&self, py: Python<'_>) -> Option<Py<PyAny>> {
-        self.0.sync(py)
-    }
-
-    /// Ticks a second.
-    #[getter]
-    fn frequency_hz(&self) -> u64 {
-        self.0.frequency().hz()
-    }
-
-    /// The count now.
-    fn read(&self) -> u64 {
-        self.0.count().0
-    }
-
-    /// The count and the wall clock together.
-    fn stamp<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.0.ask(py)?;
-        records::stamp(py, &self.0.stamp())
-    }
-
-    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        Ok(format!("HostCounter(source='{}'{})", self.0.counter.source(), self.0.repr(py)?))
-    }
-}
-
-#[pymethods]
-impl PyMonotonicCounter {
-    #[new]
-    #[pyo3(signature = (*, frequency_hz=MonotonicCounter::DEFAULT_FREQUENCY.hz(), sync=None))]
-    fn new(#[pyo3(from_py_with = int)] frequency_hz: u64, sync: Option<Bound<'_, PyAny>>) -> PyResult<Self> {
-        Vouching::new(MonotonicCounter::new(frequency(frequency_hz)?), sync).map(Self)
-    }
-
-    /// Name of the counter: "clock_monotonic", or "clock_monotonic_local" where the time namespace can't be known.
-    #[getter]
-    fn source(&self) -> String {
-        self.0.counter.source().to_string()
-    }
-
-    /// Bound of the wall clock, or the function that gives it, as it was given; None where nobody vouches for it.
-    #[getter]
-    fn sync(&self, py: Python<'_>) -> Option<Py<PyAny>> {
-        self.0.sync(py)
-    }
-
-    /// Ticks a second.
-    #[getter]
-    fn frequency_hz(&self) -> u64 {
-        self.0.frequency().hz()
-    }
-
-    /// The count now.
-    fn read(&self) -> u64 {
-        self.0.count().0
-    }
-
-    /// The count and the wall clock together.
-    fn stamp<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.0.ask(py)?;
-        records::stamp(py, &self.0.stamp())
-    }
-
-    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        Ok(format!("MonotonicCounter(frequency_hz={}{})", self.frequency_hz(), self.0.repr(py)?))
-    }
-}
-
-#[pymethods]
 impl PyManualCounter {
     #[new]
-    #[pyo3(signature = (count=0, *, frequency_hz=MonotonicCounter::DEFAULT_FREQUENCY.hz(), realtime_ns=0, boot_id=None))]
+    #[pyo3(signature = (count=0, *, frequency_hz=62_500_000, realtime_ns=0, boot_id=None))]
     fn new(
         #[pyo3(from_py_with = int)] count: u64,
         #[pyo3(from_py_with = int)] frequency_hz: u64,
@@ -350,13 +228,41 @@ pub(crate) fn _counter(counter: Bound<'_, PyAny>) -> PyResult<()> {
     counter.extract::<AnyCounter>().map(drop)
 }
 
+/// An operation that takes a stamp of this host, and may have a use for the bound of the stamp's wall clock.
+pub(crate) trait Asks {
+    /// Returns whether the counter's voucher is to be asked before.
+    fn asks(&self, now: Option<&Now>) -> bool;
+}
+
+impl Asks for Option<SyncBound> {
+    fn asks(&self, now: Option<&Now>) -> bool {
+        self.is_none() && takes_a_stamp(now)
+    }
+}
+
+impl Asks for Saving {
+    fn asks(&self, now: Option<&Now>) -> bool {
+        self.sync.asks(now)
+    }
+}
+
+impl Asks for Request {
+    fn asks(&self, now: Option<&Now>) -> bool {
+        // A freeze needs no clock, so no answer may refuse it.
+        self.sync.is_none() && takes_a_stamp(now) && !self.policy.is_freeze()
+    }
+}
+
+/// An injected stamp has its own bound.
+const fn takes_a_stamp(now: Option<&Now>) -> bool {
+    !matches!(now, Some(Now::Stamp(_)))
+}
+
 /// Any of the counters, as the core reads it.
 #[derive(Clone)]
 pub(crate) enum AnyCounter {
-    /// The host's.
-    Host(Vouching<HostCounter>),
-    /// CLOCK_MONOTONIC.
-    Monotonic(Vouching<MonotonicCounter>),
+    /// One of this host's own.
+    Own(OwnCounter),
     /// One moved by hand.
     Manual(Arc<ManualCounter>),
     /// Another one of these at a frequency of its own.
@@ -369,10 +275,8 @@ impl<'py> FromPyObject<'_, 'py> for AnyCounter {
     type Error = PyErr;
 
     fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
-        if let Ok(counter) = object.cast::<PyHostCounter>() {
-            Ok(Self::Host(counter.get().0.clone()))
-        } else if let Ok(counter) = object.cast::<PyMonotonicCounter>() {
-            Ok(Self::Monotonic(counter.get().0.clone()))
+        if let Some(counter) = OwnCounter::of(&object) {
+            Ok(Self::Own(counter))
         } else if let Ok(counter) = object.cast::<PyScaledCounter>() {
             Ok(Self::Scaled(Arc::clone(&counter.get().scaled)))
         } else if let Ok(counter) = object.cast::<PyManualCounter>() {
@@ -387,8 +291,7 @@ impl AnyCounter {
     /// Asks whoever vouches for the wall clock, before a stamp is taken. Called with no lock held.
     pub(crate) fn ask(&self, py: Python<'_>) -> PyResult<()> {
         match self {
-            Self::Host(counter) => counter.ask(py),
-            Self::Monotonic(counter) => counter.ask(py),
+            Self::Own(counter) => counter.ask(py),
             Self::Manual(_) | Self::Foreign(_) => Ok(()),
             Self::Scaled(counter) => counter.inner().ask(py),
         }
@@ -418,10 +321,19 @@ impl AnyCounter {
         Ok(self.taken(py, now)?.hold())
     }
 
+    /// Returns whether a call needs a stamp that Python code takes, as it does unless one is injected.
+    pub(crate) fn is_sampled_in_python(&self, now: Option<&Now>) -> bool {
+        match self {
+            Self::Foreign(_) => !matches!(now, Some(Now::Stamp(_))),
+            Self::Scaled(counter) => counter.inner().is_sampled_in_python(now),
+            _ => false,
+        }
+    }
+
     /// Takes a Python counter's stamp for work in another thread, which holds it: see `stamped`.
     pub(crate) fn taken(&self, py: Python<'_>, now: Option<&Now>) -> PyResult<Taken> {
         match self {
-            Self::Foreign(counter) if !matches!(now, Some(Now::Stamp(_))) => counter.sample_stamp(py),
+            Self::Foreign(counter) if self.is_sampled_in_python(now) => counter.sample_stamp(py),
             Self::Scaled(counter) => counter.inner().taken(py, now),
             _ => Ok(Taken::NONE),
         }
@@ -431,8 +343,7 @@ impl AnyCounter {
 impl Counter for AnyCounter {
     fn frequency(&self) -> Frequency {
         match self {
-            Self::Host(counter) => counter.frequency(),
-            Self::Monotonic(counter) => counter.frequency(),
+            Self::Own(counter) => counter.frequency(),
             Self::Manual(counter) => counter.frequency(),
             Self::Scaled(counter) => counter.frequency(),
             Self::Foreign(counter) => counter.frequency(),
@@ -442,8 +353,7 @@ impl Counter for AnyCounter {
     #[inline]
     fn count(&self) -> HostCount {
         match self {
-            Self::Host(counter) => counter.count(),
-            Self::Monotonic(counter) => counter.count(),
+            Self::Own(counter) => counter.count(),
             Self::Manual(counter) => counter.count(),
             Self::Scaled(counter) => counter.count(),
             Self::Foreign(counter) => counter.count(),
@@ -452,8 +362,7 @@ impl Counter for AnyCounter {
 
     fn stamp(&self) -> Stamp {
         match self {
-            Self::Host(counter) => counter.stamp(),
-            Self::Monotonic(counter) => counter.stamp(),
+            Self::Own(counter) => counter.stamp(),
             Self::Manual(counter) => counter.stamp(),
             Self::Scaled(counter) => counter.stamp(),
             Self::Foreign(counter) => counter.stamp(),
@@ -461,8 +370,7 @@ impl Counter for AnyCounter {
     }
     fn namespace_ticks(&self) -> NamespaceTicks {
         match self {
-            Self::Host(counter) => counter.namespace_ticks(),
-            Self::Monotonic(counter) => counter.namespace_ticks(),
+            Self::Own(counter) => counter.namespace_ticks(),
             Self::Manual(counter) => counter.namespace_ticks(),
             Self::Scaled(counter) => counter.namespace_ticks(),
             Self::Foreign(counter) => counter.namespace_ticks(),

@@ -2,11 +2,11 @@
 
 use crate::alarms::Alarms;
 use crate::arguments::{Int, Modular};
-use crate::arrays::{column, ready};
-use crate::errors::OrRaise;
+use crate::arrays::{FEW, Room, column, ready};
+use crate::errors::{IntoPyErr, OrRaise};
 use crate::process::{detached, locked};
 use guestclock_core::time::{HostCount, Offset};
-use guestclock_model::deadlines::DeadlineQueue;
+use guestclock_model::deadlines::{DeadlineQueue, NotTaken};
 use numpy::PyArray1;
 use pyo3::exceptions::PyIndexError;
 use pyo3::prelude::*;
@@ -18,8 +18,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// taking it again 50 ns. The columns are copied before that, so nobody can write to them meanwhile.
 const RELEASE_GIL_FROM: usize = 4096;
 
-/// Number of timers firing at once for which memory is reserved beforehand.
-const FIRING: usize = 128;
+/// Ids and deadlines of the timers that were taken.
+type Taken<'py> = (Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<u64>>);
 
 /// Timers of many VMs, and which of them are due: the next deadline is always at hand, and no call looks at other
 /// timers than its own.
@@ -166,15 +166,27 @@ impl PyDeadlineQueue {
     /// deadlines and then of the ids.
     ///
     /// A deadline is the host count at which the timer became due: 0 where that was before the counter's first count.
-    fn expire<'py>(&self, py: Python<'py>, now: Int<u64>) -> (Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<u64>>) {
-        let pending = self.lock(py).len();
-        let (ids, deadlines): (Vec<i64>, Vec<u64>) = self.with(py, pending, |queue| {
-            let mut fired = Vec::with_capacity(FIRING);
-            queue.expire(HostCount(now.0), &mut fired);
-            let ids = fired.iter().map(|fired| i64::from(fired.timer)).collect();
-            (ids, fired.iter().map(|fired| fired.deadline).collect())
-        });
-        (PyArray1::from_slice(py, &ids), PyArray1::from_slice(py, &deadlines))
+    /// MemoryError where there is no memory for them: every timer is still armed then.
+    fn expire<'py>(&self, py: Python<'py>, now: Int<u64>) -> PyResult<Taken<'py>> {
+        let mut most = FEW;
+        loop {
+            let (ids, deadlines) = (Room::new(py, most)?, Room::new(py, most)?);
+            let pending = self.lock(py).len();
+            let taken = self.with(py, pending, |queue| {
+                let mut fired = Vec::with_capacity(FEW);
+                queue.expire_at_most(most, HostCount(now.0), &mut fired).map(|()| fired)
+            });
+            let fired = match taken {
+                Ok(fired) => fired,
+                Err(NotTaken::More { due }) => {
+                    most = due;
+                    continue;
+                }
+                Err(error) => return Err(error.into_pyerr()),
+            };
+            let ids = ids.filled(py, fired.iter().map(|fired| i64::from(fired.timer)))?;
+            return Ok((ids, deadlines.filled(py, fired.iter().map(|fired| fired.deadline))?));
+        }
     }
 
     /// Memory of the queue, in bytes.

@@ -8,11 +8,8 @@ use guestclock_core::drive::{CallKind, Condition, Errno, FaultyError, OperationE
 use guestclock_core::restore::Refusal;
 use guestclock_core::time::ElapsedError;
 use guestclock_core::time::elapsed::UnknownElapsed;
-use guestclock_linux::alarm::AlarmError;
-use guestclock_linux::counter::CounterError;
-use guestclock_linux::kvm::error::KvmError;
 use guestclock_model::bank::WentBackwards;
-use guestclock_model::deadlines::QueueError;
+use guestclock_model::deadlines::{NotTaken, QueueError};
 use guestclock_model::error::VmError;
 use pyo3::exceptions::{
     PyBaseException, PyIndexError, PyMemoryError, PyOSError, PyOverflowError, PyResourceWarning, PyValueError,
@@ -186,15 +183,10 @@ impl IntoPyErr for QueueError {
     }
 }
 
-impl IntoPyErr for AlarmError {
+impl IntoPyErr for NotTaken {
     #[cold]
     fn into_pyerr(self) -> PyErr {
-        match self {
-            Self::InUse => typed("AlarmInUse", &self.to_string(), |_| Ok(())),
-            Self::Io(error) => os_error(error, None),
-            // ValueError, as Python raises it for a closed file of its own.
-            _ => PyValueError::new_err(self.to_string()),
-        }
+        PyMemoryError::new_err(self.to_string())
     }
 }
 
@@ -290,34 +282,6 @@ impl IntoPyErr for Refusal {
                 typed("CapabilityMissing", &message, |fields| fields.set_item("capability", "counter_offset"))
             }
             _ => typed("Refused", &message, |_| Ok(())),
-        }
-    }
-}
-
-impl IntoPyErr for KvmError {
-    #[cold]
-    fn into_pyerr(self) -> PyErr {
-        let (message, errno) = (words::kvm_error(&self), self.errno());
-        match self {
-            Self::NoSuchVcpu { .. } => PyIndexError::new_err(message),
-            Self::FrequencyTooHigh { .. } | Self::OnlyNow { .. } => PyValueError::new_err(message),
-            Self::Running { vcpu } => typed("VcpuRunning", &message, |fields| {
-                fields.set_item("errno", errno)?;
-                fields.set_item("vcpu", vcpu)
-            }),
-            Self::Busy { .. } => typed("VcpuRunning", &message, |fields| {
-                fields.set_item("errno", errno)?;
-                fields.set_item("vcpu", None::<usize>)
-            }),
-            Self::NoSuchOneReg { id, .. } => typed("UnknownRegister", &message, |fields| {
-                fields.set_item("errno", errno)?;
-                fields.set_item("reg", id)
-            }),
-            Self::NoVgic => {
-                typed("CapabilityMissing", &message, |fields| fields.set_item("capability", "pending_latches"))
-            }
-            Self::CountersMoved { view } => typed("CountersMoved", &message, |fields| fields.set_item("view", view)),
-            _ => typed("KvmError", &message, |fields| fields.set_item("errno", errno)),
         }
     }
 }
@@ -437,18 +401,6 @@ impl IntoPyErr for WireError {
                 typed("UnsupportedFeature", &message, |fields| fields.set_item("feature", feature))
             }
             _ => typed("InvalidFile", &message, |_| Ok(())),
-        }
-    }
-}
-
-impl IntoPyErr for CounterError {
-    fn into_pyerr(self) -> PyErr {
-        let message = self.to_string();
-        match self {
-            Self::Unavailable { source, .. } => {
-                typed("CapabilityMissing", &message, |fields| fields.set_item("capability", source.name()))
-            }
-            _ => PyValueError::new_err(message),
         }
     }
 }

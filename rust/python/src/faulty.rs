@@ -68,7 +68,7 @@ impl PyFaultyVm {
         let host = match &kind {
             Kind::Model(model) => match model.get().model.live.counter() {
                 AnyCounter::Manual(counter) => Some(Arc::clone(counter)),
-                AnyCounter::Host(_) | AnyCounter::Monotonic(_) | AnyCounter::Scaled(_) | AnyCounter::Foreign(_) => None,
+                AnyCounter::Own(_) | AnyCounter::Scaled(_) | AnyCounter::Foreign(_) => None,
             },
             Kind::Kvm(_) => None,
         };

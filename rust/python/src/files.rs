@@ -1,26 +1,23 @@
 //! Files of checkpoints, without the interpreter's lock, and with Python's own errors.
+//!
+//! No lock of ours is held meanwhile, so a fork doesn't wait for a slow disk. The child has the descriptors that were open,
+//! and no more: it can save and load at once, and what the parent writes is the parent's.
 
 use crate::errors::{OrRaise, os_error};
+use crate::process::heard;
+use crate::system::{Contents, read_at_most, write_atomically};
 use guestclock_core::checkpoint::codec::{self, MAX_BYTES};
 use guestclock_core::checkpoint::{BuildError, Checkpoint, JoinError};
-use guestclock_linux::file::{Contents, FileError, read_at_most, write_atomically};
-use pyo3::exceptions::{PyMemoryError, PyOSError, PyRuntimeWarning, PyValueError};
+use pyo3::exceptions::{PyRuntimeWarning, PyValueError};
 use pyo3::prelude::*;
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{CString, OsString};
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-
-/// Raises the exception of a signal's handler, if one has come: called between system calls, without the lock.
-#[expect(clippy::redundant_closure_for_method_calls, reason = "the method's own type is of one lifetime")]
-fn heard() -> PyResult<()> {
-    Python::attach(|py| py.check_signals())
-}
 
 /// Writes a checkpoint's bytes; an OSError has the caller's own name of the file.
 pub(crate) fn save(py: Python<'_>, checkpoint: &Checkpoint, path: &Path, mode: u32) -> PyResult<()> {
-    let saved = py.detach(|| write_atomically(path, &codec::encode(checkpoint), mode, &mut heard));
-    if let Some(error) = saved.map_err(|error| raised(error, path.as_os_str()))? {
+    let saved = py.detach(|| write_atomically(path, &codec::encode(checkpoint), mode));
+    if let Some(error) = saved? {
         let why = format!(
             "{} is saved, and may not outlast a loss of power: syncing its folder failed: {error}",
             path.display()
@@ -41,7 +38,7 @@ pub(crate) fn load(py: Python<'_>, path: &Path) -> PyResult<Checkpoint> {
 /// Returns the checkpoint in a file; `None` where the path is a folder's.
 fn loaded(path: &Path) -> PyResult<Option<Checkpoint>> {
     // One byte more than is allowed, so that the codec sees what is too large.
-    match read_at_most(path, MAX_BYTES + 1, &mut heard).map_err(|error| raised(error, path.as_os_str()))? {
+    match read_at_most(path, MAX_BYTES + 1)? {
         Contents::File(bytes) => codec::decode(&bytes).or_raise().map(Some),
         Contents::Folder => Ok(None),
     }
@@ -56,7 +53,7 @@ fn joined(folder: &Path) -> PyResult<Checkpoint> {
         names.push(entry.map_err(failed)?.file_name());
     }
     // As a file is hidden that an interrupted save has left.
-    names.retain(|name| !name.as_bytes().starts_with(b"."));
+    names.retain(|name| !name.as_encoded_bytes().starts_with(b"."));
     names.sort_unstable();
     let (mut files, mut parts) = (Vec::new(), Vec::new());
     for name in names {
@@ -90,18 +87,4 @@ fn about(error: PyErr, files: &[&OsString]) -> PyErr {
         let note = error.value(py).call_method1("add_note", (format!("in the folder's {}", names.join(" and ")),));
         note.err().unwrap_or(error)
     })
-}
-
-fn raised(error: FileError<PyErr>, path: &OsStr) -> PyErr {
-    let errno = error.errno();
-    match error {
-        FileError::Stopped(error) => error,
-        FileError::Os(error) => os_error(error, Some(path)),
-        FileError::NoMemory { .. } => PyMemoryError::new_err(error.to_string()),
-        // The kernel's words say less than ours.
-        _ => match errno {
-            Some(errno) => PyOSError::new_err((errno, error.to_string(), path.to_owned())),
-            None => PyValueError::new_err(error.to_string()),
-        },
-    }
 }

@@ -38,9 +38,9 @@ impl Taken {
     pub(crate) const NONE: Self = Self(None);
 
     /// Lets the counter stand still in this thread.
-    pub(crate) fn hold(self) -> Sampled {
-        let Self(Some((counter, sample))) = self else { return Sampled::NOT };
-        SAMPLES.with_borrow_mut(|samples| samples.push((counter, sample)));
+    pub(crate) fn hold(&self) -> Sampled {
+        let Self(Some(sample)) = self else { return Sampled::NOT };
+        SAMPLES.with_borrow_mut(|samples| samples.push(sample.clone()));
         Sampled { taken: true }
     }
 }

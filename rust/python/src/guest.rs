@@ -1,14 +1,14 @@
 //! The time of a vCPU in its guest, and pauses, for a VM of any kind.
 
-use crate::any_vm::{SharedVm, Started, run};
+use crate::any_vm::{Failure, SharedVm, run};
 use crate::errors::{misuse, warn_closed};
 use crate::observe;
 use crate::policy::AnyPolicy;
 use crate::process::locked;
 use crate::restore::PyReport;
+use crate::system::monotonic_ns;
 use guestclock_core::drive::OpenPause;
-use guestclock_core::restore::{Policy, Report};
-use guestclock_linux::clock::monotonic_ns;
+use guestclock_core::restore::Report;
 use pyo3::prelude::*;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -50,17 +50,12 @@ pub(crate) enum State {
 }
 
 impl State {
-    /// Takes what the end of the pause needs of the interpreter. `policy` is instead of its own.
-    pub(crate) fn start<'a>(
-        &'a mut self,
-        vm: &'a SharedVm,
-        py: Python<'_>,
-        policy: Option<Policy>,
-    ) -> PyResult<Started<'a, Report>> {
-        let Self::Paused(pause) = self else {
-            return Err(misuse("the pause is over, and its report is at hand (report): pause() again"));
-        };
-        vm.resume(py, pause, policy)
+    /// The pause, if it isn't over.
+    pub(crate) fn paused(&self) -> Option<&OpenPause> {
+        match self {
+            Self::Paused(pause) => Some(pause),
+            Self::Over(_) | Self::Cancelled => None,
+        }
     }
 
     /// Takes note of the end.
@@ -69,6 +64,11 @@ impl State {
         *self = Self::Over(report.clone_ref(py));
         Ok(report)
     }
+}
+
+/// Misuse of a pause that is over.
+pub(crate) fn is_over() -> Failure {
+    Box::new(|| misuse("the pause is over, and its report is at hand (report): pause() again"))
 }
 
 /// A pause in place: what `pause` of a VM returns. No vCPU can run until `resume`, or until the end of a `with` block.
@@ -113,7 +113,7 @@ impl PyPause {
     }
 
     fn is_over(&self, py: Python<'_>) -> bool {
-        !matches!(&*self.lock(py), State::Paused(_))
+        self.lock(py).paused().is_none()
     }
 }
 
@@ -124,12 +124,11 @@ impl PyPause {
     /// An error leaves the VM paused: call it again. Misuse where it is over already, or a restore came after it.
     #[pyo3(signature = (policy=None))]
     fn resume(&self, py: Python<'_>, policy: Option<AnyPolicy>) -> PyResult<Py<PyReport>> {
-        if self.is_over(py) {
-            return Err(misuse("the pause is over, and its report is at hand (report): pause() again"));
-        }
         let resumed = {
             let mut state = self.lock(py);
-            let resumed = state.start(&self.vm, py, policy.map(AnyPolicy::policy)).and_then(|started| run(py, started));
+            let Some(pause) = state.paused() else { return Err(is_over()()) };
+            let policy = policy.map(AnyPolicy::policy);
+            let resumed = run(py, &self.vm, None, |vm| vm.resume(pause, policy));
             resumed.and_then(|report| state.took(py, report))
         };
         self.watched(py, resumed)
@@ -170,8 +169,11 @@ impl PyPause {
 pub(crate) fn _cancel(py: Python<'_>, pause: &Bound<'_, PyPause>) -> PyResult<()> {
     let PyPause { vm, state, .. } = pause.get();
     let mut state = locked(py, state);
-    let State::Paused(open) = &*state else { return Ok(()) };
-    vm.cancel(py, open)?;
+    let Some(open) = state.paused() else { return Ok(()) };
+    // A VM whose process is gone is in no pause.
+    if !vm.is_gone() {
+        run(py, vm, None, |vm| vm.cancel(open))?;
+    }
     *state = State::Cancelled;
     Ok(())
 }

@@ -3,9 +3,9 @@
 use crate::any_vm::{Failure, Handle, Operable, failure};
 use crate::arguments::{Int, Modular, int};
 use crate::checkpoint::vm_name;
-use crate::counters::PyHostCounter;
 use crate::errors::{IntoPyErr, OrRaise, typed};
 use crate::foreign::Sampled;
+use crate::host_counters::PyHostCounter;
 use crate::process::locked;
 use crate::records::{self, AnyCount};
 use crate::registers;
@@ -13,7 +13,7 @@ use crate::verbs::PyGuestVm;
 use crate::vouching::Vouching;
 use guestclock_core::arch::arm64::{CtlReadback, ListOrder, Timer, TimerState, View};
 use guestclock_core::checkpoint::VmName;
-use guestclock_core::drive::{Backend, OpenPause, OpenRestore, OperationError, Verb};
+use guestclock_core::drive::{Backend, Errno, OpenPause, OpenRestore, OperationError, Verb};
 use guestclock_core::restore::{RunState, State, Step};
 use guestclock_core::time::{Counter, HostCount, Offset};
 use guestclock_linux::counter::{HostCounter, Source};
@@ -24,7 +24,7 @@ use guestclock_linux::kvm::fds::Fds;
 use guestclock_linux::kvm::number::FdNumber;
 use guestclock_linux::kvm::vm::{KvmOptions, KvmVm, Looks, Probed};
 use guestclock_model::locked::Now;
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -290,6 +290,10 @@ impl Handle for Kvm {
         self.counter.get().0.ask(py)
     }
 
+    fn samples_in_python(&self, _now: Option<&Now>) -> bool {
+        false
+    }
+
     fn sampled(&self, _py: Python<'_>, _now: Option<HostCount>) -> PyResult<Sampled> {
         Ok(Sampled::NOT)
     }
@@ -410,9 +414,9 @@ impl Operable for Kvm {
 
     fn work<T>(
         &self,
-        ready: Numbers,
+        ready: &Numbers,
         _verb: Option<Verb>,
-        _now: Option<Now>,
+        _now: Option<&Now>,
         work: impl FnOnce(&mut RunState, &mut dyn Backend<Error = KvmError>) -> T,
     ) -> Result<T, Failure> {
         let fds = ready.borrow().map_err(|error| -> Failure { Box::new(|| error) })?;
@@ -420,5 +424,42 @@ impl Operable for Kvm {
             Ok::<_, OperationError<KvmError>>(work(run_state, vm))
         };
         self.vm.operate(&fds, work).map_err(failure)
+    }
+}
+
+/// KVM's refusal, and Python's way out.
+fn sentence(error: &KvmError) -> String {
+    match error {
+        KvmError::Running { .. } => format!("{error} (a running() block has to be left)"),
+        KvmError::NoVgic => format!("{error}: give gic_fd="),
+        _ => error.to_string(),
+    }
+}
+
+impl IntoPyErr for KvmError {
+    #[cold]
+    fn into_pyerr(self) -> PyErr {
+        let (message, errno) = (sentence(&self), self.errno());
+        match self {
+            Self::NoSuchVcpu { .. } => PyIndexError::new_err(message),
+            Self::FrequencyTooHigh { .. } | Self::OnlyNow { .. } => PyValueError::new_err(message),
+            Self::Running { vcpu } => typed("VcpuRunning", &message, |fields| {
+                fields.set_item("errno", errno)?;
+                fields.set_item("vcpu", vcpu)
+            }),
+            Self::Busy { .. } => typed("VcpuRunning", &message, |fields| {
+                fields.set_item("errno", errno)?;
+                fields.set_item("vcpu", None::<usize>)
+            }),
+            Self::NoSuchOneReg { id, .. } => typed("UnknownRegister", &message, |fields| {
+                fields.set_item("errno", errno)?;
+                fields.set_item("reg", id)
+            }),
+            Self::NoVgic => {
+                typed("CapabilityMissing", &message, |fields| fields.set_item("capability", "pending_latches"))
+            }
+            Self::CountersMoved { view } => typed("CountersMoved", &message, |fields| fields.set_item("view", view)),
+            _ => typed("KvmError", &message, |fields| fields.set_item("errno", errno)),
+        }
     }
 }

@@ -5,9 +5,8 @@
     clippy::too_many_arguments,
     reason = "the signatures are Python's"
 )]
+#![cfg_attr(not(linux), allow(dead_code, reason = "what only Linux's part uses"))]
 
-mod alarm;
-mod alarms;
 mod any_vm;
 mod arguments;
 mod around;
@@ -18,17 +17,15 @@ mod columns;
 mod counters;
 mod deadline;
 mod elapsed;
+mod equation;
 mod errors;
 mod faulty;
 mod files;
 mod fleet;
 mod foreign;
 mod guest;
-mod host;
 mod interchange;
-mod kvm;
 mod observe;
-mod pages;
 mod policy;
 mod process;
 mod records;
@@ -39,8 +36,25 @@ mod steps;
 mod trace;
 mod verbs;
 mod vm;
-mod vouching;
 mod words;
+
+// Off Linux a file of the same name in `elsewhere/` has the same names.
+#[cfg_attr(not(linux), path = "elsewhere/alarm.rs")]
+mod alarm;
+#[cfg_attr(not(linux), path = "elsewhere/alarms.rs")]
+mod alarms;
+#[cfg_attr(not(linux), path = "elsewhere/host.rs")]
+mod host;
+#[cfg_attr(not(linux), path = "elsewhere/host_counters.rs")]
+mod host_counters;
+#[cfg_attr(not(linux), path = "elsewhere/kvm.rs")]
+mod kvm;
+#[cfg_attr(not(linux), path = "elsewhere/pages.rs")]
+mod pages;
+#[cfg_attr(not(linux), path = "elsewhere/system.rs")]
+mod system;
+#[cfg(linux)]
+mod vouching;
 
 #[pyo3::pymodule]
 mod _core {
@@ -55,25 +69,31 @@ mod _core {
     #[pymodule_export]
     use super::columns::{isa, ns_to_ticks, recompute, ticks_to_ns};
     #[pymodule_export]
-    use super::counters::{_counter, PyHostCounter, PyManualCounter, PyMonotonicCounter, PyScaledCounter};
+    use super::counters::{_counter, PyManualCounter, PyScaledCounter};
     #[pymodule_export]
     use super::deadline::PyDeadlineQueue;
     #[pymodule_export]
     use super::elapsed::PyElapsed;
     #[pymodule_export]
+    use super::equation::{PyClockEquation, clock_settime};
+    #[pymodule_export]
     use super::faulty::PyFaultyVm;
     #[pymodule_export]
-    use super::fleet::{_each_checkpoint, _each_pause, _each_plan, _each_resume, _each_step, _each_verify};
+    use super::fleet::{
+        _each_checkpoint, _each_pause, _each_plan, _each_restore, _each_resume, _each_step, _each_verify,
+    };
     #[pymodule_export]
     use super::guest::{_cancel, PyPause, PyRunning};
     #[pymodule_export]
     use super::host::{kvm_probe, read_cost_ns};
     #[pymodule_export]
+    use super::host_counters::{PyHostCounter, PyMonotonicCounter};
+    #[pymodule_export]
     use super::kvm::PyKvmVm;
     #[pymodule_export]
     use super::observe::_monitored;
     #[pymodule_export]
-    use super::pages::{PyClockEquation, PyStolenTime, PyVmClock, PyVmClockUpdate, clock_settime};
+    use super::pages::{PyStolenTime, PyVmClock, PyVmClockUpdate};
     #[pymodule_export]
     use super::policy::{PyAdvance, PyCatchUp, PyFreeze};
     #[pymodule_export]
@@ -83,7 +103,7 @@ mod _core {
     #[pymodule_export]
     use super::restore::{PyPlan, PyReport, PyRestore};
     #[pymodule_export]
-    use super::sets::{PyPausedSet, PySetReport};
+    use super::sets::{PyPausedSet, PySetPlan, PySetReport};
     #[pymodule_export]
     use super::steps::PyStep;
     #[pymodule_export]
@@ -98,6 +118,7 @@ mod _core {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        module.add("_LINUX", cfg!(linux))?;
         module.add("_RATE_TOLERANCE_PPM", guestclock_core::time::RATE_TOLERANCE_PPM)?;
         super::process::register(module)?;
         // Called here, so that an unknown instruction set is an error at import.

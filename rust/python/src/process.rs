@@ -2,12 +2,15 @@
 //!
 //! **A fork** copies every lock as it is, also one whose holder is a thread that the child doesn't have. So a fork
 //! (`os.fork` and all that stands on it) waits until no thread is at [`work`](detached) that holds one, and such work waits
-//! for the fork. The child has every object as it was at that moment.
+//! for the fork. The child has every object as it was at that moment. It doesn't wait for work that holds no lock and may
+//! take as long as a disk does (`files.rs`), nor for calls on KVM, in which the kernel may block: a `KvmVm` is of no use in
+//! the child, since KVM answers EIO to any process except its maker's.
 //!
 //! **At its end** CPython before 3.14 ends a daemon thread that asks for the interpreter's lock, by pthread_exit(3), which
 //! unwinds the thread's stack; no Rust frame lets that pass, and the process would abort. PyO3 parks the thread where it
 //! asks by PyO3. numpy asks too, when it [makes](asking) an array of zeros, and that is waited for.
 
+use crate::alarms;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::cell::Cell;
@@ -99,6 +102,12 @@ pub(crate) fn locked<'a, T: Send>(py: Python<'_>, mutex: &'a Mutex<T>) -> MutexG
     }
 }
 
+/// Raises the exception of a signal's handler, if one has come: called between system calls, without the lock.
+#[expect(clippy::redundant_closure_for_method_calls, reason = "the method's own type is of one lifetime")]
+pub(crate) fn heard() -> PyResult<()> {
+    Python::attach(|py| py.check_signals())
+}
+
 #[pyfunction]
 fn before_fork(py: Python<'_>) {
     FORKING.fetch_add(1, SeqCst);
@@ -117,7 +126,7 @@ fn after_fork_in_child() {
     WORKING.store(BEGUN.get(), SeqCst);
     ASKING.store(0, SeqCst);
     FORKING.store(0, SeqCst);
-    guestclock_linux::alarm::forked();
+    alarms::forked();
 }
 
 #[pyfunction]
@@ -144,7 +153,10 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     hooks.set_item("before", wrap_pyfunction!(before_fork, module)?)?;
     hooks.set_item("after_in_parent", wrap_pyfunction!(after_fork_in_parent, module)?)?;
     hooks.set_item("after_in_child", wrap_pyfunction!(after_fork_in_child, module)?)?;
-    py.import("os")?.call_method("register_at_fork", (), Some(&hooks))?;
+    // Windows has no fork.
+    if let Some(register) = py.import("os")?.getattr_opt("register_at_fork")? {
+        register.call((), Some(&hooks))?;
+    }
     py.import("atexit")?.call_method1("register", (wrap_pyfunction!(at_exit, module)?,))?;
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Plans, restores and reports.
 
-use crate::any_vm::{SharedVm, Started, run};
+use crate::any_vm::{Failure, SharedVm, Verbs, run};
 use crate::arguments::{Int, shown};
 use crate::checkpoint::PyCheckpoint;
 use crate::elapsed::PyElapsed;
@@ -9,6 +9,7 @@ use crate::observe;
 use crate::policy::{AnyPolicy, Spelled, to_python};
 use crate::process::locked;
 use crate::records::{self, AnyLinuxGuest, AnyNow, AnyStamp, AnySyncBound, named};
+use crate::system::monotonic_ns;
 use crate::words;
 
 use guestclock_core::arch::arm64::{IrqIds, View};
@@ -20,7 +21,6 @@ use guestclock_core::restore::{
     timer_status as status,
 };
 use guestclock_core::time::{Amount, ElapsedBy, ErrorBound, HostCount, Intent, OffsetInterval, Sleep, Stamp, Term};
-use guestclock_linux::clock::monotonic_ns;
 use guestclock_model::locked::Now;
 use pyo3::conversion::FromPyObjectOwned;
 use pyo3::exceptions::{PyBaseException, PyGeneratorExit, PyTypeError, PyValueError};
@@ -425,9 +425,9 @@ pub(crate) enum Progress {
 pub(crate) struct PyRestore {
     plan: Plan,
     checkpoint: Arc<Checkpoint>,
-    vm: SharedVm,
+    pub(crate) vm: SharedVm,
     /// Instant that the caller injected for the plan and the first step.
-    now: Option<Now>,
+    pub(crate) now: Option<Now>,
     /// Locked, since each step changes how far the restore has got. Waiting for the lock gives up the interpreter's
     /// lock: an exception is made by Python code, in which another thread may get its turn and come here too.
     progress: Mutex<Progress>,
@@ -462,6 +462,11 @@ impl PyRestore {
         locked(py, &self.progress)
     }
 
+    /// The progress of a restore that no other thread has.
+    pub(crate) fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The three steps in one. An error gives the restore up.
     pub(crate) fn carry_out(self, py: Python<'_>) -> PyResult<Py<PyReport>> {
         let steps = || {
@@ -484,9 +489,12 @@ impl PyRestore {
     ) -> PyResult<Option<Py<PyReport>>> {
         let stepped = {
             let mut progress = self.lock(py);
-            let closing_ns = monotonic_ns();
-            let stepped = progress.start(self, py, stage, now, at).and_then(|started| run(py, started));
-            stepped.and_then(|stepped| progress.took(self, py, stepped, closing_ns))
+            let now = if stage.begins() { self.now.clone() } else { now };
+            let stepped = {
+                let progress = &mut *progress;
+                run(py, &self.vm, now, move |vm| progress.step(self, vm, stage, at))
+            };
+            stepped.and_then(|report| progress.took(self, py, report))
         };
         self.watched(py, stepped)
     }
@@ -501,7 +509,11 @@ impl PyRestore {
         let left = {
             let mut progress = self.lock(py);
             match mem::replace(&mut *progress, Progress::GivenUp) {
-                Progress::Closed(mut open) | Progress::Open(mut open) => self.vm.give_up(py, &mut open),
+                // A VM whose process is gone has nothing to give up, and nothing that could be said of it.
+                Progress::Closed(_) | Progress::Open(_) if self.vm.is_gone() => Ok(Condition::Untouched),
+                Progress::Closed(mut open) | Progress::Open(mut open) => {
+                    run(py, &self.vm, None, |vm| vm.give_up(&mut open))
+                }
                 other => {
                     *progress = other;
                     return Ok(());
@@ -517,7 +529,7 @@ impl PyRestore {
 }
 
 /// Step of a restore.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
     /// Closes the VM, and writes nothing.
     Close,
@@ -530,100 +542,80 @@ pub(crate) enum Stage {
 impl Stage {
     pub(crate) const NAMES: [(&'static str, Self); 4] =
         [("close", Self::Close), ("prepare", Self::Prepare), ("apply", Self::Apply), ("release", Self::Release)];
-}
 
-/// Result of a step.
-pub(crate) enum Stepped {
-    Closed(OpenRestore),
-    Prepared(OpenRestore),
-    Begun,
-    Applied,
-    Released(Box<Report>),
+    /// Returns whether the step is part of the first, which is for the plan's instant.
+    pub(crate) const fn begins(self) -> bool {
+        matches!(self, Self::Close | Self::Prepare)
+    }
+
+    /// Name, as an error's `step` has it.
+    pub(crate) fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(_, stage)| *stage == self).map_or("", |(name, _)| name)
+    }
 }
 
 impl Progress {
-    /// Takes what a step needs of the interpreter.
-    pub(crate) fn start<'a>(
-        &'a mut self,
-        of: &'a PyRestore,
-        py: Python<'_>,
+    /// Makes a step, without the interpreter's lock. A release has a report, which is [taken note](Self::took) of.
+    pub(crate) fn step(
+        &mut self,
+        of: &PyRestore,
+        vm: &dyn Verbs,
         stage: Stage,
-        now: Option<Now>,
         at: Option<Stamp>,
-    ) -> PyResult<Started<'a, Stepped>> {
-        let vm = &of.vm;
+    ) -> Result<Option<Box<Report>>, Failure> {
         let (plan, checkpoint) = (|| of.plan.clone(), || Arc::clone(&of.checkpoint));
-        Ok(match (stage, self) {
-            (Stage::Close, Self::Planned) => {
-                let close = vm.close(py, plan(), checkpoint(), of.now.clone())?;
-                Box::new(|| close().map(Stepped::Closed))
-            }
-            (Stage::Prepare, Self::Planned) => {
-                let prepare = vm.prepare(py, plan(), checkpoint(), of.now.clone())?;
-                Box::new(|| prepare().map(Stepped::Prepared))
-            }
+        let closing_ns = monotonic_ns();
+        match (stage, &mut *self) {
+            (Stage::Close, Self::Planned) => *self = Self::Closed(Box::new(vm.close(plan(), checkpoint())?)),
+            (Stage::Prepare, Self::Planned) => *self = Self::Open(Box::new(vm.prepare(plan(), checkpoint())?)),
             (Stage::Prepare, Self::Closed(open)) => {
-                let begin = vm.begin(py, open, of.now.clone())?;
-                Box::new(|| begin().map(|()| Stepped::Begun))
+                vm.begin(open)?;
+                if let Self::Closed(open) = mem::replace(self, Self::GivenUp) {
+                    *self = Self::Open(open);
+                }
+                return Ok(None);
             }
             (Stage::Apply, Self::Open(open)) => {
-                let apply = vm.apply(py, open, now)?;
-                Box::new(|| apply().map(|()| Stepped::Applied))
+                vm.apply(open)?;
+                return Ok(None);
             }
-            (Stage::Release, Self::Open(open)) => {
-                let release = vm.release(py, open, at, now)?;
-                Box::new(|| release().map(|report| Stepped::Released(Box::new(report))))
-            }
+            (Stage::Release, Self::Open(open)) => return vm.release(open, at).map(|report| Some(Box::new(report))),
             (Stage::Close | Stage::Prepare, _) => {
-                return Err(misuse("a restore is entered once: call restoring() again"));
+                return Err(Box::new(|| misuse("a restore is entered once: call restoring() again")));
             }
             (Stage::Apply, other) => return Err(out_of_turn("apply", other)),
             (Stage::Release, other) => return Err(out_of_turn("release", other)),
-        })
+        }
+        of.closed_at_ns.store(closing_ns, Ordering::Relaxed);
+        Ok(None)
     }
 
-    /// Takes note of a step that was made. `closing_ns` is the instant before it.
+    /// Takes note of a release.
     pub(crate) fn took(
         &mut self,
         of: &PyRestore,
         py: Python<'_>,
-        stepped: Stepped,
-        closing_ns: u64,
+        report: Option<Box<Report>>,
     ) -> PyResult<Option<Py<PyReport>>> {
-        if matches!(stepped, Stepped::Closed(_) | Stepped::Prepared(_)) {
-            of.closed_at_ns.store(closing_ns, Ordering::Relaxed);
-        }
-        match stepped {
-            Stepped::Closed(open) => *self = Self::Closed(Box::new(open)),
-            Stepped::Prepared(open) => *self = Self::Open(Box::new(open)),
-            Stepped::Begun => {
-                if let Self::Closed(open) = mem::replace(self, Self::GivenUp) {
-                    *self = Self::Open(open);
-                }
-            }
-            Stepped::Applied => {}
-            Stepped::Released(report) => {
-                let report = PyReport { report: *report, checkpoint: Some(Arc::clone(&of.checkpoint)) };
-                let report = Py::new(py, report)?;
-                *self = Self::Released(report.clone_ref(py));
-                return Ok(Some(report));
-            }
-        }
-        Ok(None)
+        let Some(report) = report else { return Ok(None) };
+        let report = Py::new(py, PyReport { report: *report, checkpoint: Some(Arc::clone(&of.checkpoint)) })?;
+        *self = Self::Released(report.clone_ref(py));
+        Ok(Some(report))
     }
 }
 
 /// Misuse of a step that can't come now.
-fn out_of_turn(called: &'static str, progress: &Progress) -> PyErr {
-    match progress {
+fn out_of_turn(called: &'static str, progress: &Progress) -> Failure {
+    let message = match progress {
         Progress::Planned | Progress::Closed(_) => {
-            misuse(&format!("{called}() comes inside the block: with vm.restoring(...) as r"))
+            format!("{called}() comes inside the block: with vm.restoring(...) as r")
         }
-        Progress::Released(_) => misuse(&format!(
-            "{called}() can't come now: release() has ended this restore, and `report` has what it did"
-        )),
-        _ => misuse(&format!("{called}() can't come now: the restore was given up with its block: restoring() again")),
-    }
+        Progress::Released(_) => {
+            format!("{called}() can't come now: release() has ended this restore, and `report` has what it did")
+        }
+        _ => format!("{called}() can't come now: the restore was given up with its block: restoring() again"),
+    };
+    Box::new(move || misuse(&message))
 }
 
 #[pymethods]

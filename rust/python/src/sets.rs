@@ -6,11 +6,13 @@ use crate::errors::{IntoPyErr, OrRaise, misuse, noted, warn_closed};
 use crate::policy::AnyPolicy;
 use crate::process::{detached, locked};
 use crate::records::AnyNow;
-use crate::restore::PyReport;
-use guestclock_core::checkpoint::Checkpoint;
+use crate::restore::{PyPlan, PyReport};
+use guestclock_core::checkpoint::{Checkpoint, SavedVm};
 use guestclock_core::drive::OperationError;
-use guestclock_core::restore::{Diagnostic, Outcome, Plan, Refusal, Saved};
+use guestclock_core::guest::Reached;
+use guestclock_core::restore::{Diagnostic, Outcome, Plan, Plans, Refusal, Saved};
 use guestclock_core::time::{Counter, ElapsedBy};
+use guestclock_model::bank::Handle;
 use guestclock_model::error::VmError;
 use guestclock_model::locked::LockedBank;
 use guestclock_model::managed::ManagedBank;
@@ -89,8 +91,7 @@ impl PySetReport {
         let columns = PyDict::new(py);
         columns.set_item("method", self.of_plans(py, |plan, _| plan.method.name())?)?;
         columns.set_item("evidence", self.of_plans(py, |plan, _| plan.elapsed_by().map(ElapsedBy::name))?)?;
-        let codes = |plan: &Plan| plan.warnings.iter().map(Diagnostic::code).collect::<Vec<_>>().join(",");
-        columns.set_item("warnings", self.of_plans(py, |plan, _| codes(plan))?)?;
+        columns.set_item("warnings", self.of_plans(py, |plan, _| codes(&plan.warnings))?)?;
         columns.set_item("capped", self.of_plans(py, |_, outcome| outcome.capped)?)?;
         columns.set_item("released_at", self.of_plans(py, |_, outcome| outcome.count.0)?)?;
         columns.set_item("cntvct", PyArray1::from_slice(py, &set.cntvct))?;
@@ -133,6 +134,87 @@ impl PySetReport {
     fn __len__(&self) -> usize {
         self.set.vms.len()
     }
+}
+
+/// Plans of a set of VMs, a row each VM. `guestclock.fleet` names the rows.
+#[pyclass(frozen, name = "_SetPlan", module = "guestclock._core")]
+pub(crate) struct PySetPlan {
+    handles: Vec<Handle>,
+    plans: Plans,
+    checkpoint: Arc<Checkpoint>,
+}
+
+impl PySetPlan {
+    pub(crate) const fn new(handles: Vec<Handle>, plans: Plans, checkpoint: Arc<Checkpoint>) -> Self {
+        Self { handles, plans, checkpoint }
+    }
+
+    fn alone(&self, row: usize, vm: &SavedVm<'_>) -> PyResult<Plan> {
+        self.plans.alone(row, &Saved::from(vm)).map_err(|error| OperationError::<VmError>::from(error).into_pyerr())
+    }
+}
+
+#[pymethods]
+impl PySetPlan {
+    /// The VMs' handles (int64).
+    #[getter]
+    fn vms<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
+        as_array(py, self.handles.iter().copied())
+    }
+
+    /// Facts of the VMs' plans, by their names: sequences with a value a row.
+    fn columns<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let plans = self.checkpoint.vms().enumerate().map(|(row, vm)| self.alone(row, &vm));
+        let plans: Vec<Plan> = plans.collect::<PyResult<_>>()?;
+        let columns = PyDict::new(py);
+        set_column(&columns, "method", &plans, |plan| plan.method.name())?;
+        set_column(&columns, "evidence", &plans, |plan| plan.elapsed_by().map(ElapsedBy::name))?;
+        set_column(&columns, "assumptions", &plans, |plan| codes(&plan.assumptions))?;
+        set_column(&columns, "warnings", &plans, |plan| codes(&plan.warnings))?;
+        let crossed = |plan: &Plan| {
+            let limits = plan.limits().filter(|(_, reached)| *reached != Reached::No);
+            limits.map(|(limit, _)| limit.name).collect::<Vec<_>>().join(",")
+        };
+        set_column(&columns, "limits", &plans, crossed)?;
+        set_column(&columns, "added_ticks", &plans, |plan| plan.as_of.added_ticks)?;
+        set_column(&columns, "added_ns", &plans, |plan| plan.frequency().ticks_to_ns(plan.as_of.added_ticks))?;
+        let behind = |plan: &Plan| plan.as_of.behind.map(|behind| behind.ns(plan.frequency()));
+        set_column(&columns, "behind_ns", &plans, behind)?;
+        let error = |plan: &Plan| plan.as_of.behind.map(|behind| behind.error_ns(plan.frequency()));
+        set_column(&columns, "behind_error_ns", &plans, error)?;
+        let bound = |plan: &Plan| plan.as_of.bound.ticks(plan.frequency());
+        set_column(&columns, "error_bound_ticks", &plans, bound)?;
+        set_column(&columns, "error_bound_ns", &plans, |plan| plan.frequency().ticks_to_ns_ceil(bound(plan)))?;
+        set_column(&columns, "overdue", &plans, |plan| plan.overdue.len())?;
+        Ok(columns)
+    }
+
+    /// Plan of the VM at this row.
+    fn plan(&self, row: usize) -> PyResult<PyPlan> {
+        let no_row = || PyIndexError::new_err(format!("there is no row {row}: the set has {}", self.handles.len()));
+        let alone = Arc::new(self.checkpoint.vms().nth(row).ok_or_else(no_row)?.alone());
+        let plan = self.alone(row, &alone.only().or_raise()?)?;
+        Ok(PyPlan::new(plan, alone))
+    }
+
+    /// Number of VMs.
+    fn __len__(&self) -> usize {
+        self.handles.len()
+    }
+}
+
+/// Codes of diagnostics, with commas between.
+fn codes(diagnostics: &[Diagnostic]) -> String {
+    diagnostics.iter().map(Diagnostic::code).collect::<Vec<_>>().join(",")
+}
+
+fn set_column<'py, T: IntoPyObject<'py>>(
+    columns: &Bound<'py, PyDict>,
+    name: &str,
+    plans: &[Plan],
+    value: impl Fn(&Plan) -> T,
+) -> PyResult<()> {
+    columns.set_item(name, PyList::new(columns.py(), plans.iter().map(value))?)
 }
 
 /// VMs of a bank that are paused, all from one instant on. None of their vCPUs can run until `resume`.

@@ -1,6 +1,6 @@
 //! The steps that pay a guest's backlog back.
 
-use crate::any_vm::SharedVm;
+use crate::any_vm::{SharedVm, run};
 use crate::arguments::{Int, count};
 use crate::pages::PyVmClock;
 use crate::records::AnyNow;
@@ -62,7 +62,7 @@ impl PyStep {
     #[pyo3(signature = (page=None, *, now=None))]
     fn apply(&self, py: Python<'_>, page: Option<&Bound<'_, PyVmClock>>, now: Option<AnyNow>) -> PyResult<u64> {
         let now = now.map(|now| now.0);
-        let step = || self.vm.step(py, self.step, now).map(|left| (left, self.step.ticks));
+        let step = || run(py, &self.vm, now, |vm| vm.step(self.step)).map(|left| (left, self.step.ticks));
         match page {
             Some(page) => page.get().stepped(py, step),
             None => step().map(|(left, _)| left),

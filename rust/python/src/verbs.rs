@@ -3,6 +3,7 @@
 use crate::any_vm::{SharedVm, run};
 use crate::arguments::{Int, Modular, Vcpu, count};
 use crate::checkpoint::{PyCheckpoint, saving, vm_name};
+use crate::counters::Asks;
 use crate::guest::{PyPause, PyRunning};
 use crate::observe;
 use crate::policy::AnyPolicy;
@@ -10,11 +11,10 @@ use crate::records::{self, AnyCount, AnyNow, AnySyncBound, PyTimerState};
 use crate::registers;
 use crate::restore::{AnyGiven, PyPlan, PyReport, PyRestore, Wishes};
 use crate::steps::PyStep;
-use crate::vouching::Asks;
+use crate::system::monotonic_ns;
 use guestclock_core::arch::arm64::View;
 use guestclock_core::restore::{Plan, Request};
 use guestclock_core::time::Offset;
-use guestclock_linux::clock::monotonic_ns;
 use guestclock_model::locked::Now;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -46,7 +46,8 @@ impl PyGuestVm {
         if request.asks(now.as_ref()) {
             self.vm.ask(py)?;
         }
-        run(py, self.vm.plan(py, &checkpoint.get().0, request, now)?)
+        let checkpoint = checkpoint.get();
+        run(py, &self.vm, now, |vm| vm.plan(&checkpoint.0, request))
     }
 }
 
@@ -117,7 +118,8 @@ impl PyGuestVm {
     /// CapabilityMissing where the kernel has no offset, and Misuse for a VM that has opted in.
     #[pyo3(signature = (*, offset=None))]
     fn opt_in(&self, py: Python<'_>, offset: Option<Modular>) -> PyResult<()> {
-        run(py, self.vm.opt_in(py, offset.map(|Modular(offset)| Offset(offset)))?)
+        let offset = offset.map(|Modular(offset)| Offset(offset));
+        run(py, &self.vm, None, |vm| vm.opt_in(offset))
     }
 
     /// KVM_ARM_SET_COUNTER_OFFSET as it is, for tests and for VMMs that do all themselves: `opt_in` is the verb.
@@ -215,7 +217,7 @@ impl PyGuestVm {
         if saving.asks(now.as_ref()) {
             self.vm.ask(py)?;
         }
-        run(py, self.vm.checkpoint(py, &saving, now)?).map(PyCheckpoint::from)
+        run(py, &self.vm, now, |vm| vm.checkpoint(&saving)).map(PyCheckpoint::from)
     }
 
     /// Plans the restore of `checkpoint` under `policy`, without touching anything: a dry run.
@@ -307,7 +309,7 @@ impl PyGuestVm {
     fn pause(&self, py: Python<'_>, policy: Option<AnyPolicy>, views: &str) -> PyResult<PyPause> {
         let request: Request = Wishes::of_views(views).request(policy)?;
         let closing_ns = monotonic_ns();
-        let paused = self.vm.pause(py, request).and_then(|started| run(py, started));
+        let paused = run(py, &self.vm, None, |vm| vm.pause(request));
         let paused = paused.inspect_err(|error| observe::failed(py, &self.vm, "pause", error))?;
         Ok(PyPause::new(Arc::clone(&self.vm), paused, closing_ns))
     }
@@ -329,7 +331,8 @@ impl PyGuestVm {
         now: Option<AnyNow>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let now = now.map(|now| now.0);
-        let verified = run(py, self.vm.verify(py, AnyGiven::expected(given.as_ref()), now)?)?;
+        let expected = AnyGiven::expected(given.as_ref());
+        let verified = run(py, &self.vm, now, |vm| vm.verify(expected))?;
         records::verified(py, &verified)
     }
 

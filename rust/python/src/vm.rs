@@ -3,9 +3,10 @@
 use crate::any_vm::{Failure, Handle, Operable, failure};
 use crate::arguments::{Int, Modular, Vcpu, count, int, plain, quoted};
 use crate::checkpoint::vm_name;
-use crate::counters::{AnyCounter, PyHostCounter};
+use crate::counters::AnyCounter;
 use crate::errors::OrRaise;
 use crate::foreign::{Sampled, Taken};
+use crate::host_counters::PyHostCounter;
 use crate::records::{self, AnyCount, PyTimerState};
 use crate::registers;
 use crate::verbs::PyGuestVm;
@@ -347,6 +348,10 @@ impl Handle for Model {
         self.live.counter().ask(py)
     }
 
+    fn samples_in_python(&self, now: Option<&Now>) -> bool {
+        self.live.counter().is_sampled_in_python(now)
+    }
+
     fn sampled(&self, py: Python<'_>, now: Option<HostCount>) -> PyResult<Sampled> {
         self.live.counter().sampled(py, now)
     }
@@ -462,12 +467,12 @@ impl Operable for Model {
 
     fn work<T>(
         &self,
-        ready: Taken,
+        ready: &Taken,
         _verb: Option<Verb>,
-        now: Option<Now>,
+        now: Option<&Now>,
         work: impl FnOnce(&mut RunState, &mut dyn Backend<Error = VmError>) -> T,
     ) -> Result<T, Failure> {
         let _sample = ready.hold();
-        self.live.operate(now, |run_state, vm| Ok::<_, LockedError>(work(run_state, vm))).map_err(failure)
+        self.live.operate(now.cloned(), |run_state, vm| Ok::<_, LockedError>(work(run_state, vm))).map_err(failure)
     }
 }

@@ -1,11 +1,8 @@
 //! Counters of this host whose stamps carry the bound of whoever vouches for its wall clock.
 
 use crate::records::AnySyncBound;
-use guestclock_core::drive::Saving;
-use guestclock_core::restore::Request;
-use guestclock_core::time::{Counter, Frequency, HostCount, NamespaceTicks, Stamp, SyncBound};
+use guestclock_core::time::{Counter, Frequency, HostCount, NamespaceTicks, Stamp};
 use guestclock_linux::vouched::Vouched;
-use guestclock_model::locked::Now;
 use pyo3::prelude::*;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -107,34 +104,4 @@ impl<C: Counter> Counter for Vouching<C> {
     fn namespace_ticks(&self) -> NamespaceTicks {
         self.counter.namespace_ticks()
     }
-}
-
-/// An operation that takes a stamp of this host, and may have a use for the bound of the stamp's wall clock.
-pub(crate) trait Asks {
-    /// Returns whether the counter's voucher is to be asked before.
-    fn asks(&self, now: Option<&Now>) -> bool;
-}
-
-impl Asks for Option<SyncBound> {
-    fn asks(&self, now: Option<&Now>) -> bool {
-        self.is_none() && takes_a_stamp(now)
-    }
-}
-
-impl Asks for Saving {
-    fn asks(&self, now: Option<&Now>) -> bool {
-        self.sync.asks(now)
-    }
-}
-
-impl Asks for Request {
-    fn asks(&self, now: Option<&Now>) -> bool {
-        // A freeze needs no clock, so no answer may refuse it.
-        self.sync.is_none() && takes_a_stamp(now) && !self.policy.is_freeze()
-    }
-}
-
-/// An injected stamp has its own bound.
-const fn takes_a_stamp(now: Option<&Now>) -> bool {
-    !matches!(now, Some(Now::Stamp(_)))
 }

@@ -10,7 +10,6 @@ use guestclock_core::guest::{SUGGESTED_INTERVAL_NS, SUGGESTED_STEP_NS};
 use guestclock_core::restore::refusal::{NeedsCounterOffset, Refusal, Skew, UNKNOWN_REGISTERS};
 use guestclock_core::restore::{Diagnostic, MAX_RATE_ERROR_PPB, Policy, Words};
 use guestclock_core::time::ElapsedError;
-use guestclock_linux::kvm::error::KvmError;
 use guestclock_model::bank::{BankError, WentBackwards};
 use guestclock_model::error::VmError;
 use pyo3::prelude::*;
@@ -256,15 +255,6 @@ pub(crate) fn count_name(view: View) -> &'static str {
 pub(crate) fn vm_error(error: &VmError) -> String {
     match error {
         VmError::Running { .. } => format!("{error} (a running() block has to be left)"),
-        _ => error.to_string(),
-    }
-}
-
-/// KVM's refusal, and Python's way out.
-pub(crate) fn kvm_error(error: &KvmError) -> String {
-    match error {
-        KvmError::Running { .. } => format!("{error} (a running() block has to be left)"),
-        KvmError::NoVgic => format!("{error}: give gic_fd="),
         _ => error.to_string(),
     }
 }

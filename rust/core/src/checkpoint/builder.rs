@@ -131,7 +131,11 @@ impl GroupBuilder {
 
     /// Adds a VM without its registers, which [`fill`](Self::fill) adds.
     pub fn push_time(&mut self, name: Name<'_>, time: &GuestTime) {
-        if self.last.is_none_or(|last| GuestTime { timeline: time.timeline, ..last } != *time) {
+        let is_alike = self.last.as_mut().is_some_and(|last| {
+            last.timeline = time.timeline;
+            last == time
+        });
+        if !is_alike {
             self.add_alike();
             self.last = Some(*time);
         }

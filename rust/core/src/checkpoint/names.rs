@@ -88,6 +88,31 @@ impl Names {
         self.text.split('\n')
     }
 
+    /// The numbers whose decimal digits the names are; `None` if one isn't a number's.
+    #[must_use]
+    pub fn numbers(&self) -> Option<Vec<u64>> {
+        let mut numbers = Vec::with_capacity(self.count);
+        let (mut number, mut digits) = (0_u64, 0);
+        for byte in self.text.bytes().chain(core::iter::once(b'\n')) {
+            if byte == b'\n' {
+                if digits == 0 {
+                    return None;
+                }
+                numbers.push(number);
+                (number, digits) = (0, 0);
+                continue;
+            }
+            let digit = byte.wrapping_sub(b'0');
+            // No number has a zero before other digits.
+            if digit > 9 || digits > 0 && number == 0 {
+                return None;
+            }
+            number = number.checked_mul(10)?.checked_add(digit.into())?;
+            digits += 1;
+        }
+        Some(numbers)
+    }
+
     /// The name at this place; `None` past the end.
     #[must_use]
     pub fn get(&self, place: usize) -> Option<&str> {
@@ -173,6 +198,17 @@ pub(crate) struct Lines {
     count: usize,
 }
 
+/// The digits of the numbers below 100.
+const PAIRS: [[u8; 2]; 100] = {
+    let mut pairs = [[b'0'; 2]; 100];
+    let mut number = 0;
+    while number < 100 {
+        pairs[number as usize] = [b'0' + number / 10, b'0' + number % 10];
+        number += 1;
+    }
+    pairs
+};
+
 /// Bytes of a name that room is made for.
 const USUAL_BYTES: usize = 12;
 
@@ -194,18 +230,19 @@ impl Lines {
     }
 
     /// Adds the decimal digits of a number: many VMs are named so, and a formatter takes longer than all else.
+    #[expect(clippy::cast_possible_truncation, reason = "of what is left below 100")]
     pub(crate) fn push_number(&mut self, mut number: u64) {
         let mut digits = [b'0'; 20];
         let mut first = digits.len();
-        loop {
-            first -= 1;
-            digits[first] = b'0' + u8::try_from(number % 10).unwrap_or(0);
-            number /= 10;
-            if number == 0 {
-                break;
-            }
+        // Two digits a division.
+        while number >= 100 {
+            first -= 2;
+            digits[first..first + 2].copy_from_slice(&PAIRS[(number % 100) as usize]);
+            number /= 100;
         }
-        self.push_bytes(&digits[first..]);
+        first -= 2;
+        digits[first..first + 2].copy_from_slice(&PAIRS[number as usize]);
+        self.push_bytes(&digits[first + usize::from(number < 10)..]);
     }
 
     pub(crate) const fn count(&self) -> usize {
@@ -214,5 +251,27 @@ impl Lines {
 
     pub(crate) fn into_text(self) -> String {
         String::from_utf8(self.text).expect("names and newlines")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::ToString;
+
+    #[test]
+    fn numbers_are_their_digits() {
+        let numbers = [0, 9, 10, 99, 100, 101, 999, 1000, 4_294_967_296, u64::MAX - 1, u64::MAX];
+        let mut lines = Lines::default();
+        for number in numbers {
+            lines.push_number(number);
+        }
+        let text = lines.into_text();
+        let digits: Vec<String> = numbers.iter().map(ToString::to_string).collect();
+        assert_eq!(text, digits.join("\n"));
+        assert_eq!(Names::new(text).expect("in their order").numbers(), Some(numbers.to_vec()));
+        for other in ["", "01", "00", "+1", "-1", "1 ", "x", "18446744073709551616", "1\nx1"] {
+            assert_eq!(Names::new(other.into()).expect("in their order").numbers(), None, "{other:?}");
+        }
     }
 }

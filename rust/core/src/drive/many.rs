@@ -49,6 +49,18 @@ pub async fn pausing_many<E>(io: &Io<'_, E>) -> Result<Stamp, OfOne<E>> {
     Ok(io.stamp().await?)
 }
 
+/// The machine of a plan of many: looks whether all are stopped, and plans. Nothing is touched.
+pub async fn planning_many<E>(
+    io: &Io<'_, E>,
+    facts: &ManyFacts,
+    origins: Origins<'_>,
+    request: Request,
+) -> Result<Plans, OfOne<E>> {
+    io.look().await?;
+    let stamp = io.stamp().await?;
+    Ok(Plans::new(facts, origins, stamp, request)?)
+}
+
 /// The machine of a restore of many, or of the end of a pause of many: look, plan, the registers, both counters for one
 /// sample, and the comparison of all that was written.
 pub async fn restoring_many<'a, E>(
@@ -57,9 +69,7 @@ pub async fn restoring_many<'a, E>(
     origins: Origins<'a>,
     request: Request,
 ) -> Result<Restored, OfOne<E>> {
-    io.look().await?;
-    let stamp = io.stamp().await?;
-    let plans = Rc::new(Plans::new(facts, origins, stamp, request)?);
+    let plans = Rc::new(planning_many(io, facts, origins, request).await?);
     let block = match origins {
         Origins::Saved(checkpoint) => {
             let now = io.sample().await?;

@@ -24,7 +24,7 @@ pub use capture::{capture, capture_registers};
 pub use driver::{carry_out, drive};
 pub use faults::{Fault, Faults, FaultyError, On};
 pub use machine::{Block, BlockColumn, Bracket, Done, Failed, Io, Machine, Op, SavedRegister, What};
-pub use many::{OfOne, Restored, pausing_many, restoring_many};
+pub use many::{OfOne, Restored, pausing_many, planning_many, restoring_many};
 pub use operations::{OpenPause, OpenRestore, Operated, OperationError, Saving};
 pub use restore::{Cause, Condition, Restore, RestoreError, set_counters};
 pub use trace::{CallTotals, Errno, Trace, TracedCall};

@@ -64,17 +64,16 @@ pub enum Origins<'a> {
 }
 
 impl<'a> Origins<'a> {
-    /// The guest time of each VM, with the number of its group in the checkpoint.
-    fn times(self) -> impl Iterator<Item = (usize, GuestTime)> {
-        let (groups, times) = match self {
-            Self::Saved(checkpoint) => (checkpoint.groups(), [].as_slice()),
-            Self::InPlace { times, .. } => ([].as_slice(), times),
-        };
-        let saved = groups
-            .iter()
-            .enumerate()
-            .flat_map(|(number, group)| (0..group.len()).map(move |vm| (number, group.time(vm))));
-        saved.chain(times.iter().map(|time| (0, *time)))
+    /// Calls `call` with the number of each VM's group in the checkpoint and its guest time, until an error.
+    fn try_each<E>(self, mut call: impl FnMut(usize, &GuestTime) -> Result<(), E>) -> Result<(), E> {
+        match self {
+            Self::Saved(checkpoint) => checkpoint
+                .groups()
+                .iter()
+                .enumerate()
+                .try_for_each(|(number, group)| (0..group.len()).try_for_each(|vm| call(number, &group.time(vm)))),
+            Self::InPlace { times, .. } => times.iter().try_for_each(|time| call(0, time)),
+        }
     }
 
     /// Returns the guest time that a VM goes on from.
@@ -144,7 +143,9 @@ impl Plans {
         let mut plans = Self::default();
         plans.plan_of.reserve_exact(facts.vms.len());
         plans.counters.reserve_exact(facts.vms.len());
-        for (vm, (group, time)) in origins.times().enumerate() {
+        let mut places = 0..;
+        origins.try_each(|group, time| {
+            let vm = places.next().unwrap_or_default();
             let here = facts.vms[vm];
             if here.vcpus != usize::from(time.vcpus) {
                 let (saved, host) = (time.vcpus.into(), here.vcpus);
@@ -159,11 +160,15 @@ impl Plans {
                 frequency_hz: time.frequency_hz,
                 apart: (apart > 0).then_some(apart > time.width_ticks().saturating_mul(2)),
                 width_ticks: time.width_ticks(),
-                hidden_ticks: origins.hidden_ticks(&time),
+                hidden_ticks: origins.hidden_ticks(time),
                 backlog: time.backlog,
             };
-            let before = last.filter(|(before, _)| *before == alike).map(|(_, plan)| plan);
-            let plan = if let Some(plan) = before.or_else(|| known.get(&alike).copied()) {
+            let before = last.as_ref().filter(|(before, _)| *before == alike).map(|(_, plan)| *plan);
+            if let Some(plan) = before {
+                plans.push(plan, time);
+                return Ok(());
+            }
+            let plan = if let Some(plan) = known.get(&alike).copied() {
                 plan
             } else {
                 let target = facts.target(vm);
@@ -179,10 +184,27 @@ impl Plans {
                 number
             };
             last = Some((alike, plan));
-            plans.plan_of.push(plan);
-            plans.counters.push((time.timeline, time.physical()));
-        }
+            plans.push(plan, time);
+            Ok(())
+        })?;
         Ok(plans)
+    }
+
+    /// Adds a VM of this plan.
+    fn push(&mut self, plan: u32, time: &GuestTime) {
+        self.plan_of.push(plan);
+        self.counters.push((time.timeline, time.physical()));
+    }
+
+    /// Returns the plan of the VM at this place, as it would be alone. `saved` is the guest time that it goes on from.
+    ///
+    /// No refusal comes here that hasn't come before.
+    pub fn alone(&self, vm: usize, saved: &Saved<'_>) -> Result<Plan, Refusal> {
+        let number = self.plan_of[vm] as usize;
+        let Plan { sample, request, .. } = self.plans[number];
+        // The target is the first VM's, and the number of vCPUs is no part of what makes VMs alike.
+        let target = Target { vcpus: saved.time.vcpus.into(), ..self.targets[number].clone() };
+        planning::plan(saved, &target, sample, request)
     }
 
     /// Returns the outcome of each plan for the first of its VMs, when the counter of all reads `now`.

@@ -11,6 +11,7 @@ use crate::bank::selection::{Part, Selection};
 use crate::bank::timer_block::TimerSlices;
 use crate::bank::timer_queue::{Due, TimerQueue};
 use crate::bank::vms::{Bank, BankError, FrequencyDomain, narrow};
+use crate::deadlines::NotTaken;
 use crate::error::VmError;
 use guestclock_core::arch::arm64::timer::can_raise;
 use guestclock_core::arch::arm64::{CTL_ISTATUS, Timer, View};
@@ -218,14 +219,38 @@ impl Bank {
     /// Returns the timers whose lines have gone high, ordered by deadline, vCPU and timer. A timer is returned once,
     /// until it is written again or an offset change puts it into the future. A VM that is paused or being restored has
     /// none, until it goes on.
+    ///
+    /// # Panics
+    ///
+    /// Without memory for them. [`expire_at_most`](Self::expire_at_most) takes none then.
     pub fn expire(&mut self, now: HostCount) -> Vec<Expired> {
+        self.expire_at_most(usize::MAX, now).expect("there is memory for the timers that are due")
+    }
+
+    /// Does as [`expire`](Self::expire) does, if no more than `most` timers are due. All memory is reserved first, so
+    /// that a refusal leaves every timer to be returned.
+    pub fn expire_at_most(&mut self, most: usize, now: HostCount) -> Result<Vec<Expired>, NotTaken> {
         self.look_again(now);
-        let mut fired = Vec::new();
+        if self.queue(now).filter(|domain| domain.queue.is_some()).count() > 1 {
+            let mut due = 0;
+            for domain in self.queue(now) {
+                let here = domain.ratio.at(now);
+                due += domain.queue.as_mut().map_or(Ok(0), |queue| queue.due(here))?;
+            }
+            if due > most {
+                return Err(NotTaken::More { due });
+            }
+        }
+        let (mut fired, mut expired) = (Vec::new(), Vec::new());
         for domain in self.queue(now) {
             let from = fired.len();
             let here = domain.ratio.at(now);
             if let Some(queue) = &mut domain.queue {
-                queue.expire(here, &mut fired);
+                let taken = queue.expire(most, here, &mut fired, |timers| expired.try_reserve(timers));
+                // Those that were taken are given out, and the others stay due.
+                if fired.is_empty() {
+                    taken?;
+                }
             }
             if !domain.ratio.is_one() {
                 for due in &mut fired[from..] {
@@ -236,11 +261,11 @@ impl Bank {
                 }
             }
         }
-        let expired =
+        let of =
             |Due { deadline, slot, vcpu, timer }| Expired { deadline, vcpu: self.handle_of_vm(slot).vcpu(vcpu), timer };
-        let mut expired: Vec<Expired> = fired.into_iter().map(expired).collect();
+        expired.extend(fired.into_iter().map(of));
         expired.sort_unstable();
-        expired
+        Ok(expired)
     }
 
     /// Number of timers that are yet to fire, without those of VMs that are paused or being restored; 0 until the first

@@ -71,9 +71,10 @@ pub struct Rate {
 impl Rate {
     /// Returns the rate of a counter of this frequency, which reads `now`.
     #[must_use]
+    #[expect(clippy::missing_panics_doc, reason = "never, as said below")]
     pub const fn new(now: HostCount, frequency: Frequency) -> Self {
         let scale = Scale::ns_to_ticks(frequency);
-        Self { now, digits: scale.digits(), limit: scale.limit() }
+        Self { now, digits: scale.digits().expect("10^9 is below 2^30"), limit: scale.limit() }
     }
 
     /// The counter's count.

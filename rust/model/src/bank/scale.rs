@@ -39,6 +39,8 @@ macro_rules! scale {
                 lower: $word,
                 /// The largest number whose product fits in a word.
                 limit: $word,
+                /// True if the ratio can be taken in half words.
+                in_halves: bool,
             }
 
             impl Scale {
@@ -58,6 +60,7 @@ macro_rules! scale {
                         upper: (fraction >> BITS) as $word,
                         lower: fraction as $word,
                         limit: if limit > <$word>::MAX as $wide { <$word>::MAX } else { limit as $word },
+                        in_halves: b <= 1 << (BITS / 2 - 2),
                     }
                 }
 
@@ -95,13 +98,17 @@ macro_rules! scale {
                     if self.exceeds(n) { <$word>::MAX } else { self.wrapping(n) }
                 }
 
-                /// Returns the ratio in half words. Its `b` is at most 2^30.
+                /// Returns the ratio in half words; `None` if its `b` is above 2^30.
                 #[expect(clippy::cast_possible_truncation, reason = "taken apart, and a fraction is below 1")]
-                pub(crate) const fn digits(self) -> Digits {
+                pub(crate) const fn digits(self) -> Option<Digits> {
+                    if !self.in_halves {
+                        return None;
+                    }
                     let half = BITS / 2;
                     let fraction = (self.upper as $wide) << BITS | self.lower as $wide;
                     let digits = (fraction >> half) + (fraction & ((1 << half) - 1) != 0) as $wide;
-                    Digits { whole: self.whole, upper: (digits >> half) as $word, lower: digits as $word & LOWER }
+                    let (upper, lower) = ((digits >> half) as $word, digits as $word & LOWER);
+                    Some(Digits { whole: self.whole, upper, lower })
                 }
             }
 
@@ -169,6 +176,19 @@ impl Scale {
 /// If the columns differ in length.
 pub fn convert(isa: Isa, scale: Scale, from: &[u64], out: &mut [u64]) {
     assert_eq!(from.len(), out.len(), "rows of the input and of the output");
+    // Whole words are multiplied one by one, which is faster only than vectors of two.
+    if let Some(digits) = scale.digits().filter(|_| isa != Isa::BASELINE) {
+        isa.run(
+            #[inline(always)]
+            |_| {
+                for (out, &from) in out.iter_mut().zip(from) {
+                    let product = digits.wrapping(from);
+                    *out = if from > scale.limit() { u64::MAX } else { product };
+                }
+            },
+        );
+        return;
+    }
     isa.run(
         #[inline(always)]
         |_| {
@@ -203,9 +223,10 @@ mod tests {
     /// Every ratio of a byte and a number that has two bits less than half of a byte.
     #[test]
     fn digits_are_the_division() {
+        assert_eq!(w8::Scale::ratio(1, 5).digits(), None);
         for a in 1..=u8::MAX {
             for b in 1..=4 {
-                let digits = w8::Scale::ratio(a, b).digits();
+                let digits = w8::Scale::ratio(a, b).digits().expect("b has two bits less");
                 for n in 0..=u8::MAX {
                     let expected = u32::from(n) * u32::from(a) / u32::from(b);
                     assert_eq!(u32::from(digits.wrapping(n)), expected % 256, "{n} * {a} / {b}");

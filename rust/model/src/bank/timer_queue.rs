@@ -7,10 +7,10 @@
 
 use crate::bank::rows::{Rows, TimerColumns};
 use crate::deadlines::queue::KEPT;
-use crate::deadlines::{DeadlineQueue, Fired};
+use crate::deadlines::{DeadlineQueue, Fired, NotTaken};
 use guestclock_core::arch::arm64::{Offsets, Timer, View, timer, view_of};
 use guestclock_core::time::{HostCount, Offset};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, TryReserveError};
 use std::ops::Range;
 
 /// Ids never run out, since a bank has fewer rows ([`MAX_ROWS`](super::vms::MAX_ROWS)).
@@ -240,10 +240,8 @@ impl TimerQueue {
     fn is_whole(&self, place: Place, shared: Offsets, rows: &Rows) -> bool {
         let of = place.first..place.first + usize::from(place.vcpus);
         let all = |column: &[u64], offset: Offset| column[of.clone()].iter().all(|own| *own == offset.0);
-        let mut apart = self.apart.range((place.slot, 0, 0)..(place.slot + 1, 0, 0));
-        all(&rows.virt, shared.virt)
-            && all(&rows.phys, shared.phys)
-            && (self.apart.is_empty() || apart.next().is_none())
+        let apart = || self.apart.range((place.slot, 0, 0)..(place.slot + 1, 0, 0)).next();
+        all(&rows.virt, shared.virt) && all(&rows.phys, shared.phys) && (self.apart.is_empty() || apart().is_none())
     }
 
     /// Removes a VM.
@@ -345,10 +343,23 @@ impl TimerQueue {
         }
     }
 
-    /// Removes the timers that are due from the queue, and adds them to `due`.
-    pub(crate) fn expire(&mut self, now: HostCount, due: &mut Vec<Due>) {
+    /// Removes the timers that are due from the queue, and adds them to `due`, if they are `most` at most. `room` reserves
+    /// the caller's own memory for so many timers in all, before they are taken.
+    pub(crate) fn expire(
+        &mut self,
+        most: usize,
+        now: HostCount,
+        due: &mut Vec<Due>,
+        mut room: impl FnMut(usize) -> Result<(), TryReserveError>,
+    ) -> Result<(), NotTaken> {
         let mut fired = core::mem::take(&mut self.fired);
-        self.queue.expire(now, &mut fired);
+        let taken = self.queue.expire_with_room(most, now, &mut fired, |timers| {
+            due.try_reserve(timers)?;
+            room(due.len() + timers)
+        });
+        if taken.is_err() {
+            fired.clear();
+        }
         due.extend(fired.iter().map(|Fired { deadline, timer }| {
             let (group, index) = self.queue.place_of(*timer).expect(ENOUGH);
             let Member { slot, vcpu, part, .. } = self.members[group as usize];
@@ -359,6 +370,12 @@ impl TimerQueue {
             Due { deadline: *deadline, slot, vcpu, timer: Timer::ALL[lane] }
         }));
         self.fired = if fired.capacity() > KEPT { Vec::new() } else { fired };
+        taken
+    }
+
+    /// Number of timers that are due.
+    pub(crate) fn due(&mut self, now: HostCount) -> Result<usize, NotTaken> {
+        self.queue.due(now)
     }
 
     /// Bytes that so many VMs take at most: a row of eight values for each eight of a VM's timers, a group of each counter,

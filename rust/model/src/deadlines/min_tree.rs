@@ -163,7 +163,7 @@ pub(super) struct Path {
 
 impl Path {
     /// Finds all values that `limit` has reached, and returns their indices, in order.
-    pub(super) fn take(&mut self, rows: &[Row], leaves: usize, limit: u64) -> &[u32] {
+    pub(super) fn take(&mut self, rows: &[Row], leaves: usize, limit: u64) -> Result<&[u32], TryReserveError> {
         let Self { levels, rows: way, ends, found, count } = self;
         levels.clear();
         levels.push(0..leaves);
@@ -171,13 +171,13 @@ impl Path {
             levels.push(above(level));
         }
         let mut level = top(leaves);
-        way.resize(way.len().max(TOP), 0);
+        lengthen(way, TOP)?;
         way[..TOP].copy_from_slice(&[0, 1, 2, 3]);
         ends.clear();
         let (mut begin, mut end) = (0, level.len());
         for below in levels.iter().rev().skip(1) {
             ends.push(end);
-            way.resize(way.len().max(end + (end - begin) * ROW), 0);
+            lengthen(way, end + (end - begin) * ROW)?;
             let (passed, next) = way.split_at_mut(end);
             let mut reached = all_reached(&rows[level], limit, &passed[begin..], next);
             // A limit of NONE also reaches the places behind the last value.
@@ -187,9 +187,9 @@ impl Path {
             (begin, end, level) = (end, end + reached, below.clone());
         }
         ends.push(end);
-        found.resize(found.len().max((end - begin) * ROW), 0);
+        lengthen(found, (end - begin) * ROW)?;
         *count = all_reached(rows, limit, &way[begin..end], found);
-        self.found()
+        Ok(self.found())
     }
 
     /// Returns the result of the last `take`. If the limit was [`NONE`], it may contain places behind the last value.
@@ -214,6 +214,15 @@ impl Path {
         let levels = self.levels.capacity() * size_of::<Range<usize>>() + self.ends.capacity() * size_of::<usize>();
         levels + (self.rows.capacity() + self.found.capacity()) * 4
     }
+}
+
+/// Lengthens scratch memory to so many places at least.
+fn lengthen(places: &mut Vec<u32>, least: usize) -> Result<(), TryReserveError> {
+    if places.len() < least {
+        places.try_reserve(least - places.len())?;
+        places.resize(least, 0);
+    }
+    Ok(())
 }
 
 /// Calls [`Row::reached`] on many rows of a level, and returns the number of values found.

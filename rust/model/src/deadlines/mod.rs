@@ -6,4 +6,4 @@ pub(crate) mod queue;
 pub(crate) mod timers;
 
 pub use lateness::Lateness;
-pub use queue::{DeadlineQueue, Fired, QueueError};
+pub use queue::{DeadlineQueue, Fired, NotTaken, QueueError};

@@ -69,6 +69,21 @@ pub enum QueueError {
     },
 }
 
+/// Refusal of [`DeadlineQueue::expire_at_most`]: every timer is still armed.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotTaken {
+    /// More timers are due than the caller has room for.
+    #[error("{due} timers are due, for which there is no room")]
+    More {
+        /// Number of timers that are due.
+        due: usize,
+    },
+    /// There is no memory for the timers.
+    #[error("there is no memory for the timers that are due, and each of them is still armed")]
+    NoMemory(#[from] TryReserveError),
+}
+
 /// Timers of many groups, and their deadlines.
 ///
 /// ```
@@ -118,6 +133,14 @@ struct Seen {
     trees: Vec<u32>,
     timers: Path,
     words: Vec<u64>,
+}
+
+/// Result of [`DeadlineQueue::find`].
+struct Found {
+    /// Number of timers that are due in groups without a tree.
+    in_rows: usize,
+    /// Number of armed timers in groups with a tree that has one which is due.
+    in_trees: usize,
 }
 
 /// A row with its group's guest count.
@@ -363,36 +386,80 @@ impl DeadlineQueue {
 
     /// Disarms the timers that are due, and replaces the content of `fired` with them, in the order of their deadlines
     /// and then of their ids.
+    ///
+    /// # Panics
+    ///
+    /// Without memory for them. [`expire_at_most`](Self::expire_at_most) takes none then.
     pub fn expire(&mut self, now: HostCount, fired: &mut Vec<Fired>) {
-        self.look_from(now);
+        self.expire_at_most(usize::MAX, now, fired).expect("there is memory for the timers that are due");
+    }
+
+    /// Does as [`expire`](Self::expire) does, if no more than `most` timers are due. All memory is reserved first, so
+    /// that a refusal leaves every timer armed.
+    pub fn expire_at_most(&mut self, most: usize, now: HostCount, fired: &mut Vec<Fired>) -> Result<(), NotTaken> {
+        self.expire_with_room(most, now, fired, |_| Ok(()))
+    }
+
+    /// Does as [`expire_at_most`](Self::expire_at_most) does; `room` reserves the caller's own memory for so many timers
+    /// in all, before they are taken.
+    pub(crate) fn expire_with_room(
+        &mut self,
+        most: usize,
+        now: HostCount,
+        fired: &mut Vec<Fired>,
+        mut room: impl FnMut(usize) -> Result<(), TryReserveError>,
+    ) -> Result<(), NotTaken> {
+        let Found { in_rows, in_trees } = self.find(now)?;
+        let counts = in_rows + in_trees > most;
+        if counts {
+            let due = in_rows + self.due_in_trees(now)?;
+            if due > most {
+                return Err(NotTaken::More { due });
+            }
+        }
         fired.clear();
-        let Self { timers, groups, deadlines, pending, seen, .. } = self;
+        fired.try_reserve(in_rows)?;
+        room(in_rows)?;
+        // The path into the only tree is known then.
+        let known = counts && self.seen.trees.len() == 1;
+        self.take(now, fired, known, room)
+    }
+
+    /// Number of timers that are due.
+    pub fn due(&mut self, now: HostCount) -> Result<usize, NotTaken> {
+        Ok(self.find(now)?.in_rows + self.due_in_trees(now)?)
+    }
+
+    /// Finds the rows and trees with timers that are due.
+    fn find(&mut self, now: HostCount) -> Result<Found, NotTaken> {
+        self.look_from(now);
+        let Self { timers, groups, deadlines, seen, .. } = self;
         // Several short passes: the reads of many groups or rows overlap, instead of waiting for each other.
         seen.rows.clear();
         seen.trees.clear();
-        let numbers = seen.groups.take(&deadlines.rows, deadlines.leaves, now.0);
+        let numbers = seen.groups.take(&deadlines.rows, deadlines.leaves, now.0)?;
         // At the last count, the places behind the last group are due too.
         let due = || numbers.iter().map_while(|number| Some((*number, groups.get(*number as usize)?)));
         // At the last count, so are held groups.
         let held = |timers: &TimerRows, group: &Group| now.0 == NONE && group.timers > 0 && timers.is_held(group);
+        let (mut in_rows, mut in_trees) = (0, 0);
         touch(due().map(|(_, group)| group.timers.into()));
         for (number, group) in due() {
             if held(timers, group) {
                 continue;
             }
             if group.has_tree() {
+                in_trees += timers.armed(group);
+                seen.trees.try_reserve(1)?;
                 seen.trees.push(number);
                 continue;
             }
             let (guest, lanes) = (now.guest(group.offset), group.lanes());
             for row in group.rows() {
+                seen.rows.try_reserve(1)?;
                 seen.rows.push(SeenRow { guest, row: narrow(row), lanes });
             }
         }
-        let mut fire = |timer: u32, cval: &mut u64, guest: GuestCount| {
-            let late = guest.0 - core::mem::replace(cval, NONE);
-            fired.push(Fired { deadline: now.0.saturating_sub(late), timer });
-        };
         touch(
             seen.rows
                 .iter()
@@ -401,17 +468,58 @@ impl DeadlineQueue {
         for it in &mut seen.rows {
             let row = it.row as usize;
             it.lanes &= timers.cvals[row].due(it.guest.0) & timers.homes[row].armed;
+            in_rows += it.lanes.count_ones() as usize;
         }
+        Ok(Found { in_rows, in_trees })
+    }
+
+    /// Number of timers that are due in the trees that [`find`](Self::find) has found.
+    fn due_in_trees(&mut self, now: HostCount) -> Result<usize, NotTaken> {
+        let Self { timers, groups, seen, .. } = self;
+        let mut due = 0;
+        for number in &seen.trees {
+            let group = &groups[*number as usize];
+            let rows = group.rows();
+            let homes = &timers.homes[rows.clone()];
+            let found = seen.timers.take(&timers.cvals[rows], group.leaves(), now.guest(group.offset).0)?;
+            let places = found.iter().map(|index| place(*index));
+            due += places.filter(|(row, lane)| homes[*row].armed >> lane & 1 == 1).count();
+        }
+        Ok(due)
+    }
+
+    /// Disarms the timers that are due in what [`find`](Self::find) has found: `fired` has room for those of rows, and
+    /// `known` says that the path into the only tree is known. A tree for which there is no memory keeps its timers, which
+    /// stay due: an error only if no other timer was taken.
+    fn take(
+        &mut self,
+        now: HostCount,
+        fired: &mut Vec<Fired>,
+        known: bool,
+        mut room: impl FnMut(usize) -> Result<(), TryReserveError>,
+    ) -> Result<(), NotTaken> {
+        let Self { timers, groups, deadlines, pending, seen, .. } = self;
+        let mut left = Ok(());
+        let fire = |fired: &mut Vec<Fired>, timer: u32, cval: &mut u64, guest: GuestCount| {
+            let late = guest.0 - core::mem::replace(cval, NONE);
+            fired.push(Fired { deadline: now.0.saturating_sub(late), timer });
+        };
         for SeenRow { guest, row, lanes: due } in &seen.rows {
             let cvals = &mut timers.cvals[*row as usize].0;
             timers.homes[*row as usize].armed &= !due;
-            each(*due, |lane| fire(row << 3 | lane, &mut cvals[lane as usize], *guest));
+            each(*due, |lane| fire(fired, row << 3 | lane, &mut cvals[lane as usize], *guest));
         }
         for number in &seen.trees {
             let group = &groups[*number as usize];
             let (guest, rows) = (now.guest(group.offset), group.rows());
             let (cvals, homes) = (&mut timers.cvals[rows.clone()], &mut timers.homes[rows]);
-            let due = seen.timers.take(cvals, group.leaves(), guest.0);
+            let ready = if known { Ok(()) } else { seen.timers.take(cvals, group.leaves(), guest.0).map(|_| ()) };
+            let due = seen.timers.found();
+            let ready = ready.and_then(|()| fired.try_reserve(due.len())).and_then(|()| room(fired.len() + due.len()));
+            if let Err(error) = ready {
+                left = Err(error.into());
+                continue;
+            }
             touch(due.iter().map(|index| homes[*index as usize / ROW].armed.into()));
             let mut disarmed = 0;
             for index in due {
@@ -419,14 +527,15 @@ impl DeadlineQueue {
                 if homes[row].armed >> lane & 1 == 1 {
                     homes[row].armed &= !(1 << lane);
                     disarmed += 1;
-                    fire(group.first + index, &mut cvals[row].0[lane], guest);
+                    fire(fired, group.first + index, &mut cvals[row].0[lane], guest);
                 }
             }
             seen.timers.renew(cvals);
             timers.count(group, 0, disarmed);
         }
         *pending -= fired.len();
-        for (number, group) in due() {
+        let numbers = seen.groups.found();
+        for (number, group) in numbers.iter().map_while(|number| Some((*number, groups.get(*number as usize)?))) {
             let (row, lane) = place(number);
             deadlines.rows[row].0[lane] = timers.deadline(group, now);
         }
@@ -435,6 +544,7 @@ impl DeadlineQueue {
         if fired.len().max(seen.groups.found().len()).max(seen.rows.len()) > KEPT {
             *seen = Seen::default();
         }
+        if fired.is_empty() { left } else { Ok(()) }
     }
 
     /// Memory of the queue in bytes, including reserved capacity.
@@ -570,6 +680,10 @@ fn order(fired: &mut [Fired], words: &mut Vec<u64>) {
         return;
     }
     words.clear();
+    if words.try_reserve(fired.len()).is_err() {
+        fired.sort_unstable();
+        return;
+    }
     words.extend(fired.iter().map(|it| (it.deadline - low) << 32 | u64::from(it.timer)));
     words.sort_unstable();
     for (it, word) in fired.iter_mut().zip(words) {

@@ -71,6 +71,8 @@ impl Home {
     }
 }
 
+const A_COLUMN_EACH: &str = "a compare value and a control for each timer of the group";
+
 /// Columns of all timers.
 #[derive(Clone, Debug, Default)]
 pub(super) struct TimerRows {
@@ -118,41 +120,57 @@ impl TimerRows {
         group: &Group,
         columns: impl ExactSizeIterator<Item = (&'a [u64], &'a [u8])>,
     ) -> (usize, usize) {
+        if group.timers as usize <= ROW {
+            return self.fill_row(group, columns);
+        }
         let before = self.armed(group);
         let (stride, mut timers, mut armed) = (columns.len(), 0, 0);
-        let (mut values, mut bits) = (Row::default(), 0);
-        let (first_row, first_lane) = place(group.first);
-        let in_one_row = group.timers as usize <= ROW;
+        let (first_row, _) = place(group.first);
         for (first, (cvals, ctls)) in columns.enumerate() {
             let mut at = first;
             for (cval, ctl) in cvals.iter().zip(ctls) {
                 let arms = can_raise((*ctl).into());
-                let (value, lane) = (if arms { *cval } else { NONE }, at % ROW);
+                let (row, lane) = (first_row + at / ROW, at % ROW);
                 armed += usize::from(arms);
-                if in_one_row {
-                    values.0[lane] = value;
-                    bits |= u8::from(arms) << lane;
-                } else {
-                    let row = first_row + at / ROW;
-                    self.cvals[row].0[lane] = value;
-                    let home = &mut self.homes[row].armed;
-                    *home = *home & !(1 << lane) | u8::from(arms) << lane;
-                }
+                self.cvals[row].0[lane] = if arms { *cval } else { NONE };
+                let home = &mut self.homes[row].armed;
+                *home = *home & !(1 << lane) | u8::from(arms) << lane;
                 at += stride;
             }
             timers += cvals.len();
         }
-        if in_one_row {
-            let lanes = first_lane..first_lane + group.timers as usize;
-            self.cvals[first_row].0[lanes].copy_from_slice(&values.0[..group.timers as usize]);
-            let home = &mut self.homes[first_row].armed;
-            *home = *home & !group.lanes() | bits << first_lane;
-        }
-        assert_eq!(timers, group.timers as usize, "a compare value and a control for each timer of the group");
+        assert_eq!(timers, group.timers as usize, "{A_COLUMN_EACH}");
         if group.has_tree() {
             min_tree::rebuild(&mut self.cvals[group.rows()], group.leaves());
             self.homes[group.counting()].number = u32::try_from(armed).unwrap_or(group.timers);
         }
+        (before, armed)
+    }
+
+    /// Rewrites every timer of a group that has a part of a row: see [`fill`](Self::fill).
+    fn fill_row<'a>(
+        &mut self,
+        group: &Group,
+        columns: impl ExactSizeIterator<Item = (&'a [u64], &'a [u8])>,
+    ) -> (usize, usize) {
+        let (row, first) = place(group.first);
+        let values = &mut self.cvals[row].0[first..first + group.timers as usize];
+        let (stride, mut timers, mut bits, mut armed) = (columns.len(), 0, 0, 0);
+        for (number, (cvals, ctls)) in columns.enumerate() {
+            let mut at = number;
+            for (cval, ctl) in cvals.iter().zip(ctls) {
+                let arms = can_raise((*ctl).into());
+                values[at] = if arms { *cval } else { NONE };
+                bits |= u32::from(arms) << (at % ROW);
+                armed += usize::from(arms);
+                at += stride;
+            }
+            timers += cvals.len();
+        }
+        assert_eq!(timers, group.timers as usize, "{A_COLUMN_EACH}");
+        let (home, lanes) = (&mut self.homes[row].armed, group.lanes());
+        let before = if *home & lanes == 0 { 0 } else { (*home & lanes).count_ones() as usize };
+        *home = *home & !lanes | (bits << first & 0xff) as u8;
         (before, armed)
     }
 
