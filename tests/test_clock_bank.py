@@ -846,6 +846,18 @@ class TestSets:
         with pytest.raises(Misuse):
             pause.resume()
 
+    def test_a_vm_that_is_removed_has_left_the_pause(self, bank: ClockBank, counter: ManualCounter) -> None:
+        vms, pause = bank.vms(), Fleet(bank).pause()
+        bank.remove(vms[1:2])
+        counter.advance(500)
+        report = pause.resume(Advance())
+        assert list(report) == list(Fleet(bank))
+        assert report.columns()["added_ticks"].tolist() == [500, 500, 500, 192]
+        assert [bank.vm(int(vm)).state for vm in bank.vms()] == ["open"] * 4
+        pause = Fleet(bank).pause()
+        bank.remove(bank.vms())
+        assert len(pause.resume()) == 0
+
     def test_a_pause_that_is_dropped_warns_and_leaves_its_vms_closed(self, bank: ClockBank) -> None:
         vms, checkpoints = bank.vms(), Fleet(bank).checkpoint()
         dropping = [Fleet(bank).pause(only=map(str, vms[:2]))]

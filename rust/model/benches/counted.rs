@@ -104,8 +104,8 @@ fn live_update() {
     let request = Request { policy: Policy::ADVANCE, elapsed: Some(Elapsed::ByCounter), ..Request::default() };
     let in_place = Request { elapsed: None, ..request };
     count("live update of 4 000 x 2, pause and resume", "any", || {
-        let pauses = here.pause(&vms, &counter, in_place).expect("all are open");
-        here.resume(&pauses, &counter).expect("all are paused");
+        let mut pauses = here.pause(&vms, &counter, in_place).expect("all are open");
+        here.resume(&mut pauses, &counter).expect("all are paused");
         black_box(here.bank_mut().next_deadline(HostCount(1 << 50)));
     });
     let checkpoint = here.checkpoint(&vms, &counter, SetSaving::default()).expect("all are stopped");

@@ -161,6 +161,16 @@ impl OpenPauses {
         self.request.policy = policy;
     }
 
+    /// Lets go of the VMs of which `is_there` says that they are gone.
+    fn keep(&mut self, is_there: impl Fn(Handle) -> bool) {
+        let there: Vec<bool> = self.vms.iter().map(|vm| is_there(*vm)).collect();
+        let rows = || there.iter().copied();
+        let (mut vms, mut epochs, mut times) = (rows(), rows(), rows());
+        self.vms.retain(|_| vms.next() == Some(true));
+        self.epochs.retain(|_| epochs.next() == Some(true));
+        self.times.retain(|_| times.next() == Some(true));
+    }
+
     /// Guest time of the VM at this row when it was paused.
     #[must_use]
     pub fn saved(&self, row: usize) -> Saved<'_> {
@@ -286,9 +296,13 @@ impl ManagedBank {
         })
     }
 
-    /// Ends a pause of VMs under its policy, for one instant. Their timers stayed where they were.
-    pub fn resume(&mut self, pauses: &OpenPauses, counter: &dyn Counter) -> Result<SetReport, SetError> {
-        let slots = self.bank.slots(&pauses.vms)?;
+    /// Ends a pause of VMs under its policy, for one instant. Their timers stayed where they were. A VM that was removed
+    /// meanwhile has left the pause: the others don't wait for it.
+    pub fn resume(&mut self, pauses: &mut OpenPauses, counter: &dyn Counter) -> Result<SetReport, SetError> {
+        let slots = self.bank.slots(&pauses.vms).or_else(|_| {
+            pauses.keep(|vm| self.bank.slot(vm).is_ok());
+            self.bank.slots(&pauses.vms)
+        })?;
         for (vm, epoch) in pauses.vms.iter().zip(&pauses.epochs) {
             self.run_states[vm.slot() as usize].holds(State::Paused, *epoch).map_err(of_vm(*vm))?;
         }

@@ -262,12 +262,12 @@ proptest! {
         };
         let run_states: Result<Vec<RunState>, OperationError<VmError>> = vms.iter().zip(&specs).map(&mut one).collect();
         prop_assert_eq!(run_states.is_ok(), pauses.is_ok());
-        let (Ok(run_states), Ok(pauses)) = (run_states, pauses) else { return Ok(()) };
+        let (Ok(run_states), Ok(mut pauses)) = (run_states, pauses) else { return Ok(()) };
         for vm in &vms {
             prop_assert!(together.vm_and_state(*vm).unwrap().0.check_open::<VmError>().is_err(), "no vCPU runs in a pause");
         }
         prop_assert_eq!(together.bank_mut().expire(HostCount(u64::MAX)), [], "nor does a timer fire");
-        together.resume(&pauses, &last).unwrap();
+        together.resume(&mut pauses, &last).unwrap();
         for ((vm, spec), run_state) in vms.iter().zip(&specs).zip(run_states) {
             let here = seen(&last, spec).count();
             prop_assert_eq!(state(&together.bank().vm(*vm).unwrap(), here), state(&alone.vm(*vm).unwrap(), here));
@@ -276,7 +276,7 @@ proptest! {
             prop_assert!(now_state.check_open::<VmError>().is_ok());
         }
         prop_assert_eq!(fired(together.bank_mut(), last.count()), fired(&mut alone, last.count()));
-        prop_assert!(together.resume(&pauses, &last).is_err(), "a pause ends once");
+        prop_assert!(together.resume(&mut pauses, &last).is_err(), "a pause ends once");
     }
 }
 
@@ -299,9 +299,9 @@ fn a_set_takes_along_what_its_guests_are_owed() {
     let (bank, vms) = world(&[plain(), plain()], counter.count());
     let mut bank = ManagedBank::from(bank);
     let policy = repaid(160, 1600);
-    let pause = bank.pause(&vms[..1], &instant(&counter), Request { policy, ..Request::default() }).unwrap();
+    let mut pause = bank.pause(&vms[..1], &instant(&counter), Request { policy, ..Request::default() }).unwrap();
     counter.advance(1000);
-    bank.resume(&pause, &instant(&counter)).unwrap();
+    bank.resume(&mut pause, &instant(&counter)).unwrap();
     let set = bank.checkpoint(&vms, &instant(&counter), SetSaving::default()).unwrap();
     let backlogs: Vec<Option<u64>> =
         set.vms().map(|vm| vm.time().backlog.map(|backlog| backlog.remaining_ticks.get())).collect();
@@ -347,14 +347,14 @@ fn what_can_be_refused_is_refused_for_all() {
     assert_eq!(bank.pause(&vms, &now, Request::default()).unwrap_err(), running);
     bank.bank_mut().vm_mut(vms[1]).unwrap().exit(0, now.count()).unwrap();
 
-    let pauses = bank.pause(&vms, &now, Request::default()).unwrap();
+    let mut pauses = bank.pause(&vms, &now, Request::default()).unwrap();
     assert!(matches!(
         bank.pause(&vms[1..], &now, Request::default()),
         Err(SetError::OfVm { error: OperationError::Closed, .. })
     ));
     // A restore takes over.
     bank.restore(&set, &vms, &now, Request::default()).unwrap();
-    assert!(bank.resume(&pauses, &now).is_err());
+    assert!(bank.resume(&mut pauses, &now).is_err());
 
     let other = bank.add(hz(HZ[0]), Behaviours::named("6.12").unwrap(), Config::default()).unwrap();
     expect(bank.checkpoint(&[other], &now, saving), BuildError::NoVcpus { name: name(other) }.into());
@@ -424,9 +424,9 @@ fn a_vcpu_takes_no_more_memory_than_is_said() {
         assert_eq!(bank.ask(|bank| bank.expire(now)), []);
         let with_queue = bank.bytes();
         assert!(before < with_queue && with_queue <= most * VCPUS, "{in_a_vm}: {with_queue} bytes of {VCPUS} vCPUs");
-        let pause = bank.with(|bank| bank.pause(&vms, &counter, Request::default())).unwrap();
+        let mut pause = bank.with(|bank| bank.pause(&vms, &counter, Request::default())).unwrap();
         counter.advance(1000);
-        bank.with(|bank| bank.resume(&pause, &counter)).unwrap();
+        bank.with(|bank| bank.resume(&mut pause, &counter)).unwrap();
         // Every timer fires, and what that took is given back.
         assert_eq!(bank.ask(|bank| bank.expire(HostCount(1 << 62))).len(), 2 * VCPUS);
         assert!(bank.bytes() <= with_queue + 16 * 1024, "{in_a_vm}: {} after {with_queue}", bank.bytes());

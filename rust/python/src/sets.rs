@@ -238,7 +238,7 @@ impl PyPausedSet {
     /// Ends the pause of all, at one instant, as late as can be. Returns the outcome.
     ///
     /// `policy` decides instead of the pause's own. Misuse where it is over already, and where one of them was restored
-    /// meanwhile. An error leaves all of them paused: call it again.
+    /// meanwhile; a VM that was removed has left it. An error leaves all of them paused: call it again.
     #[pyo3(signature = (policy=None))]
     fn resume(&self, py: Python<'_>, policy: Option<AnyPolicy>) -> PyResult<PySetReport> {
         let locked = || locked(py, &self.pauses);
@@ -250,7 +250,7 @@ impl PyPausedSet {
         if let Some(policy) = policy {
             pauses.set_policy(policy.policy());
         }
-        match self.sets.with(py, None, |bank, counter| bank.resume(&pauses, counter)) {
+        match self.sets.with(py, None, |bank, counter| bank.resume(&mut pauses, counter)) {
             Ok(set) => Ok(PySetReport { set, origin: Origin::Paused(pauses) }),
             Err(error) => {
                 pauses.set_policy(own);
