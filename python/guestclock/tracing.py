@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from guestclock._core import GuestVm, TracedVm, _monitored
 from guestclock.errors import GuestClockError, Interrupted, Misuse, Refused, VcpuRunning
 from guestclock.fleet import Fleet
+from guestclock.live import live
 from guestclock.units import S
 
 if TYPE_CHECKING:
@@ -152,6 +153,7 @@ _MONITORS: Final[list[Monitor]] = []
 _LOCK: Final = threading.Lock()
 
 
+@live("take its samples()")
 class Monitor:
     """Counters and gauges of a host's VMs: `with Monitor(fleet) as monitor: ...; monitor.samples()`.
 
