@@ -213,7 +213,7 @@ LIVE: dict[type[Any], Callable[[], Any]] = {
     DeadlineQueue: queue,
     DeadlineAlarm: lambda: DeadlineAlarm(queue(), host()),
     aio.expiries: lambda: aio.expiries(DeadlineAlarm(queue(), host())),
-    guest.GuestPages: lambda: guest.GuestPages(page(), []),
+    guest.GuestPages: lambda: guest.GuestPages(page(), [], []),
     guest.StolenTime: lambda: guest.StolenTime(mmap.mmap(-1, 4096)),
     guest.VmClock: page,
     guest.VmClockUpdate: lambda: page().update(),
