@@ -292,6 +292,45 @@ def test_the_age_of_a_published_equation_is_guest_time() -> None:
         assert counted(monitor, "equation_age_max_nanoseconds") == 7 * SECOND
 
 
+def test_a_monitor_looks_at_the_clocks() -> None:
+    counter = host()
+    vms = {name: owned(counter, name=name) for name in ("web-1", "web-2")}
+    checkpoint = Fleet(vms).checkpoint()
+    with tracing.Monitor(vms, verify=True) as monitor, tracing.Monitor(vms) as blind:
+        assert counted(monitor, "verified_vms", found="right") == 2
+        Fleet(vms).restore(checkpoint, Advance())
+        counter.advance_ns(SECOND)
+        assert counted(monitor, "verified_vms", found="right") == 2
+        assert counted(monitor, "mismatched_clocks") == 0
+        vms["web-1"].set_counter_offset(7)
+        found = {word: counted(monitor, "verified_vms", found=word) for word in ("right", "off", "running")}
+        assert found == {"right": 1, "off": 1, "running": 0}
+        # Both counters.
+        assert counted(monitor, "mismatched_clocks", code="report") == counted(monitor, "mismatched_clocks") == 2
+        with vms["web-1"].running(0):
+            assert counted(monitor, "verified_vms", found="running") == 1
+            assert counted(monitor, "mismatched_clocks", code="report") == 0
+        # A pause goes on from where the guest is: its report is the word from then on.
+        with vms["web-1"].pause():
+            counter.advance_ns(SECOND)
+        assert counted(monitor, "verified_vms", found="right") == 2
+        assert not [sample for sample in blind.samples() if "verified" in sample.name]
+
+
+def test_a_restore_that_failed_leaves_no_report_to_go_by() -> None:
+    counter = host()
+    # The first restore writes eight registers: CVAL and CTL of two timers on two vCPUs.
+    vm = FaultyVm(owned(counter), [Fault("set_one_reg", nth=8, errno=errno.EIO)])
+    checkpoint = vm.checkpoint()
+    counter.advance_ns(SECOND)
+    with tracing.Monitor({"web-1": vm}, verify=True) as monitor:
+        vm.restore(checkpoint, Advance())
+        with pytest.raises(Interrupted):
+            vm.restore(checkpoint, Freeze())
+        # It has the provisional offset of a Freeze, a second from where the first report put it.
+        assert counted(monitor, "verified_vms", found="right") == 1
+
+
 def test_a_removed_vm_is_left_out() -> None:
     bank = ClockBank(host())
     one, other = bank.add(), bank.add()

@@ -1,10 +1,10 @@
-"""Batch operations on 1 to 65 536 elements, beside numpy; what only a bank does; and what a vCPU takes."""
+"""Batch operations on 1 to 65 536 elements; what only a bank does; and what a vCPU takes."""
 
 from __future__ import annotations
 
 import statistics
 
-from measure import NotHere, Side, of_this_build
+from measure import NotHere, of_this_build
 
 from . import fleet
 from .operations import OPERATIONS
@@ -13,20 +13,19 @@ from .operations import OPERATIONS
 class Batch:
     """Timers are armed again within what is timed: asv has no between."""
 
-    params = (tuple(OPERATIONS), fleet.VCPUS, ("guestclock", "numpy"))
-    param_names = ("operation", "elements", "by")
+    params = (tuple(OPERATIONS), fleet.VCPUS)
+    param_names = ("operation", "elements")
 
-    def setup(self, operation: str, elements: int, by: str) -> None:
+    def setup(self, operation: str, elements: int) -> None:
         try:
             with of_this_build():
-                sides = OPERATIONS[operation](elements)
+                subject = OPERATIONS[operation](elements).subject
         except NotHere as reason:
             # By which asv knows that there is nothing to measure in this commit.
             raise NotImplementedError from reason
-        side: Side = sides.subject if by == "guestclock" else sides.sibling
-        self.call, self.between = side.calls()
+        self.call, self.between = subject.calls()
 
-    def time_call(self, operation: str, elements: int, by: str) -> None:
+    def time_call(self, operation: str, elements: int) -> None:
         self.call()
         self.between()
 

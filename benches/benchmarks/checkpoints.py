@@ -1,8 +1,6 @@
-"""A checkpoint's bytes, made and read, beside the general encoders on the same columns."""
+"""A checkpoint's bytes, made and read."""
 
 from __future__ import annotations
-
-import pickle
 
 from . import columns
 
@@ -26,34 +24,3 @@ class Bytes:
         return len(self.encoded)
 
     track_size.unit = "bytes"  # type: ignore[attr-defined]
-
-
-class Siblings:
-    params = columns.VCPUS
-    param_names = ("vcpus",)
-
-    def setup(self, vcpus: int) -> None:
-        import cbor2
-
-        self.arrays = columns.arrays(columns.checkpoint(vcpus))
-        self.strings = {name: column.tobytes() for name, column in self.arrays.items()}
-        self.pickled = pickle.dumps(self.arrays, protocol=5)
-        self.cbor = cbor2.dumps(self.strings)
-        self.dumps, self.loads = cbor2.dumps, cbor2.loads
-
-    def time_pickle_dumps(self, vcpus: int) -> None:
-        pickle.dumps(self.arrays, protocol=5)
-
-    def time_pickle_loads(self, vcpus: int) -> None:
-        pickle.loads(self.pickled)
-
-    def time_cbor2_dumps(self, vcpus: int) -> None:
-        self.dumps(self.strings)
-
-    def time_cbor2_loads(self, vcpus: int) -> None:
-        self.loads(self.cbor)
-
-    def track_pickled_size(self, vcpus: int) -> int:
-        return len(self.pickled)
-
-    track_pickled_size.unit = "bytes"  # type: ignore[attr-defined]

@@ -1,13 +1,10 @@
-"""The checkpoints that the benchmarks encode, and their columns as plain arrays for the siblings."""
+"""The checkpoints that the benchmarks encode."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from guestclock import Checkpoint
 
 # KVM allows a VM 512 vCPUs on arm64.
@@ -25,14 +22,3 @@ def checkpoint(vcpus: int) -> Checkpoint:
             vm.set_one_reg(vcpu, cval, 10**12 + vcpu)
             vm.set_one_reg(vcpu, ctl, 1)
     return vm.checkpoint()
-
-
-def arrays(source: Checkpoint) -> dict[str, NDArray[np.uint64]]:
-    """The same columns, for an encoder that knows numpy arrays or bytes."""
-    from guestclock import Timer
-
-    return {
-        f"{name}.{timer.name}": column(timer)
-        for timer in (Timer.VTIMER, Timer.PTIMER)
-        for name, column in (("cval", source.cval), ("ctl", source.ctl))
-    }

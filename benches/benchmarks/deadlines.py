@@ -1,4 +1,4 @@
-"""The deadline queue in its steady state, beside heapq and a numpy scan; and an offset that moves."""
+"""The deadline queue in its steady state, and an offset that moves."""
 
 from __future__ import annotations
 
@@ -8,25 +8,19 @@ import sys
 from . import steady
 
 TIMERS = (1000, 100_000, 1_000_000)
+PLACES = ("VMs of 8", "one VM")
 
 
 class Step:
     """One step, of about `steady.TOUCHED` timers."""
 
-    params = (TIMERS, ("queue", "queue, one VM", "heapq", "numpy"))
-    param_names = ("timers", "kept by")
+    params = (TIMERS, PLACES)
+    param_names = ("timers", "in")
 
-    def setup(self, timers: int, kept_by: str) -> None:
-        work = steady.Work(timers)
-        self.kept: steady.Kept
-        if kept_by == "heapq":
-            self.kept = steady.Heap(work)
-        elif kept_by == "numpy":
-            self.kept = steady.Scan(work)
-        else:
-            self.kept = steady.Queue(work, vm=8 if kept_by == "queue" else timers)
+    def setup(self, timers: int, held_in: str) -> None:
+        self.kept = steady.Queue(steady.Work(timers), vm=8 if held_in == PLACES[0] else timers)
 
-    def time_step(self, timers: int, kept_by: str) -> None:
+    def time_step(self, timers: int, held_in: str) -> None:
         self.kept.step()
 
 
@@ -54,11 +48,11 @@ print(time.perf_counter_ns() - begin)
 class Queue:
     """The queue's cost with VMs of 8 timers, and with one VM that has all of them."""
 
-    params = (TIMERS, ("VMs of 8", "one VM"))
+    params = (TIMERS, PLACES)
     param_names = ("timers", "in")
 
     def setup(self, timers: int, held_in: str) -> None:
-        self.queue = steady.Queue(steady.Work(timers), vm=8 if held_in == "VMs of 8" else timers).queue
+        self.queue = steady.Queue(steady.Work(timers), vm=8 if held_in == PLACES[0] else timers).queue
         self.offset = 0
 
     def time_set_offset(self, timers: int, held_in: str) -> None:

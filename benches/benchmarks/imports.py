@@ -1,4 +1,4 @@
-"""Time of an import in a fresh process, and numpy's share of it."""
+"""Time of an import in a fresh process: by itself, and over numpy's own."""
 
 from __future__ import annotations
 
@@ -9,9 +9,3 @@ class Import:
 
     def timeraw_guestclock_after_numpy(self) -> tuple[str, str]:
         return "import guestclock", "import numpy"
-
-    def timeraw_numpy(self) -> str:
-        return "import numpy"
-
-    def timeraw_nothing(self) -> str:
-        return "pass"

@@ -1,14 +1,8 @@
-"""A VMM's calls at every guest exit: read a counter, read a timer.
-
-The siblings are what a Python VMM has without guestclock.
-"""
+"""A VMM's calls at every guest exit: read a counter, read a timer."""
 
 from __future__ import annotations
 
-import time
 from typing import Any
-
-MASK = 2**64 - 1
 
 
 class GuestCounter:
@@ -67,24 +61,3 @@ class GuestTimer:
 
     def time_next_deadline(self) -> None:
         self.vm.next_deadline(0)
-
-
-class Siblings:
-    """The clock a Python VMM reads, and the same arithmetic in Python and in numpy."""
-
-    def setup(self) -> None:
-        import numpy as np
-
-        self.now, self.offset = 2**63 + 5, 12345
-        self.numpy_now, self.numpy_offset = np.array([self.now], np.uint64), np.array([self.offset], np.uint64)
-        self.out = np.empty(1, np.uint64)
-        self.subtract = np.subtract
-
-    def time_monotonic_ns(self) -> None:
-        time.monotonic_ns()
-
-    def time_offset_in_python(self) -> None:
-        (self.now - self.offset) & MASK
-
-    def time_offset_in_numpy(self) -> None:
-        self.subtract(self.numpy_now, self.numpy_offset, out=self.out)

@@ -45,6 +45,11 @@ def raw() -> dict[str, Any]:
 
 
 def beside_read() -> Sides:
+    """The counter's own method takes no argument, so no method that takes one is within a twentieth of it.
+
+    By callgrind (CPython 3.11, x86-64) `counter.read()` executes 379 instructions and `vm.cntvct(0)` 735: most of the
+    rest is CPython's call of a method with arguments, PyO3's sorting of them, and the int's conversion.
+    """
     names = raw()
     return Sides(Side("vm.cntvct(0)", "vm.cntvct(0)", names), Side("counter.read()", "counter.read()", names))
 

@@ -24,6 +24,7 @@ import importlib
 import warnings
 from typing import TYPE_CHECKING, Final
 
+from guestclock import live as _live  # noqa: F401 - imported for what it does
 from guestclock._core import (
     DEBUG_BUILD,
     Advance,
@@ -42,13 +43,11 @@ from guestclock._core import (
     __version__,
 )
 from guestclock.errors import GuestClockError, Interrupted, Refused, VcpuRunning
-from guestclock.fleet import Fleet
 from guestclock.registers import Reg, Timer
-from guestclock.types import Options, Stamp, SyncBound
 from guestclock.units import MS, S
 
 if TYPE_CHECKING:
-    from types import ModuleType
+    from typing import Any
 
     from guestclock import adapters as adapters
     from guestclock import aio as aio
@@ -62,6 +61,8 @@ if TYPE_CHECKING:
     from guestclock import testing as testing
     from guestclock import tracing as tracing
     from guestclock import types as types
+    from guestclock.fleet import Fleet
+    from guestclock.types import Options, Stamp, SyncBound
 
 if DEBUG_BUILD:
     warnings.warn(
@@ -114,13 +115,18 @@ _ROOMS: Final = (
     "tracing",
     "types",
 )
+_LATER: Final = {"Fleet": "fleet", "Options": "types", "Stamp": "types", "SyncBound": "types"}
+"""Names of this module that are imported when they are first used, and where they stand."""
 
 
 if not TYPE_CHECKING:
     # A type checker that saw it would pass any name.
-    def __getattr__(name: str) -> "ModuleType":
+    def __getattr__(name: str) -> "Any":
         if name in _ROOMS:
             return importlib.import_module(f"guestclock.{name}")
+        if name in _LATER:
+            globals()[name] = value = getattr(importlib.import_module(f"guestclock.{_LATER[name]}"), name)
+            return value
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

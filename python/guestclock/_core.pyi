@@ -1657,6 +1657,7 @@ class ClockEquation:
         rate_max_error_ppb: int | None = None,
         synchronized: bool | None = None,
     ) -> Self: ...
+    def __getnewargs_ex__(self) -> tuple[tuple[Stamp], dict[str, Stamp | int | str | bool | None]]: ...
     @property
     def time_type(self) -> Literal["utc", "tai"]:
         """Time scale of the equation: "utc" or "tai"."""
@@ -1791,7 +1792,8 @@ class VmClockUpdate:
 class Plan:
     """A plan of a restore: a dry run. `print` it, or take `to_dict()`.
 
-    The numbers are as of the plan's sample; its decisions stand until the VM's state changes.
+    The numbers are as of the plan's sample; its decisions stand until the VM's state changes. A plan and a report are
+    values to look at, which hold no VM: they compare, and their pickles are read by the version that wrote them.
     """
 
     @property
@@ -1958,7 +1960,7 @@ class Step:
 
 @final
 class Report:
-    """A report of a restore or a pause. `print` it, or take `to_dict()`."""
+    """A report of a restore or a pause. `print` it, or take `to_dict()`. It pickles and compares as a `Plan` does."""
 
     @property
     def policy(self) -> Policy:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from guestclock._core import _claim, _release
 from guestclock.errors import CapabilityMissing
+from guestclock.live import live
 from guestclock.pacing import moves_by_itself, rhythm
 from guestclock.units import S
 
@@ -27,6 +28,7 @@ _IN_A_TURN = 64
 """The most that an iterator gives out in one turn of the loop, before other tasks have theirs."""
 
 
+@live("its alarm is waited for here")
 class expiries(Generic[_Expired_co]):  # noqa: N801 - called like a function, as `enumerate` is
     """Yields what expires on an alarm to an `async for`, when it does: `alarm.expire(at_most=at_most)`, never empty.
 

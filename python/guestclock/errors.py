@@ -269,13 +269,9 @@ class FleetInterrupted(Interrupted):
 
     @property
     def reports(self) -> Mapping[str, Report]:
-        """The report of each VM that is done. A copy by pickle has none."""
+        """The report of each VM that is done."""
         found: Mapping[str, Report] = self.__dict__.get("_reports", {})
         return found
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        fields = {name: value for name, value in self.__dict__.items() if name not in {"message", "_reports"}}
-        return _rebuild, (type(self), self.message, fields)
 
 
 class Misuse(GuestClockError):

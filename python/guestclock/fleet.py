@@ -41,6 +41,7 @@ from guestclock.errors import (
     NamesDiffer,
     OtherInstant,
 )
+from guestclock.live import live
 from guestclock.pacing import fleet_steps
 from guestclock.types import Verified
 
@@ -69,6 +70,7 @@ FAILURES: Final = (GuestClockError, OSError)
 """Errors that are one VM's: any other is the caller's, and ends the whole call."""
 
 
+@live("take its checkpoint(), and restore that into a fleet made there")
 class Fleet(Mapping[str, GuestVm]):
     """VMs by their names, and the verbs of one VM for all of them: `Fleet({"web-1": vm, "web-2": other})`.
 
@@ -492,6 +494,7 @@ class FleetVerified(_ByName[Verified]):
         return f"<FleetVerified of {len(self)} VMs: {len(self.mismatches)} off, {len(self.failed)} failed>"
 
 
+@live("take its plan, or the report of its release()")
 class FleetRestore:
     """A restore of many VMs around what the VMM restores itself: the result of `Fleet.restoring`.
 
@@ -615,6 +618,7 @@ class FleetRestore:
         return f"<FleetRestore of {_some(self._restores)}>"
 
 
+@live("take its report, after resume()")
 class FleetPause:
     """VMs that are paused in place: the result of `Fleet.pause`. A pause that is dropped leaves its VMs closed."""
 
@@ -800,6 +804,10 @@ class _BankPlan(FleetPlan):
         super().__init__(policy, list(self._rows), {}, {})
         self._planned = planned
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickle has a plan each VM."""
+        return FleetPlan, (self.policy, self._names, dict(self), {})
+
     def __getitem__(self, name: str) -> Plan:
         return self._planned.plan(self._rows[name])
 
@@ -843,6 +851,10 @@ class _BankReport(FleetReport):
     def __len__(self) -> int:
         return len(self._done)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickle has a report each VM."""
+        return FleetReport, (dict(self),)
+
     def columns(self) -> dict[str, NDArray[Any]]:
         """The columns of `FleetReport.columns`, without a report each VM."""
         order = list(self._rows.values())
@@ -852,6 +864,7 @@ class _BankReport(FleetReport):
         return {name: _column(columns[name], kind) for name, kind in _REPORT_COLUMNS.items()}
 
 
+@live("take its report, after resume()")
 class _BankPause(FleetPause):
     """VMs of a bank that are paused from one instant on: all of them go on together, or none."""
 

@@ -7,6 +7,7 @@ guest's instruction does, for `ModelVm.access`, `ModelVm.read_sysreg` and `Model
 
 from enum import IntEnum
 
+from guestclock import types as _types  # noqa: F401 - a first expiry has to find its records loaded
 from guestclock._core import (
     NO_DEADLINE,
     ClockBank,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from guestclock._core import ClockEquation, StolenTime, VmClock
 from guestclock.errors import GuestClockError, PageOverwritten
+from guestclock.live import live
 from guestclock.units import S
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def find_pages(checkpoint: Checkpoint, memory: Buffer, *, base: int) -> GuestPag
     )
 
 
+@live("its thread renews the page here")
 class keep_fresh:  # noqa: N801 - called like a function, as `suppress` is
     """Renews the clock of a guest's vmclock page in a thread, for as long as a `with` block lasts.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from guestclock._core import FaultyVm, TracedVm, _counter
 from guestclock.errors import Misuse
+from guestclock.live import live
 from guestclock.pacing import moves_by_itself
 from guestclock.types import Stamp
 
@@ -54,6 +55,7 @@ class Fault:
     """The process that holds the VM is gone: neither the call nor any later one is made (`Crashed`)."""
 
 
+@live("take its samples")
 class RecordingCounter:
     """A counter that keeps each sample which it gives out, in order. Safe to use from many threads."""
 
@@ -112,6 +114,7 @@ class RecordingCounter:
         return ReplayCounter(self.samples, frequency_hz=self.frequency_hz, source=self.source)
 
 
+@live("take the samples that it was made of")
 class ReplayCounter:
     """A counter that gives out recorded samples, each once, in order.
 

@@ -22,8 +22,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from guestclock._core import GuestVm, TracedVm, _monitored
-from guestclock.errors import Interrupted, Misuse, Refused
+from guestclock.errors import GuestClockError, Interrupted, Misuse, Refused, VcpuRunning
 from guestclock.fleet import Fleet
+from guestclock.live import live
 from guestclock.units import S
 
 if TYPE_CHECKING:
@@ -143,11 +144,16 @@ _GAUGES: Final = {
     "backlog_vms": "VMs that still have a backlog",
     "backlog_max_nanoseconds": "Largest backlog of a VM",
     "equation_age_max_nanoseconds": "Age of the oldest published clock equation, in guest time",
+    "verified_vms": "VMs whose clocks were looked at: right, off, or running, which no look waits for",
+    "mismatched_clocks": "Clocks that aren't where they are to be, by the side that they contradict",
 }
+_CONTRADICTED: Final = ("vm-offset", "other-vcpus", "report", "condition")
+"""Codes of the mismatches that a look without a checkpoint can find."""
 _MONITORS: Final[list[Monitor]] = []
 _LOCK: Final = threading.Lock()
 
 
+@live("take its samples()")
 class Monitor:
     """Counters and gauges of a host's VMs: `with Monitor(fleet) as monitor: ...; monitor.samples()`.
 
@@ -158,6 +164,10 @@ class Monitor:
     `on_end` is called with each `Ended` after the fact, in the thread that restored, and gets the calls that a
     `TracedVm` has recorded since the last event; this empties its ring. An error of it is logged, and changes nothing.
     `equations` are the clock equations that were last published, by the VM's name: the VMM puts them there.
+
+    With `verify` each sample is a look at the clocks of all VMs as well (`GuestVm.verify`): some reads of each vCPU's
+    registers, and on KVM ioctls. Each VM is compared with the report of its last restore or pause, which the monitor
+    keeps; a bank's VMs, whose restores are one event, with each other's vCPUs alone.
     """
 
     def __init__(
@@ -165,6 +175,7 @@ class Monitor:
         vms: Mapping[str, GuestVm] | None = None,
         *,
         per_vm: bool = False,
+        verify: bool = False,
         on_end: Callable[[Ended, list[TracedCall]], object] | None = None,
     ) -> None:
         self.vms: Mapping[str, GuestVm] = {} if vms is None else vms
@@ -173,6 +184,8 @@ class Monitor:
         """The clock equation that was last published for each VM that has a vmclock page."""
         self._known: dict[int, tuple[str, GuestVm]] = {}
         self._per_vm = per_vm
+        self._verify = verify
+        self._reports: dict[str, Report] = {}
         self._on_end = on_end
         self._lock = threading.Lock()
         self._counts: Counter[tuple[str, tuple[tuple[str, str], ...]]] = Counter()
@@ -244,17 +257,42 @@ class Monitor:
             backlogs[labels] = max(backlogs.get(labels, 0), ticks * S // vm.frequency_hz)
             if age is not None:
                 ages[labels] = max(ages.get(labels, 0), age * S // vm.frequency_hz)
-        columns = {
+        columns: dict[str, Mapping[tuple[tuple[str, str], ...], int]] = {
             "vms": states,
             "backlog_vms": owing,
             "backlog_max_nanoseconds": backlogs,
             "equation_age_max_nanoseconds": ages,
         }
+        if self._verify:
+            columns["verified_vms"], columns["mismatched_clocks"] = self._looks()
         return [
             Sample(f"guestclock_{name}", "gauge", dict(labels), value, _GAUGES[name])
             for name, column in columns.items()
             for labels, value in column.items()
         ]
+
+    def _looks(self) -> tuple[Counter[tuple[tuple[str, str], ...]], Counter[tuple[tuple[str, str], ...]]]:
+        """The VMs by what a look found, and the clocks that are off. Each series is there, at 0 too."""
+        found: Counter[tuple[tuple[str, str], ...]] = Counter()
+        mismatched: Counter[tuple[tuple[str, str], ...]] = Counter()
+        for name, vm in self.vms.items():
+            labels = self._of(name)
+            with self._lock:
+                report = self._reports.get(name)
+            try:
+                verified = vm.verify(report)
+            except VcpuRunning:
+                word = "running"
+            except (GuestClockError, OSError):
+                continue
+            else:
+                word = "right" if verified else "off"
+                for code in _CONTRADICTED:
+                    found_off = sum(mismatch.code == code for mismatch in verified.mismatches)
+                    mismatched[*labels, ("code", code)] += found_off
+            for each in ("right", "off", "running"):
+                found[*labels, ("found", each)] += each == word
+        return found, mismatched
 
     def _find(self, identity: int) -> tuple[str, GuestVm] | None:
         """The VM with this identity, and the name under which it is counted."""
@@ -266,13 +304,23 @@ class Monitor:
                 self._known = {vm._identity: (name, vm) for name, vm in self.vms.items()}  # noqa: SLF001 - native half
             return self._known.get(identity)
 
+    def _keep(self, name: str, report: Report | None) -> None:
+        """Keep the report that a VM goes by from now on; None where its restore was interrupted."""
+        with self._lock:
+            if report is None:
+                self._reports.pop(name, None)
+            else:
+                self._reports[name] = report
+
     def _of(self, name: str) -> tuple[tuple[str, str], ...]:
         return (("vm", name),) if self._per_vm else ()
 
-    def _count(self, identity: int | None, ended: Ended) -> None:
+    def _count(self, identity: int | None, ended: Ended, report: Report | None) -> None:
         found = None if identity is None else self._find(identity)
         if found is not None and found[0] != ended.vm:
             ended = Ended(**{**asdict(ended), "vm": found[0]})
+        if self._verify and found is not None and ended.outcome != "refused":
+            self._keep(found[0], report)
         of = self._of(ended.vm)
         labels = (*of, ("verb", ended.verb), ("outcome", ended.outcome))
         done = (*labels, ("policy", _kind(ended.policy)), ("evidence", ended.evidence or "none"))
@@ -331,6 +379,7 @@ def _done(identity: int, name: str, verb: Literal["restore", "pause"], report: R
             limits=tuple(limit["name"] for limit in said["limits"] if limit["reached"] != "not crossed"),
             warnings=tuple(warning["code"] for warning in said["warnings"]),
         ),
+        report,
     )
 
 
@@ -386,7 +435,7 @@ def _of_bank(verb: Literal["restore", "pause"], report: FleetReport, policy: str
     )
 
 
-def _emit(identity: int | None, ended: Ended) -> None:
+def _emit(identity: int | None, ended: Ended, report: Report | None = None) -> None:
     level = logging.INFO
     if ended.outcome == "interrupted":
         level = logging.ERROR
@@ -398,7 +447,7 @@ def _emit(identity: int | None, ended: Ended) -> None:
         _LOGGER.log(level, "%s", ended, extra=extra)
     for monitor in (*_MONITORS,):
         try:
-            monitor._count(identity, ended)  # noqa: SLF001 - of this module
+            monitor._count(identity, ended, report)  # noqa: SLF001 - of this module
         except Exception:
             _LOGGER.exception("a monitor failed: the %s isn't counted by it", ended.verb)
 

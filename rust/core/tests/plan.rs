@@ -9,8 +9,8 @@ use common::{Contents, Vm};
 use guestclock_core::arch::arm64::{Encoding, Role, Timer, View};
 use guestclock_core::checkpoint::{Backlog, GuestTime, UnknownKey};
 use guestclock_core::restore::{
-    Deadlines, Method, NeedsCounterOffset, Plan, Policy, Refusal, Repay, Report, Request, Rest, RunState, Saved, Skew,
-    State, Target, Views, Written, planning,
+    Deadlines, Method, NeedsCounterOffset, Plan, PlanState, Policy, Refusal, Released, Repay, Report, Request, Rest,
+    RunState, Saved, Skew, State, Target, Views, Written, planning,
 };
 use guestclock_core::time::elapsed::HostClock;
 use guestclock_core::time::{
@@ -315,7 +315,7 @@ fn adopting_gives_the_physical_counter_up() {
     let kept = plan(&skewed, &not_opted_in(), here(10), asks(Policy::ADVANCE)).unwrap();
     assert_eq!((kept.as_of.cntvct, kept.as_of.cntpct), (GuestCount(210), GuestCount(910)));
     assert_eq!([View::Virtual, View::Physical].map(|view| kept.saved_counter(view).0), [200, 900]);
-    assert_eq!((kept.saved_at(), kept.generation, kept.frequency().hz()), (&bare().stamp, 7, 62_500_000));
+    assert_eq!((kept.saved_at(), kept.target.generation, kept.frequency().hz()), (&bare().stamp, 7, 62_500_000));
 }
 
 #[test]
@@ -528,17 +528,18 @@ fn steps_are_an_interval_apart_and_end_with_the_backlog() {
 #[test]
 fn a_report_learns_when_the_guest_went_on() {
     let made = later(&bare(), 1000, asks(Policy::ADVANCE)).unwrap();
-    let report = Report {
-        outcome: made.as_of,
+    let released = Released {
+        count: made.as_of.count,
         written: Written::ByValue { virt: OffsetInterval::exact(Offset(0)), phys: None },
+        by_value_ticks: 0,
         writes: guestclock_core::restore::Writes::default(),
-        bound: made.as_of.bound,
         cval_shift: 0,
         stopped_before_ticks: None,
         returned_at: HostCount(1300),
         after_release_ticks: None,
-        plan: made,
     };
+    let report = Report::new(made, released);
+    assert_eq!(Report::new(report.plan.clone(), report.released()), report);
     let resumed = |count| report.resumed_at(HostCount(count));
     assert_eq!(resumed(1299), None);
     assert_eq!(resumed(1300).map(|report| report.after_release_ticks), Some(Some(0)));
@@ -581,7 +582,9 @@ fn where_the_stop_is_known_a_restore_goes_on_from_it() {
 fn a_stop_at_the_checkpoint_is_no_stop() {
     let at_once = bare().time(|time| time.stopped_at = Some(StampCount(300)));
     for policy in [Policy::FREEZE, Policy::ADVANCE, Policy::advance_up_to(8000), catch_up(None)] {
-        assert_eq!(later(&at_once, 1000, asks(policy)), later(&bare(), 1000, asks(policy)), "{policy}");
+        let [stopped, running] = [&at_once, &bare()].map(|saved| later(saved, 1000, asks(policy)).unwrap());
+        assert_eq!((stopped.as_of, stopped.late), (running.as_of, running.late), "{policy}");
+        assert_eq!((stopped.warnings, stopped.assumptions), (running.warnings, running.assumptions), "{policy}");
     }
 }
 
@@ -643,6 +646,23 @@ fn another_vm_goes_on_from_its_own_stop() {
         let other = made.counters_of(&made.as_of, (GuestCount(7), GuestCount(9)));
         let after = |count: u64| GuestCount(count.wrapping_sub(40).wrapping_add(added));
         assert_eq!(other, (after(7), after(9)), "{policy}");
+    }
+}
+
+#[test]
+fn a_plan_is_made_again_of_its_state() {
+    let relative = Request { deadlines: Deadlines::Relative, ..asks(Policy::ADVANCE) };
+    let vouched = Request { sync: Some(vouches(9, 5)), ..asks(Policy::ADVANCE) };
+    for request in [asks(Policy::FREEZE), relative, asks(catch_up(None)), vouched] {
+        for in_place in [false, true] {
+            let saved = with(backlog(50)).time(|time| time.physical_width_ticks = 3);
+            let made = later(&saved, 1000, Request { in_place, ..request }).unwrap();
+            let (state, checkpoint) = (PlanState::of(&made), saved.made());
+            let vm = checkpoint.only().unwrap();
+            let (given, other) = if in_place { (None, Some(&vm)) } else { (Some(&vm), None) };
+            assert_eq!(state.plan(&state.saved(given).unwrap()).as_ref(), Ok(&made));
+            assert!(state.saved(other).is_none(), "a plan in place is of no checkpoint, and any other is of one");
+        }
     }
 }
 

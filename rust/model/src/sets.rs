@@ -17,8 +17,8 @@ use guestclock_core::drive::{
     Io, Machine, OfOne, OperationError, Restored, Saving, pausing_many, planning_many, restoring_many,
 };
 use guestclock_core::restore::{
-    ManyFacts, Method, Origins, Outcome, Plans, Policy, Refusal, Report, Request, Saved, State, Target, VmFacts,
-    Writes, Written,
+    ManyFacts, Method, Origins, Outcome, Plans, Policy, Refusal, Released, Report, Request, Saved, State, Target,
+    VmFacts, Writes, Written,
 };
 use guestclock_core::time::{Counter, Frequency, HostCount, Instant, OffsetInterval, Ratio, Stamp, SyncBound};
 use std::collections::BTreeMap;
@@ -108,17 +108,17 @@ impl SetReport {
             },
         };
         let vm = saved.vm.as_ref();
-        Ok(Report {
-            cval_shift: plan.cval_shift(&outcome),
-            bound: outcome.bound,
-            outcome,
+        let released = Released {
+            count: outcome.count,
             written,
+            by_value_ticks: 0,
             writes: Writes::default(),
+            cval_shift: plan.cval_shift(&outcome),
             stopped_before_ticks: vm.and_then(|vm| Some(vm.stamp().count.since(vm.stopped_at()?))),
             returned_at: Ratio::new(self.frequency, plan.frequency()).at(self.returned_at),
             after_release_ticks: None,
-            plan,
-        })
+        };
+        Ok(Report::new(plan, released))
     }
 }
 

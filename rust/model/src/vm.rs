@@ -338,8 +338,9 @@ impl<B: Deref<Target = Bank>> ModelVm<B> {
             Role::Ctl(Timer::Ptimer) | Role::Cval(Timer::Ptimer) | Role::Count(View::Physical) => {
                 self.behaviours().physical_timer
             }
+            // Every guest has the virtual timer, and these are what a VMM reads most.
+            Role::Ctl(Timer::Vtimer) | Role::Cval(Timer::Vtimer) | Role::Count(View::Virtual) | Role::Cntkctl => true,
             Role::Ctl(timer) | Role::Cval(timer) => self.config().el2.timers().contains(&timer),
-            Role::Count(View::Virtual) | Role::Cntkctl => true,
             Role::Cntvoff | Role::Cnthctl => self.config().el2 != El2::Absent,
             _ => false,
         }

@@ -308,7 +308,17 @@ impl AnyCounter {
 
     /// Reads a Python counter for a call that needs a count, unless one is injected. Called with no lock held: until the
     /// result is dropped, that counter stands still.
+    #[inline]
     pub(crate) fn sampled(&self, py: Python<'_>, now: Option<HostCount>) -> PyResult<Sampled> {
+        match self {
+            Self::Own(_) | Self::Manual(_) => Ok(Sampled::NOT),
+            Self::Scaled(_) | Self::Foreign(_) => self.sampled_in_python(py, now),
+        }
+    }
+
+    /// The part of `sampled` that a read over a native counter does without.
+    #[inline(never)]
+    fn sampled_in_python(&self, py: Python<'_>, now: Option<HostCount>) -> PyResult<Sampled> {
         match self {
             Self::Foreign(counter) if now.is_none() => Ok(counter.sample_count(py)?.hold()),
             Self::Scaled(counter) => counter.inner().sampled(py, now),

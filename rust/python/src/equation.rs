@@ -2,12 +2,13 @@
 
 use crate::arguments::{Int, plain};
 use crate::errors::{IntoPyErr, OrRaise};
-use crate::records::{AnyStamp, named};
+use crate::records::{self, AnyStamp, named};
 use crate::words;
 use guestclock_core::guest::vmclock::{Declared, Equation, EquationError, TimeType, realtime_at};
-use guestclock_core::time::GuestCount;
+use guestclock_core::time::{GuestCount, Stamp};
 use pyo3::exceptions::{PyOverflowError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
 impl IntoPyErr for EquationError {
     #[cold]
@@ -40,8 +41,20 @@ pub(crate) fn time_type_name(time_type: TimeType) -> &'static str {
 /// clock was stepped in the window, the counter is no faster than 1 Hz. A smeared clock can't be detected: don't make
 /// an equation from one.
 #[pyclass(frozen, eq, name = "ClockEquation", module = "guestclock.guest")]
-#[derive(Clone, PartialEq, Eq)]
-pub(crate) struct PyClockEquation(pub(crate) Equation);
+pub(crate) struct PyClockEquation {
+    pub(crate) equation: Equation,
+    /// The arguments besides the count and the type of time, of which a pickle makes it again.
+    here: Stamp,
+    since: Option<Stamp>,
+    declared: Declared,
+}
+
+/// Equal equations tell the same time, whatever they were made of.
+impl PartialEq for PyClockEquation {
+    fn eq(&self, other: &Self) -> bool {
+        self.equation == other.equation
+    }
+}
 
 #[pymethods]
 impl PyClockEquation {
@@ -67,32 +80,48 @@ impl PyClockEquation {
             [est_error_ns, max_error_ns, rate_est_error_ppb, rate_max_error_ppb].map(plain);
         let declared = Declared { est_error_ns, max_error_ns, rate_est_error_ppb, rate_max_error_ppb, synchronized };
         let here = here.stamp("here")?;
-        Equation::new(time_type, &here, GuestCount(cntvct.0), since.as_ref(), declared).or_raise().map(Self)
+        let equation = Equation::new(time_type, &here, GuestCount(cntvct.0), since.as_ref(), declared).or_raise()?;
+        Ok(Self { equation, here, since, declared })
+    }
+
+    fn __getnewargs_ex__<'py>(&self, py: Python<'py>) -> PyResult<((Bound<'py, PyAny>,), Bound<'py, PyDict>)> {
+        let Declared { est_error_ns, max_error_ns, rate_est_error_ppb, rate_max_error_ppb, synchronized } =
+            self.declared;
+        let keywords = PyDict::new(py);
+        keywords.set_item("cntvct", self.counter_value())?;
+        keywords.set_item("since", self.since.map(|since| records::stamp(py, &since)).transpose()?)?;
+        keywords.set_item("time_type", self.time_type())?;
+        keywords.set_item("est_error_ns", est_error_ns)?;
+        keywords.set_item("max_error_ns", max_error_ns)?;
+        keywords.set_item("rate_est_error_ppb", rate_est_error_ppb)?;
+        keywords.set_item("rate_max_error_ppb", rate_max_error_ppb)?;
+        keywords.set_item("synchronized", synchronized)?;
+        Ok(((records::stamp(py, &self.here)?,), keywords))
     }
 
     /// Time scale of the equation: "utc" or "tai".
     #[getter]
     fn time_type(&self) -> &'static str {
-        time_type_name(self.0.time_type)
+        time_type_name(self.equation.time_type)
     }
 
     /// The guest's CNTVCT_EL0 at the equation's time, in ticks.
     #[getter]
     fn counter_value(&self) -> u64 {
-        self.0.counter_value.0
+        self.equation.counter_value.0
     }
 
     /// Duration of a tick, as `(frac, shift)`: `frac / 2**(64 + shift)` seconds, rounded to the nearest, half up.
     #[getter]
     fn period(&self) -> (u64, u8) {
-        (self.0.period.frac, self.0.period.shift)
+        (self.equation.period.frac, self.equation.period.shift)
     }
 
     /// The time at a count that isn't before `counter_value`, in nanoseconds since 1970, rounded down.
     ///
     /// OverflowError past the end of 64 bits of seconds.
     fn time_ns(&self, count: Int<u64>) -> PyResult<u128> {
-        let time = self.0.time_at(GuestCount(count.0));
+        let time = self.equation.time_at(GuestCount(count.0));
         let time = time
             .ok_or_else(|| PyOverflowError::new_err(format!("the time at {} is past the end of its range", count.0)))?;
         Ok(u128::from(time.sec) * 1_000_000_000 + u128::from(time.nanoseconds()))
@@ -101,7 +130,7 @@ impl PyClockEquation {
     /// The most by which the time may be off when the clock is `age_ticks` old, in nanoseconds; None where there is no
     /// claim.
     fn max_error_ns_at(&self, age_ticks: Int<u64>) -> Option<u128> {
-        self.0.max_error_ns_at(age_ticks.0)
+        self.equation.max_error_ns_at(age_ticks.0)
     }
 
     fn __repr__(&self) -> String {

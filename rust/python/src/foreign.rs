@@ -56,6 +56,7 @@ impl Sampled {
 }
 
 impl Drop for Sampled {
+    #[inline]
     fn drop(&mut self) {
         if self.taken {
             SAMPLES.with_borrow_mut(Vec::pop);

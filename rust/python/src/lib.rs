@@ -26,6 +26,7 @@ mod foreign;
 mod guest;
 mod interchange;
 mod observe;
+mod pickles;
 mod policy;
 mod process;
 mod records;
@@ -36,6 +37,7 @@ mod steps;
 mod trace;
 mod verbs;
 mod vm;
+mod wishes;
 mod words;
 
 // Off Linux a file of the same name in `elsewhere/` has the same names.

@@ -383,7 +383,7 @@ impl PyVmClockUpdate {
             status,
             &[Status::Synchronized, Status::FreeRunning].map(|status| (status.name(), status)),
         )?;
-        let (page, equation) = (self.page.get(), &equation.0);
+        let (page, equation) = (self.page.get(), &equation.equation);
         if page.header.counter == CounterId::Invalid {
             return Err(PyValueError::new_err(
                 "this page was created with counter=None, for good: it can't have a clock",

@@ -3,12 +3,12 @@
 use crate::any_vm::{Failure, SharedVm, Verbs, run};
 use crate::arguments::{Int, shown};
 use crate::checkpoint::PyCheckpoint;
-use crate::elapsed::PyElapsed;
 use crate::errors::{OrRaise, given_up, misuse, warn_closed};
 use crate::observe;
-use crate::policy::{AnyPolicy, Spelled, to_python};
+use crate::pickles::{self, State};
+use crate::policy::{Spelled, to_python};
 use crate::process::locked;
-use crate::records::{self, AnyLinuxGuest, AnyNow, AnyStamp, AnySyncBound, named};
+use crate::records::{self, AnyNow, AnyStamp};
 use crate::system::monotonic_ns;
 use crate::words;
 
@@ -17,107 +17,16 @@ use guestclock_core::checkpoint::{Checkpoint, Interrupts, SavedVm};
 use guestclock_core::drive::{Condition, Expected, OpenRestore};
 use guestclock_core::guest::InSteps;
 use guestclock_core::restore::{
-    Deadlines, Diagnostic, MAX_RATE_ERROR_PPB, Outcome, Plan, Report, Request, TimerStatus, Views, Words, Written,
-    timer_status as status,
+    Diagnostic, Outcome, Plan, Report, TimerStatus, Words, Written, timer_status as status,
 };
 use guestclock_core::time::{Amount, ElapsedBy, ErrorBound, HostCount, Intent, OffsetInterval, Sleep, Stamp, Term};
 use guestclock_model::locked::Now;
-use pyo3::conversion::FromPyObjectOwned;
 use pyo3::exceptions::{PyBaseException, PyGeneratorExit, PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList};
+use pyo3::types::{PyDict, PyList, PyType};
 use std::mem;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// The choices of a caller besides the policy: the attributes of `types.Options`.
-pub(crate) struct Wishes {
-    views: String,
-    elapsed: Option<PyElapsed>,
-    sync: Option<AnySyncBound>,
-    rate_error_ppb: u32,
-    timers: String,
-    intent: Option<String>,
-    guest: Option<AnyLinuxGuest>,
-    strict: bool,
-}
-
-impl Wishes {
-    /// The choices of `options`, changed by `keywords`: the one list of both is `types.Options`.
-    pub(crate) fn new(
-        py: Python<'_>,
-        options: Option<Bound<'_, PyAny>>,
-        keywords: Option<Bound<'_, PyDict>>,
-    ) -> PyResult<Self> {
-        let class = || PyModule::import(py, "guestclock.types")?.getattr("Options");
-        let options = match (options, keywords) {
-            (None, keywords) => class()?.call((), keywords.as_ref())?,
-            (Some(options), None) => options,
-            (Some(options), keywords) => {
-                let replace = PyModule::import(py, "dataclasses")?.getattr("replace")?;
-                replace.call((options,), keywords.as_ref())?
-            }
-        };
-        if !options.is_instance(&class()?)? {
-            let kind = options.get_type();
-            return Err(PyTypeError::new_err(format!("options is an Options(...), and this is a {}", kind.name()?)));
-        }
-        Ok(Self {
-            views: field(&options, "views")?,
-            elapsed: field(&options, "elapsed")?,
-            sync: field(&options, "sync")?,
-            rate_error_ppb: field::<Int<_>>(&options, "rate_error_ppb")?.0,
-            timers: field(&options, "timers")?,
-            intent: field(&options, "intent")?,
-            guest: field(&options, "guest")?,
-            strict: field(&options, "strict")?,
-        })
-    }
-
-    /// No choice but the views.
-    pub(crate) fn of_views(views: &str) -> Self {
-        Self {
-            views: views.to_owned(),
-            elapsed: None,
-            sync: None,
-            rate_error_ppb: 0,
-            timers: String::from("absolute"),
-            intent: None,
-            guest: None,
-            strict: false,
-        }
-    }
-
-    /// The core's request.
-    pub(crate) fn request(self, policy: Option<AnyPolicy>) -> PyResult<Request> {
-        if self.rate_error_ppb > MAX_RATE_ERROR_PPB {
-            return Err(PyValueError::new_err(format!(
-                "rate_error_ppb is at most {MAX_RATE_ERROR_PPB}: a guest's clock that is further off is of no use"
-            )));
-        }
-        Ok(Request {
-            policy: policy.map(AnyPolicy::policy).unwrap_or_default(),
-            views: named("views", &self.views, &Views::NAMES)?,
-            elapsed: self.elapsed.map(PyElapsed::word),
-            sync: self.sync.map(AnySyncBound::sync_bound).transpose()?,
-            rate_error_ppb: self.rate_error_ppb,
-            deadlines: named("timers", &self.timers, &Deadlines::NAMES)?,
-            intent: self.intent.map(|name| named("intent", &name, &Intent::NAMES)).transpose()?,
-            guest: self.guest.map(AnyLinuxGuest::guest).unwrap_or_default(),
-            strict: self.strict,
-            in_place: false,
-        })
-    }
-}
-
-/// A field of the options. The error names it.
-fn field<'py, T: FromPyObjectOwned<'py>>(options: &Bound<'py, PyAny>, name: &str) -> PyResult<T> {
-    let py = options.py();
-    options.getattr(name)?.extract::<T>().map_err(|error| {
-        let error: PyErr = error.into();
-        PyErr::from_type(error.get_type(py), format!("{name}: {}", error.value(py)))
-    })
-}
 
 pub(crate) fn describe<'py>(py: Python<'py>, plan: &Plan) -> PyResult<Bound<'py, PyDict>> {
     let fields = PyDict::new(py);
@@ -238,8 +147,10 @@ fn describe_outcome(fields: &Bound<'_, PyDict>, plan: &Plan, outcome: &Outcome, 
 
 /// A plan of a restore: a dry run. `print` it, or take `to_dict()`.
 ///
-/// The numbers are as of the plan's sample; its decisions stand until the VM's state changes.
-#[pyclass(frozen, name = "Plan", module = "guestclock")]
+/// The numbers are as of the plan's sample; its decisions stand until the VM's state changes. A plan and a report are
+/// values to look at, which hold no VM: they compare, and their pickles are read by the version that wrote them.
+#[pyclass(frozen, eq, name = "Plan", module = "guestclock")]
+#[derive(PartialEq)]
 pub(crate) struct PyPlan {
     plan: Plan,
     checkpoint: Arc<Checkpoint>,
@@ -394,6 +305,25 @@ impl PyPlan {
 
     fn __str__(&self) -> String {
         self.plan.in_words(&words::Python).to_string()
+    }
+
+    /// Makes a plan again from its pickle's state.
+    #[classmethod]
+    fn _again(
+        _class: &Bound<'_, PyType>,
+        version: &str,
+        values: &[u8],
+        checksum: Int<u32>,
+        checkpoint: &Bound<'_, PyCheckpoint>,
+    ) -> PyResult<Self> {
+        let checkpoint = Arc::clone(&checkpoint.get().0);
+        let (plan, _) = pickles::again(version, values, checksum.0, Some(&checkpoint))?;
+        Ok(Self { plan, checkpoint })
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, State<'py>)> {
+        let Self { plan, checkpoint } = slf.get();
+        Ok((slf.get_type().getattr("_again")?, pickles::state(slf.py(), plan, None, Some(checkpoint))?))
     }
 
     fn __repr__(&self) -> String {
@@ -701,8 +631,9 @@ impl Drop for PyRestore {
     }
 }
 
-/// A report of a restore or a pause. `print` it, or take `to_dict()`.
-#[pyclass(frozen, name = "Report", module = "guestclock")]
+/// A report of a restore or a pause. `print` it, or take `to_dict()`. It pickles and compares as a `Plan` does.
+#[pyclass(frozen, eq, name = "Report", module = "guestclock")]
+#[derive(PartialEq)]
 pub(crate) struct PyReport {
     report: Report,
     /// The restored checkpoint; None in place, where the timers stayed where they were.
@@ -972,6 +903,28 @@ impl PyReport {
 
     fn __str__(&self) -> String {
         self.report.in_words(&words::Python).to_string()
+    }
+
+    /// Makes a report again from its pickle's state.
+    #[classmethod]
+    fn _again(
+        _class: &Bound<'_, PyType>,
+        version: &str,
+        values: &[u8],
+        checksum: Int<u32>,
+        checkpoint: Option<&Bound<'_, PyCheckpoint>>,
+    ) -> PyResult<Self> {
+        let checkpoint = checkpoint.map(|checkpoint| Arc::clone(&checkpoint.get().0));
+        let (plan, released) = pickles::again(version, values, checksum.0, checkpoint.as_deref())?;
+        let released =
+            released.ok_or_else(|| PyValueError::new_err("the pickle is of a plan, and a report is read"))?;
+        Ok(Self { report: Report::new(plan, released), checkpoint })
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, State<'py>)> {
+        let Self { report, checkpoint } = slf.get();
+        let state = pickles::state(slf.py(), &report.plan, Some(report.released()), checkpoint.as_ref())?;
+        Ok((slf.get_type().getattr("_again")?, state))
     }
 
     fn __repr__(&self) -> String {

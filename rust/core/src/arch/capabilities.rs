@@ -2,6 +2,7 @@
 
 /// Capabilities of a backend for a VM's clocks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Abilities {
     /// True if the VM-wide offset can be written (KVM_CAP_COUNTER_OFFSET).
     pub counter_offset: bool,

@@ -5,6 +5,7 @@ use core::num::NonZeroU64;
 
 /// Time that a guest is behind, and the steps that pay it back. A backlog of nothing is none.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Backlog {
     /// Ticks by which the guest's counters are behind.
     pub remaining_ticks: NonZeroU64,

@@ -9,6 +9,7 @@ pub const MAX_VM_VCPUS: u16 = 512;
 
 /// The guest time of one VM at the instant of a stamp, apart from the registers of its vCPUs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct GuestTime {
     /// Number of vCPUs, 1 to [`MAX_VM_VCPUS`].
     pub vcpus: u16,
@@ -42,6 +43,7 @@ pub struct GuestTime {
 ///
 /// Snapshots of other VMMs have one: their register lists were read later.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Reading {
     /// The timeline.
     pub count: GuestCount,
@@ -54,6 +56,7 @@ pub struct Reading {
 /// Interrupt ids of the timers, in the order of [`Timer::ALL`](crate::arch::arm64::Timer::ALL); 0 for a timer that the
 /// guest doesn't have, since no timer's interrupt is an SGI.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Interrupts(pub [u32; 4]);
 
 impl GuestTime {

@@ -11,9 +11,9 @@ use crate::drive::driver::drive;
 use crate::drive::machine::{Block, Failed, Io, What, register_name};
 use crate::drive::measure::set_offset_by_value;
 use crate::restore::{
-    Behind, Deadlines, Method, NotThen, Outcome, Plan, Refusal, Report, TimerStatus, Writes, Written, planning,
+    Deadlines, Method, NotThen, Outcome, Plan, Refusal, Released, Report, TimerStatus, Writes, Written, planning,
 };
-use crate::time::{ErrorBound, Evidence, HostCount, Offset, OffsetInterval, Sleep, Stamp};
+use crate::time::{Evidence, HostCount, Offset, OffsetInterval, Sleep, Stamp};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
@@ -260,7 +260,7 @@ impl Restore {
 
     /// Refuses a plan of the VM as it was before some change.
     fn is_current(&self, facts: &Facts) -> Result<(), Refusal> {
-        if facts.generation == self.plan.generation { Ok(()) } else { Err(Refusal::StalePlan) }
+        if facts.generation == self.plan.target.generation { Ok(()) } else { Err(Refusal::StalePlan) }
     }
 
     /// Returns the restore of a VM that stayed where it was: only the counters are to be set.
@@ -404,22 +404,17 @@ impl Restore {
         let returned_at = io.sample().await.map_err(at_step(left, || String::from("release: its end")))?;
         self.stage = Stage::Released;
         let before = vm.and_then(|vm| Some(vm.stamp().count.since(vm.stopped_at()?)));
-        Ok(Box::new(Report {
-            plan: Plan::clone(&self.plan),
-            bound: ErrorBound { by_value_ticks, ..outcome.bound },
-            cval_shift: self.cval_shift,
-            outcome: Outcome {
-                behind: outcome
-                    .behind
-                    .map(|behind| Behind { bound: ErrorBound { by_value_ticks, ..behind.bound }, ..behind }),
-                ..outcome
-            },
+        let released = Released {
+            count: outcome.count,
             written,
+            by_value_ticks,
             writes: self.writes,
+            cval_shift: self.cval_shift,
             stopped_before_ticks: before,
             returned_at,
             after_release_ticks: None,
-        }))
+        };
+        Ok(Box::new(Report::new(Plan::clone(&self.plan), released)))
     }
 
     /// Checks that the interrupt controller forwards the interrupt of each timer whose line is high.
@@ -469,7 +464,7 @@ impl Restore {
         left: Condition,
     ) -> Result<(), RestoreError<E>> {
         // With EL2 CNTVOFF_EL2 is subtracted from the virtual count, so the physical one is read.
-        let view = if self.plan.nested { View::Physical } else { View::Virtual };
+        let view = if self.plan.target.registers.has_el2() { View::Physical } else { View::Virtual };
         Self::check_view(io, self.vcpus, view, known, step, left).await
     }
 
@@ -504,7 +499,7 @@ impl Restore {
                 return Err(RestoreError::CounterElsewhere { vcpu: 0, view, wanted, found, cause, left });
             }
             // With EL2 one offset serves both, and the virtual count has CNTVOFF_EL2 in it.
-            if !(self.plan.nested && view == View::Virtual) {
+            if !(self.plan.target.registers.has_el2() && view == View::Virtual) {
                 Self::check_view(io, self.vcpus, view, known, "release", left).await?;
             }
         }
@@ -593,7 +588,7 @@ async fn set_by_value<E>(
     };
     // Where the guest has EL2, setting the physical count has moved both.
     let virt_known = match phys {
-        Some(both) if plan.nested => both,
+        Some(both) if plan.target.registers.has_el2() => both,
         _ => by_value(View::Virtual, virt).await?,
     };
     let farthest = virt_known.farthest(virt).max(phys.map_or(0, |known| known.farthest(wanted)));

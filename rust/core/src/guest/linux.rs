@@ -12,6 +12,7 @@ use core::num::NonZeroU64;
 /// Settings of a Linux guest that decide how it takes a jump. The default is the kernel's, without a software watchdog
 /// and without a CPU quota.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct LinuxGuest {
     /// `kernel.watchdog_thresh` in seconds: half of a soft lockup's threshold; 0 where the detector is off.
     pub watchdog_thresh_s: u32,
@@ -27,6 +28,7 @@ pub struct LinuxGuest {
 
 /// Watchdog of a guest that resets it by a timer of its own clock (drivers/watchdog/softdog.c).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Softdog {
     /// Time after which it resets the guest, in seconds.
     pub timeout_s: u32,
@@ -36,6 +38,7 @@ pub struct Softdog {
 
 /// Quota of a cgroup: CPU time in each period (`cpu.max`, Documentation/admin-guide/cgroup-v2.rst).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct CpuQuota {
     /// CPU time that the group gets in a period, in microseconds.
     pub quota_us: NonZeroU64,

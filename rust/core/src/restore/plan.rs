@@ -1,16 +1,17 @@
 //! Plan of a restore, computed without touching anything.
 
 use crate::arch::arm64::{Offsets, Timer, View};
-use crate::checkpoint::{Backlog, SavedVm};
+use crate::checkpoint::{Backlog, GuestTime, SavedVm};
 use crate::guest::{InSteps, Limit, Reached};
 use crate::restore::diagnostics::Diagnostic;
 use crate::restore::late::{self, Late};
 use crate::restore::policy::{AtOnce, Deadlines, Repay, Request, Rest};
 use crate::restore::refusal::{NeedsCounterOffset, Refusal};
+use crate::restore::target::Target;
 use crate::restore::timer_status::{self, TimerStatus};
 use crate::time::{
     Believed, Between, Elapsed, ElapsedBy, ElapsedError, ErrorBound, Evidence, Frequency, GuestCount, HostCount,
-    Instant, MAX_ELAPSED_NS, NamespaceTicks, Offset, Passed, Stamp, StampCount,
+    Instant, MAX_ELAPSED_NS, Offset, Passed, Stamp, StampCount,
 };
 use alloc::vec::Vec;
 use core::num::NonZeroU64;
@@ -71,12 +72,13 @@ pub struct Plan {
     pub unsupported: Vec<Diagnostic>,
     /// Parts of the guest that get slower.
     pub degraded: Vec<Diagnostic>,
-    /// Number of the target's state when the plan was made.
-    pub generation: u64,
-    /// True if the guest has EL2: both its counters have one offset, and differ by CNTVOFF_EL2.
-    pub nested: bool,
+    /// The VM that is restored into, as it was then.
+    pub target: Target,
+    /// The sample that the plan was made at: `sample` is a later one where a look since has shown a sleep of the host.
+    pub(super) planned_at: Stamp,
+    /// Stamps of the looks since.
+    pub(super) looks: Vec<Stamp>,
     pub(super) frequency: Frequency,
-    pub(super) namespace_ticks: NamespaceTicks,
     pub(super) saved: SavedCounters,
 }
 
@@ -85,13 +87,13 @@ pub struct Plan {
 pub(super) struct SavedCounters {
     pub(super) cntvct: GuestCount,
     pub(super) cntpct: GuestCount,
-    pub(super) width_ticks: u64,
+    /// Guest time as it was saved.
+    pub(super) time: GuestTime,
     /// Ticks by which the counters lie before those of the registers' instant: they are of the stop.
     pub(super) hidden_ticks: u64,
     /// Ticks by which the registers' instant lies after that of `host`; negative where it lies before.
     pub(super) later_ticks: i64,
     pub(super) host: Stamp,
-    pub(super) backlog: Option<Backlog>,
 }
 
 /// The guest's counters at one instant under a plan.
@@ -170,7 +172,7 @@ impl Plan {
         let (missed, added_ticks) = (self.late.missed_at(now), self.late.added_at(now));
         let left = u64::try_from(missed - added_ticks).unwrap_or(u64::MAX);
         let (backlog_ticks, beyond_cap_ticks) = match policy.rest() {
-            Rest::Keep => (self.saved.backlog.map_or(0, |backlog| backlog.remaining_ticks.get()), 0),
+            Rest::Keep => (self.saved.time.backlog.map_or(0, |backlog| backlog.remaining_ticks.get()), 0),
             Rest::Forget => (0, left),
             Rest::Repay(_) => (left, 0),
         };
@@ -181,7 +183,7 @@ impl Plan {
             ErrorBound { rate_ticks: bound.rate_ticks.saturating_add(self.rate_error_ticks(since)), ..bound }
         };
         let bound = passed(self.passed, if policy.is_freeze() { 0 } else { since });
-        let reads_ticks = self.saved.width_ticks;
+        let reads_ticks = self.saved.time.width_ticks();
         let behind = self.elapsed.map(|elapsed| {
             // Under Freeze nothing counts as missed, and the guest misses it all the same.
             let frozen = if policy.is_freeze() {
@@ -208,20 +210,20 @@ impl Plan {
     /// Returns the count of a stamp as this process reads it.
     #[must_use]
     pub const fn count_of(&self, stamp: &Stamp) -> HostCount {
-        stamp.count.own(self.namespace_ticks)
+        stamp.count.own(self.target.namespace_ticks)
     }
 
     /// Returns the closed form of the virtual counter from the plan's sample on.
     pub(super) fn late(&self) -> Late {
         let missed = self.missed_with(&self.passed);
         let cap = self.request.policy.at_once().cap(self.frequency);
-        Late { anchor: self.sample.count.own(self.namespace_ticks), missed, cap, saved: self.saved.cntvct }
+        Late { anchor: self.sample.count.own(self.target.namespace_ticks), missed, cap, saved: self.saved.cntvct }
     }
 
     /// Returns the ticks that the guest has missed, with the time that has passed since the checkpoint.
     fn missed_with(&self, passed: &Passed) -> u128 {
         let saved = &self.saved;
-        let kept = saved.backlog.map_or(0, |backlog| backlog.remaining_ticks.get());
+        let kept = saved.time.backlog.map_or(0, |backlog| backlog.remaining_ticks.get());
         // From the instant of `host` to that of the registers no time is missed: the counters have it already.
         let later = u128::from(saved.later_ticks.unsigned_abs());
         let passed = if saved.later_ticks < 0 { passed.ticks + later } else { passed.ticks.saturating_sub(later) };
@@ -265,13 +267,13 @@ impl Plan {
     #[must_use]
     pub fn instant_of(&self, outcome: &Outcome) -> Instant {
         let stamp = Stamp { count: self.stamped(outcome), ..self.sample };
-        Instant { stamp, namespace_ticks: self.namespace_ticks }
+        Instant { stamp, namespace_ticks: self.target.namespace_ticks }
     }
 
     /// Returns the host-wide count of an outcome, which can be compared with the checkpoint's.
     #[must_use]
     pub const fn stamped(&self, outcome: &Outcome) -> StampCount {
-        outcome.count.stamped(self.namespace_ticks)
+        outcome.count.stamped(self.target.namespace_ticks)
     }
 
     /// Returns whether two wall clocks tell the time that has passed.
@@ -284,7 +286,7 @@ impl Plan {
     #[must_use]
     pub fn backlog(&self, outcome: &Outcome) -> Option<Backlog> {
         match self.request.policy.rest() {
-            Rest::Keep => self.saved.backlog,
+            Rest::Keep => self.saved.time.backlog,
             Rest::Forget => None,
             Rest::Repay(Repay { step_ns, interval_ns, .. }) => {
                 let remaining_ticks = NonZeroU64::new(outcome.backlog_ticks)?;
@@ -321,7 +323,7 @@ impl Plan {
     #[must_use]
     pub fn disrupts(&self) -> bool {
         let goes_on = self.request.policy.rest() == Rest::Forget && self.same_counter();
-        !goes_on || self.saved.backlog.is_some() || self.as_of.capped || self.saved.width_ticks != 0
+        !goes_on || self.saved.time.backlog.is_some() || self.as_of.capped || self.saved.time.width_ticks() != 0
     }
 
     /// Returns the ticks by which the guest's counters jump at once, as far as the plan knows: the added time, or one

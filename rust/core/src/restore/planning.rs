@@ -58,18 +58,17 @@ pub fn plan(saved: &Saved<'_>, target: &Target, sample: Stamp, request: Request)
         degraded: Vec::new(),
         warnings: Vec::new(),
         assumptions: Vec::new(),
-        generation: target.generation,
-        nested: target.registers.has(Role::Cntvoff),
+        target: target.clone(),
+        planned_at: sample,
+        looks: Vec::new(),
         frequency,
-        namespace_ticks: target.namespace_ticks,
         saved: SavedCounters {
             cntvct: virt,
             cntpct: phys,
-            width_ticks: saved.time.width_ticks(),
+            time: saved.time,
             hidden_ticks: saved.hidden_ticks,
             later_ticks: saved.later_ticks,
             host: saved.stamp,
-            backlog: saved.time.backlog,
         },
     };
     let believed = plan.believed();
@@ -96,6 +95,7 @@ pub fn plan(saved: &Saved<'_>, target: &Target, sample: Stamp, request: Request)
 /// the counter stood still or went back, another clock tells what passed, and the plan counts on from `here`. Nothing is
 /// refused.
 pub(crate) fn look_again(plan: &mut Plan, here: Stamp) {
+    plan.looks.push(here);
     let evidence = Evidence::between(&plan.sample, &here);
     let between = Between {
         saved: &plan.sample,
@@ -131,7 +131,7 @@ pub fn same_topology(vm: &SavedVm<'_>, target: &Target) -> Result<(), Refusal> {
         return mismatch("vCPUs", vm.vcpus(), target.vcpus);
     }
     let el2 = |nested: bool| if nested { vm.vcpus() } else { 0 };
-    let (saved, host) = (vm.is_nested(), target.registers.has(Role::Cntvoff));
+    let (saved, host) = (vm.is_nested(), target.registers.has_el2());
     if saved != host {
         return mismatch("vCPUs with EL2", el2(saved), el2(host));
     }
@@ -185,7 +185,7 @@ fn method(saved: &Saved<'_>, target: &Target, request: Request) -> Result<Method
         // Each counter may have been read as late as its width.
         let apart = time.physical_displacement_ticks.cast_signed().unsigned_abs();
         let read_apart = time.width_ticks().saturating_mul(2);
-        if target.registers.has(Role::Cntvoff) && !request.in_place && apart > read_apart {
+        if target.registers.has_el2() && !request.in_place && apart > read_apart {
             return Err(skew(Skew::El2));
         }
         let physical = target.registers.has(Role::Count(View::Physical));

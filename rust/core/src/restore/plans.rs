@@ -117,8 +117,6 @@ struct Alike {
 pub struct Plans {
     /// The plans, each made for the first of its VMs.
     pub plans: Vec<Plan>,
-    /// Target of each plan.
-    pub targets: Vec<Target>,
     /// Place of each VM's plan among the plans.
     pub plan_of: Vec<u32>,
     /// Counters that each VM goes on from, virtual and physical, at the registers' instant.
@@ -179,7 +177,6 @@ impl Plans {
                 let plan = planning::plan(&saved, &target, instant.stamp, request);
                 let number = u32::try_from(plans.plans.len()).unwrap_or(u32::MAX);
                 plans.plans.push(plan.map_err(|refusal| (vm, refusal))?);
-                plans.targets.push(target);
                 known.insert(alike, number);
                 number
             };
@@ -201,9 +198,9 @@ impl Plans {
     /// No refusal comes here that hasn't come before.
     pub fn alone(&self, vm: usize, saved: &Saved<'_>) -> Result<Plan, Refusal> {
         let number = self.plan_of[vm] as usize;
-        let Plan { sample, request, .. } = self.plans[number];
+        let Plan { sample, request, ref target, .. } = self.plans[number];
         // The target is the first VM's, and the number of vCPUs is no part of what makes VMs alike.
-        let target = Target { vcpus: saved.time.vcpus.into(), ..self.targets[number].clone() };
+        let target = Target { vcpus: saved.time.vcpus.into(), ..target.clone() };
         planning::plan(saved, &target, sample, request)
     }
 

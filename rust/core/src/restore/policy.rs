@@ -6,6 +6,7 @@ use core::num::NonZeroU64;
 
 /// Guest time that a restore gives at once, of the time that the guest missed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum AtOnce {
     /// No time.
     Nothing,
@@ -29,6 +30,7 @@ impl AtOnce {
 
 /// Treatment of the missed time that isn't given at once.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Rest {
     /// No time counts as missed: a backlog of before stays as it is.
     Keep,
@@ -40,6 +42,7 @@ pub enum Rest {
 
 /// Steps that pay a backlog back.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Repay {
     /// Largest step, in nanoseconds.
     pub step_ns: NonZeroU64,
@@ -71,6 +74,7 @@ pub struct Repay {
 /// assert_eq!((policy.at_once(), policy.rest()), (AtOnce::UpTo(10_000_000_000), Rest::Repay(repay)));
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Policy {
     at_once: AtOnce,
     rest: Rest,
@@ -129,6 +133,7 @@ impl Default for Policy {
 
 /// Treatment of a guest's two counters if one offset can't reproduce both.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Views {
     /// Each counter is set by value.
     #[default]
@@ -155,6 +160,7 @@ impl Views {
 
 /// Treatment of the timers' deadlines.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Deadlines {
     /// Deadlines stay where the guest set them: CVAL is as it was saved.
     #[default]
@@ -174,6 +180,7 @@ pub const MAX_RATE_ERROR_PPB: u32 = 250_000;
 
 /// Request of the caller.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Request {
     /// Guest time for the pause.
     pub policy: Policy,

@@ -6,6 +6,7 @@ use crate::time::NamespaceTicks;
 
 /// The VM that is restored into, as far as a plan depends on it.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Target {
     /// Number of vCPUs.
     pub vcpus: usize,

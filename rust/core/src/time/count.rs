@@ -13,6 +13,7 @@ use crate::time::arithmetic::w64;
 
 /// Value of the host's physical counter, as this process reads it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct HostCount(pub u64);
 
 /// Value of the host's physical counter, as a process in the initial time namespace reads it: the count of a stamp.
@@ -23,6 +24,7 @@ pub struct HostCount(pub u64);
 /// let offset = Offset::between(StampCount(5), GuestCount(1));
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct StampCount(pub u64);
 
 /// Ticks that the process's time namespace adds to a counter: constant, and 0 outside of one.
@@ -34,6 +36,7 @@ pub struct StampCount(pub u64);
 /// assert_eq!(StampCount(5).own(namespace), HostCount(1_005));
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct NamespaceTicks(pub i64);
 
 impl NamespaceTicks {
@@ -43,10 +46,12 @@ impl NamespaceTicks {
 
 /// Value of a guest's counter (CNTVCT_EL0 or CNTPCT_EL0).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct GuestCount(pub u64);
 
 /// Counter offset, which is *subtracted* from the host's count to give the guest's, modulo 2^64.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Offset(pub u64);
 
 impl HostCount {

@@ -17,6 +17,7 @@ pub const MAX_ELAPSED_NS: u64 = 366 * 86_400 * NS_PER_S;
 
 /// The caller's word on the time that has passed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Elapsed {
     /// So much, as of the plan.
     Given {

@@ -9,6 +9,7 @@ pub const NS_PER_S: u64 = 1_000_000_000;
 ///
 /// A host's is any `u64`; a guest's CNTFRQ_EL0 has 32 bits ([`Frequency::cntfrq`]).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Frequency(NonZeroU64);
 
 impl Frequency {

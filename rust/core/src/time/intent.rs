@@ -2,6 +2,7 @@
 
 /// Reason for a restore.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Intent {
     /// The VM moved to another host, and exists once.

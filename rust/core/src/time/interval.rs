@@ -5,6 +5,7 @@ use crate::time::count::{GuestCount, HostCount, Offset};
 
 /// Interval known to contain an offset: from `low` to `low + width` (modulo 2^64).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct OffsetInterval {
     /// Lowest possible offset.
     pub low: Offset,

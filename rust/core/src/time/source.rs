@@ -82,6 +82,21 @@ impl fmt::Debug for SourceName {
     }
 }
 
+#[cfg(feature = "serde")]
+impl serde::Serialize for SourceName {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(self.as_str())
+    }
+}
+
+#[cfg(feature = "serde")]
+impl<'de> serde::Deserialize<'de> for SourceName {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let name = <&str>::deserialize(from)?;
+        Self::new(name).ok_or_else(|| serde::de::Error::custom("no name of a counter"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,6 +9,7 @@ use core::fmt;
 
 /// State of a pending leap second, from the kernel's clock state (adjtimex(2)).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Leap {
     /// None is announced.
     None,
@@ -56,6 +57,7 @@ impl Leap {
 
 /// The time since the host's boot, with the part of it that the host slept, as the initial time namespace reads it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct BootTime {
     /// CLOCK_BOOTTIME in nanoseconds: at the stamp's count it read this, or up to `width_ns` less.
     pub boottime_ns: u64,
@@ -140,6 +142,7 @@ impl fmt::Display for Lack {
 /// The wall clock read [`realtime_ns`](Self::realtime_ns) at some instant in the `width_ns` nanoseconds that end or
 /// begin at `count`: the whole width of the bracket is the bound on their distance.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Stamp {
     /// The host's counter, as the initial time namespace reads it.
     pub count: StampCount,

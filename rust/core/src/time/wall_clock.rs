@@ -19,6 +19,7 @@ pub const SATURATED_NS: u64 = 16_000_000_000;
 
 /// Origin of a bound.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Quality {
     /// The caller.
@@ -54,6 +55,7 @@ impl Quality {
 
 /// Distance of the wall clock from UTC at most, when that was last known.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SyncBound {
     /// The bound then, in nanoseconds.
     pub max_error_ns: u64,

@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 
 /// Timer registers of a VM's vCPUs, from the list of the first vCPU.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Registers(Vec<u64>);
 
 impl From<Vec<u64>> for Registers {
@@ -22,6 +23,12 @@ impl Registers {
     #[must_use]
     pub fn has(&self, role: Role) -> bool {
         self.0.contains(&one_reg_id(role))
+    }
+
+    /// Returns whether the guest has EL2: both its counters have one offset, and differ by CNTVOFF_EL2.
+    #[must_use]
+    pub fn has_el2(&self) -> bool {
+        self.has(Role::Cntvoff)
     }
 
     /// Returns whether the VM has the register with this id.
