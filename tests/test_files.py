@@ -318,7 +318,7 @@ def test_names_are_any_that_the_system_takes(checkpoint: Checkpoint, tmp_path: P
         with pytest.raises(FileNotFoundError) as caught:
             Checkpoint.load(path + "x")
         assert caught.value.filename == path + "x"
-    with pytest.raises(OSError, match="Invalid argument|NUL byte"):
+    with pytest.raises(OSError, match=r"Invalid argument|NUL byte"):
         Checkpoint.load("a\0b")
 
 
