@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -294,11 +295,12 @@ def test_descriptors_of_something_else(machine: Machine) -> None:
     assert caught.value.errno == errno.EBADF
 
 
-def test_another_process_is_told_why(machine: Machine) -> None:
-    vm = opened(machine)
+def told_in_a_child(vm: KvmVm) -> str:
+    """What a child made by a fork is told when it asks for a register."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
+        signal.alarm(60)
         try:
             vm.get_one_reg(0, Reg.TIMER_CVAL)
             said = "nothing"
@@ -307,11 +309,29 @@ def test_another_process_is_told_why(machine: Machine) -> None:
         os.write(writer, said.encode())
         os._exit(0)
     os.waitpid(child, 0)
-    said = os.read(reader, 10_000).decode()
-    os.close(reader)
     os.close(writer)
+    with os.fdopen(reader) as answer:
+        return answer.read()
+
+
+def test_another_process_is_told_why(machine: Machine) -> None:
+    said = told_in_a_child(opened(machine))
     assert said.startswith(f"{errno.EIO}: ")
     assert "VMM's own process" in said
+
+
+def test_a_child_is_told_while_another_thread_is_in_a_call(bare: Machine) -> None:
+    """KVM answers the thread when the vCPU comes out; until then it holds a lock, of which the child has a copy."""
+    vm = opened(bare)
+    with spinning(bare):
+        thread = threading.Thread(target=lambda: vm.get_one_reg(0, Reg.TIMER_CVAL))
+        thread.start()
+        # It is there, as far as anybody can see.
+        thread.join(0.5)
+        assert thread.is_alive()
+        said = told_in_a_child(vm)
+    thread.join()
+    assert said.startswith(f"{errno.EIO}: ")
 
 
 def test_a_vcpu_that_is_not_initialised(bare: Machine) -> None:

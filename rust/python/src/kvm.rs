@@ -6,7 +6,7 @@ use crate::checkpoint::vm_name;
 use crate::errors::{IntoPyErr, OrRaise, typed};
 use crate::foreign::Sampled;
 use crate::host_counters::PyHostCounter;
-use crate::process::locked;
+use crate::process::{self, locked};
 use crate::records::{self, AnyCount};
 use crate::registers;
 use crate::verbs::PyGuestVm;
@@ -118,6 +118,7 @@ pub(crate) struct Kvm {
     /// Grows by `add_vcpu`. Never held while Python code runs.
     vcpu_fds: Mutex<Vec<Descriptor>>,
     name: VmName,
+    made_at: usize,
 }
 
 fn not_here() -> PyErr {
@@ -126,7 +127,17 @@ fn not_here() -> PyErr {
 }
 
 impl Kvm {
+    fn is_a_copy(&self) -> bool {
+        process::forks() != self.made_at
+    }
+
+    /// Refuses in a forked child, before any lock: a thread that the child doesn't have may have held it.
+    fn original(&self) -> PyResult<&KvmVm<Vouching<HostCounter>>> {
+        if self.is_a_copy() { Err(KvmError::of_another_process().into_pyerr()) } else { Ok(&self.vm) }
+    }
+
     fn numbers(&self, py: Python<'_>) -> PyResult<Numbers> {
+        self.original()?;
         let objects: Vec<Descriptor> = {
             let vcpus = locked(py, &self.vcpu_fds);
             let copy = |vcpu: &Descriptor| match vcpu {
@@ -204,7 +215,15 @@ impl PyKvmVm {
         let fds = numbers.borrow()?;
         let vouching = counter.get().0.clone();
         let vm = py.detach(|| KvmVm::new(&fds, vouching, options)).or_raise()?;
-        let kvm = Arc::new(Kvm { vm, counter, vm_fd, gic_fd, vcpu_fds: Mutex::new(vcpu_fds), name });
+        let kvm = Arc::new(Kvm {
+            vm,
+            counter,
+            vm_fd,
+            gic_fd,
+            vcpu_fds: Mutex::new(vcpu_fds),
+            name,
+            made_at: process::forks(),
+        });
         let base = PyGuestVm::new(Arc::clone(&kvm) as _);
         Ok(PyClassInitializer::from(base).add_subclass(Self { kvm }))
     }
@@ -307,7 +326,8 @@ impl Handle for Kvm {
     }
 
     fn state(&self, py: Python<'_>) -> PyResult<State> {
-        Ok(py.detach(|| self.vm.state()))
+        let vm = self.original()?;
+        Ok(py.detach(|| vm.state()))
     }
 
     fn capabilities<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
@@ -395,11 +415,12 @@ impl Handle for Kvm {
     }
 
     fn holds(&self, pause: &OpenPause) -> bool {
-        self.vm.holds(pause)
+        !self.is_a_copy() && self.vm.holds(pause)
     }
 
     fn next_step(&self, py: Python<'_>) -> PyResult<Option<Step>> {
-        Ok(py.detach(|| self.vm.next_step()))
+        let vm = self.original()?;
+        Ok(py.detach(|| vm.next_step()))
     }
 }
 

@@ -3,8 +3,9 @@
 //! **A fork** copies every lock as it is, also one whose holder is a thread that the child doesn't have. So a fork
 //! (`os.fork` and all that stands on it) waits until no thread is at [`work`](detached) that holds one, and such work waits
 //! for the fork. The child has every object as it was at that moment. It doesn't wait for work that holds no lock and may
-//! take as long as a disk does (`files.rs`), nor for calls on KVM, in which the kernel may block: a `KvmVm` is of no use in
-//! the child, since KVM answers EIO to any process except its maker's.
+//! take as long as a disk does (`files.rs`), nor for calls on KVM, in which the kernel may block: a `KvmVm` knows by
+//! [`forks`] that it is in a child, and refuses before it takes a lock, as KVM answers EIO to any process except its
+//! maker's.
 //!
 //! **At its end** CPython before 3.14 ends a daemon thread that asks for the interpreter's lock, by pthread_exit(3), which
 //! unwinds the thread's stack; no Rust frame lets that pass, and the process would abort. PyO3 parks the thread where it
@@ -22,6 +23,8 @@ use std::time::Duration;
 static WORKING: AtomicUsize = AtomicUsize::new(0);
 /// Number of forks that wait for them.
 static FORKING: AtomicUsize = AtomicUsize::new(0);
+/// Number of forks that lie between this process and the first that imported the module.
+static FORKS: AtomicUsize = AtomicUsize::new(0);
 /// Number of threads in others' code that gives the interpreter's lock up for a moment.
 static ASKING: AtomicUsize = AtomicUsize::new(0);
 /// True from the interpreter's end on.
@@ -108,6 +111,12 @@ pub(crate) fn heard() -> PyResult<()> {
     Python::attach(|py| py.check_signals())
 }
 
+/// Number of forks that lie between this process and the first: an object that was made at another is a copy.
+#[cfg(linux)]
+pub(crate) fn forks() -> usize {
+    FORKS.load(SeqCst)
+}
+
 #[pyfunction]
 fn before_fork(py: Python<'_>) {
     FORKING.fetch_add(1, SeqCst);
@@ -122,6 +131,7 @@ fn after_fork_in_parent() {
 
 #[pyfunction]
 fn after_fork_in_child() {
+    FORKS.fetch_add(1, SeqCst);
     // The other threads aren't there any more.
     WORKING.store(BEGUN.get(), SeqCst);
     ASKING.store(0, SeqCst);

@@ -98,6 +98,12 @@ impl KvmError {
         let errno = error.raw_os_error().unwrap_or(libc::EIO);
         Self::Call { call, errno, message: error.to_string(), hint: hint(call, errno) }
     }
+
+    /// The error that KVM would answer a process that didn't create the VM.
+    #[must_use]
+    pub fn of_another_process() -> Self {
+        Self::of("a VM in a forked process", &io::Error::from_raw_os_error(libc::EIO))
+    }
 }
 
 impl Errno for KvmError {
