@@ -299,7 +299,10 @@ impl ManagedBank {
     /// Ends a pause of VMs under its policy, for one instant. Their timers stayed where they were. A VM that was removed
     /// meanwhile has left the pause: the others don't wait for it.
     pub fn resume(&mut self, pauses: &mut OpenPauses, counter: &dyn Counter) -> Result<SetReport, SetError> {
-        let slots = self.bank.slots(&pauses.vms).or_else(|_| {
+        let slots = self.bank.slots(&pauses.vms).or_else(|error| {
+            if pauses.vms.iter().all(|vm| self.bank.slot(*vm).is_err()) {
+                return Err(error);
+            }
             pauses.keep(|vm| self.bank.slot(vm).is_ok());
             self.bank.slots(&pauses.vms)
         })?;

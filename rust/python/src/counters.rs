@@ -51,11 +51,13 @@ impl PyManualCounter {
     #[new]
     #[pyo3(signature = (count=0, *, frequency_hz=62_500_000, realtime_ns=0, boot_id=None))]
     fn new(
+        py: Python<'_>,
         #[pyo3(from_py_with = int)] count: u64,
         #[pyo3(from_py_with = int)] frequency_hz: u64,
         #[pyo3(from_py_with = int)] realtime_ns: i64,
         boot_id: Option<&str>,
     ) -> PyResult<Self> {
+        records::ready(py)?;
         let mut counter = ManualCounter::new(HostCount(count), frequency(frequency_hz)?, realtime_ns);
         if let Some(hex) = boot_id {
             let wrong = || PyValueError::new_err(format!("boot_id is {}: give 32 hexadecimal digits", quoted(hex)));

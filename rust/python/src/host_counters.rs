@@ -45,7 +45,8 @@ const MOST_OF_A_SOURCE: usize = 64;
 impl PyHostCounter {
     #[new]
     #[pyo3(signature = (*, source="auto", sync=None))]
-    fn new(source: &str, sync: Option<Bound<'_, PyAny>>) -> PyResult<Self> {
+    fn new(py: Python<'_>, source: &str, sync: Option<Bound<'_, PyAny>>) -> PyResult<Self> {
+        records::ready(py)?;
         // The error of an unknown name shows all of it.
         let source = source.get(..MOST_OF_A_SOURCE).unwrap_or(source);
         Vouching::new(HostCounter::new(source.parse().or_raise()?).or_raise()?, sync).map(Self)
@@ -89,7 +90,12 @@ impl PyHostCounter {
 impl PyMonotonicCounter {
     #[new]
     #[pyo3(signature = (*, frequency_hz=62_500_000, sync=None))]
-    fn new(#[pyo3(from_py_with = int)] frequency_hz: u64, sync: Option<Bound<'_, PyAny>>) -> PyResult<Self> {
+    fn new(
+        py: Python<'_>,
+        #[pyo3(from_py_with = int)] frequency_hz: u64,
+        sync: Option<Bound<'_, PyAny>>,
+    ) -> PyResult<Self> {
+        records::ready(py)?;
         Vouching::new(MonotonicCounter::new(frequency(frequency_hz)?), sync).map(Self)
     }
 

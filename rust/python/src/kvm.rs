@@ -188,6 +188,7 @@ impl PyKvmVm {
         if cfg!(not(target_arch = "aarch64")) {
             return Err(not_here());
         }
+        records::ready(py)?;
         let vm_fd: Descriptor = vm_fd.extract()?;
         vm_fd.expect(py, DescriptorKind::Vm)?;
         let vcpu_fds: Vec<Descriptor> = vcpu_fds.try_iter()?.map(|fd| fd?.extract()).collect::<PyResult<_>>()?;

@@ -35,6 +35,12 @@ impl Class {
     }
 }
 
+/// Loads the records, before anything is there that may be lost for want of one: what has to be loaded first may fail for
+/// want of a descriptor. Importing `guestclock` takes less time without them.
+pub(crate) fn ready(py: Python<'_>) -> PyResult<()> {
+    CROSS_TIMESTAMP.get(py).map(drop)
+}
+
 static CROSS_TIMESTAMP: Class = Class::new("Stamp");
 static DIAGNOSTIC: Class = Class::new("Diagnostic");
 static SYNC_BOUND: Class = Class::new("SyncBound");

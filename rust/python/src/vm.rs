@@ -138,6 +138,7 @@ impl PyModelVm {
         name: &str,
     ) -> PyResult<PyClassInitializer<Self>> {
         let name = vm_name(name)?;
+        records::ready(py)?;
         let Guest { kernel, behaviours, config } = Guest::new(kernel, nested, e2h0, irqchip, vhe, arch_width)?;
         let counter = match counter {
             Some(counter) => counter,
