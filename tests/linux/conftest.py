@@ -1,5 +1,5 @@
 """These tests need a machine of the testbed with Linux guests in it: `make kvm-test LEGS=linux`. Elsewhere none is
-collected."""
+collected. A snapshot is removed after its tests: the machine's disk is its memory, and has no room for all of them."""
 
 from __future__ import annotations
 

@@ -5,6 +5,8 @@ The machine counts instructions, so that none of this depends on how busy its ho
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +32,7 @@ class Saved:
 
 
 @pytest.fixture(scope="session")
-def saved(kernel: Path, tmp_path_factory: pytest.TempPathFactory) -> Saved:
+def saved(kernel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Saved]:
     """One boot and two snapshots: the busy guest is the idle one, restored, with a loop for each vCPU."""
     place = tmp_path_factory.mktemp(kernel.name)
 
@@ -45,7 +47,8 @@ def saved(kernel: Path, tmp_path_factory: pytest.TempPathFactory) -> Saved:
         ask(vm, f"{campaign.LOOP} {campaign.LOOP}")
         return campaign.snapshot(vm, place / "busy", busy=True)
 
-    return Saved(first, in_a_child(busy))
+    yield Saved(first, in_a_child(busy))
+    shutil.rmtree(place)
 
 
 def judge(outcome: Outcome) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -73,7 +75,7 @@ def accounted(vm: LinuxVm, loops: tuple[int, int, int]) -> Account:
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Saved]:
     place = tmp_path_factory.mktemp("scheduler")
 
     def work() -> Saved:
@@ -93,8 +95,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
             vm.resume()
         raise RuntimeError("no pause found the loops running on both CPUs")
 
-    guest: Saved = in_a_child(work)
-    return guest
+    yield in_a_child(work)
+    shutil.rmtree(place)
 
 
 def restored(saved: Saved, policy: Policy) -> tuple[dict[str, Any], list[Account]]:
