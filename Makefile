@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 # A program of lab/, by its name.
 LAB := PYTHONPATH=lab $(PY) -m
+# A worker for each processor, which takes tests of another when it has none left.
+PYTEST := $(PY) -m pytest --numprocesses auto --dist worksteal
 NATIVE := python/guestclock/_core.abi3.so
 RUST := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock
 # Where there is Python to check. Written out, so that a missing folder isn't passed over in silence.
@@ -88,7 +90,7 @@ loom: | cargo ## The live VM under every interleaving of up to three threads
 
 .PHONY: test-python
 test-python: $(NATIVE) ## The Python suite
-	$(PY) -m pytest --ignore=$(STOPPED)
+	$(PYTEST) --ignore=$(STOPPED)
 
 # A folder of its own: the native module's file has one name, with Linux and without. Optimising the whole would cost more
 # than it saves here too.
@@ -103,7 +105,7 @@ test-portable: $(NATIVE) | cargo ## The model's tests on the build that other sy
 		$(PY) -m maturin build --quiet --release --no-default-features --locked --compatibility linux --out $(PORTABLE)/dist
 	$(PY) -m pip install --quiet --no-deps --target $(PORTABLE)/site $(PORTABLE)/dist/*.whl
 	export PYTHONPATH=$(abspath $(PORTABLE)/site); $(PY) -c "from guestclock._core import _LINUX; assert not _LINUX"; \
-		$(PY) -m pytest $(or $(TESTS),$(MODEL:%=tests/test_%.py))
+		$(PYTEST) $(or $(TESTS),$(MODEL:%=tests/test_%.py))
 
 .PHONY: kvm-test
 kvm-test: $(NATIVE) | cargo ## Real KVM, on kernels booted here: all legs, LEGS="6.12 nested", or SHORT=1 (lab/README.md)
@@ -285,10 +287,10 @@ instructions-update: $(VENV)/.tools | cargo ## Renews benches/instructions.json,
 .PHONY: payload
 payload: $(VENV)/.tools ## Assembles the bare-metal guest again, after a change of its source
 	$(PY) tools/assemble_payload.py
-.PHONY: nightly
-nightly: $(NATIVE) ## What is too long for a submission: all kernels, the study, the fuzzers, every benchmark; out/nightly/result.json; or ONLY="fuzz study"
-	$(LAB) nightly $(if $(ONLY),--only $(ONLY))
 
+.PHONY: nightly
+nightly: $(NATIVE) ## What is too long for a submission: all kernels, the study, the fuzzers, every benchmark; out/nightly/result.json; or ONLY="fuzz study", or PERCENT=2
+	$(LAB) nightly $(if $(ONLY),--only $(ONLY)) $(if $(PERCENT),--percent $(PERCENT))
 
 .PHONY: pins
 pins: | $(VENV)/.made ## Renews the tools' versions in requirements-dev.txt from pyproject.toml

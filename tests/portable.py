@@ -48,6 +48,10 @@ def refused(error: BaseException | None) -> bool:
     return False
 
 
+REFUSED = "refused without Linux"
+"""The property of a test whose skip is that build's refusal: reports alone reach the process that counts them."""
+
+
 class Portable:
     def __init__(self) -> None:
         self.passed = 0
@@ -66,10 +70,14 @@ class Portable:
         if call.excinfo and refused(call.excinfo.value):
             report.outcome = "skipped"
             report.longrepr = (str(item.path), 0, f"Skipped: {call.excinfo.value}")
-            self.refused[item.path.stem.removeprefix("test_")] += 1
+            report.user_properties.append((REFUSED, item.path.stem.removeprefix("test_")))
+        return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.skipped and REFUSED in (told := dict(report.user_properties)):
+            self.refused[str(told[REFUSED])] += 1
         elif report.when == "call" and report.passed:
             self.passed += 1
-        return report
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if self.refused.keys() - FILES or self.refused.total() > self.passed:

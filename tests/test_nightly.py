@@ -10,7 +10,7 @@ import pytest
 
 from nightly import __main__ as nightly
 from nightly.counts import counts
-from nightly.parts import PARTS, Part
+from nightly.parts import PARTS, Night, Part
 from stress import __main__ as stress
 
 
@@ -67,17 +67,26 @@ def test_the_result_file_has_each_part_and_the_commit(tmp_path: Path, monkeypatc
         assert outcomes == [("good", "passed"), ("bad", "failed")][: 1 if only else 2]
 
 
-def test_a_part_gets_the_nights_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prints = "import sys; print('count: seed =', sys.argv[1])"
-    monkeypatch.setattr(nightly, "PARTS", (Part("seeded", (sys.executable, "-c", prints, "{seed}")),))
+def test_a_part_gets_the_nights_seed_and_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prints = "import sys; print('count: seed =', sys.argv[1]); print('count: runs =', sys.argv[2])"
+    monkeypatch.setattr(nightly, "PARTS", (Part("seeded", (sys.executable, "-c", prints, "{seed}", "{share:250}")),))
     monkeypatch.setattr(nightly, "said", lambda *_: "")
-    monkeypatch.setattr(sys, "argv", ["nightly", "--out", str(tmp_path)])
-    nightly.main()
-    document = json.loads((tmp_path / "result.json").read_text())
-    assert document["parts"][0]["counts"] == {"seed": document["seed"]}
-    assert document["parts"][0]["command"][-1] == str(document["seed"])
-    seeded = {part.name for part in PARTS if any("{seed}" in word for word in part.command)}
-    assert seeded == {"fuzz", "stress-damage", "stress-reads", *(f"stress-{part}" for part in stress.PARTS)}
+    for percent, runs in (((), 250), (("--percent", "2"), 5), (("--percent", "1"), 3)):
+        monkeypatch.setattr(sys, "argv", ["nightly", "--out", str(tmp_path), *percent])
+        nightly.main()
+        document = json.loads((tmp_path / "result.json").read_text())
+        assert document["parts"][0]["counts"] == {"seed": document["seed"], "runs": runs}
+        assert document["parts"][0]["command"][-2:] == [str(document["seed"]), str(runs)]
+        assert document["percent"] == int(percent[1] if percent else 100)
+
+
+def test_what_is_random_has_the_nights_seed_and_its_share() -> None:
+    stressed = {f"stress-{part}" for part in stress.PARTS}
+    random = {"fuzz", "stress-damage", "stress-reads", *stressed}
+    for field in ("{seed}", "{share:"):
+        assert {part.name for part in PARTS if any(field in word for word in part.command)} == random
+    shards = [Night(seed, percent).written("{shard}") for seed, percent in ((7, 100), (7, 5), (27, 5), (5, 30))]
+    assert shards == ["0/1", "7/20", "7/20", "2/3"]
 
 
 @pytest.mark.parametrize("part", stress.PARTS)

@@ -1,9 +1,10 @@
 """Runs a night's parts one after the other, each to its end whatever became of the others, and writes the result file.
 
-    python -m nightly [--only PART...] [--seed N] [--out DIR]
+    python -m nightly [--only PART...] [--seed N] [--percent N] [--out DIR]
 
 DIR (out/nightly) gets `result.json`, renewed after each part, so that a night that is cut short leaves what it has; and
-a log for each part. Each night has a seed of its own, which the file gives. The status is 1 if a part failed, ran out
+a log for each part. Each night has a seed of its own, which the file gives. A short night takes a percentage of the
+random tries and of the rules to plant, and all of everything else. The status is 1 if a part failed, ran out
 of time, or the tree wasn't a commit's.
 """
 
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from nightly.counts import counts
-from nightly.parts import PARTS, Part
+from nightly.parts import PARTS, Night, Part
 
 TREE = Path(__file__).resolve().parent.parent.parent
 
@@ -42,7 +43,11 @@ def main() -> int:
     parser.add_argument(
         "--seed", type=int, metavar="N", default=secrets.randbits(32), help="by default another each time"
     )
+    parser.add_argument(
+        "--percent", type=int, metavar="N", default=100, choices=range(1, 101), help="of a whole night's random tries"
+    )
     chosen = parser.parse_args()
+    night = Night(chosen.seed, chosen.percent)
     chosen.out.mkdir(parents=True, exist_ok=True)
     parts = [part for part in PARTS if chosen.only is None or part.name in chosen.only]
     document: dict[str, Any] = {
@@ -51,14 +56,15 @@ def main() -> int:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "finished": None,
         "all_parts": chosen.only is None,
-        "seed": chosen.seed,
+        "seed": night.seed,
+        "percent": night.percent,
         "machine": {"cpus": os.cpu_count(), "architecture": platform.machine(), "kernel": platform.release()},
         "versions": versions(),
         "parts": [],
         "ok": None,
     }
     for part in parts:
-        command = [word.replace("{seed}", str(chosen.seed)) for word in part.command]
+        command = [night.written(word) for word in part.command]
         print(f"{part.name}: {' '.join(command)}", flush=True)
         outcome = run(part, command, chosen.out)
         print(f"{part.name}: {outcome['outcome']} in {outcome['seconds']} s, {outcome['counts']}", flush=True)
