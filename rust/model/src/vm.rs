@@ -547,19 +547,23 @@ impl<B: DerefMut<Target = Bank>> ModelVm<B> {
 
     /// Applies the VM's offsets to its vCPUs, except those that run: they keep the offsets that they were loaded with.
     fn follow_the_vm(&mut self) {
-        let (rows, nested) = (self.bank.rows_of(self.slot), self.config().el2 != El2::Absent);
+        let (rows, nested) = (self.bank.rows_of(self.slot), self.class().config.el2 != El2::Absent);
         let (domain, seat) = self.state();
-        if !nested && !domain.rows.running[rows.clone()].contains(&true) {
-            let Offsets { virt, phys } = seat.offsets;
-            domain.rows.virt[rows.clone()].fill(virt.0);
-            domain.rows.phys[rows].fill(phys.0);
-            self.bank.follow(self.slot);
-            return;
-        }
-        for row in rows {
-            if !domain.rows.running[row] {
-                let cntvoff = nested.then(|| Offset(domain.rows.cntvoff[row]));
-                domain.rows.set_offsets(row, seat.offsets.on_vcpu(cntvoff));
+        let offsets = seat.offsets;
+        if nested {
+            for row in rows {
+                if !domain.rows.running[row] {
+                    let cntvoff = Offset(domain.rows.cntvoff[row]);
+                    domain.rows.set_offsets(row, offsets.on_vcpu(Some(cntvoff)));
+                }
+            }
+        } else {
+            let Rows { virt, phys, running, .. } = &mut domain.rows;
+            let counters = virt[rows.clone()].iter_mut().zip(&mut phys[rows.clone()]);
+            for ((virt, phys), running) in counters.zip(&running[rows]) {
+                if !running {
+                    (*virt, *phys) = (offsets.virt.0, offsets.phys.0);
+                }
             }
         }
         self.bank.follow(self.slot);

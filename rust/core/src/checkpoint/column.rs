@@ -219,7 +219,18 @@ impl Iterator for Iter<'_> {
             Self::Words(values) => values.next().copied(),
         }
     }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let rows = match self {
+            Self::Same(_, rows) => *rows,
+            Self::Bytes(values) => values.len(),
+            Self::Words(values) => values.len(),
+        };
+        (rows, Some(rows))
+    }
 }
+
+impl ExactSizeIterator for Iter<'_> {}
 
 /// A column in the making: most columns of many VMs have one value for all, and take no memory a row.
 #[derive(Clone, Debug, Default)]
@@ -245,6 +256,16 @@ impl Growing {
         }
         self.values.push(value);
         self.rows += 1;
+    }
+
+    /// Adds rows.
+    pub(crate) fn extend(&mut self, mut values: &[u64]) {
+        while let (true, Some((value, rest))) = (self.values.is_empty(), values.split_first()) {
+            self.push(*value);
+            values = rest;
+        }
+        self.values.extend_from_slice(values);
+        self.rows += values.len();
     }
 
     /// Adds so many rows of one value.

@@ -234,8 +234,7 @@ impl DeadlineQueue {
     /// Holds a group, or lets it go, as one of many: [`settle`](Self::settle) comes after the last.
     pub(crate) fn hold_one_of_many(&mut self, group: u32, held: bool) {
         let known = &self.groups[group as usize];
-        if self.timers.is_held(known) != held {
-            let armed = self.timers.hold(known, held);
+        if let Some(armed) = self.timers.hold(known, held) {
             self.pending = if held { self.pending - armed } else { self.pending + armed };
             self.is_stale(group);
         }

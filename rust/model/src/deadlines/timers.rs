@@ -86,8 +86,11 @@ impl TimerRows {
     /// Returns a group's next deadline as a host count, as of `now`; [`NONE`] if it has none, none within 64 bits, or
     /// is held.
     pub(super) fn deadline(&self, group: &Group, now: HostCount) -> u64 {
+        if self.is_held(group) {
+            return NONE;
+        }
         let least = self.least(group);
-        let silent = least == NONE && !self.any_armed(group) || self.is_held(group);
+        let silent = least == NONE && !self.any_armed(group);
         if silent { NONE } else { group.deadline_of(least, now) }
     }
 
@@ -97,12 +100,13 @@ impl TimerRows {
         self.homes[row].held >> lane & 1 == 1
     }
 
-    /// Holds a group, or lets it go. Returns the number of its timers that are armed.
-    pub(super) fn hold(&mut self, group: &Group, held: bool) -> usize {
+    /// Holds a group, or lets it go. Returns the number of its timers that are armed; `None` if nothing changes.
+    pub(super) fn hold(&mut self, group: &Group, held: bool) -> Option<usize> {
         let (row, lane) = place(group.first);
         let home = &mut self.homes[row];
-        home.held = home.held & !(1 << lane) | u8::from(held) << lane;
-        self.armed(group)
+        let was = home.held >> lane & 1 == 1;
+        home.held ^= u8::from(was != held) << lane;
+        (was != held).then(|| self.armed(group))
     }
 
     /// Number of a group's armed timers.
@@ -110,7 +114,8 @@ impl TimerRows {
         if group.has_tree() {
             return self.homes[group.counting()].number as usize;
         }
-        self.homes[group.rows()].iter().map(|home| (home.armed & group.lanes()).count_ones() as usize).sum()
+        let (row, lanes) = (group.first as usize / ROW, group.lanes());
+        self.homes[row..row + group.leaves()].iter().map(|home| (home.armed & lanes).count_ones() as usize).sum()
     }
 
     /// Rewrites every timer of a group from columns: timer n of a vCPU is armed with the n-th column's compare value, where
@@ -154,24 +159,24 @@ impl TimerRows {
         columns: impl ExactSizeIterator<Item = (&'a [u64], &'a [u8])>,
     ) -> (usize, usize) {
         let (row, first) = place(group.first);
-        let values = &mut self.cvals[row].0[first..first + group.timers as usize];
-        let (stride, mut timers, mut bits, mut armed) = (columns.len(), 0, 0, 0);
+        let values = &mut self.cvals[row].0;
+        let (stride, mut timers, mut armed) = (columns.len(), 0, 0_u8);
         for (number, (cvals, ctls)) in columns.enumerate() {
-            let mut at = number;
+            let mut at = first + number;
             for (cval, ctl) in cvals.iter().zip(ctls) {
-                let arms = can_raise((*ctl).into());
-                values[at] = if arms { *cval } else { NONE };
-                bits |= u32::from(arms) << (at % ROW);
-                armed += usize::from(arms);
+                // No place is past the row's last one, as is asserted below: the compiler is spared the checks.
+                let (lane, arms) = (at % ROW, can_raise((*ctl).into()));
+                values[lane] = if arms { *cval } else { NONE };
+                armed |= u8::from(arms) << lane;
                 at += stride;
             }
             timers += cvals.len();
         }
         assert_eq!(timers, group.timers as usize, "{A_COLUMN_EACH}");
         let (home, lanes) = (&mut self.homes[row].armed, group.lanes());
-        let before = if *home & lanes == 0 { 0 } else { (*home & lanes).count_ones() as usize };
-        *home = *home & !lanes | (bits << first & 0xff) as u8;
-        (before, armed)
+        let before = *home & lanes;
+        *home = *home & !lanes | armed;
+        (before.count_ones() as usize, armed.count_ones() as usize)
     }
 
     /// Returns a group's least compare value.
