@@ -198,13 +198,13 @@ fn compare(rows: &Rows, of: Range<usize>, column: &BlockColumn<'_>) -> Result<()
     let same = match column.held {
         Held::Cval(timer) => {
             let cvals = &rows.timers[timer.index()].cval[of.clone()];
-            values.all(from, |place, value| moved_cval(value, column.shift) == cvals[place])
+            values.all_with(from, cvals, |value, cval| moved_cval(value, column.shift) == cval)
         }
         Held::Ctl(timer) => {
             let ctls = &rows.timers[timer.index()].ctl[of.clone()];
-            values.all(from, |place, value| (value ^ u64::from(ctls[place])) & column.seen == 0)
+            values.all_with(from, ctls, |value, ctl| (value ^ u64::from(ctl)) & column.seen == 0)
         }
-        Held::Cntvoff => values.all(from, |place, value| value == rows.cntvoff[of.start + place]),
+        Held::Cntvoff => values.all_with(from, &rows.cntvoff[of.clone()], |value, cntvoff| value == cntvoff),
         Held::Unknown => false,
     };
     if same {

@@ -404,7 +404,7 @@ impl<B: DerefMut<Target = Bank>> ModelVm<B> {
 
     /// Gives a VM that takes an offset this one.
     pub(crate) fn opt_in_stopped(&mut self, offset: Offset) {
-        self.state().1.opted_in = true;
+        self.seat_mut().opted_in = true;
         self.move_offsets(Offsets { virt: offset, phys: offset });
     }
 
@@ -504,7 +504,7 @@ impl<B: DerefMut<Target = Bank>> ModelVm<B> {
     /// Sets a timer's interrupt id on every vCPU (KVM_ARM_VCPU_TIMER_CTRL).
     pub fn set_irq(&mut self, attribute: u64, id: i32) -> Result<(), VmError> {
         let in_kernel_irqchip = self.config().in_kernel_irqchip;
-        self.state().1.irqs.set(attribute, id, in_kernel_irqchip)?;
+        self.seat_mut().irqs.set(attribute, id, in_kernel_irqchip)?;
         self.changed();
         Ok(())
     }
@@ -513,8 +513,12 @@ impl<B: DerefMut<Target = Bank>> ModelVm<B> {
         self.bank.domain_and_seat(self.slot)
     }
 
+    fn seat_mut(&mut self) -> &mut Seat {
+        &mut self.bank.seats[self.slot as usize]
+    }
+
     fn changed(&mut self) {
-        self.state().1.changes += 1;
+        self.seat_mut().changes += 1;
     }
 
     /// Writes CVAL or CTL or both, as the guest or the VMM does.
@@ -540,7 +544,7 @@ impl<B: DerefMut<Target = Bank>> ModelVm<B> {
 
     /// Sets the VM's own offsets.
     fn move_offsets(&mut self, offsets: Offsets) {
-        self.state().1.offsets = offsets;
+        self.seat_mut().offsets = offsets;
         self.follow_the_vm();
         self.changed();
     }

@@ -170,16 +170,21 @@ impl Column {
         }
     }
 
-    /// Returns whether `call` is true of each of these rows' values, with its place among them.
+    /// Returns whether `call` is true of each of these rows' values and its counterpart in `others`.
     ///
     /// # Panics
     /// Past the last row.
     #[inline]
-    pub fn all(&self, rows: Range<usize>, mut call: impl FnMut(usize, u64) -> bool) -> bool {
+    pub fn all_with<T: Copy>(&self, rows: Range<usize>, others: &[T], call: impl Fn(u64, T) -> bool) -> bool {
+        // Without an early end, so that it becomes vector code.
         match &self.0 {
-            Form::Same(value) => (0..rows.len()).all(|place| call(place, *value)),
-            Form::Bytes(bytes) => bytes[rows].iter().enumerate().all(|(place, value)| call(place, (*value).into())),
-            Form::Words(words) => words[rows].iter().enumerate().all(|(place, value)| call(place, *value)),
+            Form::Same(value) => others.iter().fold(true, |all, other| all & call(*value, *other)),
+            Form::Bytes(bytes) => {
+                bytes[rows].iter().zip(others).fold(true, |all, (value, other)| all & call((*value).into(), *other))
+            }
+            Form::Words(words) => {
+                words[rows].iter().zip(others).fold(true, |all, (value, other)| all & call(*value, *other))
+            }
         }
     }
 

@@ -151,7 +151,7 @@ impl TimerQueue {
         let first = added.next().expect("a VM has one group at least");
         let groups = [first, added.next().unwrap_or(first)];
         self.groups[index] = groups;
-        self.fill(place, rows);
+        self.fill(place, shared, rows);
         for vcpu in 0..place.vcpus {
             self.follow(place, vcpu, rows.offsets(place.first + usize::from(vcpu)), shared);
         }
@@ -161,14 +161,15 @@ impl TimerQueue {
         }
     }
 
-    /// Arms all timers of a VM's own groups as its rows have them; [`DeadlineQueue::settle`] comes after the last VM.
-    fn fill(&mut self, place: Place, rows: &Rows) {
+    /// Rewrites a VM's own groups as its rows have them; [`DeadlineQueue::settle`] comes after the last VM.
+    fn fill(&mut self, place: Place, shared: Offsets, rows: &Rows) {
         let of = place.first..place.first + usize::from(place.vcpus);
-        for group in own(&self.groups[place.slot as usize]) {
-            let lanes = self.members[*group as usize].part.lanes(self.timers);
-            let columns = rows.timers[usize::from(lanes.start)..usize::from(lanes.end)].iter();
-            let columns = columns.map(|TimerColumns { cval, ctl, .. }| (&cval[of.clone()], &ctl[of.clone()]));
-            self.queue.fill_one_of_many(*group, columns);
+        for (group, part) in own(&self.groups[place.slot as usize]).iter().zip(parts(shared)) {
+            let lanes = part.lanes(self.timers);
+            let columns = &rows.timers[usize::from(lanes.start)..usize::from(lanes.end)];
+            let of_row = |row: usize| columns.iter().map(move |TimerColumns { cval, ctl, .. }| (cval[row], ctl[row]));
+            let timers = of.clone().flat_map(of_row);
+            self.queue.rewrite_one_of_many(*group, shared.of(part_view(*part)), place.held, timers);
         }
     }
 
@@ -181,8 +182,7 @@ impl TimerQueue {
             self.enrol_one_of_many(place, shared, rows, &[]);
             return;
         }
-        self.move_and_hold(place, shared);
-        self.fill(place, rows);
+        self.fill(place, shared, rows);
     }
 
     /// Updates a VM that was held, let go or moved, as one of many: [`settle`](Self::settle) comes after the last.
