@@ -170,7 +170,7 @@ impl Column {
         }
     }
 
-    /// Returns whether `call` is true of each of these rows' values and its counterpart in `others`.
+    /// Returns whether `call` is true of each of these rows' values and its counterpart in `others`, which has one for each.
     ///
     /// # Panics
     /// Past the last row.
