@@ -169,11 +169,12 @@ class Fleet(Mapping[str, GuestVm]):
         `by="position"` the first VM of the fleet gets the checkpoint's first (`checkpoint.names`), and so on.
         For the rest see `GuestVm.plan`.
         """
-        saved = self._matched(checkpoint, only, by)
+        matched = self._matched(checkpoint, only, by)
         if self._bank is not None:
             # Where one is refused, each is looked at alone.
             with suppress(*FAILURES):
-                return self._bank.plan(checkpoint, saved, policy, options, now, keywords)
+                return self._bank.plan(checkpoint, matched, policy, options, now, keywords)
+        saved = _saved(checkpoint, matched)
         vms = [self[name] for name in saved]
         planned = _each_plan(vms, list(saved.values()), policy, options, now, keywords, threads)
         made, refused = _sorted(list(saved), planned)
@@ -201,11 +202,11 @@ class Fleet(Mapping[str, GuestVm]):
         """
         if self._bank is not None:
             _checked_word(on_failure)
-            saved = None if only is None and by == "name" else self._matched(checkpoint, only, by)
-            if saved is None and not self._bank.has_just(checkpoint):
-                saved = self._matched(checkpoint, only, by)
+            matched = None if only is None and by == "name" else self._matched(checkpoint, only, by)
+            if matched is None and not self._bank.has_just(checkpoint):
+                matched = self._matched(checkpoint, only, by)
             try:
-                report = self._bank.restore(checkpoint, saved, policy, options, now, keywords)
+                report = self._bank.restore(checkpoint, matched, policy, options, now, keywords)
             except FAILURES as error:
                 planned = self.plan(
                     checkpoint, policy, only=only, by=by, options=options, now=now, threads=threads, **keywords
@@ -259,7 +260,7 @@ class Fleet(Mapping[str, GuestVm]):
     ) -> tuple[FleetRestore, _Outcomes, str]:
         """Plans, and makes these steps in the same call: with what came of them, and the last."""
         _checked_word(on_failure)
-        saved = self._matched(checkpoint, only, by)
+        saved = _saved(checkpoint, self._matched(checkpoint, only, by))
         names, vms, stop = list(saved), [self[name] for name in saved], on_failure == "stop"
         restores, outcomes, last = _each_restore(
             vms, list(saved.values()), policy, options, now, keywords, stages, threads, stop
@@ -339,14 +340,14 @@ class Fleet(Mapping[str, GuestVm]):
         chosen = set(names)
         return [name for name in self._vms if name in chosen]
 
-    def _matched(self, checkpoint: Checkpoint, only: Iterable[str] | None, by: By) -> dict[str, Checkpoint]:
-        """The saved VM of each name, in the fleet's order."""
+    def _matched(self, checkpoint: Checkpoint, only: Iterable[str] | None, by: By) -> dict[str, str]:
+        """The name of the saved VM for each name, in the fleet's order."""
         if not isinstance(checkpoint, Checkpoint):
             raise TypeError(f"{reprlib.repr(checkpoint)} isn't a Checkpoint")
-        names, saved = self._chosen(only), _named(checkpoint)
+        names, saved = self._chosen(only), {name: name for name in checkpoint.names}
         if by == "position":
             _differ(missing=list(self._vms)[len(saved) :], extra=list(saved)[len(self._vms) :])
-            saved = dict(zip(self._vms, saved.values(), strict=True))
+            saved = dict(zip(self._vms, saved, strict=True))
         elif by != "name":
             raise ValueError(f"no by={reprlib.repr(by)}: name or position")
         extra = [name for name in saved if name not in self._vms] if only is None else []
@@ -735,18 +736,18 @@ class _OfBank(Mapping[str, GuestVm]):
     def restore(
         self,
         checkpoint: Checkpoint,
-        saved: Mapping[str, Checkpoint] | None,
+        matched: Mapping[str, str] | None,
         policy: Policy | None,
         options: Options | None,
         now: int | Stamp | None,
         keywords: OptionKeywords,
     ) -> FleetReport:
-        """Restores all VMs of the checkpoint, or those of `saved`, by one pass: all of them or none."""
+        """Restores all VMs of the checkpoint, or those of `matched`, by one pass: all of them or none."""
         handles = None
-        if saved is not None:
-            if not saved:
+        if matched is not None:
+            if not matched:
                 return FleetReport({})
-            checkpoint, handles = self._into(checkpoint, saved)
+            checkpoint, handles = self._into(checkpoint, matched)
         done = self._bank._restore(  # noqa: SLF001 - the native half of this class
             checkpoint, policy, vms=handles, options=options, now=now, **keywords
         )
@@ -760,26 +761,26 @@ class _OfBank(Mapping[str, GuestVm]):
     def plan(
         self,
         checkpoint: Checkpoint,
-        saved: Mapping[str, Checkpoint],
+        matched: Mapping[str, str],
         policy: Policy | None,
         options: Options | None,
         now: int | Stamp | None,
         keywords: OptionKeywords,
     ) -> FleetPlan:
-        """Plans the restore of the VMs of `saved` by one pass: all of them or none."""
-        if not saved:
+        """Plans the restore of the VMs of `matched` by one pass: all of them or none."""
+        if not matched:
             return FleetPlan(policy or Freeze(), [], {}, {})
-        checkpoint, handles = self._into(checkpoint, saved)
+        checkpoint, handles = self._into(checkpoint, matched)
         planned = self._bank._plan(  # noqa: SLF001 - the native half of this class
             checkpoint, policy, vms=handles, options=options, now=now, **keywords
         )
         return _BankPlan(policy or Freeze(), planned, self._handles)
 
-    def _into(self, checkpoint: Checkpoint, saved: Mapping[str, Checkpoint]) -> tuple[Checkpoint, NDArray[np.int64]]:
+    def _into(self, checkpoint: Checkpoint, matched: Mapping[str, str]) -> tuple[Checkpoint, NDArray[np.int64]]:
         """Returns the checkpoint of just these VMs, and the handle that each goes into."""
-        if len(saved) < len(checkpoint):
-            checkpoint = Checkpoint.join(list(saved.values()))
-        into = {one.name: name for name, one in saved.items()}
+        if len(matched) < len(checkpoint):
+            checkpoint = Checkpoint.join(list(_saved(checkpoint, matched).values()))
+        into = {saved: name for name, saved in matched.items()}
         return checkpoint, self._array(into[name] for name in checkpoint.names)
 
     def _array(self, names: Iterable[str] | None) -> NDArray[np.int64]:
@@ -957,6 +958,12 @@ def _refused(accepted: list[str], refused: dict[str, Exception]) -> FleetRefused
 def _named(checkpoint: Checkpoint) -> dict[str, Checkpoint]:
     """The saved VM of each name."""
     return dict(zip(checkpoint.names, checkpoint, strict=True))
+
+
+def _saved(checkpoint: Checkpoint, matched: Mapping[str, str]) -> dict[str, Checkpoint]:
+    """The saved VM of each name."""
+    saved = _named(checkpoint)
+    return {name: saved[of] for name, of in matched.items()}
 
 
 def _raise_first(names: Sequence[str], failed: Mapping[int, Exception]) -> None:

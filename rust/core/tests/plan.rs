@@ -9,8 +9,8 @@ use common::{Contents, Vm};
 use guestclock_core::arch::arm64::{Encoding, Role, Timer, View};
 use guestclock_core::checkpoint::{Backlog, GuestTime, UnknownKey};
 use guestclock_core::restore::{
-    Deadlines, Method, NeedsCounterOffset, Plan, PlanState, Policy, Refusal, Released, Repay, Report, Request, Rest,
-    RunState, Saved, Skew, State, Target, Views, Written, planning,
+    Deadlines, DueBacklog, Method, NeedsCounterOffset, Plan, PlanState, Policy, Refusal, Released, Repay, Report,
+    Request, Rest, RunState, Saved, Skew, State, Target, Views, Written, planning,
 };
 use guestclock_core::time::elapsed::HostClock;
 use guestclock_core::time::{
@@ -476,7 +476,7 @@ fn a_run_state_is_open_to_the_last_one_that_closed_it() {
     let epoch = run.begin_pause();
     assert_eq!((run.state(), run.holds(State::Paused, epoch)), (State::Paused, Ok(())));
     assert_eq!(run.holds(State::Restoring, epoch), Err(Refusal::Overtaken));
-    run.go_on(&made, &made.as_of);
+    run.go_on(DueBacklog::of(&made, &made.as_of));
     assert_eq!((run.state(), run.holds(State::Open, epoch)), (State::Open, Err(Refusal::Overtaken)));
     let next = run.close(State::Paused);
     assert!(![pause, restore, again].contains(&next));
@@ -516,7 +516,7 @@ fn steps_are_an_interval_apart_and_end_with_the_backlog() {
     run.step_taken(run.next_step(hz).unwrap(), HostCount(345), hz);
     assert_eq!((left(&run), next(&run)), (Some(15), Some((10, 365, 15))));
     let mut early = RunState::default();
-    early.go_on(&made, &made.as_of);
+    early.go_on(DueBacklog::of(&made, &made.as_of));
     early.step_taken(early.next_step(hz).unwrap(), HostCount(340), hz);
     assert_eq!(next(&early), Some((10, 365, 15)));
     run.step_taken(run.next_step(hz).unwrap(), HostCount(400), hz);

@@ -18,8 +18,7 @@ pub(crate) struct Many<'a> {
     pub(crate) bank: &'a mut Bank,
     pub(crate) slots: &'a [u32],
     pub(crate) counter: &'a dyn Counter,
-    /// The rows of all VMs by their domain, those that follow each other together.
-    runs: Vec<(usize, Range<usize>)>,
+    rows: Runs,
     /// True once something was written.
     pub(crate) written: bool,
     /// Place of the VM that the last step failed for.
@@ -28,8 +27,8 @@ pub(crate) struct Many<'a> {
 
 impl<'a> Many<'a> {
     pub(crate) fn new(bank: &'a mut Bank, slots: &'a [u32], counter: &'a dyn Counter) -> Self {
-        let runs = runs(bank, slots);
-        Self { bank, slots, counter, runs, written: false, failed: 0 }
+        let rows = Runs::of(bank, slots.iter().copied());
+        Self { bank, slots, counter, rows, written: false, failed: 0 }
     }
 
     /// Carries out a step.
@@ -52,10 +51,7 @@ impl<'a> Many<'a> {
     }
 
     fn look(&mut self) -> Answer<VmError> {
-        let runs = |(domain, rows): &(usize, Range<usize>)| {
-            self.bank.domains[*domain].rows.running[rows.clone()].contains(&true)
-        };
-        if self.runs.iter().any(runs) {
+        if self.rows.one_runs(self.bank) {
             for (place, slot) in self.slots.iter().enumerate() {
                 let vm = ModelVm::view(&*self.bank, *slot);
                 vm.all_stopped().inspect_err(|_| self.failed = place).map_err(Failed::Call)?;
@@ -72,10 +68,11 @@ impl<'a> Many<'a> {
     ) -> Answer<VmError> {
         for (vms, block) in block.runs() {
             let all = vms.len() == self.slots.len();
-            let runs = if all { self.runs.clone() } else { runs(self.bank, &self.slots[vms.clone()]) };
+            let slots = || self.slots[vms.clone()].iter().copied();
+            let runs = if all { self.rows.clone() } else { Runs::of(self.bank, slots()) };
             for column in block.columns() {
                 let mut begin = 0;
-                for (domain, rows) in &runs {
+                for (domain, rows) in runs.iter() {
                     let part = column.part(begin..begin + rows.len());
                     let done = step(&mut self.bank.domains[*domain].rows, rows.clone(), &part);
                     done.map_err(|failed| self.failed_at(vms.start, begin, failed))?;
@@ -117,36 +114,61 @@ impl<'a> Many<'a> {
         // As late as can be: under Freeze every tick after it is seen by the guests.
         let now = self.counter.count();
         let mut done = Ok(Done::Count(now));
-        plans.each(now, self.counter.frequency(), |place, plan, outcome, (cntvct, cntpct)| {
-            let mut vm = ModelVm::view(&mut *self.bank, self.slots[place]);
-            // All were looked at before, and the plan's method is one that the VM has.
-            let set = if plan.method == Method::Offset {
-                vm.opt_in_stopped(Offset::between(outcome.count, cntvct));
-                Ok(())
-            } else {
-                let outcome = Outcome { cntvct, cntpct, ..*outcome };
-                set_counters(plan, &outcome, &mut Model { vm: &mut vm, counter: &plan.instant_of(&outcome) })
-            };
-            if let (Err(error), true) = (set, done.is_ok()) {
-                self.failed = place;
-                done = Err(Failed::Call(error));
+        let outcomes: Vec<Outcome> = plans.outcomes(now, self.counter.frequency()).collect();
+        for (run, plan, outcome, counters) in plans.runs(&outcomes) {
+            for (place, (cntvct, cntpct)) in run.zip(counters) {
+                let mut vm = ModelVm::view(&mut *self.bank, self.slots[place]);
+                // All were looked at before, and the plan's method is one that the VM has.
+                let set = if plan.method == Method::Offset {
+                    vm.opt_in_stopped(Offset::between(outcome.count, cntvct));
+                    Ok(())
+                } else {
+                    let outcome = Outcome { cntvct, cntpct, ..*outcome };
+                    set_counters(plan, &outcome, &mut Model { vm: &mut vm, counter: &plan.instant_of(&outcome) })
+                };
+                if let (Err(error), true) = (set, done.is_ok()) {
+                    self.failed = place;
+                    done = Err(Failed::Call(error));
+                }
             }
-        });
+        }
         done
     }
 }
 
-/// Returns the rows of VMs by their domain, those that follow each other together.
-fn runs(bank: &Bank, slots: &[u32]) -> Vec<(usize, Range<usize>)> {
-    let mut runs: Vec<(usize, Range<usize>)> = Vec::new();
-    for slot in slots {
-        let (domain, rows) = (bank.domain_and_class(*slot).0.into(), bank.rows_of(*slot));
-        match runs.last_mut() {
+/// Rows of VMs with the number of their domain, those that follow each other together.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Runs(Vec<(usize, Range<usize>)>);
+
+impl Runs {
+    pub(crate) fn of(bank: &Bank, slots: impl IntoIterator<Item = u32>) -> Self {
+        let mut runs = Self::default();
+        slots.into_iter().for_each(|slot| runs.add(bank, slot));
+        runs
+    }
+
+    /// Adds the rows of a VM.
+    pub(crate) fn add(&mut self, bank: &Bank, slot: u32) {
+        let (domain, rows) = (bank.domain_and_class(slot).0.into(), bank.rows_of(slot));
+        match self.0.last_mut() {
             Some((of, before)) if (*of, before.end) == (domain, rows.start) => before.end = rows.end,
-            _ => runs.push((domain, rows)),
+            _ => self.0.push((domain, rows)),
         }
     }
-    runs
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &(usize, Range<usize>)> {
+        self.0.iter()
+    }
+
+    /// Number of rows.
+    pub(crate) fn len(&self) -> usize {
+        self.0.iter().map(|(_, rows)| rows.len()).sum()
+    }
+
+    /// Returns whether one of the vCPUs runs.
+    pub(crate) fn one_runs(&self, bank: &Bank) -> bool {
+        self.0.iter().any(|(domain, rows)| bank.domains[*domain].rows.running[rows.clone()].contains(&true))
+    }
 }
 
 /// Writes a register of a VM's rows, none of which runs.
@@ -176,13 +198,13 @@ fn compare(rows: &Rows, of: Range<usize>, column: &BlockColumn<'_>) -> Result<()
     let same = match column.held {
         Held::Cval(timer) => {
             let cvals = &rows.timers[timer.index()].cval[of.clone()];
-            values.all(from, |place, value| moved_cval(value, column.shift) == cvals[place])
+            values.all_with(from, cvals, |value, cval| moved_cval(value, column.shift) == cval)
         }
         Held::Ctl(timer) => {
             let ctls = &rows.timers[timer.index()].ctl[of.clone()];
-            values.all(from, |place, value| (value ^ u64::from(ctls[place])) & column.seen == 0)
+            values.all_with(from, ctls, |value, ctl| (value ^ u64::from(ctl)) & column.seen == 0)
         }
-        Held::Cntvoff => values.all(from, |place, value| value == rows.cntvoff[of.start + place]),
+        Held::Cntvoff => values.all_with(from, &rows.cntvoff[of.clone()], |value, cntvoff| value == cntvoff),
         Held::Unknown => false,
     };
     if same {

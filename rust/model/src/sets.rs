@@ -9,21 +9,20 @@ use crate::bank::handle::Handle;
 use crate::bank::vms::{Bank, BankError, Follow, narrow};
 use crate::error::VmError;
 use crate::managed::ManagedBank;
-use crate::many::Many;
+use crate::many::{Many, Runs};
 use crate::vm::ModelVm;
 use guestclock_core::arch::RegId;
-use guestclock_core::checkpoint::{BuildError, Checkpoint, GroupBuilder, GuestTime, Held, Name, VmName};
+use guestclock_core::checkpoint::{BuildError, Checkpoint, GroupBuilder, GuestTime, GuestTimes, Held, Name, VmName};
 use guestclock_core::drive::{
     Io, Machine, OfOne, OperationError, Restored, Saving, pausing_many, planning_many, restoring_many,
 };
 use guestclock_core::restore::{
-    ManyFacts, Method, Origins, Outcome, Plans, Policy, Refusal, Released, Report, Request, Saved, State, Target,
-    VmFacts, Writes, Written,
+    DueBacklog, ManyFacts, Method, Origins, Outcome, Plans, Policy, Refusal, Released, Report, Request, Saved, State,
+    Target, VmFacts, Writes, Written,
 };
 use guestclock_core::time::{Counter, Frequency, HostCount, Instant, OffsetInterval, Ratio, Stamp, SyncBound};
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
-use std::ops::Range;
 
 /// Error of an operation on a set of VMs. All of them are as they were.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -139,7 +138,7 @@ pub struct OpenPauses {
     vms: Vec<Handle>,
     epochs: Vec<u64>,
     stamp: Stamp,
-    times: Vec<GuestTime>,
+    times: GuestTimes,
     request: Request,
 }
 
@@ -165,16 +164,20 @@ impl OpenPauses {
     fn keep(&mut self, is_there: impl Fn(Handle) -> bool) {
         let there: Vec<bool> = self.vms.iter().map(|vm| is_there(*vm)).collect();
         let rows = || there.iter().copied();
-        let (mut vms, mut epochs, mut times) = (rows(), rows(), rows());
+        let (mut vms, mut epochs) = (rows(), rows());
         self.vms.retain(|_| vms.next() == Some(true));
         self.epochs.retain(|_| epochs.next() == Some(true));
-        self.times.retain(|_| times.next() == Some(true));
+        self.times =
+            rows().enumerate().filter(|(_, there)| *there).filter_map(|(row, _)| self.times.get(row)).collect();
     }
 
     /// Guest time of the VM at this row when it was paused.
+    ///
+    /// # Panics
+    /// Past the last row.
     #[must_use]
     pub fn saved(&self, row: usize) -> Saved<'_> {
-        let time = self.times[row];
+        let time = self.times.get(row).expect("a row of the pause");
         Saved::in_place(Ratio::new(self.stamp.frequency, time.frequency()).stamp(self.stamp), time)
     }
 }
@@ -188,9 +191,13 @@ impl ManagedBank {
         saving: SetSaving<'_>,
     ) -> Result<Checkpoint, SetError> {
         let slots = self.bank.slots(vms)?;
+        let rows = Runs::of(&self.bank, slots.iter().copied());
+        let one_runs = rows.one_runs(&self.bank);
         for (vm, slot) in vms.iter().zip(&slots) {
             self.run_states[*slot as usize].check_whole().map_err(of_vm(*vm))?;
-            self.stopped(*vm)?;
+            if one_runs {
+                self.stopped(*vm)?;
+            }
         }
         let names = |names: &[VmName]| names.len() == vms.len();
         if !saving.names.is_none_or(names) || saving.stopped_at.len() > 1 && saving.stopped_at.len() != vms.len() {
@@ -201,21 +208,31 @@ impl ManagedBank {
         if saving.names.is_none() {
             order.sort_unstable_by_key(|vm| vms[*vm].0);
         }
-        let mut groups = Groups::new(slots.iter().map(|slot| self.bank.rows_of(*slot).len()).sum());
+        let mut groups = Groups::new(rows.len());
         // Last, so that as little guest time as possible lies after it; the VMs stand still.
         let (stamp, namespace) = (counter.stamp(), counter.namespace_ticks());
         let now = stamp.count.own(namespace);
-        for vm in order {
-            let stopped = saving.stopped_at.get(if saving.stopped_at.len() == 1 { 0 } else { vm });
-            let stopped = stopped.map(|count| HostCount(*count));
-            let stopped_at = Saving::stopped_before::<VmError>(stopped, &stamp, namespace).map_err(of_vm(vms[vm]))?;
-            let name = match saving.names {
-                Some(names) => Name::Text(&names[vm]),
-                None => Name::Number(vms[vm].0.cast_unsigned()),
-            };
-            let mut time = self.guest_time(slots[vm], now);
-            time.stopped_at = stopped_at;
-            groups.of(&self.bank, slots[vm])?.add(name, &time, &self.bank, slots[vm]);
+        let name = |vm: &usize| match saving.names {
+            Some(names) => Name::Text(&names[*vm]),
+            None => Name::Number(vms[*vm].0.cast_unsigned()),
+        };
+        let times = self.guest_times(order.iter().map(|vm| slots[*vm]), now);
+        // VMs that have a stop each aren't alike.
+        let stops_differ = saving.stopped_at.len() > 1;
+        for (time, run, timelines) in times.runs() {
+            let alike = if stops_differ { 1 } else { run.len() };
+            for (run, timelines) in order[run].chunks(alike).zip(timelines.chunks(alike)) {
+                let vm = run[0];
+                let stopped = saving.stopped_at.get(if stops_differ { vm } else { 0 });
+                let stopped = stopped.map(|count| HostCount(*count));
+                let stopped_at =
+                    Saving::stopped_before::<VmError>(stopped, &stamp, namespace).map_err(of_vm(vms[vm]))?;
+                let group = groups.of(&self.bank, slots[vm])?;
+                group.builder.push_times(run.iter().map(name), &GuestTime { stopped_at, ..*time }, timelines);
+                for vm in run {
+                    group.rows.add(&self.bank, slots[*vm]);
+                }
+            }
         }
         groups.all.iter_mut().for_each(|group| group.fill(&self.bank));
         let stamp = saving.sync.map_or(stamp, |sync| stamp.vouched_by(sync));
@@ -271,7 +288,7 @@ impl ManagedBank {
         let stamp = drive_many(&mut driver, async |io| pausing_many(&io).await);
         let stamp = stamp.map_err(|error| of_one(vms, driver.failed, error))?;
         let now = stamp.count.own(facts.namespace_ticks);
-        let times: Vec<GuestTime> = slots.iter().map(|slot| self.guest_time(*slot, now)).collect();
+        let times = self.guest_times(slots.iter().copied(), now);
         // What would be refused at the end is refused now, while the VMs can still go on without it.
         Plans::new(&facts, Origins::InPlace { stamp: &stamp, times: &times }, stamp, request)
             .map_err(|(place, refusal)| of_vm(vms[place])(refusal))?;
@@ -336,13 +353,19 @@ impl ManagedBank {
             };
             let column = || Vec::with_capacity(vms.len());
             let (mut virtual_counts, mut physical_counts, mut added_ticks) = (column(), column(), column());
-            plans.each(count, facts.frequency, |place, plan, outcome, (virt, phys)| {
-                run_states[slots[place] as usize].go_on(plan, outcome);
-                bank.hold(slots[place], false);
-                virtual_counts.push(virt.0);
-                physical_counts.push(phys.0);
-                added_ticks.push(outcome.added_ticks);
-            });
+            let outcomes: Vec<Outcome> = plans.outcomes(count, facts.frequency).collect();
+            for (run, plan, outcome, counters) in plans.runs(&outcomes) {
+                let backlog = DueBacklog::of(plan, outcome);
+                for slot in &slots[run.clone()] {
+                    run_states[*slot as usize].go_on(backlog);
+                    bank.hold(*slot, false);
+                }
+                for (virt, phys) in counters {
+                    virtual_counts.push(virt.0);
+                    physical_counts.push(phys.0);
+                }
+                added_ticks.resize(run.end, outcome.added_ticks);
+            }
             let (vms, frequency) = (vms.into(), facts.frequency);
 
             (
@@ -391,6 +414,24 @@ impl ManagedBank {
         self.bank.vm(vm)?.all_stopped().map_err(|error| of_vm(vm)(OperationError::Backend(error)))
     }
 
+    /// Returns the guest times of VMs when the bank's counter reads `host`. The VMs of a run have one class.
+    fn guest_times(&self, slots: impl ExactSizeIterator<Item = u32>, host: HostCount) -> GuestTimes {
+        let mut times = GuestTimes::with_capacity(slots.len());
+        // A VM without a backlog, which the one before is like, and its counter's count.
+        let mut last: Option<(u32, HostCount)> = None;
+        for slot in slots {
+            let is_due = self.run_states[slot as usize].backlog().is_some();
+            let alike = last.filter(|(before, _)| !is_due && self.bank.are_alike(*before, slot));
+            if let Some((_, now)) = alike {
+                times.push_alike(now.guest(self.bank.shared_offsets(slot).virt));
+            } else {
+                times.push(self.guest_time(slot, host));
+                last = (!is_due).then(|| (slot, self.bank.domain_of(slot).ratio.at(host)));
+            }
+        }
+        times
+    }
+
     /// Returns the guest time of a VM when the bank's counter reads `host`.
     fn guest_time(&self, slot: u32, host: HostCount) -> GuestTime {
         let vm = ModelVm::view(&self.bank, slot);
@@ -436,8 +477,8 @@ struct Gathering {
     ids: Vec<RegId>,
     builder: GroupBuilder,
     held: Vec<Held>,
-    /// Rows of the VMs by their domain, those that follow each other together.
-    runs: Vec<(u16, Range<usize>)>,
+    /// Rows of the VMs.
+    rows: Runs,
 }
 
 impl Groups {
@@ -460,7 +501,7 @@ impl Groups {
                 // Enough for all, where all have one class; else it is given back at the end.
                 builder.reserve(if self.all.is_empty() { self.vcpus } else { 0 });
                 let held = ids.iter().filter_map(|id| Held::of(*id)).collect();
-                self.all.push(Gathering { ids, builder, held, runs: Vec::new() });
+                self.all.push(Gathering { ids, builder, held, rows: Runs::default() });
             }
             let place = known.unwrap_or(self.all.len() - 1);
             self.of_class.insert(class, place);
@@ -472,22 +513,13 @@ impl Groups {
 }
 
 impl Gathering {
-    fn add(&mut self, name: Name<'_>, time: &GuestTime, bank: &Bank, slot: u32) {
-        let (rows, (domain, _)) = (bank.rows_of(slot), bank.domain_and_class(slot));
-        match self.runs.last_mut() {
-            Some((of, before)) if (*of, before.end) == (domain, rows.start) => before.end = rows.end,
-            _ => self.runs.push((domain, rows)),
-        }
-        self.builder.push_time(name, time);
-    }
-
     /// Copies the registers of all VMs that were added.
     fn fill(&mut self, bank: &Bank) {
         let mut held = self.held.iter();
         self.builder.fill(|_, values| {
             let held = held.next();
-            for (domain, rows) in &self.runs {
-                let (columns, rows) = (&bank.domains[usize::from(*domain)].rows, rows.clone());
+            for (domain, rows) in self.rows.iter() {
+                let (columns, rows) = (&bank.domains[*domain].rows, rows.clone());
                 match held {
                     Some(Held::Cval(timer)) => values.extend_from_slice(&columns.timers[timer.index()].cval[rows]),
                     Some(Held::Ctl(timer)) => {

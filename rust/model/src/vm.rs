@@ -404,7 +404,7 @@ impl<B: DerefMut<Target = Bank>> ModelVm<B> {
 
     /// Gives a VM that takes an offset this one.
     pub(crate) fn opt_in_stopped(&mut self, offset: Offset) {
-        self.state().1.opted_in = true;
+        self.seat_mut().opted_in = true;
         self.move_offsets(Offsets { virt: offset, phys: offset });
     }
 
@@ -504,7 +504,7 @@ impl<B: DerefMut<Target = Bank>> ModelVm<B> {
     /// Sets a timer's interrupt id on every vCPU (KVM_ARM_VCPU_TIMER_CTRL).
     pub fn set_irq(&mut self, attribute: u64, id: i32) -> Result<(), VmError> {
         let in_kernel_irqchip = self.config().in_kernel_irqchip;
-        self.state().1.irqs.set(attribute, id, in_kernel_irqchip)?;
+        self.seat_mut().irqs.set(attribute, id, in_kernel_irqchip)?;
         self.changed();
         Ok(())
     }
@@ -513,8 +513,12 @@ impl<B: DerefMut<Target = Bank>> ModelVm<B> {
         self.bank.domain_and_seat(self.slot)
     }
 
+    fn seat_mut(&mut self) -> &mut Seat {
+        &mut self.bank.seats[self.slot as usize]
+    }
+
     fn changed(&mut self) {
-        self.state().1.changes += 1;
+        self.seat_mut().changes += 1;
     }
 
     /// Writes CVAL or CTL or both, as the guest or the VMM does.
@@ -540,26 +544,30 @@ impl<B: DerefMut<Target = Bank>> ModelVm<B> {
 
     /// Sets the VM's own offsets.
     fn move_offsets(&mut self, offsets: Offsets) {
-        self.state().1.offsets = offsets;
+        self.seat_mut().offsets = offsets;
         self.follow_the_vm();
         self.changed();
     }
 
     /// Applies the VM's offsets to its vCPUs, except those that run: they keep the offsets that they were loaded with.
     fn follow_the_vm(&mut self) {
-        let (rows, nested) = (self.bank.rows_of(self.slot), self.config().el2 != El2::Absent);
+        let (rows, nested) = (self.bank.rows_of(self.slot), self.class().config.el2 != El2::Absent);
         let (domain, seat) = self.state();
-        if !nested && !domain.rows.running[rows.clone()].contains(&true) {
-            let Offsets { virt, phys } = seat.offsets;
-            domain.rows.virt[rows.clone()].fill(virt.0);
-            domain.rows.phys[rows].fill(phys.0);
-            self.bank.follow(self.slot);
-            return;
-        }
-        for row in rows {
-            if !domain.rows.running[row] {
-                let cntvoff = nested.then(|| Offset(domain.rows.cntvoff[row]));
-                domain.rows.set_offsets(row, seat.offsets.on_vcpu(cntvoff));
+        let offsets = seat.offsets;
+        if nested {
+            for row in rows {
+                if !domain.rows.running[row] {
+                    let cntvoff = Offset(domain.rows.cntvoff[row]);
+                    domain.rows.set_offsets(row, offsets.on_vcpu(Some(cntvoff)));
+                }
+            }
+        } else {
+            let Rows { virt, phys, running, .. } = &mut domain.rows;
+            let counters = virt[rows.clone()].iter_mut().zip(&mut phys[rows.clone()]);
+            for ((virt, phys), running) in counters.zip(&running[rows]) {
+                if !running {
+                    (*virt, *phys) = (offsets.virt.0, offsets.phys.0);
+                }
             }
         }
         self.bank.follow(self.slot);

@@ -131,6 +131,14 @@ impl GroupBuilder {
 
     /// Adds a VM without its registers, which [`fill`](Self::fill) adds.
     pub fn push_time(&mut self, name: Name<'_>, time: &GuestTime) {
+        self.push_times([name], time, &[time.timeline.0]);
+    }
+
+    /// Adds VMs without their registers, which are alike but for their timelines: `time` is the guest time of one of them.
+    ///
+    /// # Panics
+    /// If there are fewer names than timelines, or more.
+    pub fn push_times<'a>(&mut self, names: impl IntoIterator<Item = Name<'a>>, time: &GuestTime, timelines: &[u64]) {
         let is_alike = self.last.as_mut().is_some_and(|last| {
             last.timeline = time.timeline;
             last == time
@@ -139,13 +147,17 @@ impl GroupBuilder {
             self.add_alike();
             self.last = Some(*time);
         }
-        self.alike += 1;
-        match name {
-            Name::Text(name) => self.names.push(name.as_str()),
-            Name::Number(number) => self.names.push_number(number),
+        self.alike += timelines.len();
+        let before = self.names.count();
+        for name in names {
+            match name {
+                Name::Text(name) => self.names.push(name.as_str()),
+                Name::Number(number) => self.names.push_number(number),
+            }
         }
-        self.vms[TIMELINE].push(time.timeline.0);
-        self.vcpus += usize::from(time.vcpus);
+        assert_eq!(self.names.count() - before, timelines.len(), "one name a VM");
+        self.vms[TIMELINE].extend(timelines);
+        self.vcpus += usize::from(time.vcpus) * timelines.len();
     }
 
     /// Adds the VMs that are alike to the columns.

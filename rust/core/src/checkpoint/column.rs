@@ -170,16 +170,21 @@ impl Column {
         }
     }
 
-    /// Returns whether `call` is true of each of these rows' values, with its place among them.
+    /// Returns whether `call` is true of each of these rows' values and its counterpart in `others`, which has one for each.
     ///
     /// # Panics
     /// Past the last row.
     #[inline]
-    pub fn all(&self, rows: Range<usize>, mut call: impl FnMut(usize, u64) -> bool) -> bool {
+    pub fn all_with<T: Copy>(&self, rows: Range<usize>, others: &[T], call: impl Fn(u64, T) -> bool) -> bool {
+        // Without an early end, so that it becomes vector code.
         match &self.0 {
-            Form::Same(value) => (0..rows.len()).all(|place| call(place, *value)),
-            Form::Bytes(bytes) => bytes[rows].iter().enumerate().all(|(place, value)| call(place, (*value).into())),
-            Form::Words(words) => words[rows].iter().enumerate().all(|(place, value)| call(place, *value)),
+            Form::Same(value) => others.iter().fold(true, |all, other| all & call(*value, *other)),
+            Form::Bytes(bytes) => {
+                bytes[rows].iter().zip(others).fold(true, |all, (value, other)| all & call((*value).into(), *other))
+            }
+            Form::Words(words) => {
+                words[rows].iter().zip(others).fold(true, |all, (value, other)| all & call(*value, *other))
+            }
         }
     }
 
@@ -219,7 +224,18 @@ impl Iterator for Iter<'_> {
             Self::Words(values) => values.next().copied(),
         }
     }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let rows = match self {
+            Self::Same(_, rows) => *rows,
+            Self::Bytes(values) => values.len(),
+            Self::Words(values) => values.len(),
+        };
+        (rows, Some(rows))
+    }
 }
+
+impl ExactSizeIterator for Iter<'_> {}
 
 /// A column in the making: most columns of many VMs have one value for all, and take no memory a row.
 #[derive(Clone, Debug, Default)]
@@ -245,6 +261,16 @@ impl Growing {
         }
         self.values.push(value);
         self.rows += 1;
+    }
+
+    /// Adds rows.
+    pub(crate) fn extend(&mut self, mut values: &[u64]) {
+        while let (true, Some((value, rest))) = (self.values.is_empty(), values.split_first()) {
+            self.push(*value);
+            values = rest;
+        }
+        self.values.extend_from_slice(values);
+        self.rows += values.len();
     }
 
     /// Adds so many rows of one value.

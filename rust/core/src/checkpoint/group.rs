@@ -2,8 +2,10 @@
 
 use crate::arch::RegId;
 use crate::arch::arm64::{CTL_ISTATUS, Role, Sysreg, Timer, is_unknown_timers};
-use crate::checkpoint::column::Column;
-use crate::checkpoint::fields::{Entry, GROUP, VCPUS, VM_FACTS, VM_FIELDS, VmFact, VmField, vm_facts, vm_fields};
+use crate::checkpoint::column::{Column, Iter};
+use crate::checkpoint::fields::{
+    Entry, GROUP, TIMELINE, VCPUS, VM_FACTS, VM_FIELDS, VmFact, VmField, vm_facts, vm_fields,
+};
 use crate::checkpoint::guest_time::GuestTime;
 use crate::checkpoint::names::Names;
 use crate::checkpoint::sparse::Sparse;
@@ -196,6 +198,11 @@ impl Group {
         usize::try_from(self.vms[VCPUS].sum(vm)).unwrap_or(usize::MAX)
     }
 
+    /// Number of the vCPUs of these VMs.
+    pub(crate) fn vcpus_among(&self, vms: Range<usize>) -> usize {
+        self.vms[VCPUS].iter(vms).map(|vcpus| usize::try_from(vcpus).unwrap_or(0)).sum()
+    }
+
     pub(crate) fn vcpus_of(&self, vm: usize) -> usize {
         self.vms[VCPUS].get(vm).and_then(|vcpus| usize::try_from(vcpus).ok()).unwrap_or(0)
     }
@@ -219,6 +226,15 @@ impl Group {
             }
         }
         time
+    }
+
+    /// The VMs, those that follow each other and are alike but for their timelines together: the first one's guest time,
+    /// and the timelines of all.
+    pub(crate) fn runs(&self) -> impl Iterator<Item = (GuestTime, Iter<'_>)> {
+        let is_timeline = |(at, place): &(usize, usize)| matches!(GROUP[*at], Entry::Vm(_)) && *place == TIMELINE;
+        let vms = if self.differ.iter().all(is_timeline) { self.len() } else { 1 };
+        let timelines = &self.vms[TIMELINE];
+        (0..self.len()).step_by(vms).map(move |first| (self.time(first), timelines.iter(first..first + vms)))
     }
 
     /// The ids of the registers, which order the groups of a checkpoint.

@@ -2,7 +2,9 @@
 
 use crate::checkpoint::backlog::Backlog;
 use crate::time::{Frequency, GuestCount, StampCount};
+use alloc::vec::Vec;
 use core::num::NonZeroU32;
+use core::ops::Range;
 
 /// The most vCPUs of a VM: what KVM allows on arm64 (`KVM_MAX_VCPUS`).
 pub const MAX_VM_VCPUS: u16 = 512;
@@ -95,5 +97,63 @@ impl GuestTime {
     #[must_use]
     pub fn width_ticks(&self) -> u64 {
         self.virtual_width_ticks.max(self.physical_width_ticks)
+    }
+}
+
+/// Guest times of many VMs, in their order.
+///
+/// VMs that follow each other and are alike, except for their timelines, are a run: what they have in common is kept, and
+/// looked at, once.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct GuestTimes {
+    timelines: Vec<u64>,
+    /// Guest time of the first VM of each run, and the place behind the last.
+    runs: Vec<(GuestTime, usize)>,
+}
+
+impl GuestTimes {
+    /// No guest times yet, with room for those of so many VMs.
+    #[must_use]
+    pub fn with_capacity(vms: usize) -> Self {
+        Self { timelines: Vec::with_capacity(vms), runs: Vec::new() }
+    }
+
+    /// Adds a VM, with which a run begins.
+    pub fn push(&mut self, time: GuestTime) {
+        self.runs.push((time, self.timelines.len()));
+        self.push_alike(time.timeline);
+    }
+
+    /// Adds a VM to the last run: one that is as the one before, except for its timeline.
+    ///
+    /// # Panics
+    /// If there is none before.
+    pub fn push_alike(&mut self, timeline: GuestCount) {
+        self.timelines.push(timeline.0);
+        self.runs.last_mut().expect("a VM before").1 = self.timelines.len();
+    }
+
+    /// Returns the guest time of a VM.
+    #[must_use]
+    pub fn get(&self, vm: usize) -> Option<GuestTime> {
+        let (time, _) = self.runs.get(self.runs.partition_point(|(_, end)| *end <= vm))?;
+        Some(GuestTime { timeline: GuestCount(self.timelines[vm]), ..*time })
+    }
+
+    /// The runs: the guest time of the first VM of each, and the places and the timelines of all.
+    pub fn runs(&self) -> impl Iterator<Item = (&GuestTime, Range<usize>, &[u64])> {
+        let mut first = 0;
+        self.runs.iter().map(move |(time, end)| {
+            let vms = core::mem::replace(&mut first, *end)..*end;
+            (time, vms.clone(), &self.timelines[vms])
+        })
+    }
+}
+
+impl FromIterator<GuestTime> for GuestTimes {
+    fn from_iter<T: IntoIterator<Item = GuestTime>>(times: T) -> Self {
+        let mut all = Self::default();
+        times.into_iter().for_each(|time| all.push(time));
+        all
     }
 }

@@ -17,7 +17,7 @@ pub use backlog::Backlog;
 pub use builder::{BuildError, GroupBuilder, Name};
 pub use column::Column;
 pub use group::{Group, Held, MAX_OTHER_REGS, RegisterColumn, VmColumn};
-pub use guest_time::{GuestTime, Interrupts, MAX_VM_VCPUS, Reading};
+pub use guest_time::{GuestTime, GuestTimes, Interrupts, MAX_VM_VCPUS, Reading};
 pub use join::JoinError;
 pub use names::{MAX_NAME_BYTES, Names, VmName};
 pub use register_lists::{Ids, InterchangeError, Known};

@@ -1,6 +1,7 @@
 //! Names of VMs: text that is safe to print, one a line.
 
 use alloc::string::String;
+use alloc::vec;
 use alloc::vec::Vec;
 use core::cmp::Ordering;
 use core::fmt;
@@ -62,13 +63,26 @@ pub struct Names {
     /// One name a line, without a newline at the end.
     text: String,
     count: usize,
+    /// The names of each length, in order: a name's place among them tells where it begins.
+    blocks: Vec<Block>,
+}
+
+/// Names of one length.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Block {
+    /// Number of bytes of each name.
+    length: usize,
+    /// Place of the first name.
+    first: usize,
+    /// Where the first name begins in the text.
+    start: usize,
 }
 
 impl Names {
     /// Names in this text, one a line; the text and the reason, if they aren't names in their order.
     pub(crate) fn new(text: String) -> Result<Self, (String, &'static str)> {
-        match count(&text) {
-            Ok(count) => Ok(Self { text, count }),
+        match blocks(&text) {
+            Ok((count, blocks)) => Ok(Self { text, count, blocks }),
             Err(why) => Err((text, why)),
         }
     }
@@ -92,23 +106,25 @@ impl Names {
     #[must_use]
     pub fn numbers(&self) -> Option<Vec<u64>> {
         let mut numbers = Vec::with_capacity(self.count);
-        let (mut number, mut digits) = (0_u64, 0);
-        for byte in self.text.bytes().chain(core::iter::once(b'\n')) {
-            if byte == b'\n' {
-                if digits == 0 {
+        let ends = self.blocks.iter().skip(1).map(|next| next.start).chain([self.text.len() + 1]);
+        for (Block { length, start, .. }, end) in self.blocks.iter().zip(ends) {
+            if *length == 0 {
+                return None;
+            }
+            for name in self.text.as_bytes()[*start..end - 1].chunks(length + 1) {
+                let (first, name) = name[..*length].split_first()?;
+                let digit = |byte: &u8| u64::from(byte.wrapping_sub(b'0'));
+                let (mut number, mut strange) = (digit(first), digit(first) > 9);
+                for byte in name {
+                    number = number.checked_mul(10)?.checked_add(digit(byte))?;
+                    strange |= digit(byte) > 9;
+                }
+                // No number has a zero before other digits.
+                if strange || *first == b'0' && !name.is_empty() {
                     return None;
                 }
                 numbers.push(number);
-                (number, digits) = (0, 0);
-                continue;
             }
-            let digit = byte.wrapping_sub(b'0');
-            // No number has a zero before other digits.
-            if digit > 9 || digits > 0 && number == 0 {
-                return None;
-            }
-            number = number.checked_mul(10)?.checked_add(digit.into())?;
-            digits += 1;
         }
         Some(numbers)
     }
@@ -116,14 +132,28 @@ impl Names {
     /// The name at this place; `None` past the end.
     #[must_use]
     pub fn get(&self, place: usize) -> Option<&str> {
-        self.iter().nth(place)
+        let number = self.blocks.partition_point(|block| block.first <= place).checked_sub(1)?;
+        let Block { length, first, start } = self.blocks[number];
+        // Past the last name this is past the end of the text.
+        let start = start.checked_add((place - first).checked_mul(length + 1)?)?;
+        self.text.get(start..start.checked_add(length)?)
     }
 
     /// Returns the place of a name.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<usize> {
-        // Names of one length are neighbours, so a search by lines that are longer ends it.
-        self.iter().take_while(|other| text_order(other, name).is_le()).position(|other| other == name)
+        let number = self.blocks.binary_search_by_key(&name.len(), |block| block.length).ok()?;
+        let mut low = self.blocks[number].first;
+        let mut high = self.blocks.get(number + 1).map_or(self.count, |next| next.first);
+        while low < high {
+            let middle = low.midpoint(high);
+            match self.get(middle)?.cmp(name) {
+                Ordering::Less => low = middle + 1,
+                Ordering::Greater => high = middle,
+                Ordering::Equal => return Some(middle),
+            }
+        }
+        None
     }
 
     /// Returns whether two lists have a name in common.
@@ -140,35 +170,39 @@ impl Names {
     }
 }
 
-/// Returns the number of names in this text, one a line; the reason, if they aren't names in their order.
-fn count(text: &str) -> Result<usize, &'static str> {
+/// Returns the number of names in this text, one a line, and their blocks; the reason, if they aren't names in their order.
+fn blocks(text: &str) -> Result<(usize, Vec<Block>), &'static str> {
     // Without an early end and without a check for overflow, so that it becomes vector code.
     let plain = |byte: u8| byte.wrapping_sub(b' ') <= b'~' - b' ' || byte == b'\n';
     let strange = text.as_bytes().iter().fold(false, |any, byte| any | !plain(*byte));
     if strange && text.chars().any(|c| c != '\n' && is_forbidden(c)) {
         return Err("have a control character");
     }
-    if let Some(count) = of_one_length(text.as_bytes()) {
-        return Ok(count);
+    if let Some((count, length)) = of_one_length(text.as_bytes()) {
+        return Ok((count, vec![Block { length, first: 0, start: 0 }]));
     }
-    let mut count = 1;
     let mut lines = text.split('\n');
     let mut last = lines.next().unwrap_or_default();
-    let mut longest = last.len();
+    let (mut count, mut start) = (1, 0);
+    let mut blocks = vec![Block { length: last.len(), first: 0, start }];
     for name in lines {
         if text_order(last, name).is_ge() {
             return Err("aren't in their order, shorter ones first, each once");
         }
-        longest = longest.max(name.len());
+        start += last.len() + 1;
+        if name.len() > last.len() {
+            blocks.push(Block { length: name.len(), first: count, start });
+        }
         last = name;
         count += 1;
     }
-    if longest > MAX_NAME_BYTES { Err("have one of more than 64 bytes") } else { Ok(count) }
+    // The last is the longest.
+    if last.len() > MAX_NAME_BYTES { Err("have one of more than 64 bytes") } else { Ok((count, blocks)) }
 }
 
-/// Returns the number of names, if all have one length of 8 to 16 bytes, and are in their order: as names are that are
-/// numbers. It takes a tenth of the time of the general way.
-fn of_one_length(text: &[u8]) -> Option<usize> {
+/// Returns the number of names and their length, if all have one length of 8 to 16 bytes, and are in their order: as
+/// names are that are numbers. It takes a tenth of the time of the general way.
+fn of_one_length(text: &[u8]) -> Option<(usize, usize)> {
     let length = text.iter().position(|byte| *byte == b'\n').filter(|length| (8..=16).contains(length))?;
     let stride = length + 1;
     let count = (text.len() + 1).is_multiple_of(stride).then_some((text.len() + 1) / stride)?;
@@ -187,7 +221,7 @@ fn of_one_length(text: &[u8]) -> Option<usize> {
         }
         last = key;
     }
-    Some(count)
+    Some((count, length))
 }
 
 /// Names being gathered, one a line.
@@ -218,22 +252,25 @@ impl Lines {
     }
 
     pub(crate) fn push(&mut self, name: &str) {
-        self.push_bytes(name.as_bytes());
+        self.begin();
+        self.text.extend_from_slice(name.as_bytes());
     }
 
-    fn push_bytes(&mut self, name: &[u8]) {
+    /// Begins a line.
+    fn begin(&mut self) {
         if self.count > 0 {
             self.text.push(b'\n');
         }
         self.count += 1;
-        self.text.extend_from_slice(name);
     }
 
     /// Adds the decimal digits of a number: many VMs are named so, and a formatter takes longer than all else.
     #[expect(clippy::cast_possible_truncation, reason = "of what is left below 100")]
     pub(crate) fn push_number(&mut self, mut number: u64) {
-        let mut digits = [b'0'; 20];
-        let mut first = digits.len();
+        const MOST: usize = 20;
+        // Of twice the size, so that as many bytes follow any digit: a copy of a size that is known isn't a call.
+        let mut digits = [b'0'; 2 * MOST];
+        let mut first = MOST;
         // Two digits a division.
         while number >= 100 {
             first -= 2;
@@ -242,7 +279,11 @@ impl Lines {
         }
         first -= 2;
         digits[first..first + 2].copy_from_slice(&PAIRS[number as usize]);
-        self.push_bytes(&digits[first + usize::from(number < 10)..]);
+        first += usize::from(number < 10);
+        self.begin();
+        let end = self.text.len() + MOST - first;
+        self.text.extend_from_slice(digits[first..].first_chunk::<MOST>().expect("as many bytes follow"));
+        self.text.truncate(end);
     }
 
     pub(crate) const fn count(&self) -> usize {
@@ -257,7 +298,32 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::format;
     use alloc::string::ToString;
+
+    /// Names of all lengths, some of which no name has.
+    #[test]
+    fn each_name_is_found_at_its_place() {
+        let mut texts: Vec<String> = [0, 1, 3, 8, 16, 63, 64].iter().map(|length| "é".repeat(length / 2)).collect();
+        texts.extend((0..300).map(|number| format!("{number}")));
+        texts.extend((0..50).map(|number| format!("web-{:04}", number * 2)));
+        texts.sort_by(|one, other| text_order(one, other));
+        texts.dedup();
+        let several = Names::new(texts.join("\n")).expect("in their order");
+        let of_one_length =
+            Names::new((10..99).map(|number| format!("numbers-{number}")).collect::<Vec<_>>().join("\n"));
+        for names in [several, of_one_length.expect("in their order")] {
+            assert!(names.iter().eq((0..names.count()).filter_map(|place| names.get(place))));
+            assert!(names.iter().enumerate().all(|(place, name)| names.find(name) == Some(place)));
+            for place in [names.count(), names.count() + 1, usize::MAX] {
+                assert_eq!(names.get(place), None);
+            }
+            for none in ["x", "web-0001", "web-9999", "numbers-09", "numbers-99", "numbers-1\n", "0\n", &"é".repeat(40)]
+            {
+                assert_eq!(names.find(none), None, "{none:?}");
+            }
+        }
+    }
 
     #[test]
     fn numbers_are_their_digits() {

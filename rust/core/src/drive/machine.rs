@@ -265,27 +265,19 @@ impl<'a> Block<'a> {
     /// Makes the block of the timers of all VMs of a checkpoint: how each plan's VMs are written, and the plan of each VM.
     pub(crate) fn of_many(checkpoint: &'a Checkpoint, plans: &[(Method, u64)], plan_of: &[u32]) -> Self {
         let mut runs: Vec<(Range<usize>, Timers<'a>)> = Vec::new();
-        let mut plan_of = plan_of.iter().map(|plan| plans[*plan as usize]);
-        let mut vms = 0;
+        let (mut plan_of, mut first) = (plan_of, 0);
         for group in checkpoint.groups() {
-            let mut run = (vms..vms, 0..0, None);
-            let end = |run: (Range<usize>, Range<usize>, Option<(Method, u64)>)| {
-                let (vms, rows, plan) = run;
-                plan.map(|(method, cval_shift)| {
-                    (vms, Timers { saved: SavedRows::new(group, rows), method, cval_shift })
-                })
-            };
-            for vm in 0..group.len() {
-                let plan = plan_of.next();
-                if plan != run.2 {
-                    let next = (vms..vms, run.1.end..run.1.end, plan);
-                    runs.extend(end(core::mem::replace(&mut run, next)));
-                }
-                vms += 1;
-                run.0.end = vms;
-                run.1.end += group.vcpus_of(vm);
+            let of_group = plan_of.split_off(..group.len()).unwrap_or_default();
+            let (mut vm, mut row) = (0, 0);
+            for run in of_group.chunk_by(|one, next| one == next || plans[*one as usize] == plans[*next as usize]) {
+                let (method, cval_shift) = plans[run[0] as usize];
+                let vms = vm..vm + run.len();
+                let rows = row..row + group.vcpus_among(vms.clone());
+                (vm, row) = (vms.end, rows.end);
+                let saved = SavedRows::new(group, rows);
+                runs.push((first + vms.start..first + vms.end, Timers { saved, method, cval_shift }));
             }
-            runs.extend(end(run));
+            first += group.len();
         }
         Self(Rows::Many(runs.into()))
     }

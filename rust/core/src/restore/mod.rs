@@ -25,7 +25,7 @@ pub use plans::{ManyFacts, Origins, Plans, VmFacts};
 pub use policy::{AtOnce, Deadlines, MAX_RATE_ERROR_PPB, Policy, Repay, Request, Rest, Views};
 pub use refusal::{NeedsCounterOffset, NotThen, Refusal, Skew};
 pub use report::{Released, Report, Writes, Written};
-pub use run_state::{Hold, RunState, State, Step};
+pub use run_state::{DueBacklog, Hold, RunState, State, Step};
 pub use saved::Saved;
 pub use state::PlanState;
 pub use target::Target;

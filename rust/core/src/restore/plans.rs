@@ -3,7 +3,8 @@
 //! VMs that are alike in all that a plan looks at, but for their counters, share one [`Plan`], made by
 //! [`plan`](planning::plan()) for the first of them; what it adds and how it sets a counter goes for all.
 
-use crate::checkpoint::{Backlog, Checkpoint, GuestTime};
+use crate::checkpoint::column::Iter;
+use crate::checkpoint::{Backlog, Checkpoint, GuestTime, GuestTimes};
 use crate::restore::plan::{Outcome, Plan};
 use crate::restore::planning;
 use crate::restore::policy::Request;
@@ -14,6 +15,7 @@ use crate::time::{Frequency, GuestCount, HostCount, Instant, NamespaceTicks, Rat
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::num::NonZeroU32;
+use core::ops::Range;
 
 /// VMs of one counter as an operation on them begins: facts that take no call.
 #[derive(Clone, Debug)]
@@ -49,6 +51,14 @@ impl ManyFacts {
     }
 }
 
+impl VmFacts {
+    /// Returns whether two VMs are alike as targets.
+    fn is_alike(&self, other: &Self) -> bool {
+        let Self { vcpus, class, opted_in, generation: _ } = *self;
+        (vcpus, class, opted_in) == (other.vcpus, other.class, other.opted_in)
+    }
+}
+
 /// Guest times that many VMs go on from, in their order.
 #[derive(Clone, Copy, Debug)]
 pub enum Origins<'a> {
@@ -59,20 +69,21 @@ pub enum Origins<'a> {
         /// The instant, by the counter of all.
         stamp: &'a Stamp,
         /// The guest times.
-        times: &'a [GuestTime],
+        times: &'a GuestTimes,
     },
 }
 
 impl<'a> Origins<'a> {
-    /// Calls `call` with the number of each VM's group in the checkpoint and its guest time, until an error.
-    fn try_each<E>(self, mut call: impl FnMut(usize, &GuestTime) -> Result<(), E>) -> Result<(), E> {
+    /// Calls `call` for VMs that follow each other and are alike but for their timelines, until an error: with the number
+    /// of their group in the checkpoint, the guest time of one of them, and the timelines of all.
+    fn try_each<E>(self, mut call: impl FnMut(usize, &GuestTime, Iter<'_>) -> Result<(), E>) -> Result<(), E> {
         match self {
-            Self::Saved(checkpoint) => checkpoint
-                .groups()
-                .iter()
-                .enumerate()
-                .try_for_each(|(number, group)| (0..group.len()).try_for_each(|vm| call(number, &group.time(vm)))),
-            Self::InPlace { times, .. } => times.iter().try_for_each(|time| call(0, time)),
+            Self::Saved(checkpoint) => checkpoint.groups().iter().enumerate().try_for_each(|(number, group)| {
+                group.runs().try_for_each(|(time, timelines)| call(number, &time, timelines))
+            }),
+            Self::InPlace { times, .. } => {
+                times.runs().try_for_each(|(time, _, timelines)| call(0, time, Iter::Words(timelines.iter())))
+            }
         }
     }
 
@@ -81,7 +92,7 @@ impl<'a> Origins<'a> {
         match self {
             Self::Saved(checkpoint) => Some(Saved::from(&checkpoint.vm(vm)?)),
             Self::InPlace { stamp, times } => {
-                let time = *times.get(vm)?;
+                let time = times.get(vm)?;
                 Some(Saved::in_place(Ratio::new(stamp.frequency, time.frequency()).stamp(*stamp), time))
             }
         }
@@ -141,56 +152,50 @@ impl Plans {
         let mut plans = Self::default();
         plans.plan_of.reserve_exact(facts.vms.len());
         plans.counters.reserve_exact(facts.vms.len());
-        let mut places = 0..;
-        origins.try_each(|group, time| {
-            let vm = places.next().unwrap_or_default();
-            let here = facts.vms[vm];
-            if here.vcpus != usize::from(time.vcpus) {
-                let (saved, host) = (time.vcpus.into(), here.vcpus);
-                return Err((vm, Refusal::TopologyMismatch { what: "vCPUs", saved, host }));
-            }
+        origins.try_each(|group, time, mut timelines| {
+            let first = plans.counters.len();
             let apart = time.physical_displacement_ticks.cast_signed().unsigned_abs();
-            let alike = Alike {
-                group,
-                class: here.class,
-                opted_in: here.opted_in,
-                saved_opted_in: time.opted_in,
-                frequency_hz: time.frequency_hz,
-                apart: (apart > 0).then_some(apart > time.width_ticks().saturating_mul(2)),
-                width_ticks: time.width_ticks(),
-                hidden_ticks: origins.hidden_ticks(time),
-                backlog: time.backlog,
-            };
-            let before = last.as_ref().filter(|(before, _)| *before == alike).map(|(_, plan)| *plan);
-            if let Some(plan) = before {
-                plans.push(plan, time);
-                return Ok(());
+            let hidden_ticks = origins.hidden_ticks(time);
+            for here in facts.vms[first..first + timelines.len()].chunk_by(VmFacts::is_alike) {
+                let (vm, VmFacts { vcpus, class, opted_in, .. }) = (plans.counters.len(), here[0]);
+                if vcpus != usize::from(time.vcpus) {
+                    let (saved, host) = (time.vcpus.into(), vcpus);
+                    return Err((vm, Refusal::TopologyMismatch { what: "vCPUs", saved, host }));
+                }
+                let alike = Alike {
+                    group,
+                    class,
+                    opted_in,
+                    saved_opted_in: time.opted_in,
+                    frequency_hz: time.frequency_hz,
+                    apart: (apart > 0).then_some(apart > time.width_ticks().saturating_mul(2)),
+                    width_ticks: time.width_ticks(),
+                    hidden_ticks,
+                    backlog: time.backlog,
+                };
+                let before = last.as_ref().filter(|(before, _)| *before == alike).map(|(_, plan)| *plan);
+                let plan = if let Some(plan) = before.or_else(|| known.get(&alike).copied()) {
+                    plan
+                } else {
+                    let target = facts.target(vm);
+                    let frequency = Frequency::new(target.cntfrq_hz.into()).unwrap_or(facts.frequency);
+                    let instant = Ratio::new(facts.frequency, frequency).instant(&sample);
+                    let target = Target { namespace_ticks: instant.namespace_ticks, ..target };
+                    let saved = origins.saved(vm).expect("a VM whose time was given");
+                    let plan = planning::plan(&saved, &target, instant.stamp, request);
+                    let number = u32::try_from(plans.plans.len()).unwrap_or(u32::MAX);
+                    plans.plans.push(plan.map_err(|refusal| (vm, refusal))?);
+                    known.insert(alike, number);
+                    number
+                };
+                last = Some((alike, plan));
+                plans.plan_of.resize(vm + here.len(), plan);
+                let timelines = timelines.by_ref().take(here.len()).map(GuestCount);
+                plans.counters.extend(timelines.map(|virt| (virt, virt.after(time.physical_displacement_ticks))));
             }
-            let plan = if let Some(plan) = known.get(&alike).copied() {
-                plan
-            } else {
-                let target = facts.target(vm);
-                let frequency = Frequency::new(target.cntfrq_hz.into()).unwrap_or(facts.frequency);
-                let instant = Ratio::new(facts.frequency, frequency).instant(&sample);
-                let target = Target { namespace_ticks: instant.namespace_ticks, ..target };
-                let saved = origins.saved(vm).expect("a VM whose time was given");
-                let plan = planning::plan(&saved, &target, instant.stamp, request);
-                let number = u32::try_from(plans.plans.len()).unwrap_or(u32::MAX);
-                plans.plans.push(plan.map_err(|refusal| (vm, refusal))?);
-                known.insert(alike, number);
-                number
-            };
-            last = Some((alike, plan));
-            plans.push(plan, time);
             Ok(())
         })?;
         Ok(plans)
-    }
-
-    /// Adds a VM of this plan.
-    fn push(&mut self, plan: u32, time: &GuestTime) {
-        self.plan_of.push(plan);
-        self.counters.push((time.timeline, time.physical()));
     }
 
     /// Returns the plan of the VM at this place, as it would be alone. `saved` is the guest time that it goes on from.
@@ -209,18 +214,20 @@ impl Plans {
         self.plans.iter().map(move |plan| plan.at(Ratio::new(frequency, plan.frequency()).at(now)))
     }
 
-    /// Calls `call` with each VM's place, its plan, the plan's outcome, and the VM's own counters, virtual and physical, when
-    /// the counter of all reads `now`.
-    pub fn each(
-        &self,
-        now: HostCount,
-        frequency: Frequency,
-        mut call: impl FnMut(usize, &Plan, &Outcome, (GuestCount, GuestCount)),
-    ) {
-        let outcomes: Vec<Outcome> = self.outcomes(now, frequency).collect();
-        for (vm, (number, counters)) in self.plan_of.iter().zip(&self.counters).enumerate() {
-            let (plan, outcome) = (&self.plans[*number as usize], &outcomes[*number as usize]);
-            call(vm, plan, outcome, plan.counters_of(outcome, *counters));
-        }
+    /// The VMs that follow each other and have one plan: their places, the plan, the plan's outcome out of `outcomes`, and
+    /// the counters of each VM, virtual and physical, at the outcome's instant.
+    pub fn runs<'a>(
+        &'a self,
+        outcomes: &'a [Outcome],
+    ) -> impl Iterator<Item = (Range<usize>, &'a Plan, &'a Outcome, impl Iterator<Item = (GuestCount, GuestCount)>)>
+    {
+        let mut end = 0;
+        self.plan_of.chunk_by(u32::eq).map(move |run| {
+            let (number, vms) = (run[0] as usize, end..end + run.len());
+            end = vms.end;
+            let (plan, outcome) = (&self.plans[number], &outcomes[number]);
+            let counters = self.counters[vms.clone()].iter();
+            (vms, plan, outcome, counters.map(|counters| plan.counters_of(outcome, *counters)))
+        })
     }
 }

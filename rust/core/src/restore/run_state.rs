@@ -41,12 +41,18 @@ pub struct RunState {
 
 /// A backlog, and the count at which its next step becomes due.
 #[derive(Clone, Copy, Debug)]
-struct DueBacklog {
+pub struct DueBacklog {
     backlog: Backlog,
     due: HostCount,
 }
 
 impl DueBacklog {
+    /// Returns the backlog of the guests that go on as in `outcome`.
+    #[must_use]
+    pub fn of(plan: &Plan, outcome: &Outcome) -> Option<Self> {
+        plan.backlog(outcome).map(|backlog| Self::after(outcome.count, backlog, plan.frequency()))
+    }
+
     /// Returns the backlog with its next step a whole interval after `count`.
     fn after(count: HostCount, backlog: Backlog, frequency: Frequency) -> Self {
         Self { backlog, due: count.after(backlog.interval_ticks(frequency)) }
@@ -129,15 +135,18 @@ impl RunState {
 
     /// Opens the VM: its guest goes on as in `outcome`.
     pub fn open(&mut self, plan: &Plan, outcome: &Outcome) {
-        self.state = State::Open;
-        let due = |backlog| Box::new(DueBacklog::after(outcome.count, backlog, plan.frequency()));
-        self.backlog = plan.backlog(outcome).map(due);
+        self.go_on_with(DueBacklog::of(plan, outcome));
     }
 
-    /// Opens a VM that was restored or resumed together with others, at one instant. Any operation under way is
-    /// overtaken.
-    pub fn go_on(&mut self, plan: &Plan, outcome: &Outcome) {
+    /// Opens a VM that was restored or resumed together with others, at one instant, with this backlog. Any operation
+    /// under way is overtaken.
+    pub fn go_on(&mut self, backlog: Option<DueBacklog>) {
         self.close(State::Restoring);
-        self.open(plan, outcome);
+        self.go_on_with(backlog);
+    }
+
+    fn go_on_with(&mut self, backlog: Option<DueBacklog>) {
+        self.state = State::Open;
+        self.backlog = backlog.map(Box::new);
     }
 }

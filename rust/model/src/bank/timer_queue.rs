@@ -151,7 +151,7 @@ impl TimerQueue {
         let first = added.next().expect("a VM has one group at least");
         let groups = [first, added.next().unwrap_or(first)];
         self.groups[index] = groups;
-        self.fill(place, rows);
+        self.fill(place, shared, rows);
         for vcpu in 0..place.vcpus {
             self.follow(place, vcpu, rows.offsets(place.first + usize::from(vcpu)), shared);
         }
@@ -161,14 +161,15 @@ impl TimerQueue {
         }
     }
 
-    /// Arms all timers of a VM's own groups as its rows have them; [`DeadlineQueue::settle`] comes after the last VM.
-    fn fill(&mut self, place: Place, rows: &Rows) {
+    /// Rewrites a VM's own groups as its rows have them; [`DeadlineQueue::settle`] comes after the last VM.
+    fn fill(&mut self, place: Place, shared: Offsets, rows: &Rows) {
         let of = place.first..place.first + usize::from(place.vcpus);
-        for group in own(self.groups[place.slot as usize]) {
-            let lanes = self.members[group as usize].part.lanes(self.timers);
-            let columns = rows.timers[usize::from(lanes.start)..usize::from(lanes.end)].iter();
-            let columns = columns.map(|TimerColumns { cval, ctl, .. }| (&cval[of.clone()], &ctl[of.clone()]));
-            self.queue.fill_one_of_many(group, columns);
+        for (group, part) in own(&self.groups[place.slot as usize]).iter().zip(parts(shared)) {
+            let lanes = part.lanes(self.timers);
+            let columns = &rows.timers[usize::from(lanes.start)..usize::from(lanes.end)];
+            let of_row = |row: usize| columns.iter().map(move |TimerColumns { cval, ctl, .. }| (cval[row], ctl[row]));
+            let timers = of.clone().flat_map(of_row);
+            self.queue.rewrite_one_of_many(*group, shared.of(part_view(*part)), place.held, timers);
         }
     }
 
@@ -181,8 +182,7 @@ impl TimerQueue {
             self.enrol_one_of_many(place, shared, rows, &[]);
             return;
         }
-        self.move_and_hold(place, shared);
-        self.fill(place, rows);
+        self.fill(place, shared, rows);
     }
 
     /// Updates a VM that was held, let go or moved, as one of many: [`settle`](Self::settle) comes after the last.
@@ -226,8 +226,8 @@ impl TimerQueue {
     /// Holds a VM's timers, or lets them go, as those of one of many: [`settle`](Self::settle) comes after the last.
     pub(crate) fn hold_one_of_many(&mut self, slot: u32, held: bool) {
         let Some(groups) = self.groups.get(slot as usize).filter(|groups| groups[0] != NO_GROUP) else { return };
-        for group in own(*groups) {
-            self.queue.hold_one_of_many(group, held);
+        for group in own(groups) {
+            self.queue.hold_one_of_many(*group, held);
         }
         if !self.apart.is_empty() {
             for (_, group) in self.apart.range((slot, 0, 0)..(slot + 1, 0, 0)) {
@@ -239,16 +239,17 @@ impl TimerQueue {
     /// Returns whether none of a VM's vCPUs has groups of its own, or has to.
     fn is_whole(&self, place: Place, shared: Offsets, rows: &Rows) -> bool {
         let of = place.first..place.first + usize::from(place.vcpus);
-        let all = |column: &[u64], offset: Offset| column[of.clone()].iter().all(|own| *own == offset.0);
+        let mut offsets = rows.virt[of.clone()].iter().zip(&rows.phys[of]);
         let apart = || self.apart.range((place.slot, 0, 0)..(place.slot + 1, 0, 0)).next();
-        all(&rows.virt, shared.virt) && all(&rows.phys, shared.phys) && (self.apart.is_empty() || apart().is_none())
+        offsets.all(|(virt, phys)| (*virt, *phys) == (shared.virt.0, shared.phys.0))
+            && (self.apart.is_empty() || apart().is_none())
     }
 
     /// Removes a VM.
     pub(crate) fn dismiss(&mut self, slot: u32) {
         let Some(groups) = self.groups.get_mut(slot as usize).filter(|groups| groups[0] != NO_GROUP) else { return };
-        for group in own(core::mem::replace(groups, [NO_GROUP; 2])) {
-            self.queue.remove_group(group).expect(ENOUGH);
+        for group in own(&core::mem::replace(groups, [NO_GROUP; 2])) {
+            self.queue.remove_group(*group).expect(ENOUGH);
         }
         let apart: Vec<_> =
             self.apart.range((slot, 0, 0)..(slot + 1, 0, 0)).map(|(key, group)| (*key, *group)).collect();
@@ -415,7 +416,7 @@ impl TimerQueue {
     /// Number of a VM's armed timers.
     fn armed(&self, slot: u32) -> usize {
         let apart = self.apart.range((slot, 0, 0)..(slot + 1, 0, 0)).map(|(_, group)| *group);
-        own(self.groups[slot as usize]).chain(apart).map(|group| self.queue.armed(group)).sum()
+        own(&self.groups[slot as usize]).iter().copied().chain(apart).map(|group| self.queue.armed(group)).sum()
     }
 
     fn add(&mut self, member: Member, timers: u32, offset: Offset, held: bool) -> u32 {
@@ -455,8 +456,8 @@ fn parts(shared: Offsets) -> &'static [Part] {
 }
 
 /// The groups of a VM, each once.
-fn own([first, second]: [u32; 2]) -> impl Iterator<Item = u32> {
-    core::iter::once(first).chain((second != first).then_some(second))
+fn own(groups: &[u32; 2]) -> &[u32] {
+    if groups[0] == groups[1] { &groups[..1] } else { groups }
 }
 
 /// Returns the view whose offset a group of this part has.

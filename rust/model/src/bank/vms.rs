@@ -433,10 +433,12 @@ impl Bank {
             domain.queue = queue;
         }
         if follow != Follow::Nothing {
+            let Self { domains, seats, classes, .. } = self;
             for slot in slots {
-                let (place, shared) = (self.place(*slot), self.shared_offsets(*slot));
-                let FrequencyDomain { rows, queue, .. } = self.domain_and_seat(*slot).0;
+                let seat = &seats[*slot as usize];
+                let FrequencyDomain { rows, queue, .. } = &mut domains[usize::from(seat.domain)];
                 let Some(queue) = queue else { continue };
+                let (place, shared) = (seat.place(*slot), seat.shared_offsets(classes));
                 match follow {
                     Follow::Nothing => {}
                     Follow::Held => queue.hold_one_of_many(*slot, place.held),
@@ -533,8 +535,7 @@ impl Bank {
     }
 
     pub(crate) fn place(&self, slot: u32) -> Place {
-        let seat = &self.seats[slot as usize];
-        Place { slot, first: seat.first as usize, vcpus: seat.vcpus, held: seat.held }
+        self.seats[slot as usize].place(slot)
     }
 
     /// Returns the frequency domain and the class of a VM: VMs with both in common are alike.
@@ -545,8 +546,15 @@ impl Bank {
 
     /// Returns the offsets of a VM's vCPUs, except those that run with others or have a CNTVOFF_EL2.
     pub(crate) fn shared_offsets(&self, slot: u32) -> Offsets {
-        let nested = self.class_of(slot).config.el2 != El2::Absent;
-        self.seats[slot as usize].offsets.on_vcpu(nested.then_some(Offset(0)))
+        self.seats[slot as usize].shared_offsets(&self.classes)
+    }
+
+    /// Returns whether two VMs that have no backlog have the same guest time, except for their timelines.
+    pub(crate) fn are_alike(&self, one: u32, other: u32) -> bool {
+        let [one, other] = [one, other].map(|slot| &self.seats[slot as usize]);
+        let apart = |seat: &Seat| seat.offsets.virt.0.wrapping_sub(seat.offsets.phys.0);
+        let of = |seat: &Seat| (seat.domain, seat.class, seat.vcpus, seat.opted_in, apart(seat));
+        of(one) == of(other) && one.irqs == other.irqs
     }
 
     /// Memory of the bank in bytes, including reserved capacity.
@@ -603,6 +611,15 @@ impl Bank {
 }
 
 impl Seat {
+    fn place(&self, slot: u32) -> Place {
+        Place { slot, first: self.first as usize, vcpus: self.vcpus, held: self.held }
+    }
+
+    fn shared_offsets(&self, classes: &[VmClass]) -> Offsets {
+        let nested = classes[usize::from(self.class)].config.el2 != El2::Absent;
+        self.offsets.on_vcpu(nested.then_some(Offset(0)))
+    }
+
     /// Returns the seat of an unused slot.
     fn vacant() -> Self {
         Self {

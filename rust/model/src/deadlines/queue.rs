@@ -234,8 +234,7 @@ impl DeadlineQueue {
     /// Holds a group, or lets it go, as one of many: [`settle`](Self::settle) comes after the last.
     pub(crate) fn hold_one_of_many(&mut self, group: u32, held: bool) {
         let known = &self.groups[group as usize];
-        if self.timers.is_held(known) != held {
-            let armed = self.timers.hold(known, held);
+        if let Some(armed) = self.timers.hold(known, held) {
             self.pending = if held { self.pending - armed } else { self.pending + armed };
             self.is_stale(group);
         }
@@ -251,18 +250,19 @@ impl DeadlineQueue {
         moved
     }
 
-    /// Rewrites every timer of a group from columns of compare values and controls, as one of many:
-    /// [`settle`](Self::settle) comes after the last.
-    pub(crate) fn fill_one_of_many<'a>(
+    /// Sets the offset of a group, holds it or lets it go, and rewrites every timer from its compare value and its
+    /// control, in the order of the ids, as one of many: [`settle`](Self::settle) comes after the last.
+    pub(crate) fn rewrite_one_of_many(
         &mut self,
         group: u32,
-        columns: impl ExactSizeIterator<Item = (&'a [u64], &'a [u8])>,
+        offset: Offset,
+        held: bool,
+        timers: impl Iterator<Item = (u64, u8)>,
     ) {
-        let known = &self.groups[group as usize];
-        let (disarmed, armed) = self.timers.fill(known, columns);
-        if !self.timers.is_held(known) {
-            self.pending = self.pending + armed - disarmed;
-        }
+        let known = &mut self.groups[group as usize];
+        known.offset = offset;
+        let (before, now) = self.timers.fill(known, held, timers);
+        self.pending = self.pending + now - before;
         self.is_stale(group);
     }
 

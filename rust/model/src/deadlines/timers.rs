@@ -71,7 +71,7 @@ impl Home {
     }
 }
 
-const A_COLUMN_EACH: &str = "a compare value and a control for each timer of the group";
+const ALL_TIMERS: &str = "a compare value and a control for each timer of the group";
 
 /// Columns of all timers.
 #[derive(Clone, Debug, Default)]
@@ -86,8 +86,11 @@ impl TimerRows {
     /// Returns a group's next deadline as a host count, as of `now`; [`NONE`] if it has none, none within 64 bits, or
     /// is held.
     pub(super) fn deadline(&self, group: &Group, now: HostCount) -> u64 {
+        if self.is_held(group) {
+            return NONE;
+        }
         let least = self.least(group);
-        let silent = least == NONE && !self.any_armed(group) || self.is_held(group);
+        let silent = least == NONE && !self.any_armed(group);
         if silent { NONE } else { group.deadline_of(least, now) }
     }
 
@@ -97,12 +100,13 @@ impl TimerRows {
         self.homes[row].held >> lane & 1 == 1
     }
 
-    /// Holds a group, or lets it go. Returns the number of its timers that are armed.
-    pub(super) fn hold(&mut self, group: &Group, held: bool) -> usize {
+    /// Holds a group, or lets it go. Returns the number of its timers that are armed; `None` if nothing changes.
+    pub(super) fn hold(&mut self, group: &Group, held: bool) -> Option<usize> {
         let (row, lane) = place(group.first);
         let home = &mut self.homes[row];
-        home.held = home.held & !(1 << lane) | u8::from(held) << lane;
-        self.armed(group)
+        let was = home.held >> lane & 1 == 1;
+        home.held ^= u8::from(was != held) << lane;
+        (was != held).then(|| self.armed(group))
     }
 
     /// Number of a group's armed timers.
@@ -110,80 +114,80 @@ impl TimerRows {
         if group.has_tree() {
             return self.homes[group.counting()].number as usize;
         }
-        self.homes[group.rows()].iter().map(|home| (home.armed & group.lanes()).count_ones() as usize).sum()
+        let (row, lanes) = (group.first as usize / ROW, group.lanes());
+        let armed = |home: &Home| (home.armed & lanes).count_ones() as usize;
+        // Most groups have one row, for which no loop is set up.
+        if group.timers as usize <= ROW {
+            return armed(&self.homes[row]);
+        }
+        self.homes[row..row + group.leaves()].iter().map(armed).sum()
     }
 
-    /// Rewrites every timer of a group from columns: timer n of a vCPU is armed with the n-th column's compare value, where
-    /// its control lets it raise its line. Returns the numbers of timers that were armed before and that are now.
-    pub(super) fn fill<'a>(
+    /// Rewrites every timer of a group from its compare value and its control, in the order of the ids: it is armed where
+    /// the control lets it raise its line. Holds the group, or lets it go. Returns the numbers of timers that were armed
+    /// and not held before, and that are now.
+    pub(super) fn fill(
         &mut self,
         group: &Group,
-        columns: impl ExactSizeIterator<Item = (&'a [u64], &'a [u8])>,
+        held: bool,
+        timers: impl Iterator<Item = (u64, u8)>,
     ) -> (usize, usize) {
         if group.timers as usize <= ROW {
-            return self.fill_row(group, columns);
+            return self.fill_row(group, held, timers);
         }
-        let before = self.armed(group);
-        let (stride, mut timers, mut armed) = (columns.len(), 0, 0);
-        let (first_row, _) = place(group.first);
-        for (first, (cvals, ctls)) in columns.enumerate() {
-            let mut at = first;
-            for (cval, ctl) in cvals.iter().zip(ctls) {
-                let arms = can_raise((*ctl).into());
-                let (row, lane) = (first_row + at / ROW, at % ROW);
-                armed += usize::from(arms);
-                self.cvals[row].0[lane] = if arms { *cval } else { NONE };
-                let home = &mut self.homes[row].armed;
-                *home = *home & !(1 << lane) | u8::from(arms) << lane;
-                at += stride;
-            }
-            timers += cvals.len();
-        }
-        assert_eq!(timers, group.timers as usize, "{A_COLUMN_EACH}");
+        let before = if self.is_held(group) { 0 } else { self.armed(group) };
+        let (first, _) = place(group.first);
+        let (mut at, mut armed) = (0, 0);
+        timers.for_each(|(cval, ctl)| {
+            let (row, lane, arms) = (first + at / ROW, at % ROW, can_raise(ctl.into()));
+            self.cvals[row].0[lane] = if arms { cval } else { NONE };
+            let home = &mut self.homes[row].armed;
+            *home = *home & !(1 << lane) | u8::from(arms) << lane;
+            armed += usize::from(arms);
+            at += 1;
+        });
+        assert_eq!(at, group.timers as usize, "{ALL_TIMERS}");
         if group.has_tree() {
             min_tree::rebuild(&mut self.cvals[group.rows()], group.leaves());
             self.homes[group.counting()].number = u32::try_from(armed).unwrap_or(group.timers);
         }
-        (before, armed)
+        self.hold(group, held);
+        (before, if held { 0 } else { armed })
     }
 
     /// Rewrites every timer of a group that has a part of a row: see [`fill`](Self::fill).
-    fn fill_row<'a>(
-        &mut self,
-        group: &Group,
-        columns: impl ExactSizeIterator<Item = (&'a [u64], &'a [u8])>,
-    ) -> (usize, usize) {
+    fn fill_row(&mut self, group: &Group, held: bool, timers: impl Iterator<Item = (u64, u8)>) -> (usize, usize) {
         let (row, first) = place(group.first);
-        let values = &mut self.cvals[row].0[first..first + group.timers as usize];
-        let (stride, mut timers, mut bits, mut armed) = (columns.len(), 0, 0, 0);
-        for (number, (cvals, ctls)) in columns.enumerate() {
-            let mut at = number;
-            for (cval, ctl) in cvals.iter().zip(ctls) {
-                let arms = can_raise((*ctl).into());
-                values[at] = if arms { *cval } else { NONE };
-                bits |= u32::from(arms) << (at % ROW);
-                armed += usize::from(arms);
-                at += stride;
-            }
-            timers += cvals.len();
-        }
-        assert_eq!(timers, group.timers as usize, "{A_COLUMN_EACH}");
-        let (home, lanes) = (&mut self.homes[row].armed, group.lanes());
-        let before = if *home & lanes == 0 { 0 } else { (*home & lanes).count_ones() as usize };
-        *home = *home & !lanes | (bits << first & 0xff) as u8;
-        (before, armed)
+        let (values, home, lanes) = (&mut self.cvals[row].0, &mut self.homes[row], group.lanes());
+        let (mut at, mut armed) = (first, 0_u8);
+        timers.for_each(|(cval, ctl)| {
+            // The modulus changes nothing, as the assertion says, and spares a check for each timer.
+            let (lane, arms) = (at % ROW, can_raise(ctl.into()));
+            values[lane] = if arms { cval } else { NONE };
+            armed |= u8::from(arms) << lane;
+            at += 1;
+        });
+        assert_eq!(at - first, group.timers as usize, "{ALL_TIMERS}");
+        let (was_armed, was_held) = (home.armed & lanes, home.held >> first & 1 == 1);
+        home.armed = home.armed & !lanes | armed;
+        home.held = home.held & !(1 << first) | u8::from(held) << first;
+        let pending = |armed: u8, held: bool| if held { 0 } else { armed.count_ones() as usize };
+        (pending(was_armed, was_held), pending(armed, held))
     }
 
     /// Returns a group's least compare value.
     fn least(&self, group: &Group) -> u64 {
         let (row, lane) = place(group.first);
+        if group.timers as usize > ROW {
+            let top = min_tree::top(group.leaves());
+            return self.cvals[row..][top].iter().fold(NONE, |least, row| least.min(row.least()));
+        }
+        let values = &self.cvals[row];
         match group.timers {
-            5..=8 => self.cvals[row].least(),
-            timers @ 0..5 => min_tree::least(&self.cvals[row].0[lane..lane + timers as usize]),
-            _ => {
-                let top = min_tree::top(group.leaves());
-                self.cvals[row..][top].iter().fold(NONE, |least, row| least.min(row.least()))
-            }
+            5.. => values.least(),
+            // Of three timers the fourth place is NONE.
+            3.. => min_tree::least(&values.0[lane..lane + 4]),
+            timers => min_tree::least(&values.0[lane..lane + timers as usize]),
         }
     }
 
