@@ -57,8 +57,8 @@ class Leg:
     arguments: str = ""
     guests: tuple[str, ...] = ()
     """The legs whose kernels are in the machine as guests, each as /guest/<leg>; with them goes /guest/probe."""
-    timeout_s: int = 600
-    """Time that its tests may take."""
+    timeout_s: int = 1800
+    """Time that its tests may take, on a machine with other things to do."""
     icount: int | None = None
     """Nanoseconds of an instruction, as a power of 2, where its machine counts instructions: the load of this machine
     changes nothing then."""

@@ -30,7 +30,7 @@ TESTS = ("tests/test_backends.py", "tests/kvm")
 GUESTS = "tests/linux"
 """The tests that run in a machine with Linux guests instead."""
 
-PYTEST = ("python3", "-m", "pytest", "-p", "no:cacheprovider", "--color=no", "--override-ini=timeout=300")
+PYTEST = ("python3", "-m", "pytest", "-p", "no:cacheprovider", "--color=no", "--override-ini=timeout=600")
 """An emulated processor takes its time: a test may take longer there than elsewhere."""
 
 WHOLE = "6.12"
