@@ -15,7 +15,9 @@ UNTIMED = [HealthCheck.too_slow]
 settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=UNTIMED)
 # `make deep-test`: other examples in every run, repeated with --hypothesis-seed.
 settings.register_profile("deep", deadline=None, database=None, max_examples=3000, suppress_health_check=UNTIMED)
-settings.load_profile("repeatable")
+# The other build has the same laws in it: what may differ there shows in few examples.
+settings.register_profile("few", settings.get_profile("repeatable"), max_examples=20)
+settings.load_profile("repeatable" if _LINUX else "few")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -134,7 +134,7 @@ class AgainstTheModel(RuleBasedStateMachine):
 
 
 TestAgainstTheModel = AgainstTheModel.TestCase
-TestAgainstTheModel.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestAgainstTheModel.settings = settings(max_examples=settings().max_examples * 3 // 2, stateful_step_count=40)
 
 
 @pytest.mark.parametrize("vm", [4, 8, 5000])

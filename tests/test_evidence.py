@@ -586,7 +586,7 @@ def hosts(draw: st.DrawFn) -> tuple[Stamp, Stamp, bool, bool]:
     return there, here, draw(st.booleans()), draw(st.booleans())
 
 
-@settings(max_examples=1000)
+@settings(max_examples=settings().max_examples * 10)
 @given(
     hosts(),
     st.sampled_from([Freeze(), Advance(), Advance(10 * SECOND)]),

@@ -312,7 +312,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=settings().max_examples * 3)
 @given(st.sampled_from(DOCUMENTS), st.randoms(use_true_random=False), JSON)
 def test_a_document_from_anywhere_is_read_or_refused(document: dict[str, Any], random: Any, junk: Any) -> None:
     """One place of a good document is something else: a snapshot of it makes a checkpoint, or says why not."""
