@@ -252,12 +252,13 @@ bench-asv: $(NATIVE) ## The asv suite against this build, stored under its commi
 		$$(git diff --quiet HEAD && echo --set-commit-hash $$(git rev-parse HEAD) || echo --dry-run)
 	$(ASV) publish
 
-# Each commit is built in an environment of asv's own. What cargo made for one serves the next, as asv empties its tree.
+# Each commit of the branch itself, which alone asv publishes, is built in an environment of asv's own. What cargo made for
+# one serves the next, as asv empties its tree.
 .PHONY: bench-track
 bench-track: $(VENV)/.tools | cargo ## The asv suite across commits, each built for release; stored, published, compared: RANGE=A..B, all or ONLY=pattern
 	@[[ "$(RANGE)" == ?*..?* ]] || { echo "name two commits: make bench-track RANGE=main~5..main" >&2; exit 1; }
 	$(ASV) machine --yes
-	(git rev-parse $(firstword $(subst .., ,$(RANGE))); git rev-list --reverse $(RANGE)) | \
+	(git rev-parse $(firstword $(subst .., ,$(RANGE))); git rev-list --reverse --first-parent $(RANGE)) | \
 		(export CARGO_TARGET_DIR=$(abspath benches/.asv/target); $(ASV) run --show-stderr $(BENCHMARKS) HASHFILE:-)
 	$(ASV) publish
 	$(ASV) compare $(subst .., ,$(RANGE))
