@@ -204,7 +204,7 @@ deep-test: loom deep-model mutants ## The slow tests: every interleaving; the mo
 .PHONY: deep-model
 deep-model: $(NATIVE)
 	@seed=$${SEED:-$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')}; echo "To repeat it: make deep-model SEED=$$seed"; \
-	$(PY) -m pytest tests/test_model.py --hypothesis-profile=deep --hypothesis-seed=$$seed --timeout=1800
+	GUESTCLOCK_EXAMPLES=$(EXAMPLES) $(PYTEST) tests/test_model.py --hypothesis-profile=deep --hypothesis-seed=$$seed --timeout=1800
 
 .PHONY: lint
 lint: $(VENV)/.tools | cargo ## rustfmt, clippy pedantic, the core without std, ruff, doc sentences, whether the mutants still apply

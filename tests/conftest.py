@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -14,7 +16,8 @@ UNTIMED = [HealthCheck.too_slow]
 # The same examples in every run, so that a run that failed can be repeated, and none fails by luck.
 settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=UNTIMED)
 # `make deep-test`: other examples in every run, repeated with --hypothesis-seed.
-settings.register_profile("deep", deadline=None, database=None, max_examples=3000, suppress_health_check=UNTIMED)
+EXAMPLES = int(os.environ.get("GUESTCLOCK_EXAMPLES") or 3000)
+settings.register_profile("deep", deadline=None, database=None, max_examples=EXAMPLES, suppress_health_check=UNTIMED)
 # The other build has the same laws in it: what may differ there shows in few examples.
 settings.register_profile("few", settings.get_profile("repeatable"), max_examples=20)
 settings.load_profile("repeatable" if _LINUX else "few")

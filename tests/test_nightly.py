@@ -10,7 +10,7 @@ import pytest
 
 from nightly import __main__ as nightly
 from nightly.counts import counts
-from nightly.parts import PARTS, Night, Part
+from nightly.parts import NIGHT, Night, Part
 from stress import __main__ as stress
 
 
@@ -54,7 +54,7 @@ def test_a_part_ends_as_its_program_does(program: str, limit_s: int, outcome: st
 
 def test_the_result_file_has_each_part_and_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = (Part("good", (sys.executable, "-c", PRINTS)), Part("bad", (sys.executable, "-c", "raise SystemExit(1)")))
-    monkeypatch.setattr(nightly, "PARTS", parts)
+    monkeypatch.setattr(nightly, "NIGHT", ((parts[:1],), (parts[1:],)))
     monkeypatch.setattr(nightly, "said", lambda *command: "" if "status" in command else " ".join(command))
     for only, status in (((), 1), (("--only", "good"), 0)):
         monkeypatch.setattr(sys, "argv", ["nightly", "--out", str(tmp_path), *only])
@@ -67,9 +67,25 @@ def test_the_result_file_has_each_part_and_the_commit(tmp_path: Path, monkeypatc
         assert outcomes == [("good", "passed"), ("bad", "failed")][: 1 if only else 2]
 
 
+def test_parts_run_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of two waits for the other's file, which none does before it has begun."""
+    meets = "import pathlib, sys, time; own, other = map(pathlib.Path, sys.argv[1:]); own.touch()\n"
+    meets += "while not other.exists(): time.sleep(0.01)\n"
+    names = ("one", "other")
+    one, other = (
+        Part(name, (sys.executable, "-c", meets, str(tmp_path / name), str(tmp_path / to)))
+        for name, to in zip(names, names[::-1], strict=True)
+    )
+    monkeypatch.setattr(nightly, "NIGHT", (((one,), (other,)),))
+    monkeypatch.setattr(nightly, "said", lambda *_: "")
+    monkeypatch.setattr(sys, "argv", ["nightly", "--out", str(tmp_path)])
+    assert nightly.main() == 0
+
+
 def test_a_part_gets_the_nights_seed_and_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prints = "import sys; print('count: seed =', sys.argv[1]); print('count: runs =', sys.argv[2])"
-    monkeypatch.setattr(nightly, "PARTS", (Part("seeded", (sys.executable, "-c", prints, "{seed}", "{share:250}")),))
+    seeded = Part("seeded", (sys.executable, "-c", prints, "{seed}", "{share:250}"))
+    monkeypatch.setattr(nightly, "NIGHT", (((seeded,),),))
     monkeypatch.setattr(nightly, "said", lambda *_: "")
     for percent, runs in (((), 250), (("--percent", "2"), 5), (("--percent", "1"), 3)):
         monkeypatch.setattr(sys, "argv", ["nightly", "--out", str(tmp_path), *percent])
@@ -81,10 +97,14 @@ def test_a_part_gets_the_nights_seed_and_its_share(tmp_path: Path, monkeypatch: 
 
 
 def test_what_is_random_has_the_nights_seed_and_its_share() -> None:
-    stressed = {f"stress-{part}" for part in stress.PARTS}
-    random = {"fuzz", "stress-damage", "stress-reads", *stressed}
-    for field in ("{seed}", "{share:"):
-        assert {part.name for part in PARTS if any(field in word for word in part.command)} == random
+    def with_field(field: str) -> set[str]:
+        parts = (part for together in NIGHT for parts in together for part in parts)
+        return {part.name for part in parts if any(field in word for word in part.command)}
+
+    random = {"fuzz", "stress-damage", "stress-reads", "deep-model", *(f"stress-{part}" for part in stress.PARTS)}
+    assert with_field("{seed}") == random
+    assert with_field("{share:") == {*random, "migrate-test"}
+    assert with_field("{shard}") == {"mutants"}
     shards = [Night(seed, percent).written("{shard}") for seed, percent in ((7, 100), (7, 5), (27, 5), (5, 30))]
     assert shards == ["0/1", "7/20", "7/20", "2/3"]
 
@@ -101,7 +121,7 @@ def test_each_part_of_stress_runs_and_counts(
 
 
 def test_a_changed_tree_is_no_commits_night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nightly, "PARTS", (Part("good", (sys.executable, "-c", PRINTS)),))
+    monkeypatch.setattr(nightly, "NIGHT", (((Part("good", (sys.executable, "-c", PRINTS)),),),))
     monkeypatch.setattr(nightly, "said", lambda *_: "M README.md")
     monkeypatch.setattr(sys, "argv", ["nightly", "--out", str(tmp_path)])
     assert nightly.main() == 1

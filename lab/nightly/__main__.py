@@ -1,4 +1,4 @@
-"""Runs a night's parts one after the other, each to its end whatever became of the others, and writes the result file.
+"""Runs a night's parts, each to its end whatever became of the others, and writes the result file.
 
     python -m nightly [--only PART...] [--seed N] [--percent N] [--out DIR]
 
@@ -22,12 +22,13 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from nightly.counts import counts
-from nightly.parts import PARTS, Night, Part
+from nightly.parts import NIGHT, Night, Part
 
 TREE = Path(__file__).resolve().parent.parent.parent
 
@@ -37,7 +38,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m nightly", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = [part.name for part in PARTS]
+    names = [part.name for together in NIGHT for parts in together for part in parts]
     parser.add_argument("--only", nargs="+", metavar="PART", choices=names, help=f"of {', '.join(names)}")
     parser.add_argument("--out", type=Path, metavar="DIR", default=TREE / "out" / "nightly")
     parser.add_argument(
@@ -49,7 +50,6 @@ def main() -> int:
     chosen = parser.parse_args()
     night = Night(chosen.seed, chosen.percent)
     chosen.out.mkdir(parents=True, exist_ok=True)
-    parts = [part for part in PARTS if chosen.only is None or part.name in chosen.only]
     document: dict[str, Any] = {
         "commit": said("git", "rev-parse", "HEAD"),
         "changed_files": said("git", "status", "--porcelain").splitlines(),
@@ -63,13 +63,23 @@ def main() -> int:
         "parts": [],
         "ok": None,
     }
-    for part in parts:
-        command = [night.written(word) for word in part.command]
-        print(f"{part.name}: {' '.join(command)}", flush=True)
-        outcome = run(part, command, chosen.out)
-        print(f"{part.name}: {outcome['outcome']} in {outcome['seconds']} s, {outcome['counts']}", flush=True)
-        document["parts"].append(outcome)
-        write(chosen.out / "result.json", document)
+    writing = threading.Lock()
+
+    def run_each(parts: tuple[Part, ...]) -> None:
+        for part in parts:
+            if chosen.only is not None and part.name not in chosen.only:
+                continue
+            command = [night.written(word) for word in part.command]
+            print(f"{part.name}: {' '.join(command)}", flush=True)
+            outcome = run(part, command, chosen.out)
+            print(f"{part.name}: {outcome['outcome']} in {outcome['seconds']} s, {outcome['counts']}", flush=True)
+            with writing:
+                document["parts"].append(outcome)
+                write(chosen.out / "result.json", document)
+
+    for together in NIGHT:
+        with ThreadPoolExecutor(len(together)) as pool:
+            list(pool.map(run_each, together))
     document["kernels"] = kernels()
     document["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
     document["ok"] = not document["changed_files"] and all(p["outcome"] == "passed" for p in document["parts"])

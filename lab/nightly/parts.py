@@ -41,7 +41,7 @@ class Part:
     limit_s: int = HOUR_S
 
 
-def make(target: str, *variables: str, name: str | None = None, limit_s: int = HOUR_S) -> Part:
+def make(target: str, *variables: str, name: str | None = None, limit_s: int = 2 * HOUR_S) -> Part:
     """A target of the Makefile, with its variables."""
     return Part(name or target, ("make", "--no-print-directory", target, *variables), limit_s)
 
@@ -52,7 +52,7 @@ def stress(part: str, runs: int) -> Part:
     return Part(f"stress-{part}", (*program, "--runs", f"{{share:{runs}}}", "--seed", "{seed}"), 2 * HOUR_S)
 
 
-PARTS = (
+HERE = (
     make("test"),
     make("lint"),
     make("types"),
@@ -60,16 +60,9 @@ PARTS = (
     make("test-portable"),
     make("wheel"),
     make("sdist"),
-    # Every kernel with the whole suite; the next two judge by the traces that it leaves.
-    make("kvm-test", limit_s=2 * HOUR_S),
-    make("kvm-replay"),
-    make("kvm-mutants", limit_s=2 * HOUR_S),
-    make("kvm-repeat"),
-    make("accuracy"),
-    make("migrate-test"),
-    make("study", limit_s=2 * HOUR_S),
+    make("study"),
     make("fuzz", "RUNS={share:100000000}", "SEED={seed}", limit_s=6 * HOUR_S),
-    make("damage", "RUNS={share:100000000}", "SEED={seed}", name="stress-damage", limit_s=2 * HOUR_S),
+    make("damage", "RUNS={share:100000000}", "SEED={seed}", name="stress-damage"),
     make("reads", "RUNS={share:1000000000}", "SEED={seed}", name="stress-reads"),
     stress("kills", 1_000),
     stress("limits", 100_000),
@@ -78,9 +71,28 @@ PARTS = (
     stress("readers", 100_000),
     stress("races", 1_000_000_000),
     stress("sweep", 200_000),
-    make("deep-model", limit_s=2 * HOUR_S),
+    make("deep-model", "EXAMPLES={share:3000}", "SEED={seed}"),
     make("mutants", "SHARD={shard}", limit_s=4 * HOUR_S),
+)
+"""Parts on this machine, one after the other."""
+
+IN_MACHINES = (
+    # Every kernel with the whole suite; the next two judge by the traces that it leaves.
+    make("kvm-test"),
+    make("kvm-replay"),
+    make("kvm-mutants"),
+    make("kvm-repeat"),
+    make("accuracy"),
+    make("migrate-test", "ROUNDS={share:10}"),
+)
+"""Parts in emulated machines, one after the other, beside those of HERE."""
+
+ALONE = (
     make("instructions"),
     make("bench"),
-    make("bench-asv", limit_s=2 * HOUR_S),
+    make("bench-asv"),
 )
+"""Parts that measure this machine, after all others."""
+
+NIGHT = ((HERE, IN_MACHINES), (ALONE,))
+"""The night: what runs side by side, one such time after the other."""
