@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ from guestclock.errors import (
     TopologyMismatch,
     VcpuRunning,
 )
+from guestclock.model import ClockBank
 from guestclock.testing import Fault, FaultyVm
 from guestclock.types import GuestVm, Policy, Step
 from vms import HZ, SECOND, busy, host, owned, state, texts
@@ -924,3 +926,26 @@ def test_a_vm_by_any_backend_is_a_member() -> None:
     fleet = Fleet(vms)
     reports = fleet.restore(fleet.checkpoint())
     assert all(isinstance(report, Report) for report in reports.values())
+
+
+def test_an_array_of_handles_is_never_printed() -> None:
+    """An attempt to take it for one integer would fail with its repr, which takes longer than the call itself."""
+    bank = ClockBank(host())
+    bank.add_many(100, 1)
+    fleet = Fleet(bank)
+    called: set[str] = set()
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call":
+            called.add(frame.f_code.co_filename)
+
+    sys.setprofile(note)
+    try:
+        with fleet.pause():
+            checkpoint = fleet.checkpoint()
+        fleet.restore(checkpoint, Freeze())
+        fleet.plan(checkpoint, Freeze())
+    finally:
+        sys.setprofile(None)
+    assert any("fleet" in path for path in called)
+    assert not any("arrayprint" in path for path in called)

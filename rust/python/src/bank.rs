@@ -104,10 +104,9 @@ fn handles(array: &Bound<'_, PyAny>, what: &str) -> PyResult<Vec<Handle>> {
 
 /// VM handles: one, or an array.
 fn vm_handles(vms: &Bound<'_, PyAny>) -> PyResult<Vec<Handle>> {
-    match vms.extract::<Int<i64>>() {
-        Ok(Int(vm)) => Ok(vec![Handle(vm)]),
-        Err(_) => handles(vms, "vms (or one int)"),
-    }
+    // An array isn't tried as an integer: the error that says that it is none has its repr.
+    let one = if vms.cast::<PyArray1<i64>>().is_ok() { None } else { int(vms).ok() };
+    one.map_or_else(|| handles(vms, "vms (or one int)"), |vm| Ok(vec![Handle(vm)]))
 }
 
 impl PyClockBank {
