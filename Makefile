@@ -262,7 +262,7 @@ bench-track: $(VENV)/.tools | cargo ## The asv suite across commits, each built 
 		(export CARGO_TARGET_DIR=$(abspath benches/.asv/target); $(ASV) run --show-stderr $(BENCHMARKS) HASHFILE:-)
 	$(ASV) publish
 	$(ASV) compare $(subst .., ,$(RANGE))
-	@echo "The pages: $(abspath benches/.asv/html/index.html) (asv preview serves them)"
+	@echo "The pages: $(abspath benches/.asv/html/index.html) (asv preview serves them, and a browser takes their scripts from the internet)"
 
 .PHONY: bench-smoke
 bench-smoke: $(NATIVE) ## Proves that the benchmarks run; judges nothing
