@@ -107,6 +107,7 @@ def test_what_is_random_has_the_nights_seed_and_its_share() -> None:
     assert with_field("{shard}") == {"mutants"}
     shards = [Night(seed, percent).written("{shard}") for seed, percent in ((7, 100), (7, 5), (27, 5), (5, 30))]
     assert shards == ["0/1", "7/20", "7/20", "2/3"]
+    assert [Night(7, percent).written("SHORT={short}") for percent in (100, 99)] == ["SHORT=", "SHORT=1"]
 
 
 @pytest.mark.parametrize("part", stress.PARTS)

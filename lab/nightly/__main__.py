@@ -4,8 +4,8 @@
 
 DIR (out/nightly) gets `result.json`, renewed after each part, so that a night that is cut short leaves what it has; and
 a log for each part. Each night has a seed of its own, which the file gives. A short night takes a percentage of the
-random tries and of the rules to plant, and all of everything else. The status is 1 if a part failed, ran out
-of time, or the tree wasn't a commit's.
+random tries and of the rules to plant, the tests of a submission in the emulated machines, and all of everything else.
+The status is 1 if a part failed, ran out of time, or the tree wasn't a commit's.
 """
 
 from __future__ import annotations

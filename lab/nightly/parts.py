@@ -16,12 +16,14 @@ class Night:
     percent: int = 100
 
     def written(self, word: str) -> str:
-        """A word of a command, where `{seed}`, `{share:N}` (the percentage of N) and `{shard}` stand for themselves.
+        """A word of a command, where `{seed}`, `{share:N}`, `{shard}` and `{short}` stand for themselves.
 
-        A shard is the same percentage of what has parts, and the seed chooses which.
+        A share is the percentage of N, a shard the same of what has parts, and the seed chooses which. A night of less
+        than 100 is short.
         """
         shards = 100 // self.percent
-        return word.format(seed=self.seed, share=_Share(self.percent), shard=f"{self.seed % shards}/{shards}")
+        shard, short = f"{self.seed % shards}/{shards}", 1 if self.percent < 100 else ""
+        return word.format(seed=self.seed, share=_Share(self.percent), shard=shard, short=short)
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ HERE = (
 
 IN_MACHINES = (
     # Every kernel with the whole suite; the next two judge by the traces that it leaves.
-    make("kvm-test"),
+    make("kvm-test", "SHORT={short}"),
     make("kvm-replay"),
     make("kvm-mutants"),
     make("kvm-repeat"),
