@@ -21,6 +21,11 @@ from stress import __main__ as stress
         ("3 passed in 0.01s\nand\n4 passed in 0.02s\n", {"passed": 7}),
         ("test result: ok. 12 passed; 0 failed; 3 ignored; 0 measured\n", {"passed": 12, "failed": 0, "ignored": 3}),
         ("LEG 6.1: 292 passed, 0 failed\n[6.1] 292 passed in 3s\n", {"6.1 passed": 292, "6.1 failed": 0}),
+        (
+            "a.gz: 6.1, seed 9: 60 sequences, 12 steps, 10 comparisons, 1 (9%) with more than one; 0 divergences\n"
+            * 2,
+            {"sequences": 120, "steps": 24, "comparisons": 20, "divergences": 0},
+        ),
         ("7 caught, 1 survived, 2 not judged\n", {"caught": 7, "survived": 1, "not": 2}),
         ("20 mutants tested in 3m: 1 missed, 19 caught\n", {"mutants": 20, "missed": 1, "caught": 19}),
         ("stat::number_of_executed_units: 100000000\n", {"number_of_executed_units": 100_000_000}),

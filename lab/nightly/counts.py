@@ -14,10 +14,12 @@ NAMED = (
 """Lines with one count and its name."""
 
 LISTED = (
-    # pytest, cargo test, a leg of kvm-test, the planted rules of lab/mutants, cargo-mutants, the study.
+    # pytest, cargo test, a leg of kvm-test and its traces, the planted rules of lab/mutants, cargo-mutants, the study.
     re.compile(r"^(?:=+ )?(?P<told>\d+ (?:passed|failed|error|skipped).*) in [\d.]+s", re.MULTILINE),
     re.compile(r"^test result: \w+\. (?P<told>\d+ passed; \d+ failed; \d+ ignored);", re.MULTILINE),
     re.compile(r"^LEG (?P<of>\S+): (?P<told>\d+ passed, \d+ failed)$", re.MULTILINE),
+    re.compile(r": (?P<told>\d+ sequences, \d+ steps, \d+ comparisons), "),
+    re.compile(r"; (?P<told>\d+ divergences)$", re.MULTILINE),
     re.compile(r"^(?P<told>\d+ caught, \d+ survived(?:, \d+ not judged)?)$", re.MULTILINE),
     re.compile(r"^(?P<told>\d+ mutants) tested", re.MULTILINE),
     re.compile(r"^\d+ mutants tested[^:]*: (?P<told>.+)$", re.MULTILINE),
