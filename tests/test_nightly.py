@@ -22,8 +22,7 @@ from stress import __main__ as stress
         ("test result: ok. 12 passed; 0 failed; 3 ignored; 0 measured\n", {"passed": 12, "failed": 0, "ignored": 3}),
         ("LEG 6.1: 292 passed, 0 failed\n[6.1] 292 passed in 3s\n", {"6.1 passed": 292, "6.1 failed": 0}),
         (
-            "a.gz: 6.1, seed 9: 60 sequences, 12 steps, 10 comparisons, 1 (9%) with more than one; 0 divergences\n"
-            * 2,
+            "a.gz: 6.1, seed 9: 60 sequences, 12 steps, 10 comparisons, 1 (9%) with more than one; 0 divergences\n" * 2,
             {"sequences": 120, "steps": 24, "comparisons": 20, "divergences": 0},
         ),
         ("7 caught, 1 survived, 2 not judged\n", {"caught": 7, "survived": 1, "not": 2}),
