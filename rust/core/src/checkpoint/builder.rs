@@ -125,16 +125,12 @@ impl GroupBuilder {
     /// # Panics
     /// If `registers` appends another number of values.
     pub fn push(&mut self, name: Name<'_>, time: &GuestTime, registers: impl FnMut(RegId, &mut Vec<u64>)) {
-        self.push_time(name, time);
+        self.push_times([name], time, &[time.timeline.0]);
         self.fill(registers);
     }
 
-    /// Adds a VM without its registers, which [`fill`](Self::fill) adds.
-    pub fn push_time(&mut self, name: Name<'_>, time: &GuestTime) {
-        self.push_times([name], time, &[time.timeline.0]);
-    }
-
-    /// Adds VMs without their registers, which are alike but for their timelines: `time` is the guest time of one of them.
+    /// Adds VMs that are alike but for their timelines, without their registers, which [`fill`](Self::fill) adds: `time` is
+    /// the guest time of one of them.
     ///
     /// # Panics
     /// If there are fewer names than timelines, or more.
