@@ -20,8 +20,10 @@ import zipfile
 from io import BytesIO
 from pathlib import Path
 
+from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
 from elftools.elf.gnuversions import GNUVerNeedSection
+from elftools.elf.sections import SymbolTableSection
 
 # manylinux_2_17 (PEP 600) is the glibc of RHEL 7, so that every distribution in use is new enough.
 NEWEST_GLIBC = (2, 17)
@@ -55,9 +57,12 @@ def main(wheel: Path) -> None:
         sys.exit(f"{wheel.name}: needs glibc {promised}, newer than {NEWEST_GLIBC}")
     if others := folders(wheel) - {"guestclock", "-".join(wheel.name.split("-")[:2]) + ".dist-info"}:
         sys.exit(f"{wheel.name}: has more in it than guestclock: {', '.join(sorted(others))}")
-    needed = needed_glibc(wheel, architecture)
+    code = native_module(wheel, architecture)
+    needed = needed_glibc(code)
     if needed > promised:
         sys.exit(f"{wheel.name}: its code needs glibc {needed}, and the name says {promised}")
+    if not has_the_systems_unwinder(code):
+        sys.exit(f"{wheel.name}: has an unwinder of its own, by which a daemon thread's end is a crash")
     if (found := audited(wheel)) != f"manylinux_{promised[0]}_{promised[1]}_{architecture}":
         sys.exit(f"{wheel.name}: auditwheel takes it for {found}")
     here = architecture == platform.machine()
@@ -77,18 +82,33 @@ def folders(wheel: Path) -> set[str]:
         return {name.partition("/")[0] for name in packed.namelist()}
 
 
-def needed_glibc(wheel: Path, architecture: str) -> tuple[int, int]:
-    """The newest version of glibc that a symbol of the wheel's native module asks for."""
+def native_module(wheel: Path, architecture: str) -> ELFFile:
+    """The wheel's native module, which is for this architecture."""
     with zipfile.ZipFile(wheel) as packed:
         (module,) = (name for name in packed.namelist() if name.endswith(".so"))
         code = ELFFile(BytesIO(packed.read(module)))
     if code["e_machine"] != MACHINES[architecture]:
         sys.exit(f"{wheel.name}: {module} is for {code['e_machine']}")
+    return code
+
+
+def needed_glibc(code: ELFFile) -> tuple[int, int]:
+    """The newest version of glibc that a symbol of the module asks for."""
     section = code.get_section_by_name(".gnu.version_r")
     if not isinstance(section, GNUVerNeedSection):
-        sys.exit(f"{wheel.name}: {module} names no version of any library")
+        sys.exit("the native module names no version of any library")
     names = [version.name for _, versions in section.iter_versions() for version in versions]
     return max((int(found[1]), int(found[2])) for name in names if (found := re.match(r"GLIBC_(\d+)\.(\d+)", name)))
+
+
+def has_the_systems_unwinder(code: ELFFile) -> bool:
+    """True if the module unwinds by libgcc, as glibc does where CPython ends a daemon thread (rust/python/build.rs)."""
+    dynamic, symbols = code.get_section_by_name(".dynamic"), code.get_section_by_name(".dynsym")
+    if not (isinstance(dynamic, DynamicSection) and isinstance(symbols, SymbolTableSection)):
+        sys.exit("the native module names no library and no symbol")
+    needed = [getattr(tag, "needed", None) for tag in dynamic.iter_tags()]
+    from_elsewhere = {symbol.name for symbol in symbols.iter_symbols() if symbol["st_shndx"] == "SHN_UNDEF"}
+    return "libgcc_s.so.1" in needed and {"_Unwind_RaiseException", "_Unwind_GetIPInfo"} <= from_elsewhere
 
 
 def audited(wheel: Path) -> str:
