@@ -31,6 +31,13 @@ SMALL := ^(?!.*\b(1|512|4096|65536|100000|1000000)\b)
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$python"; break; }; done)
 
+# Each release build is one that could be shipped, linked by zig, where wheels are made: so none is built again after the
+# tests. Elsewhere it is built as cargo would.
+RELEASE = $(addprefix --zig --compatibility manylinux_2_17 --target ,\
+	$(filter x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu,$(shell rustc --print host-tuple 2>/dev/null)))
+# Its programs for those that look for them on PATH: pip for maturin, maturin for zig.
+WITH_TOOLS := PATH="$(abspath $(BIN)):$$PATH"
+
 # One interpreter for every cargo command, so that pyo3 isn't rebuilt when the caller's PATH changes.
 export PYO3_PYTHON := $(abspath $(PY))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -42,7 +49,7 @@ demo: $(NATIVE) ## A real guest's clock across a save and a restore, without gue
 
 .PHONY: demo-linux
 demo-linux: $(NATIVE) | cargo ## A real Linux guest on emulated KVM, saved and restored four ways, by its own account: out/linux-guest
-	$(LAB) testbed wheel aarch64
+	$(LAB) testbed wheel
 	$(LAB) linux_guest --record docs/linux-guest-console.txt
 
 .PHONY: doctor
@@ -51,12 +58,13 @@ doctor: $(NATIVE) ## What this host offers: counter, wall clock, KVM
 
 .PHONY: wheel
 wheel: $(VENV)/.tools | cargo ## The release wheel in dist/, for glibc 2.17 and newer; its stable ABI and that level checked, and an install
-	$(LAB) testbed wheel $(shell uname -m)
+	rm -f dist/*_$(shell uname -m).whl
+	$(WITH_TOOLS) $(PY) -m maturin build --release $(RELEASE) --out dist
 	$(call checked,$(shell uname -m))
 
 .PHONY: wheel-aarch64
 wheel-aarch64: $(VENV)/.tools | cargo ## The same for arm64, cross-built on an x86 Debian machine, beside the other in dist/
-	$(LAB) testbed wheel aarch64
+	$(LAB) testbed wheel
 	$(call checked,aarch64)
 
 .PHONY: sdist
@@ -92,17 +100,15 @@ loom: | cargo ## The live VM under every interleaving of up to three threads
 test-python: $(NATIVE) ## The Python suite
 	$(PYTEST) --ignore=$(STOPPED)
 
-# A folder of its own: the native module's file has one name, with Linux and without. Optimising the whole would cost more
-# than it saves here too.
+# Installed into a folder of its own: the native module's file has one name, with Linux and without.
 PORTABLE := target/portable
 MODEL := atomicity backends catch_up checkpoint clock_bank counters deadline_queue elapsed evidence faults files fleet format \
 	inspect interchange lifecycle mistakes model observed refusals release_at restore scaled snapshots testing timers_after \
 	trace verify without_linux
 .PHONY: test-portable
 test-portable: $(NATIVE) | cargo ## The model's tests on the build that other systems than Linux have; or TESTS="files"
-	rm -rf $(PORTABLE)/dist $(PORTABLE)/site
-	CARGO_TARGET_DIR=$(PORTABLE) CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
-		$(PY) -m maturin build --quiet --release --no-default-features --locked --compatibility linux --out $(PORTABLE)/dist
+	rm -rf $(PORTABLE)
+	$(WITH_TOOLS) $(PY) -m maturin build --quiet --release --no-default-features $(RELEASE) --out $(PORTABLE)/dist
 	$(PY) -m pip install --quiet --no-deps --target $(PORTABLE)/site $(PORTABLE)/dist/*.whl
 	export PYTHONPATH=$(abspath $(PORTABLE)/site); $(PY) -c "from guestclock._core import _LINUX; assert not _LINUX"; \
 		$(PYTEST) $(or $(TESTS),$(MODEL:%=tests/test_%.py))
@@ -114,7 +120,7 @@ kvm-test: $(NATIVE) | cargo ## Real KVM, on kernels booted here: all legs, LEGS=
 
 .PHONY: migrate-test
 migrate-test: $(NATIVE) | cargo ## A Linux guest between two emulated hosts, 20 times, and over a host's restart: out/migration; or ROUNDS=n
-	$(LAB) testbed wheel aarch64
+	$(LAB) testbed wheel
 	$(LAB) linux_guest.migration --rounds $(or $(ROUNDS),10)
 
 .PHONY: guest-probe
@@ -212,14 +218,18 @@ lint: $(VENV)/.tools | cargo ## rustfmt, clippy pedantic, the core without std, 
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo clippy --package guestclock-python --no-default-features --locked -- -D warnings
 	cargo clippy --package guestclock-core --no-default-features --locked -- -D warnings
-	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),target)/loom \
-		cargo clippy --package guestclock-core --package guestclock-model --test loom --test vmclock --locked -- -D warnings -A clippy::must_use_candidate
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	cargo fmt --manifest-path lab/fuzz/Cargo.toml --check
-	CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),target)/fuzz cargo clippy --manifest-path lab/fuzz/Cargo.toml --locked -- -D warnings
 	$(PY) tools/sentences.py
 	$(LAB) mutants --check
+
+.PHONY: deep-lint
+deep-lint: lint ## And clippy on what is built by itself: the loom tests, the fuzzer, and all as it is on arm64
+	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),target)/loom \
+		cargo clippy --package guestclock-core --package guestclock-model --test loom --test vmclock --locked -- -D warnings -A clippy::must_use_candidate
+	CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),target)/fuzz cargo clippy --manifest-path lab/fuzz/Cargo.toml --locked -- -D warnings
+	$(LAB) testbed lint
 
 .PHONY: types
 types: $(NATIVE) ## mypy strict, and the native module against its stub, docstrings too
@@ -330,7 +340,8 @@ $(VENV)/.tools: requirements-dev.txt | $(VENV)/.made
 # An editable install: Python code runs from the work tree, and only a change in the Rust code or the metadata builds again.
 $(NATIVE): $(RUST) pyproject.toml $(VENV)/.tools | cargo
 	@echo "Building the native module (release, link-time optimised): the first time takes a minute."
-	$(PY) -m pip install --quiet --no-build-isolation --no-deps --editable .
+	$(WITH_TOOLS) $(PY) -m pip install --quiet --no-build-isolation --no-deps \
+		--config-settings build-args="$(RELEASE)" --editable .
 	@touch $@
 
 .PHONY: cargo

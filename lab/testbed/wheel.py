@@ -1,4 +1,4 @@
-"""The release wheels, linked by zig; the aarch64 one in a newer Debian, whose compiler has the target's library."""
+"""The aarch64 wheel, cross-built in a newer Debian, whose compiler has the target's library, and linked by zig."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ import platform
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from testbed import cache, roots
 from testbed.debian import Archive
 from testbed.image import TREE
 from testbed.say import give_up, note
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
 TARGET = "aarch64-unknown-linux-gnu"
 
-BUILD = ("build", "--release", "--locked", "--zig", "--compatibility", "manylinux_2_17")
-"""Arguments of maturin: zig links the wheel for glibc 2.17 and newer."""
+BUILD = ("build", "--release", "--zig", "--compatibility", "manylinux_2_17", "--target", TARGET)
+"""Arguments of maturin: zig links the wheel for glibc 2.17 and newer, as the Makefile has it do for this machine."""
 
 COMPILER = (
     *("base-files", "coreutils", "dash"),
@@ -27,40 +32,24 @@ COMPILER = (
 )
 
 
-def found(dist: Path, architecture: str = "aarch64") -> Path | None:
-    """The wheel for this architecture in the folder `dist`, if there is one."""
-    return next(dist.glob(f"guestclock-*_{architecture}.whl"), None)
+def found(dist: Path) -> Path | None:
+    """The aarch64 wheel in the folder `dist`, if there is one."""
+    return next(dist.glob("guestclock-*_aarch64.whl"), None)
 
 
-def build(dist: Path, architecture: str = "aarch64") -> Path:
-    """Build the release wheel of the work tree into the folder `dist`, in place of an older one, and give its path."""
+def build(dist: Path) -> Path:
+    """Build the aarch64 wheel of the work tree into the folder `dist`, in place of an older one, and give its path."""
     dist.mkdir(exist_ok=True)
-    for older in dist.glob(f"guestclock-*_{architecture}.whl"):
+    while older := found(dist):
         older.unlink()
-    if platform.machine() == architecture:
-        subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "maturin",
-                *BUILD,
-                "--target",
-                f"{architecture}-unknown-linux-gnu",
-                "--out",
-                dist,
-            ],
-            cwd=TREE,
-            env=os.environ | {"CARGO_ZIGBUILD_ZIG_PATH": str(_zig())},
-            check=True,
-        )
-    elif architecture == "aarch64":
-        _cross_build(dist)
+    note("building the aarch64 wheel; the first time takes minutes")
+    if platform.machine() == "aarch64":
+        command = [sys.executable, "-m", "maturin", *BUILD, "--out", str(dist)]
+        subprocess.run(command, cwd=TREE, env=os.environ | {"CARGO_ZIGBUILD_ZIG_PATH": str(_zig())}, check=True)
     else:
-        give_up(f"no wheel for {architecture} is built on a machine with {platform.machine()}")
-    wheel = found(dist, architecture)
-    if not wheel:
-        give_up(f"maturin left no {architecture} wheel in {dist}")
-    return wheel
+        with _compiler() as run:
+            run(roots.inside(Path(sys.executable).parent) + "/maturin", *BUILD, "--out", roots.inside(dist))
+    return found(dist) or give_up(f"maturin left no aarch64 wheel in {dist}")
 
 
 def _zig() -> Path:
@@ -71,7 +60,15 @@ def _zig() -> Path:
     return Path(package.submodule_search_locations[0], "zig")
 
 
-def _cross_build(dist: Path) -> None:
+def lint() -> None:
+    """Have clippy look at the Rust code as it is on aarch64, with that Debian's compiler."""
+    with _compiler() as run:
+        run("cargo", "clippy", "--workspace", "--all-targets", "--locked", "--target", TARGET, "--", "-D", "warnings")
+
+
+@contextmanager
+def _compiler() -> Iterator[Callable[..., None]]:
+    """Yields what runs a command in the work tree, where cargo builds for aarch64."""
     roots.check()
     compiler = roots.root("compiler", Archive("trixie"), *COMPILER, backports=True)
     crates = vendored()
@@ -98,10 +95,7 @@ def _cross_build(dist: Path) -> None:
             entered = roots.command(compiler, "/usr/bin/env", "-i", "-C", roots.inside(TREE), *settings, *command)
             subprocess.run(entered, check=True, stdin=subprocess.DEVNULL, stdout=sys.stderr)
 
-        note("building the aarch64 wheel; the first time takes minutes")
-        run("cargo", "clippy", "--workspace", "--all-targets", "--locked", "--target", TARGET, "--", "-D", "warnings")
-        maturin = roots.inside(Path(sys.executable).parent) + "/maturin"
-        run(maturin, *BUILD, "--target", TARGET, "--out", roots.inside(dist))
+        yield run
 
 
 def _forget_other_trees(target: Path) -> None:
