@@ -1,5 +1,5 @@
 //! Each kernel on each instruction set, beside what this machine copies, in interleaved rounds of one run: `cargo bench
-//! -p guestclock-core --bench roofline`.
+//! -p guestclock-model --bench roofline`.
 
 mod columns;
 

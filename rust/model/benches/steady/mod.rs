@@ -7,8 +7,6 @@ use guestclock_core::time::{HostCount, Offset};
 use guestclock_model::deadlines::{DeadlineQueue, Fired};
 
 const FIRING: u64 = 64;
-#[allow(dead_code, reason = "only Criterion asks for it")]
-pub(crate) const TOUCHED: u64 = 2 * FIRING + 9;
 /// Farthest deadline, in ticks from now: up to a second of 1 GHz.
 const FARTHEST: u64 = 1 << 30;
 
