@@ -74,9 +74,25 @@ pub const fn wrapped(ticks: u128) -> u64 {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use proptest::sample::select;
+
+    const EDGES: [u64; 9] = [0, 1, 999, 1 << 32, (1 << 63) - 1, 1 << 63, (1 << 63) + 1, u64::MAX - 1, u64::MAX];
+
+    /// The plain statement, in integers that don't end.
+    fn plain(late: &Late, now: u64) -> i128 {
+        let modulus = 1_i128 << 64;
+        let mut since = (i128::from(now) - i128::from(late.anchor.0)).rem_euclid(modulus);
+        if since >= modulus / 2 {
+            since = 0;
+        }
+        let missed = late.missed.saturating_add(since.unsigned_abs());
+        let added = (missed.min(late.cap) % modulus.unsigned_abs()).cast_signed();
+        let guest = (i128::from(late.saved.0) + added).rem_euclid(modulus);
+        (i128::from(now) - guest).rem_euclid(modulus)
+    }
 
     fn edgy() -> impl Strategy<Value = u64> {
-        prop_oneof![Just(0), Just(u64::MAX), 0..1000_u64, any::<u64>(), (0..64_u32).prop_map(|bit| 1 << bit)]
+        prop_oneof![select(&EDGES), any::<u64>(), (0..64_u32).prop_map(|bit| 1 << bit)]
     }
 
     fn longer() -> impl Strategy<Value = u128> {
@@ -84,24 +100,25 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(100_000))]
-
-        /// The plain statement, in integers that don't end.
         #[test]
         fn the_closed_form_is_the_plain_statement(
             anchor in edgy(), missed in longer(), cap in longer(), saved in edgy(), now in edgy(),
         ) {
             let late = Late { anchor: HostCount(anchor), missed, cap, saved: GuestCount(saved) };
-            let modulus = 1_i128 << 64;
-            let mut since = (i128::from(now) - i128::from(anchor)).rem_euclid(modulus);
-            if since >= modulus / 2 {
-                since = 0;
+            prop_assert_eq!(i128::from(late.offset_at(HostCount(now)).0), plain(&late, now));
+        }
+    }
+
+    #[test]
+    fn it_is_so_at_every_edge() {
+        let longer = || EDGES.map(u128::from).into_iter().chain([1 << 64, u128::MAX - 1, u128::MAX]);
+        for anchor in EDGES {
+            for (missed, cap) in longer().flat_map(|missed| longer().map(move |cap| (missed, cap))) {
+                for (saved, now) in EDGES.iter().flat_map(|&saved| EDGES.map(|now| (saved, now))) {
+                    let late = Late { anchor: HostCount(anchor), missed, cap, saved: GuestCount(saved) };
+                    assert_eq!(i128::from(late.offset_at(HostCount(now)).0), plain(&late, now), "{late:?} at {now}");
+                }
             }
-            let missed = missed.saturating_add(since.unsigned_abs());
-            let added = (missed.min(cap) % modulus.unsigned_abs()).cast_signed();
-            let guest = (i128::from(saved) + added).rem_euclid(modulus);
-            let offset = (i128::from(now) - guest).rem_euclid(modulus);
-            prop_assert_eq!(i128::from(late.offset_at(HostCount(now)).0), offset);
         }
     }
 }
