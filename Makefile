@@ -9,8 +9,8 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 # A program of lab/, by its name.
 LAB := PYTHONPATH=lab $(PY) -m
-# A worker for each processor, which takes tests of another when it has none left.
-PYTEST := $(PY) -m pytest --numprocesses auto --dist worksteal
+# A worker for each processor, which takes a file's tests together: they share what they set up.
+PYTEST := $(PY) -m pytest --numprocesses auto --dist loadscope
 NATIVE := python/guestclock/_core.abi3.so
 RUST := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock
 # Where there is Python to check. Written out, so that a missing folder isn't passed over in silence.
@@ -83,11 +83,11 @@ setup: $(NATIVE) ## Only makes .venv, with the tools and the release build in it
 
 ##@ Check it
 .PHONY: test
-test: test-rust test-python ## All tests, on the release build
+test: test-rust test-python ## The tests, on the build that is shipped
 
 .PHONY: test-rust
-test-rust: loom $(VENV)/.tools | cargo ## The Rust crates' tests and doc tests
-	cargo test --workspace --exclude guestclock-python --locked
+test-rust: $(VENV)/.tools | cargo ## The Rust crates' tests and doc tests; random cases of each law: 64, or CASES=n SEED=n
+	PROPTEST_CASES=$(or $(CASES),64) $(if $(SEED),PROPTEST_RNG_SEED=$(SEED)) cargo test --workspace --exclude guestclock-python --locked
 
 # In a folder of its own: the flag would have everything else built again. Optimising the whole costs more than it saves.
 .PHONY: loom
@@ -114,9 +114,13 @@ test-portable: $(NATIVE) | cargo ## The model's tests on the build that other sy
 		$(PYTEST) $(or $(TESTS),$(MODEL:%=tests/test_%.py))
 
 .PHONY: kvm-test
-kvm-test: $(NATIVE) | cargo ## Real KVM, on kernels booted here: all legs, LEGS="6.12 nested", or SHORT=1 (lab/README.md)
+kvm-test: $(if $(LEGS)$(SHORT),$(VENV)/.tools,$(NATIVE)) | cargo ## Real KVM, on kernels booted here: all legs, LEGS="6.12 nested", or SHORT=1 (lab/README.md)
 	$(LAB) testbed test $(LEGS) $(if $(SEED),--seed $(SEED)) $(if $(SHORT),--short)
 	$(if $(LEGS)$(SHORT),,$(PY) -m pytest $(STOPPED))
+
+.PHONY: kvm-fetch
+kvm-fetch: | $(VENV)/.made cargo ## Only fetches what kvm-test needs: for all legs, or LEGS="6.12 nested"
+	$(LAB) testbed fetch $(LEGS)
 
 .PHONY: migrate-test
 migrate-test: $(NATIVE) | cargo ## A Linux guest between two emulated hosts, 20 times, and over a host's restart: out/migration; or ROUNDS=n
@@ -216,7 +220,6 @@ deep-model: $(NATIVE)
 lint: $(VENV)/.tools | cargo ## rustfmt, clippy pedantic, the core without std, ruff, doc sentences, whether the mutants still apply
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
-	cargo clippy --package guestclock-python --no-default-features --locked -- -D warnings
 	cargo clippy --package guestclock-core --no-default-features --locked -- -D warnings
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
@@ -225,7 +228,8 @@ lint: $(VENV)/.tools | cargo ## rustfmt, clippy pedantic, the core without std, 
 	$(LAB) mutants --check
 
 .PHONY: deep-lint
-deep-lint: lint ## And clippy on what is built by itself: the loom tests, the fuzzer, and all as it is on arm64
+deep-lint: lint ## And clippy on what is built by itself: the binding without Linux, loom tests, the fuzzer, and all as it is on arm64
+	cargo clippy --package guestclock-python --no-default-features --locked -- -D warnings
 	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),target)/loom \
 		cargo clippy --package guestclock-core --package guestclock-model --test loom --test vmclock --locked -- -D warnings -A clippy::must_use_candidate
 	CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),target)/fuzz cargo clippy --manifest-path lab/fuzz/Cargo.toml --locked -- -D warnings

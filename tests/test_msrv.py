@@ -26,7 +26,7 @@ def test_every_crate_declares_it(member: str) -> None:
     assert crate["package"]["rust-version"] == {"workspace": True}
 
 
-def test_it_is_the_version_that_ci_builds_with() -> None:
-    """`make instructions`, a part of CI, fails with any compiler but this one."""
+def test_it_is_the_version_that_instructions_are_counted_with() -> None:
+    """`make instructions`, a part of each night, fails with any compiler but this one."""
     built_with = json.loads((ROOT / "benches" / "instructions.json").read_text(encoding="utf-8"))["rustc"]
     assert built_with.startswith(f"rustc {DECLARED}.")

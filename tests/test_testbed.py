@@ -95,12 +95,17 @@ def test_a_short_run_has_the_whole_suite_once_and_every_leg() -> None:
     assert {name for name, command in commands.items() if set(suite.TESTS) <= set(command)} == {suite.WHOLE}
     assert all(set(suite.SHORT) <= set(command) for name, command in commands.items() if name != suite.WHOLE)
     assert all((TREE / test).is_file() for test in suite.SHORT)
-    assert all(suite.suite_of(leg, short=False) == commands[suite.WHOLE] for leg in legs.values())
+    assert all(suite.suite_of(leg, short=False) == (*suite.PYTEST, *suite.TESTS) for leg in legs.values())
 
 
 def test_a_leg_with_guests_has_their_tests_in_short_and_all() -> None:
     for leg in (leg for leg in LEGS.values() if leg.guests):
-        for short, rows in ((True, "short"), (False, "all")):
-            command = suite.suite_of(leg, short=short)
-            assert (command[0], command[1], command[-1]) == ("env", f"GUESTCLOCK_LINUX={rows}", suite.GUESTS)
+        assert suite.suite_of(leg, short=False) == (*suite.PYTEST, suite.GUESTS)
+        assert suite.suite_of(leg, short=True)[-1] == suite.GUESTS
     assert (TREE / suite.GUESTS).is_dir()
+
+
+def test_a_short_run_alone_leaves_out_what_is_the_nights() -> None:
+    for leg in (leg for leg in LEGS.values() if leg.architecture.python):
+        assert "not nightly" in suite.suite_of(leg, short=True)
+        assert "not nightly" not in suite.suite_of(leg, short=False)

@@ -56,7 +56,9 @@ def stress(part: str, runs: int) -> Part:
 
 HERE = (
     make("test"),
-    make("lint"),
+    make("test-rust", "CASES={share:10000}", "SEED={seed}", name="deep-rust"),
+    make("loom"),
+    make("deep-lint"),
     make("types"),
     make("docs"),
     make("test-portable"),
@@ -79,6 +81,7 @@ HERE = (
 """Parts on this machine, one after the other."""
 
 IN_MACHINES = (
+    make("wheel-aarch64"),
     # Every kernel with the whole suite; the next two judge by the traces that it leaves.
     make("kvm-test", "SHORT={short}"),
     make("kvm-replay"),

@@ -36,6 +36,8 @@ def main() -> int:
     test.add_argument("--timeout", type=int, metavar="SECONDS", help="what a leg may take (default: the leg's own)")
 
     commands.add_parser("wheel", help="build the aarch64 wheel into dist/")
+    fetch = commands.add_parser("fetch", help="only fetch what some legs need, or all, and the wheel")
+    fetch.add_argument("legs", nargs="*", metavar="LEG", help=f"any of {', '.join(LEGS)}")
     commands.add_parser("lint", help="have clippy look at the Rust code as it is on aarch64")
     commands.add_parser("probe", help="build the probe for Linux guests into dist/")
     commands.add_parser("cache", help="say where the cache is, and how large")
@@ -56,13 +58,17 @@ def main() -> int:
             icount=chosen.icount,
             timeout_s=chosen.timeout,
         )
-    if chosen.command == "test":
+    if chosen.command in {"test", "fetch"}:
         unknown = sorted(set(chosen.legs) - set(LEGS))
         if unknown:
-            test.error(f"no leg is called {', '.join(unknown)}; there are {', '.join(LEGS)}")
-        return suite.run(
-            chosen.legs or LEGS, seed=chosen.seed, jobs=chosen.jobs, timeout_s=chosen.timeout, short=chosen.short
-        )
+            parser.error(f"no leg is called {', '.join(unknown)}; there are {', '.join(LEGS)}")
+        legs = chosen.legs or list(LEGS)
+        if chosen.command == "test":
+            return suite.run(legs, seed=chosen.seed, jobs=chosen.jobs, timeout_s=chosen.timeout, short=chosen.short)
+        wheel.parts()
+        for name in legs:
+            machine.parts(LEGS[name])
+        return 0
     if chosen.command == "cache":
         say(cache.described())
         return 0

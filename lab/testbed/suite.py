@@ -34,13 +34,13 @@ PYTEST = ("python3", "-m", "pytest", "-p", "no:cacheprovider", "--color=no", "--
 """An emulated processor takes its time: a test may take longer there than elsewhere."""
 
 WHOLE = "6.12"
-"""The leg that has the whole suite in a short run too."""
+"""The leg that has all files of the suite in a short run too, but for the tests that are marked as the night's."""
 
 SHORT = tuple(f"tests/kvm/test_{name}.py" for name in ("probe", "derived", "differential", "latches", "vmm"))
 """The tests of the other legs in a short run: what kernels differ in, and a restore of each policy."""
 
 SHORT_SEQUENCES = 60
-"""Random sequences of a seed that they take."""
+"""Random sequences of a seed in a short run."""
 
 PROGRAM = ("/program", "--ignored", "--test-threads=1", "--show-output")
 """The tests of a machine without Python. Elsewhere they are ignored."""
@@ -120,11 +120,10 @@ def _leg(
 
 def suite_of(leg: Leg, *, short: bool) -> tuple[str, ...]:
     """The command that runs the leg's tests."""
-    if leg.guests:
-        return ("env", f"GUESTCLOCK_LINUX={'short' if short else 'all'}", *PYTEST, GUESTS)
-    if short and leg.name != WHOLE:
-        return ("env", f"GUESTCLOCK_SEQUENCES={SHORT_SEQUENCES}", *PYTEST, *SHORT)
-    return (*PYTEST, *TESTS)
+    tests = (GUESTS,) if leg.guests else SHORT if short and leg.name != WHOLE else TESTS
+    if short:
+        return ("env", f"GUESTCLOCK_SEQUENCES={SHORT_SEQUENCES}", *PYTEST, "-m", "not nightly", *tests)
+    return (*PYTEST, *tests)
 
 
 def _native() -> Outcome:

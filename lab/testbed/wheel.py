@@ -66,12 +66,16 @@ def lint() -> None:
         run("cargo", "clippy", "--workspace", "--all-targets", "--locked", "--target", TARGET, "--", "-D", "warnings")
 
 
+def parts() -> tuple[Path, Path]:
+    """The root with the compiler and the cargo home with the crates; what the cache hasn't got is fetched."""
+    roots.check()
+    return roots.root("compiler", Archive("trixie"), *COMPILER, backports=True), vendored()
+
+
 @contextmanager
 def _compiler() -> Iterator[Callable[..., None]]:
     """Yields what runs a command in the work tree, where cargo builds for aarch64."""
-    roots.check()
-    compiler = roots.root("compiler", Archive("trixie"), *COMPILER, backports=True)
-    crates = vendored()
+    compiler, crates = parts()
     with cache.locked("target"):
         # What was compiled before is used again: a folder for each compiler, which isn't whole at any time.
         target = cache.folder() / compiler.name.replace("compiler", "target")
@@ -89,6 +93,8 @@ def _compiler() -> Iterator[Callable[..., None]]:
             "ZIG_GLOBAL_CACHE_DIR": roots.inside(target / "zig"),
             "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_LINKER": "gcc",
         }
+        # The caller may want another profile than the release's own.
+        environment |= {name: value for name, value in os.environ.items() if name.startswith("CARGO_PROFILE_")}
         settings = [f"{name}={value}" for name, value in environment.items()]
 
         def run(*command: str) -> None:

@@ -49,7 +49,9 @@ def judged(out: Path, name: str, *, both: bool) -> tuple[dict[str, Any], Verdict
     return said, check_log(log, host=Host.from_dict(said["host"]), views=views, grace_ns=grace_ns)
 
 
-@pytest.mark.parametrize("word", POLICIES)
+@pytest.mark.parametrize(
+    "word", [pytest.param(word, marks=[pytest.mark.nightly] if word != "capped" else []) for word in POLICIES]
+)
 def test_every_guest_reads_what_its_policy_promised(directory: Path, tmp_path: Path, word: str, both: bool) -> None:
     vmm("restore", directory, tmp_path, word)
     state = json.loads((directory / "host.json").read_text())

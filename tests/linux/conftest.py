@@ -3,7 +3,6 @@ collected. A snapshot is removed after its tests: the machine's disk is its memo
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -12,20 +11,11 @@ GUESTS = sorted(path for path in Path("/guest").glob("*") if path.name != "probe
 if not GUESTS:
     collect_ignore_glob = ["test_*.py"]
 
-ALL = os.environ.get("GUESTCLOCK_LINUX") == "all"
-"""All guests and all rows, which take long; else, in a short run, a row of each kind on the oldest guest."""
-
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "kernel" in metafunc.fixturenames:
-        guests = GUESTS if ALL else GUESTS[:1]
-        metafunc.parametrize("kernel", guests, ids=[path.name for path in guests], scope="session")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not ALL:
-        items[:] = [item for item in items if not item.get_closest_marker("nightly")]
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "nightly: a row that a short run leaves out")
+        # All guests take long: a short run has the oldest.
+        guests = [
+            pytest.param(path, marks=[pytest.mark.nightly] if number else []) for number, path in enumerate(GUESTS)
+        ]
+        metafunc.parametrize("kernel", guests, ids=[path.name for path in GUESTS], scope="session")
