@@ -9,7 +9,8 @@
 //!
 //! **At its end** CPython before 3.14 ends a daemon thread that asks for the interpreter's lock, by pthread_exit(3), which
 //! unwinds the thread's stack; no Rust frame lets that pass, and the process would abort. PyO3 parks the thread where it
-//! asks by PyO3. numpy asks too, when it [makes](asking) an array of zeros, and that is waited for.
+//! asks by PyO3, as it is unwound: by the system's unwinder, which has to be ours too (build.rs). numpy asks too, when it
+//! [makes](asking) an array of zeros, and that is waited for.
 
 use crate::alarms;
 use pyo3::prelude::*;
