@@ -403,8 +403,7 @@ impl ManagedBank {
             };
             last = Some((kind, place));
             let seat = &self.bank.seats[*slot as usize];
-            let (vcpus, opted_in, generation) = (seat.vcpus.into(), seat.opted_in, seat.changes);
-            vms.push(VmFacts { vcpus, class: place, opted_in, generation });
+            vms.push(VmFacts { vcpus: seat.vcpus.into(), class: place, opted_in: seat.opted_in });
         }
         let (frequency, namespace_ticks) = (counter.frequency(), counter.namespace_ticks());
         ManyFacts { frequency, namespace_ticks, vms, classes }

@@ -39,23 +39,13 @@ pub struct VmFacts {
     pub class: u32,
     /// True if the VM has opted in.
     pub opted_in: bool,
-    /// Number of the VM's state.
-    pub generation: u64,
 }
 
 impl ManyFacts {
     /// Returns one of the VMs as the target of a restore.
     fn target(&self, vm: usize) -> Target {
-        let VmFacts { vcpus, class, opted_in, generation } = self.vms[vm];
-        Target { vcpus, opted_in, generation, ..self.classes[class as usize].clone() }
-    }
-}
-
-impl VmFacts {
-    /// Returns whether two VMs are alike as targets.
-    fn is_alike(&self, other: &Self) -> bool {
-        let Self { vcpus, class, opted_in, generation: _ } = *self;
-        (vcpus, class, opted_in) == (other.vcpus, other.class, other.opted_in)
+        let VmFacts { vcpus, class, opted_in } = self.vms[vm];
+        Target { vcpus, opted_in, ..self.classes[class as usize].clone() }
     }
 }
 
@@ -156,7 +146,7 @@ impl Plans {
             let first = plans.counters.len();
             let apart = time.physical_displacement_ticks.cast_signed().unsigned_abs();
             let hidden_ticks = origins.hidden_ticks(time);
-            for here in facts.vms[first..first + timelines.len()].chunk_by(VmFacts::is_alike) {
+            for here in facts.vms[first..first + timelines.len()].chunk_by(VmFacts::eq) {
                 let (vm, VmFacts { vcpus, class, opted_in, .. }) = (plans.counters.len(), here[0]);
                 if vcpus != usize::from(time.vcpus) {
                     let (saved, host) = (time.vcpus.into(), vcpus);
