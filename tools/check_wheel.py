@@ -58,10 +58,10 @@ def main(wheel: Path) -> None:
     if others := folders(wheel) - {"guestclock", "-".join(wheel.name.split("-")[:2]) + ".dist-info"}:
         sys.exit(f"{wheel.name}: has more in it than guestclock: {', '.join(sorted(others))}")
     code = native_module(wheel, architecture)
-    needed = needed_glibc(code)
+    needed = needed_glibc(wheel, code)
     if needed > promised:
         sys.exit(f"{wheel.name}: its code needs glibc {needed}, and the name says {promised}")
-    if not has_the_systems_unwinder(code):
+    if not has_the_systems_unwinder(wheel, code):
         sys.exit(f"{wheel.name}: has an unwinder of its own, by which a daemon thread's end is a crash")
     if (found := audited(wheel)) != f"manylinux_{promised[0]}_{promised[1]}_{architecture}":
         sys.exit(f"{wheel.name}: auditwheel takes it for {found}")
@@ -92,20 +92,20 @@ def native_module(wheel: Path, architecture: str) -> ELFFile:
     return code
 
 
-def needed_glibc(code: ELFFile) -> tuple[int, int]:
-    """The newest version of glibc that a symbol of the module asks for."""
+def needed_glibc(wheel: Path, code: ELFFile) -> tuple[int, int]:
+    """The newest version of glibc that a symbol of the wheel's native module asks for."""
     section = code.get_section_by_name(".gnu.version_r")
     if not isinstance(section, GNUVerNeedSection):
-        sys.exit("the native module names no version of any library")
+        sys.exit(f"{wheel.name}: its native module names no version of any library")
     names = [version.name for _, versions in section.iter_versions() for version in versions]
     return max((int(found[1]), int(found[2])) for name in names if (found := re.match(r"GLIBC_(\d+)\.(\d+)", name)))
 
 
-def has_the_systems_unwinder(code: ELFFile) -> bool:
+def has_the_systems_unwinder(wheel: Path, code: ELFFile) -> bool:
     """True if the module unwinds by libgcc, as glibc does where CPython ends a daemon thread (rust/python/build.rs)."""
     dynamic, symbols = code.get_section_by_name(".dynamic"), code.get_section_by_name(".dynsym")
     if not (isinstance(dynamic, DynamicSection) and isinstance(symbols, SymbolTableSection)):
-        sys.exit("the native module names no library and no symbol")
+        sys.exit(f"{wheel.name}: its native module names no library and no symbol")
     needed = [getattr(tag, "needed", None) for tag in dynamic.iter_tags()]
     from_elsewhere = {symbol.name for symbol in symbols.iter_symbols() if symbol["st_shndx"] == "SHN_UNDEF"}
     return "libgcc_s.so.1" in needed and {"_Unwind_RaiseException", "_Unwind_GetIPInfo"} <= from_elsewhere
