@@ -132,8 +132,8 @@ impl Checkpoint {
     /// Returns the count of the counter at the guest's frequency when the last vCPU of a VM of this guest time left the
     /// guest.
     fn stop(&self, time: &GuestTime) -> Option<StampCount> {
-        let ratio = Ratio::new(self.stamp.frequency, time.frequency());
-        time.stopped_at.map(|stopped| ratio.stamp(Stamp { count: stopped, ..self.stamp }).count)
+        let ratio = || Ratio::new(self.stamp.frequency, time.frequency());
+        time.stopped_at.map(|stopped| ratio().stamp(Stamp { count: stopped, ..self.stamp }).count)
     }
 
     /// Ticks of the guest's counters from the stop of the last vCPU of a VM of this guest time to the instant; 0 where the

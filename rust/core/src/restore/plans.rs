@@ -91,8 +91,8 @@ impl<'a> Origins<'a> {
     /// Ticks from the stop of a VM's last vCPU to the registers' instant.
     fn hidden_ticks(self, time: &GuestTime) -> u64 {
         match self {
-            Self::Saved(checkpoint) if time.stopped_at.is_some() => checkpoint.hidden_ticks(time),
-            _ => 0,
+            Self::Saved(checkpoint) => checkpoint.hidden_ticks(time),
+            Self::InPlace { .. } => 0,
         }
     }
 }
