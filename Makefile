@@ -119,7 +119,7 @@ kvm-test: $(if $(LEGS)$(SHORT),$(VENV)/.tools,$(NATIVE)) | cargo ## Real KVM, on
 	$(if $(LEGS)$(SHORT),,$(PY) -m pytest $(STOPPED))
 
 .PHONY: kvm-fetch
-kvm-fetch: | $(VENV)/.made cargo ## Only fetches what kvm-test needs: for all legs, or LEGS="6.12 nested"
+kvm-fetch: $(VENV)/.tools | cargo ## Only fetches what kvm-test needs: for all legs, or LEGS="6.12 nested"
 	$(LAB) testbed fetch $(LEGS)
 
 .PHONY: migrate-test
