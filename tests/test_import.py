@@ -84,7 +84,10 @@ TOP = """
     ModelVm KvmVm Fleet Checkpoint Freeze Advance CatchUp Elapsed SyncBound Options Plan Restore Report HostCounter
     MonotonicCounter ManualCounter Stamp Reg Timer MS S GuestClockError Refused Interrupted VcpuRunning __version__
 """
-ROOMS = ("aio", "errors", "guest", "inspection", "kvm", "model", "sync", "testing", "types")
+ROOMS = (
+    *("aio", "errors", "fleet", "guest", "inspection", "kvm", "model", "snapshots", "sync", "testing", "tracing"),
+    "types",
+)
 
 
 def test_the_top_has_these_names() -> None:
@@ -117,6 +120,62 @@ def test_each_name_stands_in_one_place() -> None:
     assert native - set(places) == {"DEBUG_BUILD", "kvm_probe", "read_cost_ns", "reg_id"}
 
 
+PACKAGE = Path(guestclock.__file__).parent
+SOURCES = [
+    ast.parse(path.read_text())
+    for room in ("__init__", "_core", *ROOMS)
+    for path in (*PACKAGE.glob(f"{room}.py*"), *PACKAGE.glob(f"{room}/*.py"))
+]
+
+
+def types_of(source: ast.Module) -> set[str]:
+    """The classes and the aliases that a module defines."""
+    classes = {node.name for node in source.body if isinstance(node, ast.ClassDef)}
+    aliases = [node for node in source.body if isinstance(node, ast.AnnAssign)]
+    return classes | {ast.unparse(node.target) for node in aliases if ast.unparse(node.annotation) == "TypeAlias"}
+
+
+def mentioned(node: ast.stmt) -> set[str]:
+    """The names in the annotations of a public function, and of a class's public members."""
+    if isinstance(node, ast.ClassDef):
+        return set().union(*map(mentioned, node.body))
+    annotations: list[ast.expr | None] = []
+    if isinstance(node, ast.AnnAssign) and not ast.unparse(node.target).startswith("_"):
+        annotations = [node.annotation]
+    elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
+        given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        annotations = [node.returns, *(argument.annotation for argument in given)]
+    return {
+        part.id
+        for annotation in annotations
+        if annotation
+        for part in ast.walk(unquoted(annotation))
+        if isinstance(part, ast.Name)
+    }
+
+
+def unquoted(annotation: ast.expr) -> ast.AST:
+    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+        return ast.parse(annotation.value, mode="eval")
+    return annotation
+
+
+def test_each_type_in_a_public_signature_has_a_public_place() -> None:
+    """Who writes annotations names the types that a call takes and returns."""
+    places = set().union(public(guestclock), *(public(getattr(guestclock, name)) for name in ROOMS))
+    ours = set().union(*map(types_of, SOURCES))
+    used = {
+        name
+        for source in SOURCES
+        for node in source.body
+        if getattr(node, "name", None) in places
+        for name in mentioned(node)
+    }
+    assert {"FleetPlan", "Entry", "Policy", "Stamp", "Capabilities"} <= used
+    # A parameter's own protocols have no name at run time.
+    assert {name for name in used & ours if not name.startswith("_")} <= places
+
+
 def test_a_native_class_names_its_room() -> None:
     # So that help(), a pickle and a traceback lead to where a program imports it from.
     for name, value in vars(_core).items():
@@ -129,9 +188,9 @@ def test_a_room_is_an_attribute_and_costs_nothing_before_its_use() -> None:
     assert set(ROOMS) < set(dir(guestclock))
     loaded = "print(sorted(name for name in sys.modules if name.startswith('guestclock.')))"
     first = run(f"import guestclock, sys; {loaded}")
-    rooms = {f"guestclock.{room}" for room in (*ROOMS, "fleet")} - {"guestclock.errors"}
+    rooms = {f"guestclock.{room}" for room in ROOMS} - {"guestclock.errors"}
     assert rooms.isdisjoint(ast.literal_eval(first))
-    assert run("from guestclock import Fleet, Stamp; print(Fleet.__module__)") == "guestclock.fleet\n"
+    assert run("from guestclock import Fleet, Stamp; print(Fleet.__name__)") == "Fleet\n"
     for room in ROOMS:
         assert run(f"import guestclock; print(guestclock.{room}.__name__)") == f"guestclock.{room}\n"
     pytest.importorskip("unicorn")

@@ -135,12 +135,12 @@ def restoring() -> Restore:
     return vm.restoring(vm.checkpoint())
 
 
-def ended() -> tuple[tracing.Ended, list[tracing.Sample]]:
+def ended() -> tuple[tracing.Ended, list[tracing.Metric]]:
     events: list[tracing.Ended] = []
     vm = owned(host())
     with tracing.Monitor({"web-1": vm}, on_end=lambda event, _: events.append(event)) as monitor:
         vm.restore(vm.checkpoint())
-        return events[0], monitor.samples()
+        return events[0], monitor.metrics()
 
 
 def record(kind: type[Any]) -> Any:
@@ -187,7 +187,7 @@ VALUES: dict[type[Any], Callable[[], Any]] = {
     snapshots.Snapshot: lambda: snapshots.Snapshot(format="registers", registers=[{1: 2}], frequency_hz=5),
     testing.Fault: lambda: Fault("apply", delay_ticks=5),
     tracing.Ended: lambda: ended()[0],
-    tracing.Sample: lambda: ended()[1][0],
+    tracing.Metric: lambda: ended()[1][0],
     types.Changes: lambda: arrays(types.Changes),
     types.Expired: lambda: arrays(types.Expired),
     types.Lateness: lambda: types.Lateness(HZ, 7, 5, (0, 1, 2)),

@@ -14,7 +14,7 @@ import pytest
 
 from guestclock import ManualCounter, ModelVm
 from guestclock.errors import Misuse
-from guestclock.fleet import Fleet
+from guestclock.fleet.verbs import Fleet
 from guestclock.model import ClockBank, DeadlineAlarm, DeadlineQueue
 
 

@@ -34,7 +34,7 @@ def fields(record: logging.LogRecord) -> dict[str, Any]:
 
 def counted(monitor: tracing.Monitor, name: str, **labels: str) -> int:
     """The sum of the samples of this name that have these labels."""
-    found = [sample for sample in monitor.samples() if sample.name == f"guestclock_{name}"]
+    found = [sample for sample in monitor.metrics() if sample.name == f"guestclock_{name}"]
     return sum(sample.value for sample in found if labels.items() <= sample.labels.items())
 
 
@@ -189,7 +189,7 @@ def test_a_monitor_counts_what_happens() -> None:
     total = counted(monitor, "ended_total")
     vms["web-1"].restore(checkpoint["web-1"])
     assert counted(monitor, "ended_total") == total
-    assert all(type(sample.value) is int and sample.text for sample in monitor.samples())
+    assert all(type(sample.value) is int and sample.text for sample in monitor.metrics())
 
 
 def test_the_series_of_a_host_dont_grow_with_its_vms() -> None:
@@ -198,7 +198,7 @@ def test_the_series_of_a_host_dont_grow_with_its_vms() -> None:
         fleet = Fleet({str(vm): owned(counter, 1, name=str(vm)) for vm in range(number)})
         with tracing.Monitor(fleet) as monitor:
             fleet.restore(fleet.checkpoint(), Freeze())
-            return {(sample.name, *sample.labels.values()) for sample in monitor.samples()}
+            return {(sample.name, *sample.labels.values()) for sample in monitor.metrics()}
 
     assert series(1) == series(20)
 
@@ -314,7 +314,7 @@ def test_a_monitor_looks_at_the_clocks() -> None:
         with vms["web-1"].pause():
             counter.advance_ns(SECOND)
         assert counted(monitor, "verified_vms", found="right") == 2
-        assert not [sample for sample in blind.samples() if "verified" in sample.name]
+        assert not [sample for sample in blind.metrics() if "verified" in sample.name]
 
 
 def test_a_restore_that_failed_leaves_no_report_to_go_by() -> None:
@@ -365,5 +365,5 @@ def test_threads_are_counted_together() -> None:
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads):
-            monitor.samples()
+            monitor.metrics()
         assert counted(monitor, "ended_total", outcome="done") == 200

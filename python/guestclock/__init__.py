@@ -8,6 +8,7 @@ The rooms, each an attribute that is imported when it is first used:
 
 - `errors`: every error, in families.
 - `types`: the records that calls return, the objects that verbs return, and the aliases for annotations.
+- `fleet`: the plans, reports and looks of a fleet, its restores and pauses.
 - `kvm`: a probe of this host's KVM.
 - `model`: many VMs as columns, deadlines and the alarm that waits for them, arithmetic on arrays.
 - `guest`: pages that tell a guest about its time.
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from guestclock import adapters as adapters
     from guestclock import aio as aio
     from guestclock import errors as errors
+    from guestclock import fleet as fleet
     from guestclock import guest as guest
     from guestclock import inspection as inspection
     from guestclock import kvm as kvm
@@ -61,7 +63,7 @@ if TYPE_CHECKING:
     from guestclock import testing as testing
     from guestclock import tracing as tracing
     from guestclock import types as types
-    from guestclock.fleet import Fleet
+    from guestclock.fleet.verbs import Fleet
     from guestclock.types import Options, Stamp, SyncBound
 
 if DEBUG_BUILD:
@@ -105,6 +107,7 @@ _ROOMS: Final = (
     "adapters",
     "aio",
     "errors",
+    "fleet",
     "guest",
     "inspection",
     "kvm",
@@ -115,7 +118,7 @@ _ROOMS: Final = (
     "tracing",
     "types",
 )
-_LATER: Final = {"Fleet": "fleet", "Options": "types", "Stamp": "types", "SyncBound": "types"}
+_LATER: Final = {"Fleet": "fleet.verbs", "Options": "types", "Stamp": "types", "SyncBound": "types"}
 """Names of this module that are imported when they are first used, and where they stand."""
 
 

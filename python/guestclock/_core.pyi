@@ -26,6 +26,7 @@ from guestclock.registers import Timer
 from guestclock.testing import Fault
 from guestclock.types import (
     Backlog,
+    Behaviours,
     CallTotals,
     Capabilities,
     Changes,
@@ -1189,14 +1190,6 @@ class ModelVm(GuestVm):
 class _HasFileno(Protocol):
     def fileno(self) -> int: ...
 
-@type_check_only
-class _Behaviours(TypedDict):
-    counter_offset: bool
-    physical_timer: bool
-    list_order: Literal["grouped", "by-encoding"] | None
-    ctl_readback: Literal["computed", "stored"] | None
-    nested: bool
-
 @final
 class KvmVm(GuestVm):
     """The clocks of a VM on KVM, through the descriptors of the VM and its vCPUs.
@@ -1226,7 +1219,7 @@ class KvmVm(GuestVm):
     @property
     def counter(self) -> HostCounter: ...
     @property
-    def behaviours(self) -> _Behaviours:
+    def behaviours(self) -> Behaviours:
         """Behaviours of this KVM where kernels differ, as probed, as plain Python values. None where the VM's vCPU
         doesn't show it.
         """

@@ -8,7 +8,7 @@ Every restore and every pause that ends, is refused or is interrupted goes to `l
 The record's attributes are the fields of `Ended`, each under the key "guestclock." and the field's name. Nothing is
 made of a restore where the logger is off and no `Monitor` is open.
 
-A `Monitor` counts the same events, reads gauges of the VMs that it is given, and hands out both as `Sample`s.
+A `Monitor` counts the same events, reads gauges of the VMs that it is given, and hands out both as `Metric`s.
 `write_calls` writes the calls of a `TracedVm` as JSON lines.
 """
 
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from guestclock._core import GuestVm, TracedVm, _monitored
 from guestclock.errors import GuestClockError, Interrupted, Misuse, Refused, VcpuRunning
-from guestclock.fleet import Fleet
+from guestclock.fleet.verbs import Fleet
 from guestclock.live import live
 from guestclock.units import S
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from guestclock.fleet import FleetReport
     from guestclock.types import TracedCall
 
-__all__ = ["Ended", "Monitor", "Sample", "write_calls"]
+__all__ = ["Ended", "Metric", "Monitor", "write_calls"]
 
 _LOGGER: Final = logging.getLogger("guestclock")
 _LOGGER.addHandler(logging.NullHandler())
@@ -107,7 +107,7 @@ class Ended:
 _FIELDS: Final = tuple(field.name for field in fields(Ended))
 
 
-class Sample(NamedTuple):
+class Metric(NamedTuple):
     """One number of a `Monitor`."""
 
     name: str
@@ -153,9 +153,9 @@ _MONITORS: Final[list[Monitor]] = []
 _LOCK: Final = threading.Lock()
 
 
-@live("take its samples()")
+@live("take its metrics()")
 class Monitor:
-    """Counters and gauges of a host's VMs: `with Monitor(fleet) as monitor: ...; monitor.samples()`.
+    """Counters and gauges of a host's VMs: `with Monitor(fleet) as monitor: ...; monitor.metrics()`.
 
     `vms` are the VMs by the names under which they are counted: a mapping, such as a `Fleet`, read at each sample. The
     counters are about all restores and pauses of this process from `__init__` to `close()`. With `per_vm` each sample
@@ -209,7 +209,7 @@ class Monitor:
     ) -> None:
         self.close()
 
-    def samples(self) -> list[Sample]:
+    def metrics(self) -> list[Metric]:
         """Return every counter and gauge now. A counter that has counted nothing yet isn't there.
 
         A gauge of a VM that can't be asked, such as one that was removed, is left out.
@@ -217,16 +217,16 @@ class Monitor:
         with self._lock:
             counts, peaks = dict(self._counts), dict(self._peaks)
         made = [
-            Sample(f"guestclock_{name}_total", "counter", dict(labels), value, _COUNTERS[name])
+            Metric(f"guestclock_{name}_total", "counter", dict(labels), value, _COUNTERS[name])
             for (name, labels), value in counts.items()
         ]
         made += [
-            Sample(f"guestclock_{name}", "gauge", dict(labels), value, _PEAKS[name])
+            Metric(f"guestclock_{name}", "gauge", dict(labels), value, _PEAKS[name])
             for (name, labels), value in peaks.items()
         ]
         return made + self._calls() + self._gauges()
 
-    def _calls(self) -> list[Sample]:
+    def _calls(self) -> list[Metric]:
         sums: Counter[tuple[str, tuple[tuple[str, str], ...]]] = Counter()
         for vm_name, vm in self.vms.items():
             if isinstance(vm, TracedVm):
@@ -235,11 +235,11 @@ class Monitor:
                     for name, (attribute, _) in _CALLS.items():
                         sums[name, labels] += getattr(totals, attribute)
         return [
-            Sample(f"guestclock_{name}_total", "counter", dict(labels), value, _CALLS[name][1])
+            Metric(f"guestclock_{name}_total", "counter", dict(labels), value, _CALLS[name][1])
             for (name, labels), value in sums.items()
         ]
 
-    def _gauges(self) -> list[Sample]:
+    def _gauges(self) -> list[Metric]:
         states: Counter[tuple[tuple[str, str], ...]] = Counter()
         owing: Counter[tuple[tuple[str, str], ...]] = Counter()
         backlogs: dict[tuple[tuple[str, str], ...], int] = {}
@@ -266,7 +266,7 @@ class Monitor:
         if self._verify:
             columns["verified_vms"], columns["mismatched_clocks"] = self._looks()
         return [
-            Sample(f"guestclock_{name}", "gauge", dict(labels), value, _GAUGES[name])
+            Metric(f"guestclock_{name}", "gauge", dict(labels), value, _GAUGES[name])
             for name, column in columns.items()
             for labels, value in column.items()
         ]

@@ -23,6 +23,7 @@ from guestclock.registers import Timer
 
 __all__ = [
     "Backlog",
+    "Behaviours",
     "CallTotals",
     "Capabilities",
     "Changes",
@@ -153,6 +154,23 @@ class Capabilities:
     """A running vCPU is found out before anything is read or written."""
     nested: Support
     """A guest may have EL2 (KVM_CAP_ARM_EL2)."""
+
+
+class Behaviours(TypedDict):
+    """Behaviours of a KVM where kernels differ, as probed."""
+
+    counter_offset: bool
+    """It has the VM-wide offset: KVM_CAP_COUNTER_OFFSET."""
+    physical_timer: bool
+    """It has the registers of the physical counter and timer: KVM_REG_ARM_PTIMER_*."""
+    list_order: Literal["grouped", "by-encoding"] | None
+    """KVM_GET_REG_LIST has the timer registers ahead of the system registers (Linux up to 6.17), or among them. None
+    where the vCPU has too few for an order."""
+    ctl_readback: Literal["computed", "stored"] | None
+    """KVM_GET_ONE_REG computes ISTATUS (Linux up to 6.17), or gives the stored one. None where no timer of vCPU 0 shows
+    it."""
+    nested: bool
+    """The guest has EL2."""
 
 
 class TimerStatus(NamedTuple):

@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from guestclock.inspection.checkpoint import Inspection, Recognised, VmRecord, inspect
-from guestclock.inspection.difference import Difference, VmDifference, diff
-from guestclock.inspection.dry_run import DryRun, dry_run, plan_each, target
-from guestclock.inspection.intact import Verification, verify
-from guestclock.inspection.timeline import Timeline, timeline
+from guestclock.inspection.difference import Difference, Entry, VmDifference, diff
+from guestclock.inspection.dry_run import DryRun, Refusal, Target, dry_run, plan_each, target
+from guestclock.inspection.intact import FileRecord, Verification, verify
+from guestclock.inspection.timeline import Point, Stretch, Timeline, timeline
 from guestclock.inspection.timers import TimerRecord, timers
 
 if TYPE_CHECKING:
@@ -23,8 +23,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Difference",
     "DryRun",
+    "Entry",
+    "FileRecord",
     "Inspection",
+    "Point",
     "Recognised",
+    "Refusal",
+    "Stretch",
+    "Target",
     "Timeline",
     "TimerRecord",
     "Verification",

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from guestclock._core import HostCounter, ManualCounter, ModelVm, ScaledCounter
 from guestclock.errors import Refused
-from guestclock.fleet import FAILURES, FleetPlan
+from guestclock.fleet import FleetPlan
+from guestclock.fleet.outcomes import FAILURES
 from guestclock.inspection.checkpoint import stamp
 from guestclock.inspection.timers import TimerRecord, model_like, timers
 from guestclock.units import S

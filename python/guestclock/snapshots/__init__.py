@@ -11,6 +11,6 @@ Files may come from anywhere: a file over 16 MiB isn't read, and a broken one ra
 from __future__ import annotations
 
 from guestclock.snapshots.recognised import export, parse, read
-from guestclock.snapshots.snapshot import Contradiction, Lack, Snapshot
+from guestclock.snapshots.snapshot import Contradiction, Ids, Lack, Snapshot
 
-__all__ = ["Contradiction", "Lack", "Snapshot", "export", "parse", "read"]
+__all__ = ["Contradiction", "Ids", "Lack", "Snapshot", "export", "parse", "read"]

@@ -1,0 +1,202 @@
+"""Restores and pauses of many VMs that last for more than one call."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from guestclock._core import Freeze, _each_resume, _each_step
+from guestclock.errors import FleetInterrupted, Interrupted, Misuse, OtherInstant
+from guestclock.fleet.names import listed
+from guestclock.fleet.outcomes import first_of, named_outcomes, raise_first
+from guestclock.fleet.results import FleetPlan, FleetReport
+from guestclock.live import live
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from guestclock._core import Pause, Report, Restore
+    from guestclock.fleet.outcomes import OnFailure, Outcomes
+    from guestclock.types import Policy, Stamp
+
+
+@live("take its plan, or the report of its release()")
+class FleetRestore:
+    """A restore of many VMs around what the VMM restores itself: the result of `Fleet.restoring`.
+
+    Inside its `with` block: every VM's registers and vGIC, then `apply()`, then `release()`. Leaving the block without
+    `release()`, by whatever way, gives up every VM that isn't released: see `Restore`.
+    """
+
+    def __init__(
+        self, policy: Policy | None, restores: dict[str, Restore], on_failure: OnFailure, threads: int
+    ) -> None:
+        self.failed: dict[str, Exception] = {}
+        """The error of each VM that has failed so far: it is given up, and the error says the state it is in."""
+        self._policy = policy or Freeze()
+        self._restores = restores
+        self._open = dict(restores)
+        self._reports: dict[str, Report] = {}
+        self._on_failure = on_failure
+        self._threads = threads
+
+    @cached_property
+    def plan(self) -> FleetPlan:
+        """The plan."""
+        plans = {name: restore.plan for name, restore in self._restores.items()}
+        return FleetPlan(self._policy, list(plans), plans, {})
+
+    def __enter__(self) -> Self:
+        """Closes all VMs, then makes each one's first step. VcpuRunning or StalePlan before anything is written."""
+        self._open = dict(self._restores)
+        try:
+            self._step("close", "prepare")
+        except BaseException as error:
+            self._give_up(error)
+            raise
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """Gives up every VM that isn't released."""
+        self._give_up(exc)
+
+    def apply(self, *, now: int | Stamp | None = None) -> None:
+        """The second step, of every VM: its vCPUs' timers, CVAL before CTL, read back."""
+        self._step("apply", now=now)
+
+    def release(self, *, at: Stamp | None = None, now: int | Stamp | None = None) -> FleetReport:
+        """The last step, of every VM: each one's own sample, then its counters; its vCPUs may run.
+
+        With `at` all go on from the instant of that stamp: see `Restore.release`.
+        OtherInstant where it can't be for `at`: call it again, for the VMs that aren't released yet.
+        FleetInterrupted where a VM has failed in this step or before: `reports` has what the others got.
+        """
+        self._step("release", at=at, now=now)
+        if self.failed:
+            raise self._interrupted()
+        return FleetReport(self._reports)
+
+    def _step(self, *stages: str, at: Stamp | None = None, now: int | Stamp | None = None) -> None:
+        restores, stop = list(self._open.values()), self._on_failure == "stop"
+        self._took(*_each_step(restores, stages, self._threads, stop=stop, at=at, now=now))
+
+    def _took(self, outcomes: Outcomes, last: str) -> None:
+        """Takes note of steps up to this one."""
+        made, failed = named_outcomes(list(self._open), outcomes)
+        if failed and last == "close":
+            self._open = {name: self._open[name] for name in made}
+            raise_first(list(failed), dict(enumerate(failed.values())))
+        for name, report in made.items():
+            if report is not None:
+                del self._open[name]
+                self._reports[name] = report
+        # A stamp that isn't right for a VM is no failure of the VM's: it can still be released.
+        refused = {name: error for name, error in failed.items() if isinstance(error, OtherInstant)}
+        failed = {name: error for name, error in failed.items() if name not in refused}
+        for name, error in failed.items():
+            self._open.pop(name).__exit__(type(error), error, error.__traceback__)
+            self.failed[name] = error
+        if failed and self._on_failure == "stop":
+            name, error = next(iter(failed.items()))
+            self._stop(last, name)
+            raise self._interrupted() from error
+        raise_first(list(refused), dict(enumerate(refused.values())))
+
+    def _ended(self, outcomes: Outcomes, last: str) -> FleetReport:
+        """The reports of a restore whose steps were all made in one call."""
+        try:
+            self._took(outcomes, last)
+        except BaseException as error:
+            self._give_up(error)
+            raise
+        if self.failed:
+            raise self._interrupted()
+        return FleetReport(self._reports)
+
+    def _stop(self, step: str, failed: str) -> None:
+        """Gives up the VMs that aren't released, since one has failed: each gets an error that says its state."""
+        for name, restore in self._open.items():
+            why = f"{step}: given up, since VM {failed!r} failed"
+            error = Interrupted(why, state="as-it-was", step=step, retry="restore")
+            restore.__exit__(Interrupted, error, None)
+            self.failed[name] = error
+        self._open.clear()
+
+    def _give_up(self, error: BaseException | None) -> None:
+        """Gives up the VMs that aren't released. `error`, on its way, gets a note of each that stays closed."""
+        opened, self._open = self._open, {}
+        for restore in opened.values():
+            restore.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
+
+    def _interrupted(self) -> FleetInterrupted:
+        return FleetInterrupted(
+            f"{len(self.failed)} of {len(self._restores)} VMs aren't restored ({first_of(self.failed)})",
+            state="partly",
+            step="restore",
+            retry="restore",
+            failed=self.failed,
+            _reports=FleetReport(self._reports),
+        )
+
+    def __repr__(self) -> str:
+        return f"<FleetRestore of {listed(self._restores)}>"
+
+
+@live("take its report, after resume()")
+class FleetPause:
+    """VMs that are paused in place: the result of `Fleet.pause`. A pause that is dropped leaves its VMs closed."""
+
+    def __init__(self, pauses: dict[str, Pause], threads: int = 1) -> None:
+        self._pauses = pauses
+        self._threads = threads
+        self._reports: dict[str, Report] = {}
+        self._over = self._entered = False
+
+    @property
+    def report(self) -> FleetReport:
+        """The report of the pause's end. Misuse before it."""
+        return FleetReport({name: pause.report for name, pause in self._pauses.items()})
+
+    def resume(self, policy: Policy | None = None) -> FleetReport:
+        """Ends the pause of every VM under its policy, or under `policy` instead. The guests may run when it returns.
+
+        A VM that fails stays paused, and the others go on: FleetInterrupted names it, and another `resume()` is about
+        the VMs that are still paused. Misuse where all of it is over.
+        """
+        if self._over:
+            raise Misuse("the pause is over, and its report is at hand (report): pause() again")
+        waiting = {name: pause for name, pause in self._pauses.items() if name not in self._reports}
+        made, failed = named_outcomes(list(waiting), _each_resume(list(waiting.values()), policy, self._threads))
+        self._reports |= made
+        if failed:
+            raise FleetInterrupted(
+                f"{len(failed)} of {len(self._pauses)} VMs are still paused ({first_of(failed)})",
+                state="partly",
+                step="resume",
+                retry="resume",
+                failed=failed,
+                _reports=FleetReport(self._reports),
+            )
+        self._over = True
+        return self.report
+
+    def __enter__(self) -> Self:
+        if self._over:
+            raise Misuse("the pause is over: pause() again")
+        if self._entered:
+            raise Misuse("the pause has a `with` block already, whose end resumes the VMs")
+        self._entered = True
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """Resumes every VM that is still paused, by its own policy."""
+        if not self._over:
+            self.resume()
+
+    def __repr__(self) -> str:
+        return f"<FleetPause of {listed(self._pauses)}>"
