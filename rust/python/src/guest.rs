@@ -5,7 +5,7 @@ use crate::errors::{misuse, warn_closed};
 use crate::observe;
 use crate::policy::AnyPolicy;
 use crate::process::locked;
-use crate::restore::PyReport;
+use crate::report::PyReport;
 use crate::system::monotonic_ns;
 use guestclock_core::drive::OpenPause;
 use guestclock_core::restore::Report;

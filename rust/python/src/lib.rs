@@ -16,6 +16,7 @@ mod checkpoint;
 mod columns;
 mod counters;
 mod deadline;
+mod documents;
 mod elapsed;
 mod equation;
 mod errors;
@@ -27,10 +28,12 @@ mod guest;
 mod interchange;
 mod observe;
 mod pickles;
+mod plan;
 mod policy;
 mod process;
 mod records;
 mod registers;
+mod report;
 mod restore;
 mod sets;
 mod steps;
@@ -97,13 +100,17 @@ mod _core {
     #[pymodule_export]
     use super::pages::{PyStolenTime, PyVmClock, PyVmClockUpdate};
     #[pymodule_export]
+    use super::plan::PyPlan;
+    #[pymodule_export]
     use super::policy::{PyAdvance, PyCatchUp, PyFreeze};
     #[pymodule_export]
     use super::records::{_is_unknown_host, _vouched, PyTimerState};
     #[pymodule_export]
     use super::registers::{reg_id, sysreg};
     #[pymodule_export]
-    use super::restore::{PyPlan, PyReport, PyRestore};
+    use super::report::PyReport;
+    #[pymodule_export]
+    use super::restore::PyRestore;
     #[pymodule_export]
     use super::sets::{PyPausedSet, PySetPlan, PySetReport};
     #[pymodule_export]

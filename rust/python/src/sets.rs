@@ -3,10 +3,11 @@
 use crate::arrays::as_array;
 use crate::counters::AnyCounter;
 use crate::errors::{IntoPyErr, OrRaise, misuse, noted, warn_closed};
+use crate::plan::PyPlan;
 use crate::policy::AnyPolicy;
 use crate::process::{detached, locked};
 use crate::records::AnyNow;
-use crate::restore::{PyPlan, PyReport};
+use crate::report::PyReport;
 use guestclock_core::checkpoint::{Checkpoint, SavedVm};
 use guestclock_core::drive::OperationError;
 use guestclock_core::guest::Reached;
