@@ -132,10 +132,10 @@ def device_tree(bootargs: str, initrd: range) -> bytes:
 # The vGIC's state besides what kvm_vmm.py lists: the shared interrupts 32 to 63, of which the devices have two.
 # ISENABLER and the like set bits and clear none, which is right for a VM that has just been made.
 SHARED: Final = [
+    *range(0x6100, 0x6200, 4),  # GICD_IROUTER32 to 63, of 64 bits each: before these are pending or active
     *(0x84, 0x104, 0x204, 0x304),  # GICD_IGROUPR1, ISENABLER1, ISPENDR1, ISACTIVER1
     *range(0x420, 0x440, 4),  # GICD_IPRIORITYR8 to 15
     *(0xC08, 0xC0C),  # GICD_ICFGR2 and 3
-    *range(0x6100, 0x6200, 4),  # GICD_IROUTER32 to 63, of 64 bits each
 ]
 
 

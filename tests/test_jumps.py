@@ -10,6 +10,7 @@ from guestclock.types import LinuxGuest, Policy
 DEFAULTS = {
     "soft lockup": "certain",
     "RCU stall": "possible",
+    "workqueue lockup": "possible",
     "hung task": "not crossed",
     "timekeeping overflow": "not crossed",
     "sched_clock wrap": "not crossed",
@@ -34,9 +35,10 @@ def test_the_defaults_are_the_kernels(guest: LinuxGuest | None) -> None:
     assert reached(plan) == DEFAULTS
     assert plan.throttled_ns is None
     limits = [(limit.name, limit.earliest_ns, limit.at_ns) for limit in plan.limits]
-    assert limits[:3] == [
+    assert limits[:4] == [
         ("soft lockup", 20 * 2**30 + 1 - 4 * S, 21 * 2**30),
         ("RCU stall", 21 * S, 21 * S),
+        ("workqueue lockup", 30 * S, 30 * S),
         ("hung task", 120 * S, 120 * S),
     ]
 
@@ -45,6 +47,7 @@ def test_a_guests_own_settings_decide() -> None:
     guest = LinuxGuest(watchdog_thresh_s=30, rcu_stall_s=0, softdog_s=(60, 30), cpu_max_us=(50_000, 100_000))
     assert reached(planned(Advance(), 40 * S, guest)) == {
         "soft lockup": "not crossed",
+        "workqueue lockup": "possible",
         "hung task": "not crossed",
         "softdog": "possible",
         "timekeeping overflow": "not crossed",
@@ -78,7 +81,7 @@ def test_the_jump_is_what_the_guest_gets_at_once(policy: Policy, jump_ns: int) -
 def test_a_large_jump_is_warned_of_with_the_way_out() -> None:
     plan = planned(Advance(), 40 * S)
     (warning,) = [warning for warning in plan.warnings if warning.code == "large-jump"]
-    assert "soft lockup, RCU stall" in warning.text
+    assert "soft lockup, RCU stall, workqueue lockup" in warning.text
     assert "CatchUp(step_ns=400000000, interval_ns=1000000000)" in warning.text
 
 

@@ -117,6 +117,7 @@ def complaints(text: str) -> dict[str, list[str]]:
     kinds = {
         "soft lockup": r"soft lockup - CPU",
         "RCU stall": r"rcu.*(detected stalls|self-detected stall|detected expedited stalls)",
+        "workqueue lockup": r"workqueue lockup",
         "hung task": r"blocked for more than",
         "hrtimer": r"hrtimer: interrupt took",
     }

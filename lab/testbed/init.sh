@@ -5,6 +5,7 @@ export PATH=/usr/bin:/bin HOME=/root LANG=C.UTF-8 NO_COLOR=1 COLUMNS=120
 export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 mount -t proc proc /proc
 mount -t sysfs sys /sys
+mount -t debugfs debugfs /sys/kernel/debug
 mount -t devtmpfs dev /dev
 mkdir -p /dev/pts /dev/shm
 mount -t devpts pts /dev/pts

@@ -323,10 +323,11 @@ class GuestLimit(NamedTuple):
     """Length of a jump from which a Linux guest feels it (docs/limits.md), and whether the plan's jump is as long."""
 
     name: str
-    """Effect of the jump: "soft lockup", "RCU stall", "hung task", "softdog", "timekeeping overflow", "sched_clock
-    wrap"."""
+    """Effect of the jump: "soft lockup", "RCU stall", "workqueue lockup", "hung task", "softdog", "timekeeping
+    overflow", "sched_clock wrap"."""
     earliest_ns: int
-    """The shortest jump that can have the effect, in nanoseconds."""
+    """The shortest jump that can have the effect, in nanoseconds, on a guest in which nothing has waited before it: an
+    RCU grace period, work or a task that has is as much nearer to its limit."""
     at_ns: int
     """The length from which the guest's last look at its clock no longer matters, in nanoseconds."""
     of: str
@@ -434,6 +435,8 @@ class LinuxGuest:
     """kernel.watchdog_thresh, in seconds: a soft lockup is reported after twice as long."""
     rcu_stall_s: int = 21
     """rcupdate.rcu_cpu_stall_timeout, in seconds."""
+    workqueue_s: int = 30
+    """workqueue.watchdog_thresh, in seconds."""
     hung_task_s: int = 120
     """kernel.hung_task_timeout_secs, in seconds."""
     softdog_s: tuple[int, int] | None = None

@@ -59,6 +59,8 @@ struct Kernel<'a> {
     offset_lost: Cell<bool>,
     /// The errno of every call.
     errno: Cell<Option<i32>>,
+    /// CTL reads with ISTATUS, which a CPU left there.
+    left_istatus: Cell<bool>,
 }
 
 type Host<'a> = &'a ManualCounter;
@@ -91,6 +93,7 @@ impl<'a> Kernel<'a> {
             offset_errno: Cell::new(None),
             offset_lost: Cell::new(false),
             errno: Cell::new(None),
+            left_istatus: Cell::new(false),
         }
     }
 
@@ -169,7 +172,8 @@ impl Ioctls for Kernel<'_> {
             assert!(self.vm.borrow().first_running().is_none(), "KVM would wait for the vCPU");
             return Ok(mpidr(vcpu));
         }
-        self.vm.borrow().get_one_reg(vcpu, id, self.counter.count()).map_err(errno)
+        let left = u64::from(self.left_istatus.get() && id == one_reg_id(CTL)) << 2;
+        self.vm.borrow().get_one_reg(vcpu, id, self.counter.count()).map(|value| value | left).map_err(errno)
     }
 
     fn set_one_reg(&self, vcpu: usize, id: u64, value: u64) -> io::Result<()> {
@@ -282,6 +286,28 @@ fn a_timer_that_is_not_due_does_not_show_how_ctl_reads() {
     let host = counter();
     let kernel = Kernel::plain(&host);
     kernel.vm.borrow_mut().set_one_reg(0, one_reg_id(CVAL), u64::MAX, host.count()).unwrap();
+    let vm = KvmVm::new(&kernel, &host, options()).unwrap();
+    assert_eq!(vm.probed(&kernel).unwrap().ctl_readback, None);
+}
+
+/// The counter passes CVAL between two reads of the look, or a CPU left ISTATUS set in the CTL of a timer that is off.
+#[test]
+fn a_timer_that_becomes_due_or_is_off_does_not_pass_for_another_kernels() {
+    let host = counter();
+    let kernel = Kernel::new(&host, "6.12", El2::Absent, 1);
+    kernel.slow.set(10);
+    for ahead in 0..200 {
+        let mut model = kernel.vm.borrow_mut();
+        let now = model.get_one_reg(0, one_reg_id(Role::Count(View::Virtual)), host.count()).unwrap();
+        model.set_one_reg(0, one_reg_id(CVAL), now + ahead, host.count()).unwrap();
+        model.set_one_reg(0, one_reg_id(CTL), 1, host.count()).unwrap();
+        drop(model);
+        let vm = KvmVm::new(&kernel, &host, options()).unwrap();
+        assert_eq!(vm.probed(&kernel).unwrap().ctl_readback, None, "{ahead}");
+    }
+
+    let kernel = Kernel::new(&host, "7.3", El2::Absent, 1);
+    kernel.left_istatus.set(true);
     let vm = KvmVm::new(&kernel, &host, options()).unwrap();
     assert_eq!(vm.probed(&kernel).unwrap().ctl_readback, None);
 }
@@ -593,6 +619,16 @@ fn by_value_the_first_entry_looks_and_the_others_do_not() {
     assert_eq!(target.calls.take().len(), 2, "each counter once");
     vm.enter(&target, 1).unwrap();
     assert_eq!(target.calls.take(), []);
+    // A vCPU that is created afterwards moves the counters as well.
+    vm.exit(0);
+    vm.exit(1);
+    host.advance(1_000);
+    target.vm.borrow_mut().create_vcpu(host.count()).unwrap();
+    let error = vm.enter(&target, 0).unwrap_err();
+    assert_eq!(error, OperationError::Backend(KvmError::CountersMoved { view: "virtual" }));
+    // And a caller that sets them says where they are.
+    vm.set_one_reg(&target, 0, one_reg_id(Role::Count(View::Virtual)), 7).unwrap();
+    vm.enter(&target, 0).unwrap();
 }
 
 /// With an offset, a vCPU created late does no harm.

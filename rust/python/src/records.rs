@@ -172,6 +172,7 @@ record! {
     pub(crate) struct AnyLinuxGuest: "LinuxGuest" {
         watchdog_thresh_s: u32,
         rcu_stall_s: u32,
+        workqueue_s: u32,
         hung_task_s: u32,
         softdog_s: Option<(u32, u32)>,
         cpu_max_us: Option<(NonZeroU64, NonZeroU64)>,
@@ -181,10 +182,11 @@ record! {
 impl AnyLinuxGuest {
     /// The core's.
     pub(crate) fn guest(self) -> LinuxGuest {
-        let Self { watchdog_thresh_s, rcu_stall_s, hung_task_s, softdog_s, cpu_max_us } = self;
+        let Self { watchdog_thresh_s, rcu_stall_s, workqueue_s, hung_task_s, softdog_s, cpu_max_us } = self;
         LinuxGuest {
             watchdog_thresh_s,
             rcu_stall_s,
+            workqueue_s,
             hung_task_s,
             softdog: softdog_s.map(|(timeout_s, fed_every_s)| Softdog { timeout_s, fed_every_s }),
             cpu_quota: cpu_max_us.map(|(quota_us, period_us)| CpuQuota { quota_us, period_us }),

@@ -18,6 +18,8 @@ pub struct LinuxGuest {
     pub watchdog_thresh_s: u32,
     /// `rcupdate.rcu_cpu_stall_timeout` in seconds; 0 where stalls are suppressed.
     pub rcu_stall_s: u32,
+    /// `workqueue.watchdog_thresh` in seconds; 0 where workqueues aren't watched.
+    pub workqueue_s: u32,
     /// `kernel.hung_task_timeout_secs` in seconds; 0 where the detector is off.
     pub hung_task_s: u32,
     /// The guest's software watchdog, where it has one.
@@ -48,7 +50,14 @@ pub struct CpuQuota {
 
 impl Default for LinuxGuest {
     fn default() -> Self {
-        Self { watchdog_thresh_s: 10, rcu_stall_s: 21, hung_task_s: 120, softdog: None, cpu_quota: None }
+        Self {
+            watchdog_thresh_s: 10,
+            rcu_stall_s: 21,
+            workqueue_s: 30,
+            hung_task_s: 120,
+            softdog: None,
+            cpu_quota: None,
+        }
     }
 }
 
@@ -73,7 +82,7 @@ pub struct Limit {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum Reached {
-    /// The jump doesn't have the effect.
+    /// The jump doesn't have the effect on a [healthy guest](LinuxGuest::limits).
     No,
     /// The jump can have the effect.
     Possible,
@@ -122,15 +131,15 @@ const WATCHDOG_SECOND_NS: u64 = 1 << 30;
 impl LinuxGuest {
     /// Returns the limits of the guest, whose counter has this frequency.
     ///
-    /// They hold for a healthy guest: an RCU grace period that has already lasted, or a task that is already blocked, is
-    /// nearer to its limit by that time. A guest's CNTFRQ_EL0 has 32 bits, and a higher frequency counts as 2^32 - 1 Hz.
+    /// They hold for a healthy guest: an RCU grace period that has already lasted, work that is already pending or a task
+    /// that is already blocked is nearer to its limit by that time. A guest's CNTFRQ_EL0 has 32 bits, and a higher frequency counts as 2^32 - 1 Hz.
     ///
     /// ```
     /// use guestclock_core::guest::LinuxGuest;
     /// use guestclock_core::time::Frequency;
     /// let limits = LinuxGuest::default().limits(Frequency::new(24_000_000).unwrap());
     /// assert_eq!((limits[0].name, limits[0].at_ns), ("soft lockup", 21 << 30));
-    /// assert_eq!(limits[4].at_ns, 8_796_093_055_792);
+    /// assert_eq!(limits[5].at_ns, 8_796_093_055_792);
     /// ```
     #[must_use]
     pub fn limits(&self, frequency: Frequency) -> Vec<Limit> {
@@ -144,6 +153,7 @@ impl LinuxGuest {
         [
             self.soft_lockup(),
             setting("RCU stall", self.rcu_stall_s, "a guest with a grace period under way"),
+            setting("workqueue lockup", self.workqueue_s, "a guest with work pending"),
             setting("hung task", self.hung_task_s, "a guest with a task in uninterruptible sleep"),
             self.softdog.map(Softdog::limit),
             Some(Limit {
@@ -301,10 +311,9 @@ impl Conversion {
 mod tests {
     use super::*;
     use alloc::format;
-    use alloc::string::{String, ToString};
     use proptest::prelude::*;
 
-    fn of(hz: u64) -> [Limit; 5] {
+    fn of(hz: u64) -> [Limit; 6] {
         LinuxGuest::default().limits(Frequency::new(hz).unwrap()).try_into().unwrap()
     }
 
@@ -365,18 +374,21 @@ mod tests {
             assert!(all.iter().all(between));
             [least, most].map(seconds)
         };
-        let ([least, most], [soonest, latest]) = (values(3), values(4));
+        let ([least, most], [soonest, latest]) = (values(4), values(5));
         let told = format!("{least} or {most} s for timekeeping, {latest} or {soonest} s for sched_clock");
         assert!(page.contains(&told), "docs/limits.md doesn't say {told:?}");
     }
 
     #[test]
     fn settings_are_the_kernels_at_any_frequency() {
-        let [soft_lockup, rcu, hung, ..] = of(1);
+        let [soft_lockup, rcu, workqueue, hung, ..] = of(1);
         assert_eq!((soft_lockup.at_ns, soft_lockup.earliest_ns), (22_548_578_304, 17_474_836_481));
-        assert_eq!((rcu.earliest_ns, hung.earliest_ns), (21_000_000_000, 120_000_000_000));
-        let names: [String; 5] = of(1).map(|limit| limit.name.to_string());
-        assert_eq!(names, ["soft lockup", "RCU stall", "hung task", "timekeeping overflow", "sched_clock wrap"]);
+        let earliest = [rcu, workqueue, hung].map(|limit| limit.earliest_ns);
+        assert_eq!(earliest, [21_000_000_000, 30_000_000_000, 120_000_000_000]);
+        let names = of(1).map(|limit| limit.name);
+        let (detectors, conversions) = names.split_at(4);
+        assert_eq!(detectors, ["soft lockup", "RCU stall", "workqueue lockup", "hung task"]);
+        assert_eq!(conversions, ["timekeeping overflow", "sched_clock wrap"]);
     }
 
     /// The watchdog to the nanosecond: no jump below the earliest fires, the earliest can, and the limit always does.
@@ -400,7 +412,8 @@ mod tests {
 
     #[test]
     fn detectors_that_are_off_have_no_limit() {
-        let off = LinuxGuest { watchdog_thresh_s: 0, rcu_stall_s: 0, hung_task_s: 0, ..LinuxGuest::default() };
+        let guest = LinuxGuest::default();
+        let off = LinuxGuest { watchdog_thresh_s: 0, rcu_stall_s: 0, workqueue_s: 0, hung_task_s: 0, ..guest };
         let names = off.limits(Frequency::new(1).unwrap()).iter().map(|limit| limit.name).collect::<Vec<_>>();
         assert_eq!(names, ["timekeeping overflow", "sched_clock wrap"]);
     }
@@ -409,15 +422,15 @@ mod tests {
     fn a_watchdog_resets_the_guest_between_what_may_be_left_and_its_timeout() {
         let softdog = Some(Softdog { timeout_s: 60, fed_every_s: 30 });
         let limits = LinuxGuest { softdog, ..LinuxGuest::default() }.limits(Frequency::new(1).unwrap());
-        let reached = |jump_s: u128| limits[3].reached_by(jump_s * u128::from(NS_PER_S)).name();
-        assert_eq!((limits[3].name, limits.len()), ("softdog", 6));
+        let reached = |jump_s: u128| limits[4].reached_by(jump_s * u128::from(NS_PER_S)).name();
+        assert_eq!((limits[4].name, limits.len()), ("softdog", 7));
         assert_eq!([29, 30, 59, 60].map(reached), ["not crossed", "possible", "possible", "certain"]);
     }
 
     #[test]
     fn only_what_depends_on_the_jump_alone_is_certain() {
         let reached = of(62_500_000).map(|limit| limit.reached_by(u128::MAX).name());
-        assert_eq!(reached, ["certain", "possible", "possible", "possible", "certain"]);
+        assert_eq!(reached, ["certain", "possible", "possible", "possible", "possible", "certain"]);
     }
 
     /// One busy loop in a group of `cpu.max 50000 100000` was throttled for 9.88 s after a jump of 5 s.

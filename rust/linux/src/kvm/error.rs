@@ -127,7 +127,8 @@ pub(crate) const GET_REDISTRIBUTOR: &str = "KVM_GET_DEVICE_ATTR of the vGIC's re
 fn hint(call: &str, errno: i32) -> &'static str {
     match errno {
         libc::EIO => {
-            ". KVM answers so to any process but the one that created the VM: use guestclock in the VMM's own process"
+            ". KVM answers so to any process but the one that created the VM, and to that one after an exec: use guestclock in \
+             the VMM's own process"
         }
         libc::ENOEXEC => ". The vCPU isn't initialised: KVM_ARM_VCPU_INIT comes first",
         libc::EPERM => ". The vCPU isn't complete: KVM_ARM_VCPU_FINALIZE comes first, or the VM is protected",

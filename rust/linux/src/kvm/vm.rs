@@ -136,8 +136,10 @@ struct State {
     running: Vec<bool>,
     /// Number of changes made through this VM.
     generation: u64,
-    /// Counters that a restore set by value, until the first vCPU enters its guest.
+    /// Counters that a restore set by value.
     by_value: Option<Written>,
+    /// Number of vCPUs when a vCPU entered its guest and found them there; 0 before.
+    looked_with: usize,
 }
 
 impl State {
@@ -362,7 +364,10 @@ impl<C: Counter> KvmVm<C> {
 
     /// Checks that the counters are where a restore by value set them. A vCPU created since has moved both.
     fn still_there(&self, io: &(impl Ioctls + ?Sized), state: &mut State) -> Result<(), KvmError> {
-        let Some(Written::ByValue { virt, phys }) = state.by_value else { return Ok(()) };
+        let vcpus = io.vcpus();
+        let Some(Written::ByValue { virt, phys }) = state.by_value.filter(|_| state.looked_with != vcpus) else {
+            return Ok(());
+        };
         let mut backend = self.backend(io, state);
         let mut check = |view, name, known: OffsetInterval| {
             let before = self.counter.count();
@@ -376,7 +381,7 @@ impl<C: Counter> KvmVm<C> {
         if let Some(phys) = phys {
             check(View::Physical, "physical", phys)?;
         }
-        state.by_value = None;
+        state.looked_with = vcpus;
         Ok(())
     }
 
@@ -552,14 +557,19 @@ impl<I: Ioctls + ?Sized, C: Counter> Kvm<'_, I, C> {
         self.exists(0)?;
         let list = self.reg_list(0)?;
         let place = |role| list.iter().position(|id| *id == one_reg_id(role));
+        let list_order = place(Role::Count(View::Virtual))
+            .zip(place(Role::Ctl(Timer::Vtimer)))
+            .map(|(count, ctl)| if ctl < count { ListOrder::Grouped } else { ListOrder::ByEncoding });
         let registers = Registers::of(self)?;
         let mut readback = || {
-            let ctl = self.get_one_reg(0, one_reg_id(Role::Ctl(Timer::Vtimer))).ok()?;
             let cval = self.get_one_reg(0, one_reg_id(Role::Cval(Timer::Vtimer))).ok()?;
+            // Before CTL: what is due by this count is due when CTL is read.
             let due = cval <= self.get_one_reg(0, count_reg(View::Virtual)).ok()?;
+            let ctl = self.get_one_reg(0, one_reg_id(Role::Ctl(Timer::Vtimer))).ok()?;
             match ctl & (CTL_ENABLE | CTL_ISTATUS) {
-                // Stored, ISTATUS is as a run left it, and that is only of a timer that was on.
-                CTL_ISTATUS if due => Some(CtlReadback::Computed),
+                // Stored, ISTATUS of a timer that is off is whatever the CPU had there (Arm ARM, CNTV_CTL_EL0: UNKNOWN). So
+                // this says computed only beside the order of the kernels that compute.
+                CTL_ISTATUS if due && list_order == Some(ListOrder::Grouped) => Some(CtlReadback::Computed),
                 0 | CTL_ENABLE if due => Some(CtlReadback::Stored),
                 _ => None,
             }
@@ -568,9 +578,7 @@ impl<I: Ioctls + ?Sized, C: Counter> Kvm<'_, I, C> {
             physical_timer: registers.has(Role::Count(View::Physical)),
             nested: registers.has(Role::Cntvoff),
             ctl_readback: readback(),
-            list_order: place(Role::Count(View::Virtual))
-                .zip(place(Role::Ctl(Timer::Vtimer)))
-                .map(|(count, ctl)| if ctl < count { ListOrder::Grouped } else { ListOrder::ByEncoding }),
+            list_order,
         })
     }
 
@@ -669,6 +677,9 @@ impl<I: Ioctls + ?Sized, C: Counter> Backend for Kvm<'_, I, C> {
         self.is_stopped(vcpu)?;
         self.io.set_one_reg(vcpu, id, value).map_err(|error| on_register("KVM_SET_ONE_REG", vcpu, id, &error))?;
         self.state.generation += 1;
+        if [View::Virtual, View::Physical].map(count_reg).contains(&id) {
+            self.state.by_value = None;
+        }
         Ok(())
     }
 
@@ -697,6 +708,7 @@ impl<I: Ioctls + ?Sized, C: Counter> Backend for Kvm<'_, I, C> {
 
     fn restored(&mut self, written: Written) {
         self.state.by_value = matches!(written, Written::ByValue { .. }).then_some(written);
+        self.state.looked_with = 0;
     }
 }
 
