@@ -16,9 +16,11 @@ from typing import ParamSpec, TypeVar
 
 import pytest
 
-from guestclock import Fleet, ManualCounter, ModelVm, Reg, Timer
+from guestclock import Fleet, ManualCounter, ModelVm, Reg, Stamp, Timer
 from guestclock.errors import Misuse, NoSuchVm, OutOfOrder, RestoreOpen, StalePlan, VcpuRunning
+from guestclock.fleet import FleetPause, FleetRestore
 from guestclock.model import ClockBank
+from vms import Running
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -266,6 +268,51 @@ def test_threads_that_share_a_restore_or_a_pause_do_not_block_each_other() -> No
 
     together(*[resume] * 8)
     assert ended == [True]
+
+
+class Looked(Running):
+    """A counter whose reads look at something of guestclock's."""
+
+    look: Callable[[], object] | None = None
+
+    def stamp(self) -> Stamp:
+        if self.look is not None:
+            self.look()
+        return super().stamp()
+
+
+@pytest.mark.parametrize("fleet", [False, True], ids=["alone", "fleet"])
+def test_a_counter_is_read_with_no_lock_held(fleet: bool) -> None:
+    """So a counter of a program's own may take the program's locks, and ask a restore or a pause how far it is."""
+    counter = Looked()
+    vms = {name: ModelVm(1, counter=counter, name=name) for name in "ab"[: 1 + fleet]}
+    for vm in vms.values():
+        vm.opt_in()
+    of: ModelVm | Fleet = Fleet(vms) if fleet else vms["a"]
+    looks: list[str] = []
+
+    def opened() -> object:
+        return [vm.state for vm in vms.values()]
+
+    restore = of.restoring(Fleet(vms).checkpoint() if fleet else vms["a"].checkpoint())
+    own = list(restore._restores.values()) if isinstance(restore, FleetRestore) else [restore]
+    counter.look = lambda: looks.append(f"{own!r} {opened()}")
+    with restore:
+        restore.apply()
+        restore.release()
+    assert len(looks) >= 3
+    with of.restoring(Fleet(vms).checkpoint() if fleet else vms["a"].checkpoint()):
+        pass
+    pause = of.pause()
+    paused = list(pause._pauses.values()) if isinstance(pause, FleetPause) else [pause]
+
+    def report() -> None:
+        for one in paused:
+            with pytest.raises(Misuse):
+                _ = one.report
+
+    counter.look = report
+    pause.resume()
 
 
 def test_a_checkpoint_of_all_beside_vms_that_come_and_go() -> None:

@@ -94,7 +94,26 @@ fn each<'a, T: Send>(
     now: Option<&Now>,
     verb: impl Fn(&dyn Verbs, usize) -> Result<T, Failure> + Send + Sync,
 ) -> Vec<Option<PyResult<T>>> {
-    let mut jobs: Vec<_> = vms.into_iter().map(|vm| Job::new(py, vm, now)).enumerate().collect();
+    all(py, threads, stop, jobs(py, vms, now), verb)
+}
+
+/// A job for each VM, with its place.
+fn jobs<'a, T>(
+    py: Python<'_>,
+    vms: impl IntoIterator<Item = &'a SharedVm>,
+    now: Option<&Now>,
+) -> Vec<(usize, Job<'a, T>)> {
+    vms.into_iter().map(|vm| Job::new(py, vm, now)).enumerate().collect()
+}
+
+/// Carries a verb out for each job, by its place.
+fn all<T: Send>(
+    py: Python<'_>,
+    threads: NonZeroUsize,
+    stop: bool,
+    mut jobs: Vec<(usize, Job<'_, T>)>,
+    verb: impl Fn(&dyn Verbs, usize) -> Result<T, Failure> + Send + Sync,
+) -> Vec<Option<PyResult<T>>> {
     detached(py, || spread(threads, stop, &mut jobs, |(at, job)| job.carry_out(|vm| verb(vm, *at))));
     raised(jobs.into_iter().map(|(_, job)| job.made))
 }
@@ -233,25 +252,26 @@ fn make_steps(
     at: Option<Stamp>,
     now: Option<&Now>,
 ) -> (Made, Stage) {
-    let mut progress: Vec<_> = restores.iter().map(|restore| restore.lock(py)).collect();
-    let steps = restores.iter().zip(&mut progress);
-    let mut steps: Vec<_> =
-        steps.map(|(of, progress)| Steps { of, progress, job: Job { vm: None, made: None } }).collect();
     let in_python = restores.iter().any(|restore| restore.vm.samples_in_python(now));
+    let mut made: Vec<_> = restores.iter().map(|_| None).collect();
     let mut last = Stage::Close;
     for stages in stages.chunks(if in_python { 1 } else { stages.len().max(1) }) {
-        for Steps { of, job, .. } in &mut steps {
-            if !matches!(job.made, Some(Err(_))) {
-                *job = Job::new(py, &of.vm, if stages[0].begins() { of.now.as_ref() } else { now });
-            }
-        }
+        // Before the locks, since it may run Python code of a counter.
+        let jobs = restores.iter().zip(made).map(|(of, made)| match made {
+            Some(Err(_)) => Job { vm: None, made },
+            _ => Job::new(py, &of.vm, if stages[0].begins() { of.now.as_ref() } else { now }),
+        });
+        let jobs: Vec<_> = jobs.collect();
+        let mut progress: Vec<_> = restores.iter().map(|restore| restore.lock(py)).collect();
+        let steps = restores.iter().zip(&mut progress).zip(jobs);
+        let mut steps: Vec<_> = steps.map(|((of, progress), job)| Steps { of, progress, job }).collect();
         last = detached(py, || make(threads, stop, &mut steps, stages, at));
-        if (stop || last == Stage::Close) && steps.iter().any(|steps| steps.job.vm.is_none()) {
+        let failed = steps.iter().any(|steps| steps.job.vm.is_none());
+        made = steps.into_iter().map(|steps| steps.job.made).collect();
+        if (stop || last == Stage::Close) && failed {
             break;
         }
     }
-    let made: Vec<_> = steps.into_iter().map(|steps| steps.job.made).collect();
-    drop(progress);
     (took(py, restores, made), last)
 }
 
@@ -284,7 +304,7 @@ pub(crate) fn _each_restore<'py>(
     let request = request(py, vms.clone(), policy, options, now, keywords)?;
     let checkpoints: Vec<_> = checkpoints.iter().map(|checkpoint| &checkpoint.get().0).collect();
     let in_python = vms.clone().any(|vm| vm.samples_in_python(now));
-    let mut jobs: Vec<_> = vms.clone().map(|vm| Job::new(py, vm, now)).enumerate().collect();
+    let mut jobs = jobs(py, vms.clone(), now);
     let shared: Vec<_> = vms.collect();
     let planned = detached(py, || {
         spread(threads, false, &mut jobs, |(at, job)| job.carry_out(|vm| vm.plan(checkpoints[*at], request)));
@@ -371,11 +391,12 @@ pub(crate) fn _each_resume<'py>(
     #[pyo3(from_py_with = at_least_1)] threads: NonZeroUsize,
 ) -> PyResult<Sorted<'py>> {
     let policy = policy.map(AnyPolicy::policy);
+    // Before the locks, since it may run Python code of a counter.
+    let jobs = jobs(py, pauses.iter().map(|pause| &pause.get().vm), None);
     let mut states: Vec<_> = pauses.iter().map(|pause| pause.get().lock(py)).collect();
     let results = {
         let open: Vec<_> = states.iter().map(|state| state.paused()).collect();
-        let vms = pauses.iter().map(|pause| &pause.get().vm);
-        each(py, threads, false, vms, None, |vm, at| vm.resume(open[at].ok_or_else(is_over)?, policy))
+        all(py, threads, false, jobs, |vm, at| vm.resume(open[at].ok_or_else(is_over)?, policy))
     };
     let took = results.into_iter().zip(&mut states);
     let took: Vec<_> =

@@ -1,10 +1,10 @@
 //! The time of a vCPU in its guest, and pauses, for a VM of any kind.
 
-use crate::any_vm::{Failure, SharedVm, run};
+use crate::any_vm::{Failure, SharedVm};
 use crate::errors::{misuse, warn_closed};
 use crate::observe;
 use crate::policy::AnyPolicy;
-use crate::process::locked;
+use crate::process::{detached, locked};
 use crate::report::PyReport;
 use crate::system::monotonic_ns;
 use guestclock_core::drive::OpenPause;
@@ -124,14 +124,21 @@ impl PyPause {
     /// An error leaves the VM paused: call it again. Misuse where it is over already, or a restore came after it.
     #[pyo3(signature = (policy=None))]
     fn resume(&self, py: Python<'_>, policy: Option<AnyPolicy>) -> PyResult<Py<PyReport>> {
-        let resumed = {
+        if self.is_over(py) {
+            return Err(is_over()());
+        }
+        let policy = policy.map(AnyPolicy::policy);
+        let resume = || {
+            // Before the lock, since it may run Python code of a counter.
+            let vm = self.vm.at_hand(py, None)?;
             let mut state = self.lock(py);
-            let Some(pause) = state.paused() else { return Err(is_over()()) };
-            let policy = policy.map(AnyPolicy::policy);
-            let resumed = run(py, &self.vm, None, |vm| vm.resume(pause, policy));
-            resumed.and_then(|report| state.took(py, report))
+            let resumed = {
+                let pause = state.paused().ok_or_else(|| is_over()())?;
+                detached(py, move || vm.resume(pause, policy))
+            };
+            resumed.map_err(|failure| failure()).and_then(|report| state.took(py, report))
         };
-        self.watched(py, resumed)
+        self.watched(py, resume())
     }
 
     /// The report of the pause's end. Misuse before it.
@@ -168,11 +175,12 @@ impl PyPause {
 #[pyfunction]
 pub(crate) fn _cancel(py: Python<'_>, pause: &Bound<'_, PyPause>) -> PyResult<()> {
     let PyPause { vm, state, .. } = pause.get();
+    // A VM whose process is gone is in no pause. Before the lock, since it may run Python code of a counter.
+    let vm = if vm.is_gone() { None } else { Some(vm.at_hand(py, None)?) };
     let mut state = locked(py, state);
     let Some(open) = state.paused() else { return Ok(()) };
-    // A VM whose process is gone is in no pause.
-    if !vm.is_gone() {
-        run(py, vm, None, |vm| vm.cancel(open))?;
+    if let Some(vm) = vm {
+        detached(py, move || vm.cancel(open)).map_err(|failure| failure())?;
     }
     *state = State::Cancelled;
     Ok(())

@@ -1,10 +1,10 @@
 //! Restores, step by step.
 
-use crate::any_vm::{Failure, SharedVm, Verbs, run};
+use crate::any_vm::{Failure, SharedVm, Verbs};
 use crate::errors::{given_up, misuse, warn_closed};
 use crate::observe;
 use crate::plan::PyPlan;
-use crate::process::locked;
+use crate::process::{detached, locked};
 use crate::records::{AnyNow, AnyStamp};
 use crate::report::PyReport;
 use crate::system::monotonic_ns;
@@ -107,16 +107,17 @@ impl PyRestore {
         now: Option<Now>,
         at: Option<Stamp>,
     ) -> PyResult<Option<Py<PyReport>>> {
-        let stepped = {
+        let step = || {
+            // Before the lock, since it may run Python code of a counter.
+            let vm = self.vm.at_hand(py, if stage.begins() { self.now.clone() } else { now })?;
             let mut progress = self.lock(py);
-            let now = if stage.begins() { self.now.clone() } else { now };
             let stepped = {
                 let progress = &mut *progress;
-                run(py, &self.vm, now, move |vm| progress.step(self, vm, stage, at))
+                detached(py, move || progress.step(self, &*vm, stage, at))
             };
-            stepped.and_then(|report| progress.took(self, py, report))
+            stepped.map_err(|failure| failure()).and_then(|report| progress.took(self, py, report))
         };
-        self.watched(py, stepped)
+        self.watched(py, step())
     }
 
     fn released(&self, py: Python<'_>, now: Option<Now>, at: Option<Stamp>) -> PyResult<Py<PyReport>> {
@@ -126,14 +127,19 @@ impl PyRestore {
 
     /// Gives the restore up if it is open. `error` is the exception on its way, which gets the VM's state.
     fn give_up(&self, py: Python<'_>, error: Option<&Bound<'_, PyBaseException>>) -> PyResult<()> {
+        if !self.lock(py).is_open() {
+            return Ok(());
+        }
+        // Before the lock, since it may run Python code of a counter. A VM whose process is gone has nothing to give up,
+        // and nothing that could be said of it.
+        let vm = if self.vm.is_gone() { Ok(None) } else { self.vm.at_hand(py, None).map(Some) };
         let left = {
             let mut progress = self.lock(py);
             match mem::replace(&mut *progress, Progress::GivenUp) {
-                // A VM whose process is gone has nothing to give up, and nothing that could be said of it.
-                Progress::Closed(_) | Progress::Open(_) if self.vm.is_gone() => Ok(Condition::Untouched),
-                Progress::Closed(mut open) | Progress::Open(mut open) => {
-                    run(py, &self.vm, None, |vm| vm.give_up(&mut open))
-                }
+                Progress::Closed(mut open) | Progress::Open(mut open) => vm.and_then(|vm| {
+                    let Some(vm) = vm else { return Ok(Condition::Untouched) };
+                    detached(py, move || vm.give_up(&mut open)).map_err(|failure| failure())
+                }),
                 other => {
                     *progress = other;
                     return Ok(());
@@ -175,6 +181,10 @@ impl Stage {
 }
 
 impl Progress {
+    const fn is_open(&self) -> bool {
+        matches!(self, Self::Closed(_) | Self::Open(_))
+    }
+
     /// Makes a step, without the interpreter's lock. A release has a report, which is [taken note](Self::took) of.
     pub(crate) fn step(
         &mut self,
