@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import pickle
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,10 +18,12 @@ from guestclock.errors import (
     DeadlineMissed,
     Misuse,
     NoBacklog,
+    ReadBackMismatch,
     RestoreOpen,
     VcpuRunning,
 )
 from guestclock.guest import ClockEquation, VmClock
+from guestclock.testing import Fault, FaultyVm
 from guestclock.types import Step
 from vms import HZ, NS, SECOND, host, owned, state
 
@@ -220,6 +223,56 @@ def test_a_deadline_is_kept_or_refused() -> None:
     # With nothing to pay back there is none to miss.
     assert vm.restore(vm.checkpoint(), Freeze()).backlog_ticks == 3 * HZ
     vm.restore(checkpoint, CatchUp(1, 2**63, within_ns=1), now=checkpoint.stamp.count)
+
+
+def test_a_deadline_counts_intervals_of_whole_ticks() -> None:
+    """An interval of a tenth of a tick is one tick, and the steps take as long as they take."""
+    counter = host(hz=1000)
+    checkpoint = owned(counter).checkpoint()
+    counter.advance(2000)
+    vm = ModelVm(2, counter=counter)
+    with pytest.raises(DeadlineMissed) as caught:
+        vm.plan(checkpoint, CatchUp(10**6, 100_000, within_ns=2 * SECOND - 1))
+    assert caught.value.needed_ns == 2 * SECOND
+    report = vm.restore(checkpoint, CatchUp(10**6, 100_000, within_ns=2 * SECOND))
+    released_at, last = report.released_at, 0
+    while (step := vm.next_step()) is not None:
+        counter.advance(step.due_at - counter.read())
+        step.apply()
+        last = counter.read()
+    said: dict[str, Any] = report.to_dict()
+    assert (last - released_at) * 10**6 == said["backlog"]["duration_ns"] == 2 * SECOND
+
+
+@pytest.mark.parametrize("vcpus", [1, 3])
+def test_a_step_is_read_back_from_every_vcpu(vcpus: int) -> None:
+    """A step that KVM didn't take is still owed, and the guest's clock is where it was."""
+    counter = host()
+    checkpoint = owned(counter, vcpus).checkpoint()
+    counter.advance(10 * HZ)
+    vm = ModelVm(vcpus, counter=counter)
+    vm.restore(checkpoint, CatchUp(5 * SECOND, SECOND))
+    counter.advance(HZ)
+    faulty = FaultyVm(vm, [Fault("set_counter_offset", dropped=True)])
+    before = faulty.cntvct(0)
+    step = faulty.next_step()
+    assert step
+    with pytest.raises(ReadBackMismatch) as caught:
+        step.apply()
+    assert (caught.value.state, caught.value.step) == ("as-it-was", "reading the counters back")
+    assert (faulty.cntvct(0), faulty.backlog_ticks, faulty.state) == (before, 10 * HZ, "open")
+    assert faulty.verify()
+    assert step.apply() == 5 * HZ
+    assert faulty.cntvct(0) == before + 5 * HZ
+    # One that can't be taken back leaves the VM closed. The look before the step reads two counts.
+    counter.advance(HZ)
+    misread, lost = Fault("get_one_reg", nth=2, flipped=1 << 40), Fault("set_counter_offset", nth=1, dropped=True)
+    faulty = FaultyVm(vm, [misread, lost])
+    step = faulty.next_step()
+    assert step
+    with pytest.raises(ReadBackMismatch) as caught:
+        step.apply()
+    assert (caught.value.state, caught.value.retry, faulty.state) == ("provisional", "restore", "restoring")
 
 
 def test_it_takes_an_owned_offset() -> None:

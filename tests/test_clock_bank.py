@@ -22,6 +22,7 @@ from guestclock import (
     Freeze,
     ManualCounter,
     ModelVm,
+    MonotonicCounter,
     Reg,
     Report,
     Timer,
@@ -721,6 +722,31 @@ class TestSets:
         with pytest.raises(KeyError):
             report["vm-8"]
         assert (len(report), list(report)) == (8, names)
+
+    def test_a_report_each_has_the_warnings_of_its_own_registers(self) -> None:
+        bank = ClockBank(ManualCounter(10**12))
+        bank.add_many(3)
+        fleet = Fleet(bank, names=["a", "b", "c"])
+        for vm in fleet.values():
+            vm.opt_in()
+        fleet["b"].set_one_reg(0, Reg.PTIMER_CVAL, 2**64 - 1)
+        fleet["b"].set_one_reg(0, Reg.PTIMER_CTL, 1)
+        report = fleet.restore(fleet.checkpoint())
+        assert report.columns()["warnings"].tolist() == ["", "physical-timer-misfires", ""]
+        assert [warning.code for warning in report["b"].warnings] == ["physical-timer-misfires"]
+
+    def test_a_report_has_the_deadlines_that_were_written(self) -> None:
+        """Over a counter that runs: between the registers and the counters some time passes."""
+        bank = ClockBank(MonotonicCounter())
+        bank.add_many(500, vcpus=2)
+        bank.set_offsets(bank.vms(), np.full(500, bank.counter.read(), np.uint64))
+        bank.set_timers(0, bank.vcpus(), np.full(1000, 10**9, np.uint64), np.ones(1000, np.uint8))
+        fleet = Fleet(bank)
+        report = fleet.restore(fleet.checkpoint(), Advance(), timers="relative")
+        for name, vm in fleet.items():
+            for timer in report[name].timers():
+                if timer.timer == Timer.VTIMER:
+                    assert timer.cval == vm.get_one_reg(timer.vcpu, Reg.TIMER_CVAL)
 
     @pytest.mark.parametrize("policy", [Freeze(), Advance(), Advance(max_ns=1000)])
     def test_a_plan_each_is_what_its_own_says(self, counter: ManualCounter, policy: Policy) -> None:

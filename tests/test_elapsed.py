@@ -236,6 +236,14 @@ def test_a_year_is_believed_and_more_is_for_the_caller() -> None:
     assert (caught.value.elapsed_ns, caught.value.longest_ns) == (longest + 1, longest)
     with pytest.raises(ElapsedTooLong):
         advanced(checkpoint, elsewhere(3 * SECOND), elapsed=Elapsed.by_wall_clocks(refuse_over_ns=2 * SECOND))
+    # The caller's own limit holds under a cap too, which only says what becomes of the rest.
+    with pytest.raises(ElapsedTooLong):
+        ModelVm(2, counter=host(elsewhere(0).count)).plan(
+            checkpoint,
+            Advance(SECOND),
+            now=elsewhere(3 * SECOND),
+            elapsed=Elapsed.by_wall_clocks(refuse_over_ns=2 * SECOND),
+        )
     longer = Elapsed.by_wall_clocks(refuse_over_ns=2 * longest)
     assert advanced(checkpoint, elsewhere(longest + 16), elapsed=longer)["added_ns"] == longest + 16
     vm = ModelVm(2, counter=host(5))

@@ -47,7 +47,7 @@ from guestclock.errors import (
     TopologyMismatch,
     VcpuRunning,
 )
-from guestclock.model import ClockBank
+from guestclock.model import ClockBank, ScaledCounter
 from guestclock.testing import Fault, FaultyVm
 from guestclock.types import GuestVm, Policy, Step
 from vms import HZ, SECOND, busy, host, owned, state, texts
@@ -326,6 +326,23 @@ class TestOneInstant:
         assert (saved["a"].vmclock_address, saved["b"].vmclock_address) == (None, 0x4000_0000)
         assert (saved["a"].stolen_time, saved["b"].stolen_time) == ([None, 64], [None, None])
         assert saved.stamp.sync == SyncBound(max_error_ns=10)
+
+    @pytest.mark.parametrize("of", ["alone", "fleet", "bank"])
+    def test_a_stamp_of_another_frequency_is_no_instant(self, of: str) -> None:
+        """Its count would be taken for one of this counter's."""
+        host = ManualCounter(10**9, frequency_hz=62_500_000)
+        here = ScaledCounter(host, frequency_hz=24_000_000)
+        bank = ClockBank(here)
+        bank.add()
+        vm = ModelVm(1, counter=here)
+        every: dict[str, ModelVm | Fleet] = {"alone": vm, "fleet": Fleet({"a": vm}), "bank": Fleet(bank)}
+        fleet = every[of]
+        saved = fleet.checkpoint()
+        with pytest.raises(ValueError, match="now is a Stamp at 62500000 Hz, and the VM's counter runs at 24000000 Hz"):
+            fleet.checkpoint(now=host.stamp())
+        with pytest.raises(ValueError, match="24000000 Hz"):
+            fleet.restore(saved, now=host.stamp())
+        assert fleet.checkpoint(now=here.stamp()) == fleet.checkpoint()
 
     def test_an_injected_instant(self) -> None:
         counter = host()

@@ -134,14 +134,15 @@ class ClockTable:
     def _by_wall_clocks(self, row: str, word: Any, *, capped: bool) -> Belief:
         hz = self.here.frequency_hz
         error_ns = word.error_ns if word is not None else None
-        longest = word.refuse_over_ns if word is not None and word.refuse_over_ns is not None else _YEAR_NS
+        own = word.refuse_over_ns if word is not None else None
+        longest = own if own is not None else _YEAR_NS
         if error_ns is None:
             if None in self.bounds or self.leap:
                 return Belief(row, refusal="ElapsedUnknown")
             error_ns = sum(bound or 0 for bound in self.bounds)
         if self.wall_ns < 0:
             return Belief(row, refusal="ClockWentBackwards")
-        if self.wall_ns > longest and not capped:
+        if self.wall_ns > longest and not (capped and own is None):
             return Belief(row, refusal="ElapsedTooLong")
         error_ns += self.there.width_ns + self.here.width_ns
         return Belief(row, "wall-clocks", self.wall_ns * hz // _SECOND, -(-error_ns * hz // _SECOND) + 1)

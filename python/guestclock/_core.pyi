@@ -763,7 +763,8 @@ class Advance:
 @final
 class CatchUp:
     """The guest sees the time it didn't run later, all of it: its counters go on from where they stopped, and go
-    forward by at most `step_ns` every `interval_ns` or more, until they have caught up (`vm.catch_up()`).
+    forward by at most `step_ns`, or one tick if that is longer, every `interval_ns` or more, until they have caught up
+    (`vm.catch_up()`).
 
     At most `at_once_ns` of the time is given at once, before the first step. The plan is refused where the steps take
     longer than `within_ns` (DeadlineMissed), and where the VM's counters can only be set by value (CapabilityMissing).
@@ -888,10 +889,10 @@ class GuestVm:
         The keywords are the fields of `Options`, or `options` gives them as a value, which keywords change. `views`
         decides what becomes of two counters that differ: "preserve" sets each by value, "adopt-virtual" gives both the
         virtual counter's offset, "refuse" raises CounterSkew. `timers="relative"` keeps each timer's remaining time,
-        instead of its deadline. `intent` is the reason of the restore: "live-migration", "live-update", "snapshot" or
-        "clone". `guest` says which settings of a Linux guest differ from the kernel's defaults, so that the plan knows
-        what a jump does to it. `strict` refuses a checkpoint with something that this version doesn't know; otherwise
-        the plan warns of it.
+        instead of its deadline; a physical timer's moves with a counter that is given up. `intent` is the reason of the
+        restore: "live-migration", "live-update", "snapshot" or "clone". `guest` says which settings of a Linux guest
+        differ from the kernel's defaults, so that the plan knows what a jump does to it. `strict` refuses a checkpoint
+        with something that this version doesn't know; otherwise the plan warns of it.
 
         `elapsed` is the caller's word on the time that has passed, an `Elapsed`; without it the evidence of both stamps
         decides. On one counter the counter tells the time, on another the wall clocks: `sync` says how far the one here
@@ -1975,11 +1976,13 @@ class Report:
 
     @property
     def cntvct(self) -> int:
-        """The guest's virtual counter at the last sample."""
+        """The guest's virtual counter at the last sample, in 64 bits: a guest with a narrower counter (`arch_width`)
+        reads its low bits.
+        """
 
     @property
     def cntpct(self) -> int:
-        """The guest's physical counter at the last sample."""
+        """The guest's physical counter at the last sample, in 64 bits as well."""
 
     @property
     def added_ticks(self) -> int:

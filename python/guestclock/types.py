@@ -414,7 +414,7 @@ class Stamp:
 
         The bracket's width, the bound of `sync` and what that has grown by; or the kernel's own maximum error, which
         nobody verified. Nobody knows where the kernel says that it isn't synchronised, where its maximum error has
-        reached 16 s, the end of its range, and where TAI - UTC isn't known (the kernel says 0 then).
+        reached 16 s, the end of its range.
         """
         return _vouched(self)[0]
 

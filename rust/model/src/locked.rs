@@ -31,10 +31,13 @@ pub enum Now {
 }
 
 impl Now {
-    /// Returns that instant of this counter.
+    /// Returns that instant of this counter; refuses a stamp of another frequency, whose count means nothing here.
     pub fn instant<E>(self, counter: &impl Counter) -> Result<Instant, OperationError<E>> {
         match self {
-            Self::Stamp(stamp) => Ok(Instant::of(*stamp, counter)),
+            Self::Stamp(stamp) if stamp.frequency == counter.frequency() => Ok(Instant::of(*stamp, counter)),
+            Self::Stamp(stamp) => {
+                Err(OperationError::OtherFrequency { stamp: stamp.frequency, here: counter.frequency() })
+            }
             Self::Count(count) => Instant::at(count, counter)
                 .ok_or_else(|| OperationError::TooFar { count: count.0, here: counter.count().0 }),
         }

@@ -83,6 +83,8 @@ pub struct SetReport {
     pub added_ticks: Vec<u64>,
     /// Plans, each for VMs that are alike, and made for the first of them.
     pub plans: Plans,
+    /// Ticks by which each plan's CVALs were moved.
+    pub cval_shifts: Vec<u64>,
 }
 
 impl SetReport {
@@ -112,7 +114,7 @@ impl SetReport {
             written,
             by_value_ticks: 0,
             writes: Writes::default(),
-            cval_shift: plan.cval_shift(&outcome),
+            cval_shift: self.cval_shifts[self.plans.plan_of[row] as usize],
             stopped_before_ticks: vm.and_then(|vm| Some(vm.stamp().count.since(vm.stopped_at()?))),
             returned_at: Ratio::new(self.frequency, plan.frequency()).at(self.returned_at),
             after_release_ticks: None,
@@ -347,7 +349,7 @@ impl ManagedBank {
             let restored = drive_many(&mut driver, async |io| restoring_many(&io, &facts, origins, request).await);
             let (failed, written) = (driver.failed, driver.written);
             let follow = if written { rewritten } else { Follow::Nothing };
-            let Restored { plans, count, returned_at } = match restored {
+            let Restored { plans, count, returned_at, cval_shifts } = match restored {
                 Ok(restored) => restored,
                 Err(error) => return (Err(of_one(vms, failed, error)), follow),
             };
@@ -378,6 +380,7 @@ impl ManagedBank {
                     cntpct: physical_counts,
                     added_ticks,
                     plans,
+                    cval_shifts,
                 }),
                 follow,
             )

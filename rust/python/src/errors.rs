@@ -369,7 +369,7 @@ impl<E: IntoPyErr + Display> IntoPyErr for OperationError<E> {
                 typed("CountersMoved", &message, |fields| fields.set_item("view", "physical"))
             }
             Self::NotOneVm(error) => error.into_pyerr(),
-            Self::StoppedLater { .. } | Self::Build(_) => PyValueError::new_err(message),
+            Self::StoppedLater { .. } | Self::OtherFrequency { .. } | Self::Build(_) => PyValueError::new_err(message),
             Self::TooFar { .. } => PyOverflowError::new_err(message),
             _ => typed("GuestClockError", &message, |_| Ok(())),
         }

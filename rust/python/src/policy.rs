@@ -74,7 +74,8 @@ impl PyAdvance {
 }
 
 /// The guest sees the time it didn't run later, all of it: its counters go on from where they stopped, and go forward
-/// by at most `step_ns` every `interval_ns` or more, until they have caught up (`vm.catch_up()`).
+/// by at most `step_ns`, or one tick if that is longer, every `interval_ns` or more, until they have caught up
+/// (`vm.catch_up()`).
 ///
 /// At most `at_once_ns` of the time is given at once, before the first step. The plan is refused where the steps take
 /// longer than `within_ns` (DeadlineMissed), and where the VM's counters can only be set by value (CapabilityMissing).

@@ -1,6 +1,7 @@
 //! The small records of `guestclock.types`.
 
 use crate::arguments::{Int, Part, quoted, record};
+use crate::errors::OrRaise;
 use crate::words;
 use core::num::NonZeroU64;
 
@@ -13,6 +14,7 @@ use guestclock_core::time::{
     BootTime, Counter, Frequency, GuestCount, HostCount, Leap, NO_DEADLINE, OffsetInterval, Quality, SourceName, Stamp,
     StampCount, SyncBound,
 };
+use guestclock_model::VmError;
 use guestclock_model::deadlines::Lateness;
 use guestclock_model::locked::Now;
 use numpy::{PyArray1, PyArrayDyn};
@@ -266,14 +268,7 @@ impl AnyCount {
     pub(crate) fn own(self, counter: &impl Counter) -> PyResult<HostCount> {
         match self {
             Self::Count(count) => Ok(count),
-            Self::Stamp(stamp) if stamp.frequency == counter.frequency() => {
-                Ok(stamp.count.own(counter.namespace_ticks()))
-            }
-            Self::Stamp(stamp) => Err(PyValueError::new_err(format!(
-                "now is a Stamp at {} Hz, and the VM's counter runs at {} Hz",
-                stamp.frequency.hz(),
-                counter.frequency().hz()
-            ))),
+            Self::Stamp(stamp) => Ok(Now::Stamp(stamp).instant::<VmError>(counter).or_raise()?.count()),
         }
     }
 }

@@ -103,13 +103,14 @@ impl PyReport {
         self.report.returned_at.0
     }
 
-    /// The guest's virtual counter at the last sample.
+    /// The guest's virtual counter at the last sample, in 64 bits: a guest with a narrower counter (`arch_width`) reads its
+    /// low bits.
     #[getter]
     fn cntvct(&self) -> u64 {
         self.report.outcome.cntvct.0
     }
 
-    /// The guest's physical counter at the last sample.
+    /// The guest's physical counter at the last sample, in 64 bits as well.
     #[getter]
     fn cntpct(&self) -> u64 {
         self.report.outcome.cntpct.0

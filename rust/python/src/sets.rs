@@ -78,6 +78,27 @@ impl PySetReport {
     }
 }
 
+impl PySetReport {
+    /// Codes of each VM's warnings, which depend on its own registers and counters.
+    fn warnings(&self) -> PyResult<Vec<String>> {
+        let of = |row: usize, saved: &Saved<'_>| {
+            let report = self.set.report(row, saved).map_err(refused)?;
+            Ok(codes(&report.plan.warnings))
+        };
+        match &self.origin {
+            Origin::Saved(checkpoint) => {
+                checkpoint.vms().enumerate().map(|(row, vm)| of(row, &Saved::from(&vm))).collect()
+            }
+            Origin::Paused(pauses) => (0..self.set.vms.len()).map(|row| of(row, &pauses.saved(row))).collect(),
+        }
+    }
+}
+
+/// The exception of a refusal.
+fn refused(error: Refusal) -> PyErr {
+    OperationError::<VmError>::from(error).into_pyerr()
+}
+
 #[pymethods]
 impl PySetReport {
     /// The VMs' handles (int64).
@@ -92,7 +113,7 @@ impl PySetReport {
         let columns = PyDict::new(py);
         columns.set_item("method", self.of_plans(py, |plan, _| plan.method.name())?)?;
         columns.set_item("evidence", self.of_plans(py, |plan, _| plan.elapsed_by().map(ElapsedBy::name))?)?;
-        columns.set_item("warnings", self.of_plans(py, |plan, _| codes(&plan.warnings))?)?;
+        columns.set_item("warnings", self.warnings()?)?;
         columns.set_item("capped", self.of_plans(py, |_, outcome| outcome.capped)?)?;
         columns.set_item("released_at", self.of_plans(py, |_, outcome| outcome.count.0)?)?;
         columns.set_item("cntvct", PyArray1::from_slice(py, &set.cntvct))?;
@@ -115,7 +136,6 @@ impl PySetReport {
     /// Report of the VM at this row.
     fn report(&self, row: usize) -> PyResult<PyReport> {
         let no_row = || PyIndexError::new_err(format!("there is no row {row}: the set has {}", self.set.vms.len()));
-        let refused = |error: Refusal| OperationError::<VmError>::from(error).into_pyerr();
         if row >= self.set.vms.len() {
             return Err(no_row());
         }
@@ -151,7 +171,7 @@ impl PySetPlan {
     }
 
     fn alone(&self, row: usize, vm: &SavedVm<'_>) -> PyResult<Plan> {
-        self.plans.alone(row, &Saved::from(vm)).map_err(|error| OperationError::<VmError>::from(error).into_pyerr())
+        self.plans.alone(row, &Saved::from(vm)).map_err(refused)
     }
 }
 

@@ -228,7 +228,7 @@ impl PyGuestVm {
     /// The keywords are the fields of `Options`, or `options` gives them as a value, which keywords change. `views`
     /// decides what becomes of two counters that differ: "preserve" sets each by value, "adopt-virtual" gives both the
     /// virtual counter's offset, "refuse" raises CounterSkew. `timers="relative"` keeps each timer's remaining time,
-    /// instead of its deadline. `intent` is the reason of the restore: "live-migration", "live-update", "snapshot" or
+    /// instead of its deadline; a physical timer's moves with a counter that is given up. `intent` is the reason of the restore: "live-migration", "live-update", "snapshot" or
     /// "clone". `guest` says which settings of a Linux guest differ from the kernel's defaults, so that the plan knows what
     /// a jump does to it. `strict` refuses a checkpoint with something that this version doesn't know; otherwise the plan warns
     /// of it.

@@ -1,6 +1,6 @@
 //! Guest time that a guest is still behind, and the bounded forward steps that pay it back while the guest runs.
 
-use crate::time::Frequency;
+use crate::time::{Frequency, NS_PER_S};
 use core::num::NonZeroU64;
 
 /// Time that a guest is behind, and the steps that pay it back. A backlog of nothing is none.
@@ -52,10 +52,13 @@ impl Backlog {
         self.remaining_ticks.get().div_ceil(self.step_ticks(frequency))
     }
 
-    /// Returns the time until the last step, in nanoseconds.
+    /// Returns the time until the last step, in nanoseconds, rounded up: of intervals in whole ticks.
     #[must_use]
     pub fn duration_ns(&self, frequency: Frequency) -> u128 {
-        u128::from(self.steps(frequency)) * u128::from(self.interval_ns.get())
+        let ticks = u128::from(self.steps(frequency)) * u128::from(self.interval_ticks(frequency));
+        let hz = u128::from(frequency.hz());
+        let (seconds, rest) = (ticks / hz, ticks % hz);
+        seconds.saturating_mul(NS_PER_S.into()).saturating_add((rest * u128::from(NS_PER_S)).div_ceil(hz))
     }
 
     /// Returns the rate at which the guest's time seems to pass meanwhile, in thousandths, rounded up: 1 000 is the usual

@@ -41,6 +41,8 @@ pub struct Restored {
     pub count: HostCount,
     /// The counter's count once all counters were set.
     pub returned_at: HostCount,
+    /// Ticks by which each plan's CVALs were moved.
+    pub cval_shifts: Vec<u64>,
 }
 
 /// The machine of a pause of many: looks whether all are stopped, and returns the stamp of the pause.
@@ -70,12 +72,13 @@ pub async fn restoring_many<'a, E>(
     request: Request,
 ) -> Result<Restored, OfOne<E>> {
     let plans = Rc::new(planning_many(io, facts, origins, request).await?);
+    let now = io.sample().await?;
+    let outcomes = plans.outcomes(now, facts.frequency);
+    let cval_shifts: Vec<u64> =
+        plans.plans.iter().zip(outcomes).map(|(plan, outcome)| plan.cval_shift(&outcome)).collect();
     let block = match origins {
         Origins::Saved(checkpoint) => {
-            let now = io.sample().await?;
-            let outcomes = plans.outcomes(now, facts.frequency);
-            let shifted =
-                plans.plans.iter().zip(outcomes).map(|(plan, outcome)| (plan.method, plan.cval_shift(&outcome)));
+            let shifted = plans.plans.iter().zip(&cval_shifts).map(|(plan, shift)| (plan.method, *shift));
             Some(Block::of_many(checkpoint, &shifted.collect::<Vec<_>>(), &plans.plan_of))
         }
         Origins::InPlace { .. } => None,
@@ -89,5 +92,5 @@ pub async fn restoring_many<'a, E>(
     }
     let returned_at = io.sample().await?;
     let plans = Rc::try_unwrap(plans).unwrap_or_else(|plans| Plans::clone(&plans));
-    Ok(Restored { plans, count, returned_at })
+    Ok(Restored { plans, count, returned_at, cval_shifts })
 }

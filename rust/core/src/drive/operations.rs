@@ -13,7 +13,9 @@ use crate::drive::verify::{Expected, Verified, verify};
 use crate::restore::refusal::NeedsCounterOffset;
 use crate::restore::run_state::{Hold, RunState, State, Step};
 use crate::restore::{Late, Plan, Policy, Refusal, Report, Request, Saved, planning};
-use crate::time::{GuestCount, HostCount, NamespaceTicks, Offset, OffsetInterval, Stamp, StampCount, SyncBound};
+use crate::time::{
+    Frequency, GuestCount, HostCount, NamespaceTicks, Offset, OffsetInterval, Stamp, StampCount, SyncBound,
+};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
@@ -84,6 +86,14 @@ pub enum OperationError<E> {
         /// The checkpoint's count.
         saved: u64,
     },
+    /// An injected stamp is of a counter of another frequency.
+    #[error("now is a Stamp at {} Hz, and the VM's counter runs at {} Hz", .stamp.hz(), .here.hz())]
+    OtherFrequency {
+        /// Frequency of the stamp.
+        stamp: Frequency,
+        /// Frequency of the counter.
+        here: Frequency,
+    },
     /// The wall clock at an injected count can't be derived.
     #[error("the count {count} is too far from the counter's {here} to tell the wall clock there")]
     TooFar {
@@ -152,6 +162,11 @@ impl Saving {
     pub fn vouched(&self, stamp: Stamp) -> Stamp {
         self.sync.map_or(stamp, |sync| stamp.vouched_by(sync))
     }
+}
+
+/// Counter by which the VM-wide offset is read back: with EL2 the virtual count has CNTVOFF_EL2 in it.
+const fn vm_offset_view(facts: &Facts) -> View {
+    if facts.nested { View::Physical } else { View::Virtual }
 }
 
 /// Looks whether all vCPUs are stopped, and whether the VM has the offset that is remembered. Nothing is written.
@@ -340,9 +355,8 @@ impl RunState {
             Some(offset) => io.set_offset(offset).await.map(|()| offset)?,
             None => io.set_late(What::VmOffset, Late::at_rest(GuestCount(0))).await.map(|now| Offset(now.0))?,
         };
-        // With EL2 the virtual count has CNTVOFF_EL2 in it.
-        let view = if facts.nested { View::Physical } else { View::Virtual };
         let known = OffsetInterval::exact(offset);
+        let view = vm_offset_view(facts);
         let checked = Restore::check_view(io, facts.vcpus, view, known, "opt_in", Condition::Provisional).await;
         checked.inspect_err(|_| {
             self.close(State::Restoring);
@@ -419,8 +433,22 @@ impl RunState {
             return Err(OperationError::StepEarly { due: step.due.0, now: now.0 });
         }
         look_at(io, facts).await?;
-        let offset = facts.vm_offset.ok_or(Refusal::NoCounterOffset { needed_by: NeedsCounterOffset::CatchUpStep })?;
-        io.set_offset(Offset(offset.0.wrapping_sub(step.ticks))).await?;
+        let own = facts.vm_offset.ok_or(Refusal::NoCounterOffset { needed_by: NeedsCounterOffset::CatchUpStep })?;
+        let moved = Offset(own.0.wrapping_sub(step.ticks));
+        let is_there = async |offset| {
+            let known = OffsetInterval::exact(offset);
+            Restore::check_view(io, facts.vcpus, vm_offset_view(facts), known, "catch_up", Condition::Untouched).await
+        };
+        io.set_offset(moved).await?;
+        if let Err(error) = is_there(moved).await {
+            // Its own offset again, so that the step is still to be taken.
+            let back = io.set_offset(own).await.is_ok() && is_there(own).await.is_ok();
+            if back {
+                return Err(error.into());
+            }
+            self.close(State::Restoring);
+            return Err(error.left_as(Condition::Provisional).into());
+        }
         self.step_taken(step, io.sample().await?, frequency);
         Ok(step.backlog_ticks - step.ticks)
     }

@@ -152,7 +152,7 @@ impl<E> RestoreError<E> {
         }
     }
 
-    fn left_as(self, condition: Condition) -> Self {
+    pub(crate) fn left_as(self, condition: Condition) -> Self {
         match self {
             Self::Backend { step, error, .. } => Self::Backend { step, error, left: condition },
             Self::CounterElsewhere { vcpu, view, wanted, found, cause, .. } => {

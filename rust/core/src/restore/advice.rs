@@ -4,7 +4,7 @@ use crate::arch::arm64::{CTL_ENABLE, Role, Timer};
 use crate::checkpoint::{Held, SavedVm};
 use crate::guest::Reached;
 use crate::restore::diagnostics::{Diagnostic, Side};
-use crate::restore::plan::{Method, Plan};
+use crate::restore::plan::{Method, Outcome, Plan};
 use crate::restore::policy::Views;
 use crate::restore::saved::Saved;
 use crate::restore::target::Target;
@@ -127,7 +127,24 @@ pub(crate) fn warnings(plan: &Plan, saved: &Saved<'_>, target: &Target) -> Vec<D
     if traps(plan, target) {
         warnings.extend(saved.vm.iter().flat_map(|vm| misfires(plan, vm)));
     }
-    let (bits, stated) = target.abilities.counter_bits.map_or((56, false), |bits| (bits, true));
+    warnings.extend(of_the_clocks(plan));
+    warnings.extend(saved.vm.iter().flat_map(SavedVm::unknowns).map(Diagnostic::PassedOn));
+    warnings.extend(of_the_outcome(plan));
+    warnings
+}
+
+/// Takes the outcome of the release into its plan, and warns of what it came to.
+pub(crate) fn released(plan: &mut Plan, outcome: &Outcome) {
+    plan.as_of = *outcome;
+    plan.warnings.retain(|warning| !is_of_the_outcome(warning));
+    let warnings = of_the_outcome(plan);
+    plan.warnings.extend(warnings);
+}
+
+/// Warnings that follow from the outcome alone.
+fn of_the_outcome(plan: &Plan) -> Vec<Diagnostic> {
+    let mut warnings = Vec::new();
+    let (bits, stated) = plan.target.abilities.counter_bits.map_or((56, false), |bits| (bits, true));
     let reaches = |value: u64| bits < 64 && value >> bits != 0;
     let offset = plan.as_of.virtual_offset().0;
     if reaches(plan.as_of.cntvct.0) || reaches(plan.as_of.cntpct.0) || reaches(offset.min(offset.wrapping_neg())) {
@@ -137,10 +154,22 @@ pub(crate) fn warnings(plan: &Plan, saved: &Saved<'_>, target: &Target) -> Vec<D
         warnings.push(Diagnostic::Capped { added_ticks: plan.as_of.added_ticks });
     }
     warnings.extend(of_the_jump(plan));
-    warnings.extend(of_the_clocks(plan));
     warnings.extend(of_the_backlog(plan));
-    warnings.extend(saved.vm.iter().flat_map(SavedVm::unknowns).map(Diagnostic::PassedOn));
     warnings
+}
+
+/// Returns whether [`of_the_outcome`] makes this warning.
+const fn is_of_the_outcome(warning: &Diagnostic) -> bool {
+    matches!(
+        warning,
+        Diagnostic::ReachesWidth { .. }
+            | Diagnostic::Capped { .. }
+            | Diagnostic::LargeJump { .. }
+            | Diagnostic::BacklogByValue
+            | Diagnostic::BacklogLate(_)
+            | Diagnostic::LargeStep { .. }
+            | Diagnostic::FastCatchUp { .. }
+    )
 }
 
 fn of_the_jump(plan: &Plan) -> Option<Diagnostic> {

@@ -319,10 +319,12 @@ impl Plan {
     /// Returns whether the guest's counters lose step with real time, which invalidates the guest's calibration against
     /// them.
     ///
-    /// Only an `Advance` on the same counter keeps step, with all of the elapsed time and no more, from a known count.
+    /// Only an `Advance` on the same counter keeps step, with all of the elapsed time and no more, from a known count, while
+    /// that counter counts.
     #[must_use]
     pub fn disrupts(&self) -> bool {
-        let goes_on = self.request.policy.rest() == Rest::Forget && self.same_counter();
+        let counted = self.same_counter() && self.sample == self.planned_at;
+        let goes_on = self.request.policy.rest() == Rest::Forget && counted;
         !goes_on || self.saved.time.backlog.is_some() || self.as_of.capped || self.saved.time.width_ticks() != 0
     }
 
@@ -387,8 +389,9 @@ impl Plan {
         // A caller that caps the added time has decided about the rest.
         let decided = matches!((request.policy.at_once(), request.policy.rest()), (AtOnce::UpTo(_), Rest::Forget));
         let longest_ns = match request.elapsed {
-            Some(Elapsed::ByWallClocks { refuse_over_ns: Some(longest_ns), .. }) => longest_ns,
-            _ => MAX_ELAPSED_NS,
+            Some(Elapsed::ByWallClocks { refuse_over_ns: Some(longest_ns), .. }) => Some(longest_ns),
+            _ if decided => None,
+            _ => Some(MAX_ELAPSED_NS),
         };
         let between = Between {
             saved: &self.saved.host,
@@ -396,7 +399,7 @@ impl Plan {
             evidence: &self.evidence,
             guest: self.frequency,
             one_object: request.in_place,
-            longest_ns: (!decided).then_some(longest_ns),
+            longest_ns,
         };
         between.believed(request.elapsed)
     }

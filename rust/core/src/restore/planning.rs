@@ -3,6 +3,7 @@
 use crate::arch::arm64::{Role, Timer, View};
 use crate::checkpoint::SavedVm;
 use crate::restore::advice;
+use crate::restore::diagnostics::Diagnostic;
 use crate::restore::late::Late;
 use crate::restore::plan::{Method, Outcome, Plan, SavedCounters};
 use crate::restore::policy::{MAX_RATE_ERROR_PPB, Request, Views};
@@ -95,18 +96,15 @@ pub fn plan(saved: &Saved<'_>, target: &Target, sample: Stamp, request: Request)
 /// the counter stood still or went back, another clock tells what passed, and the plan counts on from `here`. Nothing is
 /// refused.
 pub(crate) fn look_again(plan: &mut Plan, here: Stamp) {
+    let before = plan.looks.last().copied();
     plan.looks.push(here);
-    let evidence = Evidence::between(&plan.sample, &here);
-    let between = Between {
-        saved: &plan.sample,
-        here: &here,
-        evidence: &evidence,
-        guest: plan.frequency,
-        one_object: true,
-        longest_ns: Some(MAX_ELAPSED_NS),
-    };
-    let Ok(Believed { by, passed }) = between.believed(None) else { return };
-    plan.warnings.extend(advice::of_a_sleep(by, &evidence));
+    let Some((Believed { by, passed }, warning)) = since_the_sample(plan, &here) else { return };
+    // An earlier look, of a release that failed, has warned of the same sleep.
+    let told = before.and_then(|before| since_the_sample(plan, &before)?.1);
+    if let Some(place) = told.and_then(|told| plan.warnings.iter().rposition(|warning| *warning == told)) {
+        plan.warnings.remove(place);
+    }
+    plan.warnings.extend(warning);
     let then = |before: Passed| Passed {
         ticks: before.ticks + if by == ElapsedBy::Counter { 0 } else { passed.ticks },
         bound: before.bound.and(&passed.bound),
@@ -122,6 +120,22 @@ pub(crate) fn look_again(plan: &mut Plan, here: Stamp) {
         plan.sample = Stamp { sync: here.sync.or(plan.sample.sync), ..here };
         plan.late = plan.late();
     }
+}
+
+/// Returns the time from the plan's sample to `here`, and the warning of a sleep between.
+fn since_the_sample(plan: &Plan, here: &Stamp) -> Option<(Believed, Option<Diagnostic>)> {
+    let evidence = Evidence::between(&plan.sample, here);
+    let between = Between {
+        saved: &plan.sample,
+        here,
+        evidence: &evidence,
+        guest: plan.frequency,
+        one_object: true,
+        longest_ns: Some(MAX_ELAPSED_NS),
+    };
+    let believed = between.believed(None).ok()?;
+    let warning = advice::of_a_sleep(believed.by, &evidence);
+    Some((believed, warning))
 }
 
 /// Checks that `target` has the vCPUs, timers and registers of `vm`.
