@@ -521,6 +521,44 @@ def test_the_stop_is_carried_by_steps_and_wall_clocks() -> None:
     assert steps.release().cntvct == 1000
 
 
+@pytest.mark.parametrize("of", ["alone", "fleet", "bank"])
+def test_a_paused_vm_has_stopped_at_its_pause(of: str) -> None:
+    """A backup in a pause is of the guest as it goes on afterwards: neither sees the time that it took."""
+    counter = host()
+    bank = ClockBank(counter)
+    bank.add_many(2)
+    vms = {"a": ModelVm(1, counter=counter, name="a"), "b": ModelVm(1, counter=counter, name="b")}
+    fleet = Fleet(bank, names=["a", "b"]) if of == "bank" else Fleet(vms)
+    for vm in fleet.values():
+        vm.opt_in()
+    counter.advance(1000)
+    paused_at = counter.read()
+    pause = fleet.pause(only=["a"]) if of != "alone" else fleet["a"].pause()
+    counter.advance(10 * HZ)
+    saved = fleet.checkpoint() if of != "alone" else Checkpoint.join([vm.checkpoint() for vm in fleet.values()])
+    assert saved["a"].stopped_at == paused_at
+    assert saved["b"].stopped_at in (None, counter.read())
+    told = fleet["a"].checkpoint(stopped_at=paused_at + 5)
+    pause.resume()
+    back = ModelVm(1, counter=counter)
+    for policy, passed in ((Freeze(), 0), (Advance(), 10 * HZ)):
+        back.restore(saved["a"], policy)
+        assert back.cntvct(0) == 1000 + passed
+    # The caller's word comes first, and a pause that is over says nothing.
+    assert (told.stopped_at, fleet["a"].checkpoint().stopped_at) == (paused_at + 5, None)
+    back.restore(saved["b"], Freeze())
+    assert back.cntvct(0) == 1000 + 10 * HZ
+
+
+def test_a_counter_that_was_reset_in_a_pause_tells_no_stop() -> None:
+    counter = host()
+    vm = owned(counter)
+    pause = vm.pause()
+    counter.reboot()
+    assert vm.checkpoint().stopped_at is None
+    pause.resume()
+
+
 def test_a_stop_after_the_checkpoint_is_refused() -> None:
     vm = owned(host())
     with pytest.raises(ValueError, match="can't have stopped at the count 1000000000001"):

@@ -219,16 +219,17 @@ impl ManagedBank {
             None => Name::Number(vms[*vm].0.cast_unsigned()),
         };
         let times = self.guest_times(order.iter().map(|vm| slots[*vm]), now);
-        // VMs that have a stop each aren't alike.
         let stops_differ = saving.stopped_at.len() > 1;
-        for (time, run, timelines) in times.runs() {
-            let alike = if stops_differ { 1 } else { run.len() };
-            for (run, timelines) in order[run].chunks(alike).zip(timelines.chunks(alike)) {
+        let claimed = |vm: usize| saving.stopped_at.get(if stops_differ { vm } else { 0 }).copied().map(HostCount);
+        let paused_at = |vm: usize| self.run_states[slots[vm] as usize].paused_at();
+        for (time, run, mut timelines) in times.runs() {
+            // VMs that have another stop aren't alike.
+            let stop = |vm: usize| (claimed(vm), paused_at(vm));
+            for run in order[run].chunk_by(|one, other| stop(*one) == stop(*other)) {
                 let vm = run[0];
-                let stopped = saving.stopped_at.get(if stops_differ { vm } else { 0 });
-                let stopped = stopped.map(|count| HostCount(*count));
-                let stopped_at =
-                    Saving::stopped_before::<VmError>(stopped, &stamp, namespace).map_err(of_vm(vms[vm]))?;
+                let stopped_at = Saving::stopped_before::<VmError>(claimed(vm), paused_at(vm), &stamp, namespace);
+                let stopped_at = stopped_at.map_err(of_vm(vms[vm]))?;
+                let timelines = timelines.split_off(..run.len()).unwrap_or_default();
                 let group = groups.of(&self.bank, slots[vm])?;
                 group.builder.push_times(run.iter().map(name), &GuestTime { stopped_at, ..*time }, timelines);
                 for vm in run {
@@ -298,7 +299,7 @@ impl ManagedBank {
         let epochs = bank.many(&slots, |bank| {
             let close = |slot: &u32| {
                 bank.hold(*slot, true);
-                run_states[*slot as usize].begin_pause()
+                run_states[*slot as usize].begin_pause(now)
             };
             (slots.iter().map(close).collect(), Follow::Held)
         });

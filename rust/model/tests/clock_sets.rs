@@ -405,7 +405,7 @@ fn each_vm_of_a_set_goes_on_from_its_own_stop() {
 fn a_vcpu_takes_no_more_memory_than_is_said() {
     const VCPUS: usize = 8192;
     let now = HostCount(1 << 50);
-    for (in_a_vm, most) in [(2, 130), (8, 90)] {
+    for (in_a_vm, most) in [(2, 134), (8, 90)] {
         let counter = ManualCounter::new(now, hz(HZ[0]), 0);
         let bank = LockedBank::new(hz(HZ[0]), false);
         let kernel = Behaviours::named("6.12").unwrap();

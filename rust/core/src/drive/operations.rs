@@ -135,25 +135,29 @@ pub struct Saving {
     pub vmclock_address: Option<u64>,
     /// Guest-physical addresses of the vCPUs' stolen-time records, in the vCPUs' order; none where nobody named them.
     pub stolen_time: Vec<Option<u64>>,
-    /// The host's count when the last vCPU left its guest, as this process read it.
+    /// The host's count when the last vCPU left its guest, as this process read it. Without it a paused VM has stopped at
+    /// the beginning of its pause.
     pub stopped_at: Option<HostCount>,
     /// Bound of the wall clock that somebody vouches for.
     pub sync: Option<SyncBound>,
 }
 
 impl Saving {
-    /// Returns the stop as a checkpoint of this instant has it: host-wide. Refuses one that is later.
+    /// Returns the stop as a checkpoint of this instant has it, host-wide: the claimed one, and else the beginning of the
+    /// pause that the VM is in. Refuses a claim that is later than the checkpoint.
     pub fn stopped_before<E>(
-        stopped_at: Option<HostCount>,
+        claimed: Option<HostCount>,
+        paused_at: Option<HostCount>,
         stamp: &Stamp,
         namespace: NamespaceTicks,
     ) -> Result<Option<StampCount>, OperationError<E>> {
         let saved = stamp.count.own(namespace);
-        match stopped_at {
+        match claimed {
             Some(stopped) if stopped.is_after(saved) => {
                 Err(OperationError::StoppedLater { stopped: stopped.0, saved: saved.0 })
             }
-            stopped => Ok(stopped.map(|stopped| stopped.stamped(namespace))),
+            // A counter that was reset in the pause doesn't tell.
+            _ => Ok(claimed.or(paused_at.filter(|at| !at.is_after(saved))).map(|stopped| stopped.stamped(namespace))),
         }
     }
 
@@ -228,7 +232,7 @@ impl RunState {
         if self.state() == State::Open { Ok(()) } else { Err(OperationError::Closed) }
     }
 
-    /// Refuses a VM that is half restored. A paused VM can be saved: its clocks stand at the pause.
+    /// Refuses a VM that is half restored. A paused VM can be saved: its vCPUs have stopped at the pause.
     pub fn check_whole<E>(&self) -> Result<(), OperationError<E>> {
         if self.state() == State::Restoring { Err(OperationError::Closed) } else { Ok(()) }
     }
@@ -244,7 +248,7 @@ impl RunState {
         let registers = capture_registers(io, &list).await?;
         let (stamp, time) = self.capture(io, facts, &list).await?;
         let time = GuestTime {
-            stopped_at: Saving::stopped_before(saving.stopped_at, &stamp, facts.namespace_ticks)?,
+            stopped_at: Saving::stopped_before(saving.stopped_at, self.paused_at(), &stamp, facts.namespace_ticks)?,
             vmclock_address: saving.vmclock_address,
             ..time
         };
@@ -401,7 +405,7 @@ impl RunState {
         let request = Request { elapsed: None, in_place: true, ..request };
         // A refusal that would come at the resume comes now, while the VM can still go on without the pause.
         planning::plan(&Saved::in_place(stamp, time), &facts.target(registers), stamp, request)?;
-        Ok(OpenPause { stamp, time, request, hold: self.close(State::Paused) })
+        Ok(OpenPause { stamp, time, request, hold: self.pause_at(stamp.count.own(facts.namespace_ticks)) })
     }
 
     /// The machine of [`resume`](Self::resume).

@@ -35,6 +35,8 @@ pub struct RunState {
     state: State,
     /// Grows with every restore or pause: an older number belongs to an operation that was overtaken.
     epoch: u64,
+    /// The host's count when the VM was paused last.
+    paused_at: HostCount,
     /// Boxed, since few guests have a backlog.
     backlog: Option<Box<DueBacklog>>,
 }
@@ -75,6 +77,12 @@ impl RunState {
     #[must_use]
     pub const fn state(&self) -> State {
         self.state
+    }
+
+    /// The host's count when the pause began that the VM is in: its vCPUs have stood still since.
+    #[must_use]
+    pub fn paused_at(&self) -> Option<HostCount> {
+        (self.state == State::Paused).then_some(self.paused_at)
     }
 
     /// The guest's backlog.
@@ -123,9 +131,15 @@ impl RunState {
         self.holds(hold.state, hold.epoch)
     }
 
-    /// Pauses the VM, and returns the pause's epoch, for a pause that is only ever resumed.
-    pub const fn begin_pause(&mut self) -> u64 {
-        self.close(State::Paused).epoch
+    /// Closes the VM for a pause that begins at this count.
+    pub const fn pause_at(&mut self, now: HostCount) -> Hold {
+        self.paused_at = now;
+        self.close(State::Paused)
+    }
+
+    /// Pauses the VM at this count, and returns the pause's epoch, for a pause that is only ever resumed.
+    pub const fn begin_pause(&mut self, now: HostCount) -> u64 {
+        self.pause_at(now).epoch
     }
 
     /// Refuses an operation that a newer restore or pause has overtaken.
