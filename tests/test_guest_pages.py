@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
 from guestclock import CatchUp, Checkpoint, Freeze, ManualCounter, ModelVm, S, Stamp, SyncBound
-from guestclock.errors import PageOverwritten
+from guestclock.errors import NoSuchVm, PageOverwritten
 from guestclock.guest import ClockEquation, StolenTime, VmClock, find_pages, keep_fresh
 
 HZ = 62_500_000
@@ -230,6 +233,141 @@ def test_a_vm_whose_count_cannot_be_told_is_refused_before_the_page_is_touched(m
     with pytest.raises(ValueError, match="every_ns is 0"):
         keep_fresh(page, Nobody(), every_ns=0)  # type: ignore[arg-type]
     assert memory[:] == before
+
+
+def seq_count(memory: mmap.mmap) -> int:
+    """The counter of a page at the beginning of the memory that its guest's readers go by."""
+    return int.from_bytes(memory[12:16], "little")
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "error", "said"),
+    [
+        ("every_ns", 1.5, TypeError, "every_ns is 1.5, which isn't an integer"),
+        ("every_ns", float("nan"), TypeError, "every_ns is nan"),
+        ("every_ns", float("inf"), TypeError, "every_ns is inf"),
+        ("every_ns", True, TypeError, "every_ns is True"),
+        ("every_ns", "1", TypeError, "every_ns is '1'"),
+        ("every_ns", 0, ValueError, "every_ns is 0: give an integer from 1 to"),
+        ("every_ns", -1, ValueError, "every_ns is -1"),
+        ("every_ns", 10**20, ValueError, "every_ns is 100000000000000000000"),
+        ("est_error_ns", 0.5, TypeError, "est_error_ns is 0.5"),
+        ("max_error_ns", -1, ValueError, "max_error_ns is -1"),
+        ("rate_est_error_ppb", 2**64, ValueError, "rate_est_error_ppb is 18446744073709551616"),
+        ("rate_max_error_ppb", "x", TypeError, "rate_max_error_ppb is 'x'"),
+    ],
+)
+def test_arguments_are_checked_at_the_call(
+    page: VmClock, vm: ModelVm, argument: str, value: object, error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        keep_fresh(page, vm, **{argument: value})  # type: ignore[arg-type]
+
+
+def test_the_longest_wait_can_be_waited(page: VmClock, vm: ModelVm) -> None:
+    with keep_fresh(page, vm, every_ns=2**63 - 1) as fresh:
+        thread = fresh._thread
+        assert thread is not None
+        thread.join(0.05)
+        assert thread.is_alive()
+
+
+class Turns:
+    """A thread's turns, as `notify` and the VM see them: each can be waited for."""
+
+    def __init__(self) -> None:
+        self.notified = threading.Semaphore(0)
+        self.error: Exception | None = None
+
+    def notify(self) -> None:
+        self.notified.release()
+        if self.error is not None:
+            raise self.error
+
+    def wait(self) -> None:
+        # The one that is going on may have begun before.
+        for _ in range(2):
+            assert self.notified.acquire(timeout=60)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    for _ in range(6000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never was so")
+
+
+def test_anothers_long_update_puts_a_renewal_off(page: VmClock, vm: ModelVm) -> None:
+    with keep_fresh(page, vm, every_ns=1000) as fresh:
+        with page.update():
+            wait_until(lambda: fresh.problem is not None)
+            assert "for 100 ms in another" in str(fresh.problem)
+            before = fresh.renewals
+        wait_until(lambda: fresh.renewals > before + 1)
+        assert (fresh.problem, page.status) == (None, "synchronized")
+
+
+def test_a_failing_notify_ends_no_thread(page: VmClock, vm: ModelVm) -> None:
+    turns = Turns()
+    with keep_fresh(page, vm, every_ns=1000, notify=turns.notify) as fresh:
+        turns.error = OSError(errno.EIO, "no interrupt")
+        wait_until(lambda: fresh.problem is not None)
+        before = fresh.renewals
+        wait_until(lambda: fresh.renewals > before + 1)
+        turns.error = None
+        turns.wait()
+        wait_until(lambda: fresh.problem is None)
+    turns.error = OSError(errno.EIO, "no interrupt")
+    with pytest.raises(OSError, match="no interrupt"), keep_fresh(page, vm, every_ns=1000, notify=turns.notify):
+        pass
+    # No block was entered, and nobody renews it.
+    assert page.status == "unreliable"
+
+
+class Failing:
+    """A VM that can't be asked while there is an error."""
+
+    def __init__(self, vm: ModelVm) -> None:
+        self.vm, self.counter = vm, vm.counter
+        self.error: Exception | None = None
+
+    def ask(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    @property
+    def state(self) -> str:
+        self.ask()
+        return self.vm.state
+
+    def cntvct(self, vcpu: int, now: Stamp) -> int:
+        self.ask()
+        return self.vm.cntvct(vcpu, now=now)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError(), KeyError("x"), ValueError("v"), NoSuchVm("gone")], ids=repr)
+def test_a_page_that_cannot_be_renewed_has_no_clock(page: VmClock, vm: ModelVm, error: Exception) -> None:
+    failing, turns = Failing(vm), Turns()
+    with keep_fresh(page, failing, every_ns=1000, notify=turns.notify) as fresh:  # type: ignore[arg-type]
+        assert page.status == "synchronized"
+        failing.error = error
+        wait_until(lambda: fresh.problem is not None)
+        turns.wait()
+        assert (page.status, fresh.age_ns) == ("unreliable", None)
+        assert fresh.problem == (str(error) or "ZeroDivisionError")
+        failing.error = None
+        wait_until(lambda: fresh.problem is None)
+        assert page.status == "synchronized"
+    # Its counter went on all the while.
+    assert page.disruption_marker == 0
+
+
+def test_the_page_of_a_closed_vm_is_not_written(page: VmClock, vm: ModelVm, memory: mmap.mmap) -> None:
+    with keep_fresh(page, vm, every_ns=NEVER) as fresh, vm.pause():
+        before = seq_count(memory)
+        assert fresh.renew() is False
+        assert seq_count(memory) == before
 
 
 def test_the_claims_are_the_callers(page: VmClock, vm: ModelVm, host: ManualCounter) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import operator
+import reprlib
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from guestclock._core import ClockEquation, StolenTime, VmClock
-from guestclock.errors import GuestClockError, PageOverwritten
+from guestclock.errors import PageOverwritten
 from guestclock.live import live
 from guestclock.units import S
 
@@ -82,9 +85,10 @@ class keep_fresh:  # noqa: N801 - called like a function, as `suppress` is
     per billion. A restore, a pause and the steps of a backlog update the page themselves, so a closed VM is left
     alone. An update takes microseconds, and another thread's `page.update()` waits for it.
 
-    Where the host has no honest clock (it isn't synchronised, a leap second is being inserted), the page says
-    "unreliable" until it has one again, and `problem` says why. `notify` is called after each change of a page whose
-    guest expects an interrupt.
+    Where there is no honest clock (the host isn't synchronised, a leap second is being inserted, the VM can't be
+    asked), the page says "unreliable" until there is one again, and `problem` says why. An update that another thread
+    has open for longer than 100 ms puts the renewal off until the next turn. `notify` is called after each change of a
+    page whose guest expects an interrupt. Nothing that fails in a turn ends the thread.
 
     The first renewal is made on entering the block, in the caller's thread. ValueError there for a VM whose count can't
     be told without stopping its vCPUs: one on KVM that hasn't opted in. Leaving the block ends the thread.
@@ -102,18 +106,19 @@ class keep_fresh:  # noqa: N801 - called like a function, as `suppress` is
         rate_max_error_ppb: int | None = None,
         notify: Callable[[], None] | None = None,
     ) -> None:
-        if every_ns <= 0:
-            raise ValueError(f"every_ns is {every_ns}: a page is renewed after some time, S for a second")
         self._page = page
         self._vm = vm
-        self._every_ns = every_ns
-        self._errors = (est_error_ns, max_error_ns, rate_est_error_ppb, rate_max_error_ppb)
+        self._every_ns = _whole("every_ns", every_ns, least=1, most=2**63 - 1)
+        self._est_error_ns = _error("est_error_ns", est_error_ns)
+        self._max_error_ns = _error("max_error_ns", max_error_ns)
+        self._rate_est_error_ppb = _error("rate_est_error_ppb", rate_est_error_ppb)
+        self._rate_max_error_ppb = _error("rate_max_error_ppb", rate_max_error_ppb)
         self._notify = notify
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._renewed: Stamp | None = None
         self.problem: str | None = None
-        """Reason why the latest renewal gave the page no clock; None where it did."""
+        """Reason why the latest turn gave the page no clock, or failed otherwise; None where all went well."""
         self.renewals = 0
         """Number of renewals that gave the page a clock."""
 
@@ -122,9 +127,16 @@ class keep_fresh:  # noqa: N801 - called like a function, as `suppress` is
             raise RuntimeError("this keep_fresh was entered before: make another one")
         # A count that can't be told is refused before the page is touched.
         self._sample()
-        self.renew()
-        self._thread = threading.Thread(target=self._run, name="guestclock-vmclock", daemon=True)
-        self._thread.start()
+        try:
+            self.renew()
+            thread = threading.Thread(target=self._run, name="guestclock-vmclock", daemon=True)
+            thread.start()
+        except BaseException:
+            # Nobody will renew it. An update that another thread has open isn't waited for again.
+            with suppress(RuntimeError), self._page.update() as update:
+                update.no_clock()
+            raise
+        self._thread = thread
         return self
 
     def __exit__(
@@ -145,35 +157,44 @@ class keep_fresh:  # noqa: N801 - called like a function, as `suppress` is
     def renew(self) -> bool:
         """Gives the page a clock of this moment, and returns whether it has one: what the thread does each time.
 
-        False for a VM that is closed, which is left alone, and where the host has no honest clock.
+        False for a VM that is closed, which is left alone, and where there is no honest clock. RuntimeError where an
+        update is open, for 100 ms if it is another thread's.
         """
+        if self._is_closed():
+            return False
         with self._page.update() as update:
             # Read in the update: no step of a backlog can come between the count and its equation.
-            here, cntvct = self._sample()
-            if cntvct is None:
-                return False
             try:
-                est_ns, max_ns, rate_est_ppb, rate_max_ppb = self._errors
+                here, cntvct = self._sample()
+                if cntvct is None:
+                    return False
                 update.clock(
                     ClockEquation(
                         here,
                         cntvct=cntvct,
                         time_type=self._page.time_type,
-                        est_error_ns=est_ns,
-                        max_error_ns=max_ns,
-                        rate_est_error_ppb=rate_est_ppb,
-                        rate_max_error_ppb=rate_max_ppb,
+                        est_error_ns=self._est_error_ns,
+                        max_error_ns=self._max_error_ns,
+                        rate_est_error_ppb=self._rate_est_error_ppb,
+                        rate_max_error_ppb=self._rate_max_error_ppb,
                     )
                 )
-            except ValueError as refused:
+            except Exception as error:  # noqa: BLE001 - a guest doesn't go by a clock that couldn't be renewed
                 update.no_clock()
-                self.problem, self._renewed = str(refused), None
+                self.problem, self._renewed = _reason(error), None
             else:
                 self.problem, self._renewed = None, here
                 self.renewals += 1
         if self._notify is not None:
             self._notify()
         return self.problem is None
+
+    def _is_closed(self) -> bool:
+        """Returns whether the VM is closed; False for one that can't be asked, which has no clock to give."""
+        try:
+            return self._vm.state != "open"
+        except Exception:  # noqa: BLE001 - the renewal meets it again
+            return False
 
     def _sample(self) -> tuple[Stamp, int | None]:
         """A stamp and the guest's count at it; None for a count that is about to change."""
@@ -183,9 +204,31 @@ class keep_fresh:  # noqa: N801 - called like a function, as `suppress` is
         return here, cntvct if self._vm.state == "open" else None
 
     def _run(self) -> None:
-        while not self._stopping.wait(self._every_ns / S):
+        every_s = min(self._every_ns / S, threading.TIMEOUT_MAX)
+        while not self._stopping.wait(every_s):
             try:
                 self.renew()
-            except (GuestClockError, ValueError) as error:
-                # The update that failed has left the page unreliable.
-                self.problem, self._renewed = str(error), None
+            except Exception as error:  # noqa: BLE001 - a thread that ended would leave an old clock for good
+                self.problem = _reason(error)
+
+
+def _whole(name: str, value: int, *, least: int, most: int) -> int:
+    """Returns an argument, if it is an integer of this range."""
+    try:
+        whole = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        whole = None
+    if whole is None:
+        raise TypeError(f"{name} is {reprlib.repr(value)}, which isn't an integer")
+    if not least <= whole <= most:
+        raise ValueError(f"{name} is {whole}: give an integer from {least} to {most}")
+    return whole
+
+
+def _error(name: str, value: int | None) -> int | None:
+    """Returns the claim of an error, if it is one that a page can have; None without a claim."""
+    return None if value is None else _whole(name, value, least=0, most=2**64 - 1)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
