@@ -202,7 +202,6 @@ class TestHandles:
         view, fleet = bank.vm(gone), Fleet(bank)
         checkpoint, one = view.checkpoint(), np.array([gone])
         restoring, pause = view.restoring(checkpoint), fleet.pause(only=[str(gone)])
-        saved = fleet.checkpoint()
         left = bank.vcpus()[2:].tolist()
         bank.remove(gone)
         assert bank.vcpus().tolist() == left
@@ -217,8 +216,6 @@ class TestHandles:
             "next_deadlines_of_vms": lambda: bank.next_deadlines_of_vms(vms=one),
             "fleet": lambda: fleet[str(gone)],
             "fleet.checkpoint": fleet.checkpoint,
-            "fleet.restore": lambda: fleet.restore(saved),
-            "fleet.plan": lambda: fleet.plan(saved),
             "fleet.pause": fleet.pause,
             "fleet's resume": pause.resume,
             "cntvct": lambda: view.cntvct(0),
@@ -683,10 +680,31 @@ class TestSets:
         gone = int(next(iter(fleet)))
         bank.remove(gone)
         bank.add(2)
-        with pytest.raises(IndexError, match=str(gone)):
+        with pytest.raises(FleetRefused, match=str(gone)) as caught:
             fleet.restore(checkpoint)
+        assert list(caught.value.refused) == [str(gone)]
         with pytest.raises(NamesDiffer):
             fleet.restore(Fleet(bank).checkpoint())
+
+    def test_a_vm_that_was_removed_is_one_vms_failure(self, bank: ClockBank) -> None:
+        """As it is in a fleet of VMs."""
+        banks = Fleet(bank, names=["a", "b", "c", "d", "e"])
+        checkpoint, of_vms = banks.checkpoint(), Fleet(dict(banks))
+        bank.remove(int(bank.vms()[1]))
+        for fleet in (banks, of_vms):
+            assert "b" in fleet
+            verified, plan = fleet.verify(), fleet.plan(checkpoint)
+            assert list(verified) == list(plan) == plan.accepted == ["a", "c", "d", "e"]
+            assert [*map(type, verified.failed.values()), *map(type, plan.refused.values())] == [NoSuchVm] * 2
+            assert list(verified.failed) == list(plan.refused) == ["b"]
+            for refused in (fleet.restore, fleet.restoring):
+                with pytest.raises(FleetRefused) as caught:
+                    refused(checkpoint)
+                assert (caught.value.accepted, list(caught.value.refused)) == (["a", "c", "d", "e"], ["b"])
+            with pytest.raises(NoSuchVm) as missing:
+                fleet.checkpoint(vmclock_address={"a": 0})
+            assert missing.value.__notes__ == ["VM 'b' of the fleet"]
+            assert list(fleet.restore(checkpoint, only=plan.accepted)) == ["a", "c", "d", "e"]
 
     @pytest.mark.parametrize("policy", [Freeze(), Advance(), Advance(max_ns=1000)])
     def test_a_report_each_is_what_its_own_restore_says(self, counter: ManualCounter, policy: Policy) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from guestclock import MS, Advance, CatchUp, Fleet, Freeze, ManualCounter, ModelVm, tracing
-from guestclock.errors import FleetInterrupted, Interrupted, Misuse, Refused, TopologyMismatch
+from guestclock.errors import Crashed, FleetInterrupted, Interrupted, Misuse, Refused, TopologyMismatch
 from guestclock.guest import ClockEquation
 from guestclock.model import ClockBank
 from guestclock.testing import Fault, FaultyVm, TracedVm
@@ -337,6 +337,47 @@ def test_a_removed_vm_is_left_out() -> None:
     with tracing.Monitor({"one": bank.vm(one), "other": bank.vm(other)}) as monitor:
         bank.remove(one)
         assert counted(monitor, "vms", state="open") == 1
+
+
+def test_vms_that_were_removed_from_a_banks_fleet_are_left_out() -> None:
+    bank = ClockBank(host())
+    bank.add_many(3)
+    fleet = Fleet(bank, names=["a", "b", "c"])
+    with tracing.Monitor(fleet, verify=True) as monitor:
+        bank.remove(int(bank.vms()[1]))
+        assert counted(monitor, "vms", state="open") == 2
+        assert counted(monitor, "verified_vms", found="right") == 2
+
+
+def test_a_vm_whose_process_has_crashed_is_left_out() -> None:
+    counter = host()
+    vm = FaultyVm(owned(counter), [Fault("set_counter_offset", crash=True)])
+    checkpoint = vm.checkpoint()
+    with tracing.Monitor({"one": vm, "other": owned(counter)}) as monitor:
+        with pytest.raises(Crashed):
+            vm.restore(checkpoint)
+        assert counted(monitor, "vms", state="open") == 1
+
+
+def test_another_vm_under_the_same_name_is_another_vm() -> None:
+    """A mapping is read at each sample and for each event: nothing of the VM before is the new one's."""
+    counter = host()
+    vms = {"web-1": owned(counter), "web-2": owned(counter)}
+    events: list[tracing.Ended] = []
+    with tracing.Monitor(vms, verify=True, on_end=lambda ended, _: events.append(ended)) as monitor:
+        for vm in vms.values():
+            with vm.pause():
+                counter.advance(5)
+        vms["web-1"] = owned(counter, 2, 777, name="zz")
+        # By the report of the VM before it, it would be off.
+        assert counted(monitor, "verified_vms", found="right") == 2
+        assert counted(monitor, "mismatched_clocks") == 0
+        with vms["web-1"].pause():
+            counter.advance(5)
+        assert [ended.vm for ended in events] == ["web-1", "web-2", "web-1"]
+        counter.advance(5)
+        vms["web-1"].set_counter_offset(counter.read() - 5)
+        assert counted(monitor, "mismatched_clocks", code="report") == 2
 
 
 def test_a_fleet_that_is_interrupted_counts_each_vm() -> None:

@@ -22,13 +22,13 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from guestclock._core import GuestVm, TracedVm, _monitored
-from guestclock.errors import GuestClockError, Interrupted, Misuse, Refused, VcpuRunning
+from guestclock.errors import GuestClockError, Interrupted, Misuse, NoSuchVm, Refused, VcpuRunning
 from guestclock.fleet.verbs import Fleet
 from guestclock.live import live
 from guestclock.units import S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
     from typing import IO, Self
 
@@ -185,7 +185,7 @@ class Monitor:
         self._known: dict[int, tuple[str, GuestVm]] = {}
         self._per_vm = per_vm
         self._verify = verify
-        self._reports: dict[str, Report] = {}
+        self._reports: dict[str, tuple[int, Report]] = {}
         self._on_end = on_end
         self._lock = threading.Lock()
         self._counts: Counter[tuple[str, tuple[tuple[str, str], ...]]] = Counter()
@@ -228,7 +228,7 @@ class Monitor:
 
     def _calls(self) -> list[Metric]:
         sums: Counter[tuple[str, tuple[tuple[str, str], ...]]] = Counter()
-        for vm_name, vm in self.vms.items():
+        for vm_name, vm in self._there():
             if isinstance(vm, TracedVm):
                 for operation, totals in vm.totals.items():
                     labels = (*self._of(vm_name), ("operation", operation))
@@ -244,13 +244,13 @@ class Monitor:
         owing: Counter[tuple[tuple[str, str], ...]] = Counter()
         backlogs: dict[tuple[tuple[str, str], ...], int] = {}
         ages: dict[tuple[tuple[str, str], ...], int] = {}
-        for name, vm in self.vms.items():
+        for name, vm in self._there():
             labels = self._of(name)
             try:
                 state, ticks = vm.state, vm.backlog_ticks
                 equation = self.equations.get(name)
                 age = None if equation is None else (vm.cntvct(0) - equation.counter_value) % 2**64
-            except (Misuse, OSError):
+            except (GuestClockError, OSError):
                 continue
             states[*labels, ("state", state)] += 1
             owing[labels] += bool(ticks)
@@ -275,12 +275,13 @@ class Monitor:
         """The VMs by what a look found, and the clocks that are off. Each series is there, at 0 too."""
         found: Counter[tuple[tuple[str, str], ...]] = Counter()
         mismatched: Counter[tuple[tuple[str, str], ...]] = Counter()
-        for name, vm in self.vms.items():
+        for name, vm in self._there():
             labels = self._of(name)
             with self._lock:
-                report = self._reports.get(name)
+                identity, report = self._reports.get(name, (None, None))
             try:
-                verified = vm.verify(report)
+                # Under this name there may have been another VM when the report was kept.
+                verified = vm.verify(report if identity == vm._identity else None)  # noqa: SLF001 - native half
             except VcpuRunning:
                 word = "running"
             except (GuestClockError, OSError):
@@ -294,23 +295,33 @@ class Monitor:
                 found[*labels, ("found", each)] += each == word
         return found, mismatched
 
+    def _there(self) -> Iterator[tuple[str, GuestVm]]:
+        """The VMs by their names, except for those that were removed from their bank, or from the mapping meanwhile."""
+        for name in list(self.vms):
+            try:
+                vm = self.vms[name]
+            except (KeyError, NoSuchVm):
+                continue
+            yield name, vm
+
     def _find(self, identity: int) -> tuple[str, GuestVm] | None:
         """The VM with this identity, and the name under which it is counted."""
         if isinstance(self.vms, Fleet) and self.vms.is_of_bank:
             # Its VMs are views that are made anew each time.
             return None
         with self._lock:
-            if len(self._known) != len(self.vms):
-                self._known = {vm._identity: (name, vm) for name, vm in self.vms.items()}  # noqa: SLF001 - native half
+            known = self._known.get(identity)
+            if known is None or len(self._known) != len(self.vms) or self.vms.get(known[0]) is not known[1]:
+                self._known = {vm._identity: (name, vm) for name, vm in self._there()}  # noqa: SLF001 - native half
             return self._known.get(identity)
 
-    def _keep(self, name: str, report: Report | None) -> None:
+    def _keep(self, identity: int, name: str, report: Report | None) -> None:
         """Keep the report that a VM goes by from now on; None where its restore was interrupted."""
         with self._lock:
             if report is None:
                 self._reports.pop(name, None)
             else:
-                self._reports[name] = report
+                self._reports[name] = identity, report
 
     def _of(self, name: str) -> tuple[tuple[str, str], ...]:
         return (("vm", name),) if self._per_vm else ()
@@ -319,8 +330,8 @@ class Monitor:
         found = None if identity is None else self._find(identity)
         if found is not None and found[0] != ended.vm:
             ended = Ended(**{**asdict(ended), "vm": found[0]})
-        if self._verify and found is not None and ended.outcome != "refused":
-            self._keep(found[0], report)
+        if self._verify and identity is not None and found is not None and ended.outcome != "refused":
+            self._keep(identity, found[0], report)
         of = self._of(ended.vm)
         labels = (*of, ("verb", ended.verb), ("outcome", ended.outcome))
         done = (*labels, ("policy", _kind(ended.policy)), ("evidence", ended.evidence or "none"))

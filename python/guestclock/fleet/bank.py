@@ -44,6 +44,9 @@ class OfBank(Mapping[str, GuestVm]):
     def __getitem__(self, name: str) -> GuestVm:
         return self._bank.vm(self._handles[name])
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._handles
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._handles)
 

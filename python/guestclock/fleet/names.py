@@ -52,6 +52,11 @@ def saved_by_name(checkpoint: Checkpoint, matched: Mapping[str, str]) -> dict[st
     return {name: saved[of] for name, of in matched.items()}
 
 
+def in_order(names: Iterable[str], values: Mapping[str, _Value]) -> dict[str, _Value]:
+    """Returns the values in the order of their names here."""
+    return {name: values[name] for name in names if name in values}
+
+
 def given_twice(names: Sequence[str]) -> list[str]:
     """Returns the names that stand in the list more than once."""
     return [name for name, times in Counter(names).items() if times > 1]

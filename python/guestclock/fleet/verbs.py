@@ -23,9 +23,18 @@ from guestclock._core import (
     _each_restore,
     _each_verify,
 )
-from guestclock.errors import GuestClockError
+from guestclock.errors import GuestClockError, NoSuchVm
 from guestclock.fleet.bank import OfBank, watched_end, watched_failure
-from guestclock.fleet.names import by_name, checked, given_twice, listed, named, raise_where_names_differ, saved_by_name
+from guestclock.fleet.names import (
+    by_name,
+    checked,
+    given_twice,
+    in_order,
+    listed,
+    named,
+    raise_where_names_differ,
+    saved_by_name,
+)
 from guestclock.fleet.outcomes import FAILURES, checked_on_failure, named_outcomes, raise_first, refusal
 from guestclock.fleet.results import FleetPlan, FleetReport, FleetVerified
 from guestclock.fleet.stepwise import FleetPause, FleetRestore
@@ -79,6 +88,9 @@ class Fleet(Mapping[str, GuestVm]):
     def __getitem__(self, name: str) -> GuestVm:
         return self._vms[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._vms
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._vms)
 
@@ -118,7 +130,8 @@ class Fleet(Mapping[str, GuestVm]):
             return self._bank.checkpoint(self._some(only), stopped_at, now, sync)
         names = self._chosen(only)
         stops = stopped_at if isinstance(stopped_at, Mapping) else dict.fromkeys(names, stopped_at)
-        vms = [(self[name], name, stops.get(name), addresses.get(name), records.get(name)) for name in names]
+        there = self._all_there(names)
+        vms = [(vm, name, stops.get(name), addresses.get(name), records.get(name)) for name, vm in there.items()]
         made, failed = _each_checkpoint(vms, now, sync, threads)
         raise_first(names, failed)
         return Checkpoint.join(list(made.values()))
@@ -147,10 +160,10 @@ class Fleet(Mapping[str, GuestVm]):
             with suppress(*FAILURES):
                 return self._bank.plan(checkpoint, matched, policy, options, now, keywords)
         saved = saved_by_name(checkpoint, matched)
-        vms = [self[name] for name in saved]
-        planned = _each_plan(vms, list(saved.values()), policy, options, now, keywords, threads)
-        made, refused = named_outcomes(list(saved), planned)
-        return FleetPlan(policy or Freeze(), list(saved), made, refused)
+        vms, removed = self._there(saved)
+        planned = _each_plan(list(vms.values()), [saved[name] for name in vms], policy, options, now, keywords, threads)
+        made, refused = named_outcomes(list(vms), planned)
+        return FleetPlan(policy or Freeze(), list(saved), made, in_order(saved, removed | refused))
 
     def restore(
         self,
@@ -233,9 +246,14 @@ class Fleet(Mapping[str, GuestVm]):
         """Plans, and makes these steps in the same call: with what came of them, and the last."""
         checked_on_failure(on_failure)
         saved = saved_by_name(checkpoint, self._matched(checkpoint, only, by))
-        names, vms, stop = list(saved), [self[name] for name in saved], on_failure == "stop"
+        names, (vms, removed), stop = list(saved), self._there(saved), on_failure == "stop"
+        if removed:
+            planned = self.plan(
+                checkpoint, policy, only=only, by=by, options=options, now=now, threads=threads, **keywords
+            )
+            raise refusal(planned.accepted, planned.refused)
         restores, outcomes, last = _each_restore(
-            vms, list(saved.values()), policy, options, now, keywords, stages, threads, stop
+            list(vms.values()), list(saved.values()), policy, options, now, keywords, stages, threads, stop
         )
         if len(restores) < len(names):
             accepted, refused = named_outcomes(names, outcomes)
@@ -260,8 +278,10 @@ class Fleet(Mapping[str, GuestVm]):
         if given is not None and not isinstance(given, FleetReport | Checkpoint):
             raise TypeError(f"{reprlib.repr(given)} is neither a FleetReport nor a Checkpoint")
         of: Mapping[str, Report | Checkpoint] = given or {} if not isinstance(given, Checkpoint) else named(given)
-        looked = _each_verify([self[name] for name in names], [of.get(name) for name in names], now, threads)
-        return FleetVerified(*named_outcomes(names, looked))
+        vms, removed = self._there(names)
+        looked = _each_verify(list(vms.values()), [of.get(name) for name in vms], now, threads)
+        verified, failed = named_outcomes(list(vms), looked)
+        return FleetVerified(verified, in_order(names, removed | failed))
 
     def pause(
         self,
@@ -296,7 +316,24 @@ class Fleet(Mapping[str, GuestVm]):
         For each, stop that VM's vCPUs, `apply` it, and let them go on. The iterator waits and ends as that of
         `GuestVm.catch_up` does, for the VM whose step is due first.
         """
-        return fleet_steps({name: self[name] for name in self._chosen(only)}, sleep)
+        return fleet_steps(self._all_there(self._chosen(only)), sleep)
+
+    def _there(self, names: Iterable[str]) -> tuple[dict[str, GuestVm], dict[str, Exception]]:
+        """The VMs of these names, and the error of each that was removed from the fleet's bank."""
+        vms: dict[str, GuestVm] = {}
+        removed: dict[str, Exception] = {}
+        for name in names:
+            try:
+                vms[name] = self[name]
+            except NoSuchVm as error:
+                removed[name] = error
+        return vms, removed
+
+    def _all_there(self, names: Iterable[str]) -> dict[str, GuestVm]:
+        """The VMs of these names. NoSuchVm, with a note that names it, for one that was removed."""
+        vms, removed = self._there(names)
+        raise_first(list(removed), dict(enumerate(removed.values())))
+        return vms
 
     def _some(self, only: Iterable[str] | None) -> list[str] | None:
         """The names to work on, in the fleet's order; None for all."""
