@@ -41,6 +41,8 @@ from guestclock.errors import (
     KvmError,
     Misuse,
     NamesDiffer,
+    NoSuchVm,
+    OutOfOrder,
     Refused,
     RestoreOpen,
     StalePlan,
@@ -562,6 +564,40 @@ class TestRestores:
                 opened._restores["a"].release()
         assert {one.added_ticks for one in report.values()} == {PAUSE + 7}
         assert repr(opened) == "<FleetRestore of 'a', 'b', 'c', 'd'>"
+
+    def test_a_step_out_of_order_changes_nothing(self) -> None:
+        """As it does not for one VM: the steps that are due can still be made."""
+        counter = host()
+        vms = plain(counter)
+        fleet = Fleet(vms)
+        saved = fleet.checkpoint()
+        counter.advance(PAUSE)
+        for on_failure in ("finish", "stop"):
+            opened = fleet.restoring(saved, on_failure=on_failure)
+            for step in (opened.apply, opened.release):
+                with pytest.raises(Misuse, match="inside the block"):
+                    step()
+            with opened:
+                with pytest.raises(Misuse, match="entered once"), opened:
+                    pass
+                with pytest.raises(OutOfOrder):
+                    opened.release()
+                opened.apply()
+                with pytest.raises(OutOfOrder):
+                    opened.apply()
+                assert {vm.state for vm in vms.values()} == {"restoring"}
+                assert opened.failed == {}
+                report = opened.release()
+                for step in (opened.apply, opened.release):
+                    with pytest.raises(Misuse, match="has ended"):
+                        step()
+            assert [one.cntvct for one in report.values()] == [1000, 2000, 3000, 4000]
+            assert [vm.cntvct(0) for vm in vms.values()] == [1000, 2000, 3000, 4000]
+        with fleet.restoring(saved) as opened:
+            pass
+        for step in (opened.apply, opened.release):
+            with pytest.raises(Misuse, match="given up"):
+                step()
 
     def test_a_word_that_is_no_choice(self) -> None:
         fleet = Fleet(plain(host()))

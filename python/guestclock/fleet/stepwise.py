@@ -6,8 +6,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from guestclock._core import Freeze, _each_resume, _each_step
-from guestclock.errors import FleetInterrupted, Interrupted, Misuse, OtherInstant
-from guestclock.fleet.names import listed
+from guestclock.errors import FleetInterrupted, Interrupted, Misuse, NoSuchVm, OtherInstant, OutOfOrder
+from guestclock.fleet.names import in_order, listed
 from guestclock.fleet.outcomes import first_of, named_outcomes, raise_first
 from guestclock.fleet.results import FleetPlan, FleetReport
 from guestclock.live import live
@@ -40,6 +40,9 @@ class FleetRestore:
         self._reports: dict[str, Report] = {}
         self._on_failure = on_failure
         self._threads = threads
+        self._entered = False
+        self._over: str | None = None
+        """The way in which it ended."""
 
     @cached_property
     def plan(self) -> FleetPlan:
@@ -49,7 +52,9 @@ class FleetRestore:
 
     def __enter__(self) -> Self:
         """Closes all VMs, then makes each one's first step. VcpuRunning or StalePlan before anything is written."""
-        self._open = dict(self._restores)
+        if self._entered:
+            raise Misuse("a restore is entered once: call restoring() again")
+        self._entered = True
         try:
             self._step("close", "prepare")
         except BaseException as error:
@@ -64,7 +69,11 @@ class FleetRestore:
         self._give_up(exc)
 
     def apply(self, *, now: int | Stamp | None = None) -> None:
-        """The second step, of every VM: its vCPUs' timers, CVAL before CTL, read back."""
+        """The second step, of every VM: its vCPUs' timers, CVAL before CTL, read back.
+
+        Misuse, before anything is done, where it can't come now: so does `release`.
+        """
+        self._can_come("apply")
         self._step("apply", now=now)
 
     def release(self, *, at: Stamp | None = None, now: int | Stamp | None = None) -> FleetReport:
@@ -74,10 +83,19 @@ class FleetRestore:
         OtherInstant where it can't be for `at`: call it again, for the VMs that aren't released yet.
         FleetInterrupted where a VM has failed in this step or before: `reports` has what the others got.
         """
+        self._can_come("release")
         self._step("release", at=at, now=now)
+        self._over = "release() has ended this restore"
         if self.failed:
             raise self._interrupted()
         return FleetReport(self._reports)
+
+    def _can_come(self, called: str) -> None:
+        """Raises Misuse outside of the block, and after the release."""
+        if not self._entered:
+            raise Misuse(f"{called}() comes inside the block: with fleet.restoring(...) as r")
+        if self._over is not None:
+            raise Misuse(f"{called}() can't come now: {self._over}")
 
     def _step(self, *stages: str, at: Stamp | None = None, now: int | Stamp | None = None) -> None:
         restores, stop = list(self._open.values()), self._on_failure == "stop"
@@ -93,8 +111,8 @@ class FleetRestore:
             if report is not None:
                 del self._open[name]
                 self._reports[name] = report
-        # A stamp that isn't right for a VM is no failure of the VM's: it can still be released.
-        refused = {name: error for name, error in failed.items() if isinstance(error, OtherInstant)}
+        # A stamp that isn't right for a VM, and a step out of order, are no failure of the VM's: it can go on.
+        refused = {name: error for name, error in failed.items() if isinstance(error, OtherInstant | OutOfOrder)}
         failed = {name: error for name, error in failed.items() if name not in refused}
         for name, error in failed.items():
             self._open.pop(name).__exit__(type(error), error, error.__traceback__)
@@ -127,6 +145,8 @@ class FleetRestore:
 
     def _give_up(self, error: BaseException | None) -> None:
         """Gives up the VMs that aren't released. `error`, on its way, gets a note of each that stays closed."""
+        if self._over is None:
+            self._over = "the restore was given up with its block: restoring() again"
         opened, self._open = self._open, {}
         for restore in opened.values():
             restore.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
