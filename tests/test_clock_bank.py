@@ -287,6 +287,20 @@ class TestHandles:
             bank.vm(vm)
         assert bank.nbytes - empty < 2 * 64 * each
 
+    def test_what_is_open_of_a_removed_vm_is_dropped_without_a_warning(self, bank: ClockBank) -> None:
+        vms = bank.vms().tolist()[:2]
+        paused, restored = map(bank.vm, vms)
+        checkpoint = restored.checkpoint()
+        dropping: list[object] = [paused.pause()]
+        restoring = restored.restoring(checkpoint)
+        restoring.__enter__()
+        dropping.append(restoring)
+        del restoring
+        bank.remove(np.array(vms))
+        # A warning would be an error.
+        dropping.clear()
+        gc.collect()
+
     def test_all_are_removed_or_none(self, bank: ClockBank) -> None:
         vms = bank.vms()
         with pytest.raises(ValueError, match="twice"):

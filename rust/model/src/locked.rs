@@ -433,9 +433,10 @@ impl<C: Counter> LockedVm<C> {
         self.operate(None, |run_state, backend| run_state.give_up(backend, open))
     }
 
-    /// See [`RunState::abandon`]. False too where another thread has the VM's lock: this call never waits.
+    /// See [`RunState::abandon`]. False too where another thread has the VM's lock: this call never waits. True for a VM
+    /// that was removed: nothing of it stays closed.
     pub fn abandon(&self, open: &OpenRestore) -> bool {
-        let abandoned = self.at_once(|run_state| run_state.abandon(open)).unwrap_or(false);
+        let abandoned = self.at_once(true, |run_state| run_state.abandon(open)).unwrap_or(false);
         if abandoned {
             self.bank.changed();
         }
@@ -444,7 +445,7 @@ impl<C: Counter> LockedVm<C> {
 
     /// Returns whether the VM is still in this pause, or another thread has the VM's lock: this call never waits.
     pub fn holds(&self, pause: &OpenPause) -> bool {
-        self.at_once(|run_state| pause.holds(run_state)).unwrap_or(true)
+        self.at_once(false, |run_state| pause.holds(run_state)).unwrap_or(true)
     }
 
     /// State of the VM. A VM that was removed from its bank is open to nobody.
@@ -508,10 +509,12 @@ impl<C: Counter> LockedVm<C> {
         self.one(|_, vm| change(vm)).unwrap_or(Err(VmError::Removed))
     }
 
-    /// Works on the run state alone; `None` where that would wait for the lock, or the VM is gone.
-    fn at_once<T>(&self, work: impl FnOnce(&mut RunState) -> T) -> Option<T> {
+    /// Works on the run state alone, and returns `removed` for a VM that was removed; `None` where that would wait for the
+    /// lock.
+    fn at_once<T>(&self, removed: T, work: impl FnOnce(&mut RunState) -> T) -> Option<T> {
         let mut locked = self.bank.locked.try_lock().ok()?;
-        let result = work(locked.bank.vm_and_state(self.handle).ok()?.0);
+        let Ok((run_state, _)) = locked.bank.vm_and_state(self.handle) else { return Some(removed) };
+        let result = work(run_state);
         locked.bank.settle(self.handle.slot());
         Some(result)
     }
