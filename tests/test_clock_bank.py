@@ -32,6 +32,7 @@ from guestclock.errors import (
     CapabilityMissing,
     ClockWentBackwards,
     CounterSkew,
+    FleetInterrupted,
     FleetRefused,
     FrequencyMismatch,
     KvmError,
@@ -890,6 +891,33 @@ class TestSets:
         pause = Fleet(bank).pause()
         Fleet(bank).restore(checkpoints)
         with pytest.raises(Misuse, match="came after"):
+            pause.resume()
+
+    def test_vms_that_were_restored_meanwhile_have_left_the_pause(
+        self, bank: ClockBank, counter: ManualCounter
+    ) -> None:
+        fleet = Fleet(bank, names=["a", "b", "c", "d", "e"])
+        saved, pause = fleet.checkpoint(), fleet.pause()
+        counts = {name: vm.cntvct(0) for name, vm in fleet.items()}
+        fleet["a"].restore(saved["a"])
+        with fleet["c"].restoring(saved["c"]), pytest.raises(Misuse, match="came after"):
+            pause.resume()
+        # It is paused again, and may be overtaken for good.
+        fleet["c"].restore(saved["c"])
+        bank.remove(int(bank.vms()[3]))
+        counter.advance(500)
+        with pytest.raises(CapabilityMissing):
+            pause.resume(CatchUp(1, 1))
+        with pytest.raises(FleetInterrupted, match="2 of 5 VMs had left the pause") as caught:
+            pause.resume()
+        error = caught.value
+        assert (list(error.failed), list(error.reports), error.retry) == (["a", "c"], ["b", "e"], "")
+        assert [type(each) for each in error.failed.values()] == [Misuse, Misuse]
+        assert list(pause.report) == ["b", "e"]
+        assert said(pause.report["b"])["added_ticks"] == 0
+        assert [fleet[name].cntvct(0) - counts[name] for name in "abc"] == [500, 0, 500]
+        assert [fleet[name].state for name in "abce"] == ["open"] * 4
+        with pytest.raises(Misuse, match="is over"):
             pause.resume()
 
     def test_a_pause_may_end_by_another_policy(self, bank: ClockBank, counter: ManualCounter) -> None:

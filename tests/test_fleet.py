@@ -916,6 +916,55 @@ class TestPauses:
         assert [one.cntvct for one in report.values()] == [1000, 2000, 3000, 4000]
         assert [vm.state for vm in vms.values()] == ["open"] * 4
 
+    def test_one_that_was_restored_meanwhile_has_left_the_pause(self) -> None:
+        counter = host()
+        vms = plain(counter)
+        fleet = Fleet(faulty(vms, d=Fault("set_counter_offset", errno=errno.EIO)))
+        saved = Fleet(vms).checkpoint()
+        pause = fleet.pause()
+        vms["a"].restore(saved["a"])
+        counter.advance(PAUSE)
+        with pytest.raises(FleetInterrupted) as caught:
+            pause.resume()
+        error = caught.value
+        assert (list(error.failed), list(error.reports), error.retry) == (["a", "d"], ["b", "c"], "resume")
+        assert "1 of 4 VMs are still paused ('d': " in str(error)
+        assert "1 of 4 VMs had left the pause ('a': Misuse: another restore" in str(error)
+        with pytest.raises(Misuse, match="isn't over"):
+            pause.report  # noqa: B018 - its getter raises
+        # It was named.
+        assert list(pause.resume()) == list(pause.report) == ["b", "c", "d"]
+        assert [vm.cntvct(0) for vm in vms.values()] == [1000 + PAUSE, 2000, 3000, 4000]
+        assert {vm.state for vm in vms.values()} == {"open"}
+        with pytest.raises(Misuse, match="is over"):
+            pause.resume()
+
+    def test_the_end_says_once_which_have_left_it(self) -> None:
+        counter = host()
+        bank = ClockBank(counter)
+        handle = bank.add()
+        vms = {**plain(counter), "e": bank.vm(handle)}
+        fleet, saved = Fleet(vms), vms["b"].checkpoint()
+        with pytest.raises(FleetInterrupted, match="2 of 5 VMs had left the pause") as caught, fleet.pause() as pause:
+            vms["b"].restore(saved)
+            bank.remove(handle)
+        assert (list(caught.value.failed), list(caught.value.reports)) == (["b", "e"], ["a", "c", "d"])
+        assert caught.value.retry == ""
+        assert str(caught.value).endswith("the others are done [fleet-interrupted]")
+        assert list(pause.report) == ["a", "c", "d"]
+
+    def test_one_that_is_being_restored_may_come_back(self) -> None:
+        counter = host()
+        vms = plain(counter)
+        saved, pause = vms["b"].checkpoint(), Fleet(vms).pause()
+        with vms["b"].restoring(saved):
+            for _ in range(2):
+                with pytest.raises(FleetInterrupted, match="1 of 4 VMs are still paused"):
+                    pause.resume()
+        assert vms["b"].state == "paused"
+        assert list(pause.resume()) == ["a", "b", "c", "d"]
+        assert {vm.state for vm in vms.values()} == {"open"}
+
     def test_the_block_resumes_on_every_exit(self) -> None:
         vms = plain(host())
         with pytest.raises(TimeoutError), Fleet(vms).pause():

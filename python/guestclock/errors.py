@@ -234,10 +234,12 @@ class Interrupted(GuestClockError):
     step: str
     """The step that failed. Everything before it was done."""
     retry: str
-    """The call to make again: "apply", "release", "resume", or "restore" for a new restore."""
+    """The call to make again: "apply", "release", "resume", or "restore" for a new restore; empty where there is none.
+    """
 
     def __str__(self) -> str:
-        return f"{self.message}; {_STATES.get(self.state, self.state)}: call {self.retry}() again [{self.code}]"
+        again = f": call {self.retry}() again" if self.retry else ""
+        return f"{self.message}; {_STATES.get(self.state, self.state)}{again} [{self.code}]"
 
 
 class ReadBackMismatch(Interrupted):
@@ -262,7 +264,7 @@ class InterruptsOff(Interrupted):
 
 
 class FleetInterrupted(Interrupted):
-    """Some VMs of a fleet weren't restored, or are still paused. The others are done, and may run."""
+    """Some VMs of a fleet weren't restored, are still paused, or had left a pause. The others are done, and may run."""
 
     failed: dict[str, Exception]
     """The error of each VM that isn't done. It says the state of the VM."""

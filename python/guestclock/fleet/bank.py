@@ -12,7 +12,7 @@ from guestclock.errors import Misuse
 from guestclock.fleet.names import given_twice, listed, saved_by_name
 from guestclock.fleet.outcomes import FAILURES
 from guestclock.fleet.results import PLAN_COLUMNS, REPORT_COLUMNS, FleetPlan, FleetReport, column_of
-from guestclock.fleet.stepwise import FleetPause
+from guestclock.fleet.stepwise import FleetPause, interrupted_pause
 from guestclock.live import live
 
 if TYPE_CHECKING:
@@ -224,33 +224,38 @@ class BankPause(FleetPause):
     def __init__(
         self, paused: _PausedSet, names: Iterable[str], handles: Mapping[str, int], policy: Policy | None
     ) -> None:
-        super().__init__({})
+        super().__init__({}, {})
         self._paused = paused
         self._policy = policy
-        self._names = names
+        self._names = list(names)
         self._handles = handles
-        self._report: FleetReport | None = None
+        self._done: FleetReport = FleetReport({})
 
-    @property
-    def report(self) -> FleetReport:
-        """The report of the pause's end. Misuse before it."""
-        if self._report is None:
-            raise Misuse("the pause isn't over: there is a report after resume()")
-        return self._report
+    def _report(self) -> FleetReport:
+        return self._done
 
     def resume(self, policy: Policy | None = None) -> FleetReport:
-        """Ends the pause of all, at one instant. An error leaves all of them paused: call it again."""
+        """Ends the pause of all, at one instant. An error leaves all of them paused: call it again.
+
+        VMs that were restored meanwhile have left the pause, as removed ones have, and the others go on: then
+        FleetInterrupted names them, with an empty `retry`. Misuse where none is left.
+        """
         try:
-            self._report = BankReport(self._paused.resume(policy), self._handles)
+            done = self._paused.resume(policy)
         except FAILURES as error:
             watched_failure("pause", error)
             raise
-        self._over = True
-        watched_end("pause", self._report, policy or self._policy)
-        return self._report
-
-    def __repr__(self) -> str:
-        return f"<FleetPause of {listed(self._names)}>"
+        self._done, self._over = BankReport(done, self._handles), True
+        watched_end("pause", self._done, policy or self._policy)
+        overtaken = set(done.overtaken.tolist())
+        left: dict[str, Exception] = {
+            name: Misuse("another restore or pause of this VM came after this one, which is over: pause() again")
+            for name in self._names
+            if self._handles[name] in overtaken
+        }
+        if left:
+            raise interrupted_pause(len(self._names), left, left, self._done)
+        return self._done
 
 
 def _is_watched(level: int) -> bool:

@@ -13,10 +13,11 @@ from guestclock.fleet.results import FleetPlan, FleetReport
 from guestclock.live import live
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import TracebackType
     from typing import Self
 
-    from guestclock._core import Pause, Report, Restore
+    from guestclock._core import GuestVm, Pause, Report, Restore
     from guestclock.fleet.outcomes import OnFailure, Outcomes
     from guestclock.types import Policy, Stamp
 
@@ -169,39 +170,51 @@ class FleetRestore:
 class FleetPause:
     """VMs that are paused in place: the result of `Fleet.pause`. A pause that is dropped leaves its VMs closed."""
 
-    def __init__(self, pauses: dict[str, Pause], threads: int = 1) -> None:
+    def __init__(self, vms: Mapping[str, GuestVm], pauses: dict[str, Pause], threads: int = 1) -> None:
+        self._vms = vms
         self._pauses = pauses
+        """Those whose VMs are still paused."""
+        self._names = list(pauses)
         self._threads = threads
         self._reports: dict[str, Report] = {}
         self._over = self._entered = False
 
     @property
     def report(self) -> FleetReport:
-        """The report of the pause's end. Misuse before it."""
-        return FleetReport({name: pause.report for name, pause in self._pauses.items()})
+        """The report of the pause's end, without VMs that had left the pause. Misuse before it."""
+        if not self._over:
+            raise Misuse("the pause isn't over: there is a report after resume()")
+        return self._report()
+
+    def _report(self) -> FleetReport:
+        return FleetReport(in_order(self._names, self._reports))
 
     def resume(self, policy: Policy | None = None) -> FleetReport:
         """Ends the pause of every VM under its policy, or under `policy` instead. The guests may run when it returns.
 
         A VM that fails stays paused, and the others go on: FleetInterrupted names it, and another `resume()` is about
-        the VMs that are still paused. Misuse where all of it is over.
+        the VMs that are still paused. A VM that was restored meanwhile, or removed, has left the pause:
+        FleetInterrupted names it once, with an empty `retry` where no other is still paused. Misuse where all of it is
+        over.
         """
         if self._over:
             raise Misuse("the pause is over, and its report is at hand (report): pause() again")
-        waiting = {name: pause for name, pause in self._pauses.items() if name not in self._reports}
-        made, failed = named_outcomes(list(waiting), _each_resume(list(waiting.values()), policy, self._threads))
+        pauses = list(self._pauses.values())
+        made, failed = named_outcomes(list(self._pauses), _each_resume(pauses, policy, self._threads))
         self._reports |= made
+        left = {name: error for name, error in failed.items() if self._has_left(name, error)}
+        self._pauses = {name: pause for name, pause in self._pauses.items() if name in failed and name not in left}
+        self._over = not self._pauses
         if failed:
-            raise FleetInterrupted(
-                f"{len(failed)} of {len(self._pauses)} VMs are still paused ({first_of(failed)})",
-                state="partly",
-                step="resume",
-                retry="resume",
-                failed=failed,
-                _reports=FleetReport(self._reports),
-            )
-        self._over = True
+            raise interrupted_pause(len(self._names), failed, left, self._report())
         return self.report
+
+    def _has_left(self, name: str, error: Exception) -> bool:
+        """Returns whether a VM for which a pause can't end with this error is in it no more."""
+        if isinstance(error, NoSuchVm):
+            return True
+        # A VM that is closed by what came after the pause is paused again, if that is given up.
+        return isinstance(error, Misuse) and self._vms[name].state == "open"
 
     def __enter__(self) -> Self:
         if self._over:
@@ -215,8 +228,34 @@ class FleetPause:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         """Resumes every VM that is still paused, by its own policy."""
-        if not self._over:
+        if self._over:
+            return
+        try:
             self.resume()
+        except BaseException as error:
+            # An error of the native module's has none by itself.
+            error.__context__ = error.__context__ or exc
+            raise
 
     def __repr__(self) -> str:
-        return f"<FleetPause of {listed(self._pauses)}>"
+        return f"<FleetPause of {listed(self._names)}>"
+
+
+def interrupted_pause(
+    vms: int, failed: dict[str, Exception], left: Mapping[str, Exception], reports: FleetReport
+) -> FleetInterrupted:
+    """Returns the error of the end of a pause of so many VMs: of those that failed, some have left it."""
+    paused = {name: error for name, error in failed.items() if name not in left}
+    said = [
+        f"{len(of)} of {vms} VMs {what} ({first_of(of)})"
+        for what, of in (("are still paused", paused), ("had left the pause", left))
+        if of
+    ]
+    return FleetInterrupted(
+        "; ".join(said),
+        state="partly",
+        step="resume",
+        retry="resume" if paused else "",
+        failed=failed,
+        _reports=reports,
+    )

@@ -306,7 +306,7 @@ class Fleet(Mapping[str, GuestVm]):
                 with suppress(GuestClockError):
                     _cancel(pause)
             raise_first(names, failed)
-        return FleetPause({names[at]: pause for at, pause in paused.items()}, threads)
+        return FleetPause(self._vms, {names[at]: pause for at, pause in paused.items()}, threads)
 
     def catch_up(
         self, *, only: Iterable[str] | None = None, sleep: Callable[[float], object] | None = None

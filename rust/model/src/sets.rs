@@ -139,6 +139,8 @@ pub struct SetSaving<'a> {
 pub struct OpenPauses {
     vms: Vec<Handle>,
     epochs: Vec<u64>,
+    /// VMs that have left the pause for a newer restore or pause.
+    overtaken: Vec<Handle>,
     stamp: Stamp,
     times: GuestTimes,
     request: Request,
@@ -162,9 +164,14 @@ impl OpenPauses {
         self.request.policy = policy;
     }
 
-    /// Lets go of the VMs of which `is_there` says that they are gone.
-    fn keep(&mut self, is_there: impl Fn(Handle) -> bool) {
-        let there: Vec<bool> = self.vms.iter().map(|vm| is_there(*vm)).collect();
+    /// VMs that have left the pause, since a newer restore or pause of them came after it.
+    #[must_use]
+    pub fn overtaken(&self) -> &[Handle] {
+        &self.overtaken
+    }
+
+    /// Lets go of the VMs whose row isn't `there`.
+    fn keep(&mut self, there: &[bool]) {
         let rows = || there.iter().copied();
         let (mut vms, mut epochs) = (rows(), rows());
         self.vms.retain(|_| vms.next() == Some(true));
@@ -303,7 +310,7 @@ impl ManagedBank {
             };
             (slots.iter().map(close).collect(), Follow::Held)
         });
-        Ok(OpenPauses { vms: vms.into(), epochs, stamp, times, request })
+        Ok(OpenPauses { vms: vms.into(), epochs, overtaken: Vec::new(), stamp, times, request })
     }
 
     /// Returns whether any of the VMs is still in this pause.
@@ -317,20 +324,45 @@ impl ManagedBank {
     }
 
     /// Ends a pause of VMs under its policy, for one instant. Their timers stayed where they were. A VM that was removed
-    /// meanwhile has left the pause: the others don't wait for it.
+    /// or restored meanwhile has left the pause: the others don't wait for it.
     pub fn resume(&mut self, pauses: &mut OpenPauses, counter: &dyn Counter) -> Result<SetReport, SetError> {
         let slots = self.bank.slots(&pauses.vms).or_else(|error| {
-            if pauses.vms.iter().all(|vm| self.bank.slot(*vm).is_err()) {
+            let there: Vec<bool> = pauses.vms.iter().map(|vm| self.bank.slot(*vm).is_ok()).collect();
+            if !there.contains(&true) {
                 return Err(error);
             }
-            pauses.keep(|vm| self.bank.slot(vm).is_ok());
+            pauses.keep(&there);
             self.bank.slots(&pauses.vms)
         })?;
-        for (vm, epoch) in pauses.vms.iter().zip(&pauses.epochs) {
-            self.run_states[vm.slot() as usize].holds(State::Paused, *epoch).map_err(of_vm(*vm))?;
-        }
+        let slots = self.without_overtaken(pauses, slots)?;
         let origins = Origins::InPlace { stamp: &pauses.stamp, times: &pauses.times };
         self.go_on(&pauses.vms, &slots, origins, counter, pauses.request)
+    }
+
+    /// Lets go of the VMs of a pause that a newer restore or pause has overtaken, and returns the slots of the others.
+    /// Refused where there is no other, and where a VM is closed by the newer one: it is paused again if that is given up.
+    fn without_overtaken(&self, pauses: &mut OpenPauses, slots: Vec<u32>) -> Result<Vec<u32>, SetError> {
+        let mut first = None;
+        let mut held = Vec::with_capacity(slots.len());
+        for ((vm, epoch), slot) in pauses.vms.iter().zip(&pauses.epochs).zip(&slots) {
+            let run_state = &self.run_states[*slot as usize];
+            let holds = run_state.holds(State::Paused, *epoch).map_err(of_vm(*vm));
+            held.push(holds.is_ok());
+            if let Err(overtaken) = holds {
+                if run_state.state() != State::Open {
+                    return Err(overtaken);
+                }
+                first.get_or_insert(overtaken);
+            }
+        }
+        let Some(overtaken) = first else { return Ok(slots) };
+        if !held.contains(&true) {
+            return Err(overtaken);
+        }
+        let rows = || held.iter().copied();
+        pauses.overtaken.extend(pauses.vms.iter().zip(rows()).filter(|(_, held)| !held).map(|(vm, _)| *vm));
+        pauses.keep(&held);
+        Ok(slots.into_iter().zip(rows()).filter(|(_, held)| *held).map(|(slot, _)| slot).collect())
     }
 
     /// Has VMs go on from these guest times, by the machine of many.

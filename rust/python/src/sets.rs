@@ -107,6 +107,16 @@ impl PySetReport {
         as_array(py, self.set.vms.iter().copied())
     }
 
+    /// Handles of the VMs that had left the pause, since they were restored or paused after it (int64).
+    #[getter]
+    fn overtaken<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
+        let overtaken = match &self.origin {
+            Origin::Saved(_) => [].as_slice(),
+            Origin::Paused(pauses) => pauses.overtaken(),
+        };
+        as_array(py, overtaken.iter().copied())
+    }
+
     /// Facts of the VMs' reports, by their names: sequences with a value a row.
     fn columns<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let set = &self.set;
@@ -258,8 +268,9 @@ impl PyPausedSet {
 impl PyPausedSet {
     /// Ends the pause of all, at one instant, as late as can be. Returns the outcome.
     ///
-    /// `policy` decides instead of the pause's own. Misuse where it is over already, and where one of them was restored
-    /// meanwhile; a VM that was removed has left it. An error leaves all of them paused: call it again.
+    /// `policy` decides instead of the pause's own. A VM that was removed or restored meanwhile has left it. Misuse where
+    /// it is over already, where all have left it, and while one of them is closed by what came after it. An error
+    /// leaves all of them paused: call it again.
     #[pyo3(signature = (policy=None))]
     fn resume(&self, py: Python<'_>, policy: Option<AnyPolicy>) -> PyResult<PySetReport> {
         let locked = || locked(py, &self.pauses);
