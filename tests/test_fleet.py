@@ -971,6 +971,19 @@ class TestPauses:
             raise TimeoutError
         assert {vm.state for vm in vms.values()} == {"open"}
 
+    def test_an_error_of_the_end_keeps_the_blocks(self) -> None:
+        counter = host()
+        vms, bank = plain(counter), ClockBank(counter)
+        bank.add_many(2)
+        pauses = [Fleet(faulty(vms, b=Fault("set_counter_offset", errno=errno.EIO))).pause(), Fleet(bank).pause()]
+        bank.remove(bank.vms())
+        for pause in pauses:
+            error = KeyError("x")
+            with pytest.raises((FleetInterrupted, NoSuchVm)) as caught, pause:
+                raise error
+            assert caught.value.__context__ is error
+        pauses[0].resume()
+
 
 class TestCatchUp:
     def test_steps_come_as_they_are_due(self) -> None:

@@ -402,6 +402,24 @@ def test_a_warning_in_a_destructor_spoils_no_exception() -> None:
     assert state_of(vm) == "paused"
 
 
+def test_an_error_of_a_blocks_end_keeps_the_one_that_ended_it() -> None:
+    fault = Fault("set_counter_offset", errno=errno.EIO)
+    pause = FaultyVm(owned(host()), [fault]).pause()
+    error = KeyError("x")
+    with pytest.raises(Interrupted) as caught, pause:
+        raise error
+    pause.resume()
+    # A traceback shows the context of the first cause alone.
+    cause = caught.value.__cause__
+    assert isinstance(cause, KvmError)
+    assert (caught.value.__context__, cause.__context__) == (error, error)
+    pause = FaultyVm(owned(host()), [fault]).pause()
+    with pytest.raises(Interrupted) as caught, pause:
+        pass
+    pause.resume()
+    assert caught.value.__context__ is None
+
+
 def test_a_pause_may_end_by_another_policy() -> None:
     counter = host()
     vm = owned(counter)

@@ -108,6 +108,22 @@ fn failure_note(error: &Bound<'_, PyBaseException>, failure: &PyErr) -> PyResult
     error.call_method1("add_note", (note,)).map(drop)
 }
 
+/// The end of a `with` block. An error of it has the exception that ended the block as its context, as Python's own have:
+/// where it has a cause, the first cause too, since a traceback shows no context of an error with a cause.
+pub(crate) fn block_ended(ended: PyResult<()>, exc: &Bound<'_, PyAny>) -> PyResult<()> {
+    let Err(error) = ended else { return Ok(()) };
+    if exc.is_instance_of::<PyBaseException>() {
+        let py = exc.py();
+        let mut first = error.value(py).clone().into_any();
+        first.setattr("__context__", exc)?;
+        while let Some(cause) = Some(first.getattr("__cause__")?).filter(|cause| !cause.is_none()) {
+            first = cause;
+        }
+        first.setattr("__context__", exc)?;
+    }
+    Err(error)
+}
+
 /// Warns that a VM stays closed. Called by destructors, so it raises nothing.
 pub(crate) fn warn_closed(why: &str, vm: &str) {
     let sentence = format!("VM {vm:?}: {why}: its vCPUs can't run until a checkpoint is restored into it");

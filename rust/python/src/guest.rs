@@ -1,7 +1,7 @@
 //! The time of a vCPU in its guest, and pauses, for a VM of any kind.
 
 use crate::any_vm::{Failure, SharedVm};
-use crate::errors::{misuse, warn_closed};
+use crate::errors::{block_ended, misuse, warn_closed};
 use crate::observe;
 use crate::policy::AnyPolicy;
 use crate::process::{detached, locked};
@@ -36,10 +36,10 @@ impl PyRunning {
         &self,
         py: Python<'_>,
         _exc_type: &Bound<'_, PyAny>,
-        _exc: &Bound<'_, PyAny>,
+        exc: &Bound<'_, PyAny>,
         _tb: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
-        self.vm.exit(py, self.vcpu)
+        block_ended(self.vm.exit(py, self.vcpu), exc)
     }
 }
 
@@ -164,10 +164,10 @@ impl PyPause {
         &self,
         py: Python<'_>,
         _exc_type: &Bound<'_, PyAny>,
-        _exc: &Bound<'_, PyAny>,
+        exc: &Bound<'_, PyAny>,
         _tb: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
-        if self.is_over(py) { Ok(()) } else { self.resume(py, None).map(drop) }
+        if self.is_over(py) { Ok(()) } else { block_ended(self.resume(py, None).map(drop), exc) }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::arguments::{Int, int};
 use crate::equation::{PyClockEquation, TIME_TYPES, time_type_name};
-use crate::errors::{IntoPyErr, OrRaise, typed};
+use crate::errors::{IntoPyErr, OrRaise, block_ended, typed};
 use crate::process::detached;
 use crate::records::named;
 use core::ptr::NonNull;
@@ -412,8 +412,8 @@ impl PyVmClockUpdate {
         Ok(())
     }
 
-    fn __exit__(&self, exc_type: &Bound<'_, PyAny>, _exc: &Bound<'_, PyAny>, _tb: &Bound<'_, PyAny>) -> PyResult<()> {
-        self.close(!exc_type.is_none())
+    fn __exit__(&self, exc_type: &Bound<'_, PyAny>, exc: &Bound<'_, PyAny>, _tb: &Bound<'_, PyAny>) -> PyResult<()> {
+        block_ended(self.close(!exc_type.is_none()), exc)
     }
 }
 
