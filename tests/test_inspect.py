@@ -402,6 +402,31 @@ def test_verify_tells_damage_from_absence(saved: Checkpoint, tmp_path: Path, mon
     assert re.search(r"none +unreadable", said)
 
 
+def test_a_folder_is_verified_as_its_files_are_loaded(saved: Checkpoint, tmp_path: Path) -> None:
+    folder = tmp_path / "host"
+    folder.mkdir()
+    one = save(saved, folder / "one")
+    other = save(owned(host(10**12), name="other").checkpoint(), folder / "other")
+    save(saved, folder / ".hidden")
+    (folder / "deeper").mkdir()
+    (found,) = inspection.verify([folder])["files"]
+    assert (found["intact"], found["vms"]) == (True, 2)
+    assert found["size_bytes"] == one.stat().st_size + other.stat().st_size
+    save(saved, folder / "again")
+    (found,) = inspection.verify([folder])["files"]
+    assert (found["intact"], found["error"]) == (None, "ValueError")
+    assert str(found["message"]).startswith('in the folder\'s "again" and "one": ')
+    done = run("verify", folder)
+    assert (done.exit_code, type(done.exception)) == (2, SystemExit)
+    (folder / "again").write_bytes(b"")
+    (found,) = inspection.verify([folder])["files"]
+    assert found["intact"] is False
+    assert str(found["message"]).startswith('in the folder\'s "again": ')
+    assert run("verify", folder).exit_code == 1
+    (empty := tmp_path / "empty").mkdir()
+    assert run("verify", empty).exit_code == 2
+
+
 def test_what_this_version_does_not_know_is_noted(tmp_path: Path) -> None:
     later = 0x6030_0000_0013_DF1D
     registers: dict[int, int] = {Reg.TIMER_CNT: 3, Reg.TIMER_CVAL: 0, Reg.TIMER_CTL: 1, later: 9}

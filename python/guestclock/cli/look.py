@@ -298,7 +298,7 @@ def diff_command(
 
 @app.command("verify")
 def verify_command(files: _Files, *, as_json: _Json = False) -> None:
-    """Checks that files are intact checkpoints. Exits 1 if one isn't, and 2 if one can't be read.
+    """Checks that files are intact checkpoints. Exits 1 if one isn't, and 2 if one can't be read or joined.
 
     It finds damage, not forgery: a checksum proves nothing about who wrote a file.
     """

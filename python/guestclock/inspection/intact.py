@@ -19,11 +19,12 @@ class FileRecord(TypedDict):
 
     file: str
     intact: bool | None
-    """None where the file couldn't be read."""
+    """None where the file couldn't be read, or the files of a folder can't be joined."""
     error: str | None
     """The error's class: Corrupt, Malformed and so on, or an OSError."""
     message: str | None
     size_bytes: int | None
+    """Size of the file, or of a folder's files together."""
     vms: int | None
     vcpus: int | None
     """Number of all VMs' vCPUs."""
@@ -39,8 +40,15 @@ class Verification(TypedDict):
 
 
 def verify(paths: Iterable[str | PathLike[str]]) -> Verification:
-    """Read each file by every step of docs/checkpoint-format.md. It finds damage, not forgery."""
+    """Read each file, and all of a folder's, by every step of docs/checkpoint-format.md: for damage, not forgery."""
     return {"schema": "guestclock.verify/1", "files": [_verify(Path(path)) for path in paths]}
+
+
+def checkpoint_files(path: Path) -> list[Path]:
+    """Return the files that `Checkpoint.load` reads: one, or those of a folder whose names don't begin with a dot."""
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.iterdir() if file.is_file() and file.name[:1] != ".")
 
 
 def _verify(path: Path) -> FileRecord:
@@ -55,11 +63,12 @@ def _verify(path: Path) -> FileRecord:
         "notes": [],
     }
     try:
-        record["size_bytes"] = path.stat().st_size
+        record["size_bytes"] = sum(file.stat().st_size for file in checkpoint_files(path))
         checkpoint = Checkpoint.load(path)
-    except (InvalidFile, OSError) as error:
+    except (ValueError, OSError) as error:
         record["intact"] = False if isinstance(error, InvalidFile) else None
-        record["error"], record["message"] = type(error).__name__, str(error)
+        record["error"] = type(error).__name__
+        record["message"] = ": ".join([*getattr(error, "__notes__", ()), str(error)])
         return record
     record["vms"], record["vcpus"] = len(checkpoint), len(checkpoint.vcpu_columns()["vcpu"])
     record["notes"] = [f"the key {key!r} isn't known to this version" for key in checkpoint.unknown]
