@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -700,6 +701,35 @@ class TestSets:
         assert list(caught.value.refused) == [str(gone)]
         with pytest.raises(NamesDiffer):
             fleet.restore(Fleet(bank).checkpoint())
+
+    def test_arguments_are_checked_as_a_fleet_of_vms_does(self, bank: ClockBank) -> None:
+        banks = Fleet(bank, names=["a", "b", "c", "d", "e"])
+        checkpoint, of_vms, of_digits = banks.checkpoint(), Fleet(dict(banks)), Fleet(bank)
+
+        def errors(fleet: Fleet) -> list[tuple[type[Exception], str]]:
+            raised = []
+            stops: list[Any] = [1.5, "3", True, np.float64(2), -1, 2**64]
+            calls: list[Callable[[], object]] = [partial(fleet.checkpoint, stopped_at={"a": stop}) for stop in stops]
+            for threads in (0, "x", True, 1.5):
+                calls += [
+                    partial(fleet.checkpoint, threads=threads),  # type: ignore[arg-type]
+                    partial(fleet.plan, checkpoint, threads=threads),  # type: ignore[arg-type]
+                    partial(fleet.restore, checkpoint, threads=threads),  # type: ignore[arg-type]
+                    partial(fleet.pause, threads=threads),  # type: ignore[arg-type]
+                ]
+            for call in calls:
+                with pytest.raises((TypeError, OverflowError, ValueError)) as caught:
+                    call()
+                raised.append((caught.type, str(caught.value)))
+            return raised
+
+        assert errors(banks) == errors(of_vms)
+        stopped_at = np.uint64(bank.counter.read())
+        assert banks.checkpoint(stopped_at={"a": stopped_at})["a"].stopped_at == stopped_at  # type: ignore[dict-item]
+        for call in (of_digits.restore, of_digits.plan, of_digits.restoring):
+            with pytest.raises(NamesDiffer) as differ:
+                call(checkpoint)
+            assert (differ.value.missing, differ.value.extra) == (list(of_digits), checkpoint.names)
 
     def test_a_vm_that_was_removed_is_one_vms_failure(self, bank: ClockBank) -> None:
         """As it is in a fleet of VMs."""

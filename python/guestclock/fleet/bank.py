@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+import reprlib
 import sys
 from collections.abc import Mapping
 from functools import cached_property
@@ -71,7 +73,9 @@ class OfBank(Mapping[str, GuestVm]):
 
         stops: int | NDArray[np.uint64] | None
         if isinstance(stopped_at, Mapping):
-            counts = [stopped_at.get(name) for name in (self if names is None else names)]
+            # NumPy would make a count of 1.5, of "3" and of True.
+            given = (stopped_at.get(name) for name in (self if names is None else names))
+            counts = [None if count is None else count_of(count) for count in given]
             if None in counts and now is None:
                 now = self._bank.counter.read()
             if None in counts and not isinstance(now, int):
@@ -80,9 +84,9 @@ class OfBank(Mapping[str, GuestVm]):
         else:
             stops = stopped_at
         # The bank makes digits of its handles by itself.
-        given = list(self) if names is None and not self._digits else names
+        under = list(self) if names is None and not self._digits else names
         return self._bank._checkpoint(  # noqa: SLF001 - the native half of this class
-            self._array(names), names=given, now=now, stopped_at=stops, sync=sync
+            self._array(names), names=under, now=now, stopped_at=stops, sync=sync
         )
 
     def restore(
@@ -141,6 +145,19 @@ class OfBank(Mapping[str, GuestVm]):
         if names is None:
             return self._vms
         return np.array([self._handles[name] for name in names], np.int64)
+
+
+def count_of(value: int) -> int:
+    """Returns a counter's count as the native module would take it. TypeError and OverflowError, as there."""
+    try:
+        count = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        count = None
+    if count is None:
+        raise TypeError(f"{reprlib.repr(value)} isn't an integer")
+    if not 0 <= count < 2**64:
+        raise OverflowError(f"{count} is out of range: an integer from 0 to {2**64 - 1}")
+    return count
 
 
 def _by_row(set_: _SetPlan | _SetReport, handles: Mapping[str, int]) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import reprlib
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypeVar
 
+from guestclock._core import _each_resume
 from guestclock.errors import FleetRefused, GuestClockError
 
 if TYPE_CHECKING:
@@ -28,6 +29,11 @@ def checked_on_failure(on_failure: str) -> None:
     """Raises ValueError for another word than these two."""
     if on_failure not in ("finish", "stop"):
         raise ValueError(f"no on_failure={reprlib.repr(on_failure)}: finish or stop")
+
+
+def checked_threads(threads: int) -> None:
+    """Raises as the native module does for what is no number of threads."""
+    _each_resume([], None, threads)
 
 
 def refusal(accepted: list[str], refused: dict[str, Exception]) -> FleetRefused:

@@ -35,7 +35,14 @@ from guestclock.fleet.names import (
     raise_where_names_differ,
     saved_by_name,
 )
-from guestclock.fleet.outcomes import FAILURES, checked_on_failure, named_outcomes, raise_first, refusal
+from guestclock.fleet.outcomes import (
+    FAILURES,
+    checked_on_failure,
+    checked_threads,
+    named_outcomes,
+    raise_first,
+    refusal,
+)
 from guestclock.fleet.results import FleetPlan, FleetReport, FleetVerified
 from guestclock.fleet.stepwise import FleetPause, FleetRestore
 from guestclock.live import live
@@ -127,6 +134,7 @@ class Fleet(Mapping[str, GuestVm]):
             if isinstance(given, Mapping) and given:
                 self._chosen(given)
         if self._bank is not None and not addresses and not records:
+            checked_threads(threads)
             return self._bank.checkpoint(self._some(only), stopped_at, now, sync)
         names = self._chosen(only)
         stops = stopped_at if isinstance(stopped_at, Mapping) else dict.fromkeys(names, stopped_at)
@@ -156,6 +164,7 @@ class Fleet(Mapping[str, GuestVm]):
         """
         matched = self._matched(checkpoint, only, by)
         if self._bank is not None:
+            checked_threads(threads)
             # Where one is refused, each is looked at alone.
             with suppress(*FAILURES):
                 return self._bank.plan(checkpoint, matched, policy, options, now, keywords)
@@ -187,11 +196,16 @@ class Fleet(Mapping[str, GuestVm]):
         """
         if self._bank is not None:
             checked_on_failure(on_failure)
+            checked_threads(threads)
             matched = None if only is None and by == "name" else self._matched(checkpoint, only, by)
             if matched is None and not self._bank.has_just(checkpoint):
                 matched = self._matched(checkpoint, only, by)
             try:
                 report = self._bank.restore(checkpoint, matched, policy, options, now, keywords)
+            except ValueError:
+                # Of names that are no handles the bank asks for the handles.
+                self._matched(checkpoint, only, by)
+                raise
             except FAILURES as error:
                 planned = self.plan(
                     checkpoint, policy, only=only, by=by, options=options, now=now, threads=threads, **keywords
@@ -298,6 +312,7 @@ class Fleet(Mapping[str, GuestVm]):
         hadn't been paused: nothing is written.
         """
         if self._bank is not None:
+            checked_threads(threads)
             return self._bank.pause(self._some(only), policy, views)
         names = self._chosen(only)
         paused, failed = _each_pause([self[name] for name in names], policy, views, threads)
