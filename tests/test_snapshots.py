@@ -14,14 +14,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
-from guestclock import Advance, Checkpoint, Elapsed, Freeze, ManualCounter, ModelVm, Reg, Timer, inspection, snapshots
+from guestclock import (
+    Advance,
+    CatchUp,
+    Checkpoint,
+    Elapsed,
+    Fleet,
+    Freeze,
+    ManualCounter,
+    ModelVm,
+    Reg,
+    Timer,
+    inspection,
+    snapshots,
+)
 from guestclock.cli.app import app
 from guestclock.cli.shared import duration_ns
-from guestclock.errors import InvalidFile, TooLarge, TopologyMismatch
+from guestclock.errors import InvalidFile, Refused, TooLarge, TopologyMismatch
+from guestclock.model import ClockBank
 from test_interchange import LATER_REG, vms
 from vms import HZ, SECOND, host, owned
 
 GOLDEN = Path(__file__).parent / "golden" / "snapshots"
+NOW_NS = 1_750_000_000_123_456_789
 CLOUD_HZ = 121_875_000
 CLOCK = {"cntvct": 7_694_581_610, "host_realtime_ns": 1_785_410_403_592_885_342, "cntfrq": CLOUD_HZ}
 # Arm's encodings of CNTV_CTL_EL0 and so on, and as KVM has them: written out from the kernel's header.
@@ -223,6 +238,60 @@ def test_what_is_exported_and_imported_again_is_the_same_guest_time(vm: ModelVm)
 
     assert time(again) == time(saved)
     assert snapshots.export(again) == document
+
+
+@pytest.mark.parametrize("hz", [HZ, 25_000_000])
+@pytest.mark.parametrize("opted_in", [True, False])
+def test_a_guest_that_stopped_earlier_goes_on_from_its_stop_again(hz: int, *, opted_in: bool) -> None:
+    base = ManualCounter(10**12 + 7, frequency_hz=HZ, realtime_ns=NOW_NS)
+    bank = ClockBank(base)
+    handle = bank.add(2, frequency_hz=hz)
+    if opted_in:
+        bank.vm(handle).opt_in()
+    base.advance(5 * HZ + 1)
+    stopped_at = base.read()
+    base.advance(HZ + 3)
+    (saved,) = Fleet(bank).checkpoint(stopped_at={str(handle): stopped_at})
+    again = snapshots.parse(json.loads(json.dumps(snapshots.export(saved)))).checkpoint()
+    elapsed = Elapsed.given(2 * SECOND, error_ns=0)
+
+    def ends(checkpoint: Checkpoint, policy: Freeze | Advance, **keywords: Any) -> tuple[int, int]:
+        target = ModelVm(2, counter=ManualCounter(10**9, frequency_hz=hz))
+        report = target.restore(checkpoint, policy, **keywords)
+        return report.cntvct, report.cntpct
+
+    assert ends(again, Freeze()) == ends(saved, Freeze()) != (saved.cntvct, saved.cntpct)
+    assert ends(again, Advance(), elapsed=elapsed) == ends(saved, Advance(), elapsed=elapsed)
+    assert again.reading is not None
+    assert (again.reading.count, again.reading.realtime_ns) == (saved.cntvct, saved.stamp.realtime_ns)
+    assert snapshots.parse(snapshots.export(saved)).lacks == []
+
+
+def test_a_backlog_is_refused() -> None:
+    base = ManualCounter(10**12, frequency_hz=HZ, realtime_ns=NOW_NS)
+    vm = ModelVm(1, counter=base)
+    vm.opt_in()
+    with vm.pause(CatchUp(10**6, 10**9)):
+        base.advance_ns(SECOND)
+    saved = vm.checkpoint()
+    with pytest.raises(Refused, match=f"a backlog of {HZ} ticks"):
+        snapshots.export(saved)
+    # The ways out.
+    for policy, added in ((Advance(), HZ), (Advance(0), 0)):
+        model = ModelVm(1, counter=ManualCounter(base.read(), frequency_hz=HZ))
+        model.restore(saved, policy, elapsed=Elapsed.given(0, error_ns=0))
+        assert snapshots.parse(snapshots.export(model.checkpoint())).checkpoint().cntvct == saved.cntvct + added
+
+
+@pytest.mark.parametrize("number", ["1_0", " 5 ", "5 ", "+1", "-1", "٣", "", "0x", "0x_1", "0X1", "1" * 21, "0b1"])
+def test_a_number_is_of_decimal_or_hexadecimal_digits(number: str) -> None:
+    registers = {f"{reg:#x}": str(value) for reg, value in CLOUD_VCPUS[0].items()}
+    for vcpu in ({**registers, number: "1"}, {**registers, next(iter(registers)): number}):
+        with pytest.raises(InvalidFile, match="hasn't the shape"):
+            snapshots.parse({**PLAIN, "vcpus": [vcpu]})
+    for name in ("frequency_hz", "cntvct", "width_ticks"):
+        with pytest.raises(InvalidFile, match="hasn't the shape"):
+            snapshots.parse({**PLAIN, name: number})
 
 
 PLAIN = {

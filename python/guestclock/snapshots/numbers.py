@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 from guestclock._core import sysreg
@@ -12,10 +13,13 @@ if TYPE_CHECKING:
 _BASE: Final = 0x6030_0000_0013_0000
 """KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM64_SYSREG (Linux: arch/arm64/include/uapi/asm/kvm.h)."""
 
+_DIGITS: Final = re.compile(r"[0-9]{1,20}|0x[0-9a-fA-F]{1,18}")
+"""Written out, since Python takes underscores, spaces, signs and other scripts' digits too."""
+
 
 def number(value: object, most: int = 2**64 - 1) -> int:
     """Return a non-negative integer: a JSON number, or a string of decimal or hexadecimal (0x) digits."""
-    if isinstance(value, str) and len(value) <= 20:
+    if isinstance(value, str) and _DIGITS.fullmatch(value):
         value = int(value, 16 if value[:2] == "0x" else 10)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
         raise ValueError("not such a number")

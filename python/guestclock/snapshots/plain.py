@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from guestclock._core import _is_unknown_host
+from guestclock.errors import Refused
 from guestclock.registers import Reg
 from guestclock.snapshots.numbers import number, register_id, timers
 from guestclock.snapshots.snapshot import Snapshot
@@ -17,6 +19,7 @@ FORMAT: Final = "guestclock.registers/1"
 _KEYS: Final = frozenset(
     {"format", "name", "ids", "frequency_hz", "vcpus", "cntvct", "cntpct", "realtime_ns", "reading", "width_ticks"}
 )
+_COUNTS: Final = frozenset({Reg.TIMER_CNT, Reg.PTIMER_CNT})
 
 
 def recognises(document: dict[str, Any]) -> bool:
@@ -50,8 +53,21 @@ def parse(document: dict[str, Any]) -> Snapshot:
 
 
 def export(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the document of a checkpoint of one VM."""
-    registers = checkpoint.to_one_regs(physical_count=True)
+    """Return the document of a checkpoint of one VM: its counts are those from which its guest goes on.
+
+    Refused for a guest that has a backlog.
+    """
+    if checkpoint.backlog is not None:
+        raise Refused(
+            f"the guest has a backlog of {checkpoint.backlog.remaining_ticks} ticks, for which plain JSON of registers "
+            "has no place: restore the checkpoint into a ModelVm by Advance(), which gives it all of it at once, or by "
+            "Advance(0), which forgets it, and export a checkpoint of that"
+        )
+    hidden = _hidden_ticks(checkpoint)
+    registers = [
+        {reg: (value - hidden) % 2**64 if reg in _COUNTS else value for reg, value in each.items()}
+        for each in checkpoint.to_one_regs(physical_count=True)
+    ]
     document: dict[str, Any] = {
         "format": FORMAT,
         "name": checkpoint.name,
@@ -61,11 +77,25 @@ def export(checkpoint: Checkpoint) -> dict[str, Any]:
         "vcpus": [{f"{reg:#018x}": value for reg, value in each.items()} for each in registers],
     }
     if not any(Reg.PTIMER_CNT in each for each in registers):
-        document["cntpct"] = checkpoint.cntpct
-    reading = checkpoint.reading
+        document["cntpct"] = (checkpoint.cntpct - hidden) % 2**64
+    stamp, reading = checkpoint.stamp, checkpoint.reading
+    if reading is None and not _is_unknown_host(stamp):
+        # Time passes from the instant on, and not from an earlier stop.
+        reading = Reading(checkpoint.cntvct, stamp.realtime_ns, stamp.width_ns)
     if reading is not None:
         document["reading"] = {"count": reading.count, "realtime_ns": reading.realtime_ns, "width_ns": reading.width_ns}
     return document
+
+
+def _hidden_ticks(checkpoint: Checkpoint) -> int:
+    """Return the ticks of the guest's counters from its vCPUs' stop to the checkpoint's instant."""
+    if checkpoint.stopped_at is None:
+        return 0
+    now, stopped = (
+        count * checkpoint.frequency_hz // checkpoint.stamp.frequency_hz
+        for count in (checkpoint.stamp.count, checkpoint.stopped_at)
+    )
+    return now - stopped
 
 
 def _vcpu(vcpu: object) -> dict[int, int]:

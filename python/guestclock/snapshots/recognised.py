@@ -68,7 +68,10 @@ def parse(document: object) -> Snapshot:
 
 
 def export(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the time of a checkpoint's one VM as plain JSON of registers: `parse` makes a snapshot of it again."""
+    """Return the time of a checkpoint's one VM as plain JSON of registers: `parse` makes a snapshot of it again.
+
+    Refused for a guest that has a backlog, for which the document has no place.
+    """
     return plain.export(checkpoint)
 
 
