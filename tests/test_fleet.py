@@ -696,7 +696,7 @@ class TestFailures:
         for twin in (copy.copy(error), pickle.loads(pickle.dumps(error))):
             assert (str(twin), list(twin.failed), dict(twin.reports)) == (str(error), ["b"], dict(error.reports))
             assert str(twin.failed["b"]) == str(error.failed["b"])
-        assert str(error).endswith("call restore() again [fleet-interrupted]")
+        assert str(error).endswith("call restore(only=error.failed) again [fleet-interrupted]")
         assert isinstance(error, Interrupted)
         assert isinstance(error, GuestClockError)
 

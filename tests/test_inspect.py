@@ -409,19 +409,23 @@ def test_a_folder_is_verified_as_its_files_are_loaded(saved: Checkpoint, tmp_pat
     other = save(owned(host(10**12), name="other").checkpoint(), folder / "other")
     save(saved, folder / ".hidden")
     (folder / "deeper").mkdir()
-    (found,) = inspection.verify([folder])["files"]
-    assert (found["intact"], found["vms"]) == (True, 2)
-    assert found["size_bytes"] == one.stat().st_size + other.stat().st_size
+    found = inspection.verify([folder])["files"]
+    assert [(row["file"], row["intact"], row["size_bytes"]) for row in found] == [
+        (str(file), True, file.stat().st_size) for file in (one, other)
+    ]
     save(saved, folder / "again")
-    (found,) = inspection.verify([folder])["files"]
-    assert (found["intact"], found["error"]) == (None, "ValueError")
-    assert str(found["message"]).startswith('in the folder\'s "again" and "one": ')
+    *files, whole = inspection.verify([folder])["files"]
+    assert [row["intact"] for row in files] == [True] * 3
+    assert (whole["file"], whole["intact"], whole["error"]) == (str(folder), None, "ValueError")
+    assert str(whole["message"]).startswith('in the folder\'s "again" and "one": ')
     done = run("verify", folder)
     assert (done.exit_code, type(done.exception)) == (2, SystemExit)
-    (folder / "again").write_bytes(b"")
-    (found,) = inspection.verify([folder])["files"]
-    assert found["intact"] is False
-    assert str(found["message"]).startswith('in the folder\'s "again": ')
+    for name in ("again", "other"):
+        (folder / name).write_bytes(b"")
+    found = inspection.verify([folder])["files"]
+    assert [(row["file"], row["intact"]) for row in found] == [
+        (str(folder / name), name == "one") for name in ("again", "one", "other")
+    ]
     assert run("verify", folder).exit_code == 1
     (empty := tmp_path / "empty").mkdir()
     assert run("verify", empty).exit_code == 2

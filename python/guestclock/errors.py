@@ -238,8 +238,11 @@ class Interrupted(GuestClockError):
     """
 
     def __str__(self) -> str:
-        again = f": call {self.retry}() again" if self.retry else ""
+        again = f": call {self._again()} again" if self.retry else ""
         return f"{self.message}; {_STATES.get(self.state, self.state)}{again} [{self.code}]"
+
+    def _again(self) -> str:
+        return f"{self.retry}()"
 
 
 class ReadBackMismatch(Interrupted):
@@ -274,6 +277,10 @@ class FleetInterrupted(Interrupted):
         """The report of each VM that is done."""
         found: Mapping[str, Report] = self.__dict__.get("_reports", {})
         return found
+
+    def _again(self) -> str:
+        # A restore of all would take the guests back that have gone on.
+        return "restore(only=error.failed)" if self.retry == "restore" else super()._again()
 
 
 class Misuse(GuestClockError):

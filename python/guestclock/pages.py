@@ -82,8 +82,9 @@ class keep_fresh:  # noqa: N801 - called like a function, as `suppress` is
 
     Each `every_ns` (one second by default) the page gets a new `ClockEquation`: a stamp of the VM's counter, and the
     guest's CNTVCT_EL0 at that instant. The caller vouches for the errors as for an equation, in nanoseconds and parts
-    per billion. A restore, a pause and the steps of a backlog update the page themselves, so a closed VM is left
-    alone. An update takes microseconds, and another thread's `page.update()` waits for it.
+    per billion. A closed VM is left alone, and after its restore or pause the page is wrong until the next renewal: so
+    end them inside a `page.update()`, which a step of a backlog takes as an argument. An update takes microseconds, and
+    another thread's `page.update()` waits for it.
 
     Where there is no honest clock (the host isn't synchronised, a leap second is being inserted, the VM can't be
     asked), the page says "unreliable" until there is one again, and `problem` says why. An update that another thread

@@ -19,12 +19,11 @@ class FileRecord(TypedDict):
 
     file: str
     intact: bool | None
-    """None where the file couldn't be read, or the files of a folder can't be joined."""
+    """None where the file couldn't be read, or this is a folder whose files can't be joined."""
     error: str | None
     """The error's class: Corrupt, Malformed and so on, or an OSError."""
     message: str | None
     size_bytes: int | None
-    """Size of the file, or of a folder's files together."""
     vms: int | None
     vcpus: int | None
     """Number of all VMs' vCPUs."""
@@ -40,8 +39,18 @@ class Verification(TypedDict):
 
 
 def verify(paths: Iterable[str | PathLike[str]]) -> Verification:
-    """Read each file, and all of a folder's, by every step of docs/checkpoint-format.md: for damage, not forgery."""
-    return {"schema": "guestclock.verify/1", "files": [_verify(Path(path)) for path in paths]}
+    """Read each file, and each of a folder's, by every step of docs/checkpoint-format.md: for damage, not forgery.
+
+    A folder has a row besides where its files are intact, and can't be joined.
+    """
+    records: list[FileRecord] = []
+    for path in map(Path, paths):
+        own = [_verify(file) for file in checkpoint_files(path)] if path.is_dir() else []
+        joined = _verify(path)
+        records += own
+        if not own or (joined["error"] is not None and all(record["intact"] for record in own)):
+            records.append(joined)
+    return {"schema": "guestclock.verify/1", "files": records}
 
 
 def checkpoint_files(path: Path) -> list[Path]:
@@ -63,7 +72,7 @@ def _verify(path: Path) -> FileRecord:
         "notes": [],
     }
     try:
-        record["size_bytes"] = sum(file.stat().st_size for file in checkpoint_files(path))
+        record["size_bytes"] = path.stat().st_size if path.is_file() else None
         checkpoint = Checkpoint.load(path)
     except (ValueError, OSError) as error:
         record["intact"] = False if isinstance(error, InvalidFile) else None

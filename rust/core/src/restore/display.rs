@@ -219,13 +219,13 @@ impl fmt::Display for InWords<'_, Report> {
             line(f, "deadlines", &format!("moved by {}, to keep what was left", ticks(plan, report.cval_shift)))?;
         }
         bound(f, plan, &report.bound)?;
-        let stopped =
-            report.stopped_before_ticks.map(|before| format!("{} before the checkpoint", ticks(plan, before)));
-        line(
-            f,
-            "stopped",
-            stopped.as_deref().unwrap_or("not known: the guest sees what passed before the checkpoint"),
-        )?;
+        // A VM that stayed where it was has stopped at its pause.
+        if !plan.request.in_place {
+            let stopped =
+                report.stopped_before_ticks.map(|before| format!("{} before the checkpoint", ticks(plan, before)));
+            let unknown = "not known: the guest sees what passed before the checkpoint";
+            line(f, "stopped", stopped.as_deref().unwrap_or(unknown))?;
+        }
         line(f, "until the return", &ticks(plan, report.returned_at.since(report.outcome.count)))?;
         line(f, "seen after", &known(report.after_release_ticks))?;
         advice(f, plan, self.words)
