@@ -68,6 +68,37 @@ def test_a_counter_that_stopped_has_lost_step() -> None:
     assert codes(report) == ["counter-stopped", "large-jump"]
 
 
+def test_freeze_gives_the_guest_nothing_of_a_sleep_and_says_nothing_of_it() -> None:
+    report = released(Freeze(), slept_s=100)
+    assert (codes(report), report.added_ticks) == ([], 0)
+    assert report.behind_ns
+    assert report.behind_ns >= 101 * SECOND
+
+
+def test_a_physical_counter_that_got_an_offset_traps() -> None:
+    """Planned for a counter that needs no offset, and released later under Freeze, it needs one."""
+    counter = host()
+    vm = ModelVm(2, counter=counter)
+    vm.opt_in(offset=0)
+    saved = vm.checkpoint()
+    assert not vm.plan(saved).degraded
+    with ModelVm(2, counter=counter).restoring(saved) as opened:
+        opened.apply()
+        counter.advance(700)
+        report = opened.release()
+    assert [diagnostic.code for diagnostic in report.degraded] == ["physical-traps"]
+
+
+def test_a_physical_counter_that_is_not_restored_stays_the_hosts() -> None:
+    counter = host()
+    saved = ModelVm(1, counter=counter, kernel="6.1").checkpoint()
+    counter.advance_ns(SECOND)
+    vm = ModelVm(1, counter=counter, kernel="6.1")
+    for report in (vm.restore(saved), vm.restore(saved, Advance()), vm.pause().resume()):
+        assert report.method == "virtual-only"
+        assert report.cntpct == vm.cntpct(0, now=report.released_at) == report.to_dict()["cntpct"]
+
+
 def test_a_report_of_a_plan_that_grew_old_pickles() -> None:
     report = released(Advance(), after_the_plan_s=24)
     again = pickle.loads(pickle.dumps(report))

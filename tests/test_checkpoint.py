@@ -550,13 +550,67 @@ def test_a_paused_vm_has_stopped_at_its_pause(of: str) -> None:
     assert back.cntvct(0) == 1000 + 10 * HZ
 
 
-def test_a_counter_that_was_reset_in_a_pause_tells_no_stop() -> None:
+@pytest.mark.parametrize("gap", ["reboot", "suspend", "counts-on"])
+def test_a_counter_that_did_not_count_all_of_a_pause_tells_no_stop(gap: str) -> None:
+    """Then the checkpoint is as of its own instant, as one of a VM that isn't paused."""
     counter = host()
     vm = owned(counter)
     pause = vm.pause()
-    counter.reboot()
+    counter.advance_ns(SECOND)
+    if gap == "reboot":
+        counter.reboot(counter="counts-on")
+    else:
+        counter.suspend(SECOND, counter="stops" if gap == "suspend" else "counts-on")
+    counter.advance_ns(SECOND)
     assert vm.checkpoint().stopped_at is None
     pause.resume()
+
+
+def test_a_pause_and_a_checkpoint_of_two_frequencies_do_not_mix() -> None:
+    """A bank's counts and those of a VM with a frequency of its own are different numbers."""
+    for bank_hz, vm_hz in ((24_000_000, 62_500_000), (62_500_000, 24_000_000)):
+        counter = ManualCounter(100 * bank_hz, frequency_hz=bank_hz)
+        bank = ClockBank(counter)
+        bank.add(frequency_hz=vm_hz)
+        fleet = Fleet(bank, names=["a"])
+        fleet["a"].opt_in()
+        counter.advance_ns(10 * SECOND)
+        views: tuple[ModelVm | Fleet, ...] = (fleet, fleet["a"])  # type: ignore[assignment]
+        for paused in views:
+            for saved in views:
+                pause = paused.pause()
+                before = fleet["a"].cntvct(0)
+                counter.advance_ns(5 * SECOND)
+                checkpoint = saved.checkpoint()
+                back = ModelVm(1, counter=ScaledCounter(counter, frequency_hz=vm_hz))
+                expected = before if paused is saved else before + 5 * vm_hz
+                assert back.restore(checkpoint).cntvct == expected
+                pause.resume()
+
+
+def test_a_stop_by_name_leaves_the_pause_of_others() -> None:
+    counter = host()
+    bank = ClockBank(counter)
+    bank.add_many(2)
+    fleet = Fleet(bank, names=["a", "b"])
+    paused_at = counter.read()
+    pause = fleet.pause(only=["a"])
+    counter.advance(1000)
+    saved = fleet.checkpoint(stopped_at={"b": counter.read() - 5})
+    assert (saved["a"].stopped_at, saved["b"].stopped_at) == (paused_at, paused_at + 995)
+    pause.resume()
+
+
+def test_a_look_goes_by_the_stop() -> None:
+    """A guest that goes on from its stop isn't behind its checkpoint."""
+    counter = host()
+    vm = owned(counter)
+    pause = vm.pause()
+    counter.advance_ns(SECOND)
+    saved = vm.checkpoint()
+    pause.resume()
+    assert vm.verify(saved)
+    assert not owned(counter, cntvct=999).verify(saved)
 
 
 def test_a_stop_after_the_checkpoint_is_refused() -> None:

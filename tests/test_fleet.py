@@ -405,7 +405,8 @@ class TestPlans:
             **dict.fromkeys(("name", "refused", "method", "evidence", "assumptions", "warnings"), ("U", (4,))),
             "limits": ("U", (4,)),
             "accepted": ("b", (4,)),
-            **dict.fromkeys(("added_ticks", "added_ns", "behind_ns", "behind_error_ns", "overdue"), ("u", (4,))),
+            **dict.fromkeys(("added_ticks", "added_ns", "backlog_ticks", "overdue"), ("u", (4,))),
+            **dict.fromkeys(("behind_ns", "behind_error_ns"), ("u", (4,))),
             **dict.fromkeys(("error_bound_ticks", "error_bound_ns"), ("u", (4,))),
         }
         assert columns["name"].tolist() == ["a", "b", "c", "d"]

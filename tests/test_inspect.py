@@ -282,9 +282,9 @@ def test_a_difference_is_every_value(saved: Checkpoint) -> None:
     assert found["elapsed"] == {
         "host_ns": 8 * SECOND,
         "host_by": "counter",
-        "guest_ticks": -7,
-        "guest_ns": -7 * NS,
-        "hidden_ns": 8 * SECOND + 7 * NS,
+        "guest_ticks": 0,
+        "guest_ns": 0,
+        "hidden_ns": 8 * SECOND,
         "known_to_ns": 3,
     }
 
@@ -431,6 +431,26 @@ def test_a_folder_is_verified_as_its_files_are_loaded(saved: Checkpoint, tmp_pat
     assert run("verify", empty).exit_code == 2
 
 
+def test_a_backup_in_a_pause_is_of_the_guest_at_its_stop() -> None:
+    counter = host(10**12)
+    vm = owned(counter)
+    first = vm.checkpoint()
+    counter.advance_ns(SECOND)
+    pause = vm.pause()
+    counter.advance_ns(3 * SECOND)
+    backup = vm.checkpoint()
+    pause.resume()
+    after = vm.checkpoint()
+    found = inspection.timeline([("first", first), ("backup", backup), ("after", after)])
+    assert [(stretch["kind"], stretch["guest_ns"], stretch["hidden_ns"]) for stretch in found["stretches"]] == [
+        ("paused", SECOND, 3 * SECOND),
+        ("ran", 0, 0),
+    ]
+    assert [point["cntvct"] for point in found["points"]] == [1000, 1000 + HZ, 1000 + HZ]
+    (of_vm,) = inspection.diff(backup, after)["vms"]
+    assert of_vm["elapsed"]["guest_ns"] == 0
+
+
 def test_what_this_version_does_not_know_is_noted(tmp_path: Path) -> None:
     later = 0x6030_0000_0013_DF1D
     registers: dict[int, int] = {Reg.TIMER_CNT: 3, Reg.TIMER_CVAL: 0, Reg.TIMER_CTL: 1, later: 9}
@@ -534,9 +554,10 @@ def test_people_read_the_facts(saved: Checkpoint, journey: list[Checkpoint], tmp
     assert re.search(r"in at least 25 steps of 1 s, one every 4 s: 1 min 40 s, at 1\.250 times the speed", said)
     assert "Refused: FrequencyMismatch" in run("plan", path, "--policy", "freeze", "--frequency-hz", 5).output
     other = save(journey[1], tmp_path / "other")
-    said = run("diff", path, other).output
+    first = save(journey[0], tmp_path / "c[d]")
+    said = run("diff", first, other).output
     assert re.search(r"hidden from it +5 s", said)
-    assert re.search(r"vtimer_cval\[1\] +400 +0 +-400", said)
+    assert re.search(r"vtimer_cval\[1\] +400 +0 +-400", run("diff", path, other).output)
     assert "They are equal." in run("diff", path, path).output
     said = run("inspect", path).output
     for fact in ("web-1", "vtimer 27, ptimer 30", "at 0x40000000", "1 record, the first at 0x40001000"):
@@ -544,8 +565,8 @@ def test_people_read_the_facts(saved: Checkpoint, journey: list[Checkpoint], tmp
     assert re.search(r"last vCPU stopped +7 ticks, 112 ns before", said)
     assert re.search(r"lacks +the wall clock has no bound", said)
     assert re.search(r"lacks +TAI - UTC isn't known", said), said
-    said = run("plot", path, other, "--out", tmp_path / "line.svg").output
-    assert re.search(r"a\[b\] +other +8 s +3 s +5 s +3 ns +paused", said)
+    said = run("plot", first, other, "--out", tmp_path / "line.svg").output
+    assert re.search(r"c\[d\] +other +8 s +3 s +5 s +3 ns +paused", said)
 
 
 def test_people_read_the_facts_of_many(many: Checkpoint, tmp_path: Path) -> None:

@@ -689,7 +689,7 @@ class ClockBank:
         *,
         names: Sequence[str] | None = None,
         now: int | Stamp | None = None,
-        stopped_at: int | NDArray[np.uint64] | None = None,
+        stopped_at: int | list[int | None] | None = None,
         sync: SyncBound | None = None,
     ) -> Checkpoint: ...
     def _restore(
@@ -871,11 +871,11 @@ class GuestVm:
         `now` is the host's count of the checkpoint as the counter's `read` gives it, by default the present one, or a
         whole Stamp, which is host-wide. `stopped_at` is the host's count when the last vCPU left its guest, as `read`
         gave it to a VMM that knows it: ValueError if that lies after the checkpoint. Without it a paused VM has stopped
-        at its pause, and another at the checkpoint. `sync` says how far the wall clock may be off: without it, and
-        without one of the counter, the bound is only the kernel's claim. `vmclock_address` is the guest-physical
-        address of the vmclock page, and `stolen_time` those of the vCPUs' stolen-time records, one a vCPU (None where
-        there is none): they are carried for whoever restores them. `name` names the VM in this checkpoint instead of
-        its own name.
+        at its pause, if its counter is known to have counted since. `sync` says how far the wall clock may be off:
+        without it, and without one of the counter, the bound is only the kernel's claim. `vmclock_address` is the
+        guest-physical address of the vmclock page, and `stolen_time` those of the vCPUs' stolen-time records, one a
+        vCPU (None where there is none): they are carried for whoever restores them. `name` names the VM in this
+        checkpoint instead of its own name.
         """
 
     def plan(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import operator
-import reprlib
 import sys
 from collections.abc import Mapping
 from functools import cached_property
@@ -68,19 +66,10 @@ class OfBank(Mapping[str, GuestVm]):
         now: int | Stamp | None,
         sync: SyncBound | None,
     ) -> Checkpoint:
-        """Saves VMs at one instant: all without `names`. A VM whose stop isn't given has stopped at it."""
-        import numpy as np
-
-        stops: int | NDArray[np.uint64] | None
+        """Saves VMs at one instant: all without `names`. Without its stop a VM has stopped at it, or at its pause."""
+        stops: int | list[int | None] | None
         if isinstance(stopped_at, Mapping):
-            # NumPy would make a count of 1.5, of "3" and of True.
-            given = (stopped_at.get(name) for name in (self if names is None else names))
-            counts = [None if count is None else count_of(count) for count in given]
-            if None in counts and now is None:
-                now = self._bank.counter.read()
-            if None in counts and not isinstance(now, int):
-                raise ValueError("stopped_at= of some VMs of a bank goes with a count as now=, or with none")
-            stops = np.array([now if count is None else count for count in counts], np.uint64)
+            stops = [stopped_at.get(name) for name in (self if names is None else names)]
         else:
             stops = stopped_at
         # The bank makes digits of its handles by itself.
@@ -145,19 +134,6 @@ class OfBank(Mapping[str, GuestVm]):
         if names is None:
             return self._vms
         return np.array([self._handles[name] for name in names], np.int64)
-
-
-def count_of(value: int) -> int:
-    """Returns a counter's count as the native module would take it. TypeError and OverflowError, as there."""
-    try:
-        count = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        count = None
-    if count is None:
-        raise TypeError(f"{reprlib.repr(value)} isn't an integer")
-    if not 0 <= count < 2**64:
-        raise OverflowError(f"{count} is out of range: an integer from 0 to {2**64 - 1}")
-    return count
 
 
 def _by_row(set_: _SetPlan | _SetReport, handles: Mapping[str, int]) -> dict[str, int]:

@@ -28,6 +28,7 @@ PLAN_COLUMNS: Final = {
     "limits": "U",
     "added_ticks": "uint64",
     "added_ns": "uint64",
+    "backlog_ticks": "uint64",
     "behind_ns": "uint64",
     "behind_error_ns": "uint64",
     "error_bound_ticks": "uint64",
@@ -40,7 +41,9 @@ REPORT_COLUMNS: Final = {
     "name": "U",
     "method": "U",
     "evidence": "U",
+    "assumptions": "U",
     "warnings": "U",
+    "limits": "U",
     "capped": "bool",
     "released_at": "uint64",
     "cntvct": "uint64",
@@ -99,9 +102,9 @@ class FleetPlan(ByName[Plan]):
 
         "name" (str), "accepted" (bool), "refused" (str: the error's class), "method", "evidence" (the clock that tells
         the time), "assumptions", "warnings" and "limits" (str: codes, and the limits of a Linux guest that the jump
-        crosses, with commas between), "added_ticks" (guest ticks), "added_ns", "behind_ns", "behind_error_ns",
-        "error_bound_ticks", "error_bound_ns" and "overdue" (timers that the guest finds overdue), all uint64, 2**64 - 1
-        for more. A number that isn't known of some VMs is a masked array.
+        crosses, with commas between), "added_ticks" and "backlog_ticks" (guest ticks), "added_ns", "behind_ns",
+        "behind_error_ns", "error_bound_ticks", "error_bound_ns" and "overdue" (timers that the guest finds overdue),
+        all uint64, 2**64 - 1 for more. A number that isn't known of some VMs is a masked array.
         """
         return columns_of([self._row(name) for name in self._names], PLAN_COLUMNS)
 
@@ -121,7 +124,8 @@ class FleetPlan(ByName[Plan]):
             "evidence": said["elapsed_by"],
             "assumptions": _codes(said["assumptions"]),
             "warnings": _codes(said["warnings"]),
-            "limits": ",".join(limit["name"] for limit in said["limits"] if limit["reached"] != "not crossed"),
+            "limits": _crossed(said["limits"]),
+            "backlog_ticks": (said["backlog"] or {"remaining_ticks": 0})["remaining_ticks"],
             "overdue": len(said["overdue"]),
         }
 
@@ -141,10 +145,11 @@ class FleetReport(ByName[Report]):
     def columns(self) -> dict[str, NDArray[Any]]:
         """One column for each fact, a row each VM: arrays of shape (VMs,), in the fleet's order.
 
-        "name", "method", "evidence" (the clock that told the time) and "warnings" (codes, with commas between), all
-        str; "capped" (bool); "released_at" (the host's count), "cntvct", "cntpct", "added_ticks" and "backlog_ticks"
-        (guest ticks), "added_ns", "behind_ns", "behind_error_ns", "error_bound_ticks" and "error_bound_ns", all uint64,
-        2**64 - 1 for more. A number that isn't known of some VMs is a masked array.
+        "name", "method", "evidence" (the clock that told the time), "assumptions", "warnings" and "limits" (codes, and
+        the limits of a Linux guest that the jump crossed, with commas between), all str; "capped" (bool); "released_at"
+        (the host's count), "cntvct", "cntpct", "added_ticks" and "backlog_ticks" (guest ticks), "added_ns",
+        "behind_ns", "behind_error_ns", "error_bound_ticks" and "error_bound_ns", all uint64, 2**64 - 1 for more. A
+        number that isn't known of some VMs is a masked array.
         """
         return columns_of([self._row(name) for name in self], REPORT_COLUMNS)
 
@@ -156,10 +161,13 @@ class FleetReport(ByName[Report]):
         report = self[name]
         kinds = REPORT_COLUMNS.items()
         row = {column: getattr(report, column) for column, kind in kinds if kind != "U" or column == "method"}
+        said: dict[str, Any] = report.to_dict()
         return row | {
             "name": name,
             "evidence": report.elapsed_by,
-            "warnings": ",".join(warning.code for warning in report.warnings),
+            "assumptions": _codes(said["assumptions"]),
+            "warnings": _codes(said["warnings"]),
+            "limits": _crossed(said["limits"]),
         }
 
     def __str__(self) -> str:
@@ -194,6 +202,10 @@ class FleetVerified(ByName[Verified]):
 
     def __repr__(self) -> str:
         return f"<FleetVerified of {len(self)} VMs: {len(self.mismatches)} off, {len(self.failed)} failed>"
+
+
+def _crossed(limits: Iterable[Mapping[str, str]]) -> str:
+    return ",".join(limit["name"] for limit in limits if limit["reached"] != "not crossed")
 
 
 def _codes(diagnostics: Iterable[Mapping[str, str]]) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 from guestclock._core import _RATE_TOLERANCE_PPM
 from guestclock.inspection.checkpoint import stamp
 from guestclock.inspection.words import signed, to_ns
+from guestclock.stop import cntvct_at_the_stop
 
 if TYPE_CHECKING:
     from guestclock._core import Checkpoint
@@ -21,7 +22,7 @@ class Elapsed(TypedDict):
     host_by: Literal["counter", "wall clock"] | None
     """The counter, where both were taken by it in one boot, and the host didn't sleep."""
     guest_ticks: int
-    """Guest's time, from CNTVCT_EL0, modulo 2^64."""
+    """Guest's time, by CNTVCT_EL0 at both stops where they are known, modulo 2^64."""
     guest_ns: int | None
     """None where the frequencies differ."""
     hidden_ns: int | None
@@ -33,7 +34,7 @@ class Elapsed(TypedDict):
 def elapsed(one: Checkpoint, other: Checkpoint) -> Elapsed:
     """Return what passed from `one` to `other`."""
     hz = one.frequency_hz
-    guest_ticks = signed(other.cntvct - one.cntvct)
+    guest_ticks = signed(cntvct_at_the_stop(other) - cntvct_at_the_stop(one))
     passed: Elapsed = {
         "host_ns": None,
         "host_by": None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 
 from guestclock.inspection.checkpoint import stamp
 from guestclock.inspection.elapsed import Elapsed, elapsed
+from guestclock.stop import cntvct_at_the_stop
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,6 +21,7 @@ class Point(TypedDict):
     name: str
     realtime_ns: int
     cntvct: int
+    """At the stop, where it is known."""
     host_ns: int
     """Since the first checkpoint."""
     guest_ns: int
@@ -73,7 +75,7 @@ def timeline(checkpoints: Iterable[tuple[str, Checkpoint]]) -> Timeline:
             {
                 "name": name,
                 "realtime_ns": checkpoint.stamp.realtime_ns,
-                "cntvct": checkpoint.cntvct,
+                "cntvct": cntvct_at_the_stop(checkpoint),
                 "host_ns": host_ns,
                 "guest_ns": guest_ns,
             }

@@ -9,6 +9,7 @@ from guestclock.errors import Refused
 from guestclock.registers import Reg
 from guestclock.snapshots.numbers import number, register_id, timers
 from guestclock.snapshots.snapshot import Snapshot
+from guestclock.stop import hidden_ticks
 from guestclock.types import Reading
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def export(checkpoint: Checkpoint) -> dict[str, Any]:
             "has no place: restore the checkpoint into a ModelVm by Advance(), which gives it all of it at once, or by "
             "Advance(0), which forgets it, and export a checkpoint of that"
         )
-    hidden = _hidden_ticks(checkpoint)
+    hidden = hidden_ticks(checkpoint)
     registers = [
         {reg: (value - hidden) % 2**64 if reg in _COUNTS else value for reg, value in each.items()}
         for each in checkpoint.to_one_regs(physical_count=True)
@@ -85,17 +86,6 @@ def export(checkpoint: Checkpoint) -> dict[str, Any]:
     if reading is not None:
         document["reading"] = {"count": reading.count, "realtime_ns": reading.realtime_ns, "width_ns": reading.width_ns}
     return document
-
-
-def _hidden_ticks(checkpoint: Checkpoint) -> int:
-    """Return the ticks of the guest's counters from its vCPUs' stop to the checkpoint's instant."""
-    if checkpoint.stopped_at is None:
-        return 0
-    now, stopped = (
-        count * checkpoint.frequency_hz // checkpoint.stamp.frequency_hz
-        for count in (checkpoint.stamp.count, checkpoint.stopped_at)
-    )
-    return now - stopped
 
 
 def _vcpu(vcpu: object) -> dict[int, int]:

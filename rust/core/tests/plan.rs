@@ -18,6 +18,7 @@ use guestclock_core::time::{
     Quality, Stamp, StampCount, SyncBound,
 };
 use std::num::NonZeroU32;
+use std::sync::Arc;
 
 /// So many ticks, 160 ns (10 ticks) in a step, one step every 320 ns (20 ticks).
 fn backlog(ticks: u64) -> Option<Backlog> {
@@ -473,7 +474,7 @@ fn a_run_state_is_open_to_the_last_one_that_closed_it() {
     assert_eq!(run.held(restore), Err(Refusal::Overtaken), "overtaken");
     run.open(&made, &made.as_of);
     assert_eq!((run.state(), run.backlog(), run.held(again)), (State::Open, None, Err(Refusal::Overtaken)));
-    let epoch = run.begin_pause(HostCount(0));
+    let epoch = run.begin_pause(Arc::new(here(0)));
     assert_eq!((run.state(), run.holds(State::Paused, epoch)), (State::Paused, Ok(())));
     assert_eq!(run.holds(State::Restoring, epoch), Err(Refusal::Overtaken));
     run.go_on(DueBacklog::of(&made, &made.as_of));

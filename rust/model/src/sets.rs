@@ -23,6 +23,7 @@ use guestclock_core::restore::{
 use guestclock_core::time::{Counter, Frequency, HostCount, Instant, OffsetInterval, Ratio, Stamp, SyncBound};
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
+use std::sync::Arc;
 
 /// Error of an operation on a set of VMs. All of them are as they were.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -128,8 +129,8 @@ impl SetReport {
 pub struct SetSaving<'a> {
     /// Names of the VMs, in the order of their handles; without them each is named by the digits of its handle.
     pub names: Option<&'a [VmName]>,
-    /// The host's count when the last vCPU of each VM left its guest: none, one for all VMs, or one for each.
-    pub stopped_at: &'a [u64],
+    /// The host's count when the last vCPU of each VM left its guest: none, one for all VMs, or one for each that has one.
+    pub stopped_at: &'a [Option<HostCount>],
     /// Bound of the wall clock that somebody vouches for.
     pub sync: Option<SyncBound>,
 }
@@ -227,7 +228,7 @@ impl ManagedBank {
         };
         let times = self.guest_times(order.iter().map(|vm| slots[*vm]), now);
         let stops_differ = saving.stopped_at.len() > 1;
-        let claimed = |vm: usize| saving.stopped_at.get(if stops_differ { vm } else { 0 }).copied().map(HostCount);
+        let claimed = |vm: usize| saving.stopped_at.get(if stops_differ { vm } else { 0 }).copied().flatten();
         let paused_at = |vm: usize| self.run_states[slots[vm] as usize].paused_at();
         for (time, run, mut timelines) in times.runs() {
             // VMs that have another stop aren't alike.
@@ -303,10 +304,11 @@ impl ManagedBank {
         Plans::new(&facts, Origins::InPlace { stamp: &stamp, times: &times }, stamp, request)
             .map_err(|(place, refusal)| of_vm(vms[place])(refusal))?;
         let Self { bank, run_states } = self;
+        let paused = Arc::new(stamp);
         let epochs = bank.many(&slots, |bank| {
             let close = |slot: &u32| {
                 bank.hold(*slot, true);
-                run_states[*slot as usize].begin_pause(now)
+                run_states[*slot as usize].begin_pause(Arc::clone(&paused))
             };
             (slots.iter().map(close).collect(), Follow::Held)
         });

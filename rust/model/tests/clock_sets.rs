@@ -182,7 +182,7 @@ proptest! {
         counter.advance(1000);
         let now = instant(&counter);
         let stops = stops.unwrap_or_default().into_iter().take(vms.len());
-        let stopped_at: Vec<u64> = stops.map(|before| counter.count().0 - before).collect();
+        let stopped_at: Vec<_> = stops.map(|before| Some(HostCount(counter.count().0 - before))).collect();
         let saving = SetSaving { stopped_at: &stopped_at, ..SetSaving::default() };
         let set = ManagedBank::from(bank.clone()).checkpoint(&vms, &now, saving).unwrap();
         prop_assert!(decode(&encode(&set)).as_ref() == Ok(&set));
@@ -192,7 +192,7 @@ proptest! {
             let ratio = Ratio::new(hz(HZ[0]), hz(HZ[spec.frequency]));
             let saving = Saving {
                 name: VmName::new(&name(*vm)).unwrap(),
-                stopped_at: stopped_at.get(place).map(|stopped| ratio.at(HostCount(*stopped))),
+                stopped_at: stopped_at.get(place).copied().flatten().map(|stopped| ratio.at(stopped)),
                 ..Saving::default()
             };
             let alone = RunState::default()
@@ -327,13 +327,14 @@ fn what_can_be_refused_is_refused_for_all() {
     let named = |names| SetSaving { names: Some(names), ..saving };
     expect(bank.checkpoint(&vms, &now, named(&both)), BuildError::SameName { name: "web".into() }.into());
     expect(bank.checkpoint(&vms, &now, named(&both[..1])), SetError::Unequal { saved: 2, here: 1 });
-    for stopped_at in [&[5000, 5000, 5000][..], &[5000; 4]] {
+    let at = |count| Some(HostCount(count));
+    for stopped_at in [&[at(5000); 3][..], &[at(5000); 4]] {
         let here = stopped_at.len();
         let stopped = SetSaving { stopped_at, ..saving };
         expect(bank.checkpoint(&vms, &now, stopped), SetError::Unequal { saved: 2, here });
     }
     let later = OperationError::StoppedLater { stopped: 5001, saved: 5000 };
-    for (stopped_at, vm) in [(&[5001][..], vms[0]), (&[5000, 5001], vms[1])] {
+    for (stopped_at, vm) in [(&[at(5001)][..], vms[0]), (&[None, at(5001)], vms[1])] {
         let refused = bank.checkpoint(&vms, &now, SetSaving { stopped_at, ..saving });
         expect(refused, SetError::OfVm { handle: vm.0, error: later.clone() });
     }
@@ -390,7 +391,8 @@ fn each_vm_of_a_set_goes_on_from_its_own_stop() {
     let counter = ManualCounter::new(HostCount(5000), hz(HZ[0]), 0);
     let (bank, vms) = world(&[plain(), plain(), plain()], counter.count());
     let mut bank = ManagedBank::from(bank);
-    let saving = SetSaving { stopped_at: &[4900, 5000, 4900], ..SetSaving::default() };
+    let stops = [4900, 5000, 4900].map(|count| Some(HostCount(count)));
+    let saving = SetSaving { stopped_at: &stops, ..SetSaving::default() };
     let set = bank.checkpoint(&vms, &instant(&counter), saving).unwrap();
     counter.advance(1000);
     for (policy, expected) in [(Policy::FREEZE, [3900, 4000, 3900]), (Policy::ADVANCE, [5000; 3])] {

@@ -226,7 +226,7 @@ fn a_stop_is_the_process_own_count() {
     assert_eq!(error, OperationError::StoppedLater { stopped: now.0 + 1, saved: now.0 });
     let mut bank = ManagedBank::new(hz(HZ), false);
     let created = bank.add_many(1, 1, hz(HZ), Behaviours::named("6.12").unwrap(), Config::default(), now).unwrap();
-    let saving = SetSaving { stopped_at: &[now.0 - 7], ..SetSaving::default() };
+    let saving = SetSaving { stopped_at: &[Some(HostCount(now.0 - 7))], ..SetSaving::default() };
     let set = bank.checkpoint(&created, vm.counter(), saving).unwrap();
     assert_eq!(set.vm(0).unwrap().stopped_at(), Some(StampCount((1 << 40) - 7)));
 }

@@ -28,9 +28,9 @@ use guestclock_model::deadlines::NotTaken;
 use guestclock_model::locked::{LockedBank, LockedVm};
 use guestclock_model::sets::{SetSaving, handles_named};
 use numpy::{PyArray1, PyArrayDyn};
-use pyo3::exceptions::{PyMemoryError, PyOverflowError, PyValueError};
+use pyo3::exceptions::{PyMemoryError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyList};
 use std::ops::Range;
 use std::slice::from_ref;
 use std::sync::Arc;
@@ -575,7 +575,8 @@ impl PyClockBank {
     }
 
     /// `Fleet.checkpoint` for a bank: all VMs with the handles `vms` (int64) at one instant, named `names` in the order of
-    /// `vms`, by default by the digits of their handles. `stopped_at` is one count, or one for each (uint64).
+    /// `vms`, by default by the digits of their handles. `stopped_at` is one count, or a list with one for
+    /// each, or None.
     #[pyo3(signature = (vms=None, *, names=None, now=None, stopped_at=None, sync=None))]
     fn _checkpoint(
         &self,
@@ -591,10 +592,9 @@ impl PyClockBank {
             names.map(|names| names.iter().map(|name| vm_name(name)).collect()).transpose()?;
         let stopped_at = match &stopped_at {
             None => Vec::new(),
-            Some(stopped) => match stopped.extract::<u64>() {
-                Ok(count) => vec![count],
-                Err(error) if error.is_instance_of::<PyOverflowError>(py) => return Err(error),
-                Err(_) => column::<u64>(stopped, "stopped_at (or one int)")?.values,
+            Some(stops) => match stops.cast::<PyList>() {
+                Ok(stops) => stops.extract::<Vec<Option<Int<u64>>>>()?.into_iter().map(count).collect(),
+                Err(_) => vec![count(Some(stops.extract()?))],
             },
         };
         let sync = sync.map(AnySyncBound::sync_bound).transpose()?;

@@ -284,7 +284,7 @@ impl PyReport {
         fields.set_item("written", written)?;
         fields.set_item("cval_shift_ticks", report.cval_shift)?;
         fields.set_item("stopped_before_ticks", report.stopped_before_ticks)?;
-        fields.set_item("returned_at", report.returned_at.0)?;
+        fields.set_item("returned_at", report.returned_at.stamped(report.plan.target.namespace_ticks).0)?;
         fields.set_item("after_release_ticks", report.after_release_ticks)?;
         Ok(fields)
     }

@@ -79,12 +79,9 @@ impl PySetReport {
 }
 
 impl PySetReport {
-    /// Codes of each VM's warnings, which depend on its own registers and counters.
-    fn warnings(&self) -> PyResult<Vec<String>> {
-        let of = |row: usize, saved: &Saved<'_>| {
-            let report = self.set.report(row, saved).map_err(refused)?;
-            Ok(codes(&report.plan.warnings))
-        };
+    /// Each VM's plan as of its release: the warnings depend on its own registers and counters.
+    fn plans(&self) -> PyResult<Vec<Plan>> {
+        let of = |row: usize, saved: &Saved<'_>| Ok(self.set.report(row, saved).map_err(refused)?.plan);
         match &self.origin {
             Origin::Saved(checkpoint) => {
                 checkpoint.vms().enumerate().map(|(row, vm)| of(row, &Saved::from(&vm))).collect()
@@ -123,7 +120,10 @@ impl PySetReport {
         let columns = PyDict::new(py);
         columns.set_item("method", self.of_plans(py, |plan, _| plan.method.name())?)?;
         columns.set_item("evidence", self.of_plans(py, |plan, _| plan.elapsed_by().map(ElapsedBy::name))?)?;
-        columns.set_item("warnings", self.warnings()?)?;
+        let plans = self.plans()?;
+        set_column(&columns, "assumptions", &plans, |plan| codes(&plan.assumptions))?;
+        set_column(&columns, "warnings", &plans, |plan| codes(&plan.warnings))?;
+        set_column(&columns, "limits", &plans, crossed)?;
         columns.set_item("capped", self.of_plans(py, |_, outcome| outcome.capped)?)?;
         columns.set_item("released_at", self.of_plans(py, |_, outcome| outcome.count.0)?)?;
         columns.set_item("cntvct", PyArray1::from_slice(py, &set.cntvct))?;
@@ -202,13 +202,10 @@ impl PySetPlan {
         set_column(&columns, "evidence", &plans, |plan| plan.elapsed_by().map(ElapsedBy::name))?;
         set_column(&columns, "assumptions", &plans, |plan| codes(&plan.assumptions))?;
         set_column(&columns, "warnings", &plans, |plan| codes(&plan.warnings))?;
-        let crossed = |plan: &Plan| {
-            let limits = plan.limits().filter(|(_, reached)| *reached != Reached::No);
-            limits.map(|(limit, _)| limit.name).collect::<Vec<_>>().join(",")
-        };
         set_column(&columns, "limits", &plans, crossed)?;
         set_column(&columns, "added_ticks", &plans, |plan| plan.as_of.added_ticks)?;
         set_column(&columns, "added_ns", &plans, |plan| plan.frequency().ticks_to_ns(plan.as_of.added_ticks))?;
+        set_column(&columns, "backlog_ticks", &plans, |plan| plan.as_of.backlog_ticks)?;
         let behind = |plan: &Plan| plan.as_of.behind.map(|behind| behind.ns(plan.frequency()));
         set_column(&columns, "behind_ns", &plans, behind)?;
         let error = |plan: &Plan| plan.as_of.behind.map(|behind| behind.error_ns(plan.frequency()));
@@ -232,6 +229,12 @@ impl PySetPlan {
     fn __len__(&self) -> usize {
         self.handles.len()
     }
+}
+
+/// Names of the limits that the plan's jump crosses, or may cross, with commas between.
+fn crossed(plan: &Plan) -> String {
+    let limits = plan.limits().filter(|(_, reached)| *reached != Reached::No);
+    limits.map(|(limit, _)| limit.name).collect::<Vec<_>>().join(",")
 }
 
 /// Codes of diagnostics, with commas between.

@@ -198,7 +198,7 @@ impl PyGuestVm {
     /// `now` is the host's count of the checkpoint as the counter's `read` gives it, by default the present one, or a
     /// whole Stamp, which is host-wide. `stopped_at` is the host's count when the last vCPU left its guest, as `read`
     /// gave it to a VMM that knows it: ValueError if that lies after the checkpoint. Without it a paused VM has stopped
-    /// at its pause, and another at the checkpoint. `sync` says how far the wall clock
+    /// at its pause, if its counter is known to have counted since. `sync` says how far the wall clock
     /// may be off: without it, and without one of the counter, the bound is only the kernel's claim. `vmclock_address`
     /// is the guest-physical address of the vmclock page, and `stolen_time` those of the vCPUs' stolen-time records, one
     /// a vCPU (None where there is none): they are carried for whoever restores them. `name` names the VM in this

@@ -14,7 +14,7 @@ use crate::restore::refusal::NeedsCounterOffset;
 use crate::restore::run_state::{Hold, RunState, State, Step};
 use crate::restore::{Late, Plan, Policy, Refusal, Report, Request, Saved, planning};
 use crate::time::{
-    Frequency, GuestCount, HostCount, NamespaceTicks, Offset, OffsetInterval, Stamp, StampCount, SyncBound,
+    Evidence, Frequency, GuestCount, HostCount, NamespaceTicks, Offset, OffsetInterval, Stamp, StampCount, SyncBound,
 };
 use alloc::boxed::Box;
 use alloc::format;
@@ -136,7 +136,7 @@ pub struct Saving {
     /// Guest-physical addresses of the vCPUs' stolen-time records, in the vCPUs' order; none where nobody named them.
     pub stolen_time: Vec<Option<u64>>,
     /// The host's count when the last vCPU left its guest, as this process read it. Without it a paused VM has stopped at
-    /// the beginning of its pause.
+    /// the beginning of its pause, where the counter tells.
     pub stopped_at: Option<HostCount>,
     /// Bound of the wall clock that somebody vouches for.
     pub sync: Option<SyncBound>,
@@ -144,10 +144,11 @@ pub struct Saving {
 
 impl Saving {
     /// Returns the stop as a checkpoint of this instant has it, host-wide: the claimed one, and else the beginning of the
-    /// pause that the VM is in. Refuses a claim that is later than the checkpoint.
+    /// pause that the VM is in, where this counter has counted all the time since. Refuses a claim that is later than the
+    /// checkpoint.
     pub fn stopped_before<E>(
         claimed: Option<HostCount>,
-        paused_at: Option<HostCount>,
+        paused_at: Option<&Stamp>,
         stamp: &Stamp,
         namespace: NamespaceTicks,
     ) -> Result<Option<StampCount>, OperationError<E>> {
@@ -156,8 +157,8 @@ impl Saving {
             Some(stopped) if stopped.is_after(saved) => {
                 Err(OperationError::StoppedLater { stopped: stopped.0, saved: saved.0 })
             }
-            // A counter that was reset in the pause doesn't tell.
-            _ => Ok(claimed.or(paused_at.filter(|at| !at.is_after(saved))).map(|stopped| stopped.stamped(namespace))),
+            Some(stopped) => Ok(Some(stopped.stamped(namespace))),
+            None => Ok(paused_at.filter(|paused| Evidence::between(paused, stamp).kept_count()).map(|at| at.count)),
         }
     }
 
@@ -405,7 +406,7 @@ impl RunState {
         let request = Request { elapsed: None, in_place: true, ..request };
         // A refusal that would come at the resume comes now, while the VM can still go on without the pause.
         planning::plan(&Saved::in_place(stamp, time), &facts.target(registers), stamp, request)?;
-        Ok(OpenPause { stamp, time, request, hold: self.pause_at(stamp.count.own(facts.namespace_ticks)) })
+        Ok(OpenPause { stamp, time, request, hold: self.pause_at(Arc::new(stamp)) })
     }
 
     /// The machine of [`resume`](Self::resume).

@@ -136,6 +136,7 @@ pub(crate) fn warnings(plan: &Plan, saved: &Saved<'_>, target: &Target) -> Vec<D
 /// Takes the outcome of the release into its plan, and warns of what it came to.
 pub(crate) fn released(plan: &mut Plan, outcome: &Outcome) {
     plan.as_of = *outcome;
+    plan.degraded = degraded(plan, &plan.target);
     plan.warnings.retain(|warning| !is_of_the_outcome(warning));
     let warnings = of_the_outcome(plan);
     plan.warnings.extend(warnings);

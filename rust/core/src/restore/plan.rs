@@ -198,7 +198,7 @@ impl Plan {
         Outcome {
             count: now,
             cntvct: self.saved.cntvct.after(added_ticks),
-            cntpct: self.saved.cntpct.after(added_ticks),
+            cntpct: self.physical(now, self.saved.cntpct.after(added_ticks)),
             added_ticks,
             backlog_ticks,
             capped: beyond_cap_ticks > 0,
@@ -259,8 +259,14 @@ impl Plan {
     pub fn counters_of(&self, outcome: &Outcome, (virt, phys): (GuestCount, GuestCount)) -> (GuestCount, GuestCount) {
         let before = |count: GuestCount| GuestCount(count.0.wrapping_sub(self.saved.hidden_ticks));
         let (virt, phys) = (before(virt), before(phys));
-        let phys = self.request.views.physical(virt, phys);
-        (virt.after(outcome.added_ticks), phys.after(outcome.added_ticks))
+        let phys = self.request.views.physical(virt, phys).after(outcome.added_ticks);
+        (virt.after(outcome.added_ticks), self.physical(outcome.count, phys))
+    }
+
+    /// Returns the physical counter when this host's reads `now`: `restored`, or the host's own where it isn't restored.
+    #[inline]
+    const fn physical(&self, now: HostCount, restored: GuestCount) -> GuestCount {
+        if matches!(self.method, Method::VirtualOnly) { GuestCount(now.0) } else { restored }
     }
 
     /// Returns the instant of an outcome, with the wall clock of the plan's sample.

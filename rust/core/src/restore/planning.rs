@@ -104,7 +104,8 @@ pub(crate) fn look_again(plan: &mut Plan, here: Stamp) {
     if let Some(place) = told.and_then(|told| plan.warnings.iter().rposition(|warning| *warning == told)) {
         plan.warnings.remove(place);
     }
-    plan.warnings.extend(warning);
+    // Freeze gives the guest nothing of a sleep.
+    plan.warnings.extend(warning.filter(|_| !plan.request.policy.is_freeze()));
     let then = |before: Passed| Passed {
         ticks: before.ticks + if by == ElapsedBy::Counter { 0 } else { passed.ticks },
         bound: before.bound.and(&passed.bound),

@@ -5,8 +5,9 @@
 use crate::checkpoint::Backlog;
 use crate::restore::plan::{Outcome, Plan};
 use crate::restore::refusal::Refusal;
-use crate::time::{Frequency, HostCount};
+use crate::time::{Frequency, HostCount, Stamp};
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 
 /// State of a VM between two operations.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -35,8 +36,8 @@ pub struct RunState {
     state: State,
     /// Grows with every restore or pause: an older number belongs to an operation that was overtaken.
     epoch: u64,
-    /// The host's count when the VM was paused last.
-    paused_at: HostCount,
+    /// The instant at which the VM was paused last, which VMs that were paused together share.
+    paused: Option<Arc<Stamp>>,
     /// Boxed, since few guests have a backlog.
     backlog: Option<Box<DueBacklog>>,
 }
@@ -79,10 +80,10 @@ impl RunState {
         self.state
     }
 
-    /// The host's count when the pause began that the VM is in: its vCPUs have stood still since.
+    /// The instant at which the pause began that the VM is in: its vCPUs have stood still since.
     #[must_use]
-    pub fn paused_at(&self) -> Option<HostCount> {
-        (self.state == State::Paused).then_some(self.paused_at)
+    pub fn paused_at(&self) -> Option<&Stamp> {
+        self.paused.as_deref().filter(|_| self.state == State::Paused)
     }
 
     /// The guest's backlog.
@@ -131,15 +132,15 @@ impl RunState {
         self.holds(hold.state, hold.epoch)
     }
 
-    /// Closes the VM for a pause that begins at this count.
-    pub const fn pause_at(&mut self, now: HostCount) -> Hold {
-        self.paused_at = now;
+    /// Closes the VM for a pause that begins at this instant.
+    pub fn pause_at(&mut self, stamp: Arc<Stamp>) -> Hold {
+        self.paused = Some(stamp);
         self.close(State::Paused)
     }
 
-    /// Pauses the VM at this count, and returns the pause's epoch, for a pause that is only ever resumed.
-    pub const fn begin_pause(&mut self, now: HostCount) -> u64 {
-        self.pause_at(now).epoch
+    /// Pauses the VM at this instant, and returns the pause's epoch, for a pause that is only ever resumed.
+    pub fn begin_pause(&mut self, stamp: Arc<Stamp>) -> u64 {
+        self.pause_at(stamp).epoch
     }
 
     /// Refuses an operation that a newer restore or pause has overtaken.
@@ -161,6 +162,7 @@ impl RunState {
 
     fn go_on_with(&mut self, backlog: Option<DueBacklog>) {
         self.state = State::Open;
+        self.paused = None;
         self.backlog = backlog.map(Box::new);
     }
 }

@@ -94,6 +94,12 @@ pub struct Evidence {
 }
 
 impl Evidence {
+    /// Returns whether the counter is known to have counted all the time in between: in one boot, without a sleep.
+    #[must_use]
+    pub fn kept_count(&self) -> bool {
+        self.source && self.frequency && self.boot != Some(false) && self.forward && self.sleep == Sleep::Absent
+    }
+
     /// Compares two stamps.
     #[must_use]
     pub fn between(saved: &Stamp, here: &Stamp) -> Self {
