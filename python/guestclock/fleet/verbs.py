@@ -122,9 +122,9 @@ class Fleet(Mapping[str, GuestVm]):
 
         The instant is that of the last VM saved: the others' timelines are moved to it by the ticks that the counter
         took, exactly. `stopped_at` is the host's count when the last vCPU left its guest: one for all VMs, or by name.
-        A VM whose stop isn't given has stopped at its own sample, so that a restore under `Freeze` costs no VM the time
-        that the others' saves took. `vmclock_address` and `stolen_time` are by name; see `GuestVm.checkpoint` for all
-        five. Nothing is changed.
+        A VM whose stop isn't given has stopped at its pause, or at its own sample, so that a restore under `Freeze`
+        costs no VM the time that the others' saves took. `vmclock_address` and `stolen_time` are by name; see
+        `GuestVm.checkpoint` for all five. Nothing is changed.
 
         The error of a VM (VcpuRunning, RestoreOpen, KvmError) has a note that names it. ValueError where the VMs'
         counters aren't shown to be one; NamesDiffer for a name that the fleet hasn't got.
