@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from guestclock import Advance, CatchUp, Freeze, Interrupted, ModelVm, Report
+from guestclock import Advance, CatchUp, Freeze, Interrupted, ModelVm, Reg, Report
 from guestclock.testing import Fault, FaultyVm
 from guestclock.types import Policy
 from vms import SECOND, host, owned
@@ -87,6 +87,23 @@ def test_a_physical_counter_that_got_an_offset_traps() -> None:
         counter.advance(700)
         report = opened.release()
     assert [diagnostic.code for diagnostic in report.degraded] == ["physical-traps"]
+
+
+def test_a_physical_timer_misfires_by_the_offset_of_the_release() -> None:
+    counter = host()
+    vm = owned(counter)
+    vm.set_one_reg(0, Reg.PTIMER_CVAL, 2**64 - 1 - counter.read() + 1000 - 100)
+    vm.set_one_reg(0, Reg.PTIMER_CTL, 1)
+    saved = vm.checkpoint()
+    with ModelVm(2, counter=counter).restoring(saved) as opened:
+        opened.apply()
+        early = codes(opened.release())
+    with ModelVm(2, counter=counter).restoring(saved) as opened:
+        opened.apply()
+        counter.advance(700)
+        late = opened.release()
+    assert (early, codes(late)) == ([], ["physical-timer-misfires"])
+    assert pickle.loads(pickle.dumps(late)) == late
 
 
 def test_a_physical_counter_that_is_not_restored_stays_the_hosts() -> None:

@@ -539,8 +539,8 @@ fn a_report_learns_when_the_guest_went_on() {
         returned_at: HostCount(1300),
         after_release_ticks: None,
     };
-    let report = Report::new(made, released);
-    assert_eq!(Report::new(report.plan.clone(), report.released()), report);
+    let report = Report::new(made, released, None);
+    assert_eq!(Report::new(report.plan.clone(), report.released(), None), report);
     let resumed = |count| report.resumed_at(HostCount(count));
     assert_eq!(resumed(1299), None);
     assert_eq!(resumed(1300).map(|report| report.after_release_ticks), Some(Some(0)));

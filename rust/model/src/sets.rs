@@ -120,7 +120,7 @@ impl SetReport {
             returned_at: Ratio::new(self.frequency, plan.frequency()).at(self.returned_at),
             after_release_ticks: None,
         };
-        Ok(Report::new(plan, released))
+        Ok(Report::new(plan, released, vm))
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::arguments::{Int, shown};
 use crate::checkpoint::PyCheckpoint;
 use crate::documents::{describe, describe_outcome};
+use crate::errors::OrRaise;
 use crate::pickles::{self, State};
 use crate::policy::to_python;
 use crate::records;
@@ -306,7 +307,9 @@ impl PyReport {
         let (plan, released) = pickles::again(version, values, checksum.0, checkpoint.as_deref())?;
         let released =
             released.ok_or_else(|| PyValueError::new_err("the pickle is of a plan, and a report is read"))?;
-        Ok(Self { report: Report::new(plan, released), checkpoint })
+        let vm = checkpoint.as_deref().map(Checkpoint::only).transpose().or_raise()?;
+        let report = Report::new(plan, released, vm.as_ref());
+        Ok(Self { report, checkpoint })
     }
 
     fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, State<'py>)> {

@@ -414,7 +414,7 @@ impl Restore {
             returned_at,
             after_release_ticks: None,
         };
-        Ok(Box::new(Report::new(Plan::clone(&self.plan), released)))
+        Ok(Box::new(Report::new(Plan::clone(&self.plan), released, vm)))
     }
 
     /// Checks that the interrupt controller forwards the interrupt of each timer whose line is high.

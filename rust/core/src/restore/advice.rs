@@ -134,9 +134,16 @@ pub(crate) fn warnings(plan: &Plan, saved: &Saved<'_>, target: &Target) -> Vec<D
 }
 
 /// Takes the outcome of the release into its plan, and warns of what it came to.
-pub(crate) fn released(plan: &mut Plan, outcome: &Outcome) {
+pub(crate) fn released(plan: &mut Plan, outcome: &Outcome, vm: Option<&SavedVm<'_>>) {
     plan.as_of = *outcome;
     plan.degraded = degraded(plan, &plan.target);
+    if let Some(vm) = vm {
+        plan.warnings.retain(|warning| !matches!(warning, Diagnostic::PhysicalTimerMisfires { .. }));
+        if traps(plan, &plan.target) {
+            let misfires = misfires(plan, vm);
+            plan.warnings.extend(misfires);
+        }
+    }
     plan.warnings.retain(|warning| !is_of_the_outcome(warning));
     let warnings = of_the_outcome(plan);
     plan.warnings.extend(warnings);

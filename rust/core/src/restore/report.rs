@@ -1,5 +1,6 @@
 //! Report of a restore: its writes, and the error of the guest's counters.
 
+use crate::checkpoint::SavedVm;
 use crate::restore::advice;
 use crate::restore::plan::{Behind, Outcome, Plan};
 use crate::time::{ErrorBound, HostCount, Offset, OffsetInterval};
@@ -82,13 +83,13 @@ pub struct Report {
 }
 
 impl Report {
-    /// Returns the report of a release. Its plan is as of the release: what the time since the plan has changed, such as
-    /// the jump and the warnings of it, is in it.
+    /// Returns the report of a release, of `vm` where its registers were restored. Its plan is as of the release: what the
+    /// time since the plan has changed, such as the jump and the warnings of it, is in it.
     #[must_use]
-    pub fn new(mut plan: Plan, released: Released) -> Self {
+    pub fn new(mut plan: Plan, released: Released, vm: Option<&SavedVm<'_>>) -> Self {
         let Released { count, written, by_value_ticks, writes, cval_shift, .. } = released;
         let outcome = plan.at(count);
-        advice::released(&mut plan, &outcome);
+        advice::released(&mut plan, &outcome, vm);
         let by_value = |bound| ErrorBound { by_value_ticks, ..bound };
         let behind = outcome.behind.map(|behind| Behind { bound: by_value(behind.bound), ..behind });
         Self {
