@@ -45,19 +45,20 @@ def verify(paths: Iterable[str | PathLike[str]]) -> Verification:
     """
     records: list[FileRecord] = []
     for path in map(Path, paths):
-        own = [_verify(file) for file in checkpoint_files(path)] if path.is_dir() else []
-        joined = _verify(path)
-        records += own
-        if not own or (joined["error"] is not None and all(record["intact"] for record in own)):
-            records.append(joined)
+        records += _verify_folder(path) if path.is_dir() else [_verify(path)]
     return {"schema": "guestclock.verify/1", "files": records}
 
 
-def checkpoint_files(path: Path) -> list[Path]:
-    """Return the files that `Checkpoint.load` reads: one, or those of a folder whose names don't begin with a dot."""
-    if not path.is_dir():
-        return [path]
-    return sorted(file for file in path.iterdir() if file.is_file() and file.name[:1] != ".")
+def _verify_folder(folder: Path) -> list[FileRecord]:
+    # The files that `Checkpoint.load` reads: those whose names don't begin with a dot.
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file.name[:1] != ".")
+    records = [_verify(file) for file in files]
+    # A broken file's row says already why the folder doesn't load.
+    if all(record["intact"] for record in records):
+        joined = _verify(folder)
+        if not records or joined["error"] is not None:
+            records.append(joined)
+    return records
 
 
 def _verify(path: Path) -> FileRecord:
