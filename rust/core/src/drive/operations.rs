@@ -169,11 +169,6 @@ impl Saving {
     }
 }
 
-/// Counter by which the VM-wide offset is read back: with EL2 the virtual count has CNTVOFF_EL2 in it.
-const fn vm_offset_view(facts: &Facts) -> View {
-    if facts.nested { View::Physical } else { View::Virtual }
-}
-
 /// Looks whether all vCPUs are stopped, and whether the VM has the offset that is remembered. Nothing is written.
 async fn look_at<E>(io: &Io<'_, E>, facts: &Facts) -> Result<(), OperationError<E>> {
     io.look().await?;
@@ -361,7 +356,7 @@ impl RunState {
             None => io.set_late(What::VmOffset, Late::at_rest(GuestCount(0))).await.map(|now| Offset(now.0))?,
         };
         let known = OffsetInterval::exact(offset);
-        let view = vm_offset_view(facts);
+        let view = View::of_vm_offset(facts.nested);
         let checked = Restore::check_view(io, facts.vcpus, view, known, "opt_in", Condition::Provisional).await;
         checked.inspect_err(|_| {
             self.close(State::Restoring);
@@ -442,7 +437,8 @@ impl RunState {
         let moved = Offset(own.0.wrapping_sub(step.ticks));
         let is_there = async |offset| {
             let known = OffsetInterval::exact(offset);
-            Restore::check_view(io, facts.vcpus, vm_offset_view(facts), known, "catch_up", Condition::Untouched).await
+            let view = View::of_vm_offset(facts.nested);
+            Restore::check_view(io, facts.vcpus, view, known, "catch_up", Condition::Untouched).await
         };
         io.set_offset(moved).await?;
         if let Err(error) = is_there(moved).await {

@@ -463,8 +463,7 @@ impl Restore {
         step: &str,
         left: Condition,
     ) -> Result<(), RestoreError<E>> {
-        // With EL2 CNTVOFF_EL2 is subtracted from the virtual count, so the physical one is read.
-        let view = if self.plan.target.registers.has_el2() { View::Physical } else { View::Virtual };
+        let view = View::of_vm_offset(self.plan.target.registers.has_el2());
         Self::check_view(io, self.vcpus, view, known, step, left).await
     }
 

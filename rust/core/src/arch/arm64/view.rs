@@ -11,6 +11,15 @@ pub enum View {
     Physical,
 }
 
+impl View {
+    /// Returns the counter by which the VM-wide offset is read back: with EL2 CNTVOFF_EL2 is subtracted from the virtual
+    /// count.
+    #[must_use]
+    pub const fn of_vm_offset(el2: bool) -> Self {
+        if el2 { Self::Physical } else { Self::Virtual }
+    }
+}
+
 /// Offsets of a vCPU's two counters.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Offsets {
